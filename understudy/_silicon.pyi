@@ -1,0 +1,233 @@
+"""The data sheet of the machine: everything that Python may ask of the silicon.
+
+Only `understudy/silicon.py` imports the compiled module.  Addresses are plain integers:
+`hpa` is host-physical (an offset into a `Memory`), `gpa` guest-physical, `gva` guest-virtual.
+VMCS fields are named by their encodings (SDM 3D, "Field Encoding in VMCS").
+"""
+
+from typing import Any, final
+
+from typing_extensions import Buffer
+
+class VmFail(Exception):
+    """A VMX instruction failed (SDM 3C, "Conventions").
+
+    `number` is the VM-instruction error; 0 stands for VMfailInvalid (no current VMCS).
+    """
+
+    number: int
+
+@final
+class Memory:
+    """Host-physical memory: one sparse memfd.  An unused or discarded frame costs nothing.
+
+    Supports the buffer protocol (`memoryview(memory)`): for looking, and for writing before
+    the processor runs.  While processors run, write with `write`, which tells them about code.
+    """
+
+    def __init__(self, size: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of 4096."""
+    @property
+    def fd(self) -> int:
+        """The memfd, to hand to another process."""
+    def read(self, hpa: int, length: int) -> bytes:
+        """Raises IndexError if [hpa, hpa+length) is not all inside the memory."""
+    def write(self, hpa: int, data: Buffer) -> None: ...
+    def read_u64(self, hpa: int) -> int: ...
+    def write_u64(self, hpa: int, value: int) -> None: ...
+    def read_u32(self, hpa: int) -> int: ...
+    def write_u32(self, hpa: int, value: int) -> None: ...
+    def fill(self, hpa: int, length: int, byte: int = 0) -> None: ...
+    def discard(self, hpa: int, length: int) -> None:
+        """Give whole 4-KByte frames back to the computer; they read as zero."""
+    def resident_bytes(self) -> int:
+        """What the computer really spends on this memory."""
+    def dirty(self, pfn: int, count: int, clear: bool = True) -> bytes:
+        """One byte a frame: 1 if a processor or `write` changed it since last cleared.
+
+        After clearing, processors must be told to drop translations (`Processor.flush`).
+        """
+    def hash(self, hpa: int, length: int) -> int:
+        """A 64-bit hash of the bytes (for comparing machines)."""
+
+@final
+class Exit:
+    """Why `run` came back.  The VM-exit information fields of the VMCS, read once.
+
+    `reason` is the SDM's basic exit reason (3D, "VMX Basic Exit Reasons"), or one of ours:
+    0x10000 BUDGET  the instruction budget is used up (still in the guest; `run` goes on)
+    0x10001 KICK    `kick` was called (still in the guest; `run` goes on)
+    0x10002 HALT    bare mode only: HLT, and nothing can wake the processor before `wake_tsc`
+    0x10003 SHUTDOWN bare mode only: triple fault
+    0x10004 MMIO    bare mode only: access to a host-physical address without memory
+    0x10005 PIO     bare mode only: IN/OUT; qualification as for exit reason 30
+    0x10006 EXCEPTION deprivileged only (later)
+    """
+
+    reason: int
+    entry_failure: bool  # bit 31 of the exit reason
+    qualification: int
+    length: int  # VM-exit instruction length
+    gla: int  # guest-linear address
+    gpa: int  # guest-physical address
+    intr_info: int  # VM-exit interruption information
+    intr_error: int
+    idt_info: int  # IDT-vectoring information
+    idt_error: int
+    instr_info: int  # VM-exit instruction information
+
+@final
+class Processor:
+    """One x86-64 processor with VMX, at reset, on a `Memory`.
+
+    Time: the TSC runs at 1 GHz.  clock="virtual": one tick for each instruction retired, plus
+    what `advance` adds.  clock="wall": the computer's monotonic clock.
+
+    Between exits the guest's general registers, x87/SSE state, CR2, DR0-3 and DR6 stay in the
+    processor (as on real hardware); all else of the guest is in the VMCS.
+    """
+
+    def __init__(
+        self, memory: Memory, engine: str = "dbt", clock: str = "virtual", apic_id: int = 0
+    ) -> None:
+        """engine: "dbt" (fast) or "reference" (the plain interpreter)."""
+    # --- running ---
+    def run(self, budget: int = 0) -> Exit:
+        """Execute, in whatever mode the processor is, at most `budget` instructions (0: no limit).
+
+        Releases the GIL; polls Python's signals a hundred times a second.
+        """
+    def vmlaunch(self, budget: int = 0) -> Exit:
+        """VMLAUNCH, then run.  Raises VmFail; a failed entry check on guest state is an Exit."""
+    def vmresume(self, budget: int = 0) -> Exit: ...
+    def kick(self) -> None:
+        """Make `run` return soon (within about a millisecond); callable from any thread.
+
+        In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
+        intr_info clear.  Otherwise a KICK stop.
+        """
+    @property
+    def in_guest(self) -> bool:
+        """Whether the processor is in VMX non-root operation (after a BUDGET or KICK stop)."""
+    # --- VMX instructions (SDM 3D, "VMX Instruction Reference") ---
+    def vmxon(self, hpa: int) -> None: ...
+    def vmxoff(self) -> None: ...
+    def vmclear(self, hpa: int) -> None: ...
+    def vmptrld(self, hpa: int) -> None: ...
+    def vmptrst(self) -> int: ...
+    def vmread(self, field: int) -> int: ...
+    def vmwrite(self, field: int, value: int) -> None: ...
+    def invept(self, type: int, eptp: int) -> None: ...
+    def invvpid(self, type: int, vpid: int, gva: int = 0) -> None: ...
+    # --- registers ---
+    def gpr(self, n: int) -> int:
+        """0 RAX 1 RCX 2 RDX 3 RBX 4 RSP 5 RBP 6 RSI 7 RDI 8..15 R8..R15.
+
+        After a VM exit RSP here is the host's: the guest's is VMCS field 0x681C.
+        """
+    def set_gpr(self, n: int, value: int) -> None: ...
+    def gprs(self) -> tuple[int, ...]: ...
+    def set_gprs(self, values: tuple[int, ...]) -> None: ...
+    def fxsave(self) -> bytes:
+        """512 bytes, FXSAVE64 format."""
+    def fxrstor(self, image: bytes) -> None: ...
+    def registers(self) -> dict[str, int]:
+        """Everything live in the processor now, by SDM names in lower case: rax … r15, rip,
+        rflags, cr0, cr2, cr3, cr4, cr8, efer, dr0 … dr7, es, cs, … with _base _limit _attr,
+        ldtr, tr, gdtr_base, gdtr_limit, idtr_base, idtr_limit, and MSRs by name."""
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set some of them (bare mode).  Raises KeyError for a name that is none."""
+    def rdmsr(self, index: int) -> int:
+        """The processor's own MSR, as RDMSR in root mode would.  KeyError if there is none."""
+    def wrmsr(self, index: int, value: int) -> None: ...
+    def set_cpuid(self, leaf: int, subleaf: int, eax: int, ebx: int, ecx: int, edx: int) -> None:
+        """What CPUID shows in root mode (in a guest it always exits)."""
+    # --- address translation ---
+    def translate(self, gva: int) -> int | None:
+        """The host-physical address behind a linear address, now; no side effects, not counted."""
+    def read_linear(self, gva: int, length: int) -> bytes:
+        """Memory at a linear address, through the live tables.  ValueError if unmapped."""
+    def walk(
+        self, gva: int, cr3: int, cr4: int, efer: int, eptp: int = 0
+    ) -> list[tuple[str, int, int, int]]:
+        """Every reference of a page walk in order: (dimension "guest"|"host", level, hpa, entry).
+
+        No side effects, not counted.  eptp 0: one dimension."""
+    def flush(self) -> None:
+        """Drop all cached translations (of memory and of code).  For host-side changes."""
+    # --- time and interrupts ---
+    @property
+    def tsc(self) -> int:
+        """The processor's TSC (without any VMCS offset), in ns."""
+    def advance(self, ticks: int) -> None:
+        """Virtual clock only: idle time passes."""
+    @property
+    def retired(self) -> int:
+        """Instructions retired since reset."""
+    @property
+    def apic(self) -> LocalApic:
+        """The processor's own local APIC (bare mode)."""
+    # --- counting, saving ---
+    def counters(self) -> dict[str, Any]:
+        """{"instructions", "exits": {reason: n}, "entries", "tlb_misses", "itlb_misses",
+        "walk": {"guest": {level: n}, "host": {level: n}}, "injected": {vector: n},
+        "engine": {"translated_blocks", "translated_instructions", "invalidated", "slow_path", ...}}
+
+        All but "engine" are the same for every engine."""
+    def save(self) -> bytes:
+        """The whole processor, between two `run`s (memory not included)."""
+    def load(self, state: bytes) -> None: ...
+    def state_hash(self) -> int:
+        """A 64-bit hash of registers, x87/SSE state, system state and counters."""
+
+@final
+class LocalApic:
+    """A local APIC (SDM 3A, "Advanced Programmable Interrupt Controller").
+
+    Every Processor has one; a hypervisor may make more as virtual ones.  Times are TSC ticks
+    (ns), passed in: it keeps no clock.
+    """
+
+    def __init__(self, apic_id: int = 0, bootstrap: bool = True) -> None: ...
+    def read(self, offset: int, now: int) -> int:
+        """A register by its xAPIC page offset (0x20 ID, 0x30 version, 0x80 TPR, …)."""
+    def write(self, offset: int, value: int, now: int) -> int | None:
+        """Returns the ICR (64 bits) if an interrupt command leaves this APIC, else None."""
+    def rdmsr(self, index: int, now: int) -> int:
+        """IA32_APIC_BASE, IA32_TSC_DEADLINE, x2APIC 0x800-0x8FF.  KeyError means #GP(0)."""
+    def wrmsr(self, index: int, value: int, now: int) -> int | None: ...
+    def raise_vector(self, vector: int, level: bool = False) -> None:
+        """An interrupt message arrives (fixed delivery)."""
+    def lint(self, pin: int, asserted: bool) -> None:
+        """LINT0 (ExtINT from the 8259s on a PC) or LINT1."""
+    def pending(self) -> int:
+        """The vector that would be delivered now, or -1.  (ExtINT: see `extint_open`.)"""
+    @property
+    def extint_open(self) -> bool:
+        """Whether LVT LINT0 (or a disabled APIC) lets the 8259's interrupt through."""
+    def accept(self) -> int:
+        """Interrupt acknowledge: moves the pending vector from IRR to ISR and returns it."""
+    def tick(self, now: int) -> None:
+        """Let the timer act on the time that has passed."""
+    def deadline(self) -> int:
+        """The TSC at which `tick` must next be called; 2**64-1 if never."""
+    def take_eois(self) -> list[int]:
+        """Level-triggered vectors whose EOI is to be broadcast to I/O APICs."""
+    @property
+    def tpr(self) -> int: ...
+    @tpr.setter
+    def tpr(self, value: int) -> None: ...
+    @property
+    def base(self) -> int:
+        """IA32_APIC_BASE."""
+    def save(self) -> bytes: ...
+    def load(self, state: bytes) -> None: ...
+
+LAYOUTS: dict[str, list[tuple[str, int, int]]]
+"""Bit layouts of the Rust half: name -> [(field, high bit, low bit)], for the agreement test."""
+
+def host_features() -> dict[str, bool]:
+    """What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …)."""

@@ -1,0 +1,16 @@
+"""The pins: the only door between the hypervisor (Python) and the machine (Rust).
+
+Everything that Python can ask of the machine is named here; `_silicon.pyi` is its data sheet.
+"""
+
+from understudy._silicon import (
+    LAYOUTS,
+    Exit,
+    LocalApic,
+    Memory,
+    Processor,
+    VmFail,
+    host_features,
+)
+
+__all__ = ["LAYOUTS", "Exit", "LocalApic", "Memory", "Processor", "VmFail", "host_features"]
