@@ -1,0 +1,117 @@
+# understudy: everything that a developer types.  `make help` explains.
+#
+# Every step that takes long leaves a stamp in .venv/stamps, so that a second call is quick.
+# Needed beforehand: cargo (Rust), Python 3.11 or newer with its venv module, a C linker (cc).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+CARGO_TARGET_DIR ?= $(CURDIR)/silicon/target
+export CARGO_TARGET_DIR
+export PYTHONNOUSERSITE := 1
+
+# The Python that the virtual environment is made from: `make setup PYTHON=/path/to/python3.12`.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 /usr/bin/python3; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo $$p; break; fi; done)
+
+RUST_SOURCES := $(shell find silicon -path silicon/target -prune -o \
+	\( -name '*.rs' -o -name 'Cargo.*' -o -name '*.asm' \) -print 2>/dev/null)
+# Which guest `make demo` boots.
+GUEST ?= cloud-amd64
+
+say = @printf '\033[1m==> %s\033[0m\n' $(1)
+
+.PHONY: help setup build check check-fast test test-all test-rust fuzz bench demo format clean tools
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+		awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+# --- Setting up -----------------------------------------------------------------------------
+
+tools:
+	@tools/require "$(PYTHON)"
+
+$(STAMPS)/venv: | tools
+	$(call say,"Making a virtual environment in $(VENV)")
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@mkdir -p $(STAMPS) build
+	@touch $@
+
+$(STAMPS)/packages: pyproject.toml $(STAMPS)/venv
+	$(call say,"Installing the Python packages that understudy needs")
+	@$(BIN)/python tools/requirements.py pyproject.toml > build/requirements.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on \
+		-r build/requirements.txt
+	@touch $@
+
+$(STAMPS)/silicon: $(RUST_SOURCES) $(STAMPS)/packages
+	$(call say,"Compiling the machine - Rust; the first time takes a few minutes")
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH=$(CURDIR)/$(BIN):$$PATH \
+		$(BIN)/maturin develop --release
+	@touch $@
+
+setup: $(STAMPS)/silicon ## Make .venv, install the packages, compile the Rust
+
+build: $(STAMPS)/packages ## Leave a wheel (abi3: CPython 3.11 and newer) in dist/
+	$(call say,"Building the wheel")
+	@rm -f dist/*.whl
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --out dist
+	@ls dist/*.whl
+
+# --- Trying it ------------------------------------------------------------------------------
+
+demo: setup ## Boot an unmodified Debian kernel to a prompt in this terminal
+	$(call say,"Fetching the guest $(GUEST)")
+	@$(BIN)/understudy fetch $(GUEST)
+	@if [ -t 0 ] && [ -t 1 ]; then \
+		printf '\033[1m==> %s\033[0m\n' "Booting $(GUEST); type poweroff to end"; \
+		exec $(BIN)/understudy run --guest $(GUEST); \
+	else \
+		printf '==> %s\n' "No terminal: booting $(GUEST) to run uname -a in it"; \
+		exec $(BIN)/understudy run --guest $(GUEST) --exec "uname -a"; \
+	fi
+
+# --- Checking -------------------------------------------------------------------------------
+
+format: $(STAMPS)/packages ## Format Python and Rust
+	@$(BIN)/ruff format understudy tests examples tools
+	@cd silicon && cargo fmt
+
+check-fast: $(STAMPS)/packages ## Lint and type-check the Python (seconds)
+	$(call say,"ruff and mypy")
+	@$(BIN)/ruff format --check understudy tests examples tools
+	@$(BIN)/ruff check understudy tests examples tools
+	@$(BIN)/mypy
+
+check: check-fast ## The same, and rustfmt and clippy
+	$(call say,"rustfmt and clippy")
+	@cd silicon && cargo fmt --check
+	@cd silicon && cargo clippy --all-targets --features python -- -D warnings
+
+test-rust: $(STAMPS)/packages ## The Rust tests only
+	$(call say,"Rust tests")
+	@cd silicon && PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo test --release
+
+test: setup check test-rust ## All checks and tests but the slow ones
+	$(call say,"Python tests")
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup check test-rust ## Everything, the slow ones too
+	$(call say,"Python tests, all of them")
+	@$(BIN)/python -m pytest
+
+fuzz: setup ## Compare random instructions with this computer's own processor
+	@$(BIN)/python -m tests.fuzz
+
+bench: setup ## Compare with native and with QEMU; writes build/bench.json
+	@$(BIN)/python -m bench
+
+clean: ## Remove what make made (the guests' cache stays)
+	rm -rf $(VENV) build dist silicon/target understudy/_silicon*.so
