@@ -1,0 +1,31 @@
+//! MSR indices (SDM 4, "Architectural MSRs").
+#![allow(missing_docs)]
+pub const IA32_TSC: u32 = 0x10;
+pub const IA32_APIC_BASE: u32 = 0x1B;
+pub const IA32_FEATURE_CONTROL: u32 = 0x3A;
+pub const IA32_SPEC_CTRL: u32 = 0x48;
+pub const IA32_PRED_CMD: u32 = 0x49;
+pub const IA32_BIOS_SIGN_ID: u32 = 0x8B;
+pub const IA32_MTRRCAP: u32 = 0xFE;
+pub const IA32_ARCH_CAPABILITIES: u32 = 0x10A;
+pub const IA32_SYSENTER_CS: u32 = 0x174;
+pub const IA32_SYSENTER_ESP: u32 = 0x175;
+pub const IA32_SYSENTER_EIP: u32 = 0x176;
+pub const IA32_MISC_ENABLE: u32 = 0x1A0;
+pub const IA32_DEBUGCTL: u32 = 0x1D9;
+pub const IA32_PAT: u32 = 0x277;
+pub const IA32_MTRR_DEF_TYPE: u32 = 0x2FF;
+pub const IA32_VMX_BASIC: u32 = 0x480;
+pub const IA32_VMX_LAST: u32 = 0x491;
+pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
+pub const X2APIC_FIRST: u32 = 0x800;
+pub const X2APIC_LAST: u32 = 0x8FF;
+pub const IA32_EFER: u32 = 0xC000_0080;
+pub const IA32_STAR: u32 = 0xC000_0081;
+pub const IA32_LSTAR: u32 = 0xC000_0082;
+pub const IA32_CSTAR: u32 = 0xC000_0083;
+pub const IA32_FMASK: u32 = 0xC000_0084;
+pub const IA32_FS_BASE: u32 = 0xC000_0100;
+pub const IA32_GS_BASE: u32 = 0xC000_0101;
+pub const IA32_KERNEL_GS_BASE: u32 = 0xC000_0102;
+pub const IA32_TSC_AUX: u32 = 0xC000_0103;

@@ -1,0 +1,16 @@
+//! The machine under understudy: every *fact* of the hardware, and no decision.
+//!
+//! "SDM" is the Intel 64 and IA-32 Architectures Software Developer's Manual; volumes and
+//! section titles are cited, numbers move between editions.
+
+pub mod addr;
+pub mod apic;
+pub mod arch;
+pub mod cpu;
+pub mod dbt;
+pub mod mem;
+pub mod mmu;
+pub mod processor;
+#[cfg(feature = "python")]
+mod py;
+pub mod vmx;

@@ -1,0 +1,11 @@
+//! Address translation: one walker, formats as data, a TLB.
+//!
+//! [`Core::translate`] is the way of every access of guest software; [`walk`] has the walk
+//! itself; [`access`] the reads and writes through it.
+
+pub mod access;
+pub mod format;
+pub mod special;
+pub mod tlb;
+pub mod translate;
+pub mod walk;

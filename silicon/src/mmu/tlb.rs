@@ -1,0 +1,333 @@
+//! The translation look-aside buffer: what software can observe of it, and the engine's first
+//! level, which holds a subset of it in a form that generated code can look up.
+//!
+//! Entries are tagged with an *address-space number* (ASN), a stand-in for the combination of
+//! VPID, EPT root and PCID; flushing a combination means giving it a new number.  Each has a
+//! second number for its global translations.
+
+use std::collections::{HashMap, HashSet};
+
+/// Entries of the data TLB (direct-mapped by page number).
+pub const ENTRIES: usize = 8192;
+/// Entries of each first-level table.
+pub const L1_ENTRIES: usize = 256;
+/// The engine's privilege classes: user, supervisor, supervisor with SMAP lifted.
+pub const L1_CLASSES: usize = 3;
+/// Instruction-side entries before all are dropped.
+const FETCH_LIMIT: usize = 1 << 16;
+
+/// What an entry allows and is.
+pub mod perm {
+    #![allow(missing_docs)]
+    /// User-mode accesses allowed by the guest's tables.
+    pub const US: u8 = 1 << 0;
+    /// Writes allowed by the guest's tables.
+    pub const RW: u8 = 1 << 1;
+    /// Instruction fetches allowed by the guest's tables and the EPT.
+    pub const X: u8 = 1 << 2;
+    /// The dirty flags are set, and the EPT allows writes: writing needs no walk.
+    pub const DIRTY: u8 = 1 << 3;
+    /// Survives CR3 loads.
+    pub const GLOBAL: u8 = 1 << 4;
+    /// Not plain memory: an APIC page, or no memory at all.
+    pub const SPECIAL: u8 = 1 << 5;
+}
+
+/// One translation of a 4-KByte page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Entry {
+    /// Linear page number.
+    pub vpn: u64,
+    /// Host-physical address of the page.
+    pub hpa: u64,
+    /// Address-space number; 0 is never in use.
+    pub asn: u32,
+    /// [`perm`] bits.
+    pub perm: u8,
+}
+
+/// One privilege class of the engine's first level.
+#[repr(C)]
+#[derive(Clone)]
+pub struct L1 {
+    /// Page address readable through `host`, or a value that no address with this index matches.
+    pub read: [u64; L1_ENTRIES],
+    /// The same for writing.
+    pub write: [u64; L1_ENTRIES],
+    /// Host address of the page.
+    pub host: [u64; L1_ENTRIES],
+}
+
+const fn nothing() -> [u64; L1_ENTRIES] {
+    let mut t = [0; L1_ENTRIES];
+    let mut i = 0;
+    while i < L1_ENTRIES {
+        t[i] = ((i ^ 1) as u64) << 12;
+        i += 1;
+    }
+    t
+}
+static NOTHING: [u64; L1_ENTRIES] = nothing();
+
+/// The TLB of one processor.
+#[repr(C)]
+pub struct Tlb {
+    /// First levels by class.
+    pub l1: [L1; L1_CLASSES],
+    l1_used: [bool; L1_CLASSES],
+    l1_owner: (u32, u32, u32),
+    entries: Vec<Entry>,
+    fetch: HashMap<(u64, u32), Entry>,
+    large: HashSet<u64>,
+    numbers: HashMap<(u16, u64, u16), u32>,
+    globals: HashMap<(u16, u64), u32>,
+    last: u32,
+    /// The current space's number.
+    pub asn: u32,
+    /// The current space's number for global translations.
+    pub global_asn: u32,
+    /// Grows whenever an instruction-side translation vanished within a space; engines compare
+    /// it, `asn` and `global_asn` with what their own shortcuts rely on.
+    pub fetch_epoch: u64,
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tlb {
+    /// An empty TLB.
+    #[must_use]
+    pub fn new() -> Self {
+        let empty = L1 { read: NOTHING, write: NOTHING, host: [0; L1_ENTRIES] };
+        Self {
+            l1: [empty.clone(), empty.clone(), empty],
+            l1_used: [false; L1_CLASSES],
+            l1_owner: (0, 0, 0),
+            entries: vec![Entry::default(); ENTRIES],
+            fetch: HashMap::new(),
+            large: HashSet::new(),
+            numbers: HashMap::new(),
+            globals: HashMap::new(),
+            last: 0,
+            asn: 0,
+            global_asn: 0,
+            fetch_epoch: 0,
+        }
+    }
+
+    fn fresh(&mut self) -> u32 {
+        self.last = self.last.checked_add(1).unwrap_or_else(|| {
+            self.entries.fill(Entry::default());
+            self.fetch.clear();
+            self.numbers.clear();
+            self.globals.clear();
+            1
+        });
+        self.last
+    }
+
+    /// Make (VPID, EPT root, PCID) the current space.
+    pub fn select(&mut self, vpid: u16, ept_root: u64, pcid: u16) {
+        let asn = match self.numbers.get(&(vpid, ept_root, pcid)) {
+            Some(&n) => n,
+            None => {
+                let n = self.fresh();
+                self.numbers.insert((vpid, ept_root, pcid), n);
+                n
+            }
+        };
+        let global = match self.globals.get(&(vpid, ept_root)) {
+            Some(&n) => n,
+            None => {
+                let n = self.fresh();
+                self.globals.insert((vpid, ept_root), n);
+                n
+            }
+        };
+        (self.asn, self.global_asn) = (asn, global);
+    }
+
+    /// Make the first level belong to the current space under the permission rules `rules`
+    /// (any number that changes with them); it is emptied if it belonged to another.
+    pub fn own_l1(&mut self, rules: u32) {
+        let owner = (self.asn, self.global_asn, rules);
+        if self.l1_owner != owner {
+            self.l1_owner = owner;
+            self.flush_l1();
+        }
+    }
+
+    /// Drop all spaces for which `dead(vpid, ept_root, pcid)`, and the global translations of
+    /// (vpid, root) pairs for which `dead_global` says so.  The caller selects again afterwards.
+    pub fn drop_spaces(
+        &mut self,
+        dead: impl Fn(u16, u64, u16) -> bool,
+        dead_global: impl Fn(u16, u64) -> bool,
+    ) {
+        self.numbers.retain(|&(v, e, p), _| !dead(v, e, p));
+        self.globals.retain(|&(v, e), _| !dead_global(v, e));
+        self.flush_l1();
+    }
+
+    /// Drop everything.
+    pub fn flush_all(&mut self) {
+        self.drop_spaces(|_, _, _| true, |_, _| true);
+        self.large.clear();
+        self.fetch.clear();
+        self.fetch_epoch += 1;
+    }
+
+    /// Drop the translations of one linear address in the current space, global ones too.
+    pub fn invalidate(&mut self, gva: u64) {
+        let vpn = gva >> 12;
+        if self.large.contains(&(gva >> 21)) {
+            let first = vpn & !511;
+            for v in first..first + 512 {
+                self.drop_page(v);
+            }
+        } else {
+            self.drop_page(vpn);
+        }
+    }
+
+    fn drop_page(&mut self, vpn: u64) {
+        let (asn, global) = (self.asn, self.global_asn);
+        let e = &mut self.entries[vpn as usize % ENTRIES];
+        if e.vpn == vpn && (e.asn == asn || e.asn == global) {
+            e.asn = 0;
+        }
+        if self.fetch.remove(&(vpn, asn)).is_some() | self.fetch.remove(&(vpn, global)).is_some() {
+            self.fetch_epoch += 1;
+        }
+        self.l1_drop(vpn);
+    }
+
+    /// The data entry of a page in the current space.
+    #[inline]
+    #[must_use]
+    pub fn lookup(&self, vpn: u64) -> Option<&Entry> {
+        let e = &self.entries[vpn as usize % ENTRIES];
+        (e.vpn == vpn && (e.asn == self.asn || e.asn == self.global_asn)).then_some(e)
+    }
+
+    /// The instruction-side entry of a page in the current space.
+    #[must_use]
+    pub fn lookup_fetch(&self, vpn: u64) -> Option<&Entry> {
+        self.fetch.get(&(vpn, self.asn)).or_else(|| self.fetch.get(&(vpn, self.global_asn)))
+    }
+
+    fn number(&self, perm: u8) -> u32 {
+        if perm & perm::GLOBAL != 0 { self.global_asn } else { self.asn }
+    }
+
+    /// Put in a data translation; `is_large` if it is a piece of a large page.
+    pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u8, is_large: bool) {
+        if is_large {
+            self.large.insert(vpn >> 9);
+        }
+        let slot = vpn as usize % ENTRIES;
+        let old = self.entries[slot];
+        if old.asn != 0 {
+            self.l1_drop(old.vpn);
+        }
+        self.entries[slot] = Entry { vpn, hpa, asn: self.number(perm), perm };
+    }
+
+    /// Put in an instruction-side translation.
+    pub fn insert_fetch(&mut self, vpn: u64, hpa: u64, perm: u8, is_large: bool) {
+        if is_large {
+            self.large.insert(vpn >> 9);
+        }
+        if self.fetch.len() >= FETCH_LIMIT {
+            self.fetch.clear();
+            self.fetch_epoch += 1;
+        }
+        let asn = self.number(perm);
+        self.fetch.insert((vpn, asn), Entry { vpn, hpa, asn, perm });
+    }
+
+    /// Let generated code of a class use a page: for reading, and for writing if `write`.
+    pub fn l1_fill(&mut self, class: usize, vpn: u64, host: u64, write: bool) {
+        self.l1_used[class] = true;
+        let (i, t) = (vpn as usize % L1_ENTRIES, &mut self.l1[class]);
+        if t.read[i] != vpn << 12 {
+            t.write[i] = NOTHING[i];
+        }
+        t.read[i] = vpn << 12;
+        t.host[i] = host;
+        if write {
+            t.write[i] = vpn << 12;
+        }
+    }
+
+    fn l1_drop(&mut self, vpn: u64) {
+        let i = vpn as usize % L1_ENTRIES;
+        for t in &mut self.l1 {
+            if t.read[i] == vpn << 12 {
+                t.read[i] = NOTHING[i];
+                t.write[i] = NOTHING[i];
+            }
+        }
+    }
+
+    /// Take the right to write a page at host address `host` away from generated code.
+    pub fn l1_protect(&mut self, host: u64) {
+        for t in &mut self.l1 {
+            for i in 0..L1_ENTRIES {
+                if t.host[i] == host {
+                    t.write[i] = NOTHING[i];
+                }
+            }
+        }
+    }
+
+    /// Empty the first level (the second stays).
+    pub fn flush_l1(&mut self) {
+        for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used) {
+            if std::mem::take(used) {
+                t.read = NOTHING;
+                t.write = NOTHING;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_first_level_matches_no_address() {
+        for (i, tag) in NOTHING.iter().enumerate() {
+            for high in [0u64, 1, 0xFFF, u64::MAX >> 20] {
+                let gva = high << 20 | (i as u64) << 12;
+                assert!(gva.wrapping_sub(*tag) > 4095);
+                assert!((gva | 4095).wrapping_sub(*tag) > 4095);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flushed_space_is_empty_and_globals_outlive_it() {
+        let mut t = Tlb::new();
+        t.select(0, 0, 0);
+        t.insert(5, 0x1000, 0, false);
+        t.insert(6, 0x2000, perm::GLOBAL, false);
+        t.drop_spaces(|_, _, _| true, |_, _| false);
+        t.select(0, 0, 0);
+        assert_eq!((None, true), (t.lookup(5).copied(), t.lookup(6).is_some()));
+    }
+
+    #[test]
+    fn invalidating_a_piece_of_a_large_page_drops_all_pieces() {
+        let mut t = Tlb::new();
+        t.select(0, 0, 0);
+        t.insert(512, 0x20_0000, 0, true);
+        t.insert(513, 0x20_1000, 0, true);
+        t.invalidate(0x3F_F000);
+        assert!(t.lookup(512).is_none() && t.lookup(513).is_none());
+    }
+}

@@ -1,0 +1,363 @@
+//! The page walk: guest dimension and host dimension (EPT), every reference counted.
+//!
+//! One walker for all formats; the same code serves the processor (with side effects: accessed
+//! and dirty flags, counters) and observers (without).
+
+use crate::addr::{FRAME_BYTES, PAGE_OFFSET, PHYS_MASK};
+use crate::arch::bits::{cr0, cr4, efer, ept, pte};
+use crate::arch::exception::pf;
+use crate::cpu::state::Counts;
+use crate::mem::Memory;
+use crate::mmu::format::{self, Format};
+
+/// What an access does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write (or read-modify-write).
+    Write,
+    /// Instruction fetch.
+    Fetch,
+}
+
+/// Everything that decides how a linear address is translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// CR0 (PG, WP).
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4 (PAE, PSE, PGE, SMEP, SMAP).
+    pub cr4: u64,
+    /// IA32_EFER (LMA, NXE).
+    pub efer: u64,
+    /// The PAE PDPTE registers.
+    pub pdpte: [u64; 4],
+    /// EPT pointer, 0 without EPT.
+    pub eptp: u64,
+}
+
+/// Who accesses and how, as far as permissions go.
+#[derive(Clone, Copy, Debug)]
+pub struct Intent {
+    /// Read, write, fetch.
+    pub access: Access,
+    /// A user-mode access.
+    pub user: bool,
+    /// Supervisor data accesses to user pages fault (SMAP armed, or implicit access under SMAP).
+    pub smap: bool,
+}
+
+/// One reference of a walk, for observers: (is host dimension, level, address, entry).
+pub type Reference = (bool, u8, u64, u64);
+
+/// A successful walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Host-physical address.
+    pub hpa: u64,
+    /// log2 of the page size over which gva -> hpa is linear (the smaller of both dimensions).
+    pub shift: u8,
+    /// U/S, R/W combined over the levels.
+    pub user: bool,
+    /// R/W combined over the levels.
+    pub write: bool,
+    /// Neither XD nor a missing EPT execute right.
+    pub execute: bool,
+    /// The G flag, where it counts.
+    pub global: bool,
+    /// Dirty flags set and the EPT allows writes: a later write needs no walk.
+    pub dirty: bool,
+}
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// #PF with this error code.
+    PageFault(u32),
+    /// EPT violation at a guest-physical address, with the exit qualification
+    /// (bits 7 and 8 included).
+    EptViolation {
+        /// Where.
+        gpa: u64,
+        /// SDM 3C, "Exit Qualification for EPT Violations".
+        qualification: u64,
+    },
+    /// EPT misconfiguration at a guest-physical address.
+    EptMisconfig {
+        /// Where.
+        gpa: u64,
+    },
+}
+
+/// A walker: memory, and what to do beside translating.
+pub struct Walker<'a> {
+    /// Where the tables are.
+    pub mem: &'a Memory,
+    /// Count references here, and set accessed and dirty flags: the processor's own walks.
+    pub counts: Option<&'a mut Counts>,
+    /// List references here.
+    pub log: Option<&'a mut Vec<Reference>>,
+}
+
+struct HostPage {
+    hpa: u64,
+    shift: u8,
+    write: bool,
+    execute: bool,
+    dirty: bool,
+}
+
+/// The format that control registers select; `None` when paging is off.
+#[must_use]
+pub fn format_of(s: &Space) -> Option<&'static Format> {
+    if s.cr0 & cr0::PG == 0 {
+        None
+    } else if s.efer & efer::LMA != 0 {
+        Some(&format::LEVEL4)
+    } else if s.cr4 & cr4::PAE != 0 {
+        Some(&format::PAE)
+    } else {
+        Some(&format::IA32)
+    }
+}
+
+impl Walker<'_> {
+    fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
+        if let Some(c) = &mut self.counts {
+            let t = if host { &mut c.walk_host } else { &mut c.walk_guest };
+            t[usize::from(level)] += 1;
+        }
+        if let Some(l) = &mut self.log {
+            l.push((host, level, address, entry));
+        }
+    }
+
+    fn has_effects(&self) -> bool {
+        self.counts.is_some()
+    }
+
+    /// Set flag bits in an entry, atomically, if it still is what was read.
+    fn set_flags(&self, hpa: u64, size: usize, seen: u64, bits: u64) {
+        if self.has_effects() && seen & bits != bits {
+            self.mem.update(hpa, size, |old| if old == seen { old | bits } else { old });
+            self.mem.touch(hpa, size as u64);
+        }
+    }
+
+    /// Translate a linear address.
+    ///
+    /// # Errors
+    /// What the processor would raise.
+    pub fn walk(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, Refusal> {
+        let Some(format) = format_of(s) else {
+            let host = self.host(s, gva & PHYS_MASK, intent.access, Some(gva), true)?;
+            return Ok(Walked {
+                gpa: gva,
+                hpa: host.hpa,
+                shift: host.shift,
+                user: true,
+                write: true,
+                execute: host.execute,
+                global: false,
+                dirty: host.write && host.dirty,
+            });
+        };
+        let is_long = s.efer & efer::LMA != 0;
+        let nx = s.efer & efer::NXE != 0 && format.entry_bytes == 8;
+        let code = |present: u32| {
+            let fetch = intent.access == Access::Fetch && (nx || s.cr4 & cr4::SMEP != 0);
+            present
+                | if intent.access == Access::Write { pf::W } else { 0 }
+                | if intent.user { pf::U } else { 0 }
+                | if fetch { pf::I } else { 0 }
+        };
+        let mut table = if format.is_pae {
+            let pdpte = s.pdpte[(gva >> 30 & 3) as usize];
+            if pdpte & pte::P == 0 {
+                return Err(Refusal::PageFault(code(0)));
+            }
+            pdpte & PHYS_MASK & !PAGE_OFFSET
+        } else if is_long {
+            s.cr3 & PHYS_MASK & !PAGE_OFFSET
+        } else {
+            s.cr3 & 0xFFFF_F000
+        };
+        let size = usize::from(format.entry_bytes);
+        let (mut user, mut write, mut execute) = (true, true, true);
+        for level in format.levels {
+            let index = gva >> level.shift & ((1 << level.bits) - 1);
+            let at = table + index * size as u64;
+            // A table access counts as a write for the EPT when its accessed/dirty flags are on.
+            let as_write = s.eptp & ept::EPTP_AD != 0 && self.has_effects();
+            let how = if as_write { Access::Write } else { Access::Read };
+            let place = self.host(s, at, how, Some(gva), false)?;
+            let entry = self.mem.load(place.hpa, size);
+            self.note(false, level.number, place.hpa, entry);
+            if entry & pte::P == 0 {
+                return Err(Refusal::PageFault(code(0)));
+            }
+            let is_page = level.number == 1
+                || (level.may_map && entry & pte::PS != 0 && (size == 8 || s.cr4 & cr4::PSE != 0));
+            if entry & self.reserved(s, format, level.number, level.shift, is_page, nx) != 0 {
+                return Err(Refusal::PageFault(code(pf::P) | pf::RSVD));
+            }
+            user &= entry & pte::US != 0;
+            write &= entry & pte::RW != 0;
+            execute &= !nx || entry & pte::XD == 0;
+            if !is_page {
+                self.set_flags(place.hpa, size, entry, pte::A);
+                table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
+                continue;
+            }
+            let allowed = match (intent.access, intent.user) {
+                (Access::Read, true) => user,
+                (Access::Write, true) => user && write,
+                (Access::Fetch, true) => user && execute,
+                (Access::Read, false) => !(user && intent.smap),
+                (Access::Write, false) => !(user && intent.smap) && (write || s.cr0 & cr0::WP == 0),
+                (Access::Fetch, false) => execute && !(user && s.cr4 & cr4::SMEP != 0),
+            };
+            if !allowed {
+                return Err(Refusal::PageFault(code(pf::P)));
+            }
+            let mask = (1_u64 << level.shift) - 1;
+            let frame = if size == 4 && level.number == 2 {
+                (entry & 0xFFC0_0000) | (entry >> 13 & 0xFF) << 32
+            } else {
+                entry & PHYS_MASK & !PAGE_OFFSET & !mask & if size == 4 { 0xFFFF_F000 } else { !0 }
+            };
+            let gpa = frame | (gva & mask);
+            let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
+            self.set_flags(place.hpa, size, entry, wants);
+            let host = self.host(s, gpa, intent.access, Some(gva), true)?;
+            return Ok(Walked {
+                gpa,
+                hpa: host.hpa,
+                shift: level.shift.min(host.shift),
+                user,
+                write,
+                execute: execute && host.execute,
+                global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
+                dirty: (entry | wants) & pte::D != 0 && host.write && host.dirty,
+            });
+        }
+        unreachable!("the last level of every format maps a page")
+    }
+
+    fn reserved(&self, s: &Space, format: &Format, number: u8, shift: u8, is_page: bool, nx: bool) -> u64 {
+        if format.entry_bytes == 4 {
+            // PSE-36: bits 20:13 are address bits above 32, 21 is reserved.
+            return if number == 2 && is_page { 1 << 21 } else { 0 };
+        }
+        let high = if s.efer & efer::LMA != 0 { 0x000F_FFFF_FFFF_F000 } else { 0x7FFF_FFFF_FFFF_F000 };
+        let mut bits = high & !PHYS_MASK;
+        if !nx {
+            bits |= pte::XD;
+        }
+        if is_page && number > 1 {
+            bits |= ((1 << shift) - 1) & !0x1FFF; // address bits below the page, but PAT (12)
+        }
+        if number == 4 {
+            bits |= pte::PS;
+        }
+        bits
+    }
+
+    /// Translate a guest-physical address; `of_page`: the access itself, not one of its tables.
+    fn host(
+        &mut self,
+        s: &Space,
+        gpa: u64,
+        access: Access,
+        gla: Option<u64>,
+        of_page: bool,
+    ) -> Result<HostPage, Refusal> {
+        if s.eptp == 0 {
+            return Ok(HostPage { hpa: gpa, shift: 63, write: true, execute: true, dirty: true });
+        }
+        let with_ad = s.eptp & ept::EPTP_AD != 0;
+        let mut table = s.eptp & PHYS_MASK & !PAGE_OFFSET;
+        let mut rights = ept::R | ept::W | ept::X;
+        let wanted = match access {
+            Access::Read => ept::R,
+            Access::Write => ept::R | ept::W,
+            Access::Fetch => ept::X,
+        };
+        for level in format::EPT.levels {
+            let at = table + (gpa >> level.shift & 511) * 8;
+            let entry = self.mem.load(at, 8);
+            self.note(true, level.number, at, entry);
+            let bits = entry & (ept::R | ept::W | ept::X);
+            rights &= bits;
+            let is_page = level.number == 1 || (level.may_map && entry & ept::LARGE != 0);
+            if bits != 0 && is_misconfigured(entry, level.number, level.shift, is_page) {
+                return Err(Refusal::EptMisconfig { gpa });
+            }
+            if bits == 0 || (is_page && wanted & !rights != 0) {
+                let q = match access {
+                    Access::Read => 1,
+                    Access::Write if of_page => 2,
+                    Access::Write => 3,
+                    Access::Fetch => 4,
+                };
+                let rights = if bits == 0 { 0 } else { rights };
+                let linear = if gla.is_some() { 1 << 7 } else { 0 };
+                let page = if of_page { 1 << 8 } else { 0 };
+                return Err(Refusal::EptViolation { gpa, qualification: q | rights << 3 | linear | page });
+            }
+            if !is_page {
+                if with_ad {
+                    self.set_flags(at, 8, entry, ept::A);
+                }
+                table = entry & PHYS_MASK & !PAGE_OFFSET;
+                continue;
+            }
+            let flags = ept::A | if access == Access::Write { ept::D } else { 0 };
+            if with_ad {
+                self.set_flags(at, 8, entry, flags);
+            }
+            let mask = (1_u64 << level.shift) - 1;
+            return Ok(HostPage {
+                hpa: (entry & PHYS_MASK & !mask & !PAGE_OFFSET) | (gpa & mask),
+                shift: level.shift,
+                write: rights & ept::W != 0,
+                execute: rights & ept::X != 0,
+                dirty: !with_ad || (entry | flags) & ept::D != 0,
+            });
+        }
+        unreachable!("level 1 maps a page")
+    }
+
+    /// Translate a guest-physical address alone (PDPTE loads, observers).
+    ///
+    /// # Errors
+    /// EPT violation or misconfiguration.
+    pub fn physical(&mut self, s: &Space, gpa: u64, access: Access) -> Result<u64, Refusal> {
+        self.host(s, gpa, access, None, false).map(|p| p.hpa)
+    }
+}
+
+/// SDM 3C, "EPT Misconfigurations".
+fn is_misconfigured(entry: u64, number: u8, shift: u8, is_page: bool) -> bool {
+    let rights = entry & 7;
+    if rights == ept::W || rights == ept::W | ept::X {
+        return true;
+    }
+    let mut reserved = 0x000F_FFFF_FFFF_F000 & !PHYS_MASK;
+    if is_page {
+        if matches!(entry >> 3 & 7, 2 | 3 | 7) {
+            return true;
+        }
+        reserved |= ((1 << shift) - 1) & !(FRAME_BYTES - 1);
+    } else {
+        reserved |= 0x78; // bits 6:3
+        if number == 4 {
+            reserved |= ept::LARGE;
+        }
+    }
+    entry & reserved != 0
+}

@@ -1,0 +1,221 @@
+//! Running: one dispatcher, two engines.
+//!
+//! The dispatcher works between instructions: it delivers interrupts, performs VM exits, keeps the
+//! clock and the budget.  An engine only executes instructions; whatever it cannot do it leaves
+//! to [`step`], the plain interpreter.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::arch::bits::rflags;
+use crate::arch::exit::{Exit, reason};
+use crate::cpu::event::{self, Event, Kind};
+use crate::cpu::state::{Activity, Clock, Core, Shadow};
+use crate::cpu::step::step;
+use crate::cpu::trap::{Exec, Trap};
+use crate::dbt::home::Home;
+use crate::mem::Memory;
+use crate::vmx;
+
+/// An executor of instructions.
+pub trait Engine: Send {
+    /// Execute until `core.countdown` is used up, `core.attention` is set, or a trap.  At least
+    /// one instruction is tried.  Called between instructions with no interrupt shadow, TF clear
+    /// and no breakpoints armed.
+    ///
+    /// # Errors
+    /// The trap of the instruction that RIP names.
+    fn run(&mut self, core: &mut Core) -> Exec<()>;
+    /// Drop everything derived from memory or translations.
+    fn flush(&mut self, core: &mut Core);
+    /// The engine's own counters.
+    fn statistics(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// The reference engine: one instruction after the other.
+#[derive(Default)]
+pub struct Reference;
+
+impl Engine for Reference {
+    fn run(&mut self, core: &mut Core) -> Exec<()> {
+        while core.countdown > 0 {
+            step(core)?;
+            if core.attention != 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+    fn flush(&mut self, _core: &mut Core) {}
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// Instructions between two looks at the kick flag and the wall clock.
+const SLICE: i64 = 200_000;
+
+/// A processor with the engine that runs it.
+pub struct Processor {
+    /// Its state.
+    pub core: Home,
+    engine: Box<dyn Engine>,
+}
+
+/// Which engine runs a processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineKind {
+    /// The plain interpreter.
+    Reference,
+    /// The translator.
+    Dbt,
+}
+
+impl Processor {
+    /// A processor at reset.
+    ///
+    /// # Errors
+    /// If the computer has no room for the engine.
+    pub fn new(mem: Arc<Memory>, kind: EngineKind, clock: Clock, apic_id: u32) -> std::io::Result<Self> {
+        let mut core = Home::new(Core::new(mem, clock, apic_id))?;
+        let engine: Box<dyn Engine> = match kind {
+            EngineKind::Reference => Box::new(Reference),
+            EngineKind::Dbt => crate::dbt::engine(&mut core)?,
+        };
+        Ok(Self { core, engine })
+    }
+
+    /// Execute until an exit or stop, at most `budget` instructions (0: no limit).  `poll` is
+    /// asked after every slice whether to stop with `KICK`.
+    pub fn run(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
+        let end = if budget == 0 { u64::MAX } else { self.core.retired().saturating_add(budget) };
+        loop {
+            if self.core.kick.swap(false, Ordering::Acquire) || poll() {
+                match self.core.vmx.non_root.then(|| vmx::events::on_kick(&self.core)).flatten() {
+                    Some(exit) => {
+                        if let Some(exit) = self.leave(exit) {
+                            return exit;
+                        }
+                    }
+                    None => return Exit::new(reason::KICK, 0),
+                }
+            }
+            if self.core.retired() >= end {
+                return Exit::new(reason::BUDGET, 0);
+            }
+            if let Err(trap) = self.turn(end) {
+                if let Some(exit) = self.settle(trap) {
+                    return exit;
+                }
+            }
+        }
+    }
+
+    /// One turn: what is due between instructions, then a run of the engine.
+    fn turn(&mut self, end: u64) -> Exec<()> {
+        let core = &mut *self.core;
+        core.attention = 0;
+        between(core)?;
+        if core.activity != Activity::Active {
+            return idle(core);
+        }
+        let mut n = SLICE.min((end - core.retired()).min(i64::MAX as u64).cast_signed());
+        if core.clock == Clock::Virtual {
+            let left = deadline(core).saturating_sub(core.tsc()).max(1);
+            n = n.min(left.min(i64::MAX as u64).cast_signed());
+        }
+        core.set_countdown(n);
+        if core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0 {
+            step(core)
+        } else {
+            self.engine.run(core)
+        }
+    }
+
+    /// Deal with a trap.  Returns the exit to hand to the caller, if it is for the caller.
+    fn settle(&mut self, trap: Trap) -> Option<Exit> {
+        match trap {
+            Trap::Again => None,
+            Trap::Stop(stop) => Some(*stop),
+            Trap::Exit(exit) => self.leave(*exit),
+            Trap::Exception(e) => match event::raise(&mut self.core, e) {
+                Ok(()) => None,
+                Err(Trap::Exit(exit)) => self.leave(*exit),
+                Err(Trap::Stop(stop)) => Some(*stop),
+                Err(Trap::Exception(_) | Trap::Again) => unreachable!("raise resolves exceptions"),
+            },
+        }
+    }
+
+    /// Perform a VM exit.
+    fn leave(&mut self, exit: Exit) -> Option<Exit> {
+        let exit = vmx::exit::perform(&mut self.core, exit);
+        self.core.vmx.is_host_outside.then_some(exit)
+    }
+
+    /// Drop every cached translation, of memory and of code.
+    pub fn flush(&mut self) {
+        self.core.tlb.flush_all();
+        self.core.refresh();
+        self.engine.flush(&mut self.core);
+    }
+
+    /// The engine's own counters.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        self.engine.statistics()
+    }
+}
+
+/// The TSC at which the dispatcher must look again at the latest.
+fn deadline(core: &Core) -> u64 {
+    if core.vmx.non_root { vmx::events::deadline(core) } else { core.apic.deadline() }
+}
+
+/// Between two instructions: interrupts, VM exits that are due.
+fn between(core: &mut Core) -> Exec<()> {
+    if core.vmx.non_root {
+        return match vmx::events::due(core) {
+            Some(exit) => Err(Trap::Exit(Box::new(exit))),
+            None => Ok(()),
+        };
+    }
+    let now = core.tsc();
+    if core.apic.deadline() <= now {
+        core.apic.tick(now);
+    }
+    if core.nmi_pending && !core.nmi_blocked && core.shadow == Shadow::None {
+        core.nmi_pending = false;
+        core.nmi_blocked = true;
+        core.activity = Activity::Active;
+        return event::deliver_or_raise(core, Event { vector: 2, kind: Kind::Nmi, error: None, length: 0 });
+    }
+    if core.flag(rflags::IF) && core.shadow == Shadow::None && core.apic.pending().is_some() {
+        core.activity = Activity::Active;
+        if let Some(vector) = core.apic.accept() {
+            return event::deliver_or_raise(
+                core,
+                Event { vector, kind: Kind::External, error: None, length: 0 },
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Nothing executes: let time pass.
+fn idle(core: &mut Core) -> Exec<()> {
+    let (now, until) = (core.tsc(), deadline(core));
+    let can_wake = core.activity == Activity::Hlt || core.vmx.non_root;
+    if !core.vmx.non_root || !can_wake || until == u64::MAX {
+        let why = if core.activity == Activity::Shutdown { reason::SHUTDOWN } else { reason::HALT };
+        return Err(Trap::Stop(Box::new(Exit::new(why, until))));
+    }
+    match core.clock {
+        Clock::Virtual => core.tsc_skew = core.tsc_skew.wrapping_add(until.saturating_sub(now)),
+        Clock::Wall => {
+            std::thread::sleep(Duration::from_nanos(until.saturating_sub(now).min(1_000_000)));
+        }
+    }
+    Ok(())
+}
