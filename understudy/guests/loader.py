@@ -1,0 +1,122 @@
+"""Load any kernel file: find out what it is, put it into memory, say where the processor starts.
+
+The formats, in the order tried: bzImage (Linux boot protocol), then of ELF files those with a
+PVH note, those with a Multiboot header, any other as vmlinux.  A gzipped file is unpacked first.
+`method` overrides the choice.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from understudy.guests import bzimage, elf, multiboot, payload, pvh
+from understudy.guests.entry import Entry, GuestError, GuestMemory
+from understudy.guests.placement import Placement
+
+METHODS = {
+    "linux-direct": "bzImage: payload decompressed by understudy, vmlinux entered directly",
+    "linux-64": "bzImage: the file's own 64-bit entry point",
+    "linux-32": "bzImage: the file's own 32-bit entry point",
+    "elf": "ELF vmlinux: its entry point, with Linux boot parameters",
+    "pvh": "ELF with a PVH note: 32-bit entry with the PVH start information",
+    "multiboot": "Multiboot 1",
+}
+
+
+def load(
+    memory: GuestMemory,
+    kernel: bytes | Path,
+    *,
+    initrd: bytes | Path | None = None,
+    append: str = "",
+    rsdp: int = 0,
+    e820: Iterable[tuple[int, int, int]] | None = None,
+    method: str | None = None,
+    modules: Iterable[tuple[bytes | Path, str]] = (),
+) -> Entry:
+    """Put a kernel and its initrd into `memory`; returns the state to start the processor in.
+
+    `rsdp` is the guest-physical address of the ACPI tables' root (0: none), `e820` a memory map
+    as (base, length, type) rows (None: made from `memory.ranges()`).  `modules` are more files
+    with their command lines, for PVH and Multiboot.  Every refusal is a GuestError.
+    """
+    if method is not None and method not in METHODS:
+        raise GuestError(f"unknown boot method {method!r}: expected one of {', '.join(METHODS)}")
+    what = f"kernel {kernel}" if isinstance(kernel, Path) else "the kernel"
+    data = read(kernel, what)
+    ramdisk = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
+    if payload.compression(data) == "gzip":
+        data = payload.decompress(data, what, sized=False)
+    extra = [(read(file, _name(file, "a module")), line) for file, line in modules]
+    files = ([(ramdisk, "")] if ramdisk is not None else []) + extra
+    match method or detect(data, what):
+        case "linux-direct" | "linux-64" | "linux-32" | "bzimage":
+            if not bzimage.is_bzimage(data):
+                raise GuestError(f"{what} is no bzImage (its boot header is missing)")
+            return bzimage.load(
+                memory,
+                data,
+                initrd=ramdisk,
+                append=append,
+                rsdp=rsdp,
+                e820=e820,
+                method=method,
+                what=what,
+            )
+        case "pvh":
+            image = elf.parse(_elf_of(data, what), what)
+            return pvh.load(memory, image, modules=files, append=append, rsdp=rsdp, e820=e820)
+        case "multiboot":
+            return multiboot.load(memory, data, modules=files, append=append, e820=e820)
+        case _:
+            image = elf.parse(_elf_of(data, what), what)
+            place = Placement(memory)
+            elf.load(image, place)
+            page = bzimage.finish(place, None, initrd=ramdisk, append=append, rsdp=rsdp, e820=e820)
+            return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
+
+
+def detect(data: bytes, what: str = "the kernel") -> str:
+    """The method that fits a file: "bzimage" or one of METHODS.  GuestError if none does."""
+    if bzimage.is_bzimage(data):
+        return "bzimage"
+    if data.startswith(elf.MAGIC):
+        if pvh.entry_point(elf.parse(data, what)) is not None:
+            return "pvh"
+        return "elf" if multiboot.find_header(data) is None else "multiboot"
+    if multiboot.find_header(data) is not None:
+        return "multiboot"
+    raise GuestError(
+        f"{what} is not a kernel: expected a bzImage, an ELF file or a Multiboot image, "
+        f"got {len(data)} bytes that begin with {data[:4].hex(' ')}"
+    )
+
+
+def read(file: bytes | Path, what: str) -> bytes:
+    """The bytes of a file, with each failure as one line."""
+    if isinstance(file, Path):
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            raise GuestError(f"{what} does not exist") from None
+        except OSError as error:
+            raise GuestError(f"{what} cannot be read: {error.strerror or error}") from None
+    else:
+        data = bytes(file)
+    if not data:
+        raise GuestError(f"{what} is empty")
+    return data
+
+
+def _name(file: bytes | Path, kind: str) -> str:
+    return (
+        f"{kind.removeprefix('the ').removeprefix('a ')} {file}" if isinstance(file, Path) else kind
+    )
+
+
+def _elf_of(data: bytes, what: str) -> bytes:
+    """The ELF file itself, or the one inside a bzImage."""
+    if bzimage.is_bzimage(data):
+        inner = bzimage.vmlinux(data, what)
+        if inner is not None:
+            return inner
+    return data

@@ -1,0 +1,96 @@
+"""Who gets which guest-physical memory while a guest is being loaded.
+
+Invariants: nothing is placed outside RAM; no two things overlap; each refusal is one line that
+says what did not fit and what to do.
+"""
+
+from dataclasses import dataclass
+
+from understudy.guests.entry import GuestError, GuestMemory
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A piece of guest-physical memory in use: [start, end)."""
+
+    start: int
+    end: int
+    what: str
+
+
+class Placement:
+    """The pieces of a VM's memory that a loader has given away."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
+        self.claims: list[Claim] = []
+
+    def claim(self, what: str, gpa: int, length: int) -> None:
+        """Reserve [gpa, gpa+length) for `what`; GuestError if it is not free RAM."""
+        end = gpa + length
+        if not any(base <= gpa and end <= base + size for base, size in self._ram()):
+            raise GuestError(
+                f"{what} must be at {gpa:#x}-{end:#x}, which is not all memory of this VM "
+                f"({mib(self.memory.size)}): give it at least {mib(_needed(end))}"
+            )
+        for other in self.claims:
+            if gpa < other.end and other.start < end:
+                raise GuestError(
+                    f"{what} at {gpa:#x}-{end:#x} overlaps {other.what} "
+                    f"at {other.start:#x}-{other.end:#x}"
+                )
+        self.claims.append(Claim(gpa, end, what))
+
+    def highest(self, what: str, length: int, below: int, align: int = 4096) -> int:
+        """Reserve the highest free place under `below`; returns its address."""
+        walls = sorted(self.claims, key=lambda claim: claim.start, reverse=True)
+        best = -1
+        for base, size in self._ram():
+            top = min(base + size, below)
+            for wall in [*walls, Claim(-1, base, "")]:
+                if wall.start >= top:
+                    continue
+                gpa = (top - length) & -align
+                if gpa >= max(base, wall.end):
+                    best = max(best, gpa)
+                    break
+                top = min(top, wall.start)
+        if best < 0:
+            used = max((claim.end for claim in self.claims), default=0)
+            raise GuestError(
+                f"{what} of {mib(length)} does not fit in the VM's {mib(self.memory.size)} of "
+                f"memory beside the kernel: give it at least {mib(used + length + align)}"
+            )
+        self.claims.append(Claim(best, best + length, what))
+        return best
+
+    def put(self, what: str, gpa: int, data: bytes, length: int | None = None) -> None:
+        """Claim and write; `length` beyond the data is made zero."""
+        whole = max(len(data), length or 0)
+        self.claim(what, gpa, whole)
+        self.memory.write(gpa, data)
+        self._zero(gpa + len(data), gpa + whole)
+
+    def _zero(self, start: int, end: int) -> None:
+        """Clear memory; what reads as zero already is left alone and stays a hole."""
+        for gpa in range(start, end, MIB):
+            length = min(MIB, end - gpa)
+            if any(self.memory.read(gpa, length)):
+                self.memory.write(gpa, bytes(length))
+
+    def _ram(self) -> list[tuple[int, int]]:
+        return [(base, size) for base, size in self.memory.ranges() if size > 0]
+
+
+def mib(length: int) -> str:
+    """Bytes for people, rounded up to whole MiB (KiB when small)."""
+    if length < MIB:
+        return f"{-(-length // 1024)} KiB"
+    return f"{-(-length // MIB)} MiB"
+
+
+def _needed(end: int) -> int:
+    """The RAM a PC needs so that `end` lies in it (RAM above 3 GiB moves to 4 GiB)."""
+    return end if end <= 3 << 30 else max(end - (1 << 30), 0)
