@@ -1,0 +1,1 @@
+"""The manual as types: bit layouts and encodings of the x86 architecture, without behavior."""

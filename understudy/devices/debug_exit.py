@@ -1,0 +1,35 @@
+"""Debug-exit port: a guest program ends its machine with a number.
+
+Source: the habit of test kernels, QEMU's isa-debug-exit device; PCs have no such part.
+Invariants: a write of any size reports the whole value once; reads give the last value.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from understudy.devices import Device
+
+
+@dataclass
+class DebugExitState:
+    value: int = 0
+
+
+class DebugExit(Device, name="debug_exit"):
+    """Calls `debug_exit(value)` for each write to its ports."""
+
+    port_width = 4
+    state: DebugExitState
+
+    def __init__(self, debug_exit: Callable[[int], None], port: int = 0xF4) -> None:
+        super().__init__()
+        self.ports = (range(port, port + 4),)
+        self.debug_exit = debug_exit
+        self.state = DebugExitState()
+
+    def read(self, port: int, size: int) -> int:
+        return self.state.value & (1 << 8 * size) - 1
+
+    def write(self, port: int, value: int, size: int) -> None:
+        self.state.value = value
+        self.debug_exit(value)

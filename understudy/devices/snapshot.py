@@ -1,0 +1,68 @@
+"""State dataclasses to plain values and back, for snapshots and for looking at.
+
+Plain means what JSON has: dict, list, str, int, bool, None.  Byte arrays become hex strings.
+Source: ours.  Invariants: `restore(type(x), plain(x)) == x` for every state dataclass, and
+`restore` raises ValueError, naming the place, for anything that does not fit the type.
+"""
+
+import types
+from dataclasses import fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from understudy.arch.bits import Bits
+
+
+def plain(value: Any) -> Any:
+    """A deep copy made of plain values."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    match value:
+        case None | bool() | str():
+            return value
+        case int():
+            return int(value)
+        case bytes() | bytearray():
+            return value.hex()
+        case dict():
+            return {str(k): plain(v) for k, v in value.items()}
+        case list() | tuple():
+            return [plain(v) for v in value]
+    raise TypeError(f"state holds a {type(value).__name__}; expected plain values or dataclasses")
+
+
+def restore(kind: Any, value: Any, where: str = "state") -> Any:
+    """The value of type `kind` that `plain` turned into `value`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (kind,) = [a for a in args if a is not type(None)]
+        return restore(kind, value, where)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass(kind, value, where)
+    expected = {bytearray: str, bytes: str, tuple: list}.get(origin or kind, origin or kind)
+    if isinstance(kind, type) and issubclass(kind, Bits):
+        expected = int
+    if type(value) is not expected:
+        raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {expected.__name__}")
+    if kind is bytearray or kind is bytes:
+        return kind.fromhex(value)
+    if origin is list:
+        return [restore(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is tuple:
+        if len(args) != len(value):
+            raise ValueError(f"snapshot: {where} has {len(value)} items, expected {len(args)}")
+        return tuple(restore(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))  # noqa: B905
+    if origin is dict:
+        return {args[0](k): restore(args[1], v, f"{where}[{k}]") for k, v in value.items()}
+    return kind(value)
+
+
+def _dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"snapshot: {where} is {value!r:.40}, expected a dict")
+    hints = get_type_hints(kind)
+    if value.keys() != {f.name for f in fields(kind)}:
+        names = set(value) ^ {f.name for f in fields(kind)}
+        raise ValueError(f"snapshot: {where} and {kind.__name__} differ in {sorted(names)}")
+    return kind(**{k: restore(hints[k], v, f"{where}.{k}") for k, v in value.items()})
