@@ -1,0 +1,228 @@
+"""The computer's own package client, used without changing the computer.
+
+apt-get runs with a private state folder: its own package lists, its own (empty) status file, its
+own download folder, and none of the system's hooks.  It reads the system's package sources and
+trusted keys, so what it downloads is verified as any package of this computer is.
+Source: apt.conf(5), apt-get(8), sources.list(5), and apt's doc/progress-reporting.md.
+Invariants: nothing outside the state folder is written; no user id but our own is needed.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from understudy.guests.cache import disk_full, explained
+from understudy.guests.entry import GuestError
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done, and how much of it is done (0 to 1, None if unknown)."""
+
+FRESH_SECONDS = 600  # package lists younger than this are not fetched again
+
+CONFIGURATION = """\
+#clear APT::Update;
+#clear APT::Architectures;
+#clear Acquire::IndexTargets::deb::DEP-11;
+#clear Acquire::IndexTargets::deb::DEP-11-icons;
+#clear Acquire::IndexTargets::deb::CNF;
+#clear DPkg;
+APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }};
+APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
+APT::Get::List-Cleanup "true";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Acquire::http::Timeout "20";
+Acquire::https::Timeout "20";
+Dir::State "{state}";
+Dir::State::lists "{state}/lists";
+Dir::State::status "{state}/status";
+Dir::Cache "{state}/cache";
+Dir::Cache::archives "{state}/cache/archives";
+Dir::Log "{state}";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+"""
+
+UNREACHABLE = re.compile(
+    r"resolv|could not connect|connection|network|timed out|unable to connect|failed to fetch", re.I
+)
+FULL = re.compile(r"no space left|enough free space|disk quota|error writing to", re.I)
+
+
+class Apt:
+    """One private state folder, for one architecture, with or without the backports suites."""
+
+    def __init__(self, state: Path, architecture: str, *, backports: bool = False) -> None:
+        self.state = state
+        self.programs = {name: self._program(name) for name in ("apt-get", "apt-cache")}
+        with explained(state):
+            (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+            (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+            (state / "status").touch()
+            self.configuration = state / "apt.conf"
+            text = CONFIGURATION.format(architecture=architecture, state=_quoted(state))
+            self.configuration.write_text(text)
+            if backports:
+                self._add_backports(text)
+
+    def update(self, progress: Progress) -> None:
+        """Fetch the package lists, unless that was done minutes ago."""
+        stamp = self.state / "updated"
+        if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < FRESH_SECONDS:
+            return
+        stamp.unlink(missing_ok=True)
+        self._run(["apt-get", "update"], "Fetching package lists", progress, self.state)
+        with explained(self.state):
+            stamp.touch()
+
+    def names(self, prefix: str) -> list[str]:
+        """The packages whose names begin so."""
+        command = ["apt-cache", "pkgnames", prefix]
+        return self._run(command, f"Looking for {prefix}", None, self.state).split()
+
+    def suites(self) -> list[str]:
+        """The suites of the package sources, for messages."""
+        return sorted({target[1] for target in self._targets()})
+
+    def download(self, package: str, folder: Path, progress: Progress) -> Path:
+        """Download one package, verified by apt against its signed lists."""
+        self._run(["apt-get", "download", package], f"Downloading {package}", progress, folder)
+        found = sorted(folder.glob("*.deb"))
+        if len(found) != 1:
+            raise GuestError(f"apt-get downloaded {len(found)} packages for {package}, expected 1")
+        return found[0]
+
+    def _targets(self) -> list[list[str]]:
+        """[uri, suite, codename, components, signed by] of each package list in the sources."""
+        form = "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(SIGNED_BY)"
+        command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
+        lines = self._run(command, "Reading the package sources", None, self.state).splitlines()
+        return [line.split("|") for line in lines if line.count("|") == 4]
+
+    def _add_backports(self, configuration: str) -> None:
+        """Give apt the system's sources and, from the same place, the release's backports."""
+        release = _codename()
+        targets = self._targets()
+        if any(target[1] == f"{release}-backports" for target in targets):
+            return
+        parts = self.state / "sources.list.d"
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        for source in sorted(Path("/etc/apt/sources.list.d").glob("*")):
+            (parts / source.name).symlink_to(source)
+        for uri, suite, _, component, signed_by in targets:
+            if release and suite == release and component == "main":
+                stanza = ["Types: deb", f"URIs: {uri}", f"Suites: {release}-backports"]
+                stanza.append("Components: main")
+                if signed_by.startswith("/"):
+                    stanza.append(f"Signed-By: {signed_by}")
+                (parts / "understudy-backports.sources").write_text("\n".join(stanza) + "\n")
+                break
+        line = f'Dir::Etc::sourceparts "{_quoted(parts)}";\n'
+        self.configuration.write_text(configuration + line)
+
+    def _run(self, command: list[str], what: str, progress: Progress | None, folder: Path) -> str:
+        """Run a program of apt; returns its output, or raises GuestError with its reason."""
+        arguments = [self.programs[command[0]], "-q", "-c", str(self.configuration)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "APT_"))}
+        environment |= {"LC_ALL": "C", "LANGUAGE": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        status_out, status_in = os.pipe()
+        if progress is not None:
+            progress(what, None)
+            arguments += ["-o", f"APT::Status-Fd={status_in}"]
+        try:
+            with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+                process = subprocess.Popen(
+                    arguments + command[1:],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                    pass_fds=(status_in,),
+                    env=environment,
+                    cwd=folder,
+                )
+                try:
+                    os.close(status_in)
+                    status_in = -1
+                    with os.fdopen(status_out, errors="replace") as lines:
+                        status_out = -1
+                        _follow(lines, what, progress)
+                    process.wait()
+                finally:
+                    if process.poll() is None:
+                        process.terminate()
+                        process.wait()
+                output.seek(0)
+                errors.seek(0)
+                text = output.read().decode(errors="replace")
+                if process.returncode != 0:
+                    reason = errors.read().decode(errors="replace")
+                    raise GuestError(self._explain(what, reason + text, process.returncode))
+                return text
+        except OSError as error:
+            raise GuestError(f"{what}: cannot run {arguments[0]}: {error}") from None
+        finally:
+            for descriptor in (status_in, status_out):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _explain(self, what: str, output: str, status: int) -> str:
+        """apt's errors as one line."""
+        said = [line[2:].strip() for line in output.splitlines() if line.startswith(("E:", "W:"))]
+        reason = said[0] if said else f"status {status}"
+        if any(FULL.search(line) for line in said):
+            return f"{what}: {disk_full(self.state)}"
+        if any("hash sum" in line.lower() for line in said):
+            return f"{what}: the download is damaged ({reason}): try again"
+        if any(UNREACHABLE.search(line) for line in said):
+            return (
+                f"{what}: the computer's package sources cannot be reached ({reason}) and there "
+                "is no copy in the cache: connect to the network and try again, "
+                "or use the built-in guest hello"
+            )
+        return f"{what}: apt failed ({reason})"
+
+    @staticmethod
+    def _program(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            raise GuestError(
+                f"fetching needs {name}, the package client of Debian, which this computer does "
+                "not have: use a kernel file of your own, or the built-in guest hello"
+            )
+        return path
+
+
+def _follow(lines: Iterable[str], what: str, progress: Progress | None) -> None:
+    """Turn apt's status lines ("dlstatus:number:percent:text") into progress."""
+    for line in lines:
+        fields = line.split(":", 3)
+        if progress is not None and fields[0] == "dlstatus" and len(fields) == 4:
+            try:
+                progress(what, min(float(fields[2]) / 100, 1.0))
+            except ValueError:
+                continue
+
+
+def _codename() -> str:
+    """The name of this computer's release, as its sources call it."""
+    for file in (Path("/etc/os-release"), Path("/usr/lib/os-release")):
+        if file.is_file():
+            found = re.search(r'^VERSION_CODENAME="?([a-z]+)', file.read_text(), re.M)
+            return found.group(1) if found else ""
+    return ""
+
+
+def _quoted(path: Path) -> str:
+    """A path for apt.conf, whose strings have no escape for a quotation mark."""
+    text = str(path.absolute())
+    if re.search(r'["\n\\]', text):
+        raise GuestError(f"apt cannot work in {text}: set XDG_CACHE_HOME to a plainer path")
+    return text

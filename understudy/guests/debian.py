@@ -1,0 +1,181 @@
+"""The guests that have names: Debian's kernels with a busybox user land, memtest86+, and hello.
+
+Packages come through `apt`, are kept in `cache`, and nothing is fetched twice.
+Invariant: `fetch` gives a guest whose every byte was verified just now, or one GuestError.
+"""
+
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from understudy.guests import deb, hello, initramfs
+from understudy.guests.apt import Apt, Progress
+from understudy.guests.cache import Cache, explained
+from understudy.guests.entry import GuestError
+
+LINUX_APPEND = "console=ttyS0 panic=-1"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest ready to be loaded with `loader.load`."""
+
+    name: str
+    description: str
+    version: str  # of the package
+    kernel: Path | bytes
+    initrd: Path | None
+    append: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of `understudy fetch --list`."""
+
+    name: str
+    description: str
+    status: str  # "built in", "fetched", "not fetched"
+    version: str
+
+
+class Package(NamedTuple):
+    """How to find a guest's package, and the file in it."""
+
+    description: str
+    prefix: str  # of the package names among which `pattern` chooses
+    pattern: str  # a whole package name; group 1 is the version in the name
+    file: str
+    backports: bool = False
+    architecture: str = "amd64"
+    append: str = LINUX_APPEND
+    linux: bool = True
+    kept_as: str = "kernel"
+
+
+def _kernel(description: str, series: str, flavour: str, backports: bool = False) -> Package:
+    version = rf"({re.escape(series)}\.\d[\d.]*(?:[+~-][a-z]*[\d.]+)*)"
+    return Package(
+        description,
+        f"linux-image-{series}.",
+        rf"linux-image-{version}-{flavour}(?:-unsigned)?",
+        "boot/vmlinuz-*",
+        backports,
+    )
+
+
+BUSYBOX = Package("busybox, statically linked", "busybox-static", "(busybox-static)", "bin/busybox")
+PACKAGES = {
+    "cloud-amd64": _kernel("Debian's Linux 6.1 for clouds, with busybox", "6.1", "cloud-amd64"),
+    "amd64": _kernel("Debian's Linux 6.1 for any PC, with busybox", "6.1", "amd64"),
+    "cloud-amd64-6.12": _kernel(
+        "Debian's Linux 6.12 for clouds, with busybox", "6.12", "cloud-amd64", backports=True
+    ),
+    "memtest86+": Package(
+        "memtest86+, a memory tester, on the serial port",
+        "memtest86+",
+        "(memtest86\\+)",
+        "boot/memtest86+*x64.bin",
+        append="console=ttyS0,115200",
+        linux=False,
+    ),
+}
+NAMES = ("hello", *PACKAGES)
+
+
+def listing(cache: Cache | None = None) -> list[Listed]:
+    """All guests that have names, and which of them are here."""
+    cache = cache or Cache()
+    rows = [Listed("hello", hello.DESCRIPTION, "built in", "")]
+    for name, package in PACKAGES.items():
+        fetched, version = cache.has(name), ""
+        if fetched:
+            try:
+                version = str(cache.manifest(name).get("version", ""))
+            except GuestError:
+                version = "damaged"
+        rows.append(
+            Listed(name, package.description, "fetched" if fetched else "not fetched", version)
+        )
+    return rows
+
+
+def fetch(
+    name: str, progress: Progress = lambda text, share: None, cache: Cache | None = None
+) -> Guest:
+    """A guest by name; what is not in the cache is fetched.  Every failure is a GuestError."""
+    if name == "hello":
+        return Guest(name, hello.DESCRIPTION, "", hello.image(), None, "")
+    if name not in PACKAGES:
+        raise GuestError(f"unknown guest {name!r}: expected one of {', '.join(NAMES)}")
+    cache = cache or Cache()
+    package = PACKAGES[name]
+    kernel = _obtain(cache, name, package, progress)
+    version = str(cache.manifest(name).get("version", ""))
+    initrd = user_land(progress, cache) if package.linux else None
+    return Guest(name, package.description, version, kernel, initrd, package.append)
+
+
+def busybox(progress: Progress = lambda text, share: None, cache: Cache | None = None) -> bytes:
+    """The busybox program, for making an initramfs with files of one's own."""
+    return _obtain(cache or Cache(), "busybox-static", BUSYBOX, progress).read_bytes()
+
+
+def user_land(progress: Progress = lambda text, share: None, cache: Cache | None = None) -> Path:
+    """The plain initramfs, made from the fetched busybox."""
+    cache = cache or Cache()
+    archive = initramfs.build(busybox(progress, cache))
+    digest = hashlib.sha256(archive).hexdigest()[:16]
+    return cache.write(f"initramfs/{digest}.cpio", archive)
+
+
+def _obtain(cache: Cache, item: str, package: Package, progress: Progress) -> Path:
+    """The one file of a package, from the cache or fetched into it."""
+    files = cache.find(item)
+    if files is None:
+        with cache.lock():
+            files = cache.find(item)  # another process may have been quicker
+            if files is None:
+                _fetch(cache, item, package, progress)
+                files = cache.find(item)
+    if files is None or len(files) != 1:
+        raise GuestError(f"the cached {item} is not as expected: remove {cache.folder(item)}")
+    return next(iter(files.values()))
+
+
+def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> None:
+    state = cache.root / ("apt-backports" if package.backports else "apt")
+    apt = Apt(state, package.architecture, backports=package.backports)
+    apt.update(progress)
+    name = newest(apt.names(package.prefix), package.pattern)
+    if name is None:
+        wanted = package.prefix.rstrip(".")
+        raise GuestError(
+            f"{item}: the computer's package sources ({', '.join(apt.suites())}) have no package "
+            f"{wanted}*: add a Debian suite that has it, or use a kernel file of your own"
+        )
+    with explained(cache.root), tempfile.TemporaryDirectory(dir=cache.root, prefix=".get-") as work:
+        archive = apt.download(name, Path(work), progress)
+        progress(f"Unpacking {name}", None)
+        content = deb.files(archive, [package.file])[package.file]
+        about = {
+            "package": name,
+            "version": archive.name.split("_")[1].replace("%3a", ":"),
+            "package_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        }
+    cache.store(item, {package.kept_as: content}, about)
+    progress(f"Fetched {name}", 1.0)
+
+
+def newest(names: list[str], pattern: str) -> str | None:
+    """Of the package names that match, the one with the highest version; signed before not."""
+
+    def rank(name: str) -> tuple[list[int], bool]:
+        found = re.fullmatch(pattern, name)
+        assert found is not None
+        numbers = [int(number) for number in re.findall(r"\d+", found.group(1))]
+        return numbers, not name.endswith("-unsigned")
+
+    return max((n for n in names if re.fullmatch(pattern, n)), key=rank, default=None)
