@@ -1,0 +1,151 @@
+"""`understudy`: the command line.
+
+What: gathers the commands and turns whatever they raise into one line and a status.
+Source: none.
+Invariants: status 0 is success, 2 is a wrong use, 1 any other trouble (a guest's own status comes
+through as it is); the user never sees a traceback: a bug of ours leaves a report in a file.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from understudy.commands import Refusal
+from understudy.commands.doctor import doctor
+from understudy.commands.fetch import fetch
+from understudy.commands.run import run
+
+# Typer ships its own copy of click or uses click itself, by version: ask it for the class.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="understudy",
+    help="A hypervisor for x86 that needs no root, no KVM and no set-up.",
+    epilog="First steps:  understudy run --guest hello   |   understudy doctor",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(fetch)
+app.command()(doctor)
+
+
+def installed_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("understudy")
+    except PackageNotFoundError:
+        return "(not installed: run from its sources)"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"understudy {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """A hypervisor for x86 that needs no root, no KVM and no set-up."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the status for the shell."""
+    try:
+        status = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+    except Refusal as refusal:
+        return _complain(str(refusal), refusal.status, refusal.detail)
+    except _UsageError as error:
+        return _complain(_usage_line(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except OSError as error:
+        return _complain(_os_error_line(error), 1)
+    except typer.Abort:
+        return _complain("stopped", 1)
+    except BaseException as bug:  # a Rust panic is no Exception
+        return _complain(_report(bug), 1)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(line: str, status: int, detail: str = "") -> int:
+    sys.stdout.flush()
+    text = " ".join(line.split())
+    print(f"understudy: {text}", file=sys.stderr)
+    if detail:
+        print(detail.rstrip(), file=sys.stderr)
+    return status
+
+
+def _usage_line(error: Exception) -> str:
+    """What was wrong, and where help is, in one line."""
+    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "understudy")
+    return f"{said.rstrip('.')} (see {path} --help)" if said.strip() else f"see {path} --help"
+
+
+def _os_error_line(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _report(bug: BaseException) -> str:
+    """Save what is needed to find a bug of ours; returns the line for the user."""
+    text = "\n".join(
+        [
+            f"understudy {installed_version()}, Python {platform.python_version()}",
+            f"{platform.platform()}",
+            f"arguments: {sys.argv[1:]!r}",
+            time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "",
+            "".join(traceback.format_exception(bug)),
+        ]
+    )
+    summary = f"{type(bug).__name__}: {str(bug)[:120]}"
+    for folder in (_state_directory(), Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(".txt", time.strftime("crash-%Y%m%d-%H%M%S-"), folder)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return f"a bug in understudy itself ({summary}); the report to send is {name}"
+    return f"a bug in understudy itself ({summary}); no report could be saved"
+
+
+def _state_directory() -> Path:
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local/state") / "understudy"
+
+
+def _script() -> None:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    _script()

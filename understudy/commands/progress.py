@@ -1,0 +1,79 @@
+"""A status line on standard error while something takes long.
+
+What: guest time, instructions and MIPS of a running guest; bytes of a download.  Source: none.
+Invariants: silent for the first two seconds, silent when standard error is no terminal, and gone
+without a trace when it ends.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PATIENCE_S = 2.0
+
+
+class StatusLine:
+    """One line that says what is going on; `say` is cheap and may be called often."""
+
+    def __init__(
+        self,
+        title: str,
+        console: Console | None = None,
+        now: Callable[[], float] = time.monotonic,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._title = title
+        self._console = console or Console(stderr=True)
+        self._now = now
+        self._patience_s = patience_s
+        self._started = now()
+        self._last_s, self._last_instructions = self._started, 0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.clear()
+
+    @property
+    def shown(self) -> bool:
+        """Whether the line is on the screen now."""
+        return self._live is not None
+
+    def running(self, guest_ns: int, instructions: int) -> None:
+        """Say how far a guest has come: call it a few times a second."""
+        now = self._now()
+        span = now - self._last_s
+        mips = (instructions - self._last_instructions) / span / 1e6 if span > 0 else 0.0
+        self._last_s, self._last_instructions = now, instructions
+        self.say(
+            f"guest time {guest_ns / 1e9:7.2f} s   "
+            f"{instructions / 1e6:9,.0f} M instructions   {mips:6,.0f} MIPS"
+        )
+
+    def say(self, text: str) -> None:
+        """Show `text` after the title, once the patience has run out."""
+        elapsed = self._now() - self._started
+        if elapsed < self._patience_s or not self._console.is_terminal:
+            return
+        line = Text.assemble((self._title, "bold"), f"   {text}   ", (f"{elapsed:.0f} s", "dim"))
+        line.no_wrap = True
+        line.overflow = "ellipsis"
+        if self._live is None:
+            self._live = Live(
+                line, console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
+            )
+            self._live.start(refresh=True)
+        else:
+            self._live.update(line, refresh=True)
+
+    def clear(self) -> None:
+        """Take the line away; a later `say` may bring it back."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -1,0 +1,208 @@
+"""`understudy run`.
+
+What: checks what was asked for, boots it, lends it the terminal or runs one command in it.
+Source: none.
+Invariants: with --exec, standard output carries that command's output and nothing else; --counts
+is written however the run ends.
+"""
+
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from understudy.commands import Refusal
+from understudy.commands.progress import StatusLine
+from understudy.commands.quantities import parse_size, parse_span
+from understudy.terminal import ending_signals, is_interactive
+
+
+class ClockChoice(StrEnum):
+    """Where guest time comes from."""
+
+    VIRTUAL = "virtual"
+    WALL = "wall"
+
+
+class EngineChoice(StrEnum):
+    """What executes the guest's instructions."""
+
+    DBT = "dbt"
+    REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for, checked."""
+
+    guest: str | Path
+    initrd: Path | None
+    append: str
+    memory: str
+    clock: str
+    engine: str
+    command: str | None
+    counts: Path | None
+    timeout_s: float | None
+    interactive: bool
+
+
+def run(
+    guest: Annotated[
+        str | None,
+        typer.Option("--guest", "-g", metavar="NAME", help="A guest by name: see fetch --list."),
+    ] = None,
+    kernel: Annotated[
+        Path | None,
+        typer.Option(
+            "--kernel", "-k", metavar="FILE", help="Your own kernel: bzImage, ELF, PVH, Multiboot."
+        ),
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option("--initrd", metavar="FILE", help="Its initial RAM disk.")
+    ] = None,
+    append: Annotated[
+        str, typer.Option("--append", metavar="TEXT", help="Added to the kernel's command line.")
+    ] = "",
+    memory: Annotated[
+        str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM, like 256M or 1G.")
+    ] = "256M",
+    clock: Annotated[
+        ClockChoice | None,
+        typer.Option(
+            "--clock",
+            help="virtual: time is instructions, every run is the same, idling costs nothing; "
+            "wall: real time.  Default: wall at a terminal, else virtual.",
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineChoice, typer.Option("--engine", help="dbt: fast; reference: plain and slow.")
+    ] = EngineChoice.DBT,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec", "-e", metavar="COMMAND", help="Run it in the guest, print its output, end."
+        ),
+    ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option("--counts", metavar="FILE.json", help="Write what was counted, as JSON."),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option("--timeout", metavar="TIME", help="End after this much real time, like 90s."),
+    ] = None,
+) -> None:
+    """Boot a guest; its console is this terminal.  Ctrl-] h shows the keys, Ctrl-] q ends it.
+
+    The status is 0 after a power-off, the command's own with --exec, and not 0 otherwise.
+
+    Examples:
+
+      understudy run --guest hello
+
+      understudy run --guest cloud-amd64
+
+      understudy run --guest cloud-amd64 --exec "uname -a"
+
+      understudy run --guest cloud-amd64 --exec true --counts counts.json
+
+      understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
+    """
+    wanted = _checked(guest, kernel, initrd, append, memory, clock, engine, command, counts, timeout)
+    with ending_signals():
+        status = _carry_out(wanted)
+    raise typer.Exit(status)
+
+
+def _checked(
+    guest: str | None,
+    kernel: Path | None,
+    initrd: Path | None,
+    append: str,
+    memory: str,
+    clock: ClockChoice | None,
+    engine: EngineChoice,
+    command: str | None,
+    counts: Path | None,
+    timeout: str | None,
+) -> Wanted:
+    if (guest is None) == (kernel is None):
+        raise typer.BadParameter("say either --guest NAME or --kernel FILE")
+    if guest is not None and initrd is not None:
+        raise typer.BadParameter("--initrd goes with --kernel; a named guest brings its own")
+    if command is not None and not command.strip():
+        raise typer.BadParameter("--exec is empty; give a command, like --exec 'uname -a'")
+    for file in (kernel, initrd):
+        if file is not None and not file.is_file():
+            raise Refusal(f"{file}: no such file" if not file.exists() else f"{file}: not a file")
+    try:
+        parse_size(memory)
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory: {error}") from None
+    try:
+        timeout_s = parse_span(timeout) if timeout is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--timeout: {error}") from None
+    if counts is not None and not counts.absolute().parent.is_dir():
+        raise Refusal(f"--counts: there is no folder {counts.absolute().parent}")
+    interactive = command is None and is_interactive()
+    chosen = clock or (ClockChoice.WALL if interactive else ClockChoice.VIRTUAL)
+    return Wanted(
+        guest=guest if guest is not None else kernel or Path(),
+        initrd=initrd,
+        append=append,
+        memory=memory,
+        clock=chosen.value,
+        engine=engine.value,
+        command=command,
+        counts=counts,
+        timeout_s=timeout_s,
+        interactive=interactive,
+    )
+
+
+def _carry_out(wanted: Wanted) -> int:
+    """Boot and run; the result is the status for the shell."""
+    # Imported late: `understudy --help` must work, and quickly, without the compiled half.
+    from understudy.commands.console import converse, execute
+    from understudy.guests.entry import GuestError
+    from understudy.linux import VM, LinuxError
+
+    name = wanted.guest if isinstance(wanted.guest, str) else wanted.guest.name
+    with ExitStack() as stack:
+        line = stack.enter_context(StatusLine(name))
+        try:
+            vm = stack.enter_context(
+                VM.linux(
+                    wanted.guest,
+                    initrd=wanted.initrd,
+                    append=wanted.append,
+                    memory=wanted.memory,
+                    clock=wanted.clock,
+                    engine=wanted.engine,
+                    progress=line.say,
+                )
+            )
+            if wanted.counts is not None:
+                stack.callback(_write_counts, vm, wanted.counts)
+            if wanted.command is not None:
+                return execute(vm, wanted.command, wanted.timeout_s, line)
+            return converse(vm, wanted.timeout_s, line, interactive=wanted.interactive)
+        except (GuestError, LinuxError) as error:
+            line.clear()
+            raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
+
+
+def _write_counts(vm: "object", file: Path) -> None:
+    counts = vm.counts()  # type: ignore[attr-defined]
+    text = json.dumps(counts, indent=2, sort_keys=True) + "\n"
+    if str(file) == "-":
+        sys.stdout.write(text)
+        return
+    file.write_text(text, encoding="utf-8")

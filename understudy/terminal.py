@@ -1,0 +1,205 @@
+"""The user's terminal, lent to a guest.
+
+What: raw mode that is always given back, the escape key, and a reader that never blocks the guest.
+Source: termios(3); the escape key is that of telnet, Ctrl-].
+Invariants: however `Terminal` is left (return, exception, SIGTERM, SIGHUP), the terminal is as it
+was found.  End of input never ends the guest.
+"""
+
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import tty
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from types import FrameType
+from typing import Self
+
+ESCAPE = 0x1D  # Ctrl-]
+ESCAPE_NAME = "Ctrl-]"
+
+
+class Wish(Enum):
+    """What the user can ask for with the escape key; the value is the key to press after it."""
+
+    QUIT = b"q"
+    HELP = b"h"
+    COUNTS = b"c"
+
+
+HELP_TEXT = f"""\
+{ESCAPE_NAME} q   end the guest now
+{ESCAPE_NAME} c   show what was counted so far
+{ESCAPE_NAME} h   show this help
+{ESCAPE_NAME} {ESCAPE_NAME}   send {ESCAPE_NAME} to the guest
+"""
+
+
+class EscapeKey:
+    """Parts what the user types into bytes for the guest and wishes for us."""
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def feed(self, typed: bytes) -> Iterator[bytes | Wish]:
+        """Yield, in order, runs of bytes for the guest and wishes; keeps a lone escape in mind."""
+        plain = bytearray()
+        for byte in typed:
+            if not self._armed:
+                if byte == ESCAPE:
+                    self._armed = True
+                else:
+                    plain.append(byte)
+                continue
+            self._armed = False
+            if byte == ESCAPE:
+                plain.append(byte)
+                continue
+            if plain:
+                yield bytes(plain)
+                plain.clear()
+            try:
+                yield Wish(bytes([byte]).lower())
+            except ValueError:
+                yield Wish.HELP  # not a key we know: say which there are
+        if plain:
+            yield bytes(plain)
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP arrived: unwind, then end with the shell's status for that signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+def is_interactive() -> bool:
+    """Whether a person sits before standard input and output, and we are in the foreground."""
+    try:
+        if not (os.isatty(0) and os.isatty(1)):
+            return False
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+@contextmanager
+def ending_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, so that everything is put back on the way out."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+class RawMode:
+    """A terminal that hands over every key as typed, until it is left."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._before: list[object] = []
+
+    def __enter__(self) -> Self:
+        self._before = termios.tcgetattr(self._fd)
+        tty.setraw(self._fd, termios.TCSADRAIN)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the terminal back as it was found; harmless when called again."""
+        with suppress(termios.error, OSError):  # it may be gone: that is what SIGHUP says
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)  # type: ignore[arg-type]
+
+
+class Input:
+    """Reads a file descriptor on a thread of its own; `take` never waits."""
+
+    def __init__(self, fd: int, arrived: Callable[[], None] | None = None) -> None:
+        self._fd = fd
+        self._arrived = arrived
+        self._chunks: deque[bytes] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        self.ended = False
+        self._thread = threading.Thread(target=self._read, name="console-input", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.write(self._wake_write, b"x")
+        self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                ready, _, _ = select.select([self._fd, self._wake_read], [], [])
+                if self._wake_read in ready:
+                    return
+                data = os.read(self._fd, 4096)
+            except (OSError, ValueError):
+                data = b""
+            if not data:
+                self.ended = True
+                return
+            self._chunks.append(data)
+            if self._arrived is not None:
+                self._arrived()
+
+    def waiting(self) -> bool:
+        """Whether `take` would return something."""
+        return bool(self._chunks)
+
+    def take(self) -> bytes:
+        """Everything that has been typed since the last call."""
+        taken = bytearray()
+        while self._chunks:
+            taken += self._chunks.popleft()
+        return bytes(taken)
+
+
+class Output:
+    """Writes the guest's bytes to a file descriptor, whole, in order."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.wrote = False
+
+    def __call__(self, data: bytes) -> None:
+        """Write all of `data`; raises BrokenPipeError when nobody reads any more."""
+        view = memoryview(data)
+        self.wrote = self.wrote or bool(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+
+
+def note(text: str) -> None:
+    """A line from understudy itself, on standard error, that also looks right in raw mode."""
+    for line in text.splitlines():
+        sys.stderr.write(f"\r[understudy] {line}\r\n")
+    sys.stderr.flush()
