@@ -1,6 +1,6 @@
 """The rules of the house, each with its reason.
 
-Source: CONTRIBUTING.md, "Style".  A rule that a tool checks (format, types) is left to `make check`.
+Source: CONTRIBUTING.md, "Style".  A rule that a tool checks (format, types) is `make check`'s.
 """
 
 import ast

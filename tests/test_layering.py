@@ -18,7 +18,7 @@ LAYERS = (
     ("silicon", "arch", "clock"),
     ("devices",),
     ("guests",),
-    ("host", "vm", "vcpu", "exits", "events", "execution", "paging"),
+    ("host", "cpu_model", "vm", "vcpu", "exits", "events", "execution", "paging"),
     ("linux",),
     ("terminal", "doctor", "commands", "cli", "__main__"),
 )

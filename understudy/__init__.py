@@ -1,10 +1,10 @@
 """understudy: a hypervisor for x86, written in Python on a machine written in Rust.
 
-    from understudy import VM
+from understudy import VM
 
-    with VM.linux("cloud-amd64", memory="256M") as vm:
-        vm.wait_for_prompt()
-        print(vm.run("uname -a").output)
+with VM.linux("cloud-amd64", memory="256M") as vm:
+    vm.wait_for_prompt()
+    print(vm.run("uname -a").output)
 """
 
 from typing import TYPE_CHECKING

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 from understudy import vm as machine
-from understudy.guests import agent, debian, loader
+from understudy.guests import debian, loader
+from understudy.guests.agent import Agent, Exited, Output, Send
 from understudy.vm import Stop
 
 # How much of what the console showed is kept; a guest may print for ever.
@@ -22,7 +24,13 @@ CONSOLE_KEPT_BYTES = 1 << 20
 # The shell prompts of busybox and of most others, at the end of what was printed.
 PROMPT = rb"[#$] (?:\x1b\[6n)?\Z"
 
-_SLICE_S = 0.2
+BOOT_GUEST_S = 300.0
+BOOT_WALL_S = 600.0
+COMMAND_GUEST_S = 600.0
+COMMAND_WALL_S = 600.0
+
+_NS = 1_000_000_000
+_SLICE_S = 0.2  # progress is reported this often
 
 
 class LinuxError(RuntimeError):
@@ -47,11 +55,14 @@ class GuestStopped(LinuxError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a command in the guest printed (standard output and error together) and its status."""
+    """What a command printed, standard output and error together, and the status it ended with.
+
+    `output` is `raw` read as UTF-8.
+    """
 
     output: str
     status: int
-    raw: bytes = b""
+    raw: bytes
 
     def check(self) -> Self:
         """Itself if the command succeeded; raises LinuxError if not."""
@@ -63,11 +74,17 @@ class Result:
 class VM(machine.VM):
     """A virtual machine, and what one does with a Linux in it.
 
-    >>> with VM.linux("cloud-amd64", memory="256M") as vm:      # doctest: +SKIP
-    ...     vm.wait_for_prompt()
+    >>> with VM.linux("cloud-amd64", memory="256M") as vm:  # doctest: +SKIP
     ...     vm.run("uname -s").output
     'Linux\\n'
     """
+
+    _heard: bytearray
+    _agent: Agent
+    _command_output: bytearray
+    _on_command_output: Callable[[bytes], None] | None
+    _command_status: int | None
+    on_slice: Callable[[], None] | None
 
     @classmethod
     def linux(
@@ -81,20 +98,199 @@ class VM(machine.VM):
         engine: str = "dbt",
         progress: Callable[[str], None] | None = None,
     ) -> Self:
-        """Make a VM with `guest` loaded, ready to run: a name that can be fetched, or a kernel file.
+        """Make a VM with `guest` loaded, ready to run.
 
-        A named guest that is not in the cache is fetched first.  `append` is added to the kernel's
-        command line.  `progress` is told, now and then, what is going on.
+        `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
+        cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
+        kernel's command line.
         """
-        if isinstance(guest, str):
-            fetched = debian.fetch(guest, progress=progress)
-            kernel, ramdisk = fetched.kernel, fetched.initrd
-            append = f"{fetched.append} {append}".strip()
+        kernel: Path
+        ramdisk: Path | None = Path(initrd) if initrd is not None else None
+        if isinstance(guest, Path):
+            kernel = guest
         else:
-            kernel, ramdisk = guest, None
-        if initrd is not None:
-            ramdisk = Path(initrd)
-        vm = cls(memory=memory, clock=clock, engine=engine, name=str(guest))
-        vm.progress = progress
+            fetched = debian.fetch(guest, progress=progress)
+            kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
+            append = f"{fetched.append} {append}".strip()
+        vm = cls(memory, clock=clock, engine=engine, name=str(guest))
+        vm.listen()
         vm.enter(loader.load(vm.memory, kernel, initrd=ramdisk, append=append))
         return vm
+
+    def listen(self) -> None:
+        """Begin to keep what the guest prints and to talk with its agent."""
+        self._heard, self._command_output = bytearray(), bytearray()
+        self._agent = Agent()
+        self._command_status, self._on_command_output, self.on_slice = None, None, None
+        self.console.on_output.append(self._hear)
+        self.agent_port.on_output.append(self._hear_agent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- The console ------------------------------------------------------------------------
+
+    @property
+    def console_text(self) -> str:
+        """What the guest has printed on its console (the last megabyte of it)."""
+        return self._heard.decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def send(self, text: str | bytes) -> None:
+        """Type into the console; a line ends with "\\n"."""
+        self.console.send(text.encode() if isinstance(text, str) else text)
+
+    def wait_for_prompt(
+        self,
+        prompt: bytes = PROMPT,
+        *,
+        timeout_guest_s: float = BOOT_GUEST_S,
+        timeout_wall_s: float = BOOT_WALL_S,
+    ) -> None:
+        """Run until the console's last line ends like a shell prompt (`prompt`: a pattern)."""
+        pattern = re.compile(prompt)
+
+        def prompted() -> bool:
+            return pattern.search(bytes(self._heard[-256:])) is not None
+
+        self.run_until(prompted, "a prompt", timeout_guest_s, timeout_wall_s)
+
+    def wait_for_text(
+        self,
+        text: str,
+        *,
+        timeout_guest_s: float = BOOT_GUEST_S,
+        timeout_wall_s: float = BOOT_WALL_S,
+    ) -> None:
+        """Run until `text` has been printed on the console."""
+        wanted = text.encode()
+        self.run_until(lambda: wanted in self._heard, repr(text), timeout_guest_s, timeout_wall_s)
+
+    # --- Commands ---------------------------------------------------------------------------
+
+    def wait_for_agent(
+        self, *, timeout_guest_s: float = BOOT_GUEST_S, timeout_wall_s: float = BOOT_WALL_S
+    ) -> None:
+        """Run until the guest takes commands: its user land is up."""
+        self.run_until(
+            lambda: self._agent.ready,
+            "understudy's agent (an initrd of one's own has none)",
+            timeout_guest_s,
+            timeout_wall_s,
+        )
+
+    def run(
+        self,
+        command: str,
+        *,
+        timeout_guest_s: float = COMMAND_GUEST_S,
+        timeout_wall_s: float = COMMAND_WALL_S,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> Result:
+        """Run a shell command in the guest and wait for its end; boots first if need be.
+
+        `on_output` gets the output as it comes.  A command that is not done in time is given up
+        (it goes on in the guest) and GuestTimeout is raised.
+        """
+        if not self._agent.ready:
+            self.wait_for_agent()
+        self._command_output.clear()
+        self._command_status, self._on_command_output = None, on_output
+        self.agent_port.send(self._agent.request(command))
+        try:
+            self.run_until(
+                lambda: self._command_status is not None,
+                f"the end of {command!r}",
+                timeout_guest_s,
+                timeout_wall_s,
+            )
+        except LinuxError:
+            self._agent.give_up()
+            raise
+        raw, status = bytes(self._command_output), self._command_status
+        assert status is not None
+        return Result(raw.decode("utf-8", "replace"), status, raw)
+
+    def power_off(self, *, timeout_guest_s: float = 60.0, timeout_wall_s: float = 120.0) -> None:
+        """Ask the guest to power itself off, and wait until it has."""
+        if not self._agent.ready:
+            self.wait_for_agent()
+        self.agent_port.send(self._agent.request("poweroff -f"))
+        try:
+            self.run_until(lambda: False, "the power-off", timeout_guest_s, timeout_wall_s)
+        except GuestStopped as stopped:
+            if stopped.stop.kind != "poweroff":
+                raise
+
+    # --- Running ----------------------------------------------------------------------------
+
+    def run_until(
+        self,
+        done: Callable[[], bool],
+        awaited: str,
+        timeout_guest_s: float,
+        timeout_wall_s: float,
+    ) -> None:
+        """Run until `done()`; GuestTimeout or GuestStopped says that `awaited` did not come."""
+        deadline_ns = self.clock.now() + round(timeout_guest_s * _NS)
+        ends_at = time.monotonic() + timeout_wall_s
+        while not done():
+            left = ends_at - time.monotonic()
+            if left <= 0:
+                raise GuestTimeout(f"{awaited} did not come within {timeout_wall_s:g} s")
+            stop = self.go(until=done, deadline_ns=deadline_ns, wall_seconds=min(left, _SLICE_S))
+            if self.on_slice is not None:
+                self.on_slice()
+            if stop.kind == "deadline" and not done():
+                limit = f"{timeout_guest_s:g} s of guest time"
+                raise GuestTimeout(f"{awaited} did not come within {limit}")
+            if stop.kind not in ("until", "wall", "deadline"):
+                line = f"the guest ended ({stop_in_words(stop)}) before {awaited} came"
+                raise GuestStopped(line, stop, self.last_words(stop))
+
+    def last_words(self, stop: Stop) -> str:
+        """What helps to find out why a guest ended: nothing after a power-off."""
+        if stop.kind in ("poweroff", "debug-exit"):
+            return ""
+        tail = "\n".join(self.console_text.splitlines()[-12:])
+        return f"--- the console's last lines ---\n{tail}\n--- the state ---\n{self.describe()}"
+
+    def _hear(self, data: bytes) -> None:
+        self._heard += data
+        if len(self._heard) > 2 * CONSOLE_KEPT_BYTES:
+            del self._heard[:-CONSOLE_KEPT_BYTES]
+
+    def _hear_agent(self, data: bytes) -> None:
+        for event in self._agent.feed(data):
+            match event:
+                case Send(reply):
+                    self.agent_port.send(reply)
+                case Output(chunk):
+                    self._command_output += chunk
+                    if self._on_command_output is not None:
+                        self._on_command_output(chunk)
+                case Exited(status):
+                    self._command_status = status
+
+
+_WORDS = {
+    "poweroff": "it powered itself off",
+    "reset": "it asked for a reset, which understudy does not carry out",
+    "triple-fault": "a triple fault: it could not deliver an exception",
+    "stuck": "halted, and nothing can wake it",
+    "debug-exit": "it asked to end through the debug-exit port",
+    "error": "an exit that understudy cannot handle",
+}
+
+
+def stop_in_words(stop: Stop) -> str:
+    """How a guest ended, for a message."""
+    words = _WORDS.get(stop.kind, stop.kind)
+    return f"{words}; {stop.detail}" if stop.detail and stop.kind != "poweroff" else words

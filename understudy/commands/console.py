@@ -6,15 +6,14 @@ Invariants: the guest's bytes go to standard output unchanged and whole; what un
 says goes to standard error; end of input does not end the guest.
 """
 
-import stat
-import sys
 import os
+import stat
 import time
 from contextlib import ExitStack
 
 from understudy.commands import Refusal
 from understudy.commands.progress import StatusLine
-from understudy.linux import VM
+from understudy.linux import VM, stop_in_words
 from understudy.terminal import (
     ESCAPE_NAME,
     HELP_TEXT,
@@ -27,24 +26,64 @@ from understudy.terminal import (
 )
 from understudy.vm import Stop
 
-# A guest that makes no exits is looked after this often; a key typed wakes it at once.
+# A guest that makes no exits is looked after this often.
 SLICE_S = 0.05
 
 
-class _Quit(Exception):
-    """The user asked for the end with the escape key."""
+def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool) -> int:
+    """Connect the guest's console with standard input and output until it ends; the status."""
+    with ExitStack() as stack:
+        if interactive:
+            note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
+            stack.enter_context(RawMode(0))
+        keyboard = None
+        if _is_file(0):
+            vm.console.send(_all_of(0))  # all of it at once: when it comes is no accident
+        elif interactive or not os.isatty(0):
+            keyboard = stack.enter_context(Input(0))
+        stop = _Session(vm, line, timeout_s, interactive).run(keyboard, Output(1))
+    if stop is None:
+        note("ended by the user")
+        return 1
+    return _status(vm, stop)
 
 
-class Session:
+def execute(vm: VM, command: str, timeout_s: float | None, line: StatusLine) -> int:
+    """Boot, run one command, print what it prints and nothing else; its status."""
+    screen = Output(1)
+    ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
+
+    def show(data: bytes) -> None:
+        line.clear()
+        screen(data)
+
+    def left(default: float) -> float:
+        return max(0.001, ends_at - time.monotonic()) if ends_at is not None else default
+
+    vm.on_slice = lambda: line.running(vm.clock.now(), vm.instructions)
+    vm.wait_for_agent(timeout_wall_s=left(600.0))
+    # A command may take as long as it likes unless --timeout says otherwise.
+    forever_s = 1e8
+    result = vm.run(
+        command, timeout_guest_s=forever_s, timeout_wall_s=left(forever_s), on_output=show
+    )
+    line.clear()
+    return result.status
+
+
+class _Session:
     """One guest with one user, until either ends it."""
 
-    def __init__(self, vm: VM, line: StatusLine, timeout_s: float | None) -> None:
+    def __init__(
+        self, vm: VM, line: StatusLine, timeout_s: float | None, interactive: bool
+    ) -> None:
         self._vm = vm
         self._line = line
+        self._interactive = interactive
         self._ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
         self._escape = EscapeKey()
 
-    def run(self, keyboard: Input | None, screen: Output, *, interactive: bool) -> Stop | None:
+    def run(self, keyboard: Input | None, screen: Output) -> Stop | None:
         """Go on until the guest stops (the result says why) or the user quits (None)."""
         vm = self._vm
 
@@ -58,16 +97,16 @@ class Session:
             stop = vm.go(until=waiting, wall_seconds=SLICE_S)
             if stop.kind not in ("until", "wall"):
                 return stop
-            if keyboard is not None and not self._pass_on(keyboard.take(), interactive):
+            if keyboard is not None and not self._pass_on(keyboard.take()):
                 return None
             if self._ends_at is not None and time.monotonic() > self._ends_at:
                 raise Refusal("the time that --timeout gave is over; the guest was still running")
             if not screen.wrote:
-                self._line.running(vm.now_ns, vm.instructions)
+                self._line.running(vm.clock.now(), vm.instructions)
 
-    def _pass_on(self, typed: bytes, interactive: bool) -> bool:
+    def _pass_on(self, typed: bytes) -> bool:
         """Give what was typed to the guest, see to the wishes; False: the user quits."""
-        if not interactive:
+        if not self._interactive:
             self._vm.console.send(typed)
             return True
         for part in self._escape.feed(typed):
@@ -77,7 +116,41 @@ class Session:
                 case Wish.QUIT:
                     return False
                 case Wish.COUNTS:
-                    note(self._vm.counts_in_words())
+                    note(counts_in_words(self._vm))
                 case Wish.HELP:
                     note(HELP_TEXT)
         return True
+
+
+def counts_in_words(vm: VM) -> str:
+    """The most telling of what was counted, for people."""
+    counts = vm.counts()
+    exits = sorted(counts["exits"].items(), key=lambda item: -item[1])
+    lines = [
+        f"guest time {vm.clock.now() / 1e9:.2f} s, {counts['instructions']:,} instructions, "
+        f"{sum(number for _, number in exits):,} exits:"
+    ]
+    return "\n".join(lines + [f"  {name:28} {number:12,}" for name, number in exits[:8]])
+
+
+def _status(vm: VM, stop: Stop) -> int:
+    """The status for the shell after a guest has ended by itself."""
+    match stop.kind:
+        case "poweroff":
+            return 0
+        case "debug-exit":
+            return stop.status or 0
+        case _:
+            raise Refusal(f"the guest ended: {stop_in_words(stop)}", detail=vm.describe())
+
+
+def _is_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False  # no standard input at all
+
+
+def _all_of(fd: int) -> bytes:
+    with os.fdopen(os.dup(fd), "rb") as file:
+        return file.read()

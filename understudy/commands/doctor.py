@@ -6,7 +6,11 @@ from rich.markup import escape
 from understudy.commands import Refusal
 from understudy.doctor import Level, examine
 
-_MARK = {Level.GOOD: "[green]✓[/green]", Level.LACK: "[yellow]–[/yellow]", Level.BAD: "[red]✗[/red]"}
+_MARK = {
+    Level.GOOD: "[green]✓[/green]",
+    Level.LACK: "[yellow]–[/yellow]",
+    Level.BAD: "[red]✗[/red]",
+}
 
 
 def doctor() -> None:
@@ -19,7 +23,9 @@ def doctor() -> None:
     console = Console(highlight=False)
     findings = examine()
     for finding in findings:
-        console.print(f"{_MARK[finding.level]} [bold]{finding.topic}[/bold]: {escape(finding.words)}")
+        console.print(
+            f"{_MARK[finding.level]} [bold]{finding.topic}[/bold]: {escape(finding.words)}"
+        )
         if finding.advice:
             console.print(f"    → {escape(finding.advice)}")
     bad = [finding.topic for finding in findings if finding.level is Level.BAD]

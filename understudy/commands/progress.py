@@ -59,14 +59,19 @@ class StatusLine:
     def say(self, text: str) -> None:
         """Show `text` after the title, once the patience has run out."""
         elapsed = self._now() - self._started
-        if elapsed < self._patience_s or not self._console.is_terminal:
+        able = self._console.is_terminal and not self._console.is_dumb_terminal
+        if elapsed < self._patience_s or not able:
             return
         line = Text.assemble((self._title, "bold"), f"   {text}   ", (f"{elapsed:.0f} s", "dim"))
         line.no_wrap = True
         line.overflow = "ellipsis"
         if self._live is None:
             self._live = Live(
-                line, console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
+                line,
+                console=self._console,
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,
             )
             self._live.start(refresh=True)
         else:

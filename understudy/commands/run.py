@@ -114,7 +114,9 @@ def run(
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
-    wanted = _checked(guest, kernel, initrd, append, memory, clock, engine, command, counts, timeout)
+    wanted = _checked(
+        guest, kernel, initrd, append, memory, clock, engine, command, counts, timeout
+    )
     with ending_signals():
         status = _carry_out(wanted)
     raise typer.Exit(status)
