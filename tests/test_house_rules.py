@@ -17,6 +17,7 @@ OURS = [*PACKAGE, *files("tests", ".py"), *files("examples", ".py"), *files("too
 RUST = [*files("silicon", ".rs")]
 
 _FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+_QUESTIONS = ("is_", "has_", "may_")
 _FORBIDDEN_SUFFIXES = ("manager", "handler", "handlers", "processor")
 
 
@@ -62,7 +63,7 @@ def _public_without_docstring(path: Path) -> Iterator[str]:
             if child.name.startswith("_"):
                 continue
             inherited = documented_elsewhere and not isinstance(child, ast.ClassDef)
-            if not ast.get_docstring(child) and not inherited and not _is_short_property(child):
+            if not ast.get_docstring(child) and not inherited and not _says_it_by_its_name(child):
                 yield f"{path}:{child.lineno}: {prefix}{child.name}"
             if isinstance(child, ast.ClassDef):
                 yield from visit(child, f"{prefix}{child.name}.")
@@ -70,11 +71,14 @@ def _public_without_docstring(path: Path) -> Iterator[str]:
     yield from visit(tree, "")
 
 
-def _is_short_property(node: ast.AST) -> bool:
-    """Setters and overloads repeat a name that has its docstring at the getter."""
-    return isinstance(node, ast.FunctionDef) and any(
-        ast.unparse(d).endswith((".setter", "overload")) for d in node.decorator_list
-    )
+def _says_it_by_its_name(node: ast.AST) -> bool:
+    """Setters repeat the getter; a question of one line (`is_armed`) reads as an assertion."""
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    decorators = [ast.unparse(d) for d in node.decorator_list]
+    if any(d.endswith((".setter", "overload")) for d in decorators):
+        return True
+    return "property" in decorators and node.name.startswith(_QUESTIONS) and len(node.body) == 1
 
 
 def test_public_names_have_docstrings() -> None:

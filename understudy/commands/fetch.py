@@ -1,1 +1,8 @@
 """`understudy fetch`."""
+
+
+def fetch() -> None:
+    """Fetch.
+
+    Example:  understudy fetch
+    """
