@@ -17,6 +17,7 @@ from typing import Self
 from understudy import vm as machine
 from understudy.guests import debian, loader
 from understudy.guests.agent import Agent, Exited, Output, Send
+from understudy.guests.apt import Progress
 from understudy.vm import Stop
 
 # How much of what the console showed is kept; a guest may print for ever.
@@ -96,7 +97,7 @@ class VM(machine.VM):
         append: str = "",
         clock: str = "virtual",
         engine: str = "dbt",
-        progress: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Make a VM with `guest` loaded, ready to run.
 
@@ -104,12 +105,12 @@ class VM(machine.VM):
         cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
         kernel's command line.
         """
-        kernel: Path
+        kernel: Path | bytes
         ramdisk: Path | None = Path(initrd) if initrd is not None else None
         if isinstance(guest, Path):
             kernel = guest
         else:
-            fetched = debian.fetch(guest, progress=progress)
+            fetched = debian.fetch(guest, *([progress] if progress is not None else []))
             kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
             append = f"{fetched.append} {append}".strip()
         vm = cls(memory, clock=clock, engine=engine, name=str(guest))

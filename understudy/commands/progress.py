@@ -82,3 +82,35 @@ class StatusLine:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class Steps:
+    """What `fetch` is doing: a line with a bar on a terminal, else a line for each new step."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._line = StatusLine(title, self._console, patience_s=0.0)
+        self._title = title
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._line.clear()
+
+    def __call__(self, text: str, share: float | None) -> None:
+        """Say `text`; `share` is how much of it is done, 0 to 1, if that is known."""
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._line.say(f"{text} {bar(share)}")
+        elif text != self._last:
+            self._console.print(f"{self._title}: {text}", markup=False, highlight=False)
+        self._last = text
+
+
+def bar(share: float | None, width: int = 24) -> str:
+    """A bar that is filled to `share`; nothing if that is not known."""
+    if share is None:
+        return ""
+    full = round(max(0.0, min(1.0, share)) * width)
+    return f"{'█' * full}{'░' * (width - full)} {share:4.0%}"

@@ -12,14 +12,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from understudy.commands import Refusal
-from understudy.commands.progress import StatusLine
+from understudy.commands.progress import StatusLine, Steps
 from understudy.commands.quantities import parse_size, parse_span
 from understudy.terminal import ending_signals, is_interactive
+
+if TYPE_CHECKING:
+    from understudy.linux import VM
 
 
 class ClockChoice(StrEnum):
@@ -180,17 +183,17 @@ def _carry_out(wanted: Wanted) -> int:
     with ExitStack() as stack:
         line = stack.enter_context(StatusLine(name))
         try:
-            vm = stack.enter_context(
-                VM.linux(
+            with Steps(name) as steps:
+                vm = VM.linux(
                     wanted.guest,
                     initrd=wanted.initrd,
                     append=wanted.append,
                     memory=wanted.memory,
                     clock=wanted.clock,
                     engine=wanted.engine,
-                    progress=line.say,
+                    progress=steps,
                 )
-            )
+            stack.enter_context(vm)
             if wanted.counts is not None:
                 stack.callback(_write_counts, vm, wanted.counts)
             if wanted.command is not None:
@@ -199,11 +202,12 @@ def _carry_out(wanted: Wanted) -> int:
         except (GuestError, LinuxError) as error:
             line.clear()
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
+        except MemoryError as error:
+            raise Refusal(str(error) or f"this computer cannot give {wanted.memory}") from None
 
 
-def _write_counts(vm: "object", file: Path) -> None:
-    counts = vm.counts()  # type: ignore[attr-defined]
-    text = json.dumps(counts, indent=2, sort_keys=True) + "\n"
+def _write_counts(vm: "VM", file: Path) -> None:
+    text = json.dumps(vm.counts(), indent=2, sort_keys=True) + "\n"
     if str(file) == "-":
         sys.stdout.write(text)
         return
