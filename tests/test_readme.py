@@ -21,7 +21,7 @@ PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 # What each command must print (a pattern), in the README's order.
 EXPECTED = {
     "understudy run --guest hello": r"Hello from a guest",
-    'understudy run --guest cloud-amd64 --exec "uname -a"': r"\ALinux understudy 6\.1\..* x86_64 .*\n\Z",
+    'understudy run --guest cloud-amd64 --exec "uname -a"': r"\ALinux understudy 6\.1\..+\n\Z",
     'understudy run --guest cloud-amd64 --exec "true" --counts counts.json': r"\A\Z",
     "understudy fetch --list": r"cloud-amd64",
     "understudy doctor": r"Guests can run here",
