@@ -1,0 +1,102 @@
+"""One run of the benchmark: every row in every place, interleaved, several times.
+
+Invariants: within a repetition a row runs in all places one directly after the other, so that what
+else the computer does hits all alike, and the order of the places turns from one repetition to the
+next; results must be equal everywhere; a place that failed is started afresh.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench.markers import Failed
+from bench.rows import BOOT, Row
+from bench.stats import Spread, spread_of_ratios
+from bench.subjects import Subject
+
+
+@dataclass
+class Result:
+    """What was seen of one row: seconds by place and repetition (None where it failed)."""
+
+    row: Row
+    seconds: dict[str, list[float | None]] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def ratio(self, slow: str, fast: str) -> Spread | None:
+        """How many times longer `slow` took than `fast`, pairwise in each repetition."""
+        pairs = zip(self.seconds.get(slow, []), self.seconds.get(fast, []), strict=False)
+        return spread_of_ratios([(a, b) for a, b in pairs if a is not None and b is not None])
+
+
+class Bench:
+    """The places, the rows, and what has been measured so far."""
+
+    def __init__(
+        self,
+        subjects: list[Subject],
+        rows: list[Row],
+        missing: dict[str, str],
+        *,
+        scale: float,
+        timeout: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.subjects, self.scale, self.timeout, self.tell = subjects, scale, timeout, tell
+        self.results = {row.name: Result(row) for row in rows}
+        self.running: set[str] = set()
+        for name, reason in missing.items():
+            self.results[name].problems.append(reason)
+
+    def measure(self, repetitions: int) -> list[Result]:
+        """All rows, `repetitions` times."""
+        try:
+            for repetition in range(repetitions):
+                for number, result in enumerate(self.results.values()):
+                    if result.problems and not result.seconds:
+                        continue  # not built
+                    turn = (repetition + number) % len(self.subjects)
+                    for subject in self.subjects[turn:] + self.subjects[:turn]:
+                        self._once(result, subject, repetition, repetitions)
+        finally:
+            for subject in self.subjects:
+                subject.stop()
+        return list(self.results.values())
+
+    def _once(self, result: Result, subject: Subject, repetition: int, repetitions: int) -> None:
+        row = result.row
+        if row is BOOT and not subject.boots:
+            return
+        self.tell(f"{repetition + 1}/{repetitions} {row.name}: {subject.name}")
+        seconds: float | None = None
+        try:
+            seconds = self._boot(subject) if row is BOOT else self._run(result, subject)
+        except Failed as failure:
+            self._note(result, f"{subject.name}: {failure}")
+            subject.stop()
+            self.running.discard(subject.name)
+        result.seconds.setdefault(subject.name, []).append(seconds)
+
+    def _boot(self, subject: Subject) -> float:
+        subject.stop()
+        self.running.discard(subject.name)
+        try:
+            return subject.start(subject.built.boot_initramfs)
+        finally:
+            subject.stop()
+
+    def _run(self, result: Result, subject: Subject) -> float:
+        if subject.name not in self.running:
+            subject.start(subject.built.initramfs)
+            self.running.add(subject.name)
+        sample = subject.run(result.row.command(self.scale), self.timeout)
+        known = next(iter(result.checksums.items()), (subject.name, sample.checksum))
+        result.checksums.setdefault(subject.name, sample.checksum)
+        if sample.checksum != known[1]:
+            self._note(result, f"wrong: {subject.name} {sample.checksum}, {known[0]} {known[1]}")
+        return sample.seconds
+
+    @staticmethod
+    def _note(result: Result, problem: str) -> None:
+        if problem not in result.problems:
+            result.problems.append(problem)
