@@ -4,12 +4,14 @@ The status is 0 only if every selected row that could be built ran everywhere wi
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -33,9 +35,12 @@ def main() -> int:
     talk = Console(stderr=True)
     try:
         return measure(options, talk)
-    except (Failed, RuntimeError, ValueError) as problem:
+    except (Failed, RuntimeError, ValueError, OSError) as problem:
         talk.print(f"bench: {problem}", markup=False, style="red")
         return 2
+    except KeyboardInterrupt:
+        talk.print("bench: interrupted")
+        return 130
 
 
 def parse() -> argparse.Namespace:
@@ -59,8 +64,9 @@ def measure(options: argparse.Namespace, talk: Console) -> int:
     """Everything between the command line and the exit status."""
     rows = select(options.only)
     OUT.mkdir(parents=True, exist_ok=True)
-    with talk.status("building") as status:
-        built = build(rows, OUT, status.update)
+    steps = Steps(talk)
+    with steps.status:
+        built = build(rows, OUT, steps.tell)
         subjects, versions = choose(options, built, talk)
         bench = Bench(
             subjects,
@@ -68,7 +74,7 @@ def measure(options: argparse.Namespace, talk: Console) -> int:
             built.missing,
             scale=options.scale,
             timeout=options.timeout,
-            tell=status.update if talk.is_terminal else lambda step: talk.print(step),
+            tell=steps.tell,
         )
         begin = time.perf_counter()
         results = bench.measure(options.reps)
@@ -88,7 +94,7 @@ def measure(options: argparse.Namespace, talk: Console) -> int:
 def choose(
     options: argparse.Namespace, built: Built, talk: Console
 ) -> tuple[list[Subject], dict[str, str]]:
-    """The places that can be had; one that was asked for by name must be there."""
+    """The places that can be had; understudy, or one asked for by name, must be there."""
     names = options.subjects.split(",") if options.subjects else list(SUBJECTS)
     kernel = options.kernel or fetched_kernel()
     subjects, versions = [], {}
@@ -101,7 +107,7 @@ def choose(
             if subject.boots:
                 subject.kernel_file()
         except Failed as reason:
-            if options.subjects:
+            if options.subjects or name == "understudy":
                 raise
             talk.print(f"bench: without {name}: {reason}", markup=False, style="yellow")
             continue
@@ -112,11 +118,25 @@ def choose(
 def fetched_kernel() -> Path | None:
     """The cloud-amd64 kernel from understudy's cache (fetched if need be), if that can be had."""
     try:
-        from understudy.guests import debian
+        debian: Any = importlib.import_module("understudy.guests.debian")
     except ImportError:
         return None
-    kernel: Path = debian.fetch("cloud-amd64").kernel
-    return kernel
+    return Path(debian.fetch("cloud-amd64").kernel)
+
+
+class Steps:
+    """Shows what is being done: a living line on a terminal, else a line for each repetition."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.status, self.told = console, console.status("building"), ""
+
+    def tell(self, step: str) -> None:
+        """`step` is about to be done; its first word is its stage."""
+        self.status.update(step)
+        stage = step.split()[0]
+        if not self.console.is_terminal and stage != self.told:
+            self.console.print(f"bench: {step}", markup=False)
+        self.told = stage
 
 
 def processor() -> str:

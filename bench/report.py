@@ -62,6 +62,7 @@ def _row_json(result: Result) -> dict[str, Any]:
     return {
         "name": result.row.name,
         "group": str(result.row.group),
+        "size": result.row.size,
         "seconds": result.seconds,
         "checksum": next(iter(result.checksums.values()), None),
         "ratios": {

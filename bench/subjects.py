@@ -14,13 +14,14 @@ import time
 from abc import ABC, abstractmethod
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.build import Built
 from bench.markers import Failed, Markers, Sample
 from bench.rows import ENVIRONMENT
 
-APPEND = "console=ttyS0 panic=-1"
+# A guest that waits for its turn must not take that for a lock-up.
+APPEND = "console=ttyS0 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
 MEMORY = "512M"
 BOOT_SECONDS = 120.0
 
@@ -155,6 +156,7 @@ class Understudy(Subject):
 
     name = "understudy"
     vm: Any = None
+    log: BinaryIO | None = None
 
     def version(self) -> str:
         try:
@@ -167,17 +169,18 @@ class Understudy(Subject):
             return "understudy from the working tree"
 
     def start(self, initramfs: Path) -> float:
-        from understudy.vm import VM
-
+        linux: Any = importlib.import_module("understudy.linux")
         begin, self.markers = time.perf_counter(), Markers()
-        self.vm = VM.linux(
-            self.kernel_file(), initrd=initramfs, append=APPEND, memory=MEMORY, clock="wall"
-        )
-        self.vm.agent_port.on_output.append(
-            lambda data: self.markers.feed(data, time.perf_counter())
-        )
-        log = (self.logs / "understudy-console.log").open("wb")
-        self.vm.console.on_output.append(log.write)
+        try:
+            self.vm = linux.VM.linux(
+                self.kernel_file(), initrd=initramfs, append=APPEND, memory=MEMORY, clock="wall"
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise Failed(f"the guest could not be made: {error}") from error
+        # Our own first process speaks there, not the agent that VM.linux expects.
+        self.vm.agent_port.on_output[:] = [self._hear]
+        self.log = (self.logs / "understudy-console.log").open("wb")
+        self.vm.console.on_output.append(self.log.write)
         self._go(BOOT_SECONDS, ready=True)
         assert self.markers.ready is not None
         return self.markers.ready - begin
@@ -190,8 +193,13 @@ class Understudy(Subject):
 
     def stop(self) -> None:
         if self.vm is not None:
-            self.vm.__exit__(None, None, None)
-        self.vm = None
+            self.vm.close()
+        if self.log is not None:
+            self.log.close()
+        self.vm = self.log = None
+
+    def _hear(self, data: bytes) -> None:
+        self.markers.feed(data, time.perf_counter())
 
     def _go(self, timeout: float, ready: bool) -> None:
         """Runs the guest until it is ready, or until the program's status has come."""
@@ -199,9 +207,13 @@ class Understudy(Subject):
         def done() -> bool:
             return (self.markers.ready if ready else self.markers.status) is not None
 
-        stop = self.vm.go(until=done, wall_seconds=timeout)
+        try:
+            stop = self.vm.go(until=done, wall_seconds=timeout)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise Failed(f"the hypervisor gave up: {error}") from error
         if not done():
-            raise Failed(f"the guest stopped: {stop.kind} ({stop.detail})")
+            heard = f"; last lines: {self.markers.other[-3:]}"
+            raise Failed(f"the guest stopped: {stop.kind} ({stop.detail}){heard}")
 
 
 SUBJECTS: dict[str, type[Subject]] = {kind.name: kind for kind in (Native, Tcg, Understudy)}
