@@ -7,6 +7,7 @@ next; results must be equal everywhere; a place that failed is started afresh.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 
 from bench.markers import Failed
 from bench.rows import BOOT, Row
@@ -19,6 +20,7 @@ class Result:
     """What was seen of one row: seconds by place and repetition (None where it failed)."""
 
     row: Row
+    scale: float = 1.0
     seconds: dict[str, list[float | None]] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -27,6 +29,18 @@ class Result:
         """How many times longer `slow` took than `fast`, pairwise in each repetition."""
         pairs = zip(self.seconds.get(slow, []), self.seconds.get(fast, []), strict=False)
         return spread_of_ratios([(a, b) for a, b in pairs if a is not None and b is not None])
+
+    def typical(self, place: str) -> float | None:
+        """The median of what one run took there, in seconds."""
+        known = [seconds for seconds in self.seconds.get(place, []) if seconds is not None]
+        return median(known) if known else None
+
+    def microseconds_each(self, place: str) -> float | None:
+        """What one operation took there, for rows that are about one operation."""
+        seconds = self.typical(place)
+        if seconds is None or not self.row.each:
+            return None
+        return 1e6 * seconds / (self.row.scaled(self.scale) * self.row.each)
 
 
 class Bench:
@@ -43,7 +57,7 @@ class Bench:
         tell: Callable[[str], None],
     ) -> None:
         self.subjects, self.scale, self.timeout, self.tell = subjects, scale, timeout, tell
-        self.results = {row.name: Result(row) for row in rows}
+        self.results = {row.name: Result(row, scale) for row in rows}
         self.running: set[str] = set()
         for name, reason in missing.items():
             self.results[name].problems.append(reason)
@@ -65,7 +79,7 @@ class Bench:
 
     def _once(self, result: Result, subject: Subject, repetition: int, repetitions: int) -> None:
         row = result.row
-        if row is BOOT and not subject.boots:
+        if row.guests_only and not subject.boots:
             return
         self.tell(f"{repetition + 1}/{repetitions} {row.name}: {subject.name}")
         seconds: float | None = None

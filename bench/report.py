@@ -4,7 +4,6 @@ Invariant: nothing that was asked for is left out; what could not be measured sa
 """
 
 from collections.abc import Iterable
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from bench.measure import Result
 from bench.rows import Group
 from bench.stats import Spread, geomean
 
+PLACES = ("native", "tcg", "understudy")
 RATIOS = (("tcg", "understudy"), ("understudy", "native"), ("tcg", "native"))
 HEADS = ("TCG/understudy", "understudy/native", "TCG/native")
 
@@ -64,6 +64,9 @@ def _row_json(result: Result) -> dict[str, Any]:
         "group": str(result.row.group),
         "size": result.row.size,
         "seconds": result.seconds,
+        "microseconds_each": {
+            place: result.microseconds_each(place) for place in PLACES if result.row.each
+        },
         "checksum": next(iter(result.checksums.values()), None),
         "ratios": {
             name: {"median": ratio.median, "low": ratio.low, "high": ratio.high}
@@ -77,12 +80,13 @@ def _row_json(result: Result) -> dict[str, Any]:
 def _table(group: Group, rows: list[Result]) -> Table:
     table = Table(title=f"{group}, worst first", title_justify="left")
     table.add_column("row")
+    unit = "µs each" if any(result.row.each for result in rows) else "s"
     for place in ("native", "TCG", "understudy"):
-        table.add_column(f"{place} s", justify="right")
+        table.add_column(f"{place} {unit}", justify="right")
     for head in HEADS:
         table.add_column(head, justify="right")
     for result in worst_first(rows):
-        seconds = [_seconds(result, place) for place in ("native", "tcg", "understudy")]
+        seconds = [_time(result, place) for place in PLACES]
         ratios = [_ratio(result.ratio(slow, fast)) for slow, fast in RATIOS]
         mark = " [red]![/red]" if result.problems else ""
         table.add_row(result.row.name + mark, *seconds, *ratios)
@@ -92,9 +96,11 @@ def _table(group: Group, rows: list[Result]) -> Table:
     return table
 
 
-def _seconds(result: Result, place: str) -> str:
-    known = [seconds for seconds in result.seconds.get(place, []) if seconds is not None]
-    return f"{median(known):.3f}" if known else "-"
+def _time(result: Result, place: str) -> str:
+    each, seconds = result.microseconds_each(place), result.typical(place)
+    if each is not None:
+        return f"{each:.2f}"
+    return f"{seconds:.3f}" if seconds is not None else "-"
 
 
 def _ratio(ratio: Spread | None) -> str:

@@ -27,6 +27,7 @@ class Group(StrEnum):
     LOOPS32 = "loops32"
     PROGRAMS = "programs"
     OS = "os"
+    EXITS = "exits"
     BOOT = "boot"
 
 
@@ -41,13 +42,19 @@ class Row:
     libraries: tuple[str, ...] = ()  # static ones, without lib and .a
     package: str = ""  # the Debian package that has them
     flags: tuple[str, ...] = ()
-    script: tuple[
-        str, ...
-    ] = ()  # the command, if an interpreter runs `source`; {size} is filled in
+    # Operations for one unit of size, where one of them is worth a time of its own.
+    each: int = 0
+    guests_only: bool = False
+    # The command, if an interpreter runs `source`; {size} is filled in.
+    script: tuple[str, ...] = ()
+
+    def scaled(self, scale: float) -> int:
+        """The size of a run."""
+        return max(1, round(self.size * scale))
 
     def command(self, scale: float = 1.0) -> list[str]:
         """The words that start the program, relative to the root directory."""
-        size = max(1, round(self.size * scale))
+        size = self.scaled(scale)
         if self.script:
             return [word.format(size=size) for word in self.script]
         return [f"bench/{self.name}", str(size)]
@@ -96,9 +103,9 @@ def program(name: str, size: int, libraries: str = "", package: str = "", *flags
     )
 
 
-def os_row(name: str, size: int) -> Row:
+def os_row(name: str, size: int, each: int = 1) -> Row:
     """A row about the guest's kernel: system calls, processes, page faults, switches."""
-    return Row(name, Group.OS, size, f"os/{name}.c")
+    return Row(name, Group.OS, size, f"os/{name}.c", each=each)
 
 
 PROGRAMS = (
@@ -137,23 +144,26 @@ PROGRAMS = (
     ),
 )
 OS = (
-    os_row("syscall", 2000),
-    os_row("signals", 500),
+    os_row("syscall", 2000, 1000),
+    os_row("signals", 500, 100),
     os_row("fork", 2000),
     os_row("fork64m", 60),
     os_row("exec", 400),
-    os_row("pagefault", 300),
+    os_row("pagefault", 300, 256),
     os_row("pipe", 30000),
-    os_row("switch", 5000),
-    os_row("threads", 30000),
+    os_row("switch", 5000, 8),
+    os_row("threads", 30000, 2),
 )
-BOOT = Row("boot", Group.BOOT, 1)
+# An exit to the hypervisor's bus and back; of TCG it is not more than a call.
+PORTIO = Row("portio", Group.EXITS, 100000, "os/portio.c", each=1, guests_only=True)
+BOOT = Row("boot", Group.BOOT, 1, guests_only=True)
 
 ROWS = (
     *(loop(name, size) for name, size in LOOPS.items()),
     *(loop32(name, size) for name, size in LOOPS32.items()),
     *PROGRAMS,
     *OS,
+    PORTIO,
     BOOT,
 )
 
