@@ -1,0 +1,165 @@
+"""ACPI fixed hardware: PM1 event and control registers, and the power-management timer.
+
+Source: ACPI Specification 6.5, "ACPI Hardware Specification".  The board has them at port 0x600,
+and `acpi_tables` tells the guest so; the SCI is IRQ 9.  There is no legacy mode: SCI_EN is 1.
+
+Not modeled: sleeping states but S5, general-purpose events, bus-master status, the global lock's
+release to firmware that does not exist.
+
+Invariants: the timer is the clock at 3.579545 MHz; the SCI is asserted exactly while a status bit
+and its enable bit are both set.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.arch.bits import Bit, Bits, Field
+from understudy.clock import NS_PER_SECOND, Alarm, Clock
+from understudy.devices import Device
+from understudy.devices.acpi_tables import PM1_CONTROL, PM_PORTS, PM_TIMER, S5
+from understudy.devices.bus import Line
+
+# --- The specification ---
+
+PM_HZ = 3_579_545
+HALF = 1 << 31  # TMR_STS is set whenever bit 31 of the timer changes
+
+
+class PM1Status(Bits, width=16):
+    """ "PM1 Status Registers"; writing a 1 clears a bit."""
+
+    WAK = Bit(15)
+    RTC = Bit(10)
+    SLPBTN = Bit(9)
+    PWRBTN = Bit(8)  # the power button was pressed
+    GBL = Bit(5)
+    BM = Bit(4)
+    TMR = Bit(0)  # bit 31 of the timer has changed
+
+
+class PM1Enable(Bits, width=16):
+    """ "PM1 Enable Registers": which of them raise the SCI."""
+
+    RTC = Bit(10)
+    SLPBTN = Bit(9)
+    PWRBTN = Bit(8)
+    GBL = Bit(5)
+    TMR = Bit(0)
+
+
+class PM1Control(Bits, width=16):
+    """ "PM1 Control Registers"."""
+
+    SLP_EN = Bit(13)  # enter the state that SLP_TYP says; reads as 0
+    SLP_TYP = Field(12, 10)
+    GBL_RLS = Bit(2)
+    BM_RLD = Bit(1)
+    SCI_EN = Bit(0)  # power-management events raise the SCI, not an SMI
+
+
+STATUS_BITS = sum(f.mask for f in PM1Status.FIELDS)
+ENABLE_BITS = sum(f.mask for f in PM1Enable.FIELDS)
+TMR, PWRBTN = PM1Status.TMR.mask, PM1Status.PWRBTN.mask
+
+
+# --- The device ---
+
+
+@dataclass
+class AcpiState:
+    status: int = 0
+    enable: int = 0
+    control: int = int(PM1Control(SCI_EN=1))
+    seen: int = 0  # how often bit 31 had changed when TMR_STS was last cleared
+
+
+class Acpi(Device, name="acpi"):
+    """The register blocks.  `power_off` is called when the guest enters S5."""
+
+    port_width = 4
+    state: AcpiState
+
+    def __init__(
+        self, clock: Clock, sci: Line, power_off: Callable[[], None], port: int = 0x600
+    ) -> None:
+        super().__init__()
+        self.ports = (range(port, port + PM_PORTS),)
+        self.port = port
+        self.clock, self.sci, self.power_off = clock, sci, power_off
+        self.carry = Alarm(clock, self._update)
+        self.lines["sci"] = sci
+        self.alarms["carry"] = self.carry
+        self.state = AcpiState()
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down, as the button on the front does."""
+        self.state.status |= PWRBTN
+        self._update()
+
+    # --- the timer ---
+
+    @property
+    def timer(self) -> int:
+        """Ticks since power-on; the register shows the low 32 bits."""
+        return self.clock.now() * PM_HZ // NS_PER_SECOND
+
+    def _update(self) -> None:
+        s = self.state
+        changes = self.timer // HALF
+        if changes != s.seen:
+            s.seen = changes
+            s.status |= TMR
+        if s.enable & TMR and not s.status & TMR:
+            self.carry.set(-(-(changes + 1) * HALF * NS_PER_SECOND // PM_HZ))
+        else:
+            self.carry.set(None)
+        self.sci.set(bool(s.status & s.enable & ENABLE_BITS))
+
+    # --- ports ---
+
+    def read(self, port: int, size: int) -> int:
+        offset = port - self.port
+        if offset >= PM_TIMER:
+            block, start = self.timer & 0xFFFF_FFFF, PM_TIMER
+        elif offset >= PM1_CONTROL:
+            block, start = self.state.control, PM1_CONTROL
+        else:
+            self._update()
+            block, start = self.state.status | self.state.enable << 16, 0
+        return block >> 8 * (offset - start) & (1 << 8 * size) - 1
+
+    def write(self, port: int, value: int, size: int) -> None:
+        offset = port - self.port
+        s = self.state
+        if offset >= PM_TIMER:
+            return
+        start = PM1_CONTROL if offset >= PM1_CONTROL else 0
+        shift = 8 * (offset - start)
+        value <<= shift
+        mask = ((1 << 8 * size) - 1) << shift
+        if start:
+            self._write_control(value & 0xFFFF | s.control & ~mask)
+            return
+        self._update()
+        s.status &= ~(value & STATUS_BITS)
+        enable = s.enable << 16 & ~mask | value & mask
+        s.enable = enable >> 16 & ENABLE_BITS
+        self._update()
+
+    def _write_control(self, value: int) -> None:
+        sleeps = value & PM1Control.SLP_EN.mask
+        keep = PM1Control.SLP_TYP.mask | PM1Control.BM_RLD.mask
+        self.state.control = value & keep | PM1Control.SCI_EN.mask
+        if sleeps and value & PM1Control.SLP_TYP.mask == S5 << PM1Control.SLP_TYP.low:
+            self.power_off()
+
+    def inspect(self) -> dict[str, Any]:
+        s = self.state
+        return {
+            "PM1_STS": repr(PM1Status(s.status)),
+            "PM1_EN": repr(PM1Enable(s.enable)),
+            "PM1_CNT": repr(PM1Control(s.control)),
+            "PM_TMR": self.timer & 0xFFFF_FFFF,
+            "SCI": self.sci.level,
+        }

@@ -1,0 +1,100 @@
+"""KVM's paravirtual clock: a page in guest memory from which the guest computes the time.
+
+Source: Linux, Documentation/virt/kvm/x86/msr.rst ("KVM-specific MSRs") and cpuid.rst.  The TSC
+runs at 1 GHz and never stops, so system time equals the TSC and one update lasts for ever.
+
+Not modeled: steal time, asynchronous page faults, PV end of interrupt.
+
+Invariants: the version is odd while the structure changes and even afterwards; an address without
+memory behind it is ignored.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from understudy.clock import NS_PER_SECOND, Clock
+from understudy.devices import Device
+
+# --- The interface ---
+
+MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD = 0x11, 0x12
+MSR_WALL_CLOCK, MSR_SYSTEM_TIME = 0x4B56_4D00, 0x4B56_4D01
+MSRS = frozenset((MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME))
+
+CPUID_SIGNATURE = (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D)  # "KVMKVMKVM", leaf 0x40000000
+CPUID_FEATURES = 1 << 0 | 1 << 3 | 1 << 24  # old MSRs, new MSRs, stable: EAX of 0x40000001
+
+TIME_INFO = struct.Struct("<IIQQIbBH")  # version, -, TSC, system time, multiplier, shift, flags, -
+WALL_CLOCK = struct.Struct("<III")  # version, seconds, nanoseconds
+TSC_STABLE = 1
+MULTIPLIER, SHIFT = 1 << 31, 1  # ns = (ticks << 1) * 2**31 >> 32 = ticks
+
+
+# --- The device ---
+
+
+@dataclass
+class KvmClockState:
+    wall_clock: int = 0
+    system_time: list[int] = field(default_factory=list)  # by vCPU
+    version: int = 0
+
+
+class KvmClock(Device, name="kvmclock"):
+    """The MSRs.  `write_memory(gpa, data)` may raise IndexError or ValueError for a bad gpa."""
+
+    state: KvmClockState
+
+    def __init__(
+        self,
+        clock: Clock,
+        write_memory: Callable[[int, bytes], None],
+        *,
+        epoch_ns: int = 0,
+        vcpus: int = 1,
+    ) -> None:
+        super().__init__()
+        self.clock, self.write_memory, self.epoch_ns = clock, write_memory, epoch_ns
+        self.state = KvmClockState(system_time=[0] * vcpus)
+
+    def rdmsr(self, vcpu: int, index: int) -> int:
+        """The MSR's value.  KeyError means #GP(0)."""
+        if index in (MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD):
+            return self.state.wall_clock
+        if index in (MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD):
+            return self.state.system_time[vcpu]
+        raise KeyError(index)
+
+    def wrmsr(self, vcpu: int, index: int, value: int) -> None:
+        """Fill the guest's structure.  KeyError means #GP(0)."""
+        s = self.state
+        if index in (MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD):
+            s.wall_clock = value
+            s.version += 2
+            self._write(value, WALL_CLOCK, s.version, *divmod(self.epoch_ns, NS_PER_SECOND))
+        elif index in (MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD):
+            s.system_time[vcpu] = value
+            if value & 1:
+                s.version += 2
+                now = self.clock.now()
+                body = (0, now, now, MULTIPLIER, SHIFT, TSC_STABLE, 0)
+                self._write(value & ~1, TIME_INFO, s.version, *body)
+        else:
+            raise KeyError(index)
+
+    def _write(self, gpa: int, layout: struct.Struct, version: int, *body: int) -> None:
+        version &= 0xFFFF_FFFE
+        try:
+            self.write_memory(gpa, layout.pack(version | 1, *body))
+            self.write_memory(gpa, struct.pack("<I", version))
+        except (IndexError, ValueError, OverflowError):
+            pass  # the guest named an address without memory: KVM ignores it as well
+
+    def inspect(self) -> dict[str, Any]:
+        s = self.state
+        return {
+            "wall clock": f"{s.wall_clock:#x}",
+            "system time": [f"{value:#x}" for value in s.system_time],
+        }
