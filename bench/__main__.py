@@ -96,11 +96,14 @@ def choose(
 ) -> tuple[list[Subject], dict[str, str]]:
     """The places that can be had; understudy, or one asked for by name, must be there."""
     names = options.subjects.split(",") if options.subjects else list(SUBJECTS)
-    kernel = options.kernel or fetched_kernel()
-    subjects, versions = [], {}
     for name in names:
         if name not in SUBJECTS:
             raise ValueError(f"no subject is called {name!r}; there are {', '.join(SUBJECTS)}")
+    kernel = options.kernel
+    if kernel is None and any(SUBJECTS[name].boots for name in names):
+        kernel = fetched_kernel()
+    subjects, versions = [], {}
+    for name in names:
         subject = SUBJECTS[name](kernel, built, OUT)
         try:
             versions[name] = subject.version()

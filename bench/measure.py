@@ -7,12 +7,15 @@ next; results must be equal everywhere; a place that failed is started afresh.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 from bench.markers import Failed
 from bench.rows import BOOT, Row
 from bench.stats import Spread, spread_of_ratios
 from bench.subjects import Subject
+
+PATIENCE = 2  # a guest takes long to not boot
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Bench:
         self.subjects, self.scale, self.timeout, self.tell = subjects, scale, timeout, tell
         self.results = {row.name: Result(row, scale) for row in rows}
         self.running: set[str] = set()
+        self.refusals: dict[str, int] = {}  # starts that failed, one after the other
         for name, reason in missing.items():
             self.results[name].problems.append(reason)
 
@@ -84,6 +88,8 @@ class Bench:
         self.tell(f"{repetition + 1}/{repetitions} {row.name}: {subject.name}")
         seconds: float | None = None
         try:
+            if self.refusals.get(subject.name, 0) >= PATIENCE:
+                raise Failed(f"given up, it did not start {PATIENCE} times running")
             seconds = self._boot(subject) if row is BOOT else self._run(result, subject)
         except Failed as failure:
             self._note(result, f"{subject.name}: {failure}")
@@ -95,13 +101,19 @@ class Bench:
         subject.stop()
         self.running.discard(subject.name)
         try:
-            return subject.start(subject.built.boot_initramfs)
+            return self._start(subject, subject.built.boot_initramfs)
         finally:
             subject.stop()
 
+    def _start(self, subject: Subject, initramfs: Path) -> float:
+        self.refusals[subject.name] = self.refusals.get(subject.name, 0) + 1
+        seconds = subject.start(initramfs)
+        self.refusals[subject.name] = 0
+        return seconds
+
     def _run(self, result: Result, subject: Subject) -> float:
         if subject.name not in self.running:
-            subject.start(subject.built.initramfs)
+            self._start(subject, subject.built.initramfs)
             self.running.add(subject.name)
         sample = subject.run(result.row.command(self.scale), self.timeout)
         known = next(iter(result.checksums.items()), (subject.name, sample.checksum))

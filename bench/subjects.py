@@ -148,7 +148,9 @@ class Tcg(Subject):
         assert self.process is not None and self.process.stdout is not None
         fd = self.process.stdout.fileno()
         if not listen(fd, markers, timeout, until_ready=ready, until_status=not ready):
-            raise Failed(f"QEMU ended early with status {self.process.wait()}")
+            raise Failed(
+                f"QEMU ended early, status {self.process.wait()}; see {self.logs}/tcg-console.log"
+            )
 
 
 class Understudy(Subject):

@@ -21,13 +21,15 @@ class Scripted(Subject):
         super().__init__(None, built, built.root)
         self.name, self.seconds, self.diary = name, seconds, diary
         self.boots = name != "native"
-        self.checksum, self.fails_once = "c0ffee", ""
+        self.checksum, self.fails_once, self.never_starts = "c0ffee", "", False
 
     def version(self) -> str:
         return "scripted"
 
     def start(self, initramfs: Path) -> float:
         self.diary.append(f"{self.name} starts {initramfs.name}")
+        if self.never_starts:
+            raise Failed("no kernel")
         return self.seconds
 
     def run(self, command: list[str], timeout: float) -> Sample:
@@ -79,6 +81,18 @@ def test_a_place_starts_once_and_afresh_after_a_failure(places: dict[str, Script
     assert len(starts) == 4
     ratio = crc.ratio("tcg", "understudy")
     assert ratio is not None and ratio.median == 6.0
+
+
+def test_a_place_that_never_starts_is_given_up_and_every_row_says_so(
+    places: dict[str, Scripted],
+) -> None:
+    places["tcg"].never_starts = True
+
+    results = measure(places, "crc,fib,tree,lz", reps=2)
+
+    assert places["tcg"].diary.count("tcg starts all") == 2
+    assert [result.seconds["tcg"] for result in results] == 4 * [[None, None]]
+    assert all(any("given up" in line for line in result.problems) for result in results)
 
 
 def test_different_results_are_a_problem(places: dict[str, Scripted]) -> None:
