@@ -110,7 +110,7 @@ class VM(machine.VM):
         if isinstance(guest, Path):
             kernel = guest
         else:
-            fetched = debian.fetch(guest, *([progress] if progress is not None else []))
+            fetched = debian.fetch(guest, progress or _say_nothing)
             kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
             append = f"{fetched.append} {append}".strip()
         vm = cls(memory, clock=clock, engine=engine, name=str(guest))
@@ -279,6 +279,10 @@ class VM(machine.VM):
                         self._on_command_output(chunk)
                 case Exited(status):
                     self._command_status = status
+
+
+def _say_nothing(_text: str, _share: float | None) -> None:
+    """For those who want no progress."""
 
 
 _WORDS = {
