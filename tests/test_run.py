@@ -112,9 +112,9 @@ def test_sigterm_gives_the_terminal_back(tmp_path: Path) -> None:
     outer, inner = pty.openpty()
     before = termios.tcgetattr(inner)
     # Its own session, with the terminal as controlling terminal: that makes it interactive.
+    command = [sys.executable, "-m", "understudy", "run", "--kernel", kernel(tmp_path, "ebfe")]
     child = subprocess.Popen(
-        ["setsid", "-c", sys.executable, "-m", "understudy", "run"]
-        + ["--kernel", kernel(tmp_path, "ebfe")],
+        ["setsid", "-c", *command],
         stdin=inner,
         stdout=inner,
         stderr=inner,
