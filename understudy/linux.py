@@ -261,7 +261,12 @@ class VM(machine.VM):
         if stop.kind in ("poweroff", "debug-exit"):
             return ""
         tail = "\n".join(self.console_text.splitlines()[-12:])
-        return f"--- the console's last lines ---\n{tail}\n--- the state ---\n{self.describe()}"
+        state = self.state_in_words(stop)
+        return f"--- the console's last lines ---\n{tail}\n--- the state ---\n{state}"
+
+    def state_in_words(self, stop: Stop) -> str:
+        """The decoded state in which the guest ended."""
+        return stop.detail.partition("\n")[2] or self.describe()
 
     def _hear(self, data: bytes) -> None:
         self._heard += data
@@ -288,14 +293,15 @@ def _say_nothing(_text: str, _share: float | None) -> None:
 _WORDS = {
     "poweroff": "it powered itself off",
     "reset": "it asked for a reset, which understudy does not carry out",
-    "triple-fault": "a triple fault: it could not deliver an exception",
+    "triple-fault": "a triple fault, it could not deliver an exception",
     "stuck": "halted, and nothing can wake it",
     "debug-exit": "it asked to end through the debug-exit port",
-    "error": "an exit that understudy cannot handle",
+    "error": "understudy cannot go on with it",
 }
 
 
 def stop_in_words(stop: Stop) -> str:
-    """How a guest ended, for a message."""
+    """How a guest ended, in one line."""
     words = _WORDS.get(stop.kind, stop.kind)
-    return f"{words}; {stop.detail}" if stop.detail and stop.kind != "poweroff" else words
+    detail = stop.detail.partition("\n")[0]
+    return f"{words}: {detail}" if detail and stop.kind != "poweroff" else words

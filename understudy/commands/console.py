@@ -141,7 +141,7 @@ def _status(vm: VM, stop: Stop) -> int:
         case "debug-exit":
             return stop.status or 0
         case _:
-            raise Refusal(f"the guest ended: {stop_in_words(stop)}", detail=vm.describe())
+            raise Refusal(f"the guest ended: {stop_in_words(stop)}", detail=vm.state_in_words(stop))
 
 
 def _is_file(fd: int) -> bool:
