@@ -97,7 +97,7 @@ check: check-fast ## The same, and rustfmt and clippy
 
 test-rust: $(STAMPS)/packages ## The Rust tests only
 	$(call say,"Rust tests")
-	@cd silicon && PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo test --release
+	@cd silicon && PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo test
 
 test: setup check test-rust ## All checks and tests but the slow ones
 	$(call say,"Python tests")
