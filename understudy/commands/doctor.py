@@ -20,7 +20,7 @@ def doctor() -> None:
 
     Example:  understudy doctor
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     findings = examine()
     for finding in findings:
         console.print(

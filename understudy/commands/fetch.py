@@ -7,8 +7,6 @@ Invariant: a guest that is already there costs a check of its bytes and nothing 
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from understudy.commands import Refusal
 from understudy.commands.progress import Steps
@@ -53,9 +51,9 @@ def fetch(
 
 
 def _list() -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("NAME", "WHAT", "STATUS", "VERSION"):
-        table.add_column(column, no_wrap=column != "WHAT")
-    for row in debian.listing():
-        table.add_row(row.name, row.description, row.status, row.version)
-    Console(highlight=False).print(table)
+    rows = [("NAME", "STATUS", "VERSION", "WHAT")]
+    rows += [(row.name, row.status, row.version, row.description) for row in debian.listing()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+        typer.echo("  ".join([*cells, row[3]]))

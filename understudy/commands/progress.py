@@ -102,7 +102,7 @@ class Steps:
     def __call__(self, text: str, share: float | None) -> None:
         """Say `text`; `share` is how much of it is done, 0 to 1, if that is known."""
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._line.say(f"{text} {bar(share)}")
+            self._line.say(f"{bar(share)} {text}".strip())
         elif text != self._last:
             self._console.print(f"{self._title}: {text}", markup=False, highlight=False)
         self._last = text
