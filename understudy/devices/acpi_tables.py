@@ -129,8 +129,8 @@ def madt_body(board: Board) -> bytes:
 def dsdt_body(board: Board) -> bytes:
     """ "Differentiated System Description Table (DSDT)"."""
     sleep = aml.package(*(aml.integer(n) for n in (S5, S5, 0, 0)))
-    return aml.name("\\_S5", sleep) + aml.scope(
-        "\\_SB",
+    return aml.name("_S5", sleep) + aml.scope(
+        "_SB",
         _pci_root(board),
         aml.device(
             "MBRD",  # ports that no other device claims

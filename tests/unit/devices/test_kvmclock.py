@@ -1,0 +1,71 @@
+"""KVM clock: the structures that the guest reads."""
+
+import struct
+
+import pytest
+
+from understudy.clock import ManualClock
+from understudy.devices.kvmclock import MSRS, KvmClock
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = ManualClock(5_000)
+        self.memory = bytearray(4096)
+        self.versions: list[int] = []
+        self.device = KvmClock(self.clock, self.write, epoch_ns=1_700_000_000_000_000_123, vcpus=2)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        if gpa + len(data) > len(self.memory):
+            raise IndexError(gpa)
+        self.memory[gpa : gpa + len(data)] = data
+        self.versions.append(data[0])
+
+
+def guest_time(memory: bytes, gpa: int, tsc: int) -> int:
+    """The guest's side of the protocol."""
+    version, _, stamp, system, multiplier, shift, flags = struct.unpack_from(
+        "<IIQQIbB", memory, gpa
+    )
+    assert version % 2 == 0 and flags == 1
+    return system + ((tsc - stamp << shift) * multiplier >> 32)
+
+
+@pytest.mark.parametrize("msr", [0x12, 0x4B564D01])
+def test_system_time_is_the_tsc(msr: int) -> None:
+    b = Bench()
+    b.device.wrmsr(1, msr, 0x101)
+    assert b.device.rdmsr(1, msr) == 0x101 and b.device.rdmsr(0, msr) == 0
+    for tsc in (5_000, 123_456_789_012, 1 << 50):
+        assert guest_time(b.memory, 0x100, tsc) == tsc
+    assert [v % 2 for v in b.versions] == [1, 0]
+
+
+@pytest.mark.parametrize("msr", [0x11, 0x4B564D00])
+def test_wall_clock_is_the_time_at_power_on(msr: int) -> None:
+    b = Bench()
+    b.device.wrmsr(0, msr, 0x200)
+    version, seconds, ns = struct.unpack_from("<III", b.memory, 0x200)
+    assert version % 2 == 0 and (seconds, ns) == (1_700_000_000, 123)
+    assert b.device.rdmsr(0, msr) == 0x200
+
+
+def test_disabled_writes_nothing() -> None:
+    b = Bench()
+    b.device.wrmsr(0, 0x12, 0x100)
+    assert not any(b.memory)
+
+
+@pytest.mark.parametrize("value", [0xFFFF_FFFF_FFFF_FFFF, 4095])
+def test_an_address_without_memory_is_ignored(value: int) -> None:
+    b = Bench()
+    for msr in MSRS:
+        b.device.wrmsr(0, msr, value)
+
+
+def test_other_msrs_are_not_ours() -> None:
+    b = Bench()
+    with pytest.raises(KeyError):
+        b.device.rdmsr(0, 0x10)
+    with pytest.raises(KeyError):
+        b.device.wrmsr(0, 0x10, 0)
