@@ -1,0 +1,362 @@
+"""Execution in VMX non-root operation: the guest runs by itself until a VM exit.
+
+Source: lecture, "Hardware support: Intel VT-x"; SDM 3C, "Virtual Machine Control Structures" and
+"VM Entries".  The fields are written in the manual's order: execution controls, exit controls,
+entry controls, host state, guest state.
+
+What does not exit: CR3 loads, INVLPG, page faults and all exceptions, RDTSC, CLTS, and the MSRs
+in `PASSED`.  Those of them that the VMCS does not hold (STAR and its kin) stay in the processor,
+which belongs to this vCPU alone.
+
+Invariants: a control word differs from the capability MSRs in no bit; the guest sees neither
+CR4.VMXE nor CR0.NE's fixed value (read shadows); on entry the interruption-information field is
+valid only if `inject` was called since the last exit.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from understudy.arch.cr import CR0, CR4, RFLAGS
+from understudy.arch.msr import EFER, FeatureControl, Msr
+from understudy.arch.vmcs import SEGMENTS, Interruptibility, InterruptionInformation, Vmcs
+from understudy.arch.vmx_controls import (
+    EntryControls,
+    ExitControls,
+    MissingControls,
+    PinControls,
+    PrimaryControls,
+    SecondaryControls,
+    VmxBasic,
+    VmxMisc,
+    allowed,
+)
+from understudy.execution import Execution
+from understudy.execution.initial_state import MSR_NAMES, REGISTER_FIELDS, with_defaults
+from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.paging import Paging
+from understudy.silicon import Exit, Processor
+
+if TYPE_CHECKING:
+    from understudy.cpu_model import CpuModel
+
+PASSED: Final = (
+    Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_ESP, Msr.IA32_SYSENTER_EIP, Msr.IA32_PAT,
+    Msr.IA32_EFER, Msr.IA32_STAR, Msr.IA32_LSTAR, Msr.IA32_CSTAR, Msr.IA32_FMASK,
+    Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE, Msr.IA32_TSC_AUX,
+)  # fmt: skip
+"""MSRs that the guest reads and writes without an exit."""
+
+CR0_OWNED: Final = int(CR0(NE=1, CD=1, NW=1))
+"""Bits of CR0 that the host owns: NE is fixed in VMX operation, and entries load no CD or NW."""
+
+MASK64: Final = (1 << 64) - 1
+RIP: Final = int(Vmcs.GUEST_RIP)
+RFLAGS_FIELD: Final = int(Vmcs.GUEST_RFLAGS)
+INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
+PENDING_DEBUG: Final = int(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS)
+TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
+INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
+IF: Final = RFLAGS.IF.mask
+TF: Final = RFLAGS.TF.mask
+SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
+NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
+SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
+ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
+PE: Final = CR0.PE.mask
+
+
+class Vmx(Execution, name="vmx"):
+    """A vCPU on one processor in VMX operation."""
+
+    def __init__(
+        self, host: Host, processor: Processor, paging: Paging, model: "CpuModel",
+        *, keep_timer: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(host, processor, paging, model)
+        self.read, self.write = processor.vmread, processor.vmwrite
+        self.keep_timer = keep_timer
+        self.region, self.vmcs, self.bitmap = host.frame(), host.frame(), host.frame()
+        self.host_table = host.frame()
+        self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
+        self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
+        self._enter_operation()
+        self._execution_controls()
+        self._exit_and_entry_controls()
+        self._host_state()
+        self.resume = self._launch
+        paging.attach(processor)
+
+    def frames(self) -> list[int]:
+        hpas = (self.region, self.vmcs, self.bitmap, self.host_table)
+        return [hpa >> PAGE_SHIFT for hpa in hpas]
+
+    def close(self) -> None:
+        """Leave VMX operation; the frames go back to the host."""
+        if not self.processor.in_guest:
+            self.processor.vmclear(self.vmcs)
+            self.processor.vmxoff()
+        for pfn in self.frames():
+            self.host.release(pfn)
+
+    # --- set-up ---
+
+    def _enter_operation(self) -> None:
+        """SDM 3C, "Enabling and Entering VMX Operation"."""
+        processor = self.processor
+        control = FeatureControl(processor.rdmsr(Msr.IA32_FEATURE_CONTROL))
+        if not control.LOCK:
+            control = control.replace(LOCK=1, VMX_OUTSIDE_SMX=1)
+            processor.wrmsr(Msr.IA32_FEATURE_CONTROL, int(control))
+        if not control.VMX_OUTSIDE_SMX:
+            raise MissingControls("the firmware has locked IA32_FEATURE_CONTROL without VMX")
+        self.cr0 = int(CR0(processor.rdmsr(Msr.IA32_VMX_CR0_FIXED0)).replace(
+            PG=1, WP=1, NE=1, ET=1, MP=1, PE=1))  # fmt: skip
+        self.cr4_fixed = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED0)
+        self.cr4 = int(CR4(self.cr4_fixed).replace(VMXE=1, PAE=1, PGE=1, OSFXSR=1, OSXMMEXCPT=1))
+        self.efer = int(EFER(NXE=1, LMA=1, LME=1, SCE=1))
+        flat = {"cs": (0x08, 0xA09B), "ss": (0x10, 0xC093), "ds": (0x10, 0xC093),
+                "es": (0x10, 0xC093), "fs": (0x10, 0xC093), "gs": (0x10, 0xC093)}  # fmt: skip
+        state = {"cr0": self.cr0, "cr3": self.host_table, "cr4": self.cr4, "efer": self.efer}
+        for name, (selector, attr) in flat.items():
+            state |= {name: selector, f"{name}_base": 0, f"{name}_limit": 0xFFFF_FFFF}
+            state[f"{name}_attr"] = attr
+        state |= {"tr": 0x18, "tr_base": 0, "tr_limit": 0x67, "tr_attr": 0x8B}
+        processor.set_registers(state)
+        for region in (self.region, self.vmcs):
+            self.host.memory.write_u32(region, self.msr_basic.REVISION)
+        processor.vmxon(self.region)
+        processor.vmclear(self.vmcs)
+        processor.vmptrld(self.vmcs)
+
+    def _capability(self, true: Msr, plain: Msr) -> int:
+        return self.processor.rdmsr(true if self.msr_basic.TRUE_CONTROLS else plain)
+
+    def _execution_controls(self) -> None:
+        """SDM 3C, "VM-Execution Control Fields"."""
+        pin = allowed(
+            PinControls(ACTIVATE_PREEMPTION_TIMER=1, NMI_EXITING=1, EXTERNAL_INTERRUPT_EXITING=1),
+            PinControls(VIRTUAL_NMIS=1),
+            self._capability(Msr.IA32_VMX_TRUE_PINBASED_CTLS, Msr.IA32_VMX_PINBASED_CTLS),
+        )
+        self.virtual_nmis = pin.VIRTUAL_NMIS
+        self.primary = int(allowed(
+            PrimaryControls(
+                ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
+                UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
+                RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
+            ),
+            PrimaryControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_PROCBASED_CTLS, Msr.IA32_VMX_PROCBASED_CTLS),
+        ))  # fmt: skip
+        self.current_primary = self.primary
+        secondary = allowed(
+            SecondaryControls(UNRESTRICTED_GUEST=1, ENABLE_EPT=1),
+            SecondaryControls(
+                ENABLE_VPID=1, ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
+            ),
+            self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
+        )
+        write = self.write
+        write(Vmcs.PIN_CONTROLS, int(pin))
+        write(Vmcs.PRIMARY_CONTROLS, self.primary)
+        write(Vmcs.SECONDARY_CONTROLS, int(secondary))
+        for field in (Vmcs.EXCEPTION_BITMAP, Vmcs.PAGE_FAULT_ERROR_CODE_MASK,
+                      Vmcs.PAGE_FAULT_ERROR_CODE_MATCH, Vmcs.CR3_TARGET_COUNT,
+                      Vmcs.TSC_OFFSET):  # fmt: skip
+            write(field, 0)
+        write(Vmcs.CR0_GUEST_HOST_MASK, CR0_OWNED)
+        write(Vmcs.CR4_GUEST_HOST_MASK, ~int(self.model.cr4_allowed) & MASK64)
+        self.host.memory.fill(self.bitmap, PAGE, 0xFF)
+        for msr in PASSED:
+            self._pass(msr)
+        write(Vmcs.MSR_BITMAPS, self.bitmap)
+        write(Vmcs.EPT_POINTER, self.paging.eptp)
+        if secondary.ENABLE_VPID:
+            write(Vmcs.VPID, 1)
+
+    def _pass(self, msr: int) -> None:
+        """Clear the MSR's bits in the read and the write bitmap."""
+        memory = self.host.memory
+        half = 0 if msr < 0x2000 else 1024
+        for part in (0, 2048):
+            at = self.bitmap + part + half + (msr & 0x1FFF) // 8
+            memory.write(at, bytes([memory.read(at, 1)[0] & ~(1 << msr % 8)]))
+
+    def _exit_and_entry_controls(self) -> None:
+        """SDM 3C, "VM-Exit Control Fields" and "VM-Entry Control Fields"."""
+        exits = allowed(
+            ExitControls(LOAD_EFER=1, SAVE_EFER=1, LOAD_PAT=1, SAVE_PAT=1,
+                         HOST_ADDRESS_SPACE_SIZE=1, SAVE_DEBUG_CONTROLS=1,
+                         SAVE_PREEMPTION_TIMER=int(self.keep_timer)),
+            ExitControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_EXIT_CTLS, Msr.IA32_VMX_EXIT_CTLS),
+        )  # fmt: skip
+        entries = allowed(
+            EntryControls(LOAD_EFER=1, LOAD_PAT=1, LOAD_DEBUG_CONTROLS=1),
+            EntryControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_ENTRY_CTLS, Msr.IA32_VMX_ENTRY_CTLS),
+        )
+        self.write(Vmcs.EXIT_CONTROLS, int(exits))
+        self.write(Vmcs.ENTRY_CONTROLS, int(entries))
+        for field in (Vmcs.EXIT_MSR_STORE_COUNT, Vmcs.EXIT_MSR_LOAD_COUNT,
+                      Vmcs.ENTRY_MSR_LOAD_COUNT, Vmcs.ENTRY_INTERRUPTION_INFORMATION):  # fmt: skip
+            self.write(field, 0)
+
+    def _host_state(self) -> None:
+        """SDM 3C, "Host-State Area".  The host software is Python: RIP and RSP are never used."""
+        write = self.write
+        write(Vmcs.HOST_CR0, self.cr0)
+        write(Vmcs.HOST_CR3, self.host_table)
+        write(Vmcs.HOST_CR4, self.cr4)
+        write(Vmcs.HOST_EFER, self.efer)
+        write(Vmcs.HOST_PAT, self.processor.rdmsr(Msr.IA32_PAT))
+        write(Vmcs.HOST_CS, 0x08)
+        write(Vmcs.HOST_TR, 0x18)
+        for name in SEGMENTS:
+            if name not in ("cs", "tr", "ldtr"):
+                write(Vmcs[f"HOST_{name.upper()}"], 0x10)
+        for name in ("FS_BASE", "GS_BASE", "TR_BASE", "GDTR_BASE", "IDTR_BASE", "SYSENTER_CS",
+                     "SYSENTER_ESP", "SYSENTER_EIP", "RSP", "RIP"):  # fmt: skip
+            write(Vmcs[f"HOST_{name}"], 0)
+
+    # --- the guest's registers ---
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set all of the guest's registers; those not named get the values of `with_defaults`."""
+        state = with_defaults(values)
+        gprs = list(self.processor.gprs())
+        late = {}
+        for name, value in state.items():
+            if name in REGISTER_FIELDS:
+                self.write(REGISTER_FIELDS[name], value)
+            elif name in GPRS:
+                gprs[GPRS.index(name)] = value
+            elif name in MSR_NAMES:
+                self.processor.wrmsr(MSR_NAMES[name], value)
+            else:
+                late[name] = value
+        self.processor.set_gprs(tuple(gprs))
+        self.set_cr0(late.pop("cr0"))
+        self.write(Vmcs.GUEST_CR4, late["cr4"] | self.cr4_fixed)
+        self.write(Vmcs.CR4_READ_SHADOW, late.pop("cr4"))
+        self.processor.set_registers({name: late.pop(name) for name in LIVE & late.keys()})
+        if unknown := late.keys() - {"cr8"}:
+            raise KeyError(f"no such register: {', '.join(sorted(unknown))}")
+        self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
+        for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
+            self.write(field, 0)
+
+    def set_cr0(self, value: int) -> None:
+        """Load CR0 as the guest sees it, and what depends on CR0.PG (SDM 3A, IA-32e mode)."""
+        self.write(Vmcs.GUEST_CR0, value | CR0.NE.mask)
+        self.write(Vmcs.CR0_READ_SHADOW, value)
+        efer = EFER(self.read(Vmcs.GUEST_EFER))
+        active = efer.LME and bool(value & CR0.PG.mask)
+        self.write(Vmcs.GUEST_EFER, int(efer.replace(LMA=int(active))))
+        controls = EntryControls(self.read(Vmcs.ENTRY_CONTROLS))
+        self.write(Vmcs.ENTRY_CONTROLS, int(controls.replace(IA32E_MODE_GUEST=int(active))))
+
+    def may_set_cr0(self, value: int) -> bool:
+        """Whether turning paging on is allowed (SDM 2B, "MOV - Move to/from Control Registers")."""
+        efer, cr4 = EFER(self.read(Vmcs.GUEST_EFER)), CR4(self.guest_cr4())
+        turns_on = value & ~self.guest_cr0() & CR0.PG.mask
+        is_code64 = bool(self.read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000)
+        if turns_on and efer.LME and (not cr4.PAE or is_code64):
+            return False
+        turns_off = not value & CR0.PG.mask
+        return not (turns_off and efer.LMA and (cr4.PCIDE or is_code64))
+
+    def guest_cr0(self) -> int:
+        real, shadow = self.read(Vmcs.GUEST_CR0), self.read(Vmcs.CR0_READ_SHADOW)
+        return real & ~CR0_OWNED | shadow & CR0_OWNED
+
+    def guest_cr4(self) -> int:
+        mask = self.read(Vmcs.CR4_GUEST_HOST_MASK)
+        return self.read(Vmcs.GUEST_CR4) & ~mask | self.read(Vmcs.CR4_READ_SHADOW) & mask
+
+    def registers(self) -> dict[str, int]:
+        live = self.processor.gprs()
+        out = {name: live[n] for n, name in enumerate(GPRS)}
+        out |= {name: self.read(field) for name, field in REGISTER_FIELDS.items()}
+        out |= {"cr0": self.guest_cr0(), "cr4": self.guest_cr4()}
+        out |= {name: self.processor.rdmsr(index) for name, index in MSR_NAMES.items()}
+        return out
+
+    # --- entering ---
+
+    def _launch(self, budget: int) -> Exit:
+        """The first entry is a VMLAUNCH, all others are VMRESUMEs."""
+        exit = self.processor.vmlaunch(budget)
+        if not exit.entry_failure:
+            self.resume = self.processor.vmresume
+        return exit
+
+    def relaunch(self, launched: bool) -> None:
+        """After a snapshot was loaded: whether the VMCS is in the launched state."""
+        self.resume = self.processor.vmresume if launched else self._launch
+
+    @property
+    def is_launched(self) -> bool:
+        return self.resume != self._launch
+
+    def skip(self, length: int) -> None:
+        read, write = self.read, self.write
+        rip = read(RIP)
+        after = rip + length
+        if (rip ^ after) >> 32 and not read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000:
+            after &= 0xFFFF_FFFF
+        write(RIP, after & MASK64)
+        if shadow := read(INTERRUPTIBILITY) & SHADOW:
+            write(INTERRUPTIBILITY, read(INTERRUPTIBILITY) ^ shadow)
+        if read(RFLAGS_FIELD) & TF:
+            write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
+
+    def inject(self, info: int, error: int, length: int) -> None:
+        if info & ERROR_CODE:
+            if self.read(Vmcs.GUEST_CR0) & PE:
+                self.write(Vmcs.ENTRY_EXCEPTION_ERROR_CODE, error)
+            else:
+                info &= ~ERROR_CODE  # real mode pushes no error codes
+        if length:
+            self.write(Vmcs.ENTRY_INSTRUCTION_LENGTH, length)
+        self.write(INFO, info)
+
+    def window(self, interrupts: bool, nmis: bool) -> None:
+        controls = self.primary
+        if interrupts:
+            controls |= PrimaryControls.INTERRUPT_WINDOW_EXITING.mask
+        if nmis and self.virtual_nmis:
+            controls |= PrimaryControls.NMI_WINDOW_EXITING.mask
+        if controls != self.current_primary:
+            self.current_primary = controls
+            self.write(Vmcs.PRIMARY_CONTROLS, controls)
+
+    def takes_interrupts(self) -> bool:
+        return bool(self.read(RFLAGS_FIELD) & IF) and not self.read(INTERRUPTIBILITY) & SHADOW
+
+    def takes_nmis(self) -> bool:
+        return not self.read(INTERRUPTIBILITY) & NMI_BLOCKED
+
+    def interrupt_flag(self) -> bool:
+        return bool(self.read(RFLAGS_FIELD) & IF)
+
+    def cpl(self) -> int:
+        return self.read(Vmcs.GUEST_SS_ACCESS_RIGHTS) >> 5 & 3
+
+    def block_nmis(self) -> None:
+        """An IRET that unblocked NMIs did not complete."""
+        self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) | Interruptibility.NMI.mask)
+
+    def unblock_nmis(self) -> None:
+        """An NMI that is to be delivered again must find NMIs unblocked."""
+        self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~Interruptibility.NMI.mask)
+
+    def arm(self, ticks: int) -> None:
+        self.write(TIMER, ticks if ticks < 0xFFFF_FFFF else 0xFFFF_FFFF)
+
+
+GPRS: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+LIVE: Final = frozenset({"cr2", "dr0", "dr1", "dr2", "dr3", "dr6"})
+"""Registers that neither entries nor exits touch."""

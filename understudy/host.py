@@ -1,0 +1,153 @@
+"""The physical machine: its memory, who owns which frame, and its processors.
+
+Frames are numbered by pfn (hpa >> 12).  The allocator keeps free runs, not a bitmap, because
+guests get few and large ones; a run that is allocated costs the computer nothing until it is
+touched, and one that is freed is given back.
+
+Invariants: a frame belongs to at most one owner; frame 0 to none, so that hpa 0 is never valid.
+"""
+
+import re
+import threading
+from bisect import bisect_left, insort
+from typing import Final
+
+from understudy.silicon import Memory, Processor
+
+PAGE: Final = 4096
+PAGE_SHIFT: Final = 12
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def bytes_of(size: int | str) -> int:
+    """'256M', '4G', or a number of bytes.  ValueError says what was expected."""
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?)(i?B)?", size.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"size {size!r}: expected a number with K, M, G or T, such as 256M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+class OutOfFrames(MemoryError):
+    """The host has no run of free frames of that size."""
+
+
+class Frames:
+    """The frame allocator: first fit among the free runs, aligned."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self._free: list[tuple[int, int]] = [(first, count)] if count else []
+        self._lock = threading.Lock()
+
+    @property
+    def free_count(self) -> int:
+        """How many frames are free."""
+        return sum(count for _, count in self._free)
+
+    def allocate(self, count: int = 1, align: int = 1) -> int:
+        """The pfn of `count` neighboring frames, the first a multiple of `align`."""
+        with self._lock:
+            for start, length in self._free:
+                first = -(-start // align) * align
+                if first + count <= start + length:
+                    self._take(first, count)
+                    return first
+        raise OutOfFrames(
+            f"no run of {count} free frames aligned to {align}: {self.free_count} frames are "
+            "free; give the host more memory, Host(ram=…)"
+        )
+
+    def allocate_runs(self, count: int, align: int = 1) -> list[tuple[int, int]]:
+        """`count` frames as runs (pfn, count), as few as there are, the first one aligned."""
+        try:
+            return [(self.allocate(count, align), count)]
+        except OutOfFrames:
+            pass
+        with self._lock:
+            if self.free_count < count:
+                raise OutOfFrames(f"{count} frames wanted, {self.free_count} are free")
+            runs = []
+            for start, length in sorted(self._free, key=lambda run: -run[1]):
+                part = min(length, count)
+                runs.append((start, part))
+                count -= part
+                if not count:
+                    break
+            for start, part in runs:
+                self._take(start, part)
+            return runs
+
+    def claim(self, first: int, count: int) -> None:
+        """Take exactly these frames (a snapshot returns to where it was)."""
+        with self._lock:
+            self._take(first, count)
+
+    def free(self, first: int, count: int) -> None:
+        """Give a run back."""
+        with self._lock:
+            at = bisect_left(self._free, (first, 0))
+            before = self._free[at - 1] if at else (0, 0)
+            after = self._free[at] if at < len(self._free) else (first + count, 0)
+            if sum(before) > first or after[0] < first + count:
+                raise ValueError(f"frames {first:#x}+{count}: some of them are free already")
+            if before[1] and sum(before) == first:
+                self._free.remove(before)
+                first, count = before[0], before[1] + count
+            if after[1] and after[0] == first + count:
+                self._free.remove(after)
+                count += after[1]
+            insort(self._free, (first, count))
+
+    def _take(self, first: int, count: int) -> None:
+        at = bisect_left(self._free, (first + 1, 0)) - 1
+        start, length = self._free[at] if at >= 0 else (0, 0)
+        if not (start <= first and first + count <= start + length):
+            raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
+        self._free[at : at + 1] = [
+            run for run in ((start, first - start), (first + count, start + length - first - count))
+            if run[1]
+        ]  # fmt: skip
+
+
+class Host:
+    """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
+
+    def __init__(self, ram: int | str = "4G") -> None:
+        size = bytes_of(ram) & ~(PAGE - 1)
+        if size < 64 * PAGE:
+            raise ValueError(f"Host(ram={ram!r}): expected at least {64 * PAGE} bytes")
+        self.memory = Memory(size)
+        self.frames = Frames(1, size // PAGE - 1)
+        self.processors: list[Processor] = []
+
+    def plug(self, engine: str, clock: str) -> Processor:
+        """A new processor on this host's memory, at reset."""
+        processor = Processor(self.memory, engine, clock, 0)
+        self.processors.append(processor)
+        return processor
+
+    def unplug(self, processor: Processor) -> None:
+        """Remove a processor."""
+        if processor in self.processors:
+            self.processors.remove(processor)
+
+    def frame(self) -> int:
+        """The hpa of one zeroed frame for the hypervisor's own structures."""
+        hpa = self.frames.allocate() << PAGE_SHIFT
+        self.memory.fill(hpa, PAGE)
+        return hpa
+
+    def release(self, pfn: int, count: int = 1) -> None:
+        """Give frames back, contents and all."""
+        self.memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+        self.frames.free(pfn, count)
+
+    def inspect(self) -> dict[str, object]:
+        """What there is and what it costs, for people."""
+        return {
+            "bytes": self.memory.size,
+            "resident_bytes": self.memory.resident_bytes(),
+            "free_bytes": self.frames.free_count * PAGE,
+            "processors": len(self.processors),
+        }

@@ -1,0 +1,317 @@
+"""A virtual processor: the run loop, and what happens between two stretches of guest code.
+
+The loop is one screen and does as little as it can: enter, count, look up, call.  Everything
+rare (time, events, halting, wishes of other threads) waits behind one flag, `attention`, which
+whoever causes it sets.
+
+Time: the guest's TSC is the processor's.  The next deadline of devices and APIC timer is put
+into the VMX preemption timer, and only when it changes; with the virtual clock the timer keeps
+its count over exits, with the wall clock it is set anew on each entry.
+
+Invariants: `attention` is set before anything that `attend` must see can matter; `attend` never
+runs while the processor is in the guest; two runs in virtual time make the same decisions.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from understudy.arch.exit_reason import Reason, reason_name
+from understudy.clock import Clock, Timer
+from understudy.cpu_model import CpuModel
+from understudy.describe import describe
+from understudy.events import Events
+from understudy.execution.vmx import Vmx
+from understudy.exits import RESUME, TABLE, Stop, Verdict, unknown
+from understudy.msrs import Msrs
+from understudy.paging import Paging
+from understudy.paging.guest_walk import Translation
+from understudy.silicon import LocalApic, Processor
+
+if TYPE_CHECKING:
+    from understudy.vm import VM
+
+NEVER: Final = (1 << 64) - 1
+LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
+
+
+@dataclass
+class Goal:
+    """When `run` shall come back, if the guest does not end before."""
+
+    end: int | None = None  # instructions retired
+    until: Callable[[], bool] | None = None
+
+
+@dataclass
+class VcpuState:
+    """What a snapshot keeps, beside the processor and `Events`."""
+
+    halted: bool = False
+    armed: int = 0  # the deadline that the preemption timer holds
+
+
+class GuestClock(Clock):
+    """Guest time, read from the processor; tells the vCPU when a deadline may have moved."""
+
+    def __init__(self, processor: Processor) -> None:
+        super().__init__()
+        self.processor, self.offset = processor, 0
+        self.changed: Callable[[], None] = lambda: None
+
+    def now(self) -> int:
+        return self.processor.tsc + self.offset
+
+    def _push(self, ns: int, sequence: int, callback: Callable[[], None]) -> Timer:
+        self.changed()
+        return super()._push(ns, sequence, callback)
+
+
+class Vcpu:
+    """One virtual processor of a VM."""
+
+    def __init__(
+        self, vm: "VM", processor: Processor, paging: Paging, model: CpuModel, clock: GuestClock
+    ) -> None:
+        self.vm, self.processor, self.paging, self.clock = vm, processor, paging, clock
+        self.is_wall = vm.clock_kind == "wall"
+        self.model, self.answer = model, model.answer
+        self.bus, self.memory = vm.bus, vm.memory
+        self.execution = Vmx(vm.host, processor, paging, model, keep_timer=not self.is_wall)
+        self.skip, self.shift = self.execution.skip, self.execution.timer_shift
+        self.apic = LocalApic(model.apic_id, True)
+        self.events = Events(self.execution, self.apic)
+        self.msrs = Msrs(self)
+        self.state = VcpuState()
+        self.exits: dict[int, int] = dict.fromkeys(TABLE, 0)
+        self.table = dict(TABLE)
+        self.attention = True
+        self.requested: Stop | None = None
+        self.posts: deque[Callable[[], None]] = deque()
+        self.wake = threading.Event()
+        self.is_running = False
+        clock.changed = self.look
+
+    # --- the run loop ---
+
+    def run(self, goal: Goal) -> Stop:
+        """Enter the guest and answer its exits until something ends the run."""
+        self.is_running = True
+        try:
+            return self._run(goal)
+        finally:
+            self.is_running = False
+
+    def _run(self, goal: Goal) -> Stop:
+        processor, execution = self.processor, self.execution
+        counts, table, until, end = self.exits, self.table, goal.until, goal.end
+        budget = 0 if end is None else end - processor.retired
+        inside = processor.in_guest  # the last run ended between two instructions
+        if inside and self.attention:
+            processor.kick()
+        while True:
+            if end is not None and budget <= 0:
+                return Stop("budget")
+            if inside:
+                exit = processor.run(budget)
+            else:
+                if self.attention and (stop := self.attend()) is not None:
+                    return stop
+                if self.is_wall:
+                    self._arm()
+                exit = execution.resume(budget)
+            reason = exit.reason
+            inside = reason > LAST_EXIT and processor.in_guest
+            try:
+                counts[reason] += 1
+                verdict = table[reason](self, exit)
+            except KeyError:
+                if reason in table:
+                    raise
+                counts[reason] = counts.get(reason, 0) + 1
+                return unknown(self, exit)
+            if verdict is not RESUME:
+                return verdict
+            if until is not None and until():
+                return Stop("until")
+            if end is not None:
+                budget = end - processor.retired
+
+    # --- between exits ---
+
+    def look(self) -> None:
+        """Make the run loop call `attend` before it enters the guest."""
+        self.attention = True
+
+    def post(self, action: Callable[[], None]) -> None:
+        """From any thread: have the vCPU's thread do this soon, between two exits."""
+        self.posts.append(action)
+        self.look_now()
+
+    def look_now(self) -> None:
+        """From any thread: `look`, also if the guest runs or sleeps."""
+        self.attention = True
+        self.wake.set()
+        if self.is_running:
+            self.processor.kick()
+
+    def request(self, stop: Stop) -> None:
+        """End the run before the next entry.  The first request counts."""
+        if self.requested is None:
+            self.requested = stop
+        self.attention = True
+
+    def attend(self) -> Stop | None:
+        """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
+        self.attention = False
+        while self.posts:
+            self.posts.popleft()()
+        self._pass_time()
+        if self.state.halted and self.requested is None:
+            self._sleep()
+        if self.requested is not None:
+            stop, self.requested = self.requested, None
+            self.attention = True
+            return stop
+        self.events.deliver()
+        if not self.is_wall:  # else the run loop does, on each entry
+            self._arm()
+        return None
+
+    def _next_deadline(self) -> int:
+        device, apic = self.clock.next_deadline(), self.apic.deadline()
+        return apic if device is None or apic < device else device
+
+    def _pass_time(self) -> None:
+        """Fire what is due."""
+        now = self.clock.now()
+        # Not before the preemption timer could say so: a kick, which comes at any time, must not
+        # make anything happen earlier than it would without.
+        if self._next_deadline() <= now >> self.shift << self.shift:
+            self.clock.run_due()
+            if self.apic.deadline() <= now:
+                self.apic.tick(now)
+
+    def _arm(self) -> None:
+        """Put the next deadline into the preemption timer, if it is not there yet."""
+        deadline = self._next_deadline()
+        if deadline == self.state.armed and not self.is_wall:
+            return  # the timer kept its count over the exit
+        self.state.armed = deadline
+        shift = self.shift
+        # The timer counts changes of bit `shift` of the TSC: round so as never to be early.
+        ticks = (deadline + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
+        self.execution.arm(ticks if ticks > 0 else 0)
+
+    def _sleep(self) -> None:
+        """The guest halted.  Let time pass until an event can wake it."""
+        while not self.events.may_wake():
+            if self.requested is not None:
+                return
+            if not self.events.execution.interrupt_flag():
+                self.request(Stop("stuck", "halted with RFLAGS.IF=0\n" + self.describe()))
+                return
+            if not self._idle():
+                return
+            while self.posts:
+                self.posts.popleft()()
+            self._pass_time()
+        self.state.halted = False
+
+    def _idle(self) -> bool:
+        """One step of idle time.  False if a stop was requested because none would end it."""
+        deadline = self._next_deadline()
+        if self.is_wall:
+            self.wake.clear()
+            if not self.posts and self.requested is None:
+                left = deadline - self.clock.now()
+                self.wake.wait(None if deadline == NEVER else max(left, 0) / 1e9)
+            return True
+        if deadline == NEVER:
+            self.request(Stop("stuck", "halted, and no timer is armed\n" + self.describe()))
+            return False
+        left = -(-deadline >> self.shift << self.shift) - self.clock.now()
+        if left > 0:
+            self.processor.advance(left)
+        self.state.armed = 0  # the preemption timer does not count idle time
+        return True
+
+    # --- what handlers need ---
+
+    def gpr(self, n: int) -> int:
+        """A general register of the guest; RSP is in the VMCS."""
+        return self.execution.read(0x681C) if n == 4 else self.processor.gpr(n)
+
+    def set_gpr(self, n: int, value: int) -> None:
+        """Set a general register of the guest."""
+        if n == 4:
+            self.execution.write(0x681C, value)
+        else:
+            self.processor.set_gpr(n, value)
+
+    def fault(self, vector: int, error: int | None = None) -> Verdict:
+        """The instruction that exited faults."""
+        self.events.exception(vector, error)
+        self.attention = True
+        return RESUME
+
+    def page_fault(self, gva: int, error: int) -> Verdict:
+        """The instruction that exited has a page fault."""
+        self.processor.set_registers({"cr2": gva})
+        return self.fault(14, error)
+
+    def translation(self) -> Translation:
+        """What the guest's linear addresses mean now."""
+        execution = self.execution
+        return Translation(
+            execution.guest_cr0(), execution.read(0x6802), execution.guest_cr4(),
+            execution.read(0x2806), execution.cpl(),
+        )  # fmt: skip
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        """A load from where there is no RAM."""
+        if self.msrs.is_apic_page(gpa):
+            return self.msrs.apic_read(gpa, size)
+        return self.bus.mmio_read(gpa, size)
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        """A store to where there is no RAM."""
+        if self.msrs.is_apic_page(gpa):
+            self.msrs.apic_write(gpa, size, value)
+        else:
+            self.bus.mmio_write(gpa, size, value)
+
+    # --- looking at it ---
+
+    def error(self, problem: str) -> Stop:
+        """A stop that shows the whole state."""
+        return Stop("error", problem + "\n" + self.describe())
+
+    def describe(self) -> str:
+        """The decoded state, for people."""
+        return describe(self)
+
+    def named_exits(self) -> dict[str, int]:
+        """Exits by name, those that happened.
+
+        The silicon's own stops are no exits; nor are kicks counted here (see `kicks`), because
+        the guest has no part in them.
+        """
+        own = (n for n in self.exits if n <= LAST_EXIT and n != Reason.EXTERNAL_INTERRUPT)
+        counted = sorted((n, self.exits[n]) for n in own if self.exits[n])
+        return {reason_name(n): count for n, count in counted}
+
+    @property
+    def kicks(self) -> int:
+        """Exits because another thread wanted something."""
+        return self.exits[Reason.EXTERNAL_INTERRUPT]
+
+    def leave_guest(self) -> None:
+        """Make sure that the VMCS can be read and written: finish a run that a budget ended."""
+        while self.processor.in_guest:
+            self.processor.kick()
+            exit = self.processor.run(0)
+            if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
+                self.table[exit.reason](self, exit)
