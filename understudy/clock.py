@@ -151,12 +151,14 @@ class Alarm:
         self._timer = None if ns is None else self._clock.at(ns, self._callback)
 
     def save(self) -> list[int] | None:
+        """(when, place in the queue), or None if it is clear."""
         timer = self._timer
         if timer is None or not timer.is_armed:
             return None
         return [timer.when, timer.sequence]
 
     def load(self, saved: Sequence[int] | None) -> None:
+        """Be set as it was when saved."""
         self.set(None)
         if saved is not None:
             self._timer = self._clock.resume(saved, self._callback)

@@ -68,6 +68,8 @@ TMR, PWRBTN = PM1Status.TMR.mask, PM1Status.PWRBTN.mask
 
 @dataclass
 class AcpiState:
+    """PM1 registers, and how far TMR_STS is up to date."""
+
     status: int = 0
     enable: int = 0
     control: int = int(PM1Control(SCI_EN=1))

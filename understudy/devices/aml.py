@@ -38,6 +38,7 @@ def integer(value: int) -> bytes:
 
 
 def string(text: str) -> bytes:
+    """A string of ASCII characters."""
     return b"\x0d" + text.encode("ascii") + b"\0"
 
 
@@ -49,10 +50,12 @@ def eisa_id(text: str) -> bytes:
 
 
 def package(*elements: bytes) -> bytes:
+    """Package (n) { elements }"""
     return b"\x12" + _length(bytes((len(elements),)) + b"".join(elements))
 
 
 def buffer(data: bytes) -> bytes:
+    """Buffer (n) { data }"""
     return b"\x11" + _length(integer(len(data)) + data)
 
 

@@ -30,14 +30,17 @@ class Line:
         self.level = False
 
     def set(self, level: bool) -> None:
+        """Give the wire this level."""
         if level is not self.level:
             self.level = level
             self.callback(level)
 
     def raise_(self) -> None:
+        """Assert."""
         self.set(True)
 
     def lower(self) -> None:
+        """Release."""
         self.set(False)
 
     def pulse(self) -> None:
@@ -58,6 +61,7 @@ class SharedLine:
         self.inputs: list[Line] = []
 
     def input(self) -> Line:
+        """One more device's end of the wire."""
         line = Line(self._change)
         self.inputs.append(line)
         return line
@@ -114,6 +118,7 @@ class Bus:
                     self._writes[port << 4 | size] = write
 
     def release_ports(self, ports: range) -> None:
+        """Nobody answers at these ports any more."""
         for port in ports:
             for size in PORT_SIZES:
                 self._reads.pop(port << 4 | size, None)
@@ -132,6 +137,7 @@ class Bus:
             self._pages.setdefault(page, []).append((window.start, window.stop, read, write))
 
     def release_mmio(self, window: range) -> None:
+        """Nobody answers at these addresses any more."""
         for page in _pages(window):
             left = [w for w in self._pages.get(page, ()) if w[0] != window.start]
             if left:

@@ -12,6 +12,8 @@ from understudy.devices import Device
 
 @dataclass
 class DebugExitState:
+    """The last value written."""
+
     value: int = 0
 
 

@@ -72,6 +72,8 @@ RESEND = 0xFE  # what the controller reports for a byte that got no answer
 
 @dataclass
 class I8042State:
+    """Status, output buffer, output port and RAM."""
+
     status: int = int(Status(UNLOCKED=1, SYSTEM=1))
     data: int = 0
     output: int = 0x03  # output port: bit 0 low resets, bit 1 opens address line 20

@@ -50,6 +50,8 @@ WRITABLE = sum(f.mask for f in Redirection.FIELDS) & ~READ_ONLY
 
 @dataclass
 class IoApicState:
+    """Registers, and the levels of the inputs."""
+
     id: int = 0
     select: int = 0
     pins: int = 0  # asserted inputs

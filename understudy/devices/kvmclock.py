@@ -37,6 +37,8 @@ MULTIPLIER, SHIFT = 1 << 31, 1  # ns = (ticks << 1) * 2**31 >> 32 = ticks
 
 @dataclass
 class KvmClockState:
+    """The MSRs, and the version that the structures had last."""
+
     wall_clock: int = 0
     system_time: list[int] = field(default_factory=list)  # by vCPU
     version: int = 0

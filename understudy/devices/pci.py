@@ -69,6 +69,8 @@ class Region(Protocol):
 
 @dataclass
 class FunctionState:
+    """The registers of one function."""
+
     config: bytearray = field(default_factory=lambda: bytearray(256))
 
 
@@ -105,6 +107,7 @@ class Function:
         self.let(INTERRUPT_LINE, 1, 0xFF)
 
     def get(self, offset: int, size: int) -> int:
+        """A register's value."""
         return int.from_bytes(self.state.config[offset : offset + size], "little")
 
     def put(self, offset: int, size: int, value: int) -> None:
@@ -161,9 +164,11 @@ class Function:
         return range(start, start + size)
 
     def config_read(self, offset: int, size: int) -> int:
+        """The guest reads."""
         return self.get(offset, size)
 
     def config_write(self, offset: int, size: int, value: int) -> None:
+        """The guest writes; only bits that `let` gave free change."""
         mask = int.from_bytes(self.writable[offset : offset + size], "little")
         self.put(offset, size, self.get(offset, size) & ~mask | value & mask)
         if offset < BAR0 + 24 and offset + size > COMMAND:
@@ -177,6 +182,8 @@ class Function:
 
 @dataclass
 class PciState:
+    """CONFIG_ADDRESS, the reset register, and all functions by number."""
+
     address: int = 0
     reset_control: int = 0
     functions: dict[str, FunctionState] = field(default_factory=dict)

@@ -80,6 +80,7 @@ class Chip:
     read_isr: bool = False
 
     def set_pin(self, n: int, level: bool) -> None:
+        """An input has this level now."""
         bit = 1 << n
         if level:
             if self.is_level(bit) or not self.pins & bit:
@@ -91,6 +92,7 @@ class Chip:
             self.pins &= ~bit
 
     def is_level(self, bit: int) -> bool:
+        """Whether this input is level-triggered."""
         return bool(self.icw1 & 8 or self.elcr & bit)
 
     def first(self, bits: int) -> int:
@@ -127,6 +129,7 @@ class Chip:
             self.isr |= bit
 
     def write_command(self, value: int) -> None:
+        """A write with A0 = 0: ICW1, OCW2 or OCW3."""
         if value & 0x10:
             self._initialize(value)
         elif value & 8:
@@ -169,6 +172,7 @@ class Chip:
                 self.lowest = level
 
     def write_data(self, value: int) -> None:
+        """A write with A0 = 1: the next initialization word, or the mask."""
         match self.icw:
             case 2:
                 self.base = value & 0xF8
@@ -187,6 +191,8 @@ class Chip:
 
 @dataclass
 class PicState:
+    """Both chips, and the level of the pair's output."""
+
     master: Chip = field(default_factory=Chip)
     slave: Chip = field(default_factory=Chip)
     output: bool = False

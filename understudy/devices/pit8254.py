@@ -189,6 +189,7 @@ class Counter:
             self.stopped = None if self.gate else 0
 
     def set_gate(self, gate: bool, tick: int) -> None:
+        """The gate input has this level now: it pauses, or triggers."""
         if gate is self.gate:
             return
         self.settle(tick)
@@ -225,6 +226,8 @@ def _to_bcd(value: int) -> int:
 
 @dataclass
 class PitState:
+    """The counters, and the speaker's switch."""
+
     counters: list[Counter] = field(default_factory=lambda: [Counter(), Counter(), Counter()])
     speaker: bool = False
 

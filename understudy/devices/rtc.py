@@ -88,6 +88,8 @@ DONT_CARE = 0xC0
 
 @dataclass
 class RtcState:
+    """The registers and RAM, and the time of day as an offset."""
+
     index: int = 0
     offset_ns: int = 0  # time of day (Unix, UTC) minus clock.now()
     flags: int = 0  # register C without IRQF

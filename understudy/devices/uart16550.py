@@ -117,6 +117,8 @@ FAR, BREAK = 0x100, 0x200  # came from the far end (may be sent again); was a br
 
 @dataclass
 class UartState:
+    """The registers, the receiver's FIFO, and what the far end still holds."""
+
     ier: int = 0
     fcr: int = 0
     lcr: int = 0
