@@ -54,7 +54,7 @@ def test_counts_are_written_and_are_the_same_every_time(tmp_path: Path) -> None:
         assert done.returncode == 0
         counts.append(json.loads((tmp_path / name).read_text()))
     for count in counts:
-        count.pop("engine", None)
+        del count["engine"], count["kicks"]  # how the machine was fast, and how often it was asked
     assert counts[0] == counts[1]
     # One OUT for each byte, at least one IN before it, and the power-off.
     assert sum(counts[0]["exits"].values()) > 2 * len(hello.MESSAGE)

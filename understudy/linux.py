@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from understudy import vm as machine
+from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
 from understudy.guests.agent import Agent, Exited, Output, Send
 from understudy.guests.apt import Progress
+from understudy.host import Host
 from understudy.vm import Stop
 
 # How much of what the console showed is kept; a guest may print for ever.
@@ -31,7 +32,7 @@ COMMAND_GUEST_S = 600.0
 COMMAND_WALL_S = 600.0
 
 _NS = 1_000_000_000
-_SLICE_S = 0.2  # progress is reported this often
+SLICE_S = 0.25  # `on_slice` is called this often
 
 
 class LinuxError(RuntimeError):
@@ -97,13 +98,15 @@ class VM(machine.VM):
         append: str = "",
         clock: str = "virtual",
         engine: str = "dbt",
+        paging: str = "ept",
+        host: Host | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Make a VM with `guest` loaded, ready to run.
 
         `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
         cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
-        kernel's command line.
+        kernel's command line.  The rest is as for `VM`.
         """
         kernel: Path | bytes
         ramdisk: Path | None = Path(initrd) if initrd is not None else None
@@ -113,9 +116,13 @@ class VM(machine.VM):
             fetched = debian.fetch(guest, progress or _say_nothing)
             kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
             append = f"{fetched.append} {append}".strip()
-        vm = cls(memory, clock=clock, engine=engine, name=str(guest))
-        vm.listen()
-        vm.enter(loader.load(vm.memory, kernel, initrd=ramdisk, append=append))
+        vm = cls(memory, clock=clock, engine=engine, paging=paging, host=host, name=str(guest))
+        try:
+            vm.listen()
+            vm.enter(loader.load(vm.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA))
+        except BaseException:
+            vm.close()
+            raise
         return vm
 
     def listen(self) -> None:
@@ -125,17 +132,6 @@ class VM(machine.VM):
         self._command_status, self._on_command_output, self.on_slice = None, None, None
         self.console.on_output.append(self._hear)
         self.agent_port.on_output.append(self._hear_agent)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- The console ------------------------------------------------------------------------
 
@@ -246,7 +242,8 @@ class VM(machine.VM):
             left = ends_at - time.monotonic()
             if left <= 0:
                 raise GuestTimeout(f"{awaited} did not come within {timeout_wall_s:g} s")
-            stop = self.go(until=done, deadline_ns=deadline_ns, wall_seconds=min(left, _SLICE_S))
+            span = left if self.on_slice is None else min(left, SLICE_S)
+            stop = self.go(until=done, deadline_ns=deadline_ns, wall_seconds=span)
             if self.on_slice is not None:
                 self.on_slice()
             if stop.kind == "deadline" and not done():

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from understudy.commands import Refusal
 from understudy.commands.progress import StatusLine
-from understudy.linux import VM, stop_in_words
+from understudy.linux import SLICE_S, VM, stop_in_words
 from understudy.terminal import (
     ESCAPE_NAME,
     HELP_TEXT,
@@ -26,9 +26,6 @@ from understudy.terminal import (
 )
 from understudy.vm import Stop
 
-# A guest that makes no exits is looked after this often.
-SLICE_S = 0.05
-
 
 def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool) -> int:
     """Connect the guest's console with standard input and output until it ends; the status."""
@@ -36,12 +33,12 @@ def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: 
         if interactive:
             note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
             stack.enter_context(RawMode(0))
-        keyboard = None
+        session = _Session(vm, line, timeout_s, interactive)
         if _is_file(0):
             vm.console.send(_all_of(0))  # all of it at once: when it comes is no accident
         elif interactive or not os.isatty(0):
-            keyboard = stack.enter_context(Input(0))
-        stop = _Session(vm, line, timeout_s, interactive).run(keyboard, Output(1))
+            session.listen(stack.enter_context(Input(0, session.arrived)))
+        stop = session.run(Output(1))
     if stop is None:
         note("ended by the user")
         return 1
@@ -82,8 +79,10 @@ class _Session:
         self._interactive = interactive
         self._ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
         self._escape = EscapeKey()
+        self._keyboard: Input | None = None
+        self._quits = False
 
-    def run(self, keyboard: Input | None, screen: Output) -> Stop | None:
+    def run(self, screen: Output) -> Stop | None:
         """Go on until the guest stops (the result says why) or the user quits (None)."""
         vm = self._vm
 
@@ -92,34 +91,51 @@ class _Session:
             screen(data)
 
         vm.console.on_output.append(show)
-        waiting = keyboard.waiting if keyboard is not None else None
         while True:
-            stop = vm.go(until=waiting, wall_seconds=SLICE_S)
-            if stop.kind not in ("until", "wall"):
-                return stop
-            if keyboard is not None and not self._pass_on(keyboard.take()):
+            stop = vm.go(wall_seconds=self._slice_s(quiet=not screen.wrote))
+            if self._quits:
                 return None
-            if self._ends_at is not None and time.monotonic() > self._ends_at:
+            if stop.kind != "wall":
+                return stop
+            if self._ends_at is not None and time.monotonic() >= self._ends_at:
                 raise Refusal("the time that --timeout gave is over; the guest was still running")
             if not screen.wrote:
                 self._line.running(vm.clock.now(), vm.instructions)
 
-    def _pass_on(self, typed: bytes) -> bool:
-        """Give what was typed to the guest, see to the wishes; False: the user quits."""
+    def _slice_s(self, *, quiet: bool) -> float | None:
+        """How long the guest may run on its own: a status line wants to be looked after."""
+        left = self._ends_at - time.monotonic() if self._ends_at is not None else None
+        if not quiet:
+            return left
+        return SLICE_S if left is None else min(left, SLICE_S)
+
+    def listen(self, keyboard: Input) -> None:
+        """Take what is typed from here."""
+        self._keyboard = keyboard
+        self.arrived()
+
+    def arrived(self) -> None:
+        """Something was typed: see to it on the VM's thread.  Called on the reader's."""
+        self._vm.post(self._take)
+
+    def _take(self) -> None:
+        if self._keyboard is None:
+            return
+        typed = self._keyboard.take()
         if not self._interactive:
-            self._vm.console.send(typed)
-            return True
+            self._vm.console.receive(typed)
+            return
         for part in self._escape.feed(typed):
             match part:
                 case bytes():
-                    self._vm.console.send(part)
+                    self._vm.console.receive(part)
                 case Wish.QUIT:
-                    return False
+                    self._quits = True
+                    self._vm.stop("the user")
                 case Wish.COUNTS:
                     note(counts_in_words(self._vm))
                 case Wish.HELP:
                     note(HELP_TEXT)
-        return True
 
 
 def counts_in_words(vm: VM) -> str:

@@ -1,0 +1,146 @@
+"""A guest and its user, with a machine that only waits: what is typed, wished for, and shown."""
+
+import os
+import pty
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from understudy.commands import Refusal, console
+from understudy.commands.progress import StatusLine
+from understudy.linux import VM
+from understudy.terminal import Input, Output
+from understudy.vm import Stop
+
+
+class Waiting:
+    """A VM whose guest does nothing; what other threads post is done while it `go`es."""
+
+    def __init__(self) -> None:
+        self.console, self.clock = self, self
+        self.on_output: list[Callable[[bytes], None]] = []
+        self.typed = b""
+        self.instructions = 0
+        self.shown: list[str] = []
+        self._posts: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._stop: Stop | None = None
+
+    def now(self) -> int:
+        return 1_500_000_000
+
+    def receive(self, data: bytes) -> None:
+        self.typed += data
+        for listener in self.on_output:
+            listener(data)
+        if self.typed.endswith(b"off\n"):
+            self._stop = Stop("poweroff")
+
+    def counts(self) -> dict[str, Any]:
+        return {"instructions": 1234567, "exits": {"HLT": 5, "CPUID": 70}}
+
+    def state_in_words(self, _stop: Stop) -> str:
+        return "RIP=0xDEAD"
+
+    def post(self, action: Callable[[], None]) -> None:
+        with self._changed:
+            self._posts.append(action)
+            self._changed.notify()
+
+    def stop(self, reason: str) -> None:
+        self._stop = Stop("wall", reason)
+
+    def go(self, *, wall_seconds: float | None = None) -> Stop:
+        while self._stop is None:
+            with self._changed:
+                if not self._posts and not self._changed.wait(wall_seconds):
+                    return Stop("wall")
+                posts, self._posts = self._posts, []
+            for action in posts:
+                action()
+        stop, self._stop = self._stop, None
+        return stop
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe: what is written to the second comes out of the first."""
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+def _session(
+    typed: list[bytes], out: int, *, interactive: bool, timeout_s: float | None = 30.0
+) -> tuple[Stop | None, Waiting]:
+    """Type one chunk after the other into a session; how it ended, and the machine."""
+    vm = Waiting()
+    session = console._Session(cast(VM, vm), StatusLine("test"), timeout_s, interactive)
+    outer, inner = pty.openpty() if interactive else os.pipe()[::-1]
+    if interactive:
+        import tty
+
+        tty.setraw(inner)
+    with Input(inner, session.arrived) as keyboard:
+        session.listen(keyboard)
+        for chunk in typed:
+            os.write(outer, chunk)
+        if not interactive:
+            os.close(outer)  # the end of input is not the end of the guest
+        ended = session.run(Output(out))
+    os.close(inner)
+    if interactive:
+        os.close(outer)
+    return ended, vm
+
+
+def test_what_is_typed_arrives_and_what_is_printed_is_shown(pipe: tuple[int, int]) -> None:
+    ended, vm = _session([b"ls\n", b"poweroff\n"], pipe[1], interactive=True)
+    assert ended == Stop("poweroff")
+    assert vm.typed == os.read(pipe[0], 100) == b"ls\npoweroff\n"
+
+
+def test_the_user_quits(pipe: tuple[int, int]) -> None:
+    ended, vm = _session([b"a\x1dqb"], pipe[1], interactive=True)
+    assert ended is None
+    assert vm.typed.startswith(b"a")
+
+
+def test_wishes_are_answered_on_standard_error(
+    pipe: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _session([b"\x1dh\x1dcoff\n"], pipe[1], interactive=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Ctrl-] q   end the guest now" in err
+    assert "guest time 1.50 s, 1,234,567 instructions, 75 exits" in err
+    assert err.index("CPUID") < err.index("HLT")
+
+
+def test_in_a_pipe_the_escape_key_is_a_byte_like_any_other(pipe: tuple[int, int]) -> None:
+    ended, vm = _session([b"\x1dq poweroff\n"], pipe[1], interactive=False)
+    assert ended == Stop("poweroff")
+    assert vm.typed == b"\x1dq poweroff\n"
+
+
+def test_the_end_of_input_is_not_the_end_of_the_guest(pipe: tuple[int, int]) -> None:
+    with pytest.raises(Refusal, match="the time that --timeout gave is over"):
+        _session([b"x"], pipe[1], interactive=False, timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"), [(Stop("poweroff"), 0), (Stop("debug-exit", "code 7", 7), 7)]
+)
+def test_a_guest_that_ends_by_itself(stop: Stop, status: int) -> None:
+    assert console._status(cast(VM, Waiting()), stop) == status
+
+
+@pytest.mark.parametrize("kind", ["reset", "triple-fault", "stuck", "error"])
+def test_a_guest_that_dies_is_one_line_and_its_state(kind: str) -> None:
+    with pytest.raises(Refusal, match=r"^the guest ended: .+: what happened$") as caught:
+        console._status(cast(VM, Waiting()), Stop(kind, "what happened\nrip 0"))
+    assert caught.value.status == 1
+    assert caught.value.detail == "RIP=0xDEAD"
