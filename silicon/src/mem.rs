@@ -284,7 +284,7 @@ impl Memory {
         // instruction.
         unsafe {
             let p = self.base.add(hpa as usize).cast::<u128>();
-            std::arch::x86_64::cmpxchg16b(p, expected, new, SeqCst, SeqCst)
+            compare_exchange_16(p, expected, new)
         }
     }
 
@@ -358,6 +358,30 @@ impl Memory {
             Err(_) => (Vec::new(), from),
         }
     }
+}
+
+/// LOCK CMPXCHG16B: returns the old value.
+///
+/// # Safety
+/// `p` must be valid for reads and writes and aligned to 16 bytes.
+unsafe fn compare_exchange_16(p: *mut u128, expected: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+    // SAFETY: the caller vouches for the pointer.  RBX, which the compiler keeps for itself, is
+    // put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") p,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 impl Drop for Memory {

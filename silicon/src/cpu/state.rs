@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use crate::apic::LocalApic;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
+use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::mem::Memory;
 use crate::mmu::tlb::Tlb;
@@ -240,6 +241,8 @@ pub struct Core {
     pub cpuid: BTreeMap<(u32, u32), [u32; 4]>,
     /// Writes that hit frames marked as code: (hpa, bytes).  Engines drain it.
     pub code_writes: Vec<(u64, u64)>,
+    /// Instructions decoded before.
+    pub decoded: Decoded,
     /// Set from other threads: stop soon.
     pub kick: Arc<AtomicBool>,
 }
@@ -290,6 +293,7 @@ impl Core {
             apic: LocalApic::new(apic_id, apic_id == 0),
             cpuid: BTreeMap::new(),
             code_writes: Vec::new(),
+            decoded: Decoded::default(),
             kick: Arc::new(AtomicBool::new(false)),
         };
         core.refresh();
