@@ -13,7 +13,7 @@ import pexpect
 import pytest
 
 from tests.tree import ROOT
-from understudy.guests import hello
+from understudy.guests import debian, hello
 
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -154,6 +154,14 @@ def test_the_escape_key_ends_a_guest(tmp_path: Path) -> None:
 def test_a_command_with_its_output_alone_and_its_status() -> None:
     done = run("--guest", "cloud-amd64", "--exec", "echo out; echo err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, b"out\nerr\n", b"")
+
+
+@pytest.mark.real_guest
+def test_a_command_in_a_kernel_of_ones_own() -> None:
+    own = debian.fetch("cloud-amd64").kernel
+    assert isinstance(own, Path)
+    done = run("--kernel", str(own), "--exec", "uname -s")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Linux\n", b"")
 
 
 @pytest.mark.real_guest

@@ -89,7 +89,11 @@ def run(
     command: Annotated[
         str | None,
         typer.Option(
-            "--exec", "-e", metavar="COMMAND", help="Run it in the guest, print its output, end."
+            "--exec",
+            "-e",
+            metavar="COMMAND",
+            help="Run it in the guest, print its output, end.  "
+            "With --kernel alone, in a user land of busybox.",
         ),
     ] = None,
     counts: Annotated[
@@ -176,6 +180,7 @@ def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
     from understudy.commands.console import converse, execute
+    from understudy.guests import debian
     from understudy.guests.entry import GuestError
     from understudy.linux import VM, LinuxError
 
@@ -184,10 +189,14 @@ def _carry_out(wanted: Wanted) -> int:
         line = stack.enter_context(StatusLine(name))
         try:
             with Steps(name) as steps:
+                initrd, append = wanted.initrd, wanted.append
+                if isinstance(wanted.guest, Path) and wanted.command is not None and not initrd:
+                    initrd = debian.user_land(steps)  # somebody must carry the command out
+                    append = f"{debian.LINUX_APPEND} {append}".strip()
                 vm = VM.linux(
                     wanted.guest,
-                    initrd=wanted.initrd,
-                    append=wanted.append,
+                    initrd=initrd,
+                    append=append,
                     memory=wanted.memory,
                     clock=wanted.clock,
                     engine=wanted.engine,
