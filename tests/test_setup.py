@@ -1,6 +1,7 @@
 """Setting up: what is missing is said in one clear line each; what pip installs is what we name."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ import pytest
 from tests.tree import ROOT, text
 
 
-def _require(folder: Path, python: str, *, leave_out: str = "") -> subprocess.CompletedProcess[str]:
+def _require(
+    folder: Path, python: str, *, leave_out: str = "", cargo: str = "echo cargo 1.999.0"
+) -> subprocess.CompletedProcess[str]:
     """Run tools/require with a PATH that has cargo, cc and a few tools, but for one."""
-    for name, says in (("cargo", "exit 0"), ("cc", "exit 0"), ("head", "cat")):
+    for name, says in (("cargo", cargo), ("cc", "exit 0")):
         if name != leave_out:
             (folder / name).write_text(f"#!/bin/sh\n{says}\n")
             (folder / name).chmod(0o755)
+    for name in ("head", "sed", "sort", "dirname"):
+        (folder / name).symlink_to(shutil.which(name) or name)
     return subprocess.run(
         ["/bin/sh", str(ROOT / "tools/require"), python],
         env={"PATH": str(folder)},
@@ -35,6 +40,20 @@ def test_a_missing_tool_is_one_line_with_advice(tmp_path: Path, missing: str) ->
     done = _require(tmp_path, sys.executable, leave_out=missing)
     assert done.returncode == 1
     assert done.stderr.startswith(f"understudy: {missing} is missing: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cargo", "words"),
+    [
+        ("echo cargo 0.66.0", "cargo is 0.66.0, and understudy needs Rust 1."),
+        ("echo 'error: toolchain is not installed'; exit 1", "(error: toolchain is not installed)"),
+    ],
+)
+def test_an_unfit_cargo_is_one_line(tmp_path: Path, cargo: str, words: str) -> None:
+    done = _require(tmp_path, sys.executable, cargo=cargo)
+    assert done.returncode == 1
+    assert words in done.stderr
     assert done.stderr.count("\n") == 1
 
 
