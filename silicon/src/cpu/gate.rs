@@ -71,7 +71,7 @@ fn real(core: &mut Core, event: &Event) -> Exec<()> {
 
 /// Whether the software-interrupt redirection bitmap sends INT n of a virtual-8086 program to the
 /// program's own vector table (SDM 3B, "Virtual-8086 Mode Extensions").
-fn is_redirected(core: &mut Core, v: u8) -> Exec<bool> {
+pub(crate) fn is_redirected(core: &mut Core, v: u8) -> Exec<bool> {
     if core.cr4 & crate::arch::bits::cr4::VME == 0 {
         return Ok(false);
     }

@@ -13,9 +13,12 @@ pub mod event;
 #[cfg(test)]
 mod event_tests;
 pub mod far;
+#[cfg(test)]
+mod far_tests;
 pub mod flags;
 pub mod frame;
 mod gate;
+mod iret;
 pub mod logic;
 pub mod mov;
 pub mod operand;
