@@ -13,8 +13,8 @@ use crate::cpu::frame::Cursor;
 use crate::cpu::operand::{address_mask, ea, linear_at, segment_of};
 use crate::cpu::segment::{
     Descriptor, drop_inner_segments, is_canonical, is_null, mark_accessed, null_stack, read_descriptor,
-    read_stack_segment, read_system_descriptor, real_segment, selector_fault, system_type,
-    table_address, v86_segment,
+    read_stack_segment, read_system_descriptor, real_segment, selector_fault, system_type, table_address,
+    v86_segment,
 };
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::task::{self, Source};
@@ -53,9 +53,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         }
         Mnemonic::Int3 => interrupt(core, insn, vector::BP, Kind::SoftwareException),
         Mnemonic::Int1 => interrupt(core, insn, vector::DB, Kind::PrivilegedSoftware),
-        Mnemonic::Into if core.flag(rflags::OF) => {
-            interrupt(core, insn, vector::OF, Kind::SoftwareException)
-        }
+        Mnemonic::Into if core.flag(rflags::OF) => interrupt(core, insn, vector::OF, Kind::SoftwareException),
         Mnemonic::Into => Ok(()),
         _ => Err(ud()),
     }
@@ -92,11 +90,7 @@ pub(crate) fn in_new_task(core: &mut Core, old_rip: u64, result: Exec<()>) -> Ex
 }
 
 /// A task switch by instruction.
-fn switch_task(
-    core: &mut Core,
-    insn: &Instruction,
-    go: impl FnOnce(&mut Core, u32) -> Exec<()>,
-) -> Exec<()> {
+fn switch_task(core: &mut Core, insn: &Instruction, go: impl FnOnce(&mut Core, u32) -> Exec<()>) -> Exec<()> {
     core.rip = insn.ip();
     let result = go(core, insn.len() as u32);
     in_new_task(core, insn.ip(), result)
@@ -219,11 +213,7 @@ fn direct(
     let bad = selector_fault(vector::GP, selector, 0);
     let rpl = (selector & 3) as u8;
     let is_mixed = core.is_long() && d.has(attr::L | attr::DB);
-    let may = if d.is_conforming() {
-        d.dpl() <= core.cpl
-    } else {
-        rpl <= core.cpl && d.dpl() == core.cpl
-    };
+    let may = if d.is_conforming() { d.dpl() <= core.cpl } else { rpl <= core.cpl && d.dpl() == core.cpl };
     if !d.is_code() || is_mixed || !may {
         return Err(bad);
     }
@@ -300,13 +290,7 @@ fn through_call_gate(core: &mut Core, selector: u16, g: Descriptor, is_call: boo
 }
 
 /// SS:SP, the copied parameters, CS:IP on the inner stack.
-fn push_inner_call(
-    core: &mut Core,
-    mut stack: Cursor,
-    cpl: u8,
-    size: usize,
-    count: u64,
-) -> Exec<Cursor> {
+fn push_inner_call(core: &mut Core, mut stack: Cursor, cpl: u8, size: usize, count: u64) -> Exec<Cursor> {
     let outer = Cursor::current(core);
     let mut parameters = Vec::new();
     for i in 0..count {

@@ -68,9 +68,7 @@ fn v86(core: &mut Core, size: usize) -> Exec<()> {
     let rip = stack.pop(core, size)?;
     let selector = stack.pop(core, size)? as u16;
     let flags = stack.pop(core, size)?;
-    if !has_iopl
-        && (flags & rflags::IF != 0 && core.flag(rflags::VIP) || flags & rflags::TF != 0)
-    {
+    if !has_iopl && (flags & rflags::IF != 0 && core.flag(rflags::VIP) || flags & rflags::TF != 0) {
         return Err(gp(0));
     }
     let cs = v86_segment(selector);
