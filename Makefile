@@ -25,7 +25,7 @@ RUST_SOURCES := $(shell find silicon -path silicon/target -prune -o \
 # Which guest `make demo` boots.
 GUEST ?= cloud-amd64
 
-say = @printf '\033[1m==> %s\033[0m\n' $(1)
+say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
 .PHONY: help setup build check check-fast test test-all test-rust fuzz bench demo format clean tools
 
@@ -71,7 +71,7 @@ demo: setup ## Boot an unmodified Debian kernel to a prompt in this terminal
 	$(call say,"Fetching the guest $(GUEST)")
 	@$(BIN)/understudy fetch $(GUEST)
 	@if [ -t 0 ] && [ -t 1 ]; then \
-		printf '\033[1m==> %s\033[0m\n' "Booting $(GUEST); type poweroff to end"; \
+		printf '\033[1m==> %s\033[0m\n' "Booting $(GUEST) - type poweroff to end"; \
 		exec $(BIN)/understudy run --guest $(GUEST); \
 	else \
 		printf '==> %s\n' "No terminal: booting $(GUEST) to run uname -a in it"; \
