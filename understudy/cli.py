@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the result is the status for the shell."""
     try:
         status = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        sys.stdout.flush()  # a full disk is to be noticed here, not when Python ends
     except Refusal as refusal:
         return _complain(str(refusal), refusal.status, refusal.detail)
     except _UsageError as error:
@@ -77,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output has gone; Python must not try to flush it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # whoever read our output has gone
         return 1
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except OSError as error:
+        _give_up_output()
         return _complain(_os_error_line(error), 1)
     except typer.Abort:
         return _complain("stopped", 1)
@@ -91,8 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _give_up_output() -> None:
+    """If standard output takes no more, Python must not try to flush it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(line: str, status: int, detail: str = "") -> int:
-    sys.stdout.flush()
     text = " ".join(line.split())
     print(f"understudy: {text}", file=sys.stderr)
     if detail:

@@ -153,6 +153,22 @@ def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", [["fetch", "--list"], ["run", "--help"], ["--version"]])
+def test_a_full_disk_is_one_line(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run(
+            [sys.executable, "-m", "understudy", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert child.returncode == 1
+    assert _one_line(child.stderr) == "understudy: No space left on device\n"
+
+
 def test_help_needs_no_machine() -> None:
     """`understudy doctor` and --help must work where the compiled half is missing."""
     code = "import sys; sys.modules['understudy._silicon'] = None; import understudy.cli as c; "
