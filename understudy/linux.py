@@ -144,6 +144,15 @@ class VM(machine.VM):
         """Type into the console; a line ends with "\\n"."""
         self.console.send(text.encode() if isinstance(text, str) else text)
 
+    def resize_console(self, rows: int, columns: int) -> None:
+        """Tell the guest how large the window is that shows its console; does not wait for it.
+
+        Nothing happens in a guest without the agent, or while another command is under way.
+        """
+        if not self._agent.busy:
+            command = f"stty -F /dev/ttyS0 rows {rows} cols {columns}"
+            self.agent_port.send(self._agent.request(command))
+
     def wait_for_prompt(
         self,
         prompt: bytes = PROMPT,
@@ -198,6 +207,10 @@ class VM(machine.VM):
         """
         if not self._agent.ready:
             self.wait_for_agent()
+        if self._agent.busy:  # with the size of the window
+            self.run_until(
+                lambda: not self._agent.busy, "an answer", timeout_guest_s, timeout_wall_s
+            )
         self._command_output.clear()
         self._command_status, self._on_command_output = None, on_output
         self.agent_port.send(self._agent.request(command))

@@ -110,6 +110,27 @@ def ending_signals() -> Iterator[None]:
             signal.signal(number, action)
 
 
+@contextmanager
+def window_sizes(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Call `tell(rows, columns)` now, and again whenever the user resizes the window."""
+
+    def look(_number: int = 0, _frame: FrameType | None = None) -> None:
+        with suppress(OSError):
+            size = os.get_terminal_size(0)
+            if size.lines and size.columns:  # some terminals do not know
+                tell(size.lines, size.columns)
+
+    look()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGWINCH, look)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
 class RawMode:
     """A terminal that hands over every key as typed, until it is left."""
 

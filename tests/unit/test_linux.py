@@ -1,5 +1,6 @@
 """Waiting, typing and running commands, on a machine that plays a script instead of code."""
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 
@@ -149,6 +150,17 @@ def test_a_command_that_takes_too_long_is_given_up_and_the_next_one_runs() -> No
     vm = Scripted(_agent(HELLO), _agent(b"noise"), _agent(b"noise"), _answers(b"ok", 0))
     with pytest.raises(GuestTimeout, match="'sleep 9' did not come within 2 s of guest time"):
         vm.run("sleep 9", timeout_guest_s=2)
+    assert vm.run("echo ok").output == "ok"
+
+
+def test_the_window_size_is_sent_when_the_agent_is_there_and_waits_for_nothing() -> None:
+    vm = Scripted(_agent(HELLO), _answers(b"", 0), _answers(b"ok", 0))
+    vm.resize_console(50, 120)
+    assert vm.agent_port.sent == b""  # type: ignore[attr-defined]
+    vm.resize_console(1, 1)  # one at a time
+    vm.go()
+    (code,) = re.findall(rb"run \S+ (\S+)", vm.agent_port.sent)  # type: ignore[attr-defined]
+    assert base64.b64decode(code) == b"stty -F /dev/ttyS0 rows 50 cols 120"
     assert vm.run("echo ok").output == "ok"
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from understudy.terminal import EscapeKey, Input, Output, Terminated, Wish, ending_signals
+from understudy.terminal import (
+    EscapeKey,
+    Input,
+    Output,
+    Terminated,
+    Wish,
+    ending_signals,
+    window_sizes,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,6 +97,19 @@ def test_signals_become_exceptions_and_are_put_back(number: signal.Signals) -> N
         time.sleep(10)
     assert caught.value.code == 128 + number
     assert signal.getsignal(number) is before
+
+
+def test_the_size_of_the_window_is_told_now_and_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = iter([(80, 24), (120, 50), (0, 0)])
+    monkeypatch.setattr(os, "get_terminal_size", lambda _fd: os.terminal_size(next(sizes)))
+    before, told = signal.getsignal(signal.SIGWINCH), []
+    with window_sizes(lambda rows, columns: told.append((rows, columns))):
+        signal.raise_signal(signal.SIGWINCH)
+        signal.raise_signal(signal.SIGWINCH)
+    assert told == [(24, 80), (50, 120)]
+    assert signal.getsignal(signal.SIGWINCH) is before
 
 
 _CHILD = textwrap.dedent(

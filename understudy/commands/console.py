@@ -23,6 +23,7 @@ from understudy.terminal import (
     RawMode,
     Wish,
     note,
+    window_sizes,
 )
 from understudy.vm import Stop
 
@@ -33,6 +34,7 @@ def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: 
         if interactive:
             note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
             stack.enter_context(RawMode(0))
+            stack.enter_context(window_sizes(vm.resize_console))
         session = _Session(vm, line, timeout_s, interactive)
         if _is_file(0):
             vm.console.send(_all_of(0))  # all of it at once: when it comes is no accident
