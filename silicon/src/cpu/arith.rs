@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
-use crate::arch::bits::rflags::{AF, ARITH, CF, OF, ZF};
+use crate::arch::bits::rflags::{AF, CF, OF, PF, SF, ZF};
 use crate::arch::exception::{Exception, vector};
 use crate::cpu::flags::{add, mask, of_result, sign_extend, sub};
 use crate::cpu::operand::{
@@ -145,6 +145,7 @@ fn divide(core: &mut Core, insn: &Instruction) -> Exec<()> {
         set_gpr(core, RAX, size, q);
         set_gpr(core, RDX, size, r);
     }
+    core.set_flags(PF | AF | ZF | SF, AF);
     Ok(())
 }
 
@@ -288,5 +289,3 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
     }
     Ok(())
 }
-
-const _: () = assert!(ARITH & (CF | OF | ZF | AF) == CF | OF | ZF | AF);
