@@ -231,6 +231,7 @@ def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     """
     if exit.idt_info & VALID:
         vcpu.events.requeue(exit)
+        vcpu.attention = True
     elif exit.qualification & EptViolation.NMI_UNBLOCKING.mask:
         vcpu.execution.block_nmis()
     if vcpu.paging.violation(exit):

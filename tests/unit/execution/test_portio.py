@@ -1,0 +1,69 @@
+"""INS and OUTS."""
+
+from tests.unit.fakes import FakeExit
+from tests.unit.fixtures import CODE, Bench, bench
+from understudy.arch.exit_reason import Reason
+from understudy.arch.vmcs import Vmcs
+
+RCX, RSI, RDI = 1, 6, 7
+ADDRESS_64 = 2 << 7
+
+
+def string(b: Bench, is_in: bool, size: int, gla: int, rep: bool = True) -> None:
+    qualification = 0x700 << 16 | rep << 5 | 1 << 4 | is_in << 3 | size - 1
+    b.play(FakeExit(Reason.IO_INSTRUCTION, qualification, 2, gla=gla, instr_info=ADDRESS_64))
+
+
+def test_outs_sends_memory_and_moves_the_registers() -> None:
+    with bench() as b:
+        sent: list[int] = []
+        b.vm.bus.claim_ports(range(0x700, 0x702), lambda p, s: 0, lambda p, v, s: sent.append(v), 2)
+        b.vm.memory.write(0x5000, b"\x01\x02\x03\x04")
+        b.processor.live[RCX], b.processor.live[RSI] = 2, 0x5000
+        string(b, False, 2, 0x5000)
+        assert sent == [0x201, 0x403]
+        assert (b.processor.live[RCX], b.processor.live[RSI]) == (0, 0x5004)
+        assert b.rip == CODE + 2
+
+
+def test_ins_fills_memory_backwards_if_df_is_set() -> None:
+    with bench({"rflags": 0x602}) as b:
+        values = iter(b"abc")
+        b.vm.bus.claim_ports(range(0x700, 0x701), lambda p, s: next(values), lambda p, v, s: None)
+        b.processor.live[RCX], b.processor.live[RDI] = 3, 0x5002
+        string(b, True, 1, 0x5002)
+        assert b.vm.memory.read(0x5000, 3) == b"cba"
+        assert b.processor.live[RDI] == 0x4FFF
+
+
+def test_without_rep_the_count_is_left_alone() -> None:
+    with bench() as b:
+        b.processor.live[RCX], b.processor.live[RDI] = 9, 0x5000
+        string(b, True, 4, 0x5000, rep=False)
+        assert b.processor.live[RCX] == 9
+        assert b.vm.memory.read(0x5000, 4) == b"\xff" * 4
+
+
+def test_nothing_to_do_is_done() -> None:
+    with bench() as b:
+        string(b, True, 1, 1 << 40)
+        assert b.rip == CODE + 2
+
+
+def test_a_page_fault_keeps_what_was_done() -> None:
+    with bench() as b:
+        b.processor.live[RCX], b.processor.live[RDI] = 4, 0x3FFF_FFFE
+        string(b, True, 1, 0x3FFF_FFFE)  # the bench maps one gigabyte
+        assert b.processor.live[RCX] == 2
+        assert b.processor.live[RDI] == 0x4000_0000
+        assert b.injected == 1 << 31 | 1 << 11 | 3 << 8 | 14
+        assert b.field(Vmcs.ENTRY_EXCEPTION_ERROR_CODE) == 2
+        assert b.rip == CODE
+
+
+def test_a_hostile_count_gives_way() -> None:
+    with bench() as b:
+        b.processor.live[RCX] = (1 << 64) - 1
+        string(b, False, 1, 0x5000)
+        assert b.processor.live[RCX] == (1 << 64) - 1 - 1024
+        assert b.rip == CODE

@@ -1,0 +1,98 @@
+"""The machine as a whole, with nothing behind it."""
+
+import pytest
+
+from tests.unit.fakes import FakeExit, fake_machine
+from tests.unit.fixtures import bench
+from understudy.arch.exit_reason import Reason
+from understudy.devices.message import Delivery, Message
+from understudy.host import Host
+from understudy.vm import VM
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"memory": "16"}, "expected 1M to 256G"),
+        ({"memory": "1T"}, "expected 1M to 256G"),
+        ({"memory": "lots"}, "such as 256M"),
+        ({"clock": "sundial"}, "expected one of virtual, wall"),
+        ({"engine": "steam"}, "expected one of dbt, reference"),
+        ({"paging": "none"}, "expected one of ept"),
+        ({"largest_page": "3K"}, "expected 4K, 2M or 1G"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_right_ones(options: dict[str, str], words: str) -> None:
+    with fake_machine(), pytest.raises(ValueError, match=words):
+        VM(**options)  # type: ignore[arg-type]
+
+
+def test_a_closed_vm_gives_everything_back() -> None:
+    with fake_machine():
+        host = Host("1G")
+        free = host.frames.free_count
+        first, second = VM("16M", host=host), VM("32M", host=host)
+        assert free - host.frames.free_count > (48 << 20) >> 12
+        first.close()
+        first.close()
+        second.close()
+        assert host.frames.free_count == free
+        assert host.processors == []
+        with pytest.raises(RuntimeError, match="closed"):
+            first.go()
+
+
+def test_acpi_tables_are_there_and_ram_above_them_is_untouched() -> None:
+    with bench() as b:
+        assert b.vm.memory.read(0xE0000, 8) == b"RSD PTR " or b"RSD PTR " in b.vm.memory.read(
+            0xE0000, 0x20000
+        )
+
+
+def test_interrupt_messages_reach_the_apic() -> None:
+    with bench() as b:
+        deliver = b.vm._deliver
+        deliver(Message(0x31, 0))
+        deliver(Message(0x32, 1, logical=True, delivery=Delivery.LOWEST, level=True))
+        deliver(Message(0x05, 0))  # illegal vector
+        deliver(Message(0x40, 0, delivery=Delivery.SMI))
+        assert b.apic.irr == {0x31, 0x32}
+        deliver(Message(0, 0, delivery=Delivery.NMI))
+        assert b.vm.vcpu.events.nmis == 1
+
+
+def test_typing_goes_through_the_serial_port() -> None:
+    with bench() as b:
+        b.vm.pc.com1.write(0x3FC, 0x0B, 1)  # the guest is ready to hear: RTS
+        b.vm.console.send(b"ls\n")
+        b.play(FakeExit(Reason.CPUID, length=2))
+        b.play(FakeExit(Reason.IO_INSTRUCTION, 0x3F8 << 16 | 8, 1))
+        assert b.processor.live[0] == ord("l")
+
+
+def test_power_off_and_reset_end_the_run() -> None:
+    with bench() as b:
+        board = b.vm.pc
+        board.i8042.write(0x64, 0xFE, 1)
+        assert b.play().kind == "reset"
+        b.processor.script.clear()
+
+
+def test_counts_are_plain_and_complete() -> None:
+    with bench() as b:
+        b.play(FakeExit(Reason.CPUID, length=2))
+        counts = b.vm.counts()
+        assert set(counts) == {
+            "instructions", "exits", "kicks", "walk", "tlb", "fills", "injected", "engine",
+        }  # fmt: skip
+        assert counts["walk"]["guest"] == {"1": 2}
+
+
+def test_vms_share_no_state() -> None:
+    with fake_machine():
+        one, two = VM("16M"), VM("16M")
+        one.memory.write(0x5000, b"one")
+        one.bus.port_read(0x999, 1)
+        assert two.memory.read(0x5000, 3) == b"\0\0\0"
+        assert not two.bus.unclaimed
+        assert one.vcpu.table is not two.vcpu.table
