@@ -93,7 +93,11 @@ class Apt:
 
     def download(self, package: str, folder: Path, progress: Progress) -> Path:
         """Download one package, verified by apt against its signed lists."""
-        self._run(["apt-get", "download", package], f"Downloading {package}", progress, folder)
+        try:
+            self._run(["apt-get", "download", package], f"Downloading {package}", progress, folder)
+        except GuestError:
+            (self.state / "updated").unlink(missing_ok=True)  # the lists may be out of date
+            raise
         found = sorted(folder.glob("*.deb"))
         if len(found) != 1:
             raise GuestError(f"apt-get downloaded {len(found)} packages for {package}, expected 1")
@@ -108,7 +112,7 @@ class Apt:
 
     def _add_backports(self, configuration: str) -> None:
         """Give apt the system's sources and, from the same place, the release's backports."""
-        release = _codename()
+        release = codename()
         targets = self._targets()
         if any(target[1] == f"{release}-backports" for target in targets):
             return
@@ -211,7 +215,7 @@ def _follow(lines: Iterable[str], what: str, progress: Progress | None) -> None:
                 continue
 
 
-def _codename() -> str:
+def codename() -> str:
     """The name of this computer's release, as its sources call it."""
     for file in (Path("/etc/os-release"), Path("/usr/lib/os-release")):
         if file.is_file():

@@ -14,11 +14,11 @@ class FlatMemory:
         return len(self.content)
 
     def read(self, gpa: int, length: int, /) -> bytes:
-        assert 0 <= gpa and gpa + length <= self.size
+        assert gpa >= 0 and gpa + length <= self.size
         return bytes(self.content[gpa : gpa + length])
 
     def write(self, gpa: int, data: bytes, /) -> None:
-        assert 0 <= gpa and gpa + len(data) <= self.size
+        assert gpa >= 0 and gpa + len(data) <= self.size
         self.content[gpa : gpa + len(data)] = data
 
     def ranges(self) -> list[tuple[int, int]]:

@@ -250,11 +250,11 @@ def test_too_little_memory_names_how_much() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(GuestError, match="kernel .*/nothing does not exist"):
+    with pytest.raises(GuestError, match=r"kernel .*/nothing does not exist"):
         load(FlatMemory(), tmp_path / "nothing")
     with pytest.raises(GuestError, match="cannot be read: Is a directory"):
         load(FlatMemory(), tmp_path)
-    with pytest.raises(GuestError, match="initrd .*/nothing does not exist"):
+    with pytest.raises(GuestError, match=r"initrd .*/nothing does not exist"):
         load(FlatMemory(), GOOD, initrd=tmp_path / "nothing")
 
 
