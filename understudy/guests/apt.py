@@ -61,6 +61,7 @@ class Apt:
 
     def __init__(self, state: Path, architecture: str, *, backports: bool = False) -> None:
         self.state = state
+        self.trouble: GuestError | None = None
         self.programs = {name: self._program(name) for name in ("apt-get", "apt-cache")}
         with explained(state):
             (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
@@ -73,12 +74,20 @@ class Apt:
                 self._add_backports(text)
 
     def update(self, progress: Progress) -> None:
-        """Fetch the package lists, unless that was done minutes ago."""
+        """Fetch the package lists, unless that was done minutes ago.
+
+        One list out of many may fail and the others do: so a failure is only kept, in `trouble`,
+        for the caller to raise when the package it wants is in none.
+        """
         stamp = self.state / "updated"
         if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < FRESH_SECONDS:
             return
         stamp.unlink(missing_ok=True)
-        self._run(["apt-get", "update"], "Fetching package lists", progress, self.state)
+        try:
+            self._run(["apt-get", "update"], "Fetching package lists", progress, self.state)
+        except GuestError as error:
+            self.trouble = error
+            return
         with explained(self.state):
             stamp.touch()
 
@@ -185,6 +194,8 @@ class Apt:
             return f"{what}: {disk_full(self.state)}"
         if any("hash sum" in line.lower() for line in said):
             return f"{what}: the download is damaged ({reason}): try again"
+        if any("mirror sync in progress" in line.lower() for line in said):
+            return f"{what}: a package source is just being renewed: try again in some minutes"
         if any(UNREACHABLE.search(line) for line in said):
             return (
                 f"{what}: the computer's package sources cannot be reached ({reason}) and there "

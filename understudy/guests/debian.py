@@ -150,6 +150,8 @@ def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> Non
     apt = Apt(state, package.architecture, backports=package.backports)
     apt.update(progress)
     name = newest(apt.names(package.prefix), package.pattern)
+    if name is None and apt.trouble is not None:
+        raise apt.trouble
     if name is None:
         wanted = package.prefix.rstrip(".")
         raise GuestError(

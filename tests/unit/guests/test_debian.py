@@ -147,6 +147,15 @@ def test_no_network(fake: Path, cache: Cache, verb: str) -> None:
     assert fetch_kernel(cache).version == "1:2.3-4"  # and it can be tried again
 
 
+def test_one_list_of_many_fails(fake: Path, cache: Cache) -> None:
+    (fake / "updated").mkdir()  # the others came
+    said = "E: Failed to fetch mirror:/Packages  Mirror sync in progress?\n"
+    (fake / "fail-update").write_text(said)
+    assert fetch_kernel(cache).version == "1:2.3-4"
+    (fake / "names").write_text("")
+    assert "just being renewed: try again" in refused(cache, "amd64")
+
+
 def test_full_disk(fake: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     (fake / "fail-download").write_text("E: Write error - write (28: No space left on device)\n")
     assert "no space left for the cache" in refused(cache)
