@@ -205,6 +205,14 @@ class Msrs:
         base = ApicBase(self.apic.base)
         self.apic_page = base.ADDR if base.EN and not base.EXTD else 0
 
+    def set_virtual_wire(self) -> None:
+        """Leave the APIC as firmware does: the 8259s come in through LINT0, NMIs through LINT1.
+
+        SDM 3A, "Local APIC"; MultiProcessor Specification, "Virtual Wire Mode".
+        """
+        for offset, value in ((0xF0, 0x10F), (0x350, 0x700), (0x360, 0x400)):
+            self.apic.write(offset, value, self.now())
+
     def is_apic_page(self, gpa: int) -> bool:
         """Whether the address is in the APIC's page."""
         return gpa >> 12 == self.apic_page != 0

@@ -262,6 +262,13 @@ class Vcpu:
         self.processor.set_registers({"cr2": gva})
         return self.fault(14, error)
 
+    def spend(self, ticks: int) -> None:
+        """An instruction that takes many steps takes time: nothing else would count it."""
+        if ticks > 0 and not self.is_wall:
+            self.processor.advance(ticks)
+            self.state.armed = 0  # the preemption timer did not see it
+            self.attention = True
+
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
         execution = self.execution

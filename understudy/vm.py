@@ -134,6 +134,7 @@ class VM:
         vcpu.events.acknowledge = self.pc.acknowledge
         vcpu.msrs.eoi = self.pc.end_of_interrupt
         vcpu.msrs.note_tsc_offset()
+        vcpu.msrs.set_virtual_wire()
         for index in KVM_MSRS:
             vcpu.msrs.extra[index] = (
                 lambda index=index: kvmclock.rdmsr(0, index),  # type: ignore[misc]

@@ -223,6 +223,7 @@ def _string(
     source = _base(vcpu, instruction.memory_segment, bits)
     target = _base(vcpu, Register.ES, bits)
     has_source, has_target = instruction.mnemonic not in STORES, instruction.mnemonic not in LOADS
+    vcpu.spend(min(left, BURST))
     for _ in range(min(left, BURST)):
         value = vcpu.gpr(0) & (1 << 8 * size) - 1
         places = []

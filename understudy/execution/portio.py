@@ -36,6 +36,7 @@ def string(vcpu: "Vcpu", exit: Exit) -> None:
         done = count
     except GuestPageFault as fault:
         vcpu.page_fault(fault.gva, fault.error)
+    vcpu.spend(done)
     advance(vcpu, register, done * step, mask)
     if access.REP:
         advance(vcpu, RCX, -done, mask)
