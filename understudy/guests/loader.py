@@ -8,7 +8,7 @@ PVH note, those with a Multiboot header, any other as vmlinux.  A gzipped file i
 from collections.abc import Iterable
 from pathlib import Path
 
-from understudy.guests import bzimage, elf, multiboot, payload, pvh
+from understudy.guests import bzimage, elf, multiboot, payload, pvh, ramdisk
 from understudy.guests.entry import Entry, GuestError, GuestMemory
 from understudy.guests.placement import Placement
 
@@ -43,19 +43,22 @@ def load(
         raise GuestError(f"unknown boot method {method!r}: expected one of {', '.join(METHODS)}")
     what = f"kernel {kernel}" if isinstance(kernel, Path) else "the kernel"
     data = read(kernel, what)
-    ramdisk = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
+    first = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
     if payload.compression(data) == "gzip":
         data = payload.decompress(data, what, sized=False)
     extra = [(read(file, _name(file, "a module")), line) for file, line in modules]
-    files = ([(ramdisk, "")] if ramdisk is not None else []) + extra
-    match method or detect(data, what):
+    files = ([(first, "")] if first is not None else []) + extra
+    chosen = method or detect(data, what)
+    if first is not None and chosen != "multiboot":
+        ramdisk.check(first, _name(initrd, "the initrd"))
+    match chosen:
         case "linux-direct" | "linux-64" | "linux-32" | "bzimage":
             if not bzimage.is_bzimage(data):
                 raise GuestError(f"{what} is no bzImage (its boot header is missing)")
             return bzimage.load(
                 memory,
                 data,
-                initrd=ramdisk,
+                initrd=first,
                 append=append,
                 rsdp=rsdp,
                 e820=e820,
@@ -71,7 +74,7 @@ def load(
             image = elf.parse(_elf_of(data, what), what)
             place = Placement(memory)
             elf.load(image, place)
-            page = bzimage.finish(place, None, initrd=ramdisk, append=append, rsdp=rsdp, e820=e820)
+            page = bzimage.finish(place, None, initrd=first, append=append, rsdp=rsdp, e820=e820)
             return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
 
 
@@ -107,7 +110,7 @@ def read(file: bytes | Path, what: str) -> bytes:
     return data
 
 
-def _name(file: bytes | Path, kind: str) -> str:
+def _name(file: bytes | Path | None, kind: str) -> str:
     return (
         f"{kind.removeprefix('the ').removeprefix('a ')} {file}" if isinstance(file, Path) else kind
     )
