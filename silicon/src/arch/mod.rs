@@ -5,3 +5,4 @@ pub mod exception;
 pub mod exit;
 pub mod msr;
 pub mod segment;
+pub mod vmcs;

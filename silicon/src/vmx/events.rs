@@ -1,25 +1,105 @@
 //! What happens between instructions in non-root operation: timers and windows.
 
-use crate::arch::exit::Exit;
-use crate::cpu::state::Core;
+use crate::arch::bits::rflags;
+use crate::arch::exit::{Exit, reason};
+use crate::cpu::event::{self, Event, Kind};
+use crate::cpu::state::{Core, Shadow};
+use crate::cpu::trap::Trap;
+use crate::vmx::controls::{exit, pin, primary};
 
-/// The VM exit due now, between two instructions, in the manual's order of priority: MTF,
-/// TPR below threshold, preemption timer, NMI window, interrupt window, external interrupt (a
-/// kick), virtual-interrupt delivery performed here too.
+const VALID: u32 = 1 << 31;
+
+/// The VM exit due now, between two instructions, in the manual's order of priority: exits of the
+/// kind of traps, MTF, preemption timer, NMI window, NMI, interrupt window, external interrupt.
+/// Interrupts that do not exit are delivered here.
 #[must_use]
-pub fn due(_core: &mut Core) -> Option<Exit> {
-    None
+pub fn due(core: &mut Core) -> Option<Exit> {
+    if let Some((why, qualification)) = core.vmx.trap_exit.take() {
+        return Some(Exit::new(why, qualification));
+    }
+    if core.vmx.mtf.is_some_and(|mark| mark != (core.retired(), core.rip)) {
+        return Some(Exit::new(reason::MTF, 0));
+    }
+    let now = core.tsc();
+    if core.vmx.timer <= now {
+        return Some(Exit::new(reason::PREEMPTION_TIMER, 0));
+    }
+    nmi(core).or_else(|| interrupt(core, now))
 }
 
-/// The TSC at which [`due`] must be asked again at the latest (preemption timer); `u64::MAX` if
-/// no such time.
+fn nmi(core: &mut Core) -> Option<Exit> {
+    let c = &core.vmx.controls;
+    let is_virtual = c.pin(pin::VIRTUAL_NMIS);
+    if c.primary(primary::NMI_WINDOW_EXITING) && !core.nmi_blocked && core.shadow == Shadow::None {
+        return Some(Exit::new(reason::NMI_WINDOW, 0));
+    }
+    let is_blocked = if is_virtual { core.vmx.host_nmi_blocked } else { core.nmi_blocked };
+    if !core.nmi_pending || is_blocked {
+        return None;
+    }
+    if core.vmx.controls.pin(pin::NMI_EXITING) {
+        core.nmi_pending = false;
+        let intr_info = VALID | (Kind::Nmi as u32) << 8 | 2;
+        return Some(Exit { intr_info, ..Exit::new(reason::EXCEPTION_OR_NMI, 0) });
+    }
+    if core.shadow != Shadow::None {
+        return None;
+    }
+    core.nmi_pending = false;
+    core.nmi_blocked = true;
+    deliver(core, Event { vector: 2, kind: Kind::Nmi, error: None, length: 0 })
+}
+
+fn interrupt(core: &mut Core, now: u64) -> Option<Exit> {
+    let c = core.vmx.controls;
+    let is_open = core.flag(rflags::IF) && core.shadow == Shadow::None;
+    if is_open && c.primary(primary::INTERRUPT_WINDOW_EXITING) {
+        return Some(Exit::new(reason::INTERRUPT_WINDOW, 0));
+    }
+    if core.apic.deadline() <= now {
+        core.apic.tick(now);
+    }
+    core.apic.pending()?;
+    if c.pin(pin::EXTERNAL_INTERRUPT_EXITING) {
+        let mut exit = Exit::new(reason::EXTERNAL_INTERRUPT, 0);
+        if c.exit(exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT) {
+            exit.intr_info = VALID | u32::from(core.apic.accept()?);
+        }
+        return Some(exit);
+    }
+    if !is_open {
+        return None;
+    }
+    let vector = core.apic.accept()?;
+    deliver(core, Event { vector, kind: Kind::External, error: None, length: 0 })
+}
+
+/// Deliver through the guest's IDT; what ends in a VM exit is due.
+fn deliver(core: &mut Core, event: Event) -> Option<Exit> {
+    match event::deliver_or_raise(core, event) {
+        Err(Trap::Exit(exit) | Trap::Stop(exit)) => Some(*exit),
+        Ok(()) | Err(Trap::Exception(_) | Trap::Again) => None,
+    }
+}
+
+/// The TSC at which [`due`] must be asked again at the latest (preemption timer, the local APIC's
+/// timer, the next instruction under MTF); `u64::MAX` if no such time.
 #[must_use]
-pub fn deadline(_core: &Core) -> u64 {
-    u64::MAX
+pub fn deadline(core: &Core) -> u64 {
+    if must_step(core) {
+        return core.tsc().saturating_add(1);
+    }
+    core.vmx.timer.min(core.apic.deadline())
+}
+
+/// Whether the dispatcher must look again after one instruction ("monitor trap flag").
+#[must_use]
+pub fn must_step(core: &Core) -> bool {
+    core.vmx.non_root && core.vmx.mtf.is_some()
 }
 
 /// A kick arrived in non-root operation: the exit it makes under "external-interrupt exiting".
 #[must_use]
-pub fn on_kick(_core: &Core) -> Option<Exit> {
-    None
+pub fn on_kick(core: &Core) -> Option<Exit> {
+    core.vmx.controls.pin(pin::EXTERNAL_INTERRUPT_EXITING).then(|| Exit::new(reason::EXTERNAL_INTERRUPT, 0))
 }
