@@ -105,3 +105,9 @@ def test_make_help_names_every_target() -> None:
 def test_the_typed_marker_is_shipped() -> None:
     """Without py.typed nobody's type checker sees ours."""
     assert (ROOT / "understudy/py.typed").exists()
+
+
+def test_decisions_are_numbered_once() -> None:
+    """A decision's number must mean one thing."""
+    numbers = [path.name.split("-")[0] for path in files("docs/decisions", ".md")]
+    assert sorted(numbers) == [f"{n:04}" for n in range(1, len(numbers) + 1)]
