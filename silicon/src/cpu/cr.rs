@@ -1,12 +1,18 @@
 //! Control registers (SDM 3A, "Control Registers"; SDM 2, "MOV—Move to/from Control Registers"):
 //! what may be written, what changes with it, and which cached translations go.
 
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
 use crate::addr::{PAGE_OFFSET, PHYS_MASK};
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
+use crate::cpu::awaited::{AwaitedApic, AwaitedVmx, apic};
+use crate::cpu::operand::{get_reg, mem_linear, read_op, set_reg, write_op};
 use crate::cpu::state::Core;
-use crate::cpu::trap::{Exec, gp};
+use crate::cpu::system::require_level_0;
+use crate::cpu::trap::{Exec, gp, ud};
 use crate::mmu::walk::Access;
+use crate::vmx::intercept::Sensitive;
 
 /// Bits of CR0 that exist; the others read as zero and writes to them are lost.
 const CR0_KNOWN: u64 = cr0::PE
@@ -66,8 +72,7 @@ pub fn write_cr0(core: &mut Core, value: u64) -> Exec<()> {
     if on(cr0::PG) && !on(cr0::PE) || on(cr0::NW) && !on(cr0::CD) {
         return Err(gp(0));
     }
-    // An unrestricted guest may clear PE and PG; for others its host's mask keeps them.
-    let exempt = if core.vmx.non_root { cr0::PE | cr0::PG } else { 0 };
+    let exempt = if core.vmx.is_unrestricted() { cr0::PE | cr0::PG } else { 0 };
     if core.vmx.is_on && !new & CR0_FIXED & !exempt != 0 {
         return Err(gp(0));
     }
@@ -183,15 +188,88 @@ pub fn write_efer(core: &mut Core, value: u64) -> Exec<()> {
     Ok(())
 }
 
-/// LMSW: the low four bits of CR0; PE can be set but not cleared.
+/// CLTS, LMSW, SMSW.
+pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    let length = insn.len() as u32;
+    match insn.mnemonic() {
+        Mnemonic::Clts => {
+            require_level_0(core)?;
+            core.intercept(Sensitive::Clts, length)?;
+            write_cr0(core, core.cr0 & !cr0::TS)
+        }
+        Mnemonic::Lmsw => {
+            require_level_0(core)?;
+            let gla = if insn.op0_kind() == OpKind::Memory {
+                Some(mem_linear(core, insn, 2, Access::Read)?)
+            } else {
+                None
+            };
+            let source = read_op(core, insn, 0)? as u16;
+            core.intercept(Sensitive::Lmsw { source, gla }, length)?;
+            // PE can be set but not cleared.
+            let low = u64::from(source) & 0xF | core.cr0 & cr0::PE;
+            write_cr0(core, core.cr0 & !0xF | low)
+        }
+        _ => {
+            require_umip(core)?;
+            write_op(core, insn, 0, core.read_cr_shadowed(0))
+        }
+    }
+}
+
+/// CR4.UMIP: instructions that show system state are for level 0.
 ///
 /// # Errors
-/// As [`write_cr0`].
-pub fn load_msw(core: &mut Core, source: u16) -> Exec<()> {
-    let seen = core.read_cr_shadowed(0);
-    let low = u64::from(source) & 0xF | seen & cr0::PE;
-    // Host-owned bits are filtered in `write_cr0`.
-    write_cr0(core, core.cr0 & !0xF | low)
+/// #GP(0).
+pub(crate) fn require_umip(core: &Core) -> Exec<()> {
+    if core.cr4 & cr4::UMIP != 0 && core.cpl != 0 { Err(gp(0)) } else { Ok(()) }
+}
+
+/// MOV with a control register as the destination or the source.
+pub(crate) fn moves(core: &mut Core, insn: &Instruction, to_cr: bool) -> Exec<()> {
+    let (register, gpr) = if to_cr {
+        (insn.op0_register(), insn.op1_register())
+    } else {
+        (insn.op1_register(), insn.op0_register())
+    };
+    let cr = register.number() as u8;
+    if !matches!(cr, 0 | 2 | 3 | 4 | 8) {
+        return Err(ud());
+    }
+    require_level_0(core)?;
+    let (reg, length) = (gpr.number() as u8, insn.len() as u32);
+    if !to_cr {
+        core.intercept(Sensitive::MovFromCr { cr, reg }, length)?;
+        let value = match cr {
+            0 | 4 => core.read_cr_shadowed(cr),
+            2 => core.cr2,
+            3 => core.cr3,
+            _ => apic::cr8(core).unwrap_or_else(|| u64::from(core.apic.tpr() >> 4)),
+        };
+        set_reg(core, gpr, value);
+        return Ok(());
+    }
+    let value = get_reg(core, gpr);
+    core.intercept(Sensitive::MovToCr { cr, reg, value }, length)?;
+    match cr {
+        0 => write_cr0(core, value),
+        2 => {
+            core.cr2 = value;
+            Ok(())
+        }
+        3 => write_cr3(core, value),
+        4 => write_cr4(core, value),
+        _ => {
+            if value > 0xF {
+                return Err(gp(0));
+            }
+            if !apic::set_cr8(core, value) {
+                core.apic.set_tpr((value as u8) << 4);
+            }
+            core.attention = 1;
+            Ok(())
+        }
+    }
 }
 
 impl Core {

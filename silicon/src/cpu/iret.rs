@@ -5,6 +5,7 @@ use iced_x86::Instruction;
 use crate::arch::bits::{cr4, rflags};
 use crate::arch::exception::vector;
 use crate::arch::segment::{Segment, seg};
+use crate::cpu::awaited::AwaitedVmx;
 use crate::cpu::far::{
     check_target, enter_code, enter_stack, in_new_task, read_return_code, read_return_stack,
 };
@@ -32,7 +33,8 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction, size: usize) -> Exec<
         _ => protected(core, size),
     };
     // Also an IRET that faults ends the blocking of NMIs; one that exits does not.
-    if core.nmi_blocked && matches!(result, Ok(()) | Err(Trap::Exception(_))) {
+    let unblocks = core.vmx.is_nmi_unblocked_by_iret();
+    if unblocks && core.nmi_blocked && matches!(result, Ok(()) | Err(Trap::Exception(_))) {
         core.nmi_blocked = false;
     }
     if result.is_ok() {

@@ -5,22 +5,28 @@
 //! [`event`] (interrupts and exceptions through the IDT).
 
 pub mod arith;
+mod awaited;
 pub mod bits;
 pub mod control;
 pub mod cr;
+pub mod debug;
 pub mod decode;
+mod descriptors;
 pub mod event;
 #[cfg(test)]
 mod event_tests;
 pub mod far;
 #[cfg(test)]
 mod far_tests;
+mod flag_control;
 pub mod flags;
 pub mod frame;
 mod gate;
+mod io;
 mod iret;
 pub mod logic;
 pub mod mov;
+pub mod msr;
 pub mod operand;
 pub mod segment;
 pub mod shift;
@@ -30,7 +36,10 @@ pub mod step;
 #[cfg(test)]
 mod step_tests;
 pub mod string;
+mod syscall;
 pub mod system;
+#[cfg(test)]
+mod system_tests;
 pub mod task;
 #[cfg(test)]
 mod testbed;

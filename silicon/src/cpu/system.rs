@@ -1,14 +1,263 @@
-//! System instructions.
+//! System instructions: which file executes which, and those that are small enough to stay here.
+//!
+//! Order inside every one of them: #UD, privilege, VM exit, the other faults, then the effect
+//! (SDM 3C, "Relative Priority of Faults and VM Exits").
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::cpu::state::Core;
-use crate::cpu::trap::{Exec, ud};
+use crate::arch::bits::{cr4, rflags};
+use crate::arch::segment::seg;
+use crate::cpu::awaited::AwaitedVmx;
+use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_reg};
+use crate::cpu::segment::is_canonical;
+use crate::cpu::state::{Activity, Core, Mode};
+use crate::cpu::trap::{Exec, gp, ud};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, syscall};
+use crate::mmu::access::Who;
+use crate::mmu::walk::Access;
+use crate::vmx::intercept::Sensitive;
+
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RBX: usize = 3;
 
 /// Execute an instruction of this group.
 ///
 /// # Errors
 /// What the instruction raises.
-pub fn execute(_core: &mut Core, _insn: &Instruction) -> Exec<()> {
+pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Mov => moves(core, insn),
+        M::Push
+        | M::Pop
+        | M::Lds
+        | M::Les
+        | M::Lfs
+        | M::Lgs
+        | M::Lss
+        | M::Lgdt
+        | M::Lidt
+        | M::Sgdt
+        | M::Sidt
+        | M::Lldt
+        | M::Ltr
+        | M::Sldt
+        | M::Str
+        | M::Lar
+        | M::Lsl
+        | M::Verr
+        | M::Verw
+        | M::Arpl => descriptors::execute(core, insn),
+        M::Clts | M::Lmsw | M::Smsw => cr::execute(core, insn),
+        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
+            io::execute(core, insn)
+        }
+        M::Cli
+        | M::Sti
+        | M::Pushf
+        | M::Pushfd
+        | M::Pushfq
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Clac
+        | M::Stac => flag_control::execute(core, insn),
+        M::Syscall | M::Sysret | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq => {
+            syscall::execute(core, insn)
+        }
+        M::Swapgs | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => {
+            syscall::segment_bases(core, insn)
+        }
+        M::Rdmsr | M::Wrmsr => msr::execute(core, insn),
+        M::Cpuid => cpuid(core, insn),
+        M::Hlt => hlt(core, insn),
+        M::Invd => privileged(core, insn, Sensitive::Invd),
+        M::Wbinvd => privileged(core, insn, Sensitive::Wbinvd),
+        M::Invlpg => invlpg(core, insn),
+        M::Invpcid => invpcid(core, insn),
+        M::Rdpid | M::Rdtscp if !core.vmx.has_rdtscp() => Err(ud()),
+        M::Rdpid => {
+            let aux = core.msr.tsc_aux;
+            set_reg(core, insn.op0_register(), aux);
+            Ok(())
+        }
+        M::Rdtsc | M::Rdtscp => rdtsc(core, insn),
+        M::Rdpmc => rdpmc(core, insn),
+        M::Pause => core.intercept(Sensitive::Pause, insn.len() as u32),
+        M::Monitor => monitor(core, insn),
+        M::Mwait => {
+            unprivileged_is_ud(core)?;
+            core.intercept(Sensitive::Mwait, insn.len() as u32)
+        }
+        M::Rsm => {
+            core.intercept(Sensitive::Rsm, insn.len() as u32)?;
+            Err(ud())
+        }
+        _ => Err(ud()),
+    }
+}
+
+/// #GP(0) unless at privilege level 0.
+pub(crate) fn require_level_0(core: &Core) -> Exec<()> {
+    if core.cpl == 0 { Ok(()) } else { Err(gp(0)) }
+}
+
+/// Instructions that exist only at level 0.
+fn unprivileged_is_ud(core: &Core) -> Exec<()> {
+    if core.cpl == 0 { Ok(()) } else { Err(ud()) }
+}
+
+/// A privileged instruction whose only visible effect is its VM exit.
+fn privileged(core: &mut Core, insn: &Instruction, what: Sensitive) -> Exec<()> {
+    require_level_0(core)?;
+    core.intercept(what, insn.len() as u32)
+}
+
+fn moves(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    for i in 0..2 {
+        let r = insn.op_register(i);
+        if insn.op_kind(i) != OpKind::Register {
+            continue;
+        }
+        if r.is_cr() {
+            return cr::moves(core, insn, i == 0);
+        }
+        if r.is_dr() {
+            return debug::moves(core, insn, i == 0);
+        }
+        if r.is_segment_register() {
+            return descriptors::moves(core, insn, i == 0);
+        }
+    }
     Err(ud())
+}
+
+fn cpuid(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    core.intercept(Sensitive::Cpuid, insn.len() as u32)?;
+    let (leaf, subleaf) = (core.gpr[RAX] as u32, core.gpr[RCX] as u32);
+    // Leaves without subleaves ignore ECX.
+    let has_subleaves = matches!(leaf, 4 | 7 | 0xB | 0xD | 0xF | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1F);
+    let key = (leaf, if has_subleaves { subleaf } else { 0 });
+    let words = core.cpuid.get(&key).copied().unwrap_or_default();
+    for (r, word) in [RAX, RBX, RCX, RDX].into_iter().zip(words) {
+        core.gpr[r] = u64::from(word);
+    }
+    Ok(())
+}
+
+fn hlt(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    privileged(core, insn, Sensitive::Hlt)?;
+    core.activity = Activity::Hlt;
+    core.attention = 1;
+    Ok(())
+}
+
+/// A hint that nothing depends on: the address must be one that can be read.
+fn monitor(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    unprivileged_is_ud(core)?;
+    core.intercept(Sensitive::Monitor, insn.len() as u32)?;
+    if core.gpr[RCX] as u32 != 0 {
+        return Err(gp(0));
+    }
+    let index = match insn.segment_prefix() {
+        iced_x86::Register::None => seg::DS,
+        r => r.number(),
+    };
+    let mask = match insn.op0_register().size() {
+        2 => 0xFFFF,
+        8 => u64::MAX,
+        _ => 0xFFFF_FFFF,
+    };
+    let offset = core.gpr[RAX] & mask;
+    let gva = linear_at(core, index, offset, 1, Access::Read)?;
+    core.translate(gva, Access::Read)?;
+    Ok(())
+}
+
+fn invlpg(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    require_level_0(core)?;
+    let (index, offset) = (segment_of(insn), ea(core, insn));
+    let base = if core.mode == Mode::Bits64 && index < seg::FS { 0 } else { core.seg[index].base };
+    let gva = core.linear_add(base, offset);
+    core.intercept(Sensitive::Invlpg { gva }, insn.len() as u32)?;
+    if is_canonical(gva) {
+        core.tlb.invalidate(gva);
+    }
+    Ok(())
+}
+
+fn invpcid(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    if core.mode == Mode::V86 {
+        return Err(gp(0));
+    }
+    require_level_0(core)?;
+    let info = descriptors::memory_info(core, insn) | (insn.op0_register().number() as u32) << 28;
+    let displacement = insn.memory_displacement64();
+    core.intercept(Sensitive::Invpcid { displacement, info }, insn.len() as u32)?;
+    let kind = read_op(core, insn, 0)?;
+    let (index, offset) = (segment_of(insn), ea(core, insn));
+    let place = linear_at(core, index, offset, 8, Access::Read)?;
+    let pcid = core.read_lin(place, 8, Who::Program)?;
+    let offset = offset.wrapping_add(8) & address_mask(insn);
+    let place = linear_at(core, index, offset, 8, Access::Read)?;
+    let gva = core.read_lin(place, 8, Who::Program)?;
+    let has_pcids = core.cr4 & cr4::PCIDE != 0;
+    let is_bad =
+        kind > 3 || pcid > 0xFFF || kind == 0 && !is_canonical(gva) || kind < 2 && !has_pcids && pcid != 0;
+    if is_bad {
+        return Err(gp(0));
+    }
+    let vpid = core.vmx.vpid;
+    let current = if has_pcids { core.cr3 & 0xFFF } else { 0 };
+    match kind {
+        0 if pcid == current => core.tlb.invalidate(gva),
+        // One address of another space: dropping all of that space is allowed, too.
+        0 | 1 => core.tlb.drop_spaces(|v, _, p| v == vpid && u64::from(p) == pcid, |_, _| false),
+        2 => core.flush_guest(),
+        _ => core.tlb.drop_spaces(|v, _, _| v == vpid, |_, _| false),
+    }
+    core.refresh();
+    Ok(())
+}
+
+impl Core {
+    /// The TSC that software sees: with IA32_TSC_ADJUST and, in a guest, the VMCS's offset.
+    #[must_use]
+    pub fn visible_tsc(&self) -> u64 {
+        self.tsc().wrapping_add(self.msr.tsc_adjust).wrapping_add(self.tsc_offset())
+    }
+}
+
+fn rdtsc(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    let is_p = insn.mnemonic() == Mnemonic::Rdtscp;
+    if core.cr4 & cr4::TSD != 0 && core.cpl != 0 {
+        return Err(gp(0));
+    }
+    let what = if is_p { Sensitive::Rdtscp } else { Sensitive::Rdtsc };
+    core.intercept(what, insn.len() as u32)?;
+    let tsc = core.visible_tsc();
+    core.gpr[RAX] = tsc & 0xFFFF_FFFF;
+    core.gpr[RDX] = tsc >> 32;
+    if is_p {
+        core.gpr[RCX] = core.msr.tsc_aux & 0xFFFF_FFFF;
+    }
+    Ok(())
+}
+
+/// There are no performance counters: every index is a wrong one.
+fn rdpmc(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    if core.cr4 & cr4::PCE == 0 && core.cpl != 0 {
+        return Err(gp(0));
+    }
+    core.intercept(Sensitive::Rdpmc, insn.len() as u32)?;
+    Err(gp(0))
+}
+
+/// The flags that wait in R11 or a stack image may let interrupts in or start single-stepping.
+pub(crate) fn flags_changed(core: &mut Core, before: u64) {
+    if core.rflags & !before & (rflags::IF | rflags::TF) != 0 {
+        core.attention = 1;
+    }
 }
