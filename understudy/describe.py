@@ -11,7 +11,7 @@ import iced_x86 as iced
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
 from understudy.memory import GuestMemoryError
-from understudy.paging.guest_walk import GuestPageFault, Translation
+from understudy.paging.guest_walk import GuestFault, Translation
 
 if TYPE_CHECKING:
     from understudy.vcpu import Vcpu
@@ -65,7 +65,7 @@ def linear_bytes(vcpu: "Vcpu", regs: dict[str, int], gva: int, length: int) -> b
         try:
             gpa = translation.gpa(vcpu.memory, gva, mark=False)
             out += vcpu.memory.read(gpa, part)
-        except (GuestPageFault, GuestMemoryError):
+        except (GuestFault, GuestMemoryError):
             break
         gva += part
     return out

@@ -20,6 +20,8 @@ from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.arch.vmcs import CrAccess, EptViolation, InterruptionInformation, Vmcs
 from understudy.execution import mmio, portio
+from understudy.paging import PagingError
+from understudy.paging.guest_walk import PAE_FORMAT
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
@@ -182,6 +184,11 @@ def _write_cr0(vcpu: "Vcpu", value: int) -> bool:
     if is_wrong:
         return False
     vcpu.execution.set_cr0(cr0 | CR0.ET.mask)
+    translation = vcpu.translation()
+    if translation.format is PAE_FORMAT:
+        table = translation.cr3 & 0xFFFF_FFE0
+        if vcpu.memory.hpa(table) is not None:
+            vcpu.execution.set_pdptes([vcpu.memory.read_u64(table + 8 * i) for i in range(4)])
     return True
 
 
@@ -234,8 +241,11 @@ def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
         vcpu.attention = True
     elif exit.qualification & EptViolation.NMI_UNBLOCKING.mask:
         vcpu.execution.block_nmis()
-    if vcpu.paging.violation(exit):
-        return RESUME
+    try:
+        if vcpu.paging.violation(exit):
+            return RESUME
+    except PagingError as problem:
+        return vcpu.error(str(problem))
     access = EptViolation(exit.qualification & LOW32)
     if exit.idt_info & VALID:
         return vcpu.error(f"an event was delivered to gpa {exit.gpa:#x}, where there is no RAM")

@@ -126,15 +126,21 @@ def restore(cls: type[AnyVM], data: bytes, host: Host | None) -> AnyVM:
             raise SnapshotError(f"the host has {host.memory.size} bytes, the snapshot needs {size}")
         options = dict(header["vm"])
         vm = cls(options.pop("memory"), host=host or Host(size), **options)
+        vm.is_closed = True  # until it is whole: nothing is left to close if this fails
+        _return_to_frames(vm, header)
         try:
-            _return_to_frames(vm, header)
             _load(vm, header, stream)
         except BaseException:
-            vm.is_closed = True
+            for pfn, count in owned(vm):
+                vm.host.release(pfn, count)
+            vm.host.unplug(vm.processor)
             raise
+        vm.is_closed = False
     except OutOfFrames as problem:
         raise SnapshotError(f"the snapshot's frames are in use on this host: {problem}") from None
-    except (KeyError, TypeError, AttributeError) as problem:
+    except SnapshotError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
         raise SnapshotError(f"the snapshot's header does not fit: {problem!r}") from None
     return vm
 
@@ -153,8 +159,16 @@ def _return_to_frames(vm: "VM", header: dict[str, Any]) -> None:
     vm.pages.load(header["pages"])
     for name, hpa in zip(EXECUTION_FRAMES, header["execution"], strict=True):
         setattr(vm.vcpu.execution, name, hpa)
-    for pfn, count in owned(vm):
-        vm.host.frames.claim(pfn, count)
+    claimed: list[tuple[int, int]] = []
+    try:
+        for run in owned(vm):
+            vm.host.frames.claim(*run)
+            claimed.append(run)
+    except OutOfFrames:
+        for run in claimed:
+            vm.host.frames.free(*run)
+        vm.host.unplug(vm.processor)
+        raise
 
 
 def _load(vm: "VM", header: dict[str, Any], stream: "_Stream") -> None:

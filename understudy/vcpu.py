@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.clock import Clock, Timer
 from understudy.cpu_model import CpuModel
@@ -27,7 +28,7 @@ from understudy.execution.vmx import Vmx
 from understudy.exits import RESUME, TABLE, Stop, Verdict, unknown
 from understudy.msrs import Msrs
 from understudy.paging import Paging
-from understudy.paging.guest_walk import Translation
+from understudy.paging.guest_walk import GuestFault, Translation
 from understudy.silicon import LocalApic, Processor
 
 if TYPE_CHECKING:
@@ -257,10 +258,11 @@ class Vcpu:
         self.attention = True
         return RESUME
 
-    def page_fault(self, gva: int, error: int) -> Verdict:
-        """The instruction that exited has a page fault."""
-        self.processor.set_registers({"cr2": gva})
-        return self.fault(14, error)
+    def guest_fault(self, fault: GuestFault) -> Verdict:
+        """The instruction that exited may not access its memory."""
+        if fault.vector == Vector.PF:
+            self.processor.set_registers({"cr2": fault.gva})
+        return self.fault(fault.vector, fault.error)
 
     def spend(self, ticks: int) -> None:
         """An instruction that takes many steps takes time: nothing else would count it."""

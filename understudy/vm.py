@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["VM", "Console", "Stop"]
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
-PHYSICAL_BITS = 40
+PHYSICAL_BITS = 46  # as the silicon has them
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 

@@ -142,6 +142,17 @@ def test_turning_paging_on_activates_long_mode() -> None:
         assert b.field(Vmcs.ENTRY_CONTROLS) & 1 << 9
 
 
+def test_turning_pae_paging_on_loads_its_four_entries() -> None:
+    with bench({"cr0": 0x11, "efer": 0, "cr3": 0x3020}) as b:
+        for n in range(4):
+            b.vm.memory.write_u64(0x3020 + 8 * n, 0x1001 * (n + 1))
+        b.processor.live[0] = 0xC000_0011
+        b.play(mov_cr(0, 0))
+        assert [b.field(Vmcs.GUEST_PDPTE0 + 2 * n) for n in range(4)] == [  # type: ignore[arg-type]
+            0x1001, 0x2002, 0x3003, 0x4004,
+        ]  # fmt: skip
+
+
 def test_a_reserved_bit_of_cr4_is_refused() -> None:
     with bench() as b:
         b.play(mov_cr(4, 0))

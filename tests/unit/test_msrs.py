@@ -31,7 +31,7 @@ def test_the_processor_has_none_of_the_known_defects() -> None:
         (Msr.IA32_MTRR_DEF_TYPE, 0x1006),
         (Msr.IA32_MTRR_DEF_TYPE, 0x802),
         (Msr.IA32_MTRR_PHYSBASE0, 0x106),
-        (Msr.IA32_MTRR_PHYSBASE0 + 1, 1 << 40),
+        (Msr.IA32_MTRR_PHYSBASE0 + 1, 1 << 46),
         (Msr.IA32_MTRR_FIX4K_C0000, 0x07),
         (Msr.IA32_ARCH_CAPABILITIES, 0),
         (Msr.IA32_MCG_CAP, 0),

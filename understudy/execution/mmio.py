@@ -20,7 +20,8 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from understudy.execution.arithmetic import OPERATIONS, flags_of
 from understudy.execution.portio import BURST, DF, RCX, RDI, RSI, advance, load, pieces, store
-from understudy.paging.guest_walk import GuestPageFault, Translation
+from understudy.memory import GuestMemoryError
+from understudy.paging.guest_walk import GuestFault, Translation
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ def access(vcpu: "Vcpu", exit: Exit) -> None:
         else:
             _plain(vcpu, exit, instruction)
             done = True
-    except GuestPageFault as fault:
-        vcpu.page_fault(fault.gva, fault.error)
+    except GuestFault as fault:
+        vcpu.guest_fault(fault)
         return
+    except GuestMemoryError:
+        raise Unsupported(f"the instruction at {start:#x} reaches over the end of RAM") from None
     if done:
         vcpu.skip(instruction.len)
 

@@ -10,7 +10,7 @@ moves at most `BURST` elements, so that events can come in between.
 from typing import TYPE_CHECKING, Final
 
 from understudy.arch.vmcs import IoAccess
-from understudy.paging.guest_walk import GuestPageFault
+from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def string(vcpu: "Vcpu", exit: Exit) -> None:
         for done in range(count):
             _element(vcpu, access, exit.gla + done * step, size)
         done = count
-    except GuestPageFault as fault:
-        vcpu.page_fault(fault.gva, fault.error)
+    except GuestFault as fault:
+        vcpu.guest_fault(fault)
     vcpu.spend(done)
     advance(vcpu, register, done * step, mask)
     if access.REP:

@@ -255,6 +255,11 @@ class Vmx(Execution, name="vmx"):
         controls = EntryControls(self.read(Vmcs.ENTRY_CONTROLS))
         self.write(Vmcs.ENTRY_CONTROLS, int(controls.replace(IA32E_MODE_GUEST=int(active))))
 
+    def set_pdptes(self, entries: list[int]) -> None:
+        """PAE paging begins: the processor keeps these four entries (SDM 3A, "PDPTE Registers")."""
+        for n, entry in enumerate(entries):
+            self.write(Vmcs.GUEST_PDPTE0 + 2 * n, entry)
+
     def may_set_cr0(self, value: int) -> bool:
         """Whether turning paging on is allowed (SDM 2B, "MOV - Move to/from Control Registers")."""
         efer, cr4 = EFER(self.read(Vmcs.GUEST_EFER)), CR4(self.guest_cr4())

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from understudy.silicon import Exit, Processor
 
 
+class PagingError(Exception):
+    """The tables and the processor disagree: a defect of ours, or of the silicon."""
+
+
 class Paging(ABC):
     """One technique for one VM.  Subclass with `class Ept(Paging, name="ept")`."""
 

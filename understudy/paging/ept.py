@@ -20,7 +20,7 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import EptPointer
 from understudy.host import PAGE_SHIFT, Host, bytes_of
 from understudy.memory import P2m
-from understudy.paging import Paging
+from understudy.paging import Paging, PagingError
 from understudy.silicon import Exit
 
 WRITE_BACK: Final = 6
@@ -99,7 +99,7 @@ class Ept(Paging, name="ept"):
         if self.p2m.lookup(gfn) is None or exit.reason != Reason.EPT_VIOLATION:
             return False
         if self._reaches(gfn):
-            raise RuntimeError(
+            raise PagingError(
                 f"EPT violation at gpa {exit.gpa:#x}, qualification {exit.qualification:#x}: the "
                 "entry allows the access, so the processor uses a stale translation"
             )

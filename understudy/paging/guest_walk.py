@@ -2,7 +2,7 @@
 
 Source: SDM 3A, "Paging".  The formats are data: IA-32, PAE and Intel 64.
 
-Invariants: a walk raises the page fault that the processor would raise, with its error code, and
+Invariants: a walk raises the fault that the processor would raise, with its error code, and
 nothing else for whatever a guest's tables contain; a table outside RAM reads as not present.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from understudy.arch.cr import CR0, CR4
+from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER
 
 PRESENT: Final = 1 << 0
@@ -28,12 +29,12 @@ LMA: Final = EFER.LMA.mask
 NXE: Final = EFER.NXE.mask
 
 
-class GuestPageFault(Exception):
-    """The access is not allowed: #PF with this error code, CR2 = gva."""
+class GuestFault(Exception):
+    """The access is not allowed: this exception, with this error code; gva goes to CR2."""
 
-    def __init__(self, gva: int, error: int) -> None:
-        super().__init__(f"#PF at {gva:#x}, error code {error:#x}")
-        self.gva, self.error = gva, error
+    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF) -> None:
+        super().__init__(f"#{vector.name} at {gva:#x}, error code {error:#x}")
+        self.gva, self.error, self.vector = gva, error, vector
 
 
 class PhysicalMemory(Protocol):
@@ -87,7 +88,7 @@ class Translation:
         self, memory: PhysicalMemory, gva: int, *, write: bool = False, fetch: bool = False,
         mark: bool = True,
     ) -> int:  # fmt: skip
-        """The address behind `gva`; GuestPageFault if the access is refused.
+        """The address behind `gva`; GuestFault if the access is refused.
 
         With `mark`, accessed and dirty flags are set as the processor would.
         """
@@ -96,6 +97,8 @@ class Translation:
             return gva & 0xFFFF_FFFF
         if form is not INTEL64:
             gva &= 0xFFFF_FFFF
+        elif (gva + (1 << 47)) >> 48 & 0xFFFF:  # not canonical
+            raise GuestFault(gva, 0, Vector.GP)
         nx = bool(self.efer & NXE) and form.entry_bytes == 8
         error = write << 1 | (self.cpl == 3) << 2 | (fetch and nx) << 4
         table = self.cr3 & (0xF_FFFF_FFFF_F000 if form is not PAE_FORMAT else 0xFFFF_FFE0)
@@ -105,12 +108,12 @@ class Translation:
             at = table + (gva >> shift & (1 << bits) - 1) * form.entry_bytes
             entry = self._entry(memory, at, form.entry_bytes)
             if not entry & PRESENT:
-                raise GuestPageFault(gva, error)
+                raise GuestFault(gva, error)
             path.append((at, entry))
             if not (form is PAE_FORMAT and shift == 30):  # PDPTEs carry no rights
                 rights &= entry
                 if entry & NO_EXECUTE and nx and fetch:
-                    raise GuestPageFault(gva, error | 1)
+                    raise GuestFault(gva, error | 1)
             if shift == 12 or (may_map and entry & LARGE):
                 self._check(gva, rights, write, error)
                 if mark:
@@ -122,9 +125,9 @@ class Translation:
     def _check(self, gva: int, rights: int, write: bool, error: int) -> None:
         is_user = self.cpl == 3
         if is_user and not rights & USER:
-            raise GuestPageFault(gva, error | 1)
+            raise GuestFault(gva, error | 1)
         if write and not rights & WRITABLE and (is_user or self.cr0 & WP):
-            raise GuestPageFault(gva, error | 1)
+            raise GuestFault(gva, error | 1)
 
     @staticmethod
     def _entry(memory: PhysicalMemory, at: int, size: int) -> int:

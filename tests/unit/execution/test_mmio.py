@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.exits import TABLE
 
 DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
 RAX, RCX, RDX, RBX, RSI, RDI = 0, 1, 2, 3, 6, 7
@@ -195,3 +198,40 @@ def test_the_apic_page_is_the_apics() -> None:
         assert b.apic.registers[0xF0] == 0x1FF
         execute(b, "8b 1f", gpa=0xFEE0_00F0)
         assert b.processor.live[RBX] == 0x1FF
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.binary(min_size=15, max_size=15),
+    st.lists(st.integers(0, (1 << 64) - 1) | st.just(DEVICE), min_size=16, max_size=16),
+    st.sampled_from([0xA09B, 0xC09B, 0x9B]),
+)
+def test_no_instruction_raises(code: bytes, registers: list[int], attr: int) -> None:
+    """Whatever bytes a guest executes, it ends with a stop, a fault or the instruction done."""
+    with bench({"cs_attr": attr}) as b:
+        device(b)
+        b.processor.live = registers
+        b.vm.memory.write(CODE, code)
+        b.processor.script.extend([FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE)])
+        b.processor.script.append(FakeExit(Reason.BUDGET))
+        assert b.vm.go().kind in ("budget", "error")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, (1 << 64) - 1), st.lists(st.integers(0, (1 << 64) - 1), min_size=16, max_size=16)
+)
+def test_no_exit_raises(word: int, registers: list[int]) -> None:
+    """Any qualification with any registers, for every exit that can come."""
+    with bench() as b:
+        for reason in TABLE:
+            b.processor.live = list(registers)
+            b.vm.vcpu.state.halted = False
+            b.vm.vcpu.requested = None
+            b.processor.script.clear()
+            b.processor.script.append(
+                FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)
+            )
+            b.processor.script.append(FakeExit(Reason.BUDGET))
+            b.processor.in_guest = False
+            assert b.vm.go(deadline_ns=b.vm.clock.now() + 10_000_000).kind

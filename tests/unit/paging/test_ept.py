@@ -8,6 +8,7 @@ from tests.unit.fakes import FakeExit, FakeProcessor, fake_machine
 from understudy.arch.exit_reason import Reason
 from understudy.host import Host
 from understudy.memory import P2m
+from understudy.paging import PagingError
 from understudy.paging.ept import AD, LARGE, RWX, Ept
 
 MEGA = 512  # frames of a 2-MByte page
@@ -122,7 +123,7 @@ def test_a_violation_is_a_fill_or_a_device(host: Host) -> None:
     outside = FakeExit(Reason.EPT_VIOLATION, gpa=0x9000)
     assert not ept.violation(outside)  # type: ignore[arg-type]
     inside = FakeExit(Reason.EPT_VIOLATION, gpa=0x3000)
-    with pytest.raises(RuntimeError, match="stale translation"):
+    with pytest.raises(PagingError, match="stale translation"):
         ept.violation(inside)  # type: ignore[arg-type]
     host.memory.fill(ept.root, 4096)
     assert ept.violation(inside)  # type: ignore[arg-type]

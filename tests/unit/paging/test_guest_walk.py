@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from understudy.paging.guest_walk import GuestPageFault, Translation
+from understudy.paging.guest_walk import GuestFault, Translation
 
 PG, WP, PAE, PSE = 1 << 31, 1 << 16, 1 << 5, 1 << 4
 LMA, NXE = 1 << 10, 1 << 11
@@ -67,7 +67,7 @@ def test_every_combination_of_rights() -> None:
                 expected = 1 | write << 1 | (cpl == 3) << 2 | fetch << 4
                 try:
                     gpa = translation.gpa(ram, 0x123, write=bool(write), fetch=bool(fetch))
-                except GuestPageFault as fault:
+                except GuestFault as fault:
                     assert refused
                     assert (fault.gva, fault.error) == (0x123, expected)
                 else:
@@ -91,7 +91,7 @@ def test_a_missing_entry_at_any_level_is_not_present(depth: int) -> None:
     ram = Ram()
     flags = [7, 7, 7, 7]
     flags[depth] = 6
-    with pytest.raises(GuestPageFault) as fault:
+    with pytest.raises(GuestFault) as fault:
         four_levels(ram, flags).gpa(ram, 0x5, write=True)
     assert fault.value.error == 2
 
@@ -130,8 +130,15 @@ def test_without_paging_linear_is_physical() -> None:
 def test_a_table_outside_ram_is_not_present() -> None:
     ram = Ram()
     ram.write_u64(0x1000, 0xF_0000_0000 | 7)
-    with pytest.raises(GuestPageFault):
+    with pytest.raises(GuestFault):
         Translation(PG, CR3, PAE, LMA).gpa(ram, 0)
+
+
+@pytest.mark.parametrize("gva", [1 << 47, (1 << 64) - (1 << 47) - 1, 1 << 63])
+def test_an_address_that_is_not_canonical_is_a_general_protection_fault(gva: int) -> None:
+    with pytest.raises(GuestFault) as fault:
+        Translation(PG, CR3, PAE, LMA).gpa(Ram(), gva)
+    assert (fault.value.vector, fault.value.error) == (13, 0)
 
 
 def test_reading_goes_page_by_page() -> None:
