@@ -220,7 +220,8 @@ fn fields(core: &mut Core, insn: &Instruction) -> Exec<()> {
         _ => (a & minus, if a == 0 { CF } else { 0 }),
     };
     set_reg(core, insn.op0_register(), r);
-    core.set_arith(of_result(size, r) & (ZF | SF | PF) | more);
+    let sign = if insn.mnemonic() == Mnemonic::Bextr { 0 } else { SF };
+    core.set_arith(of_result(size, r) & (ZF | PF | sign) | more);
     Ok(())
 }
 

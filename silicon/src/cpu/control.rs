@@ -44,6 +44,8 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
             Ok(())
         }
         M::Nop
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Reservednop
         | M::Endbr32
         | M::Endbr64

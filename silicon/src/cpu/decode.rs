@@ -164,7 +164,7 @@ pub fn route(insn: &Instruction) -> Execute {
         Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd => shift::execute,
         Bt | Bts | Btr | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Crc32 | Andn | Bextr | Blsi | Blsmsk
         | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox
-            if !insn_is_xop(insn) =>
+            if !is_xop(insn) =>
         {
             bits::execute
         }
@@ -178,13 +178,16 @@ pub fn route(insn: &Instruction) -> Execute {
         | Endbr64 | Prefetch | Prefetchit0 | Prefetchit1 | Prefetchnta | Prefetcht0 | Prefetcht1
         | Prefetcht2 | Prefetchw | Prefetchwt1 | Clflush | Clflushopt | Clwb | Cldemote | Lfence | Mfence
         | Sfence | Serialize => control::execute,
+        // Without shadow stacks this is one of the hints that do nothing.
+        Rdsspd | Rdsspq => control::execute,
         Ud0 | Ud1 | Ud2 => undefined,
+        Wait => vector::execute,
         _ if is_vector(insn) => vector::execute,
         _ => system::execute,
     }
 }
 
-fn insn_is_xop(insn: &Instruction) -> bool {
+fn is_xop(insn: &Instruction) -> bool {
     insn.encoding() == EncodingKind::XOP
 }
 

@@ -22,6 +22,8 @@ mod flag_control;
 pub mod flags;
 pub mod frame;
 mod gate;
+#[cfg(test)]
+mod hostile_tests;
 mod io;
 mod iret;
 pub mod logic;

@@ -58,7 +58,8 @@ fn undo(core: &mut Core, t: Trap, rip: u64, shadow: Shadow) -> Trap {
         core.countdown -= 1;
     } else {
         core.rip = rip;
-        core.shadow = shadow;
+        // After part of a repeated instruction interrupts may come: the shadow is over.
+        core.shadow = if t == Trap::Again { Shadow::None } else { shadow };
     }
     t
 }

@@ -194,3 +194,129 @@ fn the_interrupt_shadow_lasts_one_instruction_and_a_fault_leaves_it() {
     assert!(step(&mut core).is_err());
     assert_eq!(Shadow::Sti, core.shadow);
 }
+
+/// Every row: code, RAX RCX RDX before, RAX RDX and the arithmetic flags after, as an AMD Zen leaves
+/// them (flags before: none, or all six).
+#[test]
+fn flags_that_the_manual_leaves_open_are_as_hardware_leaves_them() {
+    let all = CF | PF | AF | ZF | SF | OF;
+    for (name, code, [rax, rcx, rdx], before, after_rax, after) in [
+        ("mul", &[0xF7, 0xE1][..], [u64::MAX >> 32, 3, 0], 0, 0xFFFF_FFFD, CF | OF),
+        ("mul", &[0xF7, 0xE1], [0, 3, 0], all, 0, all & !(CF | OF)),
+        ("imul", &[0x0F, 0xAF, 0xC1], [0x7FFF_FFFF, 5, 0], all, 0x7FFF_FFFB, all),
+        ("div", &[0xF7, 0xF1], [7, 2, 0], all, 3, CF | AF | OF),
+        ("idiv", &[0xF7, 0xF9], [7, 2, 0], 0, 3, AF),
+        ("xor", &[0x31, 0xC8], [5, 5, 0], all, 0, ZF | PF),
+        ("bt", &[0x0F, 0xA3, 0xC8], [8, 3, 0], all, 8, all),
+        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0, 0], all, 9, ZF | PF),
+        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0x10, 0], all, 4, 0),
+        ("tzcnt", &[0xF3, 0x0F, 0xBC, 0xC1], [5, 0, 0], all, 32, CF | OF),
+        ("lzcnt", &[0xF3, 0x0F, 0xBD, 0xC1], [5, 0x8000_0000, 0], all, 0, ZF | OF),
+        ("popcnt", &[0xF3, 0x0F, 0xB8, 0xC1], [5, 3, 0], all, 2, 0),
+        ("andn", &[0xC4, 0xE2, 0x78, 0xF2, 0xC1], [8, 3, 0], all, 3, PF),
+        ("bextr", &[0xC4, 0xE2, 0x70, 0xF7, 0xC0], [0xF8, 0x403, 0], all, 0x1F & 0xF, PF | AF),
+        ("bextr", &[0xC4, 0xE2, 0x70, 0xF7, 0xC0], [0x8000_0000, 0x2000, 0], all, 0x8000_0000, PF | AF),
+        ("bzhi", &[0xC4, 0xE2, 0x70, 0xF5, 0xC0], [0xF8, 33, 0], all, 0xF8, CF),
+        ("blsi", &[0xC4, 0xE2, 0x78, 0xF3, 0xD9], [0, 0x80, 0], all, 0x80, CF),
+        ("blsmsk", &[0xC4, 0xE2, 0x78, 0xF3, 0xD1], [0, 0, 0], all, 0xFFFF_FFFF, CF | PF | SF),
+        ("blsr", &[0xC4, 0xE2, 0x78, 0xF3, 0xC9], [0, 3, 0], all, 2, 0),
+        ("adcx", &[0x66, 0x0F, 0x38, 0xF6, 0xC1], [0xFFFF_FFFF, 1, 0], 0, 0, CF),
+        ("rol by 8", &[0xD2, 0xC0], [1, 8, 0], 0, 1, CF | OF),
+        ("shl by 0", &[0xD3, 0xE0], [0x11_5566_7788, 32, 0], all, 0x5566_7788, all),
+    ] {
+        let mut core = long(3);
+        (core.gpr[0], core.gpr[1], core.gpr[2]) = (rax, rcx, rdx);
+        core.rflags |= before;
+        run(&mut core, code, 1);
+        assert_eq!((after_rax, after), (core.gpr[0], core.rflags & all), "{name} {rax:#x} {rcx:#x}");
+    }
+}
+
+#[test]
+fn what_stays_in_the_upper_half() {
+    // cmpxchg edx,ecx: equal writes the destination only, different the accumulator only.
+    for (edx, rax, rdx) in [(5, 0xAAAA_AAAA_0000_0005, 9), (6, 6, 0xDDDD_DDDD_0000_0006)] {
+        let mut core = long(3);
+        core.gpr[0] = 0xAAAA_AAAA_0000_0005;
+        core.gpr[1] = 0xCCCC_CCCC_0000_0009;
+        core.gpr[2] = 0xDDDD_DDDD_0000_0000 | edx;
+        run(&mut core, &[0x0F, 0xB1, 0xCA], 1);
+        assert_eq!((rax, rdx), (core.gpr[0], core.gpr[2]));
+    }
+    let mut core = long(3);
+    core.gpr[0] = 0x1122_3344_5566_7788;
+    run(&mut core, &[0x66, 0x0F, 0xC8, 0x04, 1], 2); // bswap ax; add al,1
+    assert_eq!(0x1122_3344_5566_0001, core.gpr[0]);
+}
+
+#[test]
+fn compare_and_exchange_of_16_bytes() {
+    let mut core = long(3);
+    core.gpr[6] = 0x2000;
+    (core.gpr[0], core.gpr[2], core.gpr[3], core.gpr[1]) = (1, 2, 3, 4);
+    core.mem.store(0x2000, 8, 1);
+    core.mem.store(0x2008, 8, 2);
+    let code = [0xF0, 0x48, 0x0F, 0xC7, 0x0E];
+    run(&mut core, &code, 1);
+    assert_eq!((3, 4, ZF), (core.mem.load(0x2000, 8), core.mem.load(0x2008, 8), core.rflags & ZF));
+    run(&mut core, &code, 1);
+    assert_eq!((3, 4, 0), (core.gpr[0], core.gpr[2], core.rflags & ZF));
+    core.gpr[6] = 0x2008;
+    load(&mut core, &code);
+    assert_eq!((vector::GP, Some(0)), fault(step(&mut core)));
+}
+
+#[test]
+fn branches_to_where_no_code_may_be_fault_before_they_change_anything() {
+    let mut core = long(3);
+    core.gpr[0] = 1 << 62;
+    for code in [&[0xFF, 0xE0][..], &[0xFF, 0xD0]] {
+        load(&mut core, code);
+        assert_eq!((vector::GP, Some(0)), fault(step(&mut core)));
+        assert_eq!((0x1000, 0x7000), (core.rip, core.gpr[4]));
+    }
+    core.mem.store(0x7000, 8, 1 << 62);
+    load(&mut core, &[0xC3]);
+    assert_eq!((vector::GP, Some(0)), fault(step(&mut core)));
+    assert_eq!((0x1000, 0x7000), (core.rip, core.gpr[4]));
+}
+
+#[test]
+fn stack_faults_in_long_mode_are_stack_faults() {
+    let mut core = long(3);
+    core.gpr[4] = 1 << 62;
+    load(&mut core, &[0x50]);
+    assert_eq!((vector::SS, Some(0)), fault(step(&mut core)));
+    core.gpr[5] = 1 << 62;
+    load(&mut core, &[0x8B, 0x45, 0]); // mov eax,[rbp]
+    assert_eq!((vector::SS, Some(0)), fault(step(&mut core)));
+}
+
+#[test]
+fn bounds_and_division_by_zero() {
+    let mut core = protected(0);
+    (core.gpr[0], core.gpr[3]) = (11, 0x2000);
+    core.mem.store(0x2004, 4, 10);
+    load(&mut core, &[0x62, 3]);
+    assert_eq!((vector::BR, None), fault(step(&mut core)));
+    core.gpr[0] = 10;
+    assert_eq!(Ok(()), step(&mut core));
+    load(&mut core, &[0xD4, 0]);
+    assert_eq!((vector::DE, None), fault(step(&mut core)));
+}
+
+#[test]
+fn hints_do_nothing_and_vex_is_undefined_in_real_mode() {
+    let hints = [
+        0x0F, 0x1F, 0x40, 0, 0xF3, 0x0F, 0x1E, 0xFA, 0x0F, 0x18, 0x08, 0x0F, 0x0D, 0x08, 0xF3, 0x48, 0x0F,
+        0x1E, 0xC8, 0x0F, 0xAE, 0xF8,
+    ];
+    let mut core = long(3);
+    core.gpr[0] = u64::MAX << 62;
+    let before = core.gpr;
+    run(&mut core, &hints, 6);
+    assert_eq!((before, 0x1000 + hints.len() as u64), (core.gpr, core.rip));
+    let mut core = real();
+    load(&mut core, &[0xC4, 0xE2, 0x78, 0xF2, 0xC1]);
+    assert_eq!((vector::UD, None), fault(step(&mut core)));
+}
