@@ -42,6 +42,7 @@ fn is_revoked(vector: &Value) -> Option<&'static str> {
         (_, _, Some(13)) if ["A5", "A7", "AB", "AD", "AF"].iter().any(|f| vector["f"] == **f) => {
             Some("a faulting string instruction leaves its pointers moved on an 80286 only")
         }
+        (_, _, Some(6)) if vector["n"].as_str().expect("name").contains("fs") => Some("an 80286 has no FS"),
         _ => None,
     }
 }
