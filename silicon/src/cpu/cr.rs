@@ -6,13 +6,14 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::addr::{PAGE_OFFSET, PHYS_MASK};
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
-use crate::cpu::awaited::{AwaitedApic, AwaitedVmx, apic};
+use crate::cpu::awaited::AwaitedApic;
 use crate::cpu::operand::{get_reg, mem_linear, read_op, set_reg, write_op};
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp, ud};
 use crate::mmu::walk::Access;
 use crate::vmx::intercept::Sensitive;
+use crate::vmx::{apic, capabilities};
 
 /// Bits of CR0 that exist; the others read as zero and writes to them are lost.
 const CR0_KNOWN: u64 = cr0::PE
@@ -53,11 +54,6 @@ pub(crate) fn read_pdptes(core: &mut Core, cr3: u64) -> Exec<[u64; 4]> {
     Ok(entries)
 }
 
-/// Bits of CR0 that are one in VMX operation ("Restrictions on VMX Operation").
-const CR0_FIXED: u64 = cr0::PE | cr0::NE | cr0::PG;
-/// Bits of CR4 that are one in VMX operation.
-const CR4_FIXED: u64 = cr4::VMXE;
-
 /// Write CR0, after privilege checks and VM exits.
 ///
 /// # Errors
@@ -73,7 +69,7 @@ pub fn write_cr0(core: &mut Core, value: u64) -> Exec<()> {
         return Err(gp(0));
     }
     let exempt = if core.vmx.is_unrestricted() { cr0::PE | cr0::PG } else { 0 };
-    if core.vmx.is_on && !new & CR0_FIXED & !exempt != 0 {
+    if core.vmx.is_on && !new & capabilities::CR0_FIXED0 & !exempt != 0 {
         return Err(gp(0));
     }
     let mut new_efer = core.efer;
@@ -142,7 +138,7 @@ pub fn write_cr4(core: &mut Core, value: u64) -> Exec<()> {
     if new & !cr4::KNOWN != 0 {
         return Err(gp(0));
     }
-    if core.vmx.is_on && !new & CR4_FIXED != 0 {
+    if core.vmx.is_on && !new & capabilities::CR4_FIXED0 != 0 {
         return Err(gp(0));
     }
     let changed = new ^ core.cr4;

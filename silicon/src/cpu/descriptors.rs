@@ -20,6 +20,7 @@ use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, Trap, gp, ud};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
+use crate::vmx::execute::{displacement, information};
 use crate::vmx::intercept::Sensitive;
 
 /// Execute an instruction of this group.
@@ -89,38 +90,8 @@ fn load_pointer(core: &mut Core, insn: &Instruction, index: usize) -> Exec<()> {
     Ok(())
 }
 
-/// The address part of the VM-exit instruction information (SDM 3C, "Information for VM Exits Due
-/// to Instruction Execution"): scaling, address size, segment, index and base register.
-pub(crate) fn memory_info(core: &Core, insn: &Instruction) -> u32 {
-    let size = match address_mask(insn) {
-        0xFFFF => 0,
-        0xFFFF_FFFF => 1,
-        _ => 2,
-    };
-    let (base, index) = (insn.memory_base(), insn.memory_index());
-    let number = |r: Register, missing: u32| {
-        if r == Register::None || r.is_ip() { missing } else { r.number() as u32 }
-    };
-    const NO_INDEX: u32 = 1 << 4;
-    const NO_BASE: u32 = 1 << 4;
-    let _ = core;
-    insn.memory_index_scale().trailing_zeros()
-        | size << 7
-        | (segment_of(insn) as u32) << 15
-        | number(index, NO_INDEX) << 18
-        | number(base, NO_BASE) << 23
-}
-
 fn intercept_table(core: &mut Core, insn: &Instruction) -> Exec<()> {
-    let identity = match insn.mnemonic() {
-        Mnemonic::Sgdt => 0,
-        Mnemonic::Sidt => 1,
-        Mnemonic::Lgdt => 2,
-        _ => 3,
-    };
-    let is_32 = u32::from(!is_word_table(insn));
-    let info = memory_info(core, insn) | is_32 << 11 | identity << 28;
-    let what = Sensitive::GdtrIdtr { displacement: insn.memory_displacement64(), info };
+    let what = Sensitive::GdtrIdtr { displacement: displacement(insn), info: information(insn) };
     core.intercept(what, insn.len() as u32)
 }
 
@@ -173,18 +144,7 @@ fn store_table(core: &mut Core, insn: &Instruction) -> Exec<()> {
 }
 
 fn intercept_selector(core: &mut Core, insn: &Instruction) -> Exec<()> {
-    let identity = match insn.mnemonic() {
-        Mnemonic::Sldt => 0,
-        Mnemonic::Str => 1,
-        Mnemonic::Lldt => 2,
-        _ => 3,
-    };
-    let (info, displacement) = if insn.op0_kind() == OpKind::Register {
-        (1 << 10 | (insn.op0_register().number() as u32) << 3, 0)
-    } else {
-        (memory_info(core, insn), insn.memory_displacement64())
-    };
-    let what = Sensitive::LdtrTr { displacement, info: info | identity << 28 };
+    let what = Sensitive::LdtrTr { displacement: displacement(insn), info: information(insn) };
     core.intercept(what, insn.len() as u32)
 }
 

@@ -176,10 +176,8 @@ pub fn raise(core: &mut Core, e: Exception) -> Exec<()> {
             // "exceptions do not return error codes in real-address mode"
             e.error = None;
         }
-        if core.vmx.non_root {
-            if let Some(exit) = vmx::exit::of_exception(core, &e) {
-                return Err(vm_exit(exit));
-            }
+        if let Some(exit) = vmx::exit::of_exception(core, &e) {
+            return Err(vm_exit(exit));
         }
         let first = core.vectoring.take().map_or(Class::Benign, |event| event.class());
         match combine(first, class_of(e.vector)) {

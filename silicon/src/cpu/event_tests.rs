@@ -310,3 +310,59 @@ fn vme_redirects_int_n_when_the_bitmap_bit_is_clear() {
     assert_eq!(vec![0x1002, 0, 0x3202], words(&core, core.gpr[4], 2, 3));
     assert!(!core.flag(rflags::VIF));
 }
+
+/// In non-root operation with an exception bitmap.
+fn guest(bitmap: u64) -> Core {
+    let mut core = protected(3);
+    core.vmx.non_root = true;
+    core.vmx.controls.exception_bitmap = bitmap;
+    core
+}
+
+fn exit_of(result: crate::cpu::trap::Exec<()>) -> crate::arch::exit::Exit {
+    match result {
+        Err(Trap::Exit(exit)) => *exit,
+        other => panic!("expected a VM exit, got {other:?}"),
+    }
+}
+
+#[test]
+fn an_exception_in_the_bitmap_exits_without_touching_cr2() {
+    let mut core = guest(1 << vector::PF);
+    let exit = exit_of(raise(&mut core, Exception::page_fault(0x1234, 6)));
+    assert_eq!((reason::EXCEPTION_OR_NMI, 0x1234, 6), (exit.reason, exit.qualification, exit.intr_error));
+    assert_eq!((0, None), (core.cr2, core.vectoring));
+}
+
+#[test]
+fn an_exception_that_exits_during_delivery_leaves_the_first_event_for_idt_vectoring() {
+    let mut core = guest(1 << vector::GP);
+    let first = Exception::page_fault(0x1234, 6);
+    let exit = exit_of(raise(&mut core, first)); // no gate for #PF
+    assert_eq!((0x8000_0B0D, 0x73), (exit.intr_info, exit.intr_error));
+    assert_eq!((Some(first.into()), 0x1234), (core.vectoring, core.cr2));
+}
+
+#[test]
+fn a_double_fault_that_exits_is_not_during_delivery() {
+    let mut core = guest(1 << vector::DF);
+    let exit = exit_of(raise(&mut core, gp_fault()));
+    assert_eq!((0x8000_0B08, None), (exit.intr_info, core.vectoring));
+}
+
+#[test]
+fn a_triple_fault_in_a_guest_is_exit_reason_2() {
+    let mut core = guest(0);
+    let exit = exit_of(raise(&mut core, gp_fault()));
+    assert_eq!((reason::TRIPLE_FAULT, None), (exit.reason, core.vectoring));
+    assert_eq!(Activity::Active, core.activity);
+}
+
+#[test]
+fn a_task_gate_in_a_guest_always_exits() {
+    let mut core = guest(0);
+    set_gate(&core, 0x40, TSS2_SEL, 0, 0xE5);
+    let exit = exit_of(deliver_or_raise(&mut core, external(0x40)));
+    assert_eq!((reason::TASK_SWITCH, 0xC000_0068), (exit.reason, exit.qualification));
+    assert_eq!(Some(external(0x40)), core.vectoring);
+}

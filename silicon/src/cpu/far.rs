@@ -6,7 +6,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::arch::bits::{cr4, rflags};
-use crate::arch::exception::{Exception, vector};
+use crate::arch::exception::vector;
 use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::event::{self, Event, Kind};
 use crate::cpu::frame::Cursor;
@@ -68,15 +68,12 @@ fn check_v86_int(core: &mut Core, v: u8) -> Exec<()> {
 }
 
 fn interrupt(core: &mut Core, insn: &Instruction, vector: u8, kind: Kind) -> Exec<()> {
-    if core.vmx.non_root && kind != Kind::Software {
-        if let Some(mut exit) = vmx::exit::of_exception(core, &Exception::plain(vector)) {
-            exit.intr_info = exit.intr_info & !0x700 | (kind as u32) << 8;
-            exit.length = insn.len() as u32;
-            return Err(vm_exit(exit));
-        }
+    let event = Event { vector, kind, error: None, length: insn.len() as u8 };
+    if let Some(exit) = vmx::exit::of_event(core, &event, 0) {
+        return Err(vm_exit(exit));
     }
     core.rip = insn.ip();
-    let result = event::deliver(core, Event { vector, kind, error: None, length: insn.len() as u8 });
+    let result = event::deliver(core, event);
     in_new_task(core, insn.ip(), result)
 }
 

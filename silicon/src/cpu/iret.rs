@@ -5,7 +5,6 @@ use iced_x86::Instruction;
 use crate::arch::bits::{cr4, rflags};
 use crate::arch::exception::vector;
 use crate::arch::segment::{Segment, seg};
-use crate::cpu::awaited::AwaitedVmx;
 use crate::cpu::far::{
     check_target, enter_code, enter_stack, in_new_task, read_return_code, read_return_stack,
 };

@@ -7,12 +7,13 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::arch::msr as index;
 use crate::arch::segment::seg;
-use crate::cpu::awaited::{AwaitedApic, capabilities};
+use crate::cpu::awaited::AwaitedApic;
 use crate::cpu::cr;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp};
+use crate::vmx::capabilities;
 use crate::vmx::intercept::Sensitive;
 
 const IA32_PLATFORM_ID: u32 = 0x17;

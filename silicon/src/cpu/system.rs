@@ -7,7 +7,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::arch::bits::{cr4, rflags};
 use crate::arch::segment::seg;
-use crate::cpu::awaited::AwaitedVmx;
 use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_reg};
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
@@ -15,6 +14,7 @@ use crate::cpu::trap::{Exec, gp, ud};
 use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, syscall};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
+use crate::vmx::execute::{self as vmx, displacement, information};
 use crate::vmx::intercept::Sensitive;
 
 const RAX: usize = 0;
@@ -95,6 +95,19 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
             core.intercept(Sensitive::Rsm, insn.len() as u32)?;
             Err(ud())
         }
+        M::Vmcall
+        | M::Vmclear
+        | M::Vmlaunch
+        | M::Vmptrld
+        | M::Vmptrst
+        | M::Vmread
+        | M::Vmresume
+        | M::Vmwrite
+        | M::Vmxoff
+        | M::Vmxon
+        | M::Invept
+        | M::Invvpid => vmx::execute(core, insn),
+        // XGETBV and XSETBV, too: CR4.OSXSAVE cannot be set.
         _ => Err(ud()),
     }
 }
@@ -193,8 +206,8 @@ fn invpcid(core: &mut Core, insn: &Instruction) -> Exec<()> {
         return Err(gp(0));
     }
     require_level_0(core)?;
-    let info = descriptors::memory_info(core, insn) | (insn.op0_register().number() as u32) << 28;
-    let displacement = insn.memory_displacement64();
+    let info = information(insn);
+    let displacement = displacement(insn);
     core.intercept(Sensitive::Invpcid { displacement, info }, insn.len() as u32)?;
     let kind = read_op(core, insn, 0)?;
     let (index, offset) = (segment_of(insn), ea(core, insn));
