@@ -86,7 +86,8 @@ fn left_double(size: usize, v: u64, filler: u64, count: u32) -> (u64, u64) {
         let wide = u128::from(v) << (2 * n) | u128::from(filler) << n | u128::from(filler);
         ((wide << count >> (2 * n)) as u64 & mask(size), if count > n { 0 } else { v >> (n - count) & 1 })
     };
-    let over = if count < n { over_left(size, r, carry) } else { 0 };
+    // From the full width on, nothing of the old sign is left to compare the carry with.
+    let over = if count < n { over_left(size, r, carry) } else { carry * OF };
     (r, of_result(size, r) | AF | (carry * CF) | over)
 }
 
@@ -171,6 +172,7 @@ mod tests {
         assert_eq!((0x8000_000A, CF | PF | AF | SF), left_double(4, 0x1800_0000, 0xA000_0000, 4));
         assert_eq!((0xA180_0000, CF | PF | AF | SF | OF), right_double(4, 0x1800_0008, 0xA, 4));
         assert_eq!((0xBCDA, AF | SF), left_double(2, 0x1234, 0xABCD, 20));
+        assert_eq!((0x8000, CF | PF | AF | SF | OF), left_double(2, 1, 0x8000, 16));
         assert_eq!((0xDABC, AF | SF), right_double(2, 0x1234, 0xABCD, 20));
         assert_eq!(3, left_double(8, 1 << 62 | 1, 1 << 63, 1).0 & 3);
         assert_eq!(1 << 63, right_double(8, 0, 1, 1).0);
