@@ -320,3 +320,29 @@ fn hints_do_nothing_and_vex_is_undefined_in_real_mode() {
     load(&mut core, &[0xC4, 0xE2, 0x78, 0xF2, 0xC1]);
     assert_eq!((vector::UD, None), fault(step(&mut core)));
 }
+
+#[test]
+fn a_debug_condition_of_mov_ss_waits_for_the_next_instruction() {
+    let mut core = protected(0);
+    (core.dr[0], core.dr[7], core.gpr[3]) = (0x2000, 0x0007_0401, 0x2000);
+    core.mem.store(0x2000, 2, u64::from(crate::cpu::testbed::DATA0));
+    load(&mut core, &[0x8E, 0x13, 0x40]); // mov ss,[ebx]; inc eax
+    assert_eq!((Ok(()), Shadow::MovSs), (step(&mut core), core.shadow));
+    let Err(Trap::Exception(e)) = step(&mut core) else { panic!("no trap") };
+    assert_eq!((1, true, 0x1003, 1), (e.payload, e.is_trap, core.rip, core.gpr[0]));
+}
+
+#[test]
+fn a_16_bit_stack_keeps_the_upper_half_of_esp_and_wraps() {
+    let mut core = protected(0);
+    core.seg[crate::arch::segment::seg::SS].attr &= !(1 << 14);
+    core.gpr[4] = 0xABCD_0002;
+    core.gpr[0] = 0x1122_3344;
+    load(&mut core, &[0x66, 0x50, 0x50, 0x59]); // push ax; push eax; pop ecx
+    for expected in [0xABCD_0000u64, 0xABCD_FFFC, 0xABCD_0000] {
+        assert_eq!(Ok(()), step(&mut core));
+        assert_eq!(expected, core.gpr[4]);
+    }
+    assert_eq!((0x3344, 0x1122_3344), (core.mem.load(0, 2), core.mem.load(0xFFFC, 4)));
+    assert_eq!(0x1122_3344, core.gpr[1]);
+}
