@@ -21,6 +21,7 @@ mod far_tests;
 mod flag_control;
 pub mod flags;
 pub mod frame;
+pub mod fxstate;
 mod gate;
 #[cfg(test)]
 mod hostile_tests;
@@ -47,3 +48,5 @@ pub mod task;
 mod testbed;
 pub mod trap;
 pub mod vector;
+#[cfg(test)]
+mod vector_tests;

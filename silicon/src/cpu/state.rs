@@ -9,6 +9,7 @@ use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::vector::Vectors;
 use crate::mem::Memory;
 use crate::mmu::tlb::Tlb;
 use crate::vmx::Vmx;
@@ -243,6 +244,8 @@ pub struct Core {
     pub code_writes: Vec<(u64, u64)>,
     /// Instructions decoded before.
     pub decoded: Decoded,
+    /// x87 and SSE instructions copied before.
+    pub vectors: Vectors,
     /// Set from other threads: stop soon.
     pub kick: Arc<AtomicBool>,
 }
@@ -294,6 +297,7 @@ impl Core {
             cpuid: BTreeMap::new(),
             code_writes: Vec::new(),
             decoded: Decoded::default(),
+            vectors: Vectors::default(),
             kick: Arc::new(AtomicBool::new(false)),
         };
         core.refresh();

@@ -1,6 +1,7 @@
 //! The fast engine.
 
 pub mod home;
+pub mod native;
 
 use std::io;
 
