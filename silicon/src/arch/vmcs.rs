@@ -226,7 +226,7 @@ const fn slot(encoding: u32) -> Option<usize> {
 }
 
 /// Region offset of a field that exists.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub const fn offset(encoding: u32) -> u64 {
     match slot(encoding) {

@@ -62,7 +62,12 @@ impl GuestArea {
 
     #[inline]
     pub fn get(&self, field: u32) -> u64 {
-        let at = (f::offset(field) - f::GUEST_AREA) as usize;
+        self.at(f::offset(field) - f::GUEST_AREA)
+    }
+
+    #[inline]
+    fn at(&self, offset: u64) -> u64 {
+        let at = offset as usize;
         let mut word = [0; 8];
         word.copy_from_slice(&self.0[at..at + 8]);
         u64::from_le_bytes(word)
@@ -70,28 +75,39 @@ impl GuestArea {
 
     #[inline]
     pub fn set(&mut self, field: u32, value: u64) {
-        let at = (f::offset(field) - f::GUEST_AREA) as usize;
-        self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        self.put(f::offset(field) - f::GUEST_AREA, value);
     }
 
     #[inline]
-    fn segment(&self, n: u32) -> Segment {
+    fn put(&mut self, offset: u64, value: u64) {
+        let at = offset as usize;
+        self.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// ES CS SS DS FS GS LDTR TR are fields with successive indices.
+    #[inline]
+    fn segment(&self, n: u64) -> Segment {
         Segment {
-            base: self.get(f::GUEST_ES_BASE + 2 * n),
-            limit: self.get(f::GUEST_ES_LIMIT + 2 * n) as u32,
-            attr: self.get(f::GUEST_ES_ACCESS_RIGHTS + 2 * n) as u32,
-            selector: self.get(f::GUEST_ES + 2 * n) as u16,
+            base: self.at(BASE + 8 * n),
+            limit: self.at(LIMIT + 8 * n) as u32,
+            attr: self.at(ATTR + 8 * n) as u32,
+            selector: self.at(SELECTOR + 8 * n) as u16,
         }
     }
 
     #[inline]
-    pub fn set_segment(&mut self, n: u32, s: &Segment) {
-        self.set(f::GUEST_ES_BASE + 2 * n, s.base);
-        self.set(f::GUEST_ES_LIMIT + 2 * n, u64::from(s.limit));
-        self.set(f::GUEST_ES_ACCESS_RIGHTS + 2 * n, u64::from(s.attr));
-        self.set(f::GUEST_ES + 2 * n, u64::from(s.selector));
+    pub fn set_segment(&mut self, n: u64, s: &Segment) {
+        self.put(BASE + 8 * n, s.base);
+        self.put(LIMIT + 8 * n, u64::from(s.limit));
+        self.put(ATTR + 8 * n, u64::from(s.attr));
+        self.put(SELECTOR + 8 * n, u64::from(s.selector));
     }
 }
+
+const BASE: u64 = f::offset(f::GUEST_ES_BASE) - f::GUEST_AREA;
+const LIMIT: u64 = f::offset(f::GUEST_ES_LIMIT) - f::GUEST_AREA;
+const ATTR: u64 = f::offset(f::GUEST_ES_ACCESS_RIGHTS) - f::GUEST_AREA;
+const SELECTOR: u64 = f::offset(f::GUEST_ES) - f::GUEST_AREA;
 
 impl GuestState {
     fn read(core: &Core) -> Self {

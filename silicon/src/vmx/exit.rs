@@ -121,7 +121,7 @@ fn save(core: &mut Core, e: &Exit) {
     let c = core.vmx.controls;
     let mut a = GuestArea::read(core);
     for (n, s) in core.seg.iter().chain([&core.ldtr, &core.tr]).enumerate() {
-        a.set_segment(n as u32, s);
+        a.set_segment(n as u64, s);
     }
     // The privilege level is SS.DPL, whatever a real-mode or null selector left there.
     let ss = core.seg[seg::SS].attr & !(3 << 5) | u32::from(core.cpl) << 5;
@@ -232,8 +232,9 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     if c.exit(exit::LOAD_PAT) {
         core.msr.pat = h(core, f::HOST_PAT);
     }
+    let first = core.vmx.current.wrapping_add(f::offset(f::HOST_ES));
     for (i, s) in core.seg.iter_mut().enumerate() {
-        let selector = core.mem.load(core.vmx.current + f::offset(f::HOST_ES + 2 * i as u32), 8) as u16;
+        let selector = core.mem.load(first + 8 * i as u64, 2) as u16;
         let unusable = if selector == 0 { attr::UNUSABLE } else { 0 };
         *s = Segment { base: 0, limit: u32::MAX, attr: 0xC093 | unusable, selector };
     }

@@ -5,6 +5,7 @@ use crate::arch::exit::Exit;
 use crate::arch::vmcs::{self as f, REVISION, Type};
 use crate::cpu::state::Core;
 use crate::vmx::checks::{is_canonical, is_eptp, is_frame};
+pub use crate::vmx::execute::execute;
 use crate::vmx::{NO_VMCS, entry};
 
 /// Why a VMX instruction failed: the VM-instruction error number, 0 for VMfailInvalid.

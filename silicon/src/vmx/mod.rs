@@ -178,13 +178,13 @@ impl Vmx {
 
 impl Core {
     /// A field of the current VMCS.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn vmcs(&self, field: u32) -> u64 {
         self.mem.load(self.vmx.current.wrapping_add(crate::arch::vmcs::offset(field)), 8)
     }
 
     /// Set a field of the current VMCS.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn set_vmcs(&self, field: u32, value: u64) {
         self.mem.store(self.vmx.current.wrapping_add(crate::arch::vmcs::offset(field)), 8, value);
     }
