@@ -6,7 +6,7 @@ Each line of a program is its bytes in hex, a bar, and what it says.  They run i
 
 import struct
 
-from understudy.guests.entry import Entry, long_mode
+from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
 from understudy.vm import VM
 
 CODE, IDT, DATA = 0x10_0000, 0x11_0000, 0x12_0000
@@ -22,6 +22,7 @@ def assemble(program: str) -> bytes:
 def start(vm: VM, program: str, **registers: int) -> None:
     """Load a program and make it the next thing that the VM runs."""
     vm.memory.write(CODE, assemble(program))
+    write_gdt(vm.memory, CODE_64)
     entry = long_mode(vm.memory, "test", CODE, **registers)
     vm.enter(Entry(entry.registers | {"rsp": 0x20_0000}, "test"))
 
