@@ -78,7 +78,8 @@ fn far_jump_error_codes() {
     let dpl3 = descriptor(0, 0xF_FFFF, 0xFB, 0xC);
     let short = descriptor(0, 0xFFF, 0x9B, 0x4);
     let absent = descriptor(0, 0xF_FFFF, 0x1B, 0xC);
-    let rows: [(&str, u8, u16, u64, (u8, u32)); 8] = [
+    type Row = (&'static str, u8, u16, u64, (u8, u32));
+    let rows: [Row; 8] = [
         ("null", 0, 3, 0, (vector::GP, 0)),
         ("beyond the table", 0, 0x90, 0, (vector::GP, 0x90)),
         ("no LDT", 0, 0x0C, 0, (vector::GP, 0x0C)),

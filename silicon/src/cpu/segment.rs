@@ -192,7 +192,7 @@ fn legacy_linear(
 ) -> Exec<u64> {
     let s = &core.seg[index];
     let is_flat = s.base == 0 && s.limit == u32::MAX && s.attr & 0x1009E == 0x92;
-    if is_flat && offset + (size as u64) <= 1 << 32 {
+    if is_flat && offset <= (1 << 32) - size as u64 {
         return Ok(offset);
     }
     let may = if core.mode == Mode::Real || core.mode == Mode::V86 {
@@ -385,11 +385,11 @@ pub fn drop_inner_segments(core: &mut Core) {
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
         let s = &core.seg[index];
         let is_conforming = s.attr & (attr::CODE | attr::EC) == attr::CODE | attr::EC;
-        if is_null(s.selector) && s.is_unusable() {
-            if index >= seg::FS && core.is_64() {
-                // Intel processors keep the base that WRFSBASE or the MSR put there.
-                continue;
-            }
+        if is_null(s.selector) && index >= seg::FS && core.is_long() {
+            // Their bases are set by MSRs and instructions, apart from any descriptor.
+            continue;
+        }
+        if is_null(s.selector) {
             core.seg[index] = null_segment(s.selector);
         } else if !is_conforming && s.dpl() < core.cpl {
             core.seg[index] = null_segment(0);

@@ -54,9 +54,9 @@ fn syscall(core: &mut Core) -> Exec<()> {
     core.gpr[RCX] = core.rip;
     core.gpr[R11] = core.rflags & !rflags::RF;
     core.rflags = core.rflags & !(core.msr.fmask | rflags::RF) | rflags::FIXED1;
-    let cs = (core.msr.star >> 32) as u16 & 0xFFFC;
+    let first = (core.msr.star >> 32) as u16;
     let rip = core.msr.lstar;
-    enter(core, cs, cs.wrapping_add(8), CODE64, 0, rip);
+    enter(core, first & 0xFFFC, first.wrapping_add(8), CODE64, 0, rip);
     Ok(())
 }
 

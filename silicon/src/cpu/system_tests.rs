@@ -34,7 +34,8 @@ fn control_register_writes_that_are_gp() {
     type Write = fn(&mut Core, u64) -> Exec<()>;
     type Prepare = fn(&mut Core);
     let on = cr0::PE | cr0::PG | cr0::NE | cr0::ET;
-    let rows: [(&str, fn(u8) -> Core, Prepare, Write, u64); 18] = [
+    type Row = (&'static str, fn(u8) -> Core, Prepare, Write, u64);
+    let rows: [Row; 18] = [
         ("CR0 63:32", long, |_| {}, cr::write_cr0, on | 1 << 32),
         ("PG without PE", protected, |_| {}, cr::write_cr0, cr0::PG),
         ("NW without CD", protected, |_| {}, cr::write_cr0, cr0::PE | cr0::NW),
@@ -210,7 +211,8 @@ fn ltr_takes_an_available_tss_and_makes_it_busy() {
 
 #[test]
 fn loads_of_segment_registers_check_in_the_manuals_order() {
-    let rows: [(u8, u16, Option<(u8, u32)>); 9] = [
+    type Row = (u8, u16, Option<(u8, u32)>);
+    let rows: [Row; 9] = [
         (3, 0, None),                           // DS: null is fine
         (3, 0x90, Some((vector::GP, 0x90))),    // beyond the table
         (3, TSS_SEL, Some((vector::GP, 0x28))), // a system segment

@@ -109,8 +109,8 @@ pub fn protected(cpl: u8) -> Core {
 /// 64-bit mode, the first 4 MBytes mapped to themselves for both levels.
 pub fn long(cpl: u8) -> Core {
     let mut core = protected(cpl);
-    core.mem.store(PML4, 8, PML4 + 0x1000 | 7);
-    core.mem.store(PML4 + 0x1000, 8, PML4 + 0x2000 | 7);
+    core.mem.store(PML4, 8, (PML4 + 0x1000) | 7);
+    core.mem.store(PML4 + 0x1000, 8, (PML4 + 0x2000) | 7);
     core.mem.store(PML4 + 0x2000, 8, 0x87);
     core.mem.store(PML4 + 0x2008, 8, 0x20_0087);
     core.cr3 = PML4;
