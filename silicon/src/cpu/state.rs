@@ -10,6 +10,7 @@ use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::cpu::vector::Vectors;
+use crate::dbt::tables::Tables;
 use crate::mem::Memory;
 use crate::mmu::tlb::Tlb;
 use crate::vmx::Vmx;
@@ -173,8 +174,8 @@ pub struct Core {
     pub countdown: i64,
     /// Set when something happened that the dispatcher must look at before the next instruction.
     pub attention: u64,
-    /// Room for the engine's temporaries.
-    pub scratch: [u64; 12],
+    /// What generated code shares with the engine.
+    pub jit: Tables,
     /// ES CS SS DS FS GS.
     pub seg: [Segment; 6],
     /// x87 and SSE state (when the engine does not hold it in the computer's own registers).
@@ -263,7 +264,7 @@ impl Core {
             rflags: rflags::FIXED1,
             countdown: 0,
             attention: 0,
-            scratch: [0; 12],
+            jit: Tables::new(),
             seg: segs,
             fx: Fx::at_reset(),
             tlb: Tlb::new(),

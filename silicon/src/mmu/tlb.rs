@@ -50,7 +50,8 @@ pub struct Entry {
 #[repr(C)]
 #[derive(Clone)]
 pub struct L1 {
-    /// Page address readable through `host`, or a value that no address with this index matches.
+    /// Minus the page address readable through `host`, or minus an address with another index:
+    /// the sum with an address is below 4096 only on a hit.
     pub read: [u64; L1_ENTRIES],
     /// The same for writing.
     pub write: [u64; L1_ENTRIES],
@@ -62,7 +63,7 @@ const fn nothing() -> [u64; L1_ENTRIES] {
     let mut t = [0; L1_ENTRIES];
     let mut i = 0;
     while i < L1_ENTRIES {
-        t[i] = ((i ^ 1) as u64) << 12;
+        t[i] = (((i ^ 1) as u64) << 12).wrapping_neg();
         i += 1;
     }
     t
@@ -253,20 +254,21 @@ impl Tlb {
     pub fn l1_fill(&mut self, class: usize, vpn: u64, host: u64, write: bool) {
         self.l1_used[class] = true;
         let (i, t) = (vpn as usize % L1_ENTRIES, &mut self.l1[class]);
-        if t.read[i] != vpn << 12 {
+        let tag = (vpn << 12).wrapping_neg();
+        if t.read[i] != tag {
             t.write[i] = NOTHING[i];
         }
-        t.read[i] = vpn << 12;
+        t.read[i] = tag;
         t.host[i] = host;
         if write {
-            t.write[i] = vpn << 12;
+            t.write[i] = tag;
         }
     }
 
     fn l1_drop(&mut self, vpn: u64) {
         let i = vpn as usize % L1_ENTRIES;
         for t in &mut self.l1 {
-            if t.read[i] == vpn << 12 {
+            if t.read[i] == (vpn << 12).wrapping_neg() {
                 t.read[i] = NOTHING[i];
                 t.write[i] = NOTHING[i];
             }
@@ -304,8 +306,8 @@ mod tests {
         for (i, tag) in NOTHING.iter().enumerate() {
             for high in [0u64, 1, 0xFFF, u64::MAX >> 20] {
                 let gva = high << 20 | (i as u64) << 12;
-                assert!(gva.wrapping_sub(*tag) > 4095);
-                assert!((gva | 4095).wrapping_sub(*tag) > 4095);
+                assert!(gva.wrapping_add(*tag) > 4095);
+                assert!((gva | 4095).wrapping_add(*tag) > 4095);
             }
         }
     }

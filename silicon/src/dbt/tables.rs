@@ -1,0 +1,74 @@
+//! What generated code reads and writes beside the processor's registers.
+
+use crate::arch::bits::rflags;
+use crate::cpu::state::Core;
+
+/// Entries of a table of current code pages.
+pub const FETCH_ENTRIES: usize = 1024;
+/// Entries of a table of indirect targets.
+pub const JUMP_ENTRIES: usize = 256;
+
+/// The tables; index 0 of a pair is for CPL 3, 1 for all others.
+#[repr(C)]
+pub struct Tables {
+    /// The arithmetic flags as LAHF and SETO AL leave AX.
+    pub flags: u64,
+    /// A scratch word.
+    pub value: u64,
+    /// The same for flags that a block keeps aside.
+    pub kept_flags: u64,
+    /// Why generated code came back: a link to make, or `NO_REQUEST`.
+    pub request: u64,
+    /// The caller's stack pointer.
+    pub saved_rsp: u64,
+    /// The caller's MXCSR.
+    pub host_mxcsr: u32,
+    /// The engine, for the helpers that generated code calls.
+    pub engine: usize,
+    /// By the low bits of a page number: which code page is mapped there now (0: unknown).
+    pub fetch: [[u32; FETCH_ENTRIES]; 2],
+    /// By the low byte of an address: the landing pad to try.
+    pub jump: [[u64; JUMP_ENTRIES]; 2],
+}
+
+/// No link to make.
+pub const NO_REQUEST: u64 = u64::MAX;
+
+impl Tables {
+    /// Empty tables.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            flags: 0,
+            value: 0,
+            kept_flags: 0,
+            request: NO_REQUEST,
+            saved_rsp: 0,
+            host_mxcsr: 0x1F80,
+            engine: 0,
+            fetch: [[0; FETCH_ENTRIES]; 2],
+            jump: [[0; JUMP_ENTRIES]; 2],
+        }
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Core {
+    /// Bring RFLAGS into the form that generated code loads.
+    pub fn flags_to_jit(&mut self) {
+        let f = self.rflags;
+        self.jit.flags = (f & 0xD5) << 8 | u64::from(f & rflags::OF != 0);
+    }
+
+    /// Take the arithmetic flags that generated code left into RFLAGS.
+    pub fn flags_from_jit(&mut self) {
+        let v = self.jit.flags;
+        let of = if v & 1 != 0 { rflags::OF } else { 0 };
+        self.rflags = (self.rflags & !rflags::ARITH) | (v >> 8 & 0xD5) | of;
+    }
+}
