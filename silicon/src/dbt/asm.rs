@@ -11,6 +11,8 @@ pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 /// RSP: points at the processor's state while generated code runs.
 pub const RSP: u8 = 4;
+/// RBP.
+pub const RBP: u8 = 5;
 /// RSI.
 pub const RSI: u8 = 6;
 /// RDI.

@@ -1,17 +1,487 @@
-//! The fast engine.
+//! The fast engine: a translator from x86 to x86.
+//!
+//! Guest and computer speak the same language, so nearly every instruction is emitted as itself.
+//! What changes:
+//!
+//! * *Memory operands.*  The linear address is computed, looked up in the TLB's first level
+//!   ([`crate::mmu::tlb::L1`], addressed off the stack pointer), and becomes a host pointer.  On a
+//!   miss the entry is copied from the second level; if it is not there either, or the operand
+//!   crosses a page, is no plain memory, or would overwrite code, the whole instruction is
+//!   interpreted by [`crate::cpu::step`] and generated code goes on behind it.  So walks, faults,
+//!   flags and counters are those of the reference engine by construction.
+//! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
+//!   page only while a small table says that the page is still mapped there.  Indirect ones go
+//!   through a table by the target's low byte to a landing pad that compares the whole address.
+//! * *Everything sensitive* is interpreted in place.
+//!
+//! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at every block
+//! boundary; inside a block they are put aside before a check spoils them and fetched back only if
+//! something reads them ([`translate`]).  They are exact at every fault and stop.
+//!
+//! The instruction budget is exact: each block takes its length from `countdown` at its head; when
+//! that does not cover it, the interpreter does the rest.  An instruction that is interpreted, or
+//! faults, inside a block gives back what was not retired.
+//!
+//! Self-modifying code: frames with translations are marked in [`crate::mem::Memory`]; writes to
+//! them never get a first-level entry, so they are interpreted and noticed.
 
+pub mod asm;
+pub mod block;
+pub mod cache;
+pub mod flags;
+pub mod glue;
 pub mod home;
+pub mod lower;
+pub mod map;
 pub mod native;
+pub mod tables;
+pub mod translate;
 
 use std::io;
 
-use crate::cpu::state::Core;
+use iced_x86::{Encoder, InstructionInfoFactory};
+
+use self::asm::Asm;
+use self::block::{AddressMap, Block, Key, Link, Site};
+use self::cache::Cache;
+use self::glue::{Glue, Helpers};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST};
+use crate::addr::PAGE_OFFSET;
+use crate::arch::bits::{cr0, cr4, rflags};
+use crate::cpu::segment;
+use crate::cpu::state::{Core, Mode};
+use crate::cpu::step::step;
+use crate::cpu::trap::{Exec, Trap};
+use crate::mmu::tlb::perm;
+use crate::mmu::walk::Access;
 use crate::processor::Engine;
+
+pub(crate) const KIND_WRITE: u32 = 1 << 16;
+pub(crate) const KIND_CLASS: u32 = 20;
+
+const MODE_USER: u32 = 1;
+const MODE_LIFTED: u32 = 2;
+const MODE_VECTOR: u32 = 4;
+
+/// What of the processor's state is built into translations.
+fn mode_key(core: &Core) -> Option<u32> {
+    if core.mode != Mode::Bits64 {
+        return None;
+    }
+    let mut key = 0;
+    if core.cpl == 3 {
+        key |= MODE_USER;
+    } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
+        key |= MODE_LIFTED;
+    }
+    if core.cr0 & (cr0::EM | cr0::TS) == 0 && core.cr4 & cr4::OSFXSR != 0 {
+        key |= MODE_VECTOR;
+    }
+    Some(key)
+}
+
+fn class_of(mode: u32) -> usize {
+    match (mode & MODE_USER != 0, mode & MODE_LIFTED != 0) {
+        (true, _) => 0,
+        (false, false) => 1,
+        (false, true) => 2,
+    }
+}
+
+fn is_user(mode: u32) -> bool {
+    mode & MODE_USER != 0
+}
+
+fn has_vector(mode: u32) -> bool {
+    mode & MODE_VECTOR != 0
+}
+
+/// The engine.
+pub struct Dbt {
+    cache: Cache,
+    fixed: usize,
+    glue: Glue,
+    registration: native::Registration,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    blocks: Vec<Block>,
+    index: AddressMap<Key, u32>,
+    frames: AddressMap<u64, Vec<u32>>,
+    sites: Vec<Site>,
+    links: Vec<Link>,
+    pages: AddressMap<(u64, u64), u32>,
+    /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
+    tables_of: (u32, u32, u64),
+    /// How far `Memory::code_writes_since` was read.
+    log_position: usize,
+    trap: Option<Trap>,
+    translated_instructions: u64,
+    translated_blocks: u64,
+    invalidated: u64,
+    flushes: u64,
+    slow: u64,
+    fills: u64,
+    entered: u64,
+}
 
 /// The engine for a processor.
 ///
 /// # Errors
 /// If the computer gives no executable memory.
 pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
-    Ok(Box::new(crate::processor::Reference))
+    let mut cache = Cache::new()?;
+    let mut a = Asm::new(cache.here());
+    let helpers = Helpers {
+        fill: fill as *const () as u64,
+        step: interpret as *const () as u64,
+        lookup: lookup as *const () as u64,
+    };
+    let glue = glue::write(&mut a, helpers);
+    cache.append(&a.bytes);
+    let fixed = cache.used();
+    let start = cache.base() + fixed as u64;
+    let end = cache.base() + cache::CACHE_BYTES as u64;
+    let registration = native::register(start as usize..end as usize, glue.fault as usize);
+    Ok(Box::new(Dbt {
+        cache,
+        fixed,
+        glue,
+        registration,
+        encoder: Encoder::new(64),
+        info: InstructionInfoFactory::new(),
+        blocks: Vec::new(),
+        index: AddressMap::default(),
+        frames: AddressMap::default(),
+        sites: Vec::new(),
+        links: Vec::new(),
+        pages: AddressMap::default(),
+        tables_of: (0, 0, 0),
+        log_position: 0,
+        trap: None,
+        translated_instructions: 0,
+        translated_blocks: 0,
+        invalidated: 0,
+        flushes: 0,
+        slow: 0,
+        fills: 0,
+        entered: 0,
+    }))
+}
+
+impl Engine for Dbt {
+    fn run(&mut self, core: &mut Core) -> Exec<()> {
+        core.jit.engine = std::ptr::from_mut(self) as usize;
+        loop {
+            self.sync(core);
+            if core.countdown <= 0 || core.attention != 0 {
+                return Ok(());
+            }
+            let block = match self.find(core)? {
+                Some(n) if i64::from(self.blocks[n as usize].count) <= core.countdown => n,
+                _ => {
+                    self.slow += 1;
+                    step(core)?;
+                    continue;
+                }
+            };
+            self.make_link(core, block);
+            self.enter(core, block);
+            if let Some(trap) = self.trap.take() {
+                core.jit.request = NO_REQUEST;
+                return Err(trap);
+            }
+        }
+    }
+
+    fn flush(&mut self, core: &mut Core) {
+        self.flush_code(core);
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("translated_blocks", self.translated_blocks),
+            ("translated_instructions", self.translated_instructions),
+            ("code_bytes", self.cache.used() as u64),
+            ("invalidated_blocks", self.invalidated),
+            ("cache_flushes", self.flushes),
+            ("interpreted", self.slow),
+            ("fills", self.fills),
+            ("entries", self.entered),
+        ]
+    }
+}
+
+impl Drop for Dbt {
+    fn drop(&mut self) {
+        self.registration.remove();
+    }
+}
+
+impl Dbt {
+    /// Bring shortcuts up to date with what happened to translations and to code.
+    fn sync(&mut self, core: &mut Core) {
+        if !core.code_writes.is_empty() {
+            for (hpa, len) in std::mem::take(&mut core.code_writes) {
+                self.invalidate(core, hpa, len);
+            }
+        }
+        let (frames, position) = core.mem.code_writes_since(self.log_position);
+        self.log_position = position;
+        for pfn in frames {
+            self.invalidate(core, pfn << 12, 4096);
+        }
+        let now = (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch);
+        if now != self.tables_of {
+            self.tables_of = now;
+            core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
+            core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
+        }
+        let rules = core.l1_rules();
+        core.tlb.own_l1(rules);
+    }
+
+    /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
+    /// interpreted.
+    fn find(&mut self, core: &mut Core) -> Exec<Option<u32>> {
+        let Some(mode) = mode_key(core) else { return Ok(None) };
+        let rip = core.rip;
+        let linear = segment::code_linear(core, rip)?;
+        let (hpa, special) = core.translate(linear, Access::Fetch)?;
+        if special {
+            return Ok(None);
+        }
+        let key = Key { rip, hpa, mode };
+        let number = match self.index.get(&key) {
+            Some(&n) => n,
+            None => match self.translate(core, key) {
+                Some(n) => n,
+                None => return Ok(None),
+            },
+        };
+        self.remember(core, number);
+        Ok(Some(number))
+    }
+
+    /// Enter a block into the tables that generated code looks at.
+    fn remember(&mut self, core: &mut Core, number: u32) {
+        let b = &self.blocks[number as usize];
+        let pair = usize::from(!is_user(b.key.mode));
+        core.jit.jump[pair][(b.key.rip & 0xFF) as usize] = b.landing;
+        let next = self.pages.len() as u32 + 1;
+        let page = *self.pages.entry((b.key.rip >> 12, b.key.hpa >> 12)).or_insert(next);
+        core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
+    }
+
+    fn translate(&mut self, core: &mut Core, key: Key) -> Option<u32> {
+        if !self.cache.has_room() {
+            self.flush_code(core);
+        }
+        let room = 4096 - (key.hpa & PAGE_OFFSET);
+        let mut bytes = [0; 4096];
+        let bytes = &mut bytes[..room as usize];
+        if !core.mem.read_bytes(key.hpa, bytes) {
+            return None;
+        }
+        let number = self.blocks.len() as u32;
+        let tools = translate::Tools {
+            glue: &self.glue,
+            encoder: &mut self.encoder,
+            info: &mut self.info,
+            here: self.cache.here(),
+            block: number,
+            first_link: self.links.len() as u32,
+        };
+        let t = translate::translate(tools, key, bytes)?;
+        self.cache.append(&t.code);
+        self.sites.extend(t.sites);
+        self.links.extend(t.links);
+        self.translated_blocks += 1;
+        self.translated_instructions += u64::from(t.count);
+        self.blocks.push(Block {
+            key,
+            bytes: t.bytes,
+            count: t.count,
+            main: t.main,
+            landing: t.landing,
+            again: t.again,
+            is_dead: false,
+        });
+        self.index.insert(key, number);
+        let pfn = key.hpa >> 12;
+        let in_frame = self.frames.entry(pfn).or_default();
+        if in_frame.is_empty() {
+            core.mem.set_code(pfn, true);
+            let host = core.mem.host_ptr(key.hpa & !PAGE_OFFSET) as u64;
+            core.tlb.l1_protect(host);
+        }
+        in_frame.push(number);
+        Some(number)
+    }
+
+    /// Make the link that generated code asked for when it left, now that its target is known.
+    fn make_link(&mut self, core: &mut Core, number: u32) {
+        let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
+        let Some(link) = self.links.get(request as usize) else { return };
+        let b = &self.blocks[number as usize];
+        if link.target != b.key.rip || b.is_dead {
+            return;
+        }
+        if let Some(place) = link.page_place {
+            let page = self.pages[&(b.key.rip >> 12, b.key.hpa >> 12)] as i32;
+            self.cache.patch(place, &(-page).to_le_bytes());
+        }
+        self.cache.patch_jump(link.place, b.main);
+    }
+
+    fn enter(&mut self, core: &mut Core, number: u32) {
+        self.entered += 1;
+        core.flags_to_jit();
+        native::enter(self.glue.enter, core, self.blocks[number as usize].main);
+        core.flags_from_jit();
+        core.fx_normalize();
+    }
+
+    /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
+    fn invalidate(&mut self, core: &mut Core, hpa: u64, len: u64) {
+        let pfn = hpa >> 12;
+        let Some(in_frame) = self.frames.get_mut(&pfn) else {
+            core.mem.set_code(pfn, false);
+            return;
+        };
+        let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
+        let mut dropped = 0;
+        in_frame.retain(|&n| {
+            let b = &mut blocks[n as usize];
+            let overlaps = b.key.hpa < hpa + len && hpa < b.key.hpa + u64::from(b.bytes);
+            if overlaps {
+                b.is_dead = true;
+                index.remove(&b.key);
+                let rel = b.again.wrapping_sub(b.main + 5) as u32;
+                let mut jump = [0xE9, 0, 0, 0, 0];
+                jump[1..].copy_from_slice(&rel.to_le_bytes());
+                cache.patch(b.main, &jump);
+                dropped += 1;
+            }
+            !overlaps
+        });
+        self.invalidated += dropped;
+        if in_frame.is_empty() {
+            self.frames.remove(&pfn);
+            core.mem.set_code(pfn, false);
+        }
+    }
+
+    fn flush_code(&mut self, core: &mut Core) {
+        for (&pfn, _) in &self.frames {
+            core.mem.set_code(pfn, false);
+        }
+        self.cache.truncate(self.fixed);
+        self.blocks.clear();
+        self.index.clear();
+        self.frames.clear();
+        self.sites.clear();
+        self.links.clear();
+        self.pages.clear();
+        self.tables_of = (0, 0, 0);
+        core.jit.request = NO_REQUEST;
+        core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
+        core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
+        self.flushes += 1;
+    }
+
+    /// The host address to go on at for RIP, if its block is translated already.
+    fn known(&mut self, core: &mut Core) -> u64 {
+        let Some(mode) = mode_key(core) else { return 0 };
+        let Some(entry) = core.tlb.lookup_fetch(core.rip >> 12) else { return 0 };
+        let supervisor_ok = !(entry.perm & perm::US != 0 && core.cr4 & cr4::SMEP != 0);
+        let allowed = if core.cpl == 3 { entry.perm & perm::US != 0 } else { supervisor_ok };
+        if !allowed || entry.perm & perm::X == 0 || !segment::is_canonical(core.rip) {
+            return 0;
+        }
+        let key = Key { rip: core.rip, hpa: entry.hpa | (core.rip & PAGE_OFFSET), mode };
+        match self.index.get(&key) {
+            Some(&n) => {
+                self.remember(core, n);
+                self.blocks[n as usize].main
+            }
+            None => 0,
+        }
+    }
+
+    /// Interpret the instruction of the site at host address `at`; returns where generated code
+    /// goes on, or 0 to leave.
+    fn interpret(&mut self, core: &mut Core, at: u64) -> u64 {
+        self.slow += 1;
+        let Ok(i) = self.sites.binary_search_by_key(&at, |s| s.at) else {
+            unreachable!("generated code left at {at:#x}, which is no site")
+        };
+        let site = self.sites[i];
+        if site.flags_kept {
+            core.jit.flags = core.jit.kept_flags;
+        }
+        core.flags_from_jit();
+        core.rip = site.rip;
+        core.countdown += i64::from(site.remaining);
+        if site.is_vector {
+            native::vector_state_out(core);
+        }
+        let result = step(core);
+        if site.is_vector {
+            native::vector_state_in(core);
+        }
+        core.flags_to_jit();
+        if let Err(trap) = result {
+            self.trap = Some(trap);
+            return 0;
+        }
+        self.sync(core);
+        if core.attention != 0 || core.countdown <= 0 {
+            return 0;
+        }
+        let rest = i64::from(site.remaining) - 1;
+        let is_alive = site.next != 0 && !self.blocks[site.block as usize].is_dead;
+        if is_alive && core.rip == site.next_rip && rest <= core.countdown {
+            core.countdown -= rest;
+            return site.next;
+        }
+        self.known(core)
+    }
+}
+
+fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
+    native::parts(core)
+}
+
+/// A first-level miss: copy the entry from the second level.  0 if the instruction has to be
+/// interpreted.
+extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
+    let (core, dbt) = parts(core);
+    let (size, write) = (kind & 0xFFFF, kind & u64::from(KIND_WRITE) != 0);
+    let class = (kind >> KIND_CLASS) as usize;
+    if (gva & PAGE_OFFSET) + size > 4096 {
+        return 0;
+    }
+    let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
+    let access = if write { Access::Write } else { Access::Read };
+    let is_code = core.mem.is_code(e.hpa >> 12);
+    if e.perm & perm::SPECIAL != 0 || !core.may(&e, access, core.cpl == 3) || (write && is_code) {
+        return 0;
+    }
+    if write {
+        core.mem.mark_dirty(e.hpa);
+    }
+    let host = core.mem.host_ptr(e.hpa) as u64;
+    core.tlb.l1_fill(class, gva >> 12, host, write);
+    dbt.fills += 1;
+    host + (gva & PAGE_OFFSET)
+}
+
+extern "C" fn interpret(core: *mut Core, at: u64) -> u64 {
+    let (core, dbt) = parts(core);
+    dbt.interpret(core, at)
+}
+
+extern "C" fn lookup(core: *mut Core) -> u64 {
+    let (core, dbt) = parts(core);
+    dbt.known(core)
 }

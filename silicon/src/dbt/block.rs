@@ -1,0 +1,91 @@
+//! Translated blocks, the places inside them where execution may leave, and how they are found.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// What, beside its address, decides how code is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    /// Guest address of the first instruction.
+    pub rip: u64,
+    /// Its host-physical address.
+    pub hpa: u64,
+    /// [`super::mode_key`].
+    pub mode: u32,
+}
+
+/// A translated block.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// What it is a translation of.
+    pub key: Key,
+    /// Bytes of guest code.
+    pub bytes: u32,
+    /// Instructions.
+    pub count: u8,
+    /// Host address for direct transfers.
+    pub main: u64,
+    /// Host address for indirect transfers (checks the target first).
+    pub landing: u64,
+    /// Host address of the piece that looks the block's address up again.
+    pub again: u64,
+    /// Its code was overwritten.
+    pub is_dead: bool,
+}
+
+/// A place in generated code from which an instruction may have to be interpreted.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// The host address that identifies it (a return address, or a faulting instruction).
+    pub at: u64,
+    /// Where generated code goes on after the instruction.
+    pub next: u64,
+    /// Guest address of the instruction.
+    pub rip: u64,
+    /// Guest address of the following one.
+    pub next_rip: u64,
+    /// The block's number.
+    pub block: u32,
+    /// Instructions of the block that have not retired yet, this one included.
+    pub remaining: u8,
+    /// The x87/SSE state must be exchanged with the computer's registers.
+    pub is_vector: bool,
+    /// The flags are in `kept_flags`, not in the computer's.
+    pub flags_kept: bool,
+}
+
+/// A direct transfer to another block.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Guest address of the target.
+    pub target: u64,
+    /// Host address of the jump's displacement.
+    pub place: u64,
+    /// Host address of the (negated) code-page number to compare, if the target is in another page.
+    pub page_place: Option<u64>,
+}
+
+/// A multiplicative hash: the keys are addresses and not chosen by an adversary to any gain
+/// beyond slowing their own guest.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0.rotate_left(5) ^ v).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+/// A map keyed by addresses.
+pub type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;

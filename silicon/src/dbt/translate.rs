@@ -1,0 +1,329 @@
+//! Translation of one block: a run of guest instructions that ends with a transfer, at the end of
+//! its page, or after [`MAX_INSTRUCTIONS`].
+
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+
+use super::asm::{Asm, RSP, T0, T1, cc, state};
+use super::block::{Key, Link, Site};
+use super::flags::{Effect, effect};
+use super::glue::{Glue, table};
+use super::tables::{JUMP_ENTRIES, Tables};
+use crate::cpu::state::Core;
+use std::mem::offset_of;
+
+/// Longest block.
+pub const MAX_INSTRUCTIONS: usize = 48;
+
+/// Where the guest's arithmetic flags are at a point of the translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Flags {
+    /// In the computer's flags.
+    Live,
+    /// In `kept_flags`.
+    Kept,
+}
+
+/// Code that is emitted behind the block: the ways off the straight path.
+pub(super) enum Cold {
+    /// A first-level miss: where the branch is, where to come back, what is accessed.
+    Fill { branch: usize, back: u64, kind: u32, tag: usize, flags: Flags, site: Site },
+    /// The instruction budget does not cover the block.
+    Budget { branch: usize },
+    /// A transfer to `target` whose jump is at `branch`.
+    Exit { branch: usize, target: u64 },
+}
+
+/// What a translation yields.
+pub struct Translated {
+    /// The code, assembled for the cache's next byte.
+    pub code: Vec<u8>,
+    /// Places to interpret from, ascending.
+    pub sites: Vec<Site>,
+    /// Transfers to link.
+    pub links: Vec<Link>,
+    /// Host addresses: main entry, landing pad, look-up-again piece.
+    pub main: u64,
+    /// See `main`.
+    pub landing: u64,
+    /// See `main`.
+    pub again: u64,
+    /// Instructions.
+    pub count: u8,
+    /// Bytes of guest code.
+    pub bytes: u32,
+}
+
+/// The state of a translation in progress.
+pub(super) struct Translator<'a> {
+    pub a: Asm,
+    pub glue: &'a Glue,
+    pub encoder: &'a mut Encoder,
+    pub info: &'a mut InstructionInfoFactory,
+    pub class: usize,
+    pub is_user: bool,
+    pub has_vector: bool,
+    pub flags: Flags,
+    /// `kept_flags` has the current flags (they may be live as well).
+    pub kept_is_current: bool,
+    pub cold: Vec<Cold>,
+    pub sites: Vec<Site>,
+    pub links: Vec<Link>,
+    pub block: u32,
+    pub first_link: u32,
+    pub count: usize,
+    pub index: usize,
+    pub vector: bool,
+    /// Cold fills whose instruction is not finished yet.
+    pub open_sites: usize,
+}
+
+/// The engine's parts that a translation uses.
+pub struct Tools<'a> {
+    /// The fixed pieces.
+    pub glue: &'a Glue,
+    /// Re-encodes guest instructions.
+    pub encoder: &'a mut Encoder,
+    /// Tells what instructions read and write.
+    pub info: &'a mut InstructionInfoFactory,
+    /// Host address of the code to come.
+    pub here: u64,
+    /// The block's number.
+    pub block: u32,
+    /// The number of the first link made.
+    pub first_link: u32,
+}
+
+/// Decode a run of instructions from the bytes up to the end of a page.
+fn decode(bytes: &[u8], rip: u64) -> Vec<Instruction> {
+    let mut out = Vec::new();
+    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+        let insn = decoder.decode();
+        if insn.is_invalid() {
+            break;
+        }
+        out.push(insn);
+        if super::lower::ends_block(&insn) {
+            break;
+        }
+    }
+    out
+}
+
+/// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
+/// first instruction is not all in the page, or is none.
+pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated> {
+    let insns = decode(bytes, key.rip);
+    if insns.is_empty() {
+        return None;
+    }
+    let mut t = Translator {
+        a: Asm::new(tools.here),
+        glue: tools.glue,
+        encoder: tools.encoder,
+        info: tools.info,
+        class: super::class_of(key.mode),
+        is_user: super::is_user(key.mode),
+        has_vector: super::has_vector(key.mode),
+        flags: Flags::Live,
+        kept_is_current: false,
+        cold: Vec::new(),
+        sites: Vec::new(),
+        links: Vec::new(),
+        block: tools.block,
+        first_link: tools.first_link,
+        count: insns.len(),
+        index: 0,
+        vector: false,
+        open_sites: 0,
+    };
+    let again = t.a.here();
+    t.a.imm(T0, key.rip);
+    let glue_indirect = t.glue.indirect;
+    t.a.jmp(glue_indirect);
+    let landing = t.a.here();
+    t.a.imm(T1, key.rip.wrapping_neg());
+    t.a.lea(T1, super::asm::Mem { base: Some(T1), index: Some((T0, 0)), disp: 0 });
+    t.a.unless_t1_zero(|a| a.jmp(glue_indirect));
+    let main = t.a.here();
+    t.enter();
+    let mut open = true;
+    for (i, insn) in insns.iter().enumerate() {
+        t.index = i;
+        open = t.instruction(insn);
+    }
+    let end = insns.last().map_or(key.rip, Instruction::next_ip);
+    if open {
+        t.make_live();
+        t.transfer(end);
+    }
+    t.write_cold(key.rip);
+    Some(Translated {
+        code: t.a.bytes,
+        sites: t.sites,
+        links: t.links,
+        main,
+        landing,
+        again,
+        count: t.count as u8,
+        bytes: (end - key.rip) as u32,
+    })
+}
+
+impl Translator<'_> {
+    fn kept() -> super::asm::Mem {
+        state(table(offset_of!(Tables, kept_flags)))
+    }
+
+    /// The head of a block: take its instructions from the countdown.
+    fn enter(&mut self) {
+        self.keep_flags();
+        self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
+        let branch = self.a.jcc_later(cc::S);
+        self.cold.push(Cold::Budget { branch });
+    }
+
+    /// Make it safe to spoil the computer's flags.
+    pub fn keep_flags(&mut self) {
+        if self.flags == Flags::Live {
+            if !self.kept_is_current {
+                self.a.save_flags(Self::kept());
+                self.kept_is_current = true;
+            }
+            self.flags = Flags::Kept;
+        }
+    }
+
+    /// Bring the guest's flags into the computer's.
+    pub fn make_live(&mut self) {
+        if self.flags == Flags::Kept {
+            self.a.load_flags(Self::kept());
+            self.flags = Flags::Live;
+        }
+    }
+
+    /// Before the native form of an instruction: flags as it needs them.  After: as it left them.
+    pub fn flags_for(&mut self, insn: &Instruction) {
+        match effect(insn) {
+            Effect::None => {}
+            Effect::Overwrites => {
+                self.flags = Flags::Live;
+                self.kept_is_current = false;
+            }
+            Effect::Reads => self.make_live(),
+            Effect::Changes => {
+                self.make_live();
+                self.kept_is_current = false;
+            }
+        }
+    }
+
+    /// A site at the current host address.
+    pub fn site(&self, insn: &Instruction) -> Site {
+        Site {
+            at: 0,
+            next: 0,
+            rip: insn.ip(),
+            next_rip: insn.next_ip(),
+            block: self.block,
+            remaining: (self.count - self.index) as u8,
+            is_vector: self.vector,
+            flags_kept: false,
+        }
+    }
+
+    /// Interpret the instruction here.
+    pub fn step(&mut self, insn: &Instruction) {
+        self.make_live();
+        self.a.call(self.glue.step);
+        let here = self.a.here();
+        let next = if super::lower::ends_block(insn) { 0 } else { here };
+        let site = Site { at: here, next, ..self.site(insn) };
+        self.sites.push(site);
+        self.kept_is_current = false;
+    }
+
+    /// Go to a known address (flags are live).
+    pub fn transfer(&mut self, target: u64) {
+        let branch = self.a.jmp_later();
+        self.cold.push(Cold::Exit { branch, target });
+    }
+
+    /// Go to a known address if a condition holds (flags are live).
+    pub fn transfer_if(&mut self, cc: u8, target: u64) {
+        let branch = self.a.jcc_later(cc);
+        self.cold.push(Cold::Exit { branch, target });
+    }
+
+    /// Go to the address in T0 (flags are live).
+    pub fn transfer_indirect(&mut self) {
+        self.a.rr(false, &[0x0F, 0xB6], T1, T0); // movzx T1d, T0b
+        let pair = usize::from(!self.is_user) * JUMP_ENTRIES * 8;
+        let disp = table(offset_of!(Tables, jump)) + pair;
+        let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
+        self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]
+    }
+
+    fn write_cold(&mut self, rip: u64) {
+        let page = rip >> 12;
+        for cold in std::mem::take(&mut self.cold) {
+            let here = self.a.here();
+            match cold {
+                Cold::Fill { branch, back, kind, tag, flags, site } => {
+                    self.a.patch(branch, here);
+                    let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: tag as i32 };
+                    self.a.sub_mem(T0, m);
+                    if flags == Flags::Kept {
+                        self.a.load_flags(Self::kept());
+                    }
+                    self.a.imm(T1, u64::from(kind));
+                    self.a.call(self.glue.fill);
+                    self.sites.push(Site { at: self.a.here(), ..site });
+                    self.a.jmp(back);
+                }
+                Cold::Budget { branch } => {
+                    self.a.patch(branch, here);
+                    let m = state(offset_of!(Core, countdown));
+                    self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
+                    self.a.raw(&[self.count as u8]);
+                    self.a.load_flags(Self::kept());
+                    self.a.store_imm(state(offset_of!(Core, rip)), rip);
+                    self.a.jmp(self.glue.exit);
+                }
+                Cold::Exit { branch, target } => self.write_exit(branch, target, page),
+            }
+        }
+    }
+
+    fn write_exit(&mut self, branch: usize, target: u64, page: u64) {
+        let number = self.first_link + self.links.len() as u32;
+        let base = self.a.base;
+        let is_near = target >> 12 == page;
+        let link = if is_near {
+            let here = self.a.here();
+            self.a.patch(branch, here);
+            Link { target, place: base + branch as u64, page_place: None }
+        } else {
+            let here = self.a.here();
+            self.a.patch(branch, here);
+            let entry = (target >> 12) as usize % super::tables::FETCH_ENTRIES;
+            let pair = usize::from(!self.is_user) * super::tables::FETCH_ENTRIES;
+            let disp = table(offset_of!(Tables, fetch)) + 4 * (pair + entry);
+            self.a.rm(&[], false, &[0x8B], T1, state(disp)); // mov T1d, [fetch]
+            let never = super::asm::Mem { base: Some(T1), index: None, disp: i32::MIN };
+            self.a.lea(T1, never);
+            let page_place = self.a.here() - 4;
+            let mut miss = 0;
+            self.a.unless_t1_zero(|a| miss = a.jmp_later());
+            let hit = self.a.jmp_later();
+            let stub = self.a.here();
+            self.a.patch(miss, stub);
+            self.a.patch(hit, stub);
+            Link { target, place: base + hit as u64, page_place: Some(page_place) }
+        };
+        self.links.push(link);
+        self.a.store_imm(state(offset_of!(Core, rip)), target);
+        self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
+        self.a.jmp(self.glue.exit);
+    }
+}
