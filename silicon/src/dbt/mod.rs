@@ -29,6 +29,7 @@ pub mod asm;
 pub mod block;
 pub mod cache;
 pub mod flags;
+pub mod gate;
 pub mod glue;
 pub mod home;
 pub mod lower;
@@ -48,6 +49,7 @@ use self::glue::{Glue, Helpers};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::{cr0, cr4, rflags};
+use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::step::step;
@@ -101,7 +103,7 @@ pub struct Dbt {
     cache: Cache,
     fixed: usize,
     glue: Glue,
-    registration: native::Registration,
+    _registration: native::Registration,
     encoder: Encoder,
     info: InstructionInfoFactory,
     blocks: Vec<Block>,
@@ -141,12 +143,12 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
-    let registration = native::register(start as usize..end as usize, glue.fault as usize);
+    let registration = native::register(start as usize..end as usize, glue.fault as usize)?;
     Ok(Box::new(Dbt {
         cache,
         fixed,
         glue,
-        registration,
+        _registration: registration,
         encoder: Encoder::new(64),
         info: InstructionInfoFactory::new(),
         blocks: Vec::new(),
@@ -176,15 +178,15 @@ impl Engine for Dbt {
             if core.countdown <= 0 || core.attention != 0 {
                 return Ok(());
             }
-            let block = match self.find(core)? {
-                Some(n) if i64::from(self.blocks[n as usize].count) <= core.countdown => n,
-                _ => {
-                    self.slow += 1;
-                    step(core)?;
-                    continue;
-                }
+            let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
+            let block = if must_step(core) { None } else { self.find(core)? };
+            let Some(block) = block.filter(|&n| i64::from(self.blocks[n as usize].count) <= core.countdown)
+            else {
+                self.slow += 1;
+                step(core)?;
+                continue;
             };
-            self.make_link(core, block);
+            self.make_link(request, block);
             self.enter(core, block);
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
@@ -208,12 +210,6 @@ impl Engine for Dbt {
             ("fills", self.fills),
             ("entries", self.entered),
         ]
-    }
-}
-
-impl Drop for Dbt {
-    fn drop(&mut self) {
-        self.registration.remove();
     }
 }
 
@@ -319,8 +315,7 @@ impl Dbt {
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
-    fn make_link(&mut self, core: &mut Core, number: u32) {
-        let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
+    fn make_link(&mut self, request: u64, number: u32) {
         let Some(link) = self.links.get(request as usize) else { return };
         let b = &self.blocks[number as usize];
         if link.target != b.key.rip || b.is_dead {
@@ -336,9 +331,9 @@ impl Dbt {
     fn enter(&mut self, core: &mut Core, number: u32) {
         self.entered += 1;
         core.flags_to_jit();
-        native::enter(self.glue.enter, core, self.blocks[number as usize].main);
+        gate::enter(self.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_jit();
-        core.fx_normalize();
+        fxstate::normalize(&mut core.fx);
     }
 
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
@@ -423,11 +418,11 @@ impl Dbt {
         core.rip = site.rip;
         core.countdown += i64::from(site.remaining);
         if site.is_vector {
-            native::vector_state_out(core);
+            gate::vector_state_out(core);
         }
         let result = step(core);
         if site.is_vector {
-            native::vector_state_in(core);
+            gate::vector_state_in(core);
         }
         core.flags_to_jit();
         if let Err(trap) = result {
@@ -435,7 +430,7 @@ impl Dbt {
             return 0;
         }
         self.sync(core);
-        if core.attention != 0 || core.countdown <= 0 {
+        if core.attention != 0 || core.countdown <= 0 || must_step(core) {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
@@ -448,8 +443,13 @@ impl Dbt {
     }
 }
 
+/// Whether the next instruction has debug conditions to look after.
+fn must_step(core: &Core) -> bool {
+    core.rflags & (rflags::TF | rflags::RF) != 0 || core.dr[7] & 0xFF != 0 || core.pending_db != 0
+}
+
 fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
-    native::parts(core)
+    gate::parts(core)
 }
 
 /// A first-level miss: copy the entry from the second level.  0 if the instruction has to be
@@ -464,7 +464,7 @@ extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
     let access = if write { Access::Write } else { Access::Read };
     let is_code = core.mem.is_code(e.hpa >> 12);
-    if e.perm & perm::SPECIAL != 0 || !core.may(&e, access, core.cpl == 3) || (write && is_code) {
+    if e.perm & perm::SPECIAL != 0 || !core.allows(&e, access) || (write && is_code) {
         return 0;
     }
     if write {

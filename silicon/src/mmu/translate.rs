@@ -83,6 +83,12 @@ impl Core {
         }
     }
 
+    /// Whether a TLB entry lets the program make this access without a walk.
+    #[must_use]
+    pub fn allows(&self, e: &Entry, access: Access) -> bool {
+        self.permits(e, self.intent(access, self.cpl == 3, false))
+    }
+
     /// Translate for the current privilege level.  Returns the host-physical address and whether
     /// it is special (no plain memory).
     ///
