@@ -5,6 +5,7 @@ use iced_x86::{
 };
 
 use super::asm::{Mem, RBP, RSP, T0, T1, at, cc, state};
+use super::block::Site;
 use super::glue::{slot, table};
 use super::map::{HOST_OF_RSP, host_of, is_high_byte, number, with_width};
 use super::tables::Tables;
@@ -77,16 +78,26 @@ fn is_condition_of(m: Mnemonic) -> bool {
     )
 }
 
+/// Whether the instruction has a native form that works on x87 or SSE state.
 fn is_vector(insn: &Instruction) -> bool {
-    use CpuidFeature as F;
     insn.encoding() == iced_x86::EncodingKind::Legacy
-        && insn.cpuid_features().iter().all(|f| {
-            matches!(
-                f,
-                F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1
-                    | F::SSE4_2 | F::AES | F::PCLMULQDQ | F::SHA
-            )
-        })
+        && insn.cpuid_features().iter().all(|&f| is_vector_feature(f) || f == CpuidFeature::CMOV)
+}
+
+/// Whether the interpreter may touch the x87/SSE state for this instruction.
+fn uses_vector_state(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.mnemonic() == Mnemonic::Wait
+        || insn.cpuid_features().iter().any(|&f| is_vector_feature(f) || matches!(f, F::FXSR | F::SSE4A))
+}
+
+fn is_vector_feature(f: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        f,
+        F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2
+            | F::AES | F::PCLMULQDQ | F::SHA
+    )
 }
 
 fn touches_system_register(insn: &Instruction) -> bool {
@@ -138,7 +149,7 @@ const WRITE: u32 = super::KIND_WRITE;
 impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
-        self.vector = is_vector(insn);
+        self.vector = uses_vector_state(insn);
         if insn.is_jcc_short_or_near() {
             if let Some(cc) = condition(insn) {
                 self.make_live();
@@ -204,9 +215,7 @@ impl Translator<'_> {
             let b = host(base, T0);
             let i = host(index, T1);
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
-            let Ok(disp) = i32::try_from(disp.cast_signed()).or_else(|_| i32::try_from(disp as u32 as i32)) else {
-                return false;
-            };
+            let disp = disp as i32;
             let m = Mem { base: b, index: i.map(|i| (i, scale)), disp };
             match (b, i, disp, is_short) {
                 (Some(b), None, 0, false) => self.a.mov(T0, b),
