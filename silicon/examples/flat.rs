@@ -7,9 +7,12 @@ use std::time::Instant;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let num = |s: &str| u64::from_str_radix(s.trim_start_matches("0x"), if s.starts_with("0x") { 16 } else { 10 }).unwrap();
+    let num = |s: &str| {
+        u64::from_str_radix(s.trim_start_matches("0x"), if s.starts_with("0x") { 16 } else { 10 }).unwrap()
+    };
     let image = std::fs::read(&args[1]).unwrap();
-    let engines: Vec<&str> = args.get(6).filter(|e| *e != "both").map_or(vec!["reference", "dbt"], |e| vec![e.as_str()]);
+    let engines: Vec<&str> =
+        args.get(6).filter(|e| *e != "both").map_or(vec!["reference", "dbt"], |e| vec![e.as_str()]);
     let mut made = Vec::new();
     for e in engines {
         let kind = if e == "dbt" { EngineKind::Dbt } else { EngineKind::Reference };
@@ -45,9 +48,17 @@ fn main() {
         let t = Instant::now();
         let exit = p.run(0, &mut || false);
         let dt = t.elapsed().as_secs_f64();
-        println!("{e:10} reason {:#x} rax {:#x} rip {:#x} retired {} misses {} {:.3} s {:.1} MIPS {:?}",
-            exit.reason, p.core.gpr[0], p.core.rip, p.core.retired(), p.core.counts.tlb_misses, dt,
-            p.core.retired() as f64 / dt / 1e6, p.statistics());
+        println!(
+            "{e:10} reason {:#x} rax {:#x} rip {:#x} retired {} misses {} {:.3} s {:.1} MIPS {:?}",
+            exit.reason,
+            p.core.gpr[0],
+            p.core.rip,
+            p.core.retired(),
+            p.core.counts.tlb_misses,
+            dt,
+            p.core.retired() as f64 / dt / 1e6,
+            p.statistics()
+        );
     }
 }
 
@@ -60,12 +71,29 @@ fn lockstep(m: &mut [Processor], chunk: u64) {
         if a != b || x.gpr != y.gpr || x.rip != y.rip || x.rflags != y.rflags || x.fx != y.fx {
             println!("differ in chunk {i} from {rips:x?}: {a:x?} {b:x?}");
             println!("{:x?}\n{:x?}", x.gpr, y.gpr);
-            println!("rip {:x} {:x} flags {:x} {:x} retired {} {}", x.rip, y.rip, x.rflags, y.rflags, x.retired(), y.retired());
+            println!(
+                "rip {:x} {:x} flags {:x} {:x} retired {} {}",
+                x.rip,
+                y.rip,
+                x.rflags,
+                y.rflags,
+                x.retired(),
+                y.retired()
+            );
             for k in 0..32 {
-                if x.fx.0[16*k..16*k+16] != y.fx.0[16*k..16*k+16] { println!("fx {k}: {:x?} {:x?}", &x.fx.0[16*k..16*k+16], &y.fx.0[16*k..16*k+16]); }
+                if x.fx.0[16 * k..16 * k + 16] != y.fx.0[16 * k..16 * k + 16] {
+                    println!(
+                        "fx {k}: {:x?} {:x?}",
+                        &x.fx.0[16 * k..16 * k + 16],
+                        &y.fx.0[16 * k..16 * k + 16]
+                    );
+                }
             }
             return;
         }
-        if a.reason != 0x10000 { println!("same until {a:x?}"); return; }
+        if a.reason != 0x10000 {
+            println!("same until {a:x?}");
+            return;
+        }
     }
 }

@@ -15,12 +15,8 @@ pub enum Effect {
     Changes,
 }
 
-const ARITH: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// See [`Effect`].
 #[must_use]
@@ -35,7 +31,8 @@ pub fn effect(insn: &Instruction) -> Effect {
         Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test => true,
         // A count of zero leaves the flags alone; CL may be zero.
         Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Sal => {
-            let mask = if insn.op0_register().size() == 8 || insn.memory_size().size() == 8 { 63 } else { 31 };
+            let mask =
+                if insn.op0_register().size() == 8 || insn.memory_size().size() == 8 { 63 } else { 31 };
             insn.op1_kind() != OpKind::Register && insn.immediate(1) & mask != 0
         }
         Mnemonic::Imul | Mnemonic::Mul => true,

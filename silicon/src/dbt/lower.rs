@@ -26,8 +26,10 @@ pub(super) fn ends_block(insn: &Instruction) -> bool {
 /// Instructions after which the next one may have to be looked up under another mode.
 fn is_mode_change(insn: &Instruction) -> bool {
     use Mnemonic as M;
-    matches!(insn.mnemonic(), M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Sti | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr)
-        || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
+    matches!(
+        insn.mnemonic(),
+        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Sti | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
+    ) || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
         || insn.op0_register().is_segment_register()
 }
 
@@ -47,21 +49,109 @@ enum Way {
 fn way(insn: &Instruction) -> Way {
     use Mnemonic as M;
     match insn.mnemonic() {
-        M::Add | M::Adc | M::Sub | M::Sbb | M::And | M::Or | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec
-        | M::Neg | M::Not | M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Shl | M::Sal | M::Shr
-        | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Imul | M::Mul | M::Div
-        | M::Idiv | M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Bsf | M::Bsr
-        | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Crc32 | M::Movbe | M::Bswap | M::Cbw | M::Cwde | M::Cdqe
-        | M::Cwd | M::Cdq | M::Cqo | M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc | M::Andn | M::Bextr
-        | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx | M::Sarx
-        | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Bt | M::Bts | M::Btr | M::Btc => {
-            if touches_system_register(insn) || is_far_bit(insn) { Way::Step } else { Way::Native }
+        M::Add
+        | M::Adc
+        | M::Sub
+        | M::Sbb
+        | M::And
+        | M::Or
+        | M::Xor
+        | M::Cmp
+        | M::Test
+        | M::Inc
+        | M::Dec
+        | M::Neg
+        | M::Not
+        | M::Mov
+        | M::Movzx
+        | M::Movsx
+        | M::Movsxd
+        | M::Lea
+        | M::Shl
+        | M::Sal
+        | M::Shr
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd
+        | M::Imul
+        | M::Mul
+        | M::Div
+        | M::Idiv
+        | M::Xchg
+        | M::Xadd
+        | M::Cmpxchg
+        | M::Cmpxchg8b
+        | M::Cmpxchg16b
+        | M::Bsf
+        | M::Bsr
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Popcnt
+        | M::Crc32
+        | M::Movbe
+        | M::Bswap
+        | M::Cbw
+        | M::Cwde
+        | M::Cdqe
+        | M::Cwd
+        | M::Cdq
+        | M::Cqo
+        | M::Lahf
+        | M::Sahf
+        | M::Clc
+        | M::Stc
+        | M::Cmc
+        | M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Mulx
+        | M::Pdep
+        | M::Pext
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx
+        | M::Adcx
+        | M::Adox
+        | M::Bt
+        | M::Bts
+        | M::Btr
+        | M::Btc => {
+            if touches_system_register(insn) || is_far_bit(insn) {
+                Way::Step
+            } else {
+                Way::Native
+            }
         }
         M::Lfence | M::Sfence | M::Mfence => Way::Native,
-        M::Nop | M::Endbr64 | M::Endbr32 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Way::Nothing,
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw => Way::Nothing,
         m if is_condition_of(m) => Way::Native,
-        M::Ldmxcsr | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Maskmovq | M::Maskmovdqu
-        | M::Fnsave | M::Frstor | M::Fldenv | M::Fnstenv | M::Wait => Way::Step,
+        M::Ldmxcsr
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Maskmovq
+        | M::Maskmovdqu
+        | M::Fnsave
+        | M::Frstor
+        | M::Fldenv
+        | M::Fnstenv
+        | M::Wait => Way::Step,
         _ if is_vector(insn) => Way::Vector,
         _ => Way::Step,
     }
@@ -71,10 +161,38 @@ fn is_condition_of(m: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         m,
-        M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
-            | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs | M::Seta
-            | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle | M::Setne
-            | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
+        M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
     )
 }
 
@@ -95,8 +213,19 @@ fn is_vector_feature(f: CpuidFeature) -> bool {
     use CpuidFeature as F;
     matches!(
         f,
-        F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2
-            | F::AES | F::PCLMULQDQ | F::SHA
+        F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::MMX
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA
     )
 }
 
@@ -200,7 +329,10 @@ impl Translator<'_> {
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let is_short = base.size() == 4 || index.size() == 4;
         let disp = insn.memory_displacement64();
-        if base == Register::RIP || base == Register::EIP || (base == Register::None && index == Register::None) {
+        if base == Register::RIP
+            || base == Register::EIP
+            || (base == Register::None && index == Register::None)
+        {
             self.a.imm(T0, disp);
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
@@ -280,10 +412,17 @@ impl Translator<'_> {
             return false;
         }
         let mut new = *insn;
-        if matches!(insn.code(), Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32
-            | Code::Mov_RAX_moffs64 | Code::Mov_moffs8_AL | Code::Mov_moffs16_AX | Code::Mov_moffs32_EAX
-            | Code::Mov_moffs64_RAX)
-        {
+        if matches!(
+            insn.code(),
+            Code::Mov_AL_moffs8
+                | Code::Mov_AX_moffs16
+                | Code::Mov_EAX_moffs32
+                | Code::Mov_RAX_moffs64
+                | Code::Mov_moffs8_AL
+                | Code::Mov_moffs16_AX
+                | Code::Mov_moffs32_EAX
+                | Code::Mov_moffs64_RAX
+        ) {
             new.set_code(match insn.code() {
                 Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
                 Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
@@ -317,7 +456,10 @@ impl Translator<'_> {
                 h
             } else {
                 let access = accesses[i as usize];
-                let writes = !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess);
+                let writes = !matches!(
+                    access,
+                    OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+                );
                 let reads = !matches!(access, OpAccess::Write) || r.size() < 4;
                 if let Some(t) = temps.iter_mut().find(|t| t.0 == guest) {
                     t.2 |= reads;
@@ -372,7 +514,8 @@ impl Translator<'_> {
                 self.a.load(temp, state(slot(guest)));
             }
         }
-        let may_fault = self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
+        let may_fault =
+            self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
         let fault = may_fault.then(|| Site { flags_kept: was_kept, at: self.a.here(), ..self.site(insn) });
         self.a.raw(&code);
         for &(guest, temp, _, store) in &temps {
@@ -397,7 +540,10 @@ impl Translator<'_> {
         let is_short = insn.memory_base().size() == 4 || insn.memory_index().size() == 4;
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let dest = temps.first().map_or_else(|| number(new.op0_register()) as u8, |t| t.1);
-        if base == Register::RIP || base == Register::EIP || (base == Register::None && index == Register::None) {
+        if base == Register::RIP
+            || base == Register::EIP
+            || (base == Register::None && index == Register::None)
+        {
             let v = insn.memory_displacement64();
             self.a.imm(dest, if wide && !is_short { v } else { v & 0xFFFF_FFFF });
         } else {
