@@ -43,6 +43,8 @@ mod syscall;
 pub mod system;
 #[cfg(test)]
 mod system_tests;
+#[cfg(test)]
+mod table_tests;
 pub mod task;
 #[cfg(test)]
 mod testbed;

@@ -178,6 +178,10 @@ fn write_apic(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
     };
     // An interrupt command finds no other processor on this bus.
     let _icr = core.apic.wrmsr(msr, value, now).ok_or_else(|| gp(0))?;
+    if msr == index::IA32_APIC_BASE {
+        // Translations remember which page is the APIC's.
+        core.flush_guest();
+    }
     core.attention = 1;
     Ok(())
 }
