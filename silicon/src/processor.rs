@@ -126,11 +126,8 @@ impl Processor {
             n = n.min(left.min(i64::MAX as u64).cast_signed());
         }
         core.set_countdown(n);
-        if core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0 {
-            step(core)
-        } else {
-            self.engine.run(core)
-        }
+        let is_single = core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0;
+        if is_single || vmx::events::must_step(core) { step(core) } else { self.engine.run(core) }
     }
 
     /// Deal with a trap.  Returns the exit to hand to the caller, if it is for the caller.

@@ -39,7 +39,7 @@ fn access(core: &Core, hpa: u64, kind: u64) -> Exit {
 /// The VM exit.
 pub fn read_page(core: &mut Core, hpa: u64, size: usize) -> Exec<u64> {
     if has_tpr_shadow(core) && hpa & PAGE_OFFSET == TPR && size <= 4 {
-        return Ok(core.mem.load(core.vmx.controls.virtual_apic + TPR, size));
+        return Ok(core.mem.load(core.vmx.controls.virtual_apic.wrapping_add(TPR), size));
     }
     Err(vm_exit(access(core, hpa, READ)))
 }
@@ -59,7 +59,7 @@ pub fn write_page(core: &mut Core, hpa: u64, size: usize, value: u64) -> Exec<()
 /// What MOV from CR8 reads under "use TPR shadow"; `None`: the processor's own TPR.
 #[must_use]
 pub fn cr8(core: &Core) -> Option<u64> {
-    has_tpr_shadow(core).then(|| core.mem.load(core.vmx.controls.virtual_apic + TPR, 1) >> 4)
+    has_tpr_shadow(core).then(|| core.mem.load(core.vmx.controls.virtual_apic.wrapping_add(TPR), 1) >> 4)
 }
 
 /// MOV to CR8 under "use TPR shadow".  False: it writes the processor's own TPR.
@@ -73,7 +73,7 @@ pub fn set_cr8(core: &mut Core, value: u64) -> bool {
 
 /// "TPR Virtualization": the write, and the VM exit after it if VTPR is below the threshold.
 fn write_vtpr(core: &mut Core, value: u8) {
-    core.mem.store(core.vmx.controls.virtual_apic + TPR, 4, u64::from(value));
+    core.mem.store(core.vmx.controls.virtual_apic.wrapping_add(TPR), 4, u64::from(value));
     if u64::from(value >> 4) < core.vmx.controls.tpr_threshold {
         core.vmx.trap_exit = Some((reason::TPR_BELOW_THRESHOLD, 0));
         core.attention = 1;
@@ -84,7 +84,7 @@ fn write_vtpr(core: &mut Core, value: u8) {
 pub(crate) fn check_threshold_at_entry(core: &mut Core) {
     let c = &core.vmx.controls;
     if has_tpr_shadow(core) && c.secondary(secondary::VIRTUALIZE_APIC_ACCESSES) {
-        let vtpr = core.mem.load(c.virtual_apic + TPR, 1) >> 4;
+        let vtpr = core.mem.load(c.virtual_apic.wrapping_add(TPR), 1) >> 4;
         if vtpr < c.tpr_threshold {
             core.vmx.trap_exit = Some((reason::TPR_BELOW_THRESHOLD, 0));
         }

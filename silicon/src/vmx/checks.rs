@@ -89,7 +89,7 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
 }
 
 fn is_msr_list(count: u64, address: u64) -> bool {
-    count == 0 || (is_frame(address, 16) && (address + 16 * (count & 0xFFFF_FFFF) - 1) & !PHYS_MASK == 0)
+    count == 0 || (is_frame(address, 16) && (address + 16 * count - 1) & !PHYS_MASK == 0)
 }
 
 /// SDM 3C, "VM-Exit Control Fields" (among the checks).

@@ -12,8 +12,8 @@ use crate::vmx::checks_segments::{self, Circumstances};
 use crate::vmx::controls::{Controls, entry, pin, secondary};
 use crate::vmx::entry::GuestState;
 
-/// Bits of IA32_DEBUGCTL that may be 1.
-pub(crate) const DEBUGCTL_KNOWN: u64 = 0xDFC3;
+/// Bits of IA32_DEBUGCTL that may be 1: LBR, BTF.
+pub(crate) const DEBUGCTL_KNOWN: u64 = 3;
 /// PDPTE bits that must be 0 in a present entry of PAE paging.
 pub(crate) const PDPTE_RESERVED: u64 = 0x1E6 | !PHYS_MASK;
 

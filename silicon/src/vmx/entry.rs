@@ -62,7 +62,7 @@ impl GuestArea {
 
     #[inline]
     pub fn get(&self, field: u32) -> u64 {
-        self.at(f::offset(field) - f::GUEST_AREA)
+        self.at(f::offset(field) - f::GUEST_AREA) & f::mask_of(field)
     }
 
     #[inline]
@@ -160,7 +160,7 @@ pub(crate) fn enter(core: &mut Core, launch: bool, outside: bool) -> Result<Opti
     if core.shadow == Shadow::MovSs {
         return Err(core.vm_fail(error::ENTRY_UNDER_MOV_SS));
     }
-    let is_launched = core.mem.load(core.vmx.current + f::LAUNCH_STATE, 4) == 1;
+    let is_launched = core.mem.load(core.vmx.current.wrapping_add(f::LAUNCH_STATE), 4) == 1;
     if launch && is_launched {
         return Err(core.vm_fail(error::VMLAUNCH_NOT_CLEAR));
     }
@@ -180,7 +180,7 @@ pub(crate) fn enter(core: &mut Core, launch: bool, outside: bool) -> Result<Opti
         return Ok(Some(failed(core, reason::ENTRY_MSR_LOAD, (index, words))));
     }
     if launch {
-        core.mem.store(core.vmx.current + f::LAUNCH_STATE, 4, 1);
+        core.mem.store(core.vmx.current.wrapping_add(f::LAUNCH_STATE), 4, 1);
     }
     core.counts.entries += 1;
     begin(core, &c, &guest, outside);

@@ -40,6 +40,8 @@ pub fn perform(core: &mut Core, mut exit: Exit) -> Exit {
     }
     record(core, &exit);
     save(core, &exit);
+    // MSRs are stored as software in root operation would read them.
+    core.vmx.non_root = false;
     let c = core.vmx.controls;
     if !msr_list::store(core, c.exit_store_count) {
         return abort(core, abort::SAVING_MSRS);

@@ -89,7 +89,7 @@ pub fn vmclear(core: &mut Core, region: u64) -> Result<(), VmFail> {
     if region == core.vmx.vmxon_region {
         return Err(core.vm_fail(error::VMCLEAR_VMXON_POINTER));
     }
-    core.mem.store(region + f::LAUNCH_STATE, 4, 0);
+    core.mem.store(region.wrapping_add(f::LAUNCH_STATE), 4, 0);
     if core.vmx.current == region {
         core.vmx.current = NO_VMCS;
     }
@@ -137,7 +137,7 @@ pub fn vmread(core: &mut Core, field: u32) -> Result<u64, VmFail> {
     let Some(at) = f::locate(field) else {
         return Err(core.vm_fail(error::UNSUPPORTED_FIELD));
     };
-    let value = core.mem.load(core.vmx.current + at, 8);
+    let value = core.mem.load(core.vmx.current.wrapping_add(at), 8);
     Ok(if field & 1 != 0 { value >> 32 } else { value & f::mask_of(field) })
 }
 
@@ -167,9 +167,9 @@ pub fn vmwrite(core: &mut Core, field: u32, value: u64) -> Result<(), VmFail> {
             ) => {}
         Type::Control | Type::Host => core.vmx.is_stale = true,
     }
-    let place = core.vmx.current + at;
+    let place = core.vmx.current.wrapping_add(at);
     if field & 1 != 0 {
-        core.mem.store(place + 4, 4, value);
+        core.mem.store(place.wrapping_add(4), 4, value);
     } else {
         core.mem.store(place, 8, value & f::mask_of(field));
     }

@@ -232,7 +232,7 @@ impl Core {
             _ => return true,
         };
         let bit = u64::from(index & 0x1FFF);
-        let at = c.msr_bitmaps + half + if is_write { 2048 } else { 0 } + bit / 8;
+        let at = c.msr_bitmaps.wrapping_add(half + if is_write { 2048 } else { 0 } + bit / 8);
         self.mem.load(at, 1) >> (bit % 8) & 1 != 0
     }
 
@@ -245,7 +245,7 @@ impl Core {
         }
         (u32::from(port)..u32::from(port) + u32::from(size)).any(|p| {
             let map = if p < 0x8000 { c.io_bitmap_a } else { c.io_bitmap_b };
-            p > 0xFFFF || self.mem.load(map + u64::from(p & 0x7FFF) / 8, 1) >> (p % 8) & 1 != 0
+            p > 0xFFFF || self.mem.load(map.wrapping_add(u64::from(p & 0x7FFF) / 8), 1) >> (p % 8) & 1 != 0
         })
     }
 

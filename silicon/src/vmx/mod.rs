@@ -177,10 +177,11 @@ impl Vmx {
 }
 
 impl Core {
-    /// A field of the current VMCS.
+    /// A field of the current VMCS, in its width whatever the memory holds.
     #[inline(always)]
     pub(crate) fn vmcs(&self, field: u32) -> u64 {
-        self.mem.load(self.vmx.current.wrapping_add(crate::arch::vmcs::offset(field)), 8)
+        let at = self.vmx.current.wrapping_add(crate::arch::vmcs::offset(field));
+        self.mem.load(at, 8) & crate::arch::vmcs::mask_of(field)
     }
 
     /// Set a field of the current VMCS.

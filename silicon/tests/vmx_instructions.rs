@@ -1,0 +1,185 @@
+//! Real instructions in a guest against their control bits, and VMX instructions as code in the
+//! machine executes them.
+
+mod vmx_bed;
+
+use silicon::arch::exit::reason;
+use silicon::arch::vmcs as f;
+use silicon::vmx::controls::{primary, secondary};
+use vmx_bed::*;
+
+#[test]
+fn an_instruction_exits_exactly_if_its_control_says_so() {
+    use primary as p;
+    use secondary as s;
+    let rows: &[(&[u8], u32, u32, u32, u64)] = &[
+        (&[0xF4], PRIMARY, p::HLT_EXITING, reason::HLT, 0),
+        (&[0x0F, 0x01, 0x7B, 0x10], PRIMARY, p::INVLPG_EXITING, reason::INVLPG, 0x5010), // [rbx+16]
+        (&[0x0F, 0x33], PRIMARY, p::RDPMC_EXITING, reason::RDPMC, 0),
+        (&[0x0F, 0x31], PRIMARY, p::RDTSC_EXITING, reason::RDTSC, 0),
+        (&[0x0F, 0x01, 0xF9], PRIMARY, p::RDTSC_EXITING, reason::RDTSCP, 0),
+        (&[0x0F, 0x22, 0xD9], PRIMARY, p::CR3_LOAD_EXITING, reason::CR_ACCESS, 0x103), // cr3, rcx
+        (&[0x0F, 0x20, 0xDA], PRIMARY, p::CR3_STORE_EXITING, reason::CR_ACCESS, 0x213), // rdx, cr3
+        (&[0x44, 0x0F, 0x22, 0xC0], PRIMARY, p::CR8_LOAD_EXITING, reason::CR_ACCESS, 0x008),
+        (&[0x45, 0x0F, 0x20, 0xC1], PRIMARY, p::CR8_STORE_EXITING, reason::CR_ACCESS, 0x918), // r9
+        (&[0x0F, 0x21, 0xF3], PRIMARY, p::MOV_DR_EXITING, reason::MOV_DR, 0x316),             // rbx, dr6
+        (&[0xE4, 0x71], PRIMARY, p::UNCONDITIONAL_IO_EXITING, reason::IO, 0x71_0048),
+        (&[0xEF], PRIMARY, p::UNCONDITIONAL_IO_EXITING, reason::IO, 0x3F8_0003), // out dx, eax
+        (&[0xF3, 0x6C], PRIMARY, p::UNCONDITIONAL_IO_EXITING, reason::IO, 0x3F8_0038), // rep insb
+        (&[0xF3, 0x90], PRIMARY, p::PAUSE_EXITING, reason::PAUSE, 0),
+        (&[0x0F, 0x01, 0xC8], PRIMARY, p::MONITOR_EXITING, reason::MONITOR, 0),
+        (&[0x0F, 0x01, 0xC9], PRIMARY, p::MWAIT_EXITING, reason::MWAIT, 0),
+        (&[0x0F, 0x09], SECONDARY, s::WBINVD_EXITING, reason::WBINVD, 0),
+        (&[0x0F, 0x01, 0x43, 0x10], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::GDTR_IDTR, 0x10),
+        (&[0x0F, 0x00, 0xC8], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::LDTR_TR, 0), // str eax
+    ];
+    for &(bytes, word, bit, why, qualification) in rows {
+        for on in [false, true] {
+            let mut bed = Bed::new();
+            bed.set(SECONDARY, s::ENABLE_RDTSCP).set(PRIMARY, p::USE_MSR_BITMAPS);
+            bed.code(&[0x0F, 0x0B].repeat(16)).code(bytes);
+            if on {
+                bed.set(word, bit);
+            }
+            let core = bed.core();
+            core.gpr = [0x1234, PML4, 0x3F8, 0x5000, 0, 0, 0, 0x6000, 0, 0, 0, 0, 0, 0, 0, 0];
+            let e = bed.launch();
+            assert_eq!(on, e.reason == why, "{bytes:x?}: {e:x?}");
+            if !on {
+                continue;
+            }
+            assert_eq!((qualification, bytes.len() as u32), (e.qualification, e.length), "{bytes:x?}");
+            assert_eq!(CODE, bed.read(f::GUEST_RIP), "{bytes:x?}");
+            assert_eq!(1, bed.core().counts.exits.iter().sum::<u64>());
+        }
+    }
+}
+
+#[test]
+fn cpuid_msrs_and_vmcall_exit_without_being_asked_for() {
+    for (bytes, why) in [
+        (&[0x0F, 0xA2][..], reason::CPUID),
+        (&[0x0F, 0x32], reason::RDMSR),
+        (&[0x0F, 0x30], reason::WRMSR),
+        (&[0x0F, 0x08], reason::INVD),
+        (&[0x0F, 0x01, 0xC1], reason::VMCALL),
+        (&[0x0F, 0x01, 0xC2], reason::VMLAUNCH),
+        (&[0x0F, 0x01, 0xC3], reason::VMRESUME),
+        (&[0x0F, 0x01, 0xC4], reason::VMXOFF),
+    ] {
+        let mut bed = Bed::new();
+        bed.code(bytes);
+        let e = bed.launch();
+        assert_eq!((why, bytes.len() as u32), (e.reason, e.length), "{bytes:x?}");
+    }
+}
+
+#[test]
+fn vmx_instructions_in_a_guest_describe_their_operands() {
+    // (code, reason, displacement, information)
+    let rows: &[(&[u8], u32, u64, u32)] = &[
+        // vmptrld [rbx+rcx*4+8]
+        (&[0x0F, 0xC7, 0x74, 0x8B, 0x08], reason::VMPTRLD, 8, 2 | 2 << 7 | 3 << 15 | 1 << 18 | 3 << 23),
+        // vmclear [rsp-8]
+        (
+            &[0x66, 0x0F, 0xC7, 0x74, 0x24, 0xF8],
+            reason::VMCLEAR,
+            8u64.wrapping_neg(),
+            2 << 7 | 2 << 15 | 1 << 22 | 4 << 23,
+        ),
+        // vmptrst [rip+0x100]: relative to the next instruction
+        (
+            &[0x0F, 0xC7, 0x3D, 0x00, 0x01, 0x00, 0x00],
+            reason::VMPTRST,
+            CODE + 7 + 0x100,
+            2 << 7 | 3 << 15 | 1 << 22 | 1 << 27,
+        ),
+        // vmread rdx, r9: r/m is rdx, the field in r9
+        (&[0x44, 0x0F, 0x78, 0xCA], reason::VMREAD, 0, 1 << 10 | 2 << 3 | 9 << 28),
+        // vmwrite r9, rdx: the field in r9, r/m is rdx
+        (&[0x44, 0x0F, 0x79, 0xCA], reason::VMWRITE, 0, 1 << 10 | 2 << 3 | 9 << 28),
+        // invept rcx, [ebx]
+        (
+            &[0x67, 0x66, 0x0F, 0x38, 0x80, 0x0B],
+            reason::INVEPT,
+            0,
+            1 << 7 | 3 << 15 | 1 << 22 | 3 << 23 | 1 << 28,
+        ),
+        // invvpid rdi, [rbp]
+        (
+            &[0x66, 0x0F, 0x38, 0x81, 0x7D, 0x00],
+            reason::INVVPID,
+            0,
+            2 << 7 | 2 << 15 | 1 << 22 | 5 << 23 | 7 << 28,
+        ),
+    ];
+    for &(bytes, why, displacement, info) in rows {
+        let mut bed = Bed::new();
+        bed.code(bytes);
+        let e = bed.launch();
+        assert_eq!((why, bytes.len() as u32), (e.reason, e.length), "{bytes:x?}");
+        assert_eq!((displacement, info), (e.qualification, e.instr_info), "{why} {:#x}", e.instr_info);
+    }
+}
+
+#[test]
+fn hlt_under_sti_keeps_the_shadow_in_the_vmcs() {
+    let mut bed = Bed::new();
+    bed.code(&[0xFB, 0xF4]).set(PRIMARY, primary::HLT_EXITING); // sti; hlt
+    let e = bed.launch();
+    assert_eq!((reason::HLT, CODE + 1), (e.reason, bed.read(f::GUEST_RIP)));
+    assert_eq!((1, 0), (bed.read(f::GUEST_INTERRUPTIBILITY_STATE), bed.read(f::GUEST_ACTIVITY_STATE)));
+}
+
+#[test]
+fn a_guest_that_waits_wakes_for_the_preemption_timer() {
+    let mut bed = Bed::new();
+    bed.code(&[0xF4]).set(PIN, TIMER_ON).write(f::PREEMPTION_TIMER_VALUE, 1_000_000);
+    let e = bed.launch();
+    assert_eq!((reason::PREEMPTION_TIMER, 1), (e.reason, bed.read(f::GUEST_ACTIVITY_STATE)));
+    assert_eq!(CODE + 1, bed.read(f::GUEST_RIP));
+    assert_eq!(1_000_000, bed.core().tsc());
+}
+
+#[test]
+fn under_a_tpr_shadow_cr8_is_the_virtual_apics_and_falling_below_the_threshold_exits() {
+    let mut bed = Bed::new();
+    bed.set(PRIMARY, primary::USE_TPR_SHADOW).write(f::TPR_THRESHOLD, 3);
+    bed.core().mem.store(VIRTUAL_APIC + 0x80, 4, 0x50);
+    // mov r8, cr8; mov al, 3; mov cr8, rax; dec al; mov cr8, rax; nop
+    bed.code(&[0x45, 0x0F, 0x20, 0xC0, 0xB0, 0x03, 0x44, 0x0F, 0x22, 0xC0]);
+    bed.code_at(10, &[0xFE, 0xC8, 0x44, 0x0F, 0x22, 0xC0, 0x90]);
+    let e = bed.launch();
+    assert_eq!((reason::TPR_BELOW_THRESHOLD, CODE + 16), (e.reason, bed.read(f::GUEST_RIP)));
+    assert_eq!((5, 0x20), (bed.core().gpr[8], bed.core().mem.load(VIRTUAL_APIC + 0x80, 1)));
+}
+
+#[test]
+fn msr_areas_are_loaded_and_stored() {
+    let mut bed = Bed::new();
+    bed.code(&[0x0F, 0xA2]);
+    let lists =
+        [(LISTS, 0xC000_0081_u64, 0x11), (LISTS + 16, 0xC000_0082, 0), (LISTS + 32, 0xC000_0083, 0x33)];
+    for (at, index, value) in lists {
+        bed.core().mem.store(at, 8, index);
+        bed.core().mem.store(at + 8, 8, value);
+    }
+    bed.core().msr.lstar = 0x22;
+    bed.write(f::ENTRY_MSR_LOAD_COUNT, 1).write(f::ENTRY_MSR_LOAD_ADDRESS, LISTS);
+    bed.write(f::EXIT_MSR_STORE_COUNT, 1).write(f::EXIT_MSR_STORE_ADDRESS, LISTS + 16);
+    bed.write(f::EXIT_MSR_LOAD_COUNT, 1).write(f::EXIT_MSR_LOAD_ADDRESS, LISTS + 32);
+    bed.launch();
+    let core = bed.core();
+    assert_eq!((0x11, 0x22, 0x33), (core.msr.star, core.mem.load(LISTS + 24, 8), core.msr.cstar));
+}
+
+#[test]
+fn a_bad_msr_list_at_an_exit_is_a_vmx_abort() {
+    let mut bed = Bed::new();
+    bed.code(&[0x0F, 0xA2]);
+    bed.write(f::EXIT_MSR_LOAD_COUNT, 1).write(f::EXIT_MSR_LOAD_ADDRESS, LISTS); // MSR 0: none
+    let e = bed.launch();
+    assert_eq!((reason::SHUTDOWN, 4), (e.reason, e.qualification));
+    assert_eq!(4, bed.core().mem.load(VMCS + f::ABORT_INDICATOR, 4));
+    assert_eq!(reason::SHUTDOWN, bed.run().reason);
+}
