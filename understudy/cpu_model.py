@@ -55,27 +55,29 @@ class CpuModel:
     cr4_available: int = (1 << 64) - 1  # IA32_VMX_CR4_FIXED1
 
     def __post_init__(self) -> None:
-        self.table: dict[int, Answer | dict[int, Answer]] = {}
+        self.plain: dict[int, Answer] = {}
+        self.indexed: dict[int, dict[int, Answer]] = {}  # leaves that look at ECX
         self._basic()
         self._kvm()
         self._extended()
-        self.max_basic = max(leaf for leaf in self.table if leaf < KVM_BASE)
+        self.max_basic = max(leaf for leaf in self.plain if leaf < KVM_BASE)
         self.max_kvm = KVM_BASE + 1
-        self.max_extended = max(self.table)
+        self.max_extended = max(self.plain)
 
     def answer(self, leaf: int, subleaf: int) -> Answer:
         """EAX, EBX, ECX, EDX.
 
         A leaf past the end of its range shows the highest basic leaf, as on Intel processors.
         """
-        row = self.table.get(leaf)
-        if row is None:
-            past = leaf > self.max_extended or self.max_basic < leaf < KVM_BASE
-            row = self.table[self.max_basic] if past else ZERO
-        if isinstance(row, dict):
+        row = self.plain.get(leaf)
+        if row is not None:
+            return row
+        rows = self.indexed.get(leaf)
+        if rows is not None:
             # Leaf 0BH goes on counting: ECX[7:0] is the sub-leaf that was asked for.
-            return row.get(subleaf, (0, 0, subleaf & 0xFF, self.apic_id) if leaf == 0xB else ZERO)
-        return row
+            return rows.get(subleaf, (0, 0, subleaf & 0xFF, self.apic_id) if leaf == 0xB else ZERO)
+        past = leaf > self.max_extended or self.max_basic < leaf < KVM_BASE
+        return self.plain[self.max_basic] if past else ZERO
 
     @property
     def cr4_allowed(self) -> CR4:
@@ -107,17 +109,21 @@ class CpuModel:
         )  # fmt: skip
         edx7 = Leaf7Edx(ARCH_CAPABILITIES=1, IBRS_IBPB=1, FSRM=1)
         vendor = [int.from_bytes(b"GenuineIntel"[i : i + 4], "little") for i in (0, 4, 8)]
-        self.table |= {
+        self.plain |= {
             0x0: (0x16, vendor[0], vendor[2], vendor[1]),
             0x1: (SIGNATURE, self.apic_id << 24 | 1 << 16 | 8 << 8, int(ecx1), int(edx1)),
             0x2: (0x00FE_FF01, 0xF0, 0, 0),  # "see leaf 4", 64-byte prefetch
+            0x6: (1 << 2, 0, 0, 0),  # the APIC timer always runs
+            0x15: (1, 1, TSC_HZ, 0),  # TSC = crystal clock = 1 GHz
+            0x16: (1000, 1000, 100, 0),
+        }
+        self.indexed |= {
             0x4: {
                 0: cache(level=1, kind=1, ways=12, sets=64),
                 1: cache(level=1, kind=2, ways=8, sets=64),
                 2: cache(level=2, kind=3, ways=16, sets=2048),
                 3: cache(level=3, kind=3, ways=16, sets=16384),
             },
-            0x6: (1 << 2, 0, 0, 0),  # the APIC timer always runs
             0x7: {
                 0: (2, int(ebx7), int(Leaf7Ecx(0)), int(edx7)),
                 2: (0, 0, 0, int(Leaf7Sub2Edx(BHI_CTRL=1))),
@@ -126,17 +132,14 @@ class CpuModel:
                 0: (0, 1, 1 << 8, self.apic_id),
                 1: (0, 1, 2 << 8 | 1, self.apic_id),
             },
-            0xD: {0: ZERO},
-            0x15: (1, 1, TSC_HZ, 0),  # TSC = crystal clock = 1 GHz
-            0x16: (1000, 1000, 100, 0),
         }
 
     def _kvm(self) -> None:
         name = [int.from_bytes(b"KVMKVMKVM\0\0\0"[i : i + 4], "little") for i in (0, 4, 8)]
         offered = KvmFeatures(CLOCKSOURCE=1, NOP_IO_DELAY=1, CLOCKSOURCE2=1,
                               CLOCKSOURCE_STABLE_BIT=1)  # fmt: skip
-        self.table[KVM_BASE] = (KVM_BASE + 1, name[0], name[1], name[2])
-        self.table[KVM_BASE + 1] = (int(offered), 0, 0, 0)
+        self.plain[KVM_BASE] = (KVM_BASE + 1, name[0], name[1], name[2])
+        self.plain[KVM_BASE + 1] = (int(offered), 0, 0, 0)
 
     def _extended(self) -> None:
         lzcnt = self._have("lzcnt") & self._have("bmi1")
@@ -145,7 +148,7 @@ class CpuModel:
         words = [
             int.from_bytes(BRAND.ljust(48, b"\0")[i : i + 4], "little") for i in range(0, 48, 4)
         ]
-        self.table |= {
+        self.plain |= {
             EXTENDED_BASE: (EXTENDED_BASE + 8, 0, 0, 0),
             EXTENDED_BASE + 1: (0, 0, int(ecx), int(edx)),
             EXTENDED_BASE + 2: (words[0], words[1], words[2], words[3]),

@@ -80,7 +80,7 @@ def handles(*reasons: Reason) -> Callable[[Handler], Handler]:
 @handles(Reason.CPUID)
 def cpuid(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """CPUID always exits; the VM's CPU model answers."""
-    gpr, set_gpr = vcpu.processor.gpr, vcpu.processor.set_gpr
+    gpr, set_gpr = vcpu.read_gpr, vcpu.write_gpr
     eax, ebx, ecx, edx = vcpu.answer(gpr(0) & LOW32, gpr(1) & LOW32)
     set_gpr(0, eax)
     set_gpr(3, ebx)
@@ -110,11 +110,11 @@ def io_instruction(vcpu: "Vcpu", exit: Exit) -> Verdict:
         value = vcpu.bus.port_read(access >> 16 & 0xFFFF, size)
         if size < 4:
             kept = (1 << 8 * size) - 1
-            value = vcpu.processor.gpr(0) & ~kept | value & kept
-        vcpu.processor.set_gpr(0, value)
+            value = vcpu.read_gpr(0) & ~kept | value & kept
+        vcpu.write_gpr(0, value)
     else:
         mask = (1 << 8 * size) - 1
-        vcpu.bus.port_write(access >> 16 & 0xFFFF, size, vcpu.processor.gpr(0) & mask)
+        vcpu.bus.port_write(access >> 16 & 0xFFFF, size, vcpu.read_gpr(0) & mask)
     vcpu.skip(exit.length)
     return RESUME
 
@@ -123,11 +123,11 @@ def io_instruction(vcpu: "Vcpu", exit: Exit) -> Verdict:
 def rdmsr(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """An MSR that the processor does not hold for the guest; an unknown one is #GP(0)."""
     try:
-        value = vcpu.msrs.read(vcpu.processor.gpr(1) & LOW32)
+        value = vcpu.msrs.read(vcpu.read_gpr(1) & LOW32)
     except KeyError:
         return vcpu.fault(Vector.GP, 0)
-    vcpu.processor.set_gpr(0, value & LOW32)
-    vcpu.processor.set_gpr(2, value >> 32)
+    vcpu.write_gpr(0, value & LOW32)
+    vcpu.write_gpr(2, value >> 32)
     vcpu.skip(exit.length)
     return RESUME
 
@@ -135,7 +135,7 @@ def rdmsr(vcpu: "Vcpu", exit: Exit) -> Verdict:
 @handles(Reason.WRMSR)
 def wrmsr(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """A write to an MSR that the processor does not hold for the guest; a bad one is #GP(0)."""
-    gpr = vcpu.processor.gpr
+    gpr = vcpu.read_gpr
     try:
         vcpu.msrs.write(gpr(1) & LOW32, gpr(2) << 32 & LOW32 << 32 | gpr(0) & LOW32)
     except KeyError:
@@ -196,7 +196,7 @@ def _write_cr0(vcpu: "Vcpu", value: int) -> bool:
 def vmcall(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """KVM's hypercall ABI, of which no call is offered."""
     allowed = vcpu.execution.cpl() == 0
-    vcpu.processor.set_gpr(0, KVM_ENOSYS if allowed else KVM_EPERM)
+    vcpu.write_gpr(0, KVM_ENOSYS if allowed else KVM_EPERM)
     vcpu.skip(exit.length)
     return RESUME
 

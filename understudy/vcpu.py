@@ -81,6 +81,7 @@ class Vcpu:
         self.model, self.answer = model, model.answer
         self.bus, self.memory = vm.bus, vm.memory
         self.execution = Vmx(vm.host, processor, paging, model, keep_timer=not self.is_wall)
+        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr  # RSP: see `gpr`
         self.skip, self.shift = self.execution.skip, self.execution.timer_shift
         self.apic = LocalApic(model.apic_id, True)
         self.events = Events(self.execution, self.apic)
@@ -121,7 +122,7 @@ class Vcpu:
                 if self.attention and (stop := self.attend()) is not None:
                     return stop
                 if self.is_wall:
-                    self._arm()
+                    self._rearm()
                 exit = execution.resume(budget)
             reason = exit.reason
             inside = reason > LAST_EXIT and processor.in_guest
@@ -177,8 +178,10 @@ class Vcpu:
             self.attention = True
             return stop
         self.events.deliver()
-        if not self.is_wall:  # else the run loop does, on each entry
-            self._arm()
+        deadline = self._next_deadline()
+        if deadline != self.state.armed:  # else the timer kept its count over the exit
+            self.state.armed = deadline
+            self._rearm()
         return None
 
     def _next_deadline(self) -> int:
@@ -195,15 +198,14 @@ class Vcpu:
             if self.apic.deadline() <= now:
                 self.apic.tick(now)
 
-    def _arm(self) -> None:
-        """Put the next deadline into the preemption timer, if it is not there yet."""
-        deadline = self._next_deadline()
-        if deadline == self.state.armed and not self.is_wall:
-            return  # the timer kept its count over the exit
-        self.state.armed = deadline
+    def _rearm(self) -> None:
+        """Put the deadline into the preemption timer.
+
+        It counts changes of bit `shift` of the TSC: round so as never to be early.
+        """
         shift = self.shift
-        # The timer counts changes of bit `shift` of the TSC: round so as never to be early.
-        ticks = (deadline + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
+        now = self.processor.tsc + self.clock.offset
+        ticks = (self.state.armed + (1 << shift) - 1 >> shift) - (now >> shift)
         self.execution.arm(ticks if ticks > 0 else 0)
 
     def _sleep(self) -> None:
