@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from understudy.arch.msr import Msr
+from understudy.arch.msr import InterruptCommand, Msr
 from understudy.cpu_model import CpuModel
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.message import Delivery, Message
@@ -133,6 +133,7 @@ class VM:
         vcpu, kvmclock = self.vcpu, self.pc.kvmclock
         vcpu.events.acknowledge = self.pc.acknowledge
         vcpu.msrs.eoi = self.pc.end_of_interrupt
+        vcpu.msrs.interrupt_command = self._interrupt_command
         vcpu.msrs.note_tsc_offset()
         vcpu.msrs.set_virtual_wire()
         for index in KVM_MSRS:
@@ -154,6 +155,26 @@ class VM:
             case _:
                 return
         vcpu.attention = True
+
+    def _interrupt_command(self, icr: int) -> None:
+        """An interrupt command that left the APIC (SDM 3A, "Issuing Interprocessor Interrupts").
+
+        There is one processor; what concerns it, and did not stay inside its APIC, is an NMI.
+        """
+        command = InterruptCommand(icr)
+        if command.DELIVERY_MODE != Delivery.NMI:
+            return
+        is_x2apic = self.vcpu.msrs.apic_page == 0
+        target = icr >> 32 if is_x2apic else icr >> 56
+        everyone = 0xFFFF_FFFF if is_x2apic else 0xFF
+        match command.SHORTHAND:
+            case 0:
+                is_own = target in (self.vcpu.model.apic_id, everyone)
+            case shorthand:
+                is_own = shorthand in (1, 2)  # self; all including self
+        if is_own:
+            self.vcpu.events.nmi()
+            self.vcpu.attention = True
 
     def _extint(self, level: bool) -> None:
         """The 8259 pair's output."""

@@ -61,6 +61,23 @@ def test_interrupt_messages_reach_the_apic() -> None:
         assert b.vm.vcpu.events.nmis == 1
 
 
+@pytest.mark.parametrize(
+    ("icr", "nmis"),
+    [
+        (4 << 8, 1),  # physical, xAPIC ID 0
+        (0xFF << 56 | 4 << 8, 1),
+        (1 << 56 | 4 << 8, 0),
+        (1 << 18 | 4 << 8, 1),
+        (3 << 18 | 4 << 8, 0),
+        (5 << 8, 0),  # INIT
+    ],
+)
+def test_an_nmi_to_oneself(icr: int, nmis: int) -> None:
+    with bench() as b:
+        b.vm.vcpu.msrs.interrupt_command(icr)
+        assert b.vm.vcpu.events.nmis == nmis
+
+
 def test_typing_goes_through_the_serial_port() -> None:
     with bench() as b:
         b.vm.pc.com1.write(0x3FC, 0x0B, 1)  # the guest is ready to hear: RTS

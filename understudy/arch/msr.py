@@ -98,6 +98,18 @@ class ApicBase(Bits, width=64):
     BSP = Bit(8)  # bootstrap processor
 
 
+class InterruptCommand(Bits, width=64):
+    """The ICR.  SDM 3A, "Interrupt Command Register (ICR)"; the destination depends on the mode."""
+
+    DESTINATION = Field(63, 32)
+    SHORTHAND = Field(19, 18)  # 1 self, 2 all including self, 3 all excluding self
+    TRIGGER = Bit(15)
+    LEVEL = Bit(14)
+    LOGICAL = Bit(11)
+    DELIVERY_MODE = Field(10, 8)
+    VECTOR = Field(7, 0)
+
+
 class FeatureControl(Bits, width=64):
     """IA32_FEATURE_CONTROL.  SDM 3C, "Enabling and Entering VMX Operation"."""
 
