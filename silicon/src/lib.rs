@@ -8,9 +8,11 @@ pub mod apic;
 pub mod arch;
 pub mod cpu;
 pub mod dbt;
+pub mod features;
 pub mod mem;
 pub mod mmu;
 pub mod processor;
 #[cfg(feature = "python")]
 mod py;
+pub mod snapshot;
 pub mod vmx;

@@ -6,7 +6,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::addr::{PAGE_OFFSET, PHYS_MASK};
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
-use crate::cpu::awaited::AwaitedApic;
 use crate::cpu::operand::{get_reg, mem_linear, read_op, set_reg, write_op};
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;

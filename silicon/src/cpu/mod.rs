@@ -5,7 +5,6 @@
 //! [`event`] (interrupts and exceptions through the IDT).
 
 pub mod arith;
-mod awaited;
 pub mod bits;
 pub mod control;
 pub mod cr;

@@ -7,7 +7,6 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::arch::msr as index;
 use crate::arch::segment::seg;
-use crate::cpu::awaited::AwaitedApic;
 use crate::cpu::cr;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;

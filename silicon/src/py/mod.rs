@@ -1,8 +1,39 @@
-//! The pins: bindings only.
-use pyo3::prelude::*;
+//! The pins: bindings only.  `understudy/_silicon.pyi` is their data sheet.
 
-/// The compiled module.
-#[pymodule]
-fn _silicon(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+mod apic;
+mod exit;
+mod failure;
+mod layouts;
+mod memory;
+mod processor;
+mod registers;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// The machine under understudy: memory, processors, local APICs.
+#[pymodule(gil_used = false)]
+fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = m.py();
+    m.add("VmFail", py.get_type::<failure::VmFail>())?;
+    m.add_class::<memory::Memory>()?;
+    m.add_class::<exit::Exit>()?;
+    m.add_class::<processor::Processor>()?;
+    m.add_class::<apic::LocalApic>()?;
+    let layouts = PyDict::new(py);
+    for (name, fields) in layouts::layouts() {
+        layouts.set_item(name, fields)?;
+    }
+    m.add("LAYOUTS", layouts)?;
+    m.add_function(wrap_pyfunction!(host_features, m)?)
+}
+
+/// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).
+#[pyfunction]
+fn host_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let features = PyDict::new(py);
+    for (name, is_there) in crate::features::host_features() {
+        features.set_item(name, is_there)?;
+    }
+    Ok(features)
 }

@@ -1,0 +1,349 @@
+//! A processor as bytes, and as one number.
+//!
+//! One function, [`visit`], lists what a processor is; saving, loading and hashing all walk it, so
+//! that none can forget what another knows.
+//!
+//! The TLB is not among it.  Saving empties it in the processor that is saved, too: it and a
+//! processor that loads the bytes go on alike, to the last walk and accessed flag.
+
+use std::fmt;
+
+use crate::apic::LocalApic;
+use crate::arch::bits::{cr4, efer};
+use crate::arch::segment::{Segment, TableRegister};
+use crate::cpu::event::{Event, Kind};
+use crate::cpu::fxstate::{MXCSR_MASK, normalize};
+use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
+use crate::vmx::Vmx;
+
+/// "understudy processor", and the version of what follows.
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x01");
+/// Most CPUID leaves, APIC or VMX words that bytes may announce.
+const MOST: usize = 4096;
+
+/// Why bytes are no processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed(String);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A 64-bit hash, one multiplication a word: for comparing machines, not for secrets.
+#[derive(Clone, Debug)]
+pub struct Hasher {
+    state: u64,
+    words: u64,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self { state: 0x9E37_79B9_7F4A_7C15, words: 0 }
+    }
+}
+
+impl Hasher {
+    /// Take in a word.
+    pub fn word(&mut self, word: u64) {
+        let x = (self.state ^ word).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        self.state = x ^ x >> 32;
+        self.words += 1;
+    }
+
+    /// Take in bytes; a last piece of less than eight counts as padded with zeros.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for w in words {
+            self.word(u64::from_le_bytes(*w));
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.word(u64::from_le_bytes(last));
+        }
+    }
+
+    /// The hash of all that was taken in.
+    #[must_use]
+    pub fn finish(&self) -> u64 {
+        let x = (self.state ^ self.words).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+        x ^ x >> 33
+    }
+}
+
+/// What walks over a processor: writes its words out, or reads them in.
+enum Walk<'a> {
+    Out(&'a mut Vec<u64>),
+    In { words: &'a [u64], problem: Option<String> },
+}
+
+impl Walk<'_> {
+    fn fail(&mut self, what: &str) {
+        if let Walk::In { problem, .. } = self {
+            problem.get_or_insert_with(|| format!("saved processor: {what}"));
+        }
+    }
+
+    fn word(&mut self, w: &mut u64) {
+        match self {
+            Walk::Out(out) => out.push(*w),
+            Walk::In { words, .. } => match words.split_first() {
+                Some((first, rest)) => (*w, *words) = (*first, rest),
+                None => self.fail("ends too early; expected more words"),
+            },
+        }
+    }
+
+    fn words(&mut self, all: &mut [u64]) {
+        for w in all {
+            self.word(w);
+        }
+    }
+
+    /// A number of fewer bits.
+    fn number<T: Copy + Into<u64> + TryFrom<u64>>(&mut self, n: &mut T, name: &str) {
+        let mut w = (*n).into();
+        self.word(&mut w);
+        match T::try_from(w) {
+            Ok(v) => *n = v,
+            Err(_) => self.fail(&format!("{name} is {w:#x}, more than {} bits hold", 8 * size_of::<T>())),
+        }
+    }
+
+    /// One of a few values, written as its place among them.
+    fn choice<T: Copy + PartialEq>(&mut self, value: &mut T, among: &[T], name: &str) {
+        let mut w = among.iter().position(|v| v == value).unwrap_or(0) as u64;
+        self.word(&mut w);
+        match among.get(usize::try_from(w).unwrap_or(usize::MAX)) {
+            Some(v) => *value = *v,
+            None => self.fail(&format!("{name} is number {w}; expected below {}", among.len())),
+        }
+    }
+
+    fn flag(&mut self, b: &mut bool, name: &str) {
+        self.choice(b, &[false, true], name);
+    }
+
+    /// How many words follow.
+    fn length(&mut self, now: usize, name: &str) -> usize {
+        let mut n = now as u64;
+        self.word(&mut n);
+        if n > MOST as u64 {
+            self.fail(&format!("{n} {name}; expected at most {MOST}"));
+            return 0;
+        }
+        n as usize
+    }
+
+    fn segment(&mut self, s: &mut Segment, name: &str) {
+        self.word(&mut s.base);
+        self.number(&mut s.limit, name);
+        self.number(&mut s.attr, name);
+        self.number(&mut s.selector, name);
+    }
+
+    fn table(&mut self, t: &mut TableRegister, name: &str) {
+        self.word(&mut t.base);
+        self.number(&mut t.limit, name);
+    }
+
+    /// A part that makes words of itself.
+    fn part<T>(&mut self, p: &mut T, to: fn(&T) -> Vec<u64>, from: fn(&[u64]) -> Option<T>, name: &str) {
+        let mut all = to(p);
+        let n = self.length(all.len(), name);
+        all.resize(n, 0);
+        self.words(&mut all);
+        match from(&all) {
+            Some(v) => *p = v,
+            None => self.fail(&format!("the {n} {name} describe no state that can be")),
+        }
+    }
+}
+
+/// All of a processor but its TLB, its clock and what derives from the rest.
+fn visit(core: &mut Core, w: &mut Walk<'_>) {
+    w.words(&mut core.gpr);
+    w.word(&mut core.rip);
+    w.word(&mut core.rflags);
+    for s in &mut core.seg {
+        w.segment(s, "a segment register");
+    }
+    w.segment(&mut core.ldtr, "LDTR");
+    w.segment(&mut core.tr, "TR");
+    w.table(&mut core.gdtr, "GDTR");
+    w.table(&mut core.idtr, "IDTR");
+    w.choice(&mut core.cpl, &[0, 1, 2, 3], "the privilege level");
+    for cr in [&mut core.cr0, &mut core.cr2, &mut core.cr3, &mut core.cr4, &mut core.efer] {
+        w.word(cr);
+    }
+    if core.cr4 & !cr4::KNOWN != 0 || core.efer & !efer::KNOWN != 0 {
+        w.fail("CR4 or IA32_EFER has bits that this processor does not have");
+    }
+    w.words(&mut core.dr);
+    w.words(&mut core.pdpte);
+    let m = &mut core.msr;
+    for msr in [
+        &mut m.star,
+        &mut m.lstar,
+        &mut m.cstar,
+        &mut m.fmask,
+        &mut m.kernel_gs_base,
+        &mut m.sysenter_cs,
+        &mut m.sysenter_esp,
+        &mut m.sysenter_eip,
+        &mut m.tsc_aux,
+        &mut m.tsc_adjust,
+        &mut m.pat,
+        &mut m.misc_enable,
+        &mut m.debugctl,
+        &mut m.spec_ctrl,
+        &mut m.feature_control,
+        &mut m.mtrr_def_type,
+    ] {
+        w.word(msr);
+    }
+    w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
+    w.flag(&mut core.nmi_blocked, "blocking by NMI");
+    w.flag(&mut core.nmi_pending, "a pending NMI");
+    let activities = [Activity::Active, Activity::Hlt, Activity::Shutdown, Activity::WaitForSipi];
+    w.choice(&mut core.activity, &activities, "the activity state");
+    w.word(&mut core.pending_db);
+    visit_vectoring(&mut core.vectoring, w);
+    for eight in core.fx.0.as_chunks_mut::<8>().0 {
+        let mut word = u64::from_le_bytes(*eight);
+        w.word(&mut word);
+        *eight = word.to_le_bytes();
+    }
+    if core.fx.mxcsr() & !MXCSR_MASK != 0 {
+        w.fail("MXCSR has reserved bits set");
+    }
+    w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
+    w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
+    visit_counts(core, w);
+    visit_cpuid(core, w);
+}
+
+fn visit_vectoring(vectoring: &mut Option<Event>, w: &mut Walk<'_>) {
+    const KINDS: [Kind; 6] = [
+        Kind::External,
+        Kind::Nmi,
+        Kind::Hardware,
+        Kind::Software,
+        Kind::PrivilegedSoftware,
+        Kind::SoftwareException,
+    ];
+    let none = Event { vector: 0, kind: Kind::External, error: None, length: 0 };
+    let (mut is_some, mut e) = (vectoring.is_some(), vectoring.unwrap_or(none));
+    let (mut has_error, mut error) = (e.error.is_some(), e.error.unwrap_or(0));
+    w.flag(&mut is_some, "an event on its way");
+    w.number(&mut e.vector, "a vector");
+    w.choice(&mut e.kind, &KINDS, "an event's kind");
+    w.flag(&mut has_error, "an event's error code");
+    w.number(&mut error, "an error code");
+    w.number(&mut e.length, "an instruction length");
+    e.error = has_error.then_some(error);
+    *vectoring = is_some.then_some(e);
+}
+
+fn visit_counts(core: &mut Core, w: &mut Walk<'_>) {
+    let c = &mut core.counts;
+    w.word(&mut c.tlb_misses);
+    w.word(&mut c.itlb_misses);
+    w.words(&mut c.walk_guest);
+    w.words(&mut c.walk_host);
+    w.word(&mut c.entries);
+    w.words(&mut c.exits);
+    w.words(&mut c.injected);
+    let mut retired = core.retired();
+    w.word(&mut retired);
+    (core.horizon, core.countdown) = (retired, 0);
+}
+
+fn visit_cpuid(core: &mut Core, w: &mut Walk<'_>) {
+    let n = w.length(core.cpuid.len(), "CPUID leaves");
+    let mut leaves: Vec<_> = core.cpuid.iter().map(|(k, v)| (*k, *v)).collect();
+    leaves.resize(n, ((0, 0), [0; 4]));
+    for ((leaf, subleaf), answer) in &mut leaves {
+        w.number(leaf, "a CPUID leaf");
+        w.number(subleaf, "a CPUID sub-leaf");
+        for register in answer {
+            w.number(register, "a CPUID register");
+        }
+    }
+    core.cpuid = leaves.into_iter().collect();
+}
+
+fn words_of(core: &mut Core) -> Vec<u64> {
+    let mut words = Vec::with_capacity(1024);
+    visit(core, &mut Walk::Out(&mut words));
+    words
+}
+
+/// The whole processor as bytes.  Its TLB is emptied (see above).
+pub fn save(core: &mut Core) -> Vec<u8> {
+    core.tlb.flush_all();
+    core.refresh();
+    let mut words = vec![MAGIC, core.tsc()];
+    words.extend(words_of(core));
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+fn read(core: &mut Core, words: &[u64]) -> Result<(), Malformed> {
+    let mut walk = Walk::In { words, problem: None };
+    visit(core, &mut walk);
+    match walk {
+        Walk::In { problem: Some(p), .. } => Err(Malformed(p)),
+        Walk::In { words: rest @ [_, ..], .. } => {
+            Err(Malformed(format!("saved processor: {} words too many at its end", rest.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Become the processor that was saved.  The clock goes on from where it was then, on whichever
+/// clock this processor has.
+///
+/// # Errors
+/// If the bytes are no saved processor of this version; the processor is as before then.
+pub fn load(core: &mut Core, bytes: &[u8]) -> Result<(), Malformed> {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let words: Vec<u64> = chunks.iter().map(|c| u64::from_le_bytes(*c)).collect();
+    let (tsc, body) = match words.as_slice() {
+        [MAGIC, tsc, body @ ..] if rest.is_empty() => (*tsc, body),
+        [first, ..] if *first << 16 == MAGIC << 16 => {
+            let words = format!("saved processor: of another version ({first:#x}; expected {MAGIC:#x})");
+            return Err(Malformed(words));
+        }
+        _ => return Err(Malformed(format!("{} bytes that are no saved processor", bytes.len()))),
+    };
+    let before = words_of(core);
+    let result = read(core, body);
+    if result.is_err() {
+        // It came out of this very processor, so it goes in again.
+        let _ = read(core, &before);
+    } else {
+        normalize(&mut core.fx);
+        core.tsc_skew = match core.clock {
+            Clock::Virtual => tsc.wrapping_sub(core.retired()),
+            Clock::Wall => tsc.wrapping_sub(monotonic_ns()),
+        };
+    }
+    core.attention = 1;
+    core.tlb.flush_all();
+    core.refresh();
+    result
+}
+
+/// One number for registers, x87/SSE state, system state, APIC, counters and (virtual) clock.
+pub fn state_hash(core: &mut Core) -> u64 {
+    let mut hasher = Hasher::default();
+    for word in words_of(core) {
+        hasher.word(word);
+    }
+    if core.clock == Clock::Virtual {
+        hasher.word(core.tsc());
+    }
+    hasher.finish()
+}
