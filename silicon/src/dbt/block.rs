@@ -52,6 +52,8 @@ pub struct Site {
     pub is_vector: bool,
     /// The flags are in `kept_flags`, not in the computer's.
     pub flags_kept: bool,
+    /// A group's check failed: nothing is interpreted, the block goes on without groups.
+    pub is_group: bool,
 }
 
 /// A direct transfer to another block.

@@ -46,6 +46,11 @@ enum Way {
     Nothing,
 }
 
+/// Whether the instruction is always interpreted (as far as its kind tells).
+pub(super) fn is_interpreted(insn: &Instruction) -> bool {
+    way(insn) == Way::Step && insn.flow_control() == FlowControl::Next && !insn.is_stack_instruction()
+}
+
 fn way(insn: &Instruction) -> Way {
     use Mnemonic as M;
     match insn.mnemonic() {
@@ -292,21 +297,16 @@ impl Translator<'_> {
             return false;
         }
         self.open_sites = 0;
-        let done = match insn.code() {
+        match insn.code() {
             Code::Call_rel32_64 => self.call(insn),
-            Code::Call_rm64 => self.call_indirect(insn),
+            Code::Call_rm64 if insn.op0_register() != Register::RSP => self.call_indirect(insn),
             Code::Jmp_rm64 => self.jump_indirect(insn),
             Code::Retnq | Code::Retnq_imm16 => self.ret(insn),
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => self.push(insn),
-            Code::Pop_r64 => self.pop(insn),
+            Code::Pop_r64 if insn.op0_register() != Register::RSP => self.pop(insn),
             Code::Leaveq => self.leave(insn),
-            _ => Some(self.plain(insn)),
-        };
-        let Some(goes_on) = done else {
-            self.step(insn);
-            return !ends_block(insn);
-        };
-        goes_on
+            _ => self.plain(insn),
+        }
     }
 
     fn plain(&mut self, insn: &Instruction) -> bool {
@@ -325,7 +325,8 @@ impl Translator<'_> {
     }
 
     /// Emit `T0 = linear address` of the memory operand.  T1 is lost.
-    fn address(&mut self, insn: &Instruction) -> bool {
+    fn address(&mut self, insn: &Instruction, by: i32) {
+        self.t0_group = None;
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let is_short = base.size() == 4 || index.size() == 4;
         let disp = insn.memory_displacement64();
@@ -333,7 +334,7 @@ impl Translator<'_> {
             || base == Register::EIP
             || (base == Register::None && index == Register::None)
         {
-            self.a.imm(T0, disp);
+            self.a.imm(T0, disp.wrapping_add_signed(by.into()));
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
                 if r == Register::None {
@@ -347,7 +348,7 @@ impl Translator<'_> {
             let b = host(base, T0);
             let i = host(index, T1);
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
-            let disp = disp as i32;
+            let disp = (disp as i32).wrapping_add(by);
             let m = Mem { base: b, index: i.map(|i| (i, scale)), disp };
             match (b, i, disp, is_short) {
                 (Some(b), None, 0, false) => self.a.mov(T0, b),
@@ -358,23 +359,27 @@ impl Translator<'_> {
         let which = match insn.memory_segment() {
             Register::FS => seg::FS,
             Register::GS => seg::GS,
-            _ => return true,
+            _ => return,
         };
         let base = offset_of!(Core, seg) + which * size_of::<Segment>() + offset_of!(Segment, base);
         self.a.load(T1, state(base));
         self.a.lea(T0, Mem { base: Some(T0), index: Some((T1, 0)), disp: 0 });
-        true
     }
 
-    /// Turn the linear address in T0 into a host pointer, or interpret the instruction.  T1 and
-    /// the computer's flags are lost (kept first).
-    fn check(&mut self, insn: &Instruction, size: usize, write: bool) {
+    /// Turn the linear address in T0 into a host pointer, or leave the straight path: to the
+    /// interpreter, or for a group to the block without groups.  T1 and the computer's flags are
+    /// lost (kept first).
+    fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
         debug_assert!(self.flags == Flags::Kept);
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
         let tag = table + if write { offset_of!(L1, write) } else { offset_of!(L1, read) };
-        self.a.rr(false, &[0x89], T0, T1);
-        self.a.rr(false, &[0xC1], 5, T1);
-        self.a.raw(&[12]);
+        if self.has_bmi2 {
+            self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFE, 12]); // rorx r15d, r14d, 12
+        } else {
+            self.a.rr(false, &[0x89], T0, T1);
+            self.a.rr(false, &[0xC1], 5, T1);
+            self.a.raw(&[12]);
+        }
         self.a.rr(false, &[0x0F, 0xB6], T1, T1);
         let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
         self.a.add_mem(T0, indexed(tag));
@@ -384,9 +389,39 @@ impl Translator<'_> {
         // The cold path comes back here with T0 a host pointer.
         let back = self.a.here();
         let kind = size as u32 | if write { WRITE } else { 0 } | (self.class as u32) << super::KIND_CLASS;
-        let site = self.site(insn);
+        let site = Site { is_group, ..self.site(insn) };
         self.cold.push(Cold::Fill { branch, back, kind, tag, flags: self.flags, site });
         self.open_sites += 1;
+    }
+
+    /// The host memory operand of the instruction's access that may be shared; `address` puts
+    /// its linear address plus a constant into T0.
+    fn place(
+        &mut self,
+        insn: &Instruction,
+        size: usize,
+        write: bool,
+        address: impl FnOnce(&mut Self, i32),
+    ) -> Mem {
+        let Some(m) = self.plan[self.index] else {
+            self.keep_flags();
+            address(self, 0);
+            self.t0_group = None;
+            self.check(insn, size, write, false);
+            return at(T0);
+        };
+        let slot = state(table(offset_of!(Tables, groups)) + 8 * m.group);
+        if !self.ready[m.group] {
+            self.keep_flags();
+            address(self, -m.offset);
+            self.check(insn, m.span as usize, m.write, true);
+            self.a.store(slot, T0);
+            self.ready[m.group] = true;
+        } else if self.t0_group != Some(m.group) {
+            self.a.load(T0, slot);
+        }
+        self.t0_group = Some(m.group);
+        Mem { base: Some(T0), index: None, disp: m.offset }
     }
 
     /// Let the cold paths of the instruction just emitted go on after it.  (Those of a transfer
@@ -481,11 +516,12 @@ impl Translator<'_> {
             return self.lea(insn, new, &temps);
         }
         if memory {
+            let disp = self.plan[self.index].map_or(0, |m| m.offset);
             new.set_memory_base(Register::R14);
             new.set_memory_index(Register::None);
             new.set_memory_index_scale(1);
-            new.set_memory_displacement64(0);
-            new.set_memory_displ_size(0);
+            new.set_memory_displacement64(disp as u64);
+            new.set_memory_displ_size(u32::from(disp != 0));
             new.set_segment_prefix(Register::None);
         }
         let Ok(length) = self.encoder.encode(&new, self.a.here() + 64) else {
@@ -499,17 +535,16 @@ impl Translator<'_> {
                 insn.op_kind(i) == OpKind::Memory
                     && !matches!(accesses[i as usize], OpAccess::Read | OpAccess::CondRead)
             });
-            self.keep_flags();
-            if !self.address(insn) {
-                return false;
-            }
-            self.check(insn, size, write);
+            self.place(insn, size, write, |t, by| t.address(insn, by));
         }
         let was_kept = {
             self.flags_for(insn);
             self.flags == Flags::Kept
         };
         for &(guest, temp, load, _) in &temps {
+            if temp == T0 {
+                self.t0_group = None;
+            }
             if load {
                 self.a.load(temp, state(slot(guest)));
             }
@@ -526,6 +561,7 @@ impl Translator<'_> {
         if let Some(site) = fault {
             let next = self.a.here();
             self.sites.push(Site { next, ..site });
+            self.t0_group = None; // lost if the instruction was interpreted
         }
         self.close_sites();
         true
@@ -539,6 +575,7 @@ impl Translator<'_> {
         let wide = insn.op0_register().size() == 8;
         let is_short = insn.memory_base().size() == 4 || insn.memory_index().size() == 4;
         let (base, index) = (insn.memory_base(), insn.memory_index());
+        self.t0_group = None;
         let dest = temps.first().map_or_else(|| number(new.op0_register()) as u8, |t| t.1);
         if base == Register::RIP
             || base == Register::EIP
@@ -580,17 +617,18 @@ impl Translator<'_> {
         })
     }
 
-    /// T0 = host pointer to the quadword below the guest's stack pointer.
-    fn stack_place(&mut self, insn: &Instruction) {
-        self.keep_flags();
-        self.a.lea(T0, Mem { base: Some(HOST_OF_RSP), index: None, disp: -8 });
-        self.check(insn, 8, true);
+    /// The host place of the quadword below the guest's stack pointer.
+    fn stack_place(&mut self, insn: &Instruction) -> Mem {
+        self.place(insn, 8, true, |t, by| {
+            t.a.lea(T0, Mem { base: Some(HOST_OF_RSP), index: None, disp: by - 8 });
+        })
     }
 
-    fn stack_top(&mut self, insn: &Instruction) {
-        self.keep_flags();
-        self.a.mov(T0, HOST_OF_RSP);
-        self.check(insn, 8, false);
+    /// The host place of the quadword that `register` (RSP, RBP) points at.
+    fn stack_top(&mut self, insn: &Instruction, register: u8) -> Mem {
+        self.place(insn, 8, false, |t, by| {
+            t.a.lea(T0, Mem { base: Some(register), index: None, disp: by });
+        })
     }
 
     fn move_stack(&mut self, by: i32) {
@@ -602,130 +640,109 @@ impl Translator<'_> {
     }
 
     /// Load a 64-bit memory operand into `value`.
-    fn fetch_operand(&mut self, insn: &Instruction) -> bool {
+    fn fetch_operand(&mut self, insn: &Instruction) {
         self.keep_flags();
-        if !self.address(insn) {
-            return false;
-        }
-        self.check(insn, 8, false);
+        self.address(insn, 0);
+        self.check(insn, 8, false, false);
         self.a.load(T1, at(T0));
         self.a.store(Self::value_slot(), T1);
+    }
+
+    fn push(&mut self, insn: &Instruction) -> bool {
+        match insn.op0_kind() {
+            OpKind::Register => {
+                let place = self.stack_place(insn);
+                let v = self.value_of(insn.op0_register(), T1);
+                self.a.store(place, v);
+            }
+            OpKind::Memory => {
+                self.fetch_operand(insn);
+                let place = self.stack_place(insn);
+                self.a.load(T1, Self::value_slot());
+                self.a.store(place, T1);
+            }
+            _ => {
+                let place = self.stack_place(insn);
+                self.a.store_imm(place, insn.immediate(0));
+            }
+        }
+        self.move_stack(-8);
+        self.close_sites();
         true
     }
 
-    fn push(&mut self, insn: &Instruction) -> Option<bool> {
-        match insn.op0_kind() {
-            OpKind::Register => {
-                self.stack_place(insn);
-                let v = self.value_of(insn.op0_register(), T1);
-                self.a.store(at(T0), v);
-            }
-            OpKind::Memory => {
-                if !self.fetch_operand(insn) {
-                    return None;
-                }
-                self.stack_place(insn);
-                self.a.load(T1, Self::value_slot());
-                self.a.store(at(T0), T1);
-            }
-            _ => {
-                self.stack_place(insn);
-                self.a.store_imm(at(T0), insn.immediate(0));
-            }
-        }
-        self.move_stack(-8);
-        self.close_sites();
-        Some(true)
-    }
-
-    fn pop(&mut self, insn: &Instruction) -> Option<bool> {
+    fn pop(&mut self, insn: &Instruction) -> bool {
         let r = insn.op0_register();
-        if r == Register::RSP {
-            return None;
-        }
-        self.stack_top(insn);
-        match host_of(number(r)) {
-            Some(h) => self.a.load(h, at(T0)),
-            None => {
-                self.a.load(T1, at(T0));
-                self.a.store(state(slot(number(r))), T1);
-            }
+        let place = self.stack_top(insn, HOST_OF_RSP);
+        if let Some(h) = host_of(number(r)) {
+            self.a.load(h, place);
+        } else {
+            self.a.load(T1, place);
+            self.a.store(state(slot(number(r))), T1);
         }
         self.move_stack(8);
         self.close_sites();
-        Some(true)
+        true
     }
 
-    fn leave(&mut self, insn: &Instruction) -> Option<bool> {
-        self.keep_flags();
-        self.a.mov(T0, RBP);
-        self.check(insn, 8, false);
-        self.a.load(T1, at(T0));
+    fn leave(&mut self, insn: &Instruction) -> bool {
+        let place = self.stack_top(insn, RBP);
+        self.a.load(T1, place);
         self.a.lea(HOST_OF_RSP, Mem { base: Some(RBP), index: None, disp: 8 });
         self.a.mov(RBP, T1);
         self.close_sites();
-        Some(true)
+        true
     }
 
     fn push_return(&mut self, insn: &Instruction) {
-        self.stack_place(insn);
-        self.a.store_imm(at(T0), insn.next_ip());
+        let place = self.stack_place(insn);
+        self.a.store_imm(place, insn.next_ip());
         self.move_stack(-8);
     }
 
-    fn call(&mut self, insn: &Instruction) -> Option<bool> {
+    fn call(&mut self, insn: &Instruction) -> bool {
         self.push_return(insn);
         self.make_live();
         let target = insn.near_branch_target();
         self.transfer(target);
-        Some(false)
+        false
     }
 
-    fn call_indirect(&mut self, insn: &Instruction) -> Option<bool> {
+    fn call_indirect(&mut self, insn: &Instruction) -> bool {
         if insn.op0_kind() == OpKind::Register {
-            let r = insn.op0_register();
-            if r == Register::RSP {
-                return None;
-            }
             self.push_return(insn);
-            let v = self.value_of(r, T0);
+            let v = self.value_of(insn.op0_register(), T0);
             self.a.mov(T0, v);
         } else {
-            if !self.fetch_operand(insn) {
-                return None;
-            }
+            self.fetch_operand(insn);
             self.push_return(insn);
             self.a.load(T0, Self::value_slot());
         }
         self.make_live();
         self.transfer_indirect();
-        Some(false)
+        false
     }
 
-    fn jump_indirect(&mut self, insn: &Instruction) -> Option<bool> {
+    fn jump_indirect(&mut self, insn: &Instruction) -> bool {
         if insn.op0_kind() == OpKind::Register {
             let v = self.value_of(insn.op0_register(), T0);
             self.a.mov(T0, v);
         } else {
-            self.keep_flags();
-            if !self.address(insn) {
-                return None;
-            }
-            self.check(insn, 8, false);
-            self.a.load(T0, at(T0));
+            let place = self.place(insn, 8, false, |t, by| t.address(insn, by));
+            self.a.load(T0, place);
         }
         self.make_live();
         self.transfer_indirect();
-        Some(false)
+        false
     }
 
-    fn ret(&mut self, insn: &Instruction) -> Option<bool> {
-        self.stack_top(insn);
-        self.a.load(T0, at(T0));
+    fn ret(&mut self, insn: &Instruction) -> bool {
+        let place = self.stack_top(insn, HOST_OF_RSP);
+        self.a.load(T0, place);
         let extra = if insn.op_count() > 0 { i32::from(insn.immediate16()) } else { 0 };
         self.move_stack(8 + extra);
         self.make_live();
         self.transfer_indirect();
-        Some(false)
+        false
     }
 }

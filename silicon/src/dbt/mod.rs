@@ -31,6 +31,7 @@ pub mod cache;
 pub mod flags;
 pub mod gate;
 pub mod glue;
+pub mod groups;
 pub mod home;
 pub mod lower;
 pub mod map;
@@ -64,6 +65,8 @@ pub(crate) const KIND_CLASS: u32 = 20;
 const MODE_USER: u32 = 1;
 const MODE_LIFTED: u32 = 2;
 const MODE_VECTOR: u32 = 4;
+/// Not of the processor: the version of a block in which each access has its own check.
+const MODE_UNGROUPED: u32 = 8;
 
 /// What of the processor's state is built into translations.
 fn mode_key(core: &Core) -> Option<u32> {
@@ -94,6 +97,10 @@ fn is_user(mode: u32) -> bool {
     mode & MODE_USER != 0
 }
 
+fn has_groups(mode: u32) -> bool {
+    mode & MODE_UNGROUPED == 0
+}
+
 fn has_vector(mode: u32) -> bool {
     mode & MODE_VECTOR != 0
 }
@@ -117,6 +124,8 @@ pub struct Dbt {
     /// How far `Memory::code_writes_since` was read.
     log_position: usize,
     trap: Option<Trap>,
+    /// The next block is to be the version without groups.
+    ungrouped: bool,
     translated_instructions: u64,
     translated_blocks: u64,
     invalidated: u64,
@@ -160,6 +169,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         tables_of: (0, 0, 0),
         log_position: 0,
         trap: None,
+        ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
         invalidated: 0,
@@ -180,6 +190,7 @@ impl Engine for Dbt {
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let block = if must_step(core) { None } else { self.find(core)? };
+            self.ungrouped = false;
             let Some(block) = block.filter(|&n| i64::from(self.blocks[n as usize].count) <= core.countdown)
             else {
                 self.slow += 1;
@@ -239,7 +250,10 @@ impl Dbt {
     /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
     /// interpreted.
     fn find(&mut self, core: &mut Core) -> Exec<Option<u32>> {
-        let Some(mode) = mode_key(core) else { return Ok(None) };
+        let Some(mut mode) = mode_key(core) else { return Ok(None) };
+        if std::mem::take(&mut self.ungrouped) {
+            mode |= MODE_UNGROUPED;
+        }
         let rip = core.rip;
         let linear = segment::code_linear(core, rip)?;
         let (hpa, special) = core.translate(linear, Access::Fetch)?;
@@ -262,7 +276,9 @@ impl Dbt {
     fn remember(&mut self, core: &mut Core, number: u32) {
         let b = &self.blocks[number as usize];
         let pair = usize::from(!is_user(b.key.mode));
-        core.jit.jump[pair][(b.key.rip & 0xFF) as usize] = b.landing;
+        if has_groups(b.key.mode) {
+            core.jit.jump[pair][(b.key.rip & 0xFF) as usize] = b.landing;
+        }
         let next = self.pages.len() as u32 + 1;
         let page = *self.pages.entry((b.key.rip >> 12, b.key.hpa >> 12)).or_insert(next);
         core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
@@ -318,7 +334,7 @@ impl Dbt {
     fn make_link(&mut self, request: u64, number: u32) {
         let Some(link) = self.links.get(request as usize) else { return };
         let b = &self.blocks[number as usize];
-        if link.target != b.key.rip || b.is_dead {
+        if link.target != b.key.rip || b.is_dead || !has_groups(b.key.mode) {
             return;
         }
         if let Some(place) = link.page_place {
@@ -386,7 +402,10 @@ impl Dbt {
 
     /// The host address to go on at for RIP, if its block is translated already.
     fn known(&mut self, core: &mut Core) -> u64 {
-        let Some(mode) = mode_key(core) else { return 0 };
+        let Some(mut mode) = mode_key(core) else { return 0 };
+        if self.ungrouped {
+            mode |= MODE_UNGROUPED;
+        }
         let Some(entry) = core.tlb.lookup_fetch(core.rip >> 12) else { return 0 };
         let supervisor_ok = !(entry.perm & perm::US != 0 && core.cr4 & cr4::SMEP != 0);
         let allowed = if core.cpl == 3 { entry.perm & perm::US != 0 } else { supervisor_ok };
@@ -396,6 +415,7 @@ impl Dbt {
         let key = Key { rip: core.rip, hpa: entry.hpa | (core.rip & PAGE_OFFSET), mode };
         match self.index.get(&key) {
             Some(&n) => {
+                self.ungrouped = false;
                 self.remember(core, n);
                 self.blocks[n as usize].main
             }
@@ -417,6 +437,10 @@ impl Dbt {
         core.flags_from_jit();
         core.rip = site.rip;
         core.countdown += i64::from(site.remaining);
+        if site.is_group {
+            self.ungrouped = true;
+            return self.known(core);
+        }
         if site.is_vector {
             gate::vector_state_out(core);
         }

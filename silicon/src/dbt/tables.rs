@@ -1,5 +1,6 @@
 //! What generated code reads and writes beside the processor's registers.
 
+use super::groups::MAX_GROUPS;
 use crate::arch::bits::rflags;
 use crate::cpu::state::Core;
 
@@ -17,6 +18,8 @@ pub struct Tables {
     pub value: u64,
     /// The same for flags that a block keeps aside.
     pub kept_flags: u64,
+    /// Host pointers of a block's groups of accesses.
+    pub groups: [u64; MAX_GROUPS],
     /// Why generated code came back: a link to make, or `NO_REQUEST`.
     pub request: u64,
     /// The caller's stack pointer.
@@ -42,6 +45,7 @@ impl Tables {
             flags: 0,
             value: 0,
             kept_flags: 0,
+            groups: [0; MAX_GROUPS],
             request: NO_REQUEST,
             saved_rsp: 0,
             host_mxcsr: 0x1F80,

@@ -7,6 +7,7 @@ use super::asm::{Asm, RSP, T0, T1, cc, state};
 use super::block::{Key, Link, Site};
 use super::flags::{Effect, effect};
 use super::glue::{Glue, table};
+use super::groups::{MAX_GROUPS, Member};
 use super::tables::{JUMP_ENTRIES, Tables};
 use crate::cpu::state::Core;
 use std::mem::offset_of;
@@ -62,6 +63,7 @@ pub(super) struct Translator<'a> {
     pub class: usize,
     pub is_user: bool,
     pub has_vector: bool,
+    pub has_bmi2: bool,
     pub flags: Flags,
     /// `kept_flags` has the current flags (they may be live as well).
     pub kept_is_current: bool,
@@ -75,6 +77,12 @@ pub(super) struct Translator<'a> {
     pub vector: bool,
     /// Cold fills whose instruction is not finished yet.
     pub open_sites: usize,
+    /// Which accesses share a check.
+    pub plan: Vec<Option<Member>>,
+    /// Groups whose pointer is in its slot.
+    pub ready: [bool; MAX_GROUPS],
+    /// The group whose pointer T0 holds.
+    pub t0_group: Option<usize>,
 }
 
 /// The engine's parts that a translation uses.
@@ -117,6 +125,11 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
     if insns.is_empty() {
         return None;
     }
+    let plan = if super::has_groups(key.mode) {
+        super::groups::plan(&insns, tools.info, super::lower::is_interpreted)
+    } else {
+        vec![None; insns.len()]
+    };
     let mut t = Translator {
         a: Asm::new(tools.here),
         glue: tools.glue,
@@ -125,6 +138,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         class: super::class_of(key.mode),
         is_user: super::is_user(key.mode),
         has_vector: super::has_vector(key.mode),
+        has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         flags: Flags::Live,
         kept_is_current: false,
         cold: Vec::new(),
@@ -136,6 +150,9 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         index: 0,
         vector: false,
         open_sites: 0,
+        plan,
+        ready: [false; MAX_GROUPS],
+        t0_group: None,
     };
     let again = t.a.here();
     t.a.imm(T0, key.rip);
@@ -229,6 +246,7 @@ impl Translator<'_> {
             remaining: (self.count - self.index) as u8,
             is_vector: self.vector,
             flags_kept: false,
+            is_group: false,
         }
     }
 
@@ -241,6 +259,8 @@ impl Translator<'_> {
         let site = Site { at: here, next, ..self.site(insn) };
         self.sites.push(site);
         self.kept_is_current = false;
+        self.ready = [false; MAX_GROUPS];
+        self.t0_group = None;
     }
 
     /// Go to a known address (flags are live).

@@ -1,0 +1,246 @@
+//! Memory operands of a block that share one check.
+//!
+//! Accesses off the same value of the same register that lie close together are one *group*: the
+//! first checks the range of all, keeps the host pointer, and the others use it.  If the range
+//! crosses a page, or the first level of the TLB cannot grant it, the rest of the block runs in a
+//! version without groups, whose checks are exact.
+
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use super::map::number;
+
+/// Most groups in a block: each has a slot for its pointer.
+pub const MAX_GROUPS: usize = 16;
+/// Bytes from the first to the last byte of a group, at most (so that displacements are short).
+const MAX_SPAN: i64 = 128;
+/// Stands for "no base register": absolute addresses.
+const ABSOLUTE: usize = 16;
+
+/// One instruction's access as a member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which group.
+    pub group: usize,
+    /// Where the access lies in the group's range.
+    pub offset: i32,
+    /// Bytes of the range.
+    pub span: u32,
+    /// Whether any member writes.
+    pub write: bool,
+}
+
+struct Group {
+    base: usize,
+    version: u32,
+    low: i64,
+    high: i64,
+    write: bool,
+    members: Vec<(usize, i64)>,
+}
+
+/// What a register's value is known to be: a numbered unknown plus a constant.
+#[derive(Clone, Copy, Default)]
+struct Value {
+    version: u32,
+    offset: i64,
+}
+
+struct Planner<'a> {
+    info: &'a mut InstructionInfoFactory,
+    values: [Value; 17],
+    next: u32,
+    groups: Vec<Group>,
+}
+
+/// For each instruction the group its memory access belongs to, if sharing saves anything.
+/// `is_barrier` tells which instructions are interpreted.
+pub fn plan(
+    insns: &[Instruction],
+    info: &mut InstructionInfoFactory,
+    is_barrier: impl Fn(&Instruction) -> bool,
+) -> Vec<Option<Member>> {
+    let mut p = Planner { info, values: [Value::default(); 17], next: 1, groups: Vec::new() };
+    for (i, insn) in insns.iter().enumerate() {
+        if is_barrier(insn) {
+            for r in 0..16 {
+                p.forget(r);
+            }
+            continue;
+        }
+        if let Some((base, offset, size, write)) = p.access(insn) {
+            p.join(i, base, offset, size, write);
+        }
+        p.effects(insn);
+    }
+    let mut out = vec![None; insns.len()];
+    let shared = p.groups.iter().filter(|g| g.members.len() > 1).take(MAX_GROUPS);
+    for (n, g) in shared.enumerate() {
+        for &(i, offset) in &g.members {
+            out[i] = Some(Member {
+                group: n,
+                offset: (offset - g.low) as i32,
+                span: (g.high - g.low) as u32,
+                write: g.write,
+            });
+        }
+    }
+    out
+}
+
+impl Planner<'_> {
+    fn forget(&mut self, register: usize) {
+        self.values[register] = Value { version: self.next, offset: 0 };
+        self.next += 1;
+    }
+
+    /// The one access that may be shared: (base, displacement, bytes, is write).
+    fn access(&mut self, insn: &Instruction) -> Option<(usize, i64, i64, bool)> {
+        match insn.code() {
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
+                return Some((4, -8, 8, true));
+            }
+            Code::Call_rm64 if insn.op0_kind() == OpKind::Register => return Some((4, -8, 8, true)),
+            Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return Some((4, 0, 8, false)),
+            Code::Leaveq => return Some((5, 0, 8, false)),
+            Code::Call_rm64 | Code::Push_rm64 => return None,
+            _ => {}
+        }
+        let op = (0..insn.op_count()).find(|&i| insn.op_kind(i) == OpKind::Memory)?;
+        let size = insn.memory_size().size();
+        let is_plain = insn.memory_index() == Register::None
+            && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+            && (1..=64).contains(&size)
+            && insn.mnemonic() != Mnemonic::Lea;
+        if !is_plain {
+            return None;
+        }
+        let disp = insn.memory_displacement64().cast_signed();
+        let base = match insn.memory_base() {
+            Register::None | Register::RIP => ABSOLUTE,
+            r if r.size() == 8 && disp.abs() < 1 << 30 => number(r),
+            _ => return None,
+        };
+        let access = self.info.info(insn).op_access(op);
+        let write = match access {
+            OpAccess::Read | OpAccess::CondRead => false,
+            OpAccess::None | OpAccess::NoMemAccess => return None,
+            _ => true,
+        };
+        Some((base, disp, size as i64, write))
+    }
+
+    fn join(&mut self, i: usize, base: usize, disp: i64, size: i64, write: bool) {
+        let value = self.values[base];
+        let Some(from) = value.offset.checked_add(disp) else { return };
+        let Some(to) = from.checked_add(size) else { return };
+        let open = self.groups.iter_mut().rev().find(|g| g.base == base && g.version == value.version);
+        if let Some(g) = open {
+            let (low, high) = (g.low.min(from), g.high.max(to));
+            if high - low <= MAX_SPAN {
+                (g.low, g.high) = (low, high);
+                g.write |= write;
+                g.members.push((i, from));
+                return;
+            }
+        }
+        self.groups.push(Group {
+            base,
+            version: value.version,
+            low: from,
+            high: to,
+            write,
+            members: vec![(i, from)],
+        });
+    }
+
+    /// What the instruction does to the registers' values.
+    fn effects(&mut self, insn: &Instruction) {
+        if let Some((register, by)) = adjustment(insn) {
+            let v = &mut self.values[register];
+            match v.offset.checked_add(by) {
+                Some(o) => v.offset = o,
+                None => self.forget(register),
+            }
+            if !matches!(insn.code(), Code::Pop_r64) {
+                return;
+            }
+        }
+        let mut written = [false; 16];
+        for r in self.info.info(insn).used_registers() {
+            let writes = !matches!(r.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+            if writes && r.register().is_gpr() {
+                written[number(r.register())] = true;
+            }
+        }
+        if insn.code() == Code::Pop_r64 && insn.op0_register() != Register::RSP {
+            written[4] = false;
+        }
+        for (r, _) in written.iter().enumerate().filter(|(_, w)| **w) {
+            self.forget(r);
+        }
+    }
+}
+
+/// A register that the instruction moves by a constant.
+fn adjustment(insn: &Instruction) -> Option<(usize, i64)> {
+    match insn.code() {
+        Code::Push_r64
+        | Code::Pushq_imm8
+        | Code::Pushq_imm32
+        | Code::Push_rm64
+        | Code::Call_rel32_64
+        | Code::Call_rm64 => return Some((4, -8)),
+        Code::Pop_r64 if insn.op0_register() != Register::RSP => return Some((4, 8)),
+        _ => {}
+    }
+    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != 8 {
+        return None;
+    }
+    let r = insn.op0_register();
+    let is_immediate = insn.op_count() == 2 && !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
+    let by = match insn.mnemonic() {
+        Mnemonic::Add if is_immediate => insn.immediate(1).cast_signed(),
+        Mnemonic::Sub if is_immediate => insn.immediate(1).cast_signed().checked_neg()?,
+        Mnemonic::Inc => 1,
+        Mnemonic::Dec => -1,
+        Mnemonic::Lea if insn.memory_base() == r && insn.memory_index() == Register::None => {
+            insn.memory_displacement64().cast_signed()
+        }
+        _ => return None,
+    };
+    Some((number(r), by))
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn plan_of(code: &[u8]) -> Vec<Option<Member>> {
+        let insns: Vec<_> = Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE).into_iter().collect();
+        plan(&insns, &mut InstructionInfoFactory::new(), |_| false)
+    }
+
+    #[test]
+    fn pushes_share_one_check_of_their_whole_range() {
+        let p = plan_of(&[0x55, 0x53, 0x52]); // push rbp; push rbx; push rdx
+        let member = |offset| Some(Member { group: 0, offset, span: 24, write: true });
+        assert_eq!(vec![member(16), member(8), member(0)], p);
+    }
+
+    #[test]
+    fn a_changed_base_ends_a_group() {
+        // mov rax,[rdi]; mov rdi,rsi; mov rax,[rdi]
+        let p = plan_of(&[0x48, 0x8B, 0x07, 0x48, 0x89, 0xF7, 0x48, 0x8B, 0x07]);
+        assert_eq!(vec![None, None, None], p);
+    }
+
+    #[test]
+    fn a_base_moved_by_a_constant_stays_in_its_group() {
+        // mov rax,[rdi]; add rdi,8; mov rax,[rdi]
+        let p = plan_of(&[0x48, 0x8B, 0x07, 0x48, 0x83, 0xC7, 0x08, 0x48, 0x8B, 0x07]);
+        let member = |offset| Some(Member { group: 0, offset, span: 16, write: false });
+        assert_eq!(vec![member(0), None, member(8)], p);
+    }
+}
