@@ -115,6 +115,7 @@ def io_instruction(vcpu: "Vcpu", exit: Exit) -> Verdict:
     else:
         mask = (1 << 8 * size) - 1
         vcpu.bus.port_write(access >> 16 & 0xFFFF, size, vcpu.read_gpr(0) & mask)
+    vcpu.spend(portio.CYCLE_NS)
     vcpu.skip(exit.length)
     return RESUME
 

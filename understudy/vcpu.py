@@ -267,11 +267,13 @@ class Vcpu:
         return self.fault(fault.vector, fault.error)
 
     def spend(self, ticks: int) -> None:
-        """An instruction that takes many steps takes time: nothing else would count it."""
+        """Virtual time for what no retired instruction counts; the preemption timer did not see it.
+
+        Without it a guest that polls a timer of the board would do so millions of times.
+        """
         if ticks > 0 and not self.is_wall:
             self.processor.advance(ticks)
-            self.state.armed = 0  # the preemption timer did not see it
-            self.attention = True
+            self._rearm()
 
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from understudy.vcpu import Vcpu
 
 BURST: Final = 1024
+CYCLE_NS: Final = 1000  # a cycle on the ISA bus, which every port access of a PC waits for
 DF: Final = 1 << 10
 RCX, RSI, RDI = 1, 6, 7
 
@@ -36,7 +37,7 @@ def string(vcpu: "Vcpu", exit: Exit) -> None:
         done = count
     except GuestFault as fault:
         vcpu.guest_fault(fault)
-    vcpu.spend(done)
+    vcpu.spend(done * CYCLE_NS)
     advance(vcpu, register, done * step, mask)
     if access.REP:
         advance(vcpu, RCX, -done, mask)
