@@ -211,6 +211,8 @@ def _carry_out(wanted: Wanted) -> int:
         except (GuestError, LinuxError) as error:
             line.clear()
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
+        except ValueError as error:  # a size or a name that the machine refuses
+            raise Refusal(str(error), status=2) from None
         except MemoryError as error:
             raise Refusal(str(error) or f"this computer cannot give {wanted.memory}") from None
 
