@@ -4,7 +4,8 @@ mod vmx_bed;
 
 use silicon::arch::exit::reason;
 use silicon::arch::vmcs as f;
-use silicon::vmx::controls::{entry, exit, pin};
+use silicon::processor::EngineKind;
+use silicon::vmx::controls::{entry, exit, pin, secondary};
 use silicon::vmx::instructions as vmx;
 use vmx_bed::*;
 
@@ -148,4 +149,73 @@ fn a_real_mode_guest_is_unrestricted() {
     assert_eq!((reason::EXCEPTION_OR_NMI, 0x8000_0306), (e.reason, e.intr_info));
     assert_eq!(0x1234, bed.core().gpr[0] & 0xFFFF);
     assert_eq!(0, bed.read(f::ENTRY_CONTROLS) & u64::from(entry::IA32E_MODE_GUEST));
+}
+
+#[test]
+fn the_resume_flag_lasts_one_instruction_on_every_engine() {
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        let mut bed = Bed::on(engine);
+        bed.code(&[0x90, 0x90, 0x0F, 0x01, 0xC1]).write(f::GUEST_RFLAGS, 0x1_0002); // nop; nop; vmcall
+        assert_eq!(reason::VMCALL, bed.launch().reason);
+        assert_eq!(2, bed.read(f::GUEST_RFLAGS), "{engine:?}");
+    }
+}
+
+#[test]
+fn pending_debug_exceptions_are_delivered_unless_mov_ss_holds_them() {
+    const B0_AND_STEP: u64 = 0x5001; // B0, enabled breakpoint, BS
+    for (shadow, rip) in [(0, CODE), (1, CODE), (2, CODE + 1)] {
+        let mut bed = Bed::new();
+        bed.code(&[0x90, 0x90]).write(f::GUEST_PENDING_DEBUG_EXCEPTIONS, B0_AND_STEP);
+        bed.write(f::GUEST_RFLAGS, 0x302).write(f::GUEST_INTERRUPTIBILITY_STATE, shadow);
+        let e = bed.launch();
+        assert_eq!((reason::EXCEPTION_OR_NMI, 0x8000_0301, 0x4001), (e.reason, e.intr_info, e.qualification));
+        assert_eq!(rip, bed.read(f::GUEST_RIP), "shadow {shadow}");
+    }
+}
+
+#[test]
+fn virtual_nmi_blocking_is_apart_from_the_processors() {
+    let mut bed = Bed::new();
+    bed.set(PIN, pin::NMI_EXITING | pin::VIRTUAL_NMIS).gate(2, 0x10);
+    bed.code_at(0x10, &[0x0F, 0x01, 0xC1, 0x48, 0xCF]); // vmcall; iretq
+    bed.code(&[0x0F, 0xA2]).write(f::ENTRY_INTERRUPTION_INFORMATION, 0x8000_0202);
+    assert_eq!(reason::VMCALL, bed.launch().reason);
+    assert_eq!((8, false), (bed.read(f::GUEST_INTERRUPTIBILITY_STATE), bed.core().nmi_blocked));
+    bed.write(f::GUEST_RIP, CODE + 0x13);
+    assert_eq!(reason::CPUID, bed.resume().reason); // IRET ended the blocking
+    assert_eq!(0, bed.read(f::GUEST_INTERRUPTIBILITY_STATE));
+}
+
+#[test]
+fn translations_outlive_exits_with_a_vpid_and_not_without() {
+    for (with_vpid, walks) in [(true, 0), (false, 1)] {
+        let mut bed = Bed::new();
+        bed.code(&[0xA0, 0, 0x90, 0, 0, 0, 0, 0, 0, 0x0F, 0x01, 0xC1]); // mov al, [0x9000]; vmcall
+        if !with_vpid {
+            bed.clear(SECONDARY, secondary::ENABLE_VPID);
+        }
+        bed.launch();
+        let before = bed.core().counts.clone();
+        bed.write(f::GUEST_RIP, CODE);
+        assert_eq!(reason::VMCALL, bed.resume().reason);
+        let after = &bed.core().counts;
+        assert_eq!(walks, after.tlb_misses - before.tlb_misses);
+        assert_eq!(walks, after.itlb_misses - before.itlb_misses);
+    }
+    // INVVPID and INVEPT drop them.
+    let drops: [fn(&mut Bed); 3] = [
+        |b| vmx::invvpid(b.core(), 1, 1, 0).unwrap(),
+        |b| vmx::invept(b.core(), 1, EPT | 0x1E).unwrap(),
+        |b| vmx::invept(b.core(), 2, 0).unwrap(),
+    ];
+    for drop in drops {
+        let mut bed = Bed::new();
+        bed.code(&[0xA0, 0, 0x90, 0, 0, 0, 0, 0, 0, 0x0F, 0x01, 0xC1]);
+        bed.launch();
+        drop(&mut bed);
+        let before = bed.core().counts.tlb_misses;
+        bed.write(f::GUEST_RIP, CODE).resume();
+        assert_eq!(1, bed.core().counts.tlb_misses - before);
+    }
 }

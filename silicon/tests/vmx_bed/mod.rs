@@ -34,6 +34,14 @@ pub const GDT: u64 = 0x20000;
 pub const IDT: u64 = 0x21000;
 pub const TSS: u64 = 0x22000;
 
+/// The engine to test: the plain interpreter, or what UNDERSTUDY_ENGINE says.
+fn engine() -> EngineKind {
+    match std::env::var("UNDERSTUDY_ENGINE").as_deref() {
+        Ok("dbt") => EngineKind::Dbt,
+        _ => EngineKind::Reference,
+    }
+}
+
 pub struct Bed {
     pub processor: Processor,
 }
@@ -45,8 +53,12 @@ fn must(index: u32) -> u64 {
 impl Bed {
     /// In root operation, nothing current.
     pub fn root() -> Bed {
+        Bed::root_on(engine())
+    }
+
+    fn root_on(engine: EngineKind) -> Bed {
         let mem = Memory::new(16 << 20).unwrap();
-        let mut processor = Processor::new(mem, EngineKind::Reference, Clock::Virtual, 0).unwrap();
+        let mut processor = Processor::new(mem, engine, Clock::Virtual, 0).unwrap();
         let core = &mut *processor.core;
         core.cr0 = 0x8001_0031;
         core.cr4 = 0x2020;
@@ -64,7 +76,12 @@ impl Bed {
 
     /// A 64-bit guest under EPT with minimal controls, RIP at `CODE`.
     pub fn new() -> Bed {
-        let mut bed = Bed::root();
+        Bed::on(engine())
+    }
+
+    /// The same on an engine of choice.
+    pub fn on(engine: EngineKind) -> Bed {
+        let mut bed = Bed::root_on(engine);
         vmx::vmclear(bed.core(), VMCS).unwrap();
         vmx::vmptrld(bed.core(), VMCS).unwrap();
         bed.controls();
