@@ -5,6 +5,7 @@ mod vmx_bed;
 
 use silicon::arch::exit::reason;
 use silicon::arch::vmcs as f;
+use silicon::processor::EngineKind;
 use silicon::vmx::controls::{primary, secondary};
 use vmx_bed::*;
 
@@ -182,4 +183,45 @@ fn a_bad_msr_list_at_an_exit_is_a_vmx_abort() {
     assert_eq!((reason::SHUTDOWN, 4), (e.reason, e.qualification));
     assert_eq!(4, bed.core().mem.load(VMCS + f::ABORT_INDICATOR, 4));
     assert_eq!(reason::SHUTDOWN, bed.run().reason);
+}
+
+#[test]
+fn accesses_of_the_apic_access_page_exit_but_for_the_shadowed_tpr() {
+    const PAGE: u64 = 0x5_0000; // guest-physical and linear
+    let at = |offset: u64| (PAGE + offset) as u32;
+    let read = |offset| [&[0xA1][..], &u64::from(at(offset)).to_le_bytes()].concat(); // mov eax, [..]
+    let write = |offset| [&[0xA3][..], &u64::from(at(offset)).to_le_bytes()].concat();
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        for (code, shadow, qualification) in [
+            (read(0x20), false, Some(0x0020)),
+            (write(0xB0), false, Some(0x10B0)),
+            (read(0x80), false, Some(0x0080)),
+            (read(0x80), true, None),
+            (write(0x80), true, None),
+            (read(0x84), true, Some(0x0084)),
+        ] {
+            let mut bed = Bed::on(engine);
+            bed.code(&code).code_at(9, &[0x0F, 0x01, 0xC1]);
+            bed.set(SECONDARY, secondary::VIRTUALIZE_APIC_ACCESSES);
+            bed.write(f::APIC_ACCESS_ADDRESS, GUEST + PAGE);
+            if shadow {
+                bed.set(PRIMARY, primary::USE_TPR_SHADOW);
+                bed.core().mem.store(VIRTUAL_APIC + 0x80, 4, 0x70);
+            }
+            let e = bed.launch();
+            match qualification {
+                Some(q) => {
+                    assert_eq!((reason::APIC_ACCESS, q), (e.reason, e.qualification));
+                    assert_eq!(CODE, bed.read(f::GUEST_RIP));
+                }
+                None => {
+                    assert_eq!(reason::VMCALL, e.reason);
+                    let expected = if code[0] == 0xA1 { (0x70, 0x70) } else { (0, 0) };
+                    let core = bed.core();
+                    assert_eq!(expected, (core.gpr[0], core.mem.load(VIRTUAL_APIC + 0x80, 4)));
+                }
+            }
+            assert_eq!(0, bed.core().mem.load(GUEST + PAGE + 0x80, 8), "the page itself is untouched");
+        }
+    }
 }
