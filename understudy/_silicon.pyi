@@ -5,7 +5,7 @@ Only `understudy/silicon.py` imports the compiled module.  Addresses are plain i
 VMCS fields are named by their encodings (SDM 3D, "Field Encoding in VMCS").
 """
 
-from typing import Any, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
@@ -25,7 +25,7 @@ class Memory:
     the processor runs.  While processors run, write with `write`, which tells them about code.
     """
 
-    def __init__(self, size: int) -> None: ...
+    def __new__(cls, size: int) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def size(self) -> int:
@@ -90,9 +90,9 @@ class Processor:
     processor (as on real hardware); all else of the guest is in the VMCS.
     """
 
-    def __init__(
-        self, memory: Memory, engine: str = "dbt", clock: str = "virtual", apic_id: int = 0
-    ) -> None:
+    def __new__(
+        cls, memory: Memory, engine: str = "dbt", clock: str = "virtual", apic_id: int = 0
+    ) -> Self:
         """engine: "dbt" (fast) or "reference" (the plain interpreter)."""
     # --- running ---
     def run(self, budget: int = 0) -> Exit:
@@ -191,7 +191,7 @@ class LocalApic:
     (ns), passed in: it keeps no clock.
     """
 
-    def __init__(self, apic_id: int = 0, bootstrap: bool = True) -> None: ...
+    def __new__(cls, apic_id: int = 0, bootstrap: bool = True) -> Self: ...
     def read(self, offset: int, now: int) -> int:
         """A register by its xAPIC page offset (0x20 ID, 0x30 version, 0x80 TPR, …)."""
     def write(self, offset: int, value: int, now: int) -> int | None:

@@ -347,3 +347,119 @@ pub fn state_hash(core: &mut Core) -> u64 {
     }
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::step::step;
+    use crate::cpu::testbed::{long, real};
+    use crate::cpu::trap::Trap;
+
+    /// Increments every fourth page of the first 4 MBytes through a TLB that soon has them all.
+    fn busy() -> Core {
+        let core = long(0);
+        // inc dword [rdi]; add rdi,4000h; and edi,3FFFFFh; or edi,100000h; jmp
+        let code = [
+            0xFF, 0x07, 0x48, 0x81, 0xC7, 0, 0x40, 0, 0, 0x81, 0xE7, 0xFF, 0xFF, 0x3F, 0, 0x81, 0xCF, 0, 0,
+            0x10, 0, 0xEB, 0xE9,
+        ];
+        assert!(core.mem.write_bytes(0x1000, &code));
+        core
+    }
+
+    fn go(core: &mut Core, steps: usize) {
+        for _ in 0..steps {
+            if let Err(Trap::Exception(e)) = step(core) {
+                panic!("{e:?} at {:#x}", core.rip);
+            }
+        }
+    }
+
+    fn copy_of(core: &Core) -> Core {
+        let mem = crate::mem::Memory::new(core.mem.size()).unwrap();
+        let mut bytes = vec![0; core.mem.size() as usize];
+        assert!(core.mem.read_bytes(0, &mut bytes) && mem.write_bytes(0, &bytes));
+        Core::new(mem, core.clock, 5)
+    }
+
+    #[test]
+    fn a_loaded_processor_goes_on_as_the_saved_one_to_the_last_walk_and_flag() {
+        let mut a = busy();
+        go(&mut a, 700);
+        let bytes = save(&mut a);
+        // Cleared accessed and dirty flags show who walks again.
+        for entry in [a.cr3, a.cr3 + 0x2000, a.cr3 + 0x2008] {
+            a.mem.store(entry, 1, a.mem.load(entry, 1) & !0x60);
+        }
+        let mut b = copy_of(&a);
+        load(&mut b, &bytes).unwrap();
+        assert_eq!(state_hash(&mut a), state_hash(&mut b));
+        go(&mut a, 1500);
+        go(&mut b, 1500);
+        assert_eq!(state_hash(&mut a), state_hash(&mut b));
+        assert_eq!(a.counts, b.counts);
+        assert!(a.counts.tlb_misses > 100, "{}", a.counts.tlb_misses);
+        let (mut x, mut y) = (vec![0; 4 << 20], vec![0; 4 << 20]);
+        assert!(a.mem.read_bytes(0, &mut x) && b.mem.read_bytes(0, &mut y));
+        assert!(x == y);
+    }
+
+    #[test]
+    fn every_part_counts_for_the_hash() {
+        let changes: [fn(&mut Core); 14] = [
+            |c| c.gpr[15] ^= 1,
+            |c| c.rip += 1,
+            |c| c.seg[5].limit ^= 1,
+            |c| c.fx.0[400] ^= 1,
+            |c| c.dr[3] ^= 1,
+            |c| c.msr.tsc_aux ^= 1,
+            |c| c.pdpte[3] ^= 1,
+            |c| c.counts.injected[255] += 1,
+            |c| c.counts.exits[79] += 1,
+            |c| c.apic.set_tpr(9),
+            |c| c.vmx.vpid ^= 1,
+            |c| c.tsc_skew += 1,
+            |c| c.shadow = Shadow::Sti,
+            |c| {
+                c.cpuid.insert((1, 0), [0; 4]);
+            },
+        ];
+        let plain = state_hash(&mut real());
+        assert_eq!(plain, state_hash(&mut real()));
+        for (i, change) in changes.iter().enumerate() {
+            let mut core = real();
+            change(&mut core);
+            assert_ne!(plain, state_hash(&mut core), "change {i}");
+        }
+    }
+
+    #[test]
+    fn an_event_on_its_way_is_saved() {
+        let mut a = real();
+        a.vectoring = Some(Event { vector: 14, kind: Kind::Hardware, error: Some(7), length: 0 });
+        let bytes = save(&mut a);
+        let mut b = copy_of(&a);
+        load(&mut b, &bytes).unwrap();
+        assert_eq!(a.vectoring, b.vectoring);
+    }
+
+    #[test]
+    fn no_bytes_can_do_harm() {
+        let mut core = real();
+        let (good, before) = (save(&mut core), state_hash(&mut core));
+        for cut in [0, 7, 8, 16, 100, good.len() - 8] {
+            assert!(load(&mut core, &good[..cut]).is_err(), "{cut}");
+        }
+        let mut old = good.clone();
+        old[7] = 0;
+        assert!(load(&mut core, &old).unwrap_err().to_string().contains("version"));
+        for at in (16..good.len()).step_by(8) {
+            let mut bad = good.clone();
+            bad[at..at + 8].fill(0xFF);
+            if load(&mut core, &bad).is_ok() {
+                load(&mut core, &good).unwrap();
+            }
+            assert_eq!(before, state_hash(&mut core), "byte {at}");
+        }
+    }
+}

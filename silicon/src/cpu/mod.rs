@@ -46,7 +46,7 @@ mod system_tests;
 mod table_tests;
 pub mod task;
 #[cfg(test)]
-mod testbed;
+pub(crate) mod testbed;
 pub mod trap;
 pub mod vector;
 #[cfg(test)]

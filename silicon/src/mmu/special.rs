@@ -70,3 +70,58 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::exit::reason;
+    use crate::cpu::testbed::protected;
+    use crate::cpu::trap::Trap;
+    use crate::mmu::access::Who;
+
+    const PAGE: u64 = 0xFEE0_0000;
+
+    #[test]
+    fn the_apics_page_is_where_the_base_register_says() {
+        let mut core = protected(0);
+        core.write_lin(PAGE + 0xF0, 4, 0x1FF, Who::Program).unwrap();
+        assert_eq!(Ok(0x1FF), core.read_lin(PAGE + 0xF0, 4, Who::Program));
+        assert_eq!(Ok(0x01), core.read_lin(PAGE + 0xF1, 1, Who::Program));
+        assert_eq!(Ok(0x5_0014), core.read_lin(PAGE + 0x30, 4, Who::Program));
+        // Over plain memory, too, and what was there before stays hidden.
+        core.apic.wrmsr(0x1B, 0x20_0900, 0);
+        core.flush_guest();
+        core.mem.store(0x20_00F0, 4, 7);
+        assert_eq!(Ok(0x1FF), core.read_lin(0x20_00F0, 4, Who::Program));
+        assert!(
+            matches!(core.read_lin(PAGE, 4, Who::Program), Err(Trap::Stop(e)) if e.reason == reason::MMIO)
+        );
+    }
+
+    #[test]
+    fn a_self_ipi_through_the_page_is_looked_at_before_the_next_instruction() {
+        let mut core = protected(0);
+        core.write_lin(PAGE + 0xF0, 4, 0x1FF, Who::Program).unwrap();
+        core.attention = 0;
+        core.write_lin(PAGE + 0x300, 4, 0x4_0041, Who::Program).unwrap();
+        assert_eq!((Some(0x41), 1), (core.apic.pending(), core.attention));
+    }
+
+    #[test]
+    fn narrow_writes_of_the_page_do_nothing() {
+        let mut core = protected(0);
+        core.write_lin(PAGE + 0x80, 1, 0x55, Who::Program).unwrap();
+        assert_eq!(Ok(0), core.read_lin(PAGE + 0x80, 4, Who::Program));
+    }
+
+    #[test]
+    fn no_memory_stops_a_bare_machine_with_what_it_wanted() {
+        let mut core = protected(0);
+        let Err(Trap::Stop(stop)) = core.write_lin(0xC000_0000, 2, 0xABCD, Who::Program) else {
+            panic!("expected a stop");
+        };
+        assert_eq!(
+            (reason::MMIO, 1, 0xC000_0000, 0xABCD, 2),
+            (stop.reason, stop.qualification, stop.gpa, stop.gla, stop.length)
+        );
+    }
+}

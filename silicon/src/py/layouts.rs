@@ -1,8 +1,13 @@
 //! `LAYOUTS`: the bit layouts of this half, for the test that both halves agree.
 
-use crate::arch::bits::{cr0, cr4, efer, ept, pte, rflags};
+use crate::arch::bits::{cr0, cr4, efer, pte, rflags};
 use crate::arch::exception::pf;
 use crate::arch::segment::attr;
+
+/// EPT entries, with the large-page bit called as in other tables.
+mod ept {
+    pub use crate::arch::bits::ept::{A, D, LARGE as PS, R, W, X};
+}
 
 /// A field: name, high bit, low bit.
 pub type Field = (&'static str, u32, u32);
@@ -25,7 +30,7 @@ pub fn layouts() -> Vec<(&'static str, Vec<Field>)> {
         "EFER": efer [NXE LMA LME SCE],
         "RFLAGS": rflags [ID VIP VIF AC VM RF NT IOPL OF DF IF TF SF ZF AF PF CF],
         "PTE": pte [XD G PS D A US RW P],
-        "EPT": ept [D A LARGE X W R],
+        "EPT": ept [D A PS X W R],
         "PF": pf [I RSVD U W P],
         "ACCESS_RIGHTS": attr [UNUSABLE G DB L AVL P S TYPE],
     ]

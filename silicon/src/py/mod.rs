@@ -25,7 +25,9 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
         layouts.set_item(name, fields)?;
     }
     m.add("LAYOUTS", layouts)?;
-    m.add_function(wrap_pyfunction!(host_features, m)?)
+    m.add_function(wrap_pyfunction!(host_features, m)?)?;
+    // Made by the calls above; the data sheet has no such list.
+    m.delattr("__all__")
 }
 
 /// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).
