@@ -153,3 +153,14 @@ fn vmxon_in_the_machine_brings_root_operation() {
     let core = bed.core();
     assert!(core.vmx.is_on && core.vmx.vmxon_region == VMXON && !core.flag(rflags::ARITH));
 }
+
+#[test]
+fn a_kick_stops_the_run_and_is_no_interrupt_to_a_hypervisor_in_the_machine() {
+    let mut bed = Bed::new();
+    bed.code(&[0xEB, 0xFE]).set(PIN, silicon::vmx::controls::pin::EXTERNAL_INTERRUPT_EXITING);
+    host(&mut bed, &[0x0F, 0x01, 0xC2]);
+    assert_eq!(reason::BUDGET, bed.run().reason);
+    bed.core().kick.store(true, std::sync::atomic::Ordering::Release);
+    assert_eq!(reason::KICK, bed.run().reason);
+    assert!(bed.core().vmx.non_root && !bed.core().vmx.is_host_outside);
+}

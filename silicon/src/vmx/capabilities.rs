@@ -1,6 +1,8 @@
 //! What VMX this processor offers (SDM 3D, "VMX Capability Reporting Facility").
 //!
-//! A control that does not work is not advertised.  The words here are also what the entry checks
+//! A control that does not work is not advertised.  Not offered yet: APIC-register virtualization,
+//! virtual-interrupt delivery, x2APIC virtualization, posted interrupts, VMCS shadowing, VM
+//! functions, page-modification logging, #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what the entry checks
 //! hold control fields against.
 
 use crate::arch::bits::cr4;

@@ -86,13 +86,11 @@ impl GuestArea {
 
     /// ES CS SS DS FS GS LDTR TR are fields with successive indices.
     #[inline]
-    fn segment(&self, n: u64) -> Segment {
-        Segment {
-            base: self.at(BASE + 8 * n),
-            limit: self.at(LIMIT + 8 * n) as u32,
-            attr: self.at(ATTR + 8 * n) as u32,
-            selector: self.at(SELECTOR + 8 * n) as u16,
-        }
+    fn segment(&self, n: u64, s: &mut Segment) {
+        s.base = self.at(BASE + 8 * n);
+        s.limit = self.at(LIMIT + 8 * n) as u32;
+        s.attr = self.at(ATTR + 8 * n) as u32;
+        s.selector = self.at(SELECTOR + 8 * n) as u16;
     }
 
     #[inline]
@@ -113,10 +111,10 @@ impl GuestState {
     fn read(core: &Core) -> Self {
         let a = GuestArea::read(core);
         let get = |field| a.get(field);
-        Self {
-            seg: [0, 1, 2, 3, 4, 5].map(|n| a.segment(n)),
-            ldtr: a.segment(6),
-            tr: a.segment(7),
+        let mut state = Self {
+            seg: Default::default(),
+            ldtr: Segment::default(),
+            tr: Segment::default(),
             link_pointer: get(f::VMCS_LINK_POINTER),
             debugctl: get(f::GUEST_DEBUGCTL),
             pat: get(f::GUEST_PAT),
@@ -140,7 +138,12 @@ impl GuestState {
             pending_debug: get(f::GUEST_PENDING_DEBUG_EXCEPTIONS),
             sysenter_esp: get(f::GUEST_SYSENTER_ESP),
             sysenter_eip: get(f::GUEST_SYSENTER_EIP),
+        };
+        // Filled in place: a copy of what was just written in pieces stalls the computer.
+        for (n, s) in state.seg.iter_mut().chain([&mut state.ldtr, &mut state.tr]).enumerate() {
+            a.segment(n as u64, s);
         }
+        state
     }
 
     /// Whether the guest will use PAE paging.

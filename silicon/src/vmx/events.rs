@@ -98,8 +98,10 @@ pub fn must_step(core: &Core) -> bool {
     core.vmx.non_root && core.vmx.mtf.is_some()
 }
 
-/// A kick arrived in non-root operation: the exit it makes under "external-interrupt exiting".
+/// A kick arrived in non-root operation: the exit it makes under "external-interrupt exiting" if
+/// the host software is outside.  (A hypervisor in the machine knows nothing of kicks: `run` stops.)
 #[must_use]
 pub fn on_kick(core: &Core) -> Option<Exit> {
-    core.vmx.controls.pin(pin::EXTERNAL_INTERRUPT_EXITING).then(|| Exit::new(reason::EXTERNAL_INTERRUPT, 0))
+    let exits = core.vmx.is_host_outside && core.vmx.controls.pin(pin::EXTERNAL_INTERRUPT_EXITING);
+    exits.then(|| Exit::new(reason::EXTERNAL_INTERRUPT, 0))
 }
