@@ -12,7 +12,7 @@ use crate::apic;
 /// Where the APIC is.
 enum Place {
     /// A virtual one.
-    Own(Mutex<apic::LocalApic>),
+    Own(Box<Mutex<apic::LocalApic>>),
     /// Inside a processor.
     Of(Arc<Shared>),
 }
@@ -60,7 +60,7 @@ impl LocalApic {
     #[new]
     #[pyo3(signature = (apic_id=0, bootstrap=true))]
     fn new(apic_id: u32, bootstrap: bool) -> Self {
-        Self { place: Place::Own(Mutex::new(apic::LocalApic::new(apic_id, bootstrap))) }
+        Self { place: Place::Own(Box::new(Mutex::new(apic::LocalApic::new(apic_id, bootstrap)))) }
     }
 
     /// A register by its xAPIC page offset (0x20 ID, 0x30 version, 0x80 TPR, …).
