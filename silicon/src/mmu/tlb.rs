@@ -83,6 +83,8 @@ pub struct Tlb {
     numbers: HashMap<(u16, u64, u16), u32>,
     globals: HashMap<(u16, u64), u32>,
     last: u32,
+    /// The selected space, while it has its numbers.
+    current: Option<(u16, u64, u16)>,
     /// The current space's number.
     pub asn: u32,
     /// The current space's number for global translations.
@@ -113,6 +115,7 @@ impl Tlb {
             numbers: HashMap::new(),
             globals: HashMap::new(),
             last: 0,
+            current: None,
             asn: 0,
             global_asn: 0,
             fetch_epoch: 0,
@@ -132,6 +135,10 @@ impl Tlb {
 
     /// Make (VPID, EPT root, PCID) the current space.
     pub fn select(&mut self, vpid: u16, ept_root: u64, pcid: u16) {
+        if self.current == Some((vpid, ept_root, pcid)) {
+            return;
+        }
+        self.current = Some((vpid, ept_root, pcid));
         let asn = match self.numbers.get(&(vpid, ept_root, pcid)) {
             Some(&n) => n,
             None => {
@@ -168,6 +175,7 @@ impl Tlb {
         dead: impl Fn(u16, u64, u16) -> bool,
         dead_global: impl Fn(u16, u64) -> bool,
     ) {
+        self.current = None;
         self.numbers.retain(|&(v, e, p), _| !dead(v, e, p));
         self.globals.retain(|&(v, e), _| !dead_global(v, e));
         self.flush_l1();
