@@ -44,6 +44,8 @@ pub struct Site {
     pub rip: u64,
     /// Guest address of the following one.
     pub next_rip: u64,
+    /// `at` is an instruction that faulted, not a return address (the same address can be both).
+    pub is_fault: bool,
     /// The block's number.
     pub block: u32,
     /// Instructions of the block that have not retired yet, this one included.

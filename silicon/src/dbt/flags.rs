@@ -35,7 +35,6 @@ pub fn effect(insn: &Instruction) -> Effect {
                 if insn.op0_register().size() == 8 || insn.memory_size().size() == 8 { 63 } else { 31 };
             insn.op1_kind() != OpKind::Register && insn.immediate(1) & mask != 0
         }
-        Mnemonic::Imul | Mnemonic::Mul => true,
         _ => undefined == 0,
     };
     if modified == ARITH && read == 0 && is_certain { Effect::Overwrites } else { Effect::Changes }

@@ -46,6 +46,8 @@ pub struct Helpers {
     pub fill: u64,
     /// (core, return address) -> host address or 0.
     pub step: u64,
+    /// The same for the address of a faulting instruction.
+    pub fault: u64,
     /// (core) -> host address or 0.
     pub lookup: u64,
 }
@@ -188,7 +190,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.registers_out();
     w.xmm_out();
     w.a.mov(RSI, T0);
-    w.call_helper(h.step);
+    w.call_helper(h.fault);
     resume_or_leave(a, g.exit_stored);
     g
 }

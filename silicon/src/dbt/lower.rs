@@ -551,7 +551,7 @@ impl Translator<'_> {
         }
         let may_fault =
             self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
-        let fault = may_fault.then(|| Site { flags_kept: was_kept, at: self.a.here(), ..self.site(insn) });
+        let fault = may_fault.then(|| Site { is_fault: true, flags_kept: was_kept, at: self.a.here(), ..self.site(insn) });
         self.a.raw(&code);
         for &(guest, temp, _, store) in &temps {
             if store {

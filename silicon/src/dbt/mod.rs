@@ -145,6 +145,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let helpers = Helpers {
         fill: fill as *const () as u64,
         step: interpret as *const () as u64,
+        fault: interpret_fault as *const () as u64,
         lookup: lookup as *const () as u64,
     };
     let glue = glue::write(&mut a, helpers);
@@ -425,9 +426,9 @@ impl Dbt {
 
     /// Interpret the instruction of the site at host address `at`; returns where generated code
     /// goes on, or 0 to leave.
-    fn interpret(&mut self, core: &mut Core, at: u64) -> u64 {
+    fn interpret(&mut self, core: &mut Core, at: u64, is_fault: bool) -> u64 {
         self.slow += 1;
-        let Ok(i) = self.sites.binary_search_by_key(&at, |s| s.at) else {
+        let Ok(i) = self.sites.binary_search_by_key(&(at, is_fault), |s| (s.at, s.is_fault)) else {
             unreachable!("generated code left at {at:#x}, which is no site")
         };
         let site = self.sites[i];
@@ -502,7 +503,12 @@ extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
 
 extern "C" fn interpret(core: *mut Core, at: u64) -> u64 {
     let (core, dbt) = parts(core);
-    dbt.interpret(core, at)
+    dbt.interpret(core, at, false)
+}
+
+extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
+    let (core, dbt) = parts(core);
+    dbt.interpret(core, at, true)
 }
 
 extern "C" fn lookup(core: *mut Core) -> u64 {

@@ -246,6 +246,7 @@ impl Translator<'_> {
             remaining: (self.count - self.index) as u8,
             is_vector: self.vector,
             flags_kept: false,
+            is_fault: false,
             is_group: false,
         }
     }
