@@ -116,7 +116,7 @@ def _touched(vm: "VM") -> Iterator[tuple[int, int]]:
 # --- restoring ---
 
 
-def restore(cls: type[AnyVM], data: bytes, host: Host | None) -> AnyVM:
+def restore(cls: type[AnyVM], data: bytes, host: Host | None, engine: str | None = None) -> AnyVM:
     """A VM that goes on where the saved one was."""
     stream = _Stream(data)
     header = stream.header()
@@ -125,6 +125,7 @@ def restore(cls: type[AnyVM], data: bytes, host: Host | None) -> AnyVM:
         if host is not None and host.memory.size < size:
             raise SnapshotError(f"the host has {host.memory.size} bytes, the snapshot needs {size}")
         options = dict(header["vm"])
+        options["engine"] = engine or options["engine"]
         vm = cls(options.pop("memory"), host=host or Host(size), **options)
         vm.is_closed = True  # until it is whole: nothing is left to close if this fails
         _return_to_frames(vm, header)

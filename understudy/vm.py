@@ -284,11 +284,11 @@ class VM:
         return snapshot.save(self)
 
     @classmethod
-    def restore(cls, data: bytes, *, host: Host | None = None) -> Self:
-        """The machine that `save` saw, ready to go on."""
+    def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
+        """The machine that `save` saw, ready to go on; on another engine if one is named."""
         from understudy import snapshot
 
-        return snapshot.restore(cls, data, host)
+        return snapshot.restore(cls, data, host, engine)
 
     def close(self) -> None:
         """Give everything back to the host."""

@@ -173,6 +173,14 @@ READ_DATA = """
     e7 f4                | out 0xf4, eax
 """
 
+# An interpreted instruction right before one that may fault: the engine must tell them apart.
+SWAPGS = """
+    0f 01 f8             | swapgs
+    0f ae e8             | lfence
+    f3 0f ae c8          | rdgsbase eax
+    e7 f4                | out 0xf4, eax
+"""
+
 SPIN = """
     fa                   | cli
     eb fe                | jmp $

@@ -102,6 +102,11 @@ def test_an_unknown_msr_faults(vm: VM) -> None:
     assert (stop.kind, stop.status) == ("debug-exit", 13), stop
 
 
+def test_interpreted_and_native_instructions_side_by_side(vm: VM) -> None:
+    p.start(vm, p.SWAPGS, gs_base=0x1111, kernel_gs_base=0x2222, cr4=0x1_0020)
+    assert vm.go(wall_seconds=60).status == 0x2222
+
+
 def test_a_guest_that_cannot_go_on_is_reported_decoded(vm: VM) -> None:
     for program, kind, words in (
         (p.UD2, "triple-fault", "ud2"),
