@@ -259,8 +259,6 @@ impl Translator<'_> {
         let next = if super::lower::ends_block(insn) { 0 } else { here };
         let site = Site { at: here, next, ..self.site(insn) };
         self.sites.push(site);
-        // A site is found by its address: one that may fault right behind must have another.
-        self.a.raw(&[0x90]);
         self.kept_is_current = false;
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
