@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from understudy.commands import Refusal, console
+from understudy.commands.console import SETTLE_NS
 from understudy.commands.progress import StatusLine
 from understudy.linux import VM
 from understudy.terminal import Input, Output
@@ -23,13 +24,15 @@ class Waiting:
         self.on_output: list[Callable[[bytes], None]] = []
         self.typed = b""
         self.instructions = 0
-        self.shown: list[str] = []
+        self.time_passes = True
+        self.ns = 1_500_000_000
+        self.due: list[Callable[[], None]] = []
         self._posts: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._stop: Stop | None = None
 
     def now(self) -> int:
-        return 1_500_000_000
+        return self.ns
 
     def receive(self, data: bytes) -> None:
         self.typed += data
@@ -43,6 +46,11 @@ class Waiting:
 
     def state_in_words(self, _stop: Stop) -> str:
         return "RIP=0xDEAD"
+
+    def at(self, _ns: int, callback: Callable[[], None]) -> None:
+        self.due.append(callback)
+        if self.time_passes:
+            self.post(callback)
 
     def post(self, action: Callable[[], None]) -> None:
         with self._changed:
@@ -124,6 +132,47 @@ def test_in_a_pipe_the_escape_key_is_a_byte_like_any_other(pipe: tuple[int, int]
     ended, vm = _session([b"\x1dq poweroff\n"], pipe[1], interactive=False)
     assert ended == Stop("poweroff")
     assert vm.typed == b"\x1dq poweroff\n"
+
+
+def test_what_is_piped_in_waits_for_a_prompt() -> None:
+    """A kernel that starts its serial driver would lose it."""
+    vm = Waiting()
+    vm.time_passes, vm.ns = False, 0
+    session = console._Session(cast(VM, vm), StatusLine("test"), 30.0, interactive=False)
+    session.type_later(b"power")
+    shown: list[bytes] = []
+
+    def boot() -> None:
+        vm.on_output[0](b"[ 0.1] a kernel: ")
+        vm.on_output[0](b"5\n")
+        vm.due.pop()()  # it looked like a prompt for a moment
+        assert vm.typed == b""
+        vm.on_output[0](b"login: ")
+        vm.ns += 1_000_000
+        vm.on_output[0](b"root\nunderstudy# ")
+        vm.ns = SETTLE_NS
+        vm.due.pop()()  # not silent for long enough
+        assert vm.typed == b""
+        vm.ns += 1_000_000
+        vm.due.pop()()
+        session.type_later(b"off\n")
+
+    vm.post(boot)
+    ended = session.run(cast(Output, _Recorder(shown)))
+    assert ended == Stop("poweroff")
+    assert vm.typed == b"poweroff\n"
+
+
+class _Recorder:
+    """In place of the screen."""
+
+    wrote = True
+
+    def __init__(self, shown: list[bytes]) -> None:
+        self.shown = shown
+
+    def __call__(self, data: bytes) -> None:
+        self.shown.append(data)
 
 
 def test_the_end_of_input_is_not_the_end_of_the_guest(pipe: tuple[int, int]) -> None:

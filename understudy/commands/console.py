@@ -7,6 +7,7 @@ says goes to standard error; end of input does not end the guest.
 """
 
 import os
+import re
 import stat
 import time
 from contextlib import ExitStack
@@ -27,6 +28,11 @@ from understudy.terminal import (
 )
 from understudy.vm import Stop
 
+# What is piped in is typed at the first prompt, or when the guest has run for this long.
+HOLD_NS = 10_000_000_000
+SETTLE_NS = 20_000_000  # what is still the end of the output after this long is a prompt
+_PROMPT = re.compile(rb"[#$>:] (?:\x1b\[6n)?\Z")
+
 
 def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool) -> int:
     """Connect the guest's console with standard input and output until it ends; the status."""
@@ -37,7 +43,7 @@ def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: 
             stack.enter_context(window_sizes(vm.resize_console))
         session = _Session(vm, line, timeout_s, interactive)
         if _is_file(0):
-            vm.console.send(_all_of(0))  # all of it at once: when it comes is no accident
+            session.type_later(_all_of(0))  # all of it at once: when it comes is no accident
         elif interactive or not os.isatty(0):
             session.listen(stack.enter_context(Input(0, session.arrived)))
         stop = session.run(Output(1))
@@ -83,6 +89,13 @@ class _Session:
         self._escape = EscapeKey()
         self._keyboard: Input | None = None
         self._quits = False
+        # What comes by a pipe waits for a prompt: a kernel that starts its serial driver throws
+        # away what has been typed.  A guest without prompts gets it a little later.
+        self._held = bytearray()
+        self._holds = not interactive
+        self._tail = b""
+        self._looks = False
+        self._spoke_ns = 0
 
     def run(self, screen: Output) -> Stop | None:
         """Go on until the guest stops (the result says why) or the user quits (None)."""
@@ -91,8 +104,16 @@ class _Session:
         def show(data: bytes) -> None:
             self._line.clear()
             screen(data)
+            if self._holds:
+                self._tail = (self._tail + data)[-64:]
+                self._spoke_ns = vm.clock.now()
+                if not self._looks and _PROMPT.search(self._tail):
+                    self._looks = True
+                    vm.clock.at(self._spoke_ns + SETTLE_NS, self._look)
 
         vm.console.on_output.append(show)
+        if self._holds:
+            vm.clock.at(vm.clock.now() + HOLD_NS, self._release)
         while True:
             stop = vm.go(wall_seconds=self._slice_s(quiet=not screen.wrote))
             if self._quits:
@@ -120,12 +141,35 @@ class _Session:
         """Something was typed: see to it on the VM's thread.  Called on the reader's."""
         self._vm.post(self._take)
 
+    def type_later(self, typed: bytes) -> None:
+        """Type this as soon as the guest has shown a prompt."""
+        self._held += typed
+        if not self._holds:
+            self._release()
+
+    def _look(self) -> None:
+        """Was it a prompt, or the middle of a line?"""
+        clock = self._vm.clock
+        silent_ns = clock.now() - self._spoke_ns
+        self._looks = _PROMPT.search(self._tail) is not None and silent_ns < SETTLE_NS
+        if self._looks:
+            clock.at(self._spoke_ns + SETTLE_NS, self._look)
+        elif _PROMPT.search(self._tail):
+            self._release()
+
+    def _release(self) -> None:
+        self._holds = False
+        typed = bytes(self._held)
+        self._held.clear()
+        if typed:
+            self._vm.console.receive(typed)
+
     def _take(self) -> None:
         if self._keyboard is None:
             return
         typed = self._keyboard.take()
         if not self._interactive:
-            self._vm.console.receive(typed)
+            self.type_later(typed)
             return
         for part in self._escape.feed(typed):
             match part:

@@ -107,6 +107,8 @@ def run(
 ) -> None:
     """Boot a guest; its console is this terminal.  Ctrl-] h shows the keys, Ctrl-] q ends it.
 
+    Without a terminal, standard input is typed at the guest's first prompt.
+
     The status is 0 after a power-off, the command's own with --exec, and not 0 otherwise.
 
     Examples:
