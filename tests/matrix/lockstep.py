@@ -22,10 +22,12 @@ PROMPT = b"understudy# "
 AGAIN = (10_000, 100, 1)  # instructions in a step when a difference is looked for
 
 
-def linux(engine: str = "dbt", guest: str = "cloud-amd64", clock: str = "virtual") -> LinuxVM:
+def linux(
+    engine: str = "dbt", guest: str = "cloud-amd64", clock: str = "virtual", append: str = ""
+) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
-        return LinuxVM.linux(guest, engine=engine, clock=clock)
+        return LinuxVM.linux(guest, engine=engine, clock=clock, append=append)
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")
 
