@@ -18,6 +18,7 @@ pub fn enter(enter: u64, core: &mut Core, host: u64) {
 }
 
 /// The processor and the engine that a helper was called for.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // only ever called by generated code, with its own state
 pub fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
     // SAFETY: generated code passes the state it runs on; `Dbt::run` put the engine's address
     // there and waits in `enter`, using neither until generated code comes back.

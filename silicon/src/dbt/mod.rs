@@ -33,10 +33,12 @@ pub mod gate;
 pub mod glue;
 pub mod groups;
 pub mod home;
+pub mod kinds;
 pub mod lower;
 pub mod map;
 pub mod native;
 pub mod tables;
+pub mod transfer;
 pub mod translate;
 
 use std::io;
@@ -384,7 +386,7 @@ impl Dbt {
     }
 
     fn flush_code(&mut self, core: &mut Core) {
-        for (&pfn, _) in &self.frames {
+        for &pfn in self.frames.keys() {
             core.mem.set_code(pfn, false);
         }
         self.cache.truncate(self.fixed);

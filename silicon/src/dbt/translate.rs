@@ -111,7 +111,7 @@ fn decode(bytes: &[u8], rip: u64) -> Vec<Instruction> {
             break;
         }
         out.push(insn);
-        if super::lower::ends_block(&insn) {
+        if super::kinds::ends_block(&insn) {
             break;
         }
     }
@@ -126,7 +126,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         return None;
     }
     let plan = if super::has_groups(key.mode) {
-        super::groups::plan(&insns, tools.info, super::lower::is_interpreted)
+        super::groups::plan(&insns, tools.info, super::kinds::is_interpreted)
     } else {
         vec![None; insns.len()]
     };
@@ -256,7 +256,7 @@ impl Translator<'_> {
         self.make_live();
         self.a.call(self.glue.step);
         let here = self.a.here();
-        let next = if super::lower::ends_block(insn) { 0 } else { here };
+        let next = if super::kinds::ends_block(insn) { 0 } else { here };
         let site = Site { at: here, next, ..self.site(insn) };
         self.sites.push(site);
         self.kept_is_current = false;

@@ -1,0 +1,270 @@
+//! What kind of instruction it is, as far as the translator is concerned.
+
+use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
+
+use super::asm::cc;
+
+/// Whether nothing of the block can follow this instruction.
+pub(super) fn ends_block(insn: &Instruction) -> bool {
+    match insn.flow_control() {
+        FlowControl::Next => is_mode_change(insn),
+        _ => true,
+    }
+}
+
+/// Instructions after which the next one may have to be looked up under another mode.
+fn is_mode_change(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Sti | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
+    ) || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
+        || insn.op0_register().is_segment_register()
+}
+
+/// How an instruction is lowered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// Interpreted at its place.
+    Step,
+    /// Re-encoded for the computer.
+    Native,
+    /// Re-encoded, and it uses x87 or SSE state.
+    Vector,
+    /// Nothing to do.
+    Nothing,
+}
+
+/// Whether the instruction is always interpreted (as far as its kind tells).
+pub(super) fn is_interpreted(insn: &Instruction) -> bool {
+    way(insn) == Way::Step && insn.flow_control() == FlowControl::Next && !insn.is_stack_instruction()
+}
+
+/// See [`Way`].
+pub(super) fn way(insn: &Instruction) -> Way {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Add
+        | M::Adc
+        | M::Sub
+        | M::Sbb
+        | M::And
+        | M::Or
+        | M::Xor
+        | M::Cmp
+        | M::Test
+        | M::Inc
+        | M::Dec
+        | M::Neg
+        | M::Not
+        | M::Mov
+        | M::Movzx
+        | M::Movsx
+        | M::Movsxd
+        | M::Lea
+        | M::Shl
+        | M::Sal
+        | M::Shr
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd
+        | M::Imul
+        | M::Mul
+        | M::Div
+        | M::Idiv
+        | M::Xchg
+        | M::Xadd
+        | M::Cmpxchg
+        | M::Cmpxchg8b
+        | M::Cmpxchg16b
+        | M::Bsf
+        | M::Bsr
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Popcnt
+        | M::Crc32
+        | M::Movbe
+        | M::Bswap
+        | M::Cbw
+        | M::Cwde
+        | M::Cdqe
+        | M::Cwd
+        | M::Cdq
+        | M::Cqo
+        | M::Lahf
+        | M::Sahf
+        | M::Clc
+        | M::Stc
+        | M::Cmc
+        | M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Mulx
+        | M::Pdep
+        | M::Pext
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx
+        | M::Adcx
+        | M::Adox
+        | M::Bt
+        | M::Bts
+        | M::Btr
+        | M::Btc => {
+            if touches_system_register(insn) || is_far_bit(insn) {
+                Way::Step
+            } else {
+                Way::Native
+            }
+        }
+        M::Lfence | M::Sfence | M::Mfence => Way::Native,
+        M::Nop
+        | M::Endbr64
+        | M::Endbr32
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetchw => Way::Nothing,
+        m if is_condition_of(m) => Way::Native,
+        M::Ldmxcsr
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Maskmovq
+        | M::Maskmovdqu
+        | M::Fnsave
+        | M::Frstor
+        | M::Fldenv
+        | M::Fnstenv
+        | M::Wait => Way::Step,
+        _ if is_vector(insn) => Way::Vector,
+        _ => Way::Step,
+    }
+}
+
+fn is_condition_of(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        m,
+        M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
+    )
+}
+
+/// Whether the instruction has a native form that works on x87 or SSE state.
+fn is_vector(insn: &Instruction) -> bool {
+    insn.encoding() == iced_x86::EncodingKind::Legacy
+        && insn.cpuid_features().iter().all(|&f| is_vector_feature(f) || f == CpuidFeature::CMOV)
+}
+
+/// Whether the interpreter may touch the x87/SSE state for this instruction.
+pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.mnemonic() == Mnemonic::Wait
+        || insn.cpuid_features().iter().any(|&f| is_vector_feature(f) || matches!(f, F::FXSR | F::SSE4A))
+}
+
+fn is_vector_feature(f: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        f,
+        F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::MMX
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA
+    )
+}
+
+fn touches_system_register(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| {
+        insn.op_kind(i) == OpKind::Register && {
+            let r = insn.op_register(i);
+            r.is_segment_register() || r.is_cr() || r.is_dr()
+        }
+    })
+}
+
+/// BT and its kin with a register offset reach beyond their operand.
+fn is_far_bit(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && insn.op0_kind() == OpKind::Memory
+        && insn.op1_kind() == OpKind::Register
+}
+
+/// Whether an operand is in memory.
+pub(super) fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+/// The condition code of a Jcc, as encoded.
+pub(super) fn condition(insn: &Instruction) -> Option<u8> {
+    use iced_x86::ConditionCode as C;
+    Some(match insn.condition_code() {
+        C::None => return None,
+        C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => cc::E,
+        C::ne => cc::NE,
+        C::be => 6,
+        C::a => cc::A,
+        C::s => cc::S,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g => 15,
+    })
+}

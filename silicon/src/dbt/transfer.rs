@@ -1,0 +1,150 @@
+//! Lowering of the instructions that use the stack or go elsewhere.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::asm::{Mem, RBP, T0, T1, at, state};
+use super::glue::{slot, table};
+use super::map::{HOST_OF_RSP, host_of, number};
+use super::tables::Tables;
+use super::translate::Translator;
+
+impl Translator<'_> {
+    /// The value of a register operand in a host register: itself, or loaded into `temp`.
+    fn value_of(&mut self, r: Register, temp: u8) -> u8 {
+        host_of(number(r)).unwrap_or_else(|| {
+            self.a.load(temp, state(slot(number(r))));
+            temp
+        })
+    }
+
+    /// The host place of the quadword below the guest's stack pointer.
+    fn stack_place(&mut self, insn: &Instruction) -> Mem {
+        self.place(insn, 8, true, |t, by| {
+            t.a.lea(T0, Mem { base: Some(HOST_OF_RSP), index: None, disp: by - 8 });
+        })
+    }
+
+    /// The host place of the quadword that `register` (RSP, RBP) points at.
+    fn stack_top(&mut self, insn: &Instruction, register: u8) -> Mem {
+        self.place(insn, 8, false, |t, by| {
+            t.a.lea(T0, Mem { base: Some(register), index: None, disp: by });
+        })
+    }
+
+    fn move_stack(&mut self, by: i32) {
+        self.a.lea(HOST_OF_RSP, Mem { base: Some(HOST_OF_RSP), index: None, disp: by });
+    }
+
+    fn value_slot() -> Mem {
+        state(table(offset_of!(Tables, value)))
+    }
+
+    /// Load a 64-bit memory operand into `value`.
+    fn fetch_operand(&mut self, insn: &Instruction) {
+        self.keep_flags();
+        self.address(insn, 0);
+        self.check(insn, 8, false, false);
+        self.a.load(T1, at(T0));
+        self.a.store(Self::value_slot(), T1);
+    }
+
+    pub(super) fn push(&mut self, insn: &Instruction) -> bool {
+        match insn.op0_kind() {
+            OpKind::Register => {
+                let place = self.stack_place(insn);
+                let v = self.value_of(insn.op0_register(), T1);
+                self.a.store(place, v);
+            }
+            OpKind::Memory => {
+                self.fetch_operand(insn);
+                let place = self.stack_place(insn);
+                self.a.load(T1, Self::value_slot());
+                self.a.store(place, T1);
+            }
+            _ => {
+                let place = self.stack_place(insn);
+                self.a.store_imm(place, insn.immediate(0));
+            }
+        }
+        self.move_stack(-8);
+        self.close_sites();
+        true
+    }
+
+    pub(super) fn pop(&mut self, insn: &Instruction) -> bool {
+        let r = insn.op0_register();
+        let place = self.stack_top(insn, HOST_OF_RSP);
+        if let Some(h) = host_of(number(r)) {
+            self.a.load(h, place);
+        } else {
+            self.a.load(T1, place);
+            self.a.store(state(slot(number(r))), T1);
+        }
+        self.move_stack(8);
+        self.close_sites();
+        true
+    }
+
+    pub(super) fn leave(&mut self, insn: &Instruction) -> bool {
+        let place = self.stack_top(insn, RBP);
+        self.a.load(T1, place);
+        self.a.lea(HOST_OF_RSP, Mem { base: Some(RBP), index: None, disp: 8 });
+        self.a.mov(RBP, T1);
+        self.close_sites();
+        true
+    }
+
+    fn push_return(&mut self, insn: &Instruction) {
+        let place = self.stack_place(insn);
+        self.a.store_imm(place, insn.next_ip());
+        self.move_stack(-8);
+    }
+
+    pub(super) fn call(&mut self, insn: &Instruction) -> bool {
+        self.push_return(insn);
+        self.make_live();
+        let target = insn.near_branch_target();
+        self.transfer(target);
+        false
+    }
+
+    pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
+        if insn.op0_kind() == OpKind::Register {
+            self.push_return(insn);
+            let v = self.value_of(insn.op0_register(), T0);
+            self.a.mov(T0, v);
+        } else {
+            self.fetch_operand(insn);
+            self.push_return(insn);
+            self.a.load(T0, Self::value_slot());
+        }
+        self.make_live();
+        self.transfer_indirect();
+        false
+    }
+
+    pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> bool {
+        if insn.op0_kind() == OpKind::Register {
+            let v = self.value_of(insn.op0_register(), T0);
+            self.a.mov(T0, v);
+        } else {
+            let place = self.place(insn, 8, false, |t, by| t.address(insn, by));
+            self.a.load(T0, place);
+        }
+        self.make_live();
+        self.transfer_indirect();
+        false
+    }
+
+    pub(super) fn ret(&mut self, insn: &Instruction) -> bool {
+        let place = self.stack_top(insn, HOST_OF_RSP);
+        self.a.load(T0, place);
+        let extra = if insn.op_count() > 0 { i32::from(insn.immediate16()) } else { 0 };
+        self.move_stack(8 + extra);
+        self.make_live();
+        self.transfer_indirect();
+        false
+    }
+}
