@@ -1,0 +1,506 @@
+//! Random programs: a form from the decoder's own tables, random everything else, decoded again.
+
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, MandatoryPrefix,
+    Mnemonic, OpCodeTableKind, OpKind, Register,
+};
+
+use crate::case::*;
+
+/// One instruction of a program.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    bytes: [u8; 15],
+    len: usize,
+    /// A branch: place and size of its displacement, and a number that chooses its target.
+    branch: Option<(usize, usize, u64)>,
+    /// Relative to RIP: place of the displacement, and the address meant.
+    relative: Option<(usize, u64)>,
+}
+
+/// A way to encode an instruction.
+struct Form {
+    legacy: Vec<u8>,
+    escape: Vec<u8>,
+    opcode: Vec<u8>,
+    group: i32,
+    rm_group: i32,
+    wide: bool,
+    /// VEX: map, pp, W, L.
+    vex: Option<(u8, u8, u8, u8)>,
+}
+
+pub struct Generator {
+    /// For 32-bit and 64-bit code: integer, x87, vector forms.
+    forms: [[Vec<Form>; 3]; 2],
+    /// Whether FS and GS bases can be set.
+    pub has_bases: bool,
+    is_amd: bool,
+}
+
+/// Whether the machine and this computer both have the instruction, and a program may use it
+/// without an operating system.
+fn is_allowed(insn: &Instruction) -> bool {
+    use CpuidFeature::*;
+    let known = insn.cpuid_features().iter().all(|f| match f {
+        INTEL8086 | INTEL8086_ONLY | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | FPU | FPU287 | FPU387
+        | MMX | CMOV | SSE | SSE2 | FXSR | CX8 | MULTIBYTENOP | CLFSH | PAUSE => true,
+        CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
+        SSE3 => is_x86_feature_detected!("sse3"),
+        SSSE3 => is_x86_feature_detected!("ssse3"),
+        SSE4_1 => is_x86_feature_detected!("sse4.1"),
+        SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        POPCNT => is_x86_feature_detected!("popcnt"),
+        AES => is_x86_feature_detected!("aes"),
+        PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        SHA => is_x86_feature_detected!("sha"),
+        BMI1 => is_x86_feature_detected!("bmi1"),
+        BMI2 => is_x86_feature_detected!("bmi2"),
+        ADX => is_x86_feature_detected!("adx"),
+        LZCNT => is_x86_feature_detected!("lzcnt"),
+        MOVBE => is_x86_feature_detected!("movbe"),
+        PREFETCHW => true,
+        _ => false,
+    });
+    known && !needs_system(insn) && !differs_by_maker(insn)
+}
+
+/// The SHA extensions: AMD's processors take a misaligned operand.
+fn is_lax_on_amd(insn: &Instruction) -> bool {
+    insn.cpuid_features().contains(&CpuidFeature::SHA) && insn.op1_kind() == OpKind::Memory
+}
+
+/// 0F 0D with a register: nothing on Intel's processors, #UD on AMD's.
+fn differs_by_maker(insn: &Instruction) -> bool {
+    let o = insn.code().op_code();
+    o.table() == OpCodeTableKind::T0F && o.op_code() == 0x0D && insn.op0_kind() == OpKind::Register
+}
+
+fn needs_system(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let to_segment = |i: u32| {
+        insn.op_kind(i) == OpKind::Register
+            && (insn.op_register(i).is_segment_register()
+                || insn.op_register(i).is_cr()
+                || insn.op_register(i).is_dr()
+                || insn.op_register(i).is_tr())
+    };
+    matches!(
+        insn.mnemonic(),
+        Int | Int1 | Iret | Iretd | Iretq | Retf | Lds | Les | Lfs | Lgs | Lss | Lar | Lsl | Verr | Verw
+            | Sgdt | Sidt | Sldt | Str | Smsw | Lgdt | Lidt | Lldt | Ltr | Lmsw | In | Out | Insb | Insw
+            | Insd | Outsb | Outsw | Outsd | Cli | Sti | Hlt | Syscall | Sysenter | Sysexit | Sysret
+            | Sysexitq | Sysretq | Cpuid | Rdtsc | Rdpmc | Rdmsr | Wrmsr | Invd | Wbinvd | Invlpg | Clts
+            | Rsm | Fnstdw | Fnstsg | Fstdw | Fstsg | Loadall | Monitor | Mwait | Swapgs
+    ) || insn.flow_control() == FlowControl::Interrupt && insn.mnemonic() != Int3 && insn.mnemonic() != Into
+        || matches!(insn.flow_control(), FlowControl::UnconditionalBranch | FlowControl::Call)
+            && matches!(insn.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
+        || insn.is_jmp_far_indirect()
+        || insn.is_call_far_indirect()
+        || insn.op_count() > 0 && to_segment(0) && !matches!(insn.mnemonic(), Push)
+        || insn.op_count() > 1 && to_segment(1) && insn.mnemonic() != Mov
+}
+
+/// Whether an instruction's memory image differs between processors (last-instruction pointers).
+pub fn has_pointers(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(insn.mnemonic(), Fnstenv | Fstenv | Fnsave | Fsave | Fxsave | Fxsave64)
+}
+
+/// Instructions that leave flags, or a register, undefined: followed by others they would make
+/// every later difference doubtful on processors of another maker.
+fn is_vague(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    insn.rflags_undefined() != 0 || matches!(insn.mnemonic(), Bsf | Bsr | Shld | Shrd)
+        || insn.mnemonic() == Bswap && insn.op0_register().size() == 2
+}
+
+fn form_of(code: Code, bits: u32) -> Option<(usize, Form)> {
+    let o = code.op_code();
+    let fits = if bits == 64 { o.mode64() } else { o.mode32() };
+    if !o.is_instruction() || !fits || !o.cpl3() {
+        return None;
+    }
+    let mut insn = Instruction::default();
+    insn.set_code(code);
+    let mut form = Form {
+        legacy: Vec::new(),
+        escape: Vec::new(),
+        opcode: o.op_code().to_be_bytes()[4 - o.op_code_len() as usize..].to_vec(),
+        group: o.group_index(),
+        rm_group: o.rm_group_index(),
+        wide: o.operand_size() == 64 && !o.default_op_size64(),
+        vex: None,
+    };
+    let (escape, map): (&[u8], u8) = match o.table() {
+        OpCodeTableKind::Normal => (&[], 0),
+        OpCodeTableKind::T0F => (&[0x0F], 1),
+        OpCodeTableKind::T0F38 => (&[0x0F, 0x38], 2),
+        OpCodeTableKind::T0F3A => (&[0x0F, 0x3A], 3),
+        _ => return None,
+    };
+    let (prefix, pp): (&[u8], u8) = match o.mandatory_prefix() {
+        MandatoryPrefix::P66 => (&[0x66], 1),
+        MandatoryPrefix::PF3 => (&[0xF3], 2),
+        MandatoryPrefix::PF2 => (&[0xF2], 3),
+        _ => (&[], 0),
+    };
+    match o.encoding() {
+        EncodingKind::Legacy => {
+            form.legacy.extend(prefix);
+            form.escape.extend(escape);
+            if o.operand_size() == 16 {
+                form.legacy.push(0x66);
+            }
+        }
+        EncodingKind::VEX => form.vex = Some((map, pp, o.w() as u8, o.l() as u8)),
+        _ => return None,
+    }
+    use CpuidFeature::*;
+    let f = code.cpuid_features();
+    let class = if f.iter().any(|f| matches!(f, FPU | FPU287 | FPU387)) {
+        1
+    } else {
+        let vector = |f: &CpuidFeature| {
+            matches!(f, MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | FXSR)
+        };
+        if f.iter().any(vector) { 2 } else { 0 }
+    };
+    Some((class, form))
+}
+
+impl Generator {
+    pub fn new(has_bases: bool) -> Self {
+        let mut forms: [[Vec<Form>; 3]; 2] = Default::default();
+        for (i, bits) in [(0, 32), (1, 64)] {
+            for code in Code::values() {
+                let mut probe = Instruction::default();
+                probe.set_code(code);
+                if let (true, Some((class, form))) = (is_allowed(&probe), form_of(code, bits)) {
+                    forms[i][class].push(form);
+                }
+            }
+        }
+        let vendor = std::arch::x86_64::__cpuid(0);
+        Self { forms, has_bases, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
+    }
+
+    /// A random program of 1 to 12 instructions.
+    pub fn program(&self, rng: &mut Rng, bits: u32) -> Vec<Piece> {
+        let n = 1 + rng.below(12);
+        (0..n).map(|_| self.piece(rng, bits)).collect()
+    }
+
+    fn piece(&self, rng: &mut Rng, bits: u32) -> Piece {
+        loop {
+            let mut raw = [0; 40];
+            for chunk in raw.chunks_mut(8) {
+                chunk.copy_from_slice(&rng.next().to_le_bytes()[..chunk.len()]);
+            }
+            if !rng.percent(8) {
+                self.encode(rng, bits, &mut raw);
+            }
+            if let Some(piece) = self.accept(rng, bits, &raw[..15]) {
+                return piece;
+            }
+        }
+    }
+
+    /// Put a random form in front of the random bytes.
+    fn encode(&self, rng: &mut Rng, bits: u32, raw: &mut [u8; 40]) {
+        let class = rng.pick(&[0, 0, 0, 0, 0, 1, 2, 2, 2]);
+        let forms = &self.forms[usize::from(bits == 64)][class];
+        let form = &forms[rng.below(forms.len() as u64) as usize];
+        let mut b: Vec<u8> = Vec::with_capacity(24);
+        for (chance, byte) in [(3, 0x66), (4, 0x67), (4, 0xF0), (2, 0xF2), (3, 0xF3)] {
+            if rng.percent(chance) {
+                b.push(byte);
+            }
+        }
+        if rng.percent(4) {
+            b.push(rng.pick(&[0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65]));
+        }
+        let mut modrm = rng.next() as u8;
+        let operand_is_memory = rng.percent(55);
+        if operand_is_memory {
+            modrm &= 0x7F | (rng.next() as u8 & 0x80);
+            if modrm >> 6 == 3 {
+                modrm &= 0x7F;
+            }
+        } else {
+            modrm |= 0xC0;
+        }
+        if form.group >= 0 {
+            modrm = modrm & !0x38 | (form.group as u8) << 3;
+        }
+        if form.rm_group >= 0 {
+            modrm = 0xC0 | modrm & 0x38 | form.rm_group as u8;
+        }
+        if let Some((map, pp, w, l)) = form.vex {
+            let r = rng.next() as u8;
+            let high = if bits == 64 { r & 0xE0 } else { 0xE0 };
+            let vvvv = if rng.percent(15) { 0x78 } else { rng.next() as u8 & 0x78 };
+            let vvvv = if bits == 64 { vvvv } else { vvvv | 0x40 };
+            b.extend([0xC4, high | map, (w & 1) << 7 | vvvv | (l & 1) << 2 | pp]);
+        } else {
+            b.extend(&form.legacy);
+            if bits == 64 && (form.wide || rng.percent(50)) {
+                b.push(0x40 | rng.next() as u8 & 7 | if form.wide || rng.percent(40) { 8 } else { 0 });
+            }
+            b.extend(&form.escape);
+        }
+        b.extend(&form.opcode);
+        if let Some(last) = b.last_mut() {
+            // "+r" forms; others are then some other opcode, which is as good.
+            if rng.percent(20) {
+                *last ^= rng.next() as u8 & 7;
+            }
+        }
+        b.push(modrm);
+        if rng.percent(50) && b.len() + 1 < 15 && modrm & 7 == 4 {
+            // a SIB byte without index is otherwise rare
+            b.push(rng.next() as u8 & 0xC7 | 0x20);
+        }
+        raw[..b.len()].copy_from_slice(&b);
+    }
+
+    /// Take random bytes as an instruction if they may be run.
+    fn accept(&self, rng: &mut Rng, bits: u32, raw: &[u8]) -> Option<Piece> {
+        let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
+        let insn = decoder.decode();
+        let mut piece = Piece { bytes: [0; 15], len: insn.len(), branch: None, relative: None };
+        piece.bytes.copy_from_slice(raw);
+        if insn.is_invalid() {
+            let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
+            let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
+            return (is_whole && amd.is_invalid() && insn.len() > 0 && rng.percent(1)).then_some(piece);
+        }
+        let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
+        if !is_allowed(&insn)
+            || amd != insn
+            || self.is_amd && is_lax_on_amd(&insn)
+            || !self.is_amd && is_vague(&insn)
+            || !self.has_bases && matches!(insn.segment_prefix(), Register::FS | Register::GS)
+        {
+            return None;
+        }
+        let offsets = decoder.get_constant_offsets(&insn);
+        let is_near = matches!(
+            insn.op0_kind(),
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+        );
+        if insn.op_count() > 0 && is_near {
+            if insn.op0_kind() == OpKind::NearBranch16 {
+                return None; // EIP is cut to 16 bits: leaves the code at once
+            }
+            piece.branch = Some((offsets.immediate_offset(), offsets.immediate_size(), rng.next()));
+        } else if offsets.has_displacement() && offsets.displacement_size() >= 4 {
+            self.aim(rng, &insn, &mut piece, offsets.displacement_offset(), offsets.displacement_size());
+        }
+        Some(piece)
+    }
+
+    /// Give a displacement a value that leads somewhere.
+    fn aim(&self, rng: &mut Rng, insn: &Instruction, piece: &mut Piece, at: usize, size: usize) {
+        if insn.is_ip_rel_memory_operand() {
+            piece.relative = Some((at, pointer(rng)));
+            return;
+        }
+        let v = if insn.memory_base() == Register::None && insn.memory_index() == Register::None {
+            pointer(rng)
+        } else if insn.memory_base() == Register::None {
+            pointer(rng).wrapping_sub(rng.below(64))
+        } else if rng.percent(90) {
+            rng.below(0x2000).wrapping_sub(0x1000)
+        } else {
+            return;
+        };
+        piece.bytes[at..at + size].copy_from_slice(&v.to_le_bytes()[..size]);
+    }
+
+    /// Registers for a program: those that address memory point there.
+    pub fn start(&self, rng: &mut Rng, bits: u32, code: &[u8], at: u64) -> Start {
+        let mut s = Start {
+            gpr: [0; 16],
+            rip: at,
+            cs: if bits == 64 { CS64 } else { CS32 },
+            rflags: 0x202 | rng.next() & 0x8D5,
+            rsp: 0,
+            ss: SS,
+            fs_base: 0,
+            gs_base: 0,
+            ds: if bits == 64 { 0 } else { SS },
+            fx: Fx([0; 512]),
+            code: [0xCC; CODE_BYTES],
+            code_len: code.len() as u64,
+        };
+        if rng.percent(10) {
+            s.rflags |= 1 << 10;
+        }
+        s.code[..code.len()].copy_from_slice(code);
+        for r in &mut s.gpr {
+            *r = value(rng);
+        }
+        s.gpr[4] = STACK + 0x800 + rng.below(0x1000) & if rng.percent(85) { !7 } else { !0 };
+        let mut decoder = Decoder::with_ip(bits, code, at, DecoderOptions::NONE);
+        let mut is_set = 0_u32;
+        while decoder.can_decode() {
+            let insn = decoder.decode();
+            aim_registers(rng, &mut s, &insn, &mut is_set);
+        }
+        if self.has_bases && bits == 64 {
+            (s.fs_base, s.gs_base) = (pointer(rng), rng.pick(&[0, DATA, 0x40]));
+        }
+        if bits == 32 {
+            s.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
+        }
+        s.rsp = s.gpr[4];
+        fill_fx(rng, &mut s.fx);
+        s
+    }
+}
+
+fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut u32) {
+    let mut set = |r: Register, v: u64| {
+        if r.is_gpr() && r != Register::RSP && r != Register::ESP {
+            let n = r.full_register().number();
+            if *is_set >> n & 1 == 0 {
+                *is_set |= 1 << n;
+                s.gpr[n] = v;
+            }
+        }
+    };
+    if insn.is_string_instruction() || (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::MemorySegRDI) {
+        set(Register::RSI, pointer(rng));
+        set(Register::RDI, pointer(rng));
+        set(Register::RCX, rng.below(40));
+    }
+    if (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
+        let displacement = if insn.memory_displ_size() > 1 { 0 } else { insn.memory_displacement64() };
+        let has_base = insn.memory_base() != Register::None;
+        let aligned = if insn.memory_size().size() >= 16 && rng.percent(80) { !15 } else { !0 };
+        let base = (pointer(rng) & aligned).wrapping_sub(displacement);
+        set(insn.memory_base(), base);
+        let small = if aligned == !0 { rng.below(32).wrapping_sub(8) } else { 16 * rng.below(2) };
+        set(insn.memory_index(), if has_base { small } else { small & 0xF });
+    }
+}
+
+/// An address in or near the data.
+pub fn pointer(rng: &mut Rng) -> u64 {
+    let base = if rng.percent(85) { DATA } else { STACK };
+    match rng.below(10) {
+        0..6 => base + rng.below(0x1FC0) & rng.pick(&[!0, !15, !7, !3]),
+        6..8 => base + 0x1000 + rng.below(32) - 16,
+        8 => base + rng.below(6) * 0x1000 + rng.below(40) - 20,
+        _ => base + rng.below(0x5000),
+    }
+}
+
+/// A number with a point to it.
+fn value(rng: &mut Rng) -> u64 {
+    match rng.below(16) {
+        0..3 => pointer(rng),
+        3..6 => rng.below(130).wrapping_sub(65),
+        6 => rng.pick(&[0, 1, u64::MAX, 1 << 63, i64::MAX as u64, 1 << 31, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x80, 0x8000]),
+        7 => rng.next() & 0xFFFF_FFFF,
+        8 => 1 << rng.below(64),
+        9 => rng.next() >> rng.below(64),
+        10 => rng.next() << 48, // not canonical, mostly
+        _ => rng.next(),
+    }
+}
+
+fn double(rng: &mut Rng) -> u64 {
+    let interesting = [
+        0.0, -0.0, 1.0, -1.0, 1.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE, 5e-324, 1e300,
+        2_147_483_648.0, -32768.5, 9.3e18, 0.1, 1e-310,
+    ];
+    match rng.below(4) {
+        0 => rng.pick(&interesting).to_bits(),
+        1 => ((rng.next() as i32) as f64 / 64.0).to_bits(),
+        2 => 0x7FF0_0000_0000_0001 | rng.next() & 0xFF,
+        _ => rng.next(),
+    }
+}
+
+fn single(rng: &mut Rng) -> u32 {
+    let interesting = [0.0, -0.0, 1.0, -1.0, 1.5, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-40, 3e38, 2.5e9];
+    match rng.below(4) {
+        0 => rng.pick(&interesting).to_bits(),
+        1 => ((rng.next() as i16) as f32 / 8.0).to_bits(),
+        2 => 0x7F80_0001 | rng.next() as u32 & 0xFF,
+        _ => rng.next() as u32,
+    }
+}
+
+/// Eight bytes that some instruction can make sense of.
+fn word(rng: &mut Rng) -> u64 {
+    match rng.below(5) {
+        0 => double(rng),
+        1 => u64::from(single(rng)) | u64::from(single(rng)) << 32,
+        2 => rng.next(),
+        _ => value(rng),
+    }
+}
+
+fn fill_fx(rng: &mut Rng, fx: &mut Fx) {
+    let b = &mut fx.0;
+    let fcw: u16 = if rng.percent(85) { 0x3F } else { rng.next() as u16 & 0x3F };
+    b[0..2].copy_from_slice(&(0x40 | fcw | rng.next() as u16 & 0xF00).to_le_bytes());
+    // TOP and condition codes; no exception raised
+    b[2..4].copy_from_slice(&(rng.next() as u16 & 0x7F00).to_le_bytes());
+    b[4] = rng.pick(&[0, 0xFF, 0x0F, rng.clone().next() as u8]);
+    let mxcsr = if rng.percent(85) { 0x1F80 } else { rng.next() as u32 & 0x1F80 };
+    let modes = if rng.percent(60) { 0 } else { rng.next() as u32 & 0xE07F };
+    b[24..28].copy_from_slice(&(mxcsr | modes).to_le_bytes());
+    for i in 0..8 {
+        let at = 32 + 16 * i;
+        let mantissa = if rng.percent(80) { word(rng) | 1 << 63 } else { word(rng) };
+        b[at..at + 8].copy_from_slice(&mantissa.to_le_bytes());
+        let exponent = match rng.below(5) {
+            0 => 0x7FFF,
+            1 => 0,
+            2 => rng.next() as u16,
+            _ => 0x3FFF_u16.wrapping_add(rng.below(80) as u16).wrapping_sub(20),
+        };
+        b[at + 8..at + 10].copy_from_slice(&(exponent | (rng.next() as u16 & 0x8000)).to_le_bytes());
+    }
+    for i in 0..32 {
+        b[160 + 8 * i..168 + 8 * i].copy_from_slice(&word(rng).to_le_bytes());
+    }
+}
+
+/// The bytes in memory before a run.
+pub fn memory(rng: &mut Rng) -> Vec<u64> {
+    (0..WORDS).map(|_| word(rng)).collect()
+}
+
+/// Put a program together at an address.  `None` if its bytes could make a system call.
+pub fn assemble(pieces: &[Piece], at: u64) -> Option<Vec<u8>> {
+    let mut starts = Vec::with_capacity(pieces.len() + 1);
+    let mut n = 0;
+    for p in pieces {
+        starts.push(n);
+        n += p.len;
+    }
+    starts.push(n);
+    let mut code = Vec::with_capacity(n + 1);
+    for (i, p) in pieces.iter().enumerate() {
+        let mut bytes = p.bytes;
+        let next = starts[i + 1];
+        if let Some((offset, size, number)) = p.branch {
+            let target = starts[i + 1 + (number % (pieces.len() - i) as u64) as usize];
+            let distance = (target - next) as u64;
+            bytes[offset..offset + size].copy_from_slice(&distance.to_le_bytes()[..size]);
+        }
+        if let Some((offset, target)) = p.relative {
+            let distance = target.wrapping_sub(at + next as u64);
+            bytes[offset..offset + 4].copy_from_slice(&distance.to_le_bytes()[..4]);
+        }
+        code.extend(&bytes[..p.len]);
+    }
+    code.push(0xCC);
+    let calls = |w: &[u8]| w[0] == 0xCD || w[0] == 0x0F && matches!(w[1], 5 | 0x34) || w[0] == 0xF1;
+    (!code.windows(2).any(calls)).then_some(code)
+}

@@ -1,0 +1,62 @@
+//! Run random instructions on the machine and on this computer's own processor, and compare:
+//! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--patience N]`.
+
+mod case;
+mod computer;
+mod generate;
+mod machine;
+mod session;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use silicon::processor::EngineKind;
+
+fn main() -> ExitCode {
+    let mut options = session::Options {
+        seed: 1,
+        instructions: 1_000_000,
+        first: 0,
+        engine: EngineKind::Reference,
+        patience: 1,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        let value = args.next().unwrap_or_default();
+        let number = value.parse().unwrap_or(u64::MAX);
+        match name.as_str() {
+            "--count" => options.instructions = number,
+            "--seed" => options.seed = number,
+            "--first" => options.first = number,
+            "--patience" => options.patience = number as usize,
+            "--engine" if value == "reference" => options.engine = EngineKind::Reference,
+            "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
+            _ => {
+                eprintln!("fuzz: {name} {value}: expected --count, --seed, --first or --patience with a number, or --engine reference|dbt");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let begin = Instant::now();
+    let sum = match session::run(&options) {
+        Ok(sum) => sum,
+        Err(e) => {
+            eprintln!("fuzz: no process or memory for the comparison: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    for d in &sum.differences {
+        println!("{d}");
+    }
+    let endings: Vec<String> =
+        (0..32).filter(|&i| sum.endings[i] != 0).map(|i| format!("{i}: {}", sum.endings[i])).collect();
+    println!(
+        "{} instructions in {} cases, {} different; cases by the vector that ended them: {}; {:.1} s",
+        sum.instructions,
+        sum.cases,
+        sum.differences.len(),
+        endings.join(", "),
+        begin.elapsed().as_secs_f64()
+    );
+    if sum.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,251 @@
+//! Generate, run on both sides, compare; make a difference small.
+
+use std::fmt::Write;
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter};
+use silicon::processor::EngineKind;
+
+use crate::case::*;
+use crate::computer::{BATCH, Computer, has_bases};
+use crate::generate::{self, Generator, Piece};
+use crate::machine::Machine;
+
+/// Starts of one program.
+const VARIANTS: usize = 4;
+
+pub struct Options {
+    pub seed: u64,
+    pub instructions: u64,
+    /// The first batch.
+    pub first: u64,
+    pub engine: EngineKind,
+    /// Differences to report before giving up.
+    pub patience: usize,
+}
+
+pub struct Summary {
+    pub batches: u64,
+    pub cases: u64,
+    pub instructions: u64,
+    /// How often a case ended with each vector.
+    pub endings: [u64; 32],
+    pub differences: Vec<String>,
+}
+
+struct Program {
+    pieces: Vec<Piece>,
+    at: u64,
+}
+
+struct Session {
+    computer: Computer,
+    machine: Machine,
+    generator: Generator,
+    executed: u64,
+}
+
+/// Fuzz.
+///
+/// # Errors
+/// If the computer refuses processes or memory.
+pub fn run(options: &Options) -> std::io::Result<Summary> {
+    let mut session = Session {
+        computer: Computer::new()?,
+        machine: Machine::new(options.engine)?,
+        generator: Generator::new(has_bases()),
+        executed: 0,
+    };
+    let mut sum = Summary {
+        batches: 0,
+        cases: 0,
+        instructions: 0,
+        endings: [0; 32],
+        differences: Vec::new(),
+    };
+    for batch in options.first.. {
+        let (memory, programs, starts) = session.batch(options.seed, batch);
+        let native = session.computer.run(&memory, &starts)?.to_vec();
+        session.machine.fill(&memory);
+        let mut blamed = usize::MAX;
+        for (i, start) in starts.iter().enumerate() {
+            let ours = session.machine.run(start, &memory, &mut session.executed);
+            if let Some(n) = sum.endings.get_mut(native[i].vector as usize) {
+                *n += 1;
+            }
+            if blamed == i / VARIANTS || compare(start, &native[i], &ours).is_empty() {
+                continue;
+            }
+            blamed = i / VARIANTS;
+            let report = session.explain(&memory, &programs[i / VARIANTS], start)?;
+            sum.differences.push(format!("--seed {} --first {batch} (case {i})\n{report}", options.seed));
+            if sum.differences.len() >= options.patience {
+                break;
+            }
+        }
+        sum.batches += 1;
+        sum.cases += starts.len() as u64;
+        sum.instructions = session.executed;
+        if session.executed >= options.instructions || sum.differences.len() >= options.patience {
+            break;
+        }
+    }
+    Ok(sum)
+}
+
+impl Session {
+    fn batch(&self, seed: u64, batch: u64) -> (Vec<u64>, Vec<Program>, Vec<Start>) {
+        let mut rng = Rng::new(seed, batch);
+        let memory = generate::memory(&mut rng);
+        let (mut programs, mut starts) = (Vec::new(), Vec::new());
+        while starts.len() < BATCH {
+            let bits = if rng.percent(70) { 64 } else { 32 };
+            let pieces = self.generator.program(&mut rng, bits);
+            let room = (CODE_PAGES * PAGE - CODE_BYTES) as u64;
+            let at = CODE + if rng.percent(30) { 4096 - rng.below(60) } else { rng.below(room) };
+            let Some(code) = generate::assemble(&pieces, at) else { continue };
+            for _ in 0..VARIANTS {
+                starts.push(self.generator.start(&mut rng, bits, &code, at));
+            }
+            programs.push(Program { pieces, at });
+        }
+        (memory, programs, starts)
+    }
+
+    fn differs(&mut self, memory: &[u64], s: &Start) -> std::io::Result<(Vec<String>, Outcome)> {
+        let native = self.computer.run(memory, std::slice::from_ref(s))?[0];
+        let ours = self.machine.run(s, memory, &mut 0);
+        Ok((compare(s, &native, &ours), native))
+    }
+
+    /// Leave out instructions while the difference stays, then describe it.
+    fn explain(&mut self, memory: &[u64], program: &Program, start: &Start) -> std::io::Result<String> {
+        let with = |pieces: &[Piece]| {
+            let code = generate::assemble(pieces, program.at)?;
+            let mut s = *start;
+            s.code = [0xCC; CODE_BYTES];
+            s.code[..code.len()].copy_from_slice(&code);
+            s.code_len = code.len() as u64;
+            Some(s)
+        };
+        let mut pieces = program.pieces.clone();
+        let mut small = *start;
+        let mut i = 0;
+        while i < pieces.len() {
+            let mut fewer = pieces.clone();
+            fewer.remove(i);
+            match with(&fewer) {
+                Some(s) if !self.differs(memory, &s)?.0.is_empty() => (pieces, small) = (fewer, s),
+                _ => i += 1,
+            }
+        }
+        let (lines, native) = self.differs(memory, &small)?;
+        let mut text = String::new();
+        if lines.is_empty() {
+            let _ = writeln!(text, "  (only after what ran before it: not reproduced alone)");
+        }
+        describe(&mut text, &small, &native);
+        for line in lines {
+            let _ = writeln!(text, "  {line}");
+        }
+        Ok(text)
+    }
+}
+
+fn describe(text: &mut String, s: &Start, native: &Outcome) {
+    let code = &s.code[..s.code_len as usize];
+    let mut decoder = Decoder::with_ip(s.bits(), code, s.rip, DecoderOptions::NONE);
+    let mut formatter = NasmFormatter::new();
+    while decoder.can_decode() {
+        let at = decoder.position();
+        let insn = decoder.decode();
+        let mut line = String::new();
+        formatter.format(&insn, &mut line);
+        let hex: String = code[at..at + insn.len()].iter().map(|b| format!("{b:02x}")).collect();
+        let _ = writeln!(text, "  {}: {:x}  {hex:24} {line}", s.bits(), insn.ip());
+    }
+    let names = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+        "r15",
+    ];
+    let gprs: Vec<String> = names.iter().zip(s.gpr).map(|(n, v)| format!("{n}={v:x}")).collect();
+    let _ = writeln!(text, "  before: {}", gprs.join(" "));
+    let word = |at: usize| u16::from_le_bytes([s.fx.0[at], s.fx.0[at + 1]]);
+    let _ = writeln!(
+        text,
+        "  flags={:x} fs={:x} gs={:x} fcw={:x} fsw={:x} ftw={:x} mxcsr={:x}",
+        s.rflags, s.fs_base, s.gs_base, word(0), word(2), s.fx.0[4], word(24)
+    );
+    let _ = writeln!(
+        text,
+        "  the computer ends with vector {} error {:x} at {:x} cr2 {:x}",
+        native.vector, native.error, native.rip, native.cr2
+    );
+}
+
+/// What is different, in words: the computer's value first.
+pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut check = |name: &str, a: u64, b: u64| {
+        if a != b {
+            out.push(format!("{name}: {a:x}, machine {b:x}"));
+        }
+    };
+    let is_64 = s.bits() == 64;
+    if ours.vector == RUNAWAY && native.vector >= LOST {
+        return Vec::new();
+    }
+    check("vector", native.vector.into(), ours.vector.into());
+    check("rip", native.rip, ours.rip);
+    if native.vector == ours.vector && native.vector != 1 {
+        // For addresses of the kernel Linux says "protection", whatever the tables say.
+        let hidden = if native.cr2 >> 47 != 0 { 1 } else { 0 };
+        check("error code", (native.error | hidden).into(), (ours.error | hidden).into());
+        // Of a long operand AMD's processors try the last byte first, Intel's go in order.
+        let shift = if has_long_operand(s) { 12 } else { 0 };
+        check("cr2", native.cr2 >> shift, ours.cr2 >> shift);
+    }
+    for i in 0..16 {
+        if is_64 || i < 8 {
+            let mask = if is_64 { u64::MAX } else { 0xFFFF_FFFF };
+            check(&format!("gpr {i}"), native.gpr[i] & mask, ours.gpr[i] & mask);
+        }
+    }
+    check("rflags", native.rflags & FLAGS, ours.rflags & FLAGS);
+    let (a, b) = (&native.fx.0, &ours.fx.0);
+    let word = |b: &[u8; 512], at: usize| u64::from(u16::from_le_bytes([b[at], b[at + 1]]));
+    let long = |b: &[u8; 512], at: usize| b[at..at + 8].iter().rev().fold(0, |v, x| v << 8 | u64::from(*x));
+    check("fcw", word(a, 0), word(b, 0));
+    check("fsw", word(a, 2), word(b, 2));
+    check("ftw", a[4].into(), b[4].into());
+    check("mxcsr", word(a, 24), word(b, 24));
+    for i in 0..8 {
+        let at = 32 + 16 * i;
+        check(&format!("st{i} exponent"), word(a, at + 8), word(b, at + 8));
+        check(&format!("st{i} mantissa"), long(a, at), long(b, at));
+    }
+    for i in 0..if is_64 { 32 } else { 16 } {
+        check(&format!("xmm{}.{}", i / 2, i % 2), long(a, 160 + 8 * i), long(b, 160 + 8 * i));
+    }
+    if !stores_pointers(s) {
+        check("words of memory changed", native.changed, ours.changed);
+        for (x, y) in native.changes().iter().zip(ours.changes()) {
+            check("address of a change", address_of(x.0), address_of(y.0));
+            check(&format!("[{:x}]", address_of(x.0)), x.1, y.1);
+        }
+    }
+    out
+}
+
+fn any(s: &Start, test: impl Fn(&Instruction) -> bool) -> bool {
+    let code = &s.code[..s.code_len as usize];
+    Decoder::with_ip(s.bits(), code, s.rip, DecoderOptions::NONE).iter().any(|i| test(&i))
+}
+
+fn stores_pointers(s: &Start) -> bool {
+    any(s, generate::has_pointers)
+}
+
+fn has_long_operand(s: &Start) -> bool {
+    any(s, |i| i.memory_size().size() > 10 && i.memory_size().size() != 16 || i.mnemonic() == Mnemonic::Fxrstor
+        || i.mnemonic() == Mnemonic::Fxrstor64 || generate::has_pointers(i))
+}
