@@ -65,14 +65,23 @@ fn is_allowed(insn: &Instruction) -> bool {
     known && !needs_system(insn) && !differs_by_maker(insn)
 }
 
+/// A repeat prefix, which LOOPE and LOOPNE take for their own condition on some processors.
+fn has_repeat(raw: &[u8]) -> bool {
+    raw.iter().any(|b| matches!(b, 0xF2 | 0xF3))
+}
+
 /// The SHA extensions: AMD's processors take a misaligned operand.
 fn is_lax_on_amd(insn: &Instruction) -> bool {
     insn.cpuid_features().contains(&CpuidFeature::SHA) && insn.op1_kind() == OpKind::Memory
 }
 
 /// 0F 0D with a register: nothing on Intel's processors, #UD on AMD's.
+/// F3 90 with REX.B: PAUSE, or XCHG with R8.
 fn differs_by_maker(insn: &Instruction) -> bool {
     let o = insn.code().op_code();
+    if insn.mnemonic() == Mnemonic::Pause && insn.len() > 2 {
+        return true;
+    }
     o.table() == OpCodeTableKind::T0F && o.op_code() == 0x0D && insn.op0_kind() == OpKind::Register
 }
 
@@ -105,6 +114,11 @@ fn needs_system(insn: &Instruction) -> bool {
 pub fn has_pointers(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(insn.mnemonic(), Fnstenv | Fstenv | Fnsave | Fsave | Fxsave | Fxsave64)
+}
+
+/// MASKMOVQ: whether the x87 state is already that of MMX when it faults differs.
+pub fn is_eager(insn: &Instruction) -> bool {
+    insn.mnemonic() == Mnemonic::Maskmovq
 }
 
 /// Instructions that leave flags, or a register, undefined: followed by others they would make
@@ -279,6 +293,7 @@ impl Generator {
         if !is_allowed(&insn)
             || amd != insn
             || self.is_amd && is_lax_on_amd(&insn)
+            || matches!(insn.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne) && has_repeat(&raw[..insn.len()])
             || !self.is_amd && is_vague(&insn)
             || !self.has_bases && matches!(insn.segment_prefix(), Register::FS | Register::GS)
         {

@@ -252,10 +252,10 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
             let is_add = insn.mnemonic() == Mnemonic::Daa;
             let high_digit = al > 0x99 || carry;
             let correction = if low_digit { 6 } else { 0 } + if high_digit { 0x60 } else { 0 };
-            let r = if is_add { al + correction } else { al.wrapping_sub(correction) } & 0xFF;
+            let (r, after) = if is_add { add(1, al, correction, 0) } else { sub(1, al, correction, 0) };
             // DAS of a small number borrows in its low digit's correction.
             let borrows = !is_add && low_digit && al < 6;
-            let mut f = of_result(1, r);
+            let mut f = after & !(CF | AF);
             f |= if high_digit || borrows { CF } else { 0 };
             f |= if low_digit { AF } else { 0 };
             core.gpr[RAX] = core.gpr[RAX] & !0xFF | r;
@@ -263,14 +263,12 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
         }
         Mnemonic::Aaa | Mnemonic::Aas => {
             let ax = core.gpr[RAX] & 0xFFFF;
-            let ax = match (low_digit, insn.mnemonic()) {
-                (false, _) => ax,
-                (true, Mnemonic::Aaa) => ax + 0x106,
-                (true, _) => ax.wrapping_sub(0x106),
-            };
+            let by = if low_digit { 0x106 } else { 0 };
+            let ax = if insn.mnemonic() == Mnemonic::Aaa { ax + by } else { ax.wrapping_sub(by) };
             set_gpr(core, RAX, 2, ax & 0xFF0F);
             let f = if low_digit { AF | CF } else { 0 };
-            core.set_arith(of_result(1, ax & 15) | f);
+            // SF, ZF and PF are those of AX before the upper digit of AL goes.
+            core.set_arith(of_result(2, ax) | f);
         }
         Mnemonic::Aam => {
             let by = insn.immediate(0) & 0xFF;
@@ -281,9 +279,9 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
             core.set_arith(of_result(1, al % by));
         }
         Mnemonic::Aad => {
-            let r = (al + ah * (insn.immediate(0) & 0xFF)) & 0xFF;
+            let (r, f) = add(1, al, ah * (insn.immediate(0) & 0xFF) & 0xFF, 0);
             set_gpr(core, RAX, 2, r);
-            core.set_arith(of_result(1, r));
+            core.set_arith(f);
         }
         _ => return Err(ud()),
     }

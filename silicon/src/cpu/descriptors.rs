@@ -211,11 +211,6 @@ fn load_tr(core: &mut Core, insn: &Instruction) -> Exec<()> {
 
 fn arpl(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let wanted = get_reg(core, insn.op1_register()) & 3;
-    // A destination in memory must be writable even if it stays.
-    if insn.op0_kind() == OpKind::Memory {
-        let place = part(core, insn, 0, 2, Access::Write)?;
-        core.probe_write(place, 2, Who::Program)?;
-    }
     let old = read_op(core, insn, 0)?;
     let raises = old & 3 < wanted;
     if raises {

@@ -3,7 +3,7 @@
 //! An instruction that reads and writes the same memory operand translates it for writing first,
 //! so that a page without write permission faults with W set and nothing was changed.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{CodeSize, Instruction, OpKind, Register};
 
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::segment::seg;
@@ -100,11 +100,17 @@ pub fn set_gpr(core: &mut Core, n: usize, size: usize, v: u64) {
     }
 }
 
-/// The segment register that the memory operand uses, as an index.
+/// The segment register that the memory operand uses, as an index.  64-bit mode knows no override
+/// but FS and GS.
 #[inline]
 #[must_use]
 pub fn segment_of(insn: &Instruction) -> usize {
-    (insn.memory_segment() as usize).wrapping_sub(ES).min(seg::GS)
+    let named = (insn.memory_segment() as usize).wrapping_sub(ES).min(seg::GS);
+    if named < seg::FS && insn.segment_prefix() != Register::None && insn.code_size() == CodeSize::Code64 {
+        let is_stack = matches!(insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        return if is_stack { seg::SS } else { seg::DS };
+    }
+    named
 }
 
 /// All ones in an address of the memory operand's address size.

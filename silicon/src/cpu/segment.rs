@@ -162,7 +162,7 @@ pub fn linear(core: &Core, index: usize, offset: u64, size: usize, write: bool, 
     let address = if core.mode == Mode::Bits64 {
         let address = if index >= seg::FS { core.seg[index].base.wrapping_add(offset) } else { offset };
         let last = address.wrapping_add(size as u64).wrapping_sub(1);
-        if !is_canonical(address) || !is_canonical(last) || last < address && size > 0 {
+        if !is_canonical(address) || !is_canonical(last) {
             return Err(outside(is_stack));
         }
         address

@@ -16,6 +16,7 @@ use iced_x86::{
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::exception::{Exception, vector};
+use crate::arch::segment::seg;
 use crate::cpu::state::{Core, Fx};
 use crate::cpu::trap::{Exec, Trap, gp, ud};
 use crate::cpu::{fxstate, operand};
@@ -285,10 +286,10 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     let mut gva = 0;
     if size != 0 {
         let access = if plan.writes { Access::Write } else { Access::Read };
-        gva = operand::mem_linear(core, insn, size, access)?;
-        if plan.is_aligned && gva & 15 != 0 {
+        if plan.is_aligned && is_misaligned(core, insn) {
             return Err(gp(0));
         }
+        gva = operand::mem_linear(core, insn, size, access)?;
         if plan.writes {
             core.probe_write(gva, size, Who::Program)?;
         }
@@ -307,6 +308,14 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     hide_pointers(&mut core.vectors.frame.memory, insn.code());
     let memory = core.vectors.frame.memory;
     fxstate::store(core, gva, &memory[..size]).inspect_err(|_| core.fx = before)
+}
+
+/// Whether the linear address of the operand is no multiple of 16 (found before segment checks).
+fn is_misaligned(core: &Core, insn: &Instruction) -> bool {
+    let index = operand::segment_of(insn);
+    let has_base = !core.is_64() || index >= seg::FS;
+    let base = if has_base { core.seg[index].base } else { 0 };
+    base.wrapping_add(operand::ea(core, insn)) & 15 != 0
 }
 
 /// Run the copied instruction.
@@ -372,7 +381,7 @@ pub fn settle(core: &mut Core) {
 }
 
 /// MASKMOVQ and MASKMOVDQU: the bytes of the first register whose mask byte is negative go to
-/// DS:rDI.  Pages of which no byte is selected are not touched.
+/// DS:rDI.  The whole operand must be writable, as on AMD's processors (the manual leaves it open).
 fn masked_store(core: &mut Core, insn: &Instruction, class: Class) -> Exec<()> {
     if insn.encoding() != EncodingKind::Legacy {
         return Err(ud());
@@ -397,9 +406,7 @@ fn masked_store(core: &mut Core, insn: &Instruction, class: Class) -> Exec<()> {
     };
     let gva = operand::linear_at(core, operand::segment_of(insn), offset, size, Access::Write)?;
     let chosen = || (0..size).filter(|&i| mask[i] & 0x80 != 0);
-    for i in chosen() {
-        core.probe_write(core.linear_add(gva, i as u64), 1, Who::Program)?;
-    }
+    core.probe_write(gva, size, Who::Program)?;
     for i in chosen() {
         core.write_lin(core.linear_add(gva, i as u64), 1, u64::from(data[i]), Who::Program)?;
     }
