@@ -99,7 +99,9 @@ impl Computer {
                 if is_late {
                     libc::kill(self.child, libc::SIGKILL);
                 }
-                if libc::waitpid(self.child, &raw mut status, if is_late { 0 } else { libc::WNOHANG }) == self.child {
+                if libc::waitpid(self.child, &raw mut status, if is_late { 0 } else { libc::WNOHANG })
+                    == self.child
+                {
                     self.fork()?;
                     break;
                 }
@@ -213,8 +215,14 @@ unsafe fn install() {
     unsafe {
         let size = 64 << 10;
         let stack = libc::stack_t {
-            ss_sp: map(size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0, -1)
-                .cast(),
+            ss_sp: map(
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                0,
+                -1,
+            )
+            .cast(),
             ss_flags: 0,
             ss_size: size,
         };
@@ -293,9 +301,19 @@ unsafe extern "sysv64" fn go(start: *const Start) {
 unsafe extern "sysv64" fn resume() {
     naked_asm!(
         // sigreturn leaves NT and ID as the case left them
-        "push 0x202", "popfq",
-        "push 0x1F80", "ldmxcsr [rsp]", "add rsp, 8", "fninit",
-        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret",
+        "push 0x202",
+        "popfq",
+        "push 0x1F80",
+        "ldmxcsr [rsp]",
+        "add rsp, 8",
+        "fninit",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
     )
 }
 
@@ -318,20 +336,30 @@ unsafe extern "sysv64" fn note(signal: i32, _info: *mut libc::siginfo_t, context
         let outcome = &mut *addr_of!(OUTCOME).read();
         let c = &mut (*context).uc_mcontext;
         let order = [
-            libc::REG_RAX, libc::REG_RCX, libc::REG_RDX, libc::REG_RBX, libc::REG_RSP, libc::REG_RBP,
-            libc::REG_RSI, libc::REG_RDI, libc::REG_R8, libc::REG_R9, libc::REG_R10, libc::REG_R11,
-            libc::REG_R12, libc::REG_R13, libc::REG_R14, libc::REG_R15,
+            libc::REG_RAX,
+            libc::REG_RCX,
+            libc::REG_RDX,
+            libc::REG_RBX,
+            libc::REG_RSP,
+            libc::REG_RBP,
+            libc::REG_RSI,
+            libc::REG_RDI,
+            libc::REG_R8,
+            libc::REG_R9,
+            libc::REG_R10,
+            libc::REG_R11,
+            libc::REG_R12,
+            libc::REG_R13,
+            libc::REG_R14,
+            libc::REG_R15,
         ];
         for (i, r) in order.iter().enumerate() {
             outcome.gpr[i] = c.gregs[*r as usize] as u64;
         }
         outcome.rip = c.gregs[libc::REG_RIP as usize] as u64;
         outcome.rflags = c.gregs[libc::REG_EFL as usize] as u64;
-        outcome.vector = if signal == libc::SIGSYS {
-            SYSTEM_CALL
-        } else {
-            c.gregs[libc::REG_TRAPNO as usize] as u32
-        };
+        outcome.vector =
+            if signal == libc::SIGSYS { SYSTEM_CALL } else { c.gregs[libc::REG_TRAPNO as usize] as u32 };
         outcome.error = c.gregs[libc::REG_ERR as usize] as u32;
         outcome.cr2 = if outcome.vector == 14 { c.gregs[libc::REG_CR2 as usize] as u64 } else { 0 };
         ptr::copy_nonoverlapping(c.fpregs.cast::<u8>(), outcome.fx.0.as_mut_ptr(), 416);

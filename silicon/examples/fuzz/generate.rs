@@ -16,6 +16,8 @@ pub struct Piece {
     branch: Option<(usize, usize, u64)>,
     /// Relative to RIP: place of the displacement, and the address meant.
     relative: Option<(usize, u64)>,
+    /// Stores something that differs between processors.
+    is_last: bool,
 }
 
 /// A way to encode an instruction.
@@ -43,8 +45,8 @@ pub struct Generator {
 fn is_allowed(insn: &Instruction) -> bool {
     use CpuidFeature::*;
     let known = insn.cpuid_features().iter().all(|f| match f {
-        INTEL8086 | INTEL8086_ONLY | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | FPU | FPU287 | FPU387
-        | MMX | CMOV | SSE | SSE2 | FXSR | CX8 | MULTIBYTENOP | CLFSH | PAUSE => true,
+        INTEL8086 | INTEL8086_ONLY | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | FPU | FPU287
+        | FPU387 | MMX | CMOV | SSE | SSE2 | FXSR | CX8 | MULTIBYTENOP | CLFSH | PAUSE => true,
         CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
         SSE3 => is_x86_feature_detected!("sse3"),
         SSSE3 => is_x86_feature_detected!("ssse3"),
@@ -76,10 +78,10 @@ fn is_lax_on_amd(insn: &Instruction) -> bool {
 }
 
 /// 0F 0D with a register: nothing on Intel's processors, #UD on AMD's.
-/// F3 90 with REX.B: PAUSE, or XCHG with R8.
+/// F3 90 with REX.B: PAUSE, or XCHG with R8.  MOVSXD of 16 bits reads 2 bytes or 4.
 fn differs_by_maker(insn: &Instruction) -> bool {
     let o = insn.code().op_code();
-    if insn.mnemonic() == Mnemonic::Pause && insn.len() > 2 {
+    if insn.mnemonic() == Mnemonic::Pause && insn.len() > 2 || insn.code() == Code::Movsxd_r16_rm16 {
         return true;
     }
     o.table() == OpCodeTableKind::T0F && o.op_code() == 0x0D && insn.op0_kind() == OpKind::Register
@@ -96,11 +98,65 @@ fn needs_system(insn: &Instruction) -> bool {
     };
     matches!(
         insn.mnemonic(),
-        Int | Int1 | Iret | Iretd | Iretq | Retf | Lds | Les | Lfs | Lgs | Lss | Lar | Lsl | Verr | Verw
-            | Sgdt | Sidt | Sldt | Str | Smsw | Lgdt | Lidt | Lldt | Ltr | Lmsw | In | Out | Insb | Insw
-            | Insd | Outsb | Outsw | Outsd | Cli | Sti | Hlt | Syscall | Sysenter | Sysexit | Sysret
-            | Sysexitq | Sysretq | Cpuid | Rdtsc | Rdpmc | Rdmsr | Wrmsr | Invd | Wbinvd | Invlpg | Clts
-            | Rsm | Fnstdw | Fnstsg | Fstdw | Fstsg | Loadall | Monitor | Mwait | Swapgs
+        Int | Int1
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Lds
+            | Les
+            | Lfs
+            | Lgs
+            | Lss
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Lgdt
+            | Lidt
+            | Lldt
+            | Ltr
+            | Lmsw
+            | In
+            | Out
+            | Insb
+            | Insw
+            | Insd
+            | Outsb
+            | Outsw
+            | Outsd
+            | Cli
+            | Sti
+            | Hlt
+            | Syscall
+            | Sysenter
+            | Sysexit
+            | Sysret
+            | Sysexitq
+            | Sysretq
+            | Cpuid
+            | Rdtsc
+            | Rdpmc
+            | Rdmsr
+            | Wrmsr
+            | Invd
+            | Wbinvd
+            | Invlpg
+            | Clts
+            | Rsm
+            | Fnstdw
+            | Fnstsg
+            | Fstdw
+            | Fstsg
+            | Loadall
+            | Monitor
+            | Mwait
+            | Swapgs
     ) || insn.flow_control() == FlowControl::Interrupt && insn.mnemonic() != Int3 && insn.mnemonic() != Into
         || matches!(insn.flow_control(), FlowControl::UnconditionalBranch | FlowControl::Call)
             && matches!(insn.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
@@ -125,7 +181,8 @@ pub fn is_eager(insn: &Instruction) -> bool {
 /// every later difference doubtful on processors of another maker.
 fn is_vague(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    insn.rflags_undefined() != 0 || matches!(insn.mnemonic(), Bsf | Bsr | Shld | Shrd)
+    insn.rflags_undefined() != 0
+        || matches!(insn.mnemonic(), Bsf | Bsr | Shld | Shrd)
         || insn.mnemonic() == Bswap && insn.op0_register().size() == 2
 }
 
@@ -201,8 +258,17 @@ impl Generator {
 
     /// A random program of 1 to 12 instructions.
     pub fn program(&self, rng: &mut Rng, bits: u32) -> Vec<Piece> {
-        let n = 1 + rng.below(12);
-        (0..n).map(|_| self.piece(rng, bits)).collect()
+        let n = 1 + rng.below(12) as usize;
+        let mut pieces = Vec::with_capacity(n);
+        while pieces.len() < n {
+            let piece = self.piece(rng, bits);
+            pieces.push(piece);
+            // Nothing may read what differs between processors.
+            if piece.is_last {
+                break;
+            }
+        }
+        pieces
     }
 
     fn piece(&self, rng: &mut Rng, bits: u32) -> Piece {
@@ -282,7 +348,13 @@ impl Generator {
     fn accept(&self, rng: &mut Rng, bits: u32, raw: &[u8]) -> Option<Piece> {
         let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
         let insn = decoder.decode();
-        let mut piece = Piece { bytes: [0; 15], len: insn.len(), branch: None, relative: None };
+        let mut piece = Piece {
+            bytes: [0; 15],
+            len: insn.len(),
+            branch: None,
+            relative: None,
+            is_last: has_pointers(&insn),
+        };
         piece.bytes.copy_from_slice(raw);
         if insn.is_invalid() {
             let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
@@ -300,10 +372,8 @@ impl Generator {
             return None;
         }
         let offsets = decoder.get_constant_offsets(&insn);
-        let is_near = matches!(
-            insn.op0_kind(),
-            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-        );
+        let is_near =
+            matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
         if insn.op_count() > 0 && is_near {
             if insn.op0_kind() == OpKind::NearBranch16 {
                 return None; // EIP is cut to 16 bits: leaves the code at once
@@ -349,8 +419,10 @@ impl Generator {
             code: [0xCC; CODE_BYTES],
             code_len: code.len() as u64,
         };
-        if rng.percent(10) {
-            s.rflags |= 1 << 10;
+        for (chance, flag) in [(10, 1 << 10), (3, 1 << 18)] {
+            if rng.percent(chance) {
+                s.rflags |= flag; // DF, AC
+            }
         }
         s.code[..code.len()].copy_from_slice(code);
         for r in &mut s.gpr {
@@ -417,7 +489,18 @@ fn value(rng: &mut Rng) -> u64 {
     match rng.below(16) {
         0..3 => pointer(rng),
         3..6 => rng.below(130).wrapping_sub(65),
-        6 => rng.pick(&[0, 1, u64::MAX, 1 << 63, i64::MAX as u64, 1 << 31, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x80, 0x8000]),
+        6 => rng.pick(&[
+            0,
+            1,
+            u64::MAX,
+            1 << 63,
+            i64::MAX as u64,
+            1 << 31,
+            0x7FFF_FFFF,
+            0xFFFF_FFFF,
+            0x80,
+            0x8000,
+        ]),
         7 => rng.next() & 0xFFFF_FFFF,
         8 => 1 << rng.below(64),
         9 => rng.next() >> rng.below(64),
@@ -428,8 +511,22 @@ fn value(rng: &mut Rng) -> u64 {
 
 fn double(rng: &mut Rng) -> u64 {
     let interesting = [
-        0.0, -0.0, 1.0, -1.0, 1.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE, 5e-324, 1e300,
-        2_147_483_648.0, -32768.5, 9.3e18, 0.1, 1e-310,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        1.5,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        f64::MIN_POSITIVE,
+        5e-324,
+        1e300,
+        2_147_483_648.0,
+        -32768.5,
+        9.3e18,
+        0.1,
+        1e-310,
     ];
     match rng.below(4) {
         0 => rng.pick(&interesting).to_bits(),
@@ -440,7 +537,8 @@ fn double(rng: &mut Rng) -> u64 {
 }
 
 fn single(rng: &mut Rng) -> u32 {
-    let interesting = [0.0, -0.0, 1.0, -1.0, 1.5, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-40, 3e38, 2.5e9];
+    let interesting =
+        [0.0, -0.0, 1.0, -1.0, 1.5, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-40, 3e38, 2.5e9];
     match rng.below(4) {
         0 => rng.pick(&interesting).to_bits(),
         1 => ((rng.next() as i16) as f32 / 8.0).to_bits(),

@@ -32,7 +32,9 @@ fn main() -> ExitCode {
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
-                eprintln!("fuzz: {name} {value}: expected --count, --seed, --first or --patience with a number, or --engine reference|dbt");
+                eprintln!(
+                    "fuzz: {name} {value}: expected --count, --seed, --first or --patience with a number, or --engine reference|dbt"
+                );
                 return ExitCode::from(2);
             }
         }

@@ -55,13 +55,8 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
         generator: Generator::new(has_bases()),
         executed: 0,
     };
-    let mut sum = Summary {
-        batches: 0,
-        cases: 0,
-        instructions: 0,
-        endings: [0; 32],
-        differences: Vec::new(),
-    };
+    let mut sum =
+        Summary { batches: 0, cases: 0, instructions: 0, endings: [0; 32], differences: Vec::new() };
     for batch in options.first.. {
         let (memory, programs, starts) = session.batch(options.seed, batch);
         let native = session.computer.run(&memory, &starts)?.to_vec();
@@ -164,8 +159,8 @@ fn describe(text: &mut String, s: &Start, native: &Outcome) {
         let _ = writeln!(text, "  {}: {:x}  {hex:24} {line}", s.bits(), insn.ip());
     }
     let names = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-        "r15",
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
     ];
     let gprs: Vec<String> = names.iter().zip(s.gpr).map(|(n, v)| format!("{n}={v:x}")).collect();
     let _ = writeln!(text, "  before: {}", gprs.join(" "));
@@ -173,7 +168,13 @@ fn describe(text: &mut String, s: &Start, native: &Outcome) {
     let _ = writeln!(
         text,
         "  flags={:x} fs={:x} gs={:x} fcw={:x} fsw={:x} ftw={:x} mxcsr={:x}",
-        s.rflags, s.fs_base, s.gs_base, word(0), word(2), s.fx.0[4], word(24)
+        s.rflags,
+        s.fs_base,
+        s.gs_base,
+        word(0),
+        word(2),
+        s.fx.0[4],
+        word(24)
     );
     let _ = writeln!(
         text,
@@ -194,11 +195,19 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     if ours.vector == RUNAWAY && native.vector >= LOST {
         return Vec::new();
     }
+    // Bit 17 of MXCSR exists on AMD's processors; what wraps at 4 GBytes is no fault there.
+    let takes_mxcsr =
+        |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64);
+    let is_lax = any(s, takes_mxcsr) || !is_64 && native.cr2 > 0xFFFF_FE00;
+    if is_lax && matches!(ours.vector, 12 | 13) && native.vector != 13 {
+        return Vec::new();
+    }
     check("vector", native.vector.into(), ours.vector.into());
     check("rip", native.rip, ours.rip);
     if native.vector == ours.vector && native.vector != 1 {
         // For addresses of the kernel Linux says "protection", whatever the tables say.
-        let hidden = if native.cr2 >> 47 != 0 { 1 } else { 0 };
+        let is_kernels = native.cr2 >= 0x7FFF_FFFF_F000;
+        let hidden = if is_kernels || has_long_operand(s) { 1 } else { 0 };
         check("error code", (native.error | hidden).into(), (ours.error | hidden).into());
         // Of a long operand AMD's processors try the last byte first, Intel's go in order.
         if !has_long_operand(s) {
@@ -211,9 +220,15 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
             check(&format!("gpr {i}"), native.gpr[i] & mask, ours.gpr[i] & mask);
         }
     }
-    check("rflags", native.rflags & FLAGS, ours.rflags & FLAGS);
+    // At a fault in the middle the manual wants the flags as before, AMD's processors vary.
+    let repeats = |i: &Instruction| {
+        i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix()) && i.rflags_modified() != 0
+    };
+    if native.vector < 12 || !any(s, repeats) {
+        check("rflags", native.rflags & FLAGS, ours.rflags & FLAGS);
+    }
     let (a, mut b) = (&native.fx.0, &ours.fx.0);
-    if matches!(native.vector, 12..=14) && any(s, generate::is_eager) {
+    if matches!(native.vector, 12..=17) && any(s, generate::is_eager) {
         b = a;
     }
     let word = |b: &[u8; 512], at: usize| u64::from(u16::from_le_bytes([b[at], b[at + 1]]));
@@ -250,6 +265,10 @@ fn stores_pointers(s: &Start) -> bool {
 }
 
 fn has_long_operand(s: &Start) -> bool {
-    any(s, |i| i.memory_size().size() > 10 && i.memory_size().size() != 16 || i.mnemonic() == Mnemonic::Fxrstor
-        || i.mnemonic() == Mnemonic::Fxrstor64 || generate::has_pointers(i))
+    any(s, |i| {
+        i.memory_size().size() > 10 && i.memory_size().size() != 16
+            || i.mnemonic() == Mnemonic::Fxrstor
+            || i.mnemonic() == Mnemonic::Fxrstor64
+            || generate::has_pointers(i)
+    })
 }

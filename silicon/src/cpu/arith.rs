@@ -7,7 +7,7 @@ use crate::arch::bits::rflags::{AF, CF, OF, PF, SF, ZF};
 use crate::arch::exception::{Exception, vector};
 use crate::cpu::flags::{add, mask, of_result, sign_extend, sub};
 use crate::cpu::operand::{
-    get_reg, mem_linear, modify_mem, modify_op0, read_op, set_gpr, set_reg, size_of_op,
+    get_reg, is_misaligned, mem_linear, modify_mem, modify_op0, read_op, set_gpr, set_reg, size_of_op,
 };
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap, gp, ud};
@@ -219,10 +219,10 @@ fn compare_exchange_16(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let pair = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
     let expected = pair(core.gpr[RDX], core.gpr[RAX]);
     let new = pair(core.gpr[RCX], core.gpr[RBX]);
-    let gva = mem_linear(core, insn, 16, Access::Write)?;
-    if !gva.is_multiple_of(16) {
+    if is_misaligned(core, insn) {
         return Err(gp(0));
     }
+    let gva = mem_linear(core, insn, 16, Access::Write)?;
     debug_assert!((gva & PAGE_OFFSET) + 16 <= FRAME_BYTES);
     let (hpa, special) = core.translate(gva, Access::Write)?;
     let old = if special {
@@ -264,11 +264,11 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
         Mnemonic::Aaa | Mnemonic::Aas => {
             let ax = core.gpr[RAX] & 0xFFFF;
             let by = if low_digit { 0x106 } else { 0 };
-            let ax = if insn.mnemonic() == Mnemonic::Aaa { ax + by } else { ax.wrapping_sub(by) };
+            let op = if insn.mnemonic() == Mnemonic::Aaa { add } else { sub };
+            // OF, SF, ZF and PF are those of AX before the upper digit of AL goes.
+            let (ax, f) = op(2, ax, by, 0);
             set_gpr(core, RAX, 2, ax & 0xFF0F);
-            let f = if low_digit { AF | CF } else { 0 };
-            // SF, ZF and PF are those of AX before the upper digit of AL goes.
-            core.set_arith(of_result(2, ax) | f);
+            core.set_arith(f & !(AF | CF) | if low_digit { AF | CF } else { 0 });
         }
         Mnemonic::Aam => {
             let by = insn.immediate(0) & 0xFF;

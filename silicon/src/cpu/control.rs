@@ -7,7 +7,7 @@ use crate::arch::exception::{Exception, vector};
 use crate::cpu::flags::{holds, mask, sign_extend};
 use crate::cpu::operand::{ea, get_reg, linear_at, mem_linear, read_op, segment_of, size_of_op};
 use crate::cpu::segment;
-use crate::cpu::stack::{moved, pop_peek, push};
+use crate::cpu::stack::{moved, pop_peek, push, stack_linear};
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap, ud};
 use crate::mmu::access::Who;
@@ -30,7 +30,12 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         M::Call => {
             let size = size_of_op(insn, 0);
             let target = target(core, insn)?;
-            segment::code_linear(core, target)?;
+            if let Err(refused) = segment::code_linear(core, target) {
+                // What is wrong with the stack comes first.
+                let place = stack_linear(core, moved(core, -(size as i64)), size, Access::Write)?;
+                core.probe_write(place, size, Who::Program)?;
+                return Err(refused);
+            }
             push(core, size, insn.next_ip())?;
             core.rip = target;
             Ok(())

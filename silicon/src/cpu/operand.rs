@@ -107,7 +107,8 @@ pub fn set_gpr(core: &mut Core, n: usize, size: usize, v: u64) {
 pub fn segment_of(insn: &Instruction) -> usize {
     let named = (insn.memory_segment() as usize).wrapping_sub(ES).min(seg::GS);
     if named < seg::FS && insn.segment_prefix() != Register::None && insn.code_size() == CodeSize::Code64 {
-        let is_stack = matches!(insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        let is_stack =
+            matches!(insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
         return if is_stack { seg::SS } else { seg::DS };
     }
     named
@@ -141,6 +142,16 @@ pub fn ea(core: &Core, insn: &Instruction) -> u64 {
         a = a.wrapping_add(get_reg(core, index).wrapping_mul(u64::from(insn.memory_index_scale())));
     }
     a & address_mask(insn)
+}
+
+/// Whether the linear address of the memory operand is no multiple of 16 (where that is a #GP, it
+/// comes before the segment's checks and before #AC).
+#[must_use]
+pub fn is_misaligned(core: &Core, insn: &Instruction) -> bool {
+    let index = segment_of(insn);
+    let has_base = !core.is_64() || index >= seg::FS;
+    let base = if has_base { core.seg[index].base } else { 0 };
+    base.wrapping_add(ea(core, insn)) & 15 != 0
 }
 
 /// The linear address of the memory operand, with the segment's checks made for `size` bytes.

@@ -176,7 +176,14 @@ pub fn linear(core: &Core, index: usize, offset: u64, size: usize, write: bool, 
 }
 
 fn check_alignment(address: u64, size: usize) -> Exec<()> {
-    if matches!(size, 2 | 4 | 8) && address & (size as u64 - 1) != 0 {
+    let multiple = match size {
+        2 | 4 | 8 | 16 => size as u64,
+        10 => 8,
+        14 | 94 => 2,        // FNSTENV, FNSAVE
+        28 | 108 | 512 => 4, // the same with 32-bit operands; FXSAVE, before its own #GP
+        _ => 1,
+    };
+    if address & (multiple - 1) != 0 {
         return Err(Exception::coded(vector::AC, 0).into());
     }
     Ok(())

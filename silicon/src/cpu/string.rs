@@ -88,7 +88,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         if let Some(f) = flags {
             // A fault later on finds the flags as they were; so write them only when leaving.
             let ends = if f & ZF != 0 { while_different } else { !while_different };
-            if ends || left == 0 || is_watched || done >= LIMIT {
+            if ends || left == 0 || is_watched {
                 core.set_arith(f);
             }
             if ends {

@@ -16,7 +16,6 @@ use iced_x86::{
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::exception::{Exception, vector};
-use crate::arch::segment::seg;
 use crate::cpu::state::{Core, Fx};
 use crate::cpu::trap::{Exec, Trap, gp, ud};
 use crate::cpu::{fxstate, operand};
@@ -286,7 +285,7 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     let mut gva = 0;
     if size != 0 {
         let access = if plan.writes { Access::Write } else { Access::Read };
-        if plan.is_aligned && is_misaligned(core, insn) {
+        if plan.is_aligned && operand::is_misaligned(core, insn) {
             return Err(gp(0));
         }
         gva = operand::mem_linear(core, insn, size, access)?;
@@ -308,14 +307,6 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     hide_pointers(&mut core.vectors.frame.memory, insn.code());
     let memory = core.vectors.frame.memory;
     fxstate::store(core, gva, &memory[..size]).inspect_err(|_| core.fx = before)
-}
-
-/// Whether the linear address of the operand is no multiple of 16 (found before segment checks).
-fn is_misaligned(core: &Core, insn: &Instruction) -> bool {
-    let index = operand::segment_of(insn);
-    let has_base = !core.is_64() || index >= seg::FS;
-    let base = if has_base { core.seg[index].base } else { 0 };
-    base.wrapping_add(operand::ea(core, insn)) & 15 != 0
 }
 
 /// Run the copied instruction.
@@ -404,7 +395,12 @@ fn masked_store(core: &mut Core, insn: &Instruction, class: Class) -> Exec<()> {
         OpKind::MemorySegEDI => core.gpr[7] & 0xFFFF_FFFF,
         _ => core.gpr[7] & 0xFFFF,
     };
-    let gva = operand::linear_at(core, operand::segment_of(insn), offset, size, Access::Write)?;
+    let segment = operand::segment_of(insn);
+    if size == 16 {
+        // #AC as for two halves
+        operand::linear_at(core, segment, offset.wrapping_add(8), 8, Access::Write)?;
+    }
+    let gva = operand::linear_at(core, segment, offset, 8, Access::Write)?;
     let chosen = || (0..size).filter(|&i| mask[i] & 0x80 != 0);
     core.probe_write(gva, size, Who::Program)?;
     for i in chosen() {
