@@ -107,8 +107,11 @@ test-all: setup check test-rust ## Everything, the slow ones too
 	$(call say,"Python tests, all of them")
 	@$(BIN)/python -m pytest
 
-fuzz: setup ## Compare random instructions with this computer's own processor
-	@$(BIN)/python -m tests.fuzz
+SEED ?= 1
+fuzz: ## Compare random instructions with this computer's own processor (SEED=n for others)
+	@cd silicon && cargo build --release --example fuzz
+	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine reference
+	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
