@@ -19,7 +19,18 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from understudy.execution.arithmetic import OPERATIONS, flags_of
-from understudy.execution.portio import BURST, DF, RCX, RDI, RSI, advance, load, pieces, store
+from understudy.execution.portio import (
+    BURST,
+    CYCLE_NS,
+    DF,
+    RCX,
+    RDI,
+    RSI,
+    advance,
+    load,
+    pieces,
+    store,
+)
 from understudy.memory import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault, Translation
 from understudy.silicon import Exit
@@ -59,6 +70,7 @@ def access(vcpu: "Vcpu", exit: Exit) -> None:
             done = _string(vcpu, translation, instruction, bits)
         else:
             _plain(vcpu, exit, instruction)
+            vcpu.spend(CYCLE_NS)
             done = True
     except GuestFault as fault:
         vcpu.guest_fault(fault)
@@ -226,7 +238,7 @@ def _string(
     source = _base(vcpu, instruction.memory_segment, bits)
     target = _base(vcpu, Register.ES, bits)
     has_source, has_target = instruction.mnemonic not in STORES, instruction.mnemonic not in LOADS
-    vcpu.spend(min(left, BURST))
+    vcpu.spend(min(left, BURST) * CYCLE_NS)
     for _ in range(min(left, BURST)):
         value = vcpu.gpr(0) & (1 << 8 * size) - 1
         places = []

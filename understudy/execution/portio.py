@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from understudy.vcpu import Vcpu
 
 BURST: Final = 1024
-CYCLE_NS: Final = 1000  # a cycle on the ISA bus, which every port access of a PC waits for
+CYCLE_NS: Final = 1000  # a bus cycle of a PC: what an access to a device waits for
 DF: Final = 1 << 10
 RCX, RSI, RDI = 1, 6, 7
 

@@ -10,6 +10,7 @@ from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.portio import CYCLE_NS
 from understudy.exits import TABLE
 
 DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
@@ -160,6 +161,7 @@ def test_a_long_repetition_gives_way_to_events() -> None:
         execute(b, "f3 a4")
         assert b.rip == CODE
         assert b.processor.live[RCX] == 3000 - 1024
+        assert b.vm.clock.now() >= 1024 * CYCLE_NS
 
 
 def test_a_fault_of_the_other_operand_is_the_guests() -> None:
