@@ -4,12 +4,25 @@
 //! Beside the bytes stand two marks a frame: *dirty* (something changed it) and *code* (an engine
 //! holds a translation of instructions in it; whoever writes there must say so).
 
+use std::collections::VecDeque;
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex};
 
 use crate::addr::FRAME_BYTES;
+
+/// Writes of code that are remembered; who reads more seldom has to drop all code.
+const CODE_WRITES: usize = 4096;
+
+/// What was written of frames that hold code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CodeWrites {
+    /// These frames.
+    Frames(Vec<u64>),
+    /// More frames than are remembered: any.
+    TooMany,
+}
 
 /// Physical memory of one machine, shared by its processors.
 pub struct Memory {
@@ -18,8 +31,8 @@ pub struct Memory {
     fd: i32,
     dirty: Box<[AtomicU8]>,
     code: Box<[AtomicU8]>,
-    code_writes: Mutex<Vec<u64>>,
-    code_write_count: AtomicUsize,
+    code_writes: Mutex<VecDeque<u64>>,
+    code_write_count: AtomicU64,
     split_lock: Mutex<()>,
 }
 
@@ -72,8 +85,8 @@ impl Memory {
             fd,
             dirty: marks(frames),
             code: marks(frames),
-            code_writes: Mutex::new(Vec::new()),
-            code_write_count: AtomicUsize::new(0),
+            code_writes: Mutex::new(VecDeque::new()),
+            code_write_count: AtomicU64::new(0),
             split_lock: Mutex::new(()),
         }))
     }
@@ -342,20 +355,32 @@ impl Memory {
     /// Log that a code frame was written by something other than the engine itself.
     pub fn report_code_write(&self, pfn: u64) {
         if let Ok(mut log) = self.code_writes.lock() {
-            log.push(pfn);
-            self.code_write_count.store(log.len(), Release);
+            if log.len() == CODE_WRITES {
+                log.pop_front();
+            }
+            log.push_back(pfn);
+            self.code_write_count.fetch_add(1, Release);
         }
     }
 
-    /// The frames reported since position `from`, and the new position.
+    /// The frames reported since position `from` (at first 0), and the new position.
+    #[inline]
     #[must_use]
-    pub fn code_writes_since(&self, from: usize) -> (Vec<u64>, usize) {
+    pub fn code_writes_since(&self, from: u64) -> (CodeWrites, u64) {
         if self.code_write_count.load(Acquire) == from {
-            return (Vec::new(), from);
+            return (CodeWrites::Frames(Vec::new()), from);
         }
-        match self.code_writes.lock() {
-            Ok(log) => (log[from.min(log.len())..].to_vec(), log.len()),
-            Err(_) => (Vec::new(), from),
+        self.read_code_writes(from)
+    }
+
+    #[cold]
+    fn read_code_writes(&self, from: u64) -> (CodeWrites, u64) {
+        let Ok(log) = self.code_writes.lock() else { return (CodeWrites::TooMany, from) };
+        let now = self.code_write_count.load(Acquire);
+        let news = now.wrapping_sub(from) as usize;
+        match log.len().checked_sub(news) {
+            Some(old) => (CodeWrites::Frames(log.iter().skip(old).copied().collect()), now),
+            None => (CodeWrites::TooMany, now),
         }
     }
 }
@@ -432,7 +457,23 @@ mod tests {
         let m = Memory::new(8192).unwrap();
         m.set_code(1, true);
         m.write_bytes(0, &[1; 8192]);
-        assert_eq!((vec![1], 1), m.code_writes_since(0));
-        assert_eq!((vec![], 1), m.code_writes_since(1));
+        assert_eq!((CodeWrites::Frames(vec![1]), 1), m.code_writes_since(0));
+        assert_eq!((CodeWrites::Frames(vec![]), 1), m.code_writes_since(1));
+    }
+
+    #[test]
+    fn the_log_of_code_writes_is_bounded_and_says_when_it_forgot() {
+        let m = Memory::new(4096).unwrap();
+        for n in 0..CODE_WRITES as u64 + 1 {
+            m.report_code_write(n);
+        }
+        let now = CODE_WRITES as u64 + 1;
+        assert_eq!((CodeWrites::TooMany, now), m.code_writes_since(0));
+        let (CodeWrites::Frames(frames), position) = m.code_writes_since(1) else { panic!("too many") };
+        assert_eq!(
+            (CODE_WRITES, 1, now, now),
+            (frames.len(), frames[0], frames[CODE_WRITES - 1] + 1, position)
+        );
+        assert_eq!(CODE_WRITES, m.code_writes.lock().unwrap().len());
     }
 }

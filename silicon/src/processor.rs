@@ -40,7 +40,9 @@ pub struct Reference;
 impl Engine for Reference {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         while core.countdown > 0 {
-            step(core)?;
+            let result = step(core);
+            report_code_writes(core);
+            result?;
             if core.attention != 0 {
                 break;
             }
@@ -50,6 +52,15 @@ impl Engine for Reference {
     fn flush(&mut self, _core: &mut Core) {}
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
+    }
+}
+
+/// Pass what the interpreter wrote over code on to whoever holds translations of it.
+fn report_code_writes(core: &mut Core) {
+    if !core.code_writes.is_empty() {
+        for (hpa, _) in core.code_writes.drain(..) {
+            core.mem.report_code_write(hpa >> 12);
+        }
     }
 }
 
@@ -104,10 +115,10 @@ impl Processor {
             if self.core.retired() >= end {
                 return Exit::new(reason::BUDGET, 0);
             }
-            if let Err(trap) = self.turn(end) {
-                if let Some(exit) = self.settle(trap) {
-                    return exit;
-                }
+            if let Err(trap) = self.turn(end)
+                && let Some(exit) = self.settle(trap)
+            {
+                return exit;
             }
         }
     }
@@ -127,7 +138,12 @@ impl Processor {
         }
         core.set_countdown(n);
         let is_single = core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0;
-        if is_single || vmx::events::must_step(core) { step(core) } else { self.engine.run(core) }
+        if is_single || vmx::events::must_step(core) {
+            let result = step(core);
+            report_code_writes(core);
+            return result;
+        }
+        self.engine.run(core)
     }
 
     /// Deal with a trap.  Returns the exit to hand to the caller, if it is for the caller.
@@ -215,4 +231,32 @@ fn idle(core: &mut Core) -> Exec<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::CodeWrites;
+
+    #[test]
+    fn the_reference_engine_reports_writes_over_code_that_another_engine_translated() {
+        let mem = Memory::new(1 << 20).unwrap();
+        let mut processor = Processor::new(mem.clone(), EngineKind::Reference, Clock::Virtual, 0).unwrap();
+        let core = &mut *processor.core;
+        core.seg[crate::arch::segment::seg::CS].base = 0;
+        core.rip = 0x1000;
+        core.refresh();
+        mem.write_bytes(0x1000, &[0xA2, 0x00, 0x50, 0xEB, 0xFB]); // mov [5000h], al; jmp
+        mem.set_code(5, true);
+        for is_single in [false, true] {
+            if is_single {
+                processor.core.shadow = Shadow::Sti;
+            }
+            let (_, before) = mem.code_writes_since(0);
+            processor.core.rip = 0x1000;
+            assert_eq!(reason::BUDGET, processor.run(1, &mut || false).reason);
+            assert_eq!(0, processor.core.code_writes.len());
+            assert_eq!(CodeWrites::Frames(vec![5]), mem.code_writes_since(before).0);
+        }
+    }
 }

@@ -53,8 +53,9 @@ fn exits_go_to_the_host_rip_and_the_loop_counts_them() {
 
 #[test]
 fn outcomes_are_in_rflags() {
-    // Each is followed by hlt.  (code, RAX, RCX, CF, ZF, VM-instruction error)
-    let rows: &[(&[u8], u64, u64, bool, bool, u64)] = &[
+    /// Code (followed by hlt), RAX, RCX; CF, ZF, VM-instruction error.
+    type Row = (&'static [u8], u64, u64, bool, bool, u64);
+    let rows: &[Row] = &[
         (&[0x0F, 0x78, 0xC8], 0, 0x6800, false, false, 0), // vmread rax, rcx
         (&[0x0F, 0x78, 0xC8], 0, 0x6C18, false, true, 12),
         (&[0x0F, 0x78, 0xC8], 0, 1 << 32, false, true, 12),

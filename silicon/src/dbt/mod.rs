@@ -57,6 +57,7 @@ use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
+use crate::mem::CodeWrites;
 use crate::mmu::tlb::perm;
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
@@ -124,7 +125,7 @@ pub struct Dbt {
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
     /// How far `Memory::code_writes_since` was read.
-    log_position: usize,
+    log_position: u64,
     trap: Option<Trap>,
     /// The next block is to be the version without groups.
     ungrouped: bool,
@@ -237,6 +238,10 @@ impl Dbt {
         }
         let (frames, position) = core.mem.code_writes_since(self.log_position);
         self.log_position = position;
+        let frames = match frames {
+            CodeWrites::Frames(frames) => frames,
+            CodeWrites::TooMany => self.frames.keys().copied().collect(),
+        };
         for pfn in frames {
             self.invalidate(core, pfn << 12, 4096);
         }

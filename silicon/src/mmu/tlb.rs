@@ -15,6 +15,10 @@ pub const L1_ENTRIES: usize = 256;
 pub const L1_CLASSES: usize = 3;
 /// Instruction-side entries before all are dropped.
 const FETCH_LIMIT: usize = 1 << 16;
+/// Large pages, and spaces, known before all are forgotten: what a guest can make us remember.
+const MEMORY_LIMIT: usize = 1 << 16;
+/// log2 of the sizes of large pages, from the largest.
+const LARGE_SHIFTS: [u8; 3] = [30, 22, 21];
 
 /// What an entry allows and is.
 pub mod perm {
@@ -79,9 +83,13 @@ pub struct Tlb {
     l1_owner: (u32, u32, u32),
     entries: Vec<Entry>,
     fetch: HashMap<(u64, u32), Entry>,
-    large: HashSet<u64>,
+    /// Large pages that have pieces here: log2 of the size, number of the page.
+    large: HashSet<(u8, u64)>,
     numbers: HashMap<(u16, u64, u16), u32>,
     globals: HashMap<(u16, u64), u32>,
+    /// An EPT root of each VPID, and whether one VPID was seen with two.
+    roots: HashMap<u16, u64>,
+    has_two_roots: bool,
     last: u32,
     /// The selected space, while it has its numbers.
     current: Option<(u16, u64, u16)>,
@@ -114,6 +122,8 @@ impl Tlb {
             large: HashSet::new(),
             numbers: HashMap::new(),
             globals: HashMap::new(),
+            roots: HashMap::new(),
+            has_two_roots: false,
             last: 0,
             current: None,
             asn: 0,
@@ -124,13 +134,21 @@ impl Tlb {
 
     fn fresh(&mut self) -> u32 {
         self.last = self.last.checked_add(1).unwrap_or_else(|| {
-            self.entries.fill(Entry::default());
-            self.fetch.clear();
+            self.empty();
             self.numbers.clear();
             self.globals.clear();
             1
         });
         self.last
+    }
+
+    /// Forget every translation; the spaces keep their numbers.
+    fn empty(&mut self) {
+        self.entries.fill(Entry::default());
+        self.fetch.clear();
+        self.fetch_epoch += 1;
+        self.large.clear();
+        self.flush_l1();
     }
 
     /// Make (VPID, EPT root, PCID) the current space.
@@ -139,6 +157,11 @@ impl Tlb {
             return;
         }
         self.current = Some((vpid, ept_root, pcid));
+        if self.numbers.len() >= MEMORY_LIMIT {
+            self.numbers.clear();
+            self.globals.clear();
+        }
+        self.has_two_roots |= *self.roots.entry(vpid).or_insert(ept_root) != ept_root;
         let asn = match self.numbers.get(&(vpid, ept_root, pcid)) {
             Some(&n) => n,
             None => {
@@ -184,25 +207,49 @@ impl Tlb {
     /// Drop everything.
     pub fn flush_all(&mut self) {
         self.drop_spaces(|_, _, _| true, |_, _| true);
-        self.large.clear();
-        self.fetch.clear();
-        self.fetch_epoch += 1;
+        self.roots.clear();
+        self.has_two_roots = false;
+        self.empty();
     }
 
-    /// Drop the translations of one linear address in the current space, global ones too.
+    /// Drop the translations of one linear address in the current space, global ones too: of the
+    /// whole page, whatever its size was (SDM 3A, "Operations that Invalidate TLBs and
+    /// Paging-Structure Caches").
     pub fn invalidate(&mut self, gva: u64) {
         let vpn = gva >> 12;
-        if self.large.contains(&(gva >> 21)) {
-            let first = vpn & !511;
-            for v in first..first + 512 {
-                self.drop_page(v);
+        match LARGE_SHIFTS.into_iter().find(|&s| self.large.contains(&(s, gva >> s))) {
+            None => self.drop_page(vpn),
+            Some(shift) => {
+                let pages = 1 << (shift - 12);
+                let first = vpn & !(pages - 1);
+                if pages < ENTRIES as u64 {
+                    (first..first + pages).for_each(|v| self.drop_page(v));
+                } else {
+                    self.drop_range(first, pages);
+                }
             }
-        } else {
-            self.drop_page(vpn);
+        }
+        // The same VPID and PCID under other EPT roots count, too; they go as a whole.
+        if let (true, Some((vpid, root, _))) = (self.has_two_roots, self.current) {
+            self.numbers.retain(|&(v, e, _), _| v != vpid || e == root);
+            self.globals.retain(|&(v, e), _| v != vpid || e == root);
         }
     }
 
-    fn drop_page(&mut self, vpn: u64) {
+    fn drop_range(&mut self, first: u64, pages: u64) {
+        let (asn, global) = (self.asn, self.global_asn);
+        let is_hit = |e: &Entry| e.vpn.wrapping_sub(first) < pages && (e.asn == asn || e.asn == global);
+        for e in self.entries.iter_mut().filter(|e| is_hit(e)) {
+            e.asn = 0;
+        }
+        let before = self.fetch.len();
+        self.fetch.retain(|_, e| !is_hit(e));
+        self.fetch_epoch += u64::from(self.fetch.len() != before);
+        self.flush_l1();
+    }
+
+    /// Drop the translations of one 4-KByte page in the current space, global ones too.
+    pub fn drop_page(&mut self, vpn: u64) {
         let (asn, global) = (self.asn, self.global_asn);
         let e = &mut self.entries[vpn as usize % ENTRIES];
         if e.vpn == vpn && (e.asn == asn || e.asn == global) {
@@ -232,11 +279,16 @@ impl Tlb {
         if perm & perm::GLOBAL != 0 { self.global_asn } else { self.asn }
     }
 
-    /// Put in a data translation; `is_large` if it is a piece of a large page.
-    pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u8, is_large: bool) {
-        if is_large {
-            self.large.insert(vpn >> 9);
+    fn note_size(&mut self, vpn: u64, shift: u8) {
+        if shift > 12 && self.large.insert((shift, vpn >> (shift - 12))) && self.large.len() > MEMORY_LIMIT {
+            self.empty();
+            self.large.insert((shift, vpn >> (shift - 12)));
         }
+    }
+
+    /// Put in a data translation, a piece of a guest's page of 2 to the power `shift` bytes.
+    pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u8, shift: u8) {
+        self.note_size(vpn, shift);
         let slot = vpn as usize % ENTRIES;
         let old = self.entries[slot];
         if old.asn != 0 {
@@ -245,17 +297,21 @@ impl Tlb {
         self.entries[slot] = Entry { vpn, hpa, asn: self.number(perm), perm };
     }
 
-    /// Put in an instruction-side translation.
-    pub fn insert_fetch(&mut self, vpn: u64, hpa: u64, perm: u8, is_large: bool) {
-        if is_large {
-            self.large.insert(vpn >> 9);
-        }
+    /// Put in an instruction-side translation, as [`Tlb::insert`].
+    pub fn insert_fetch(&mut self, vpn: u64, hpa: u64, perm: u8, shift: u8) {
+        self.note_size(vpn, shift);
         if self.fetch.len() >= FETCH_LIMIT {
             self.fetch.clear();
             self.fetch_epoch += 1;
         }
         let asn = self.number(perm);
-        self.fetch.insert((vpn, asn), Entry { vpn, hpa, asn, perm });
+        let new = Entry { vpn, hpa, asn, perm };
+        let old = self.fetch.insert((vpn, asn), new);
+        let other = if asn == self.asn { self.global_asn } else { self.asn };
+        // What is replaced may be in somebody's shortcuts.
+        if self.fetch.remove(&(vpn, other)).is_some() || old.is_some_and(|e| e != new) {
+            self.fetch_epoch += 1;
+        }
     }
 
     /// Let generated code of a class use a page: for reading, and for writing if `write`.
@@ -286,9 +342,9 @@ impl Tlb {
     /// Take the right to write a page at host address `host` away from generated code.
     pub fn l1_protect(&mut self, host: u64) {
         for t in &mut self.l1 {
-            for i in 0..L1_ENTRIES {
-                if t.host[i] == host {
-                    t.write[i] = NOTHING[i];
+            for ((write, &page), &nothing) in t.write.iter_mut().zip(&t.host).zip(&NOTHING) {
+                if page == host {
+                    *write = nothing;
                 }
             }
         }
@@ -324,8 +380,8 @@ mod tests {
     fn a_flushed_space_is_empty_and_globals_outlive_it() {
         let mut t = Tlb::new();
         t.select(0, 0, 0);
-        t.insert(5, 0x1000, 0, false);
-        t.insert(6, 0x2000, perm::GLOBAL, false);
+        t.insert(5, 0x1000, 0, 12);
+        t.insert(6, 0x2000, perm::GLOBAL, 12);
         t.drop_spaces(|_, _, _| true, |_, _| false);
         t.select(0, 0, 0);
         assert_eq!((None, true), (t.lookup(5).copied(), t.lookup(6).is_some()));
@@ -333,11 +389,60 @@ mod tests {
 
     #[test]
     fn invalidating_a_piece_of_a_large_page_drops_all_pieces() {
+        for shift in [21, 22, 30] {
+            let pages = 1 << (shift - 12);
+            for at in [0, 1, pages - 1] {
+                let mut t = Tlb::new();
+                t.select(0, 0, 0);
+                let piece = |n: u64| 5 * pages + n;
+                for n in [0, 7, pages / 2 + 1, pages - 2] {
+                    t.insert(piece(n), n << 12, 0, shift);
+                    t.insert_fetch(piece(n), n << 12, 0, shift);
+                }
+                t.insert(6 * pages + 3, 0, 0, shift);
+                t.insert_fetch(6 * pages + 3, 0, 0, shift);
+                t.invalidate(piece(at) << 12);
+                for n in [0, 7, pages / 2 + 1, pages - 2] {
+                    assert_eq!((None, None), (t.lookup(piece(n)), t.lookup_fetch(piece(n))), "{shift} {n}");
+                }
+                assert!(t.lookup(6 * pages + 3).is_some() && t.lookup_fetch(6 * pages + 3).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_is_invalidated_under_every_ept_root_of_its_vpid() {
         let mut t = Tlb::new();
-        t.select(0, 0, 0);
-        t.insert(512, 0x20_0000, 0, true);
-        t.insert(513, 0x20_1000, 0, true);
-        t.invalidate(0x3F_F000);
-        assert!(t.lookup(512).is_none() && t.lookup(513).is_none());
+        t.select(1, 0x1000, 0);
+        t.insert(5, 0x1000, perm::GLOBAL, 12);
+        t.insert(6, 0x1000, 0, 12);
+        t.select(1, 0x2000, 0);
+        t.invalidate(5 << 12);
+        t.invalidate(6 << 12);
+        t.select(1, 0x1000, 0);
+        assert_eq!((None, None), (t.lookup(5), t.lookup(6)));
+    }
+
+    #[test]
+    fn what_a_guest_makes_us_remember_is_bounded() {
+        let mut t = Tlb::new();
+        for n in 0..MEMORY_LIMIT as u64 * 3 {
+            t.select(1, n << 12, 0);
+            t.insert(n << 9, 0, 0, 21);
+            assert!(t.lookup(n << 9).is_some());
+        }
+        assert!(t.large.len() <= MEMORY_LIMIT + 1 && t.numbers.len() <= MEMORY_LIMIT + 1);
+    }
+
+    #[test]
+    fn running_out_of_space_numbers_forgets_everything() {
+        let mut t = Tlb::new();
+        t.select(1, 0, 0);
+        t.insert(5, 0x1000, 0, 12);
+        t.last = u32::MAX;
+        t.select(2, 0, 0);
+        assert_eq!(None, t.lookup(5));
+        t.select(1, 0, 0);
+        assert_eq!(None, t.lookup(5));
     }
 }

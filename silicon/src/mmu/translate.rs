@@ -53,7 +53,8 @@ impl Core {
     }
 
     fn intent(&self, access: Access, user: bool, implicit: bool) -> Intent {
-        let smap = !user && self.cr4 & cr4::SMAP != 0 && (implicit || self.is_smap_armed());
+        let is_on = self.cr4 & cr4::SMAP != 0 && self.is_paging();
+        let smap = !user && is_on && (implicit || self.is_smap_armed());
         Intent { access, user, smap }
     }
 
@@ -61,8 +62,8 @@ impl Core {
         let page_is_user = e.perm & perm::US != 0;
         match i.access {
             Access::Fetch => {
-                e.perm & perm::X != 0
-                    && if i.user { page_is_user } else { !(page_is_user && self.cr4 & cr4::SMEP != 0) }
+                let smep = self.cr4 & cr4::SMEP != 0 && self.is_paging();
+                e.perm & perm::X != 0 && if i.user { page_is_user } else { !(page_is_user && smep) }
             }
             Access::Read => {
                 if i.user {
@@ -115,10 +116,8 @@ impl Core {
         let intent = self.intent(access, user, implicit);
         let is_fetch = access == Access::Fetch;
         let entry = if is_fetch { self.tlb.lookup_fetch(vpn) } else { self.tlb.lookup(vpn) };
-        if let Some(e) = entry {
-            if self.permits(e, intent) {
-                return Ok((e.hpa | (gva & PAGE_OFFSET), e.perm & perm::SPECIAL != 0));
-            }
+        if let Some(e) = entry.filter(|e| self.permits(e, intent)) {
+            return Ok((e.hpa | (gva & PAGE_OFFSET), e.perm & perm::SPECIAL != 0));
         }
         if is_fetch {
             self.counts.itlb_misses += 1;
@@ -128,7 +127,14 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let mut walker = Walker { mem: &mem, counts: Some(&mut self.counts), log: None };
-        let w = walker.walk(&space, gva, intent).map_err(|r| self.refused(r, gva))?;
+        let w = match walker.walk(&space, gva, intent) {
+            Ok(w) => w,
+            Err(refusal) => {
+                // Faults and EPT violations invalidate, too: what is refused now stays refused.
+                self.tlb.drop_page(vpn);
+                return Err(self.refused(refusal, gva));
+            }
+        };
         let mut p = 0;
         for (on, bit) in [
             (w.user, perm::US),
@@ -144,9 +150,9 @@ impl Core {
         }
         let page = w.hpa & !PAGE_OFFSET;
         if is_fetch {
-            self.tlb.insert_fetch(vpn, page, p, w.shift > 12);
+            self.tlb.insert_fetch(vpn, page, p, w.page_shift);
         } else {
-            self.tlb.insert(vpn, page, p, w.shift > 12);
+            self.tlb.insert(vpn, page, p, w.page_shift);
         }
         Ok((w.hpa, p & perm::SPECIAL != 0))
     }

@@ -61,6 +61,8 @@ pub struct Walked {
     pub hpa: u64,
     /// log2 of the page size over which gva -> hpa is linear (the smaller of both dimensions).
     pub shift: u8,
+    /// log2 of the size of the guest's own page (12 when its paging is off).
+    pub page_shift: u8,
     /// U/S, R/W combined over the levels.
     pub user: bool,
     /// R/W combined over the levels.
@@ -106,8 +108,7 @@ pub struct Walker<'a> {
 struct HostPage {
     hpa: u64,
     shift: u8,
-    write: bool,
-    execute: bool,
+    rights: u64,
     dirty: bool,
 }
 
@@ -148,6 +149,23 @@ impl Walker<'_> {
         }
     }
 
+    /// Set accessed and dirty flags in a guest's entry at `gpa`: a write, which the EPT may refuse.
+    fn set_guest_flags(
+        &self,
+        place: &HostPage,
+        gpa: u64,
+        size: usize,
+        seen: u64,
+        bits: u64,
+    ) -> Result<(), Refusal> {
+        if self.has_effects() && seen & bits != bits && place.rights & ept::W == 0 {
+            let qualification = 2 | place.rights << 3 | 1 << 7;
+            return Err(Refusal::EptViolation { gpa, qualification });
+        }
+        self.set_flags(place.hpa, size, seen, bits);
+        Ok(())
+    }
+
     /// Translate a linear address.
     ///
     /// # Errors
@@ -156,14 +174,15 @@ impl Walker<'_> {
         let Some(format) = format_of(s) else {
             let host = self.host(s, gva & PHYS_MASK, intent.access, Some(gva), true)?;
             return Ok(Walked {
-                gpa: gva,
+                gpa: gva & PHYS_MASK,
                 hpa: host.hpa,
                 shift: host.shift,
+                page_shift: 12,
                 user: true,
                 write: true,
-                execute: host.execute,
+                execute: host.rights & ept::X != 0,
                 global: false,
-                dirty: host.write && host.dirty,
+                dirty: host.rights & ept::W != 0 && host.dirty,
             });
         };
         let is_long = s.efer & efer::LMA != 0;
@@ -209,7 +228,7 @@ impl Walker<'_> {
             write &= entry & pte::RW != 0;
             execute &= !nx || entry & pte::XD == 0;
             if !is_page {
-                self.set_flags(place.hpa, size, entry, pte::A);
+                self.set_guest_flags(&place, at, size, entry, pte::A)?;
                 table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
                 continue;
             }
@@ -232,17 +251,18 @@ impl Walker<'_> {
             };
             let gpa = frame | (gva & mask);
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
-            self.set_flags(place.hpa, size, entry, wants);
+            self.set_guest_flags(&place, at, size, entry, wants)?;
             let host = self.host(s, gpa, intent.access, Some(gva), true)?;
             return Ok(Walked {
                 gpa,
                 hpa: host.hpa,
                 shift: level.shift.min(host.shift),
+                page_shift: level.shift,
                 user,
                 write,
-                execute: execute && host.execute,
+                execute: execute && host.rights & ept::X != 0,
                 global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
-                dirty: (entry | wants) & pte::D != 0 && host.write && host.dirty,
+                dirty: (entry | wants) & pte::D != 0 && host.rights & ept::W != 0 && host.dirty,
             });
         }
         unreachable!("the last level of every format maps a page")
@@ -277,7 +297,8 @@ impl Walker<'_> {
         of_page: bool,
     ) -> Result<HostPage, Refusal> {
         if s.eptp == 0 {
-            return Ok(HostPage { hpa: gpa, shift: 63, write: true, execute: true, dirty: true });
+            let rights = ept::R | ept::W | ept::X;
+            return Ok(HostPage { hpa: gpa, shift: 63, rights, dirty: true });
         }
         let with_ad = s.eptp & ept::EPTP_AD != 0;
         let mut table = s.eptp & PHYS_MASK & !PAGE_OFFSET;
@@ -324,8 +345,7 @@ impl Walker<'_> {
             return Ok(HostPage {
                 hpa: (entry & PHYS_MASK & !mask & !PAGE_OFFSET) | (gpa & mask),
                 shift: level.shift,
-                write: rights & ept::W != 0,
-                execute: rights & ept::X != 0,
+                rights,
                 dirty: !with_ad || (entry | flags) & ept::D != 0,
             });
         }

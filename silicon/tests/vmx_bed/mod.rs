@@ -171,8 +171,8 @@ impl Bed {
         self.write(f::GUEST_EFER, 0x500).write(f::GUEST_DR7, 0x400);
         self.write(f::GUEST_RIP, CODE).write(f::GUEST_RSP, STACK).write(f::GUEST_RFLAGS, 2);
         // The guest maps its first 2 MBytes to themselves, for the user as well.
-        self.guest_store(PML4, PML4 + 0x1000 | 7);
-        self.guest_store(PML4 + 0x1000, PML4 + 0x2000 | 7);
+        self.guest_store(PML4, (PML4 + 0x1000) | 7);
+        self.guest_store(PML4 + 0x1000, (PML4 + 0x2000) | 7);
         self.guest_store(PML4 + 0x2000, 0x87);
         for (i, raw) in [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF].into_iter().enumerate() {
             self.guest_store(GDT + 8 * i as u64, raw);
@@ -182,8 +182,8 @@ impl Bed {
     /// Guest-physical 0 to 2M.
     fn ept(&mut self) {
         let mem = self.core().mem.clone();
-        mem.store(EPT, 8, EPT + 0x1000 | 7);
-        mem.store(EPT + 0x1000, 8, EPT + 0x2000 | 7);
+        mem.store(EPT, 8, (EPT + 0x1000) | 7);
+        mem.store(EPT + 0x1000, 8, (EPT + 0x2000) | 7);
         mem.store(EPT + 0x2000, 8, GUEST | 0xB7);
     }
 
