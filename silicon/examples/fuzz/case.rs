@@ -69,6 +69,10 @@ impl Start {
     pub fn bits(&self) -> u32 {
         if self.cs == CS64 { 64 } else { 32 }
     }
+    /// Make it a program of nothing.
+    pub fn forget(&mut self) {
+        self.code = [0xCC; CODE_BYTES];
+    }
     pub const GPR: usize = offset_of!(Start, gpr);
     pub const RIP: usize = offset_of!(Start, rip);
     pub const FS_BASE: usize = offset_of!(Start, fs_base);

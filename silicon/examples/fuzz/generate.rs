@@ -603,8 +603,14 @@ pub fn assemble(pieces: &[Piece], at: u64) -> Option<Vec<u8>> {
         let mut bytes = p.bytes;
         let next = starts[i + 1];
         if let Some((offset, size, number)) = p.branch {
-            let target = starts[i + 1 + (number % (pieces.len() - i) as u64) as usize];
-            let distance = (target - next) as u64;
+            // Now and then backwards: a loop, perhaps an endless one.
+            let choice = number >> 8;
+            let index = if number & 7 == 0 {
+                (choice % (i + 1) as u64) as usize
+            } else {
+                i + 1 + (choice % (pieces.len() - i) as u64) as usize
+            };
+            let distance = starts[index].wrapping_sub(next) as u64;
             bytes[offset..offset + size].copy_from_slice(&distance.to_le_bytes()[..size]);
         }
         if let Some((offset, target)) = p.relative {
