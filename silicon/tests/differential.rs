@@ -11,6 +11,8 @@ mod generate;
 mod machine;
 #[path = "../examples/fuzz/session.rs"]
 mod session;
+#[path = "../examples/fuzz/values.rs"]
+mod values;
 
 use silicon::processor::EngineKind;
 

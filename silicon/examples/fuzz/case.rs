@@ -32,7 +32,6 @@ pub const SS: u64 = 0x2B;
 /// The flags that programs can see change.
 pub const FLAGS: u64 = 0x24_4DD5;
 
-pub const BP: u32 = 3;
 /// Not an exception: executed too many instructions; was killed; forbidden system call.
 pub const RUNAWAY: u32 = 0x100;
 pub const LOST: u32 = 0x101;
@@ -73,7 +72,6 @@ impl Start {
     pub fn forget(&mut self) {
         self.code = [0xCC; CODE_BYTES];
     }
-    pub const GPR: usize = offset_of!(Start, gpr);
     pub const RIP: usize = offset_of!(Start, rip);
     pub const FS_BASE: usize = offset_of!(Start, fs_base);
     pub const GS_BASE: usize = offset_of!(Start, gs_base);

@@ -6,6 +6,7 @@ mod computer;
 mod generate;
 mod machine;
 mod session;
+mod values;
 
 use std::process::ExitCode;
 use std::time::Instant;

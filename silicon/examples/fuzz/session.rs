@@ -9,6 +9,7 @@ use crate::case::*;
 use crate::computer::{BATCH, Computer, has_bases};
 use crate::generate::{self, Generator, Piece};
 use crate::machine::Machine;
+use crate::values;
 
 /// Starts of one program.
 const VARIANTS: usize = 4;
@@ -100,7 +101,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
 impl Session {
     fn batch(&self, seed: u64, batch: u64) -> (Vec<u64>, Vec<Program>, Vec<Start>) {
         let mut rng = Rng::new(seed, batch);
-        let memory = generate::memory(&mut rng);
+        let memory = values::memory(&mut rng);
         let (mut programs, mut starts) = (Vec::new(), Vec::new());
         while starts.len() < BATCH {
             let bits = if rng.percent(70) { 64 } else { 32 };

@@ -279,7 +279,7 @@ fn decimal(core: &mut Core, insn: &Instruction) -> Exec<()> {
             core.set_arith(of_result(1, al % by));
         }
         Mnemonic::Aad => {
-            let (r, f) = add(1, al, ah * (insn.immediate(0) & 0xFF) & 0xFF, 0);
+            let (r, f) = add(1, al, ah.wrapping_mul(insn.immediate(0)) & 0xFF, 0);
             set_gpr(core, RAX, 2, r);
             core.set_arith(f);
         }
