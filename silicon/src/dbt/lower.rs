@@ -13,7 +13,7 @@ use super::tables::Tables;
 use super::translate::{Cold, Flags, Translator};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::state::Core;
-use crate::mmu::tlb::{L1, Tlb};
+use crate::mmu::tlb::{L1, L1_ENTRIES, Tlb};
 
 const WRITE: u32 = super::KIND_WRITE;
 
@@ -117,7 +117,8 @@ impl Translator<'_> {
             self.a.rr(false, &[0xC1], 5, T1);
             self.a.raw(&[12]);
         }
-        self.a.rr(false, &[0x0F, 0xB6], T1, T1);
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, L1_ENTRIES - 1
+        self.a.raw(&(L1_ENTRIES as u32 - 1).to_le_bytes());
         let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
         self.a.add_mem(T0, indexed(tag));
         self.a.cmp_imm(T0, 4096 - size as u32);

@@ -11,7 +11,7 @@
 //!   flags and counters are those of the reference engine by construction.
 //! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
-//!   through a table by the target's low byte to a landing pad that compares the whole address.
+//!   through a table to a landing pad that compares the whole address.
 //! * *Everything sensitive* is interpreted in place.
 //!
 //! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at every block
@@ -49,7 +49,7 @@ use self::asm::Asm;
 use self::block::{AddressMap, Block, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
-use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::cpu::fxstate;
@@ -116,6 +116,7 @@ pub struct Dbt {
     _registration: native::Registration,
     encoder: Encoder,
     info: InstructionInfoFactory,
+    has_bmi2: bool,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
     frames: AddressMap<u64, Vec<u32>>,
@@ -124,6 +125,8 @@ pub struct Dbt {
     pages: AddressMap<(u64, u64), u32>,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
+    /// The tables for CPL 0 name a page that is not mapped globally.
+    kernel_has_local: bool,
     /// How far `Memory::code_writes_since` was read.
     log_position: u64,
     trap: Option<Trap>,
@@ -164,6 +167,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         _registration: registration,
         encoder: Encoder::new(64),
         info: InstructionInfoFactory::new(),
+        has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         blocks: Vec::new(),
         index: AddressMap::default(),
         frames: AddressMap::default(),
@@ -171,6 +175,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         links: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
+        kernel_has_local: false,
         log_position: 0,
         trap: None,
         ungrouped: false,
@@ -245,14 +250,24 @@ impl Dbt {
         for pfn in frames {
             self.invalidate(core, pfn << 12, 4096);
         }
-        let now = (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch);
-        if now != self.tables_of {
-            self.tables_of = now;
-            core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
-            core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
-        }
+        self.sync_tables(core);
         let rules = core.l1_rules();
         core.tlb.own_l1(rules);
+    }
+
+    /// Drop what the fetch and jump tables say of pages that may be mapped elsewhere now.
+    fn sync_tables(&mut self, core: &mut Core) {
+        let now = (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch);
+        if now == self.tables_of {
+            return;
+        }
+        let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
+        self.tables_of = now;
+        let keep_kernel = only_local && !std::mem::take(&mut self.kernel_has_local);
+        for pair in 0..if keep_kernel { 1 } else { 2 } {
+            core.jit.fetch[pair].fill(0);
+            core.jit.jump[pair].fill(self.glue.indirect);
+        }
     }
 
     /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
@@ -284,8 +299,10 @@ impl Dbt {
     fn remember(&mut self, core: &mut Core, number: u32) {
         let b = &self.blocks[number as usize];
         let pair = usize::from(!is_user(b.key.mode));
+        let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
+        self.kernel_has_local |= pair == 1 && !is_global;
         if has_groups(b.key.mode) {
-            core.jit.jump[pair][(b.key.rip & 0xFF) as usize] = b.landing;
+            core.jit.jump[pair][jump_index(b.key.rip, self.has_bmi2)] = b.landing;
         }
         let next = self.pages.len() as u32 + 1;
         let page = *self.pages.entry((b.key.rip >> 12, b.key.hpa >> 12)).or_insert(next);
@@ -307,6 +324,7 @@ impl Dbt {
             glue: &self.glue,
             encoder: &mut self.encoder,
             info: &mut self.info,
+            has_bmi2: self.has_bmi2,
             here: self.cache.here(),
             block: number,
             first_link: self.links.len() as u32,

@@ -7,7 +7,7 @@ use crate::cpu::state::Core;
 /// Entries of a table of current code pages.
 pub const FETCH_ENTRIES: usize = 1024;
 /// Entries of a table of indirect targets.
-pub const JUMP_ENTRIES: usize = 256;
+pub const JUMP_ENTRIES: usize = 4096;
 
 /// The tables; index 0 of a pair is for CPL 3, 1 for all others.
 #[repr(C)]
@@ -30,7 +30,7 @@ pub struct Tables {
     pub engine: usize,
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
-    /// By the low byte of an address: the landing pad to try.
+    /// By [`jump_index`] of an address: the landing pad to try.
     pub jump: [[u64; JUMP_ENTRIES]; 2],
 }
 
@@ -75,4 +75,11 @@ impl Core {
         let of = if v & 1 != 0 { rflags::OF } else { 0 };
         self.rflags = (self.rflags & !rflags::ARITH) | (v >> 8 & 0xD5) | of;
     }
+}
+
+/// The entry of an indirect target: bits 15:4 of nine times the address, or (without BMI2, whose
+/// RORX shifts and leaves the flags alone) its low byte.
+#[must_use]
+pub fn jump_index(rip: u64, has_bmi2: bool) -> usize {
+    if has_bmi2 { (rip.wrapping_mul(9) >> 4) as usize % JUMP_ENTRIES } else { (rip & 0xFF) as usize }
 }

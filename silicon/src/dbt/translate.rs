@@ -93,6 +93,8 @@ pub struct Tools<'a> {
     pub encoder: &'a mut Encoder,
     /// Tells what instructions read and write.
     pub info: &'a mut InstructionInfoFactory,
+    /// The computer has RORX.
+    pub has_bmi2: bool,
     /// Host address of the code to come.
     pub here: u64,
     /// The block's number.
@@ -138,7 +140,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         class: super::class_of(key.mode),
         is_user: super::is_user(key.mode),
         has_vector: super::has_vector(key.mode),
-        has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        has_bmi2: tools.has_bmi2,
         flags: Flags::Live,
         kept_is_current: false,
         cold: Vec::new(),
@@ -278,7 +280,14 @@ impl Translator<'_> {
 
     /// Go to the address in T0 (flags are live).
     pub fn transfer_indirect(&mut self) {
-        self.a.rr(false, &[0x0F, 0xB6], T1, T0); // movzx T1d, T0b
+        if self.has_bmi2 {
+            self.a.lea32(T1, super::asm::Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
+            self.a.rr(false, &[0x0F, 0xB7], T1, T1); // movzx T1d, T1w
+            self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFF, 4]); // rorx r15d, r15d, 4
+            self.a.rr(false, &[0x0F, 0xB7], T1, T1);
+        } else {
+            self.a.rr(false, &[0x0F, 0xB6], T1, T0); // movzx T1d, T0b
+        }
         let pair = usize::from(!self.is_user) * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + pair;
         let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };

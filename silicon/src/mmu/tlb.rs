@@ -8,9 +8,12 @@
 use std::collections::{HashMap, HashSet};
 
 /// Entries of the data TLB (direct-mapped by page number).
-pub const ENTRIES: usize = 8192;
+pub const ENTRIES: usize = 16384;
 /// Entries of each first-level table.
-pub const L1_ENTRIES: usize = 256;
+pub const L1_ENTRIES: usize = 4096;
+/// So many filled entries of a first level are listed, to be emptied one by one; beyond that the
+/// whole table is.
+const L1_LISTED: usize = 512;
 /// The engine's privilege classes: user, supervisor, supervisor with SMAP lifted.
 pub const L1_CLASSES: usize = 3;
 /// Instruction-side entries before all are dropped.
@@ -79,7 +82,7 @@ static NOTHING: [u64; L1_ENTRIES] = nothing();
 pub struct Tlb {
     /// First levels by class.
     pub l1: [L1; L1_CLASSES],
-    l1_used: [bool; L1_CLASSES],
+    l1_used: [Vec<u16>; L1_CLASSES],
     l1_owner: (u32, u32, u32),
     entries: Vec<Entry>,
     fetch: HashMap<(u64, u32), Entry>,
@@ -115,7 +118,7 @@ impl Tlb {
         let empty = L1 { read: NOTHING, write: NOTHING, host: [0; L1_ENTRIES] };
         Self {
             l1: [empty.clone(), empty.clone(), empty],
-            l1_used: [false; L1_CLASSES],
+            l1_used: [Vec::new(), Vec::new(), Vec::new()],
             l1_owner: (0, 0, 0),
             entries: vec![Entry::default(); ENTRIES],
             fetch: HashMap::new(),
@@ -316,8 +319,10 @@ impl Tlb {
 
     /// Let generated code of a class use a page: for reading, and for writing if `write`.
     pub fn l1_fill(&mut self, class: usize, vpn: u64, host: u64, write: bool) {
-        self.l1_used[class] = true;
         let (i, t) = (vpn as usize % L1_ENTRIES, &mut self.l1[class]);
+        if self.l1_used[class].len() <= L1_LISTED {
+            self.l1_used[class].push(i as u16);
+        }
         let tag = (vpn << 12).wrapping_neg();
         if t.read[i] != tag {
             t.write[i] = NOTHING[i];
@@ -353,10 +358,16 @@ impl Tlb {
     /// Empty the first level (the second stays).
     pub fn flush_l1(&mut self) {
         for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used) {
-            if std::mem::take(used) {
+            if used.len() > L1_LISTED {
                 t.read = NOTHING;
                 t.write = NOTHING;
+            } else {
+                for &i in used.iter() {
+                    t.read[usize::from(i)] = NOTHING[usize::from(i)];
+                    t.write[usize::from(i)] = NOTHING[usize::from(i)];
+                }
             }
+            used.clear();
         }
     }
 }
