@@ -23,12 +23,16 @@ pub struct Block {
     pub bytes: u32,
     /// Instructions.
     pub count: u8,
-    /// Host address for direct transfers.
+    /// Host address for transfers with the flags live.
     pub main: u64,
+    /// Host address for transfers with the flags in `kept_flags`.
+    pub main_kept: u64,
     /// Host address for indirect transfers (checks the target first).
     pub landing: u64,
-    /// Host address of the piece that looks the block's address up again.
+    /// Host address of the piece that looks the block's address up again (flags live).
     pub again: u64,
+    /// The same with the flags kept.
+    pub again_kept: u64,
     /// Its code was overwritten.
     pub is_dead: bool,
 }
@@ -65,6 +69,8 @@ pub struct Link {
     pub target: u64,
     /// Host address of the jump's displacement.
     pub place: u64,
+    /// The flags are in `kept_flags` there.
+    pub kept: bool,
     /// Host address of the (negated) code-page number to compare, if the target is in another page.
     pub page_place: Option<u64>,
 }

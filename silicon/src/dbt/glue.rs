@@ -19,6 +19,12 @@ pub fn slot(guest: usize) -> usize {
     offset_of!(Core, gpr) + 8 * guest
 }
 
+/// Where a block keeps the flags.
+#[must_use]
+pub fn kept() -> Mem {
+    state(table(offset_of!(Tables, kept_flags)))
+}
+
 /// Where the fixed pieces are.
 #[derive(Clone, Copy, Default)]
 pub struct Glue {
@@ -28,7 +34,9 @@ pub struct Glue {
     pub exit_stored: u64,
     /// Store all state and leave.
     pub exit: u64,
-    /// T0 is the address of an indirect transfer: find its block or leave.
+    /// The same with the flags in `kept_flags`.
+    pub exit_kept: u64,
+    /// T0 is the address of an indirect transfer, flags kept: find its block or leave.
     pub indirect: u64,
     /// Called with T0 = linear address, T1 = kind: T0 becomes a host pointer, or the instruction is
     /// interpreted.
@@ -141,6 +149,8 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     Writer { a, below: 0 }.registers_in();
     a.raw(&[0x41, 0xFF, 0xE0 | (T0 & 7)]); // jmp T0
 
+    g.exit_kept = a.here();
+    a.load_flags(kept());
     g.exit = a.here();
     let mut w = Writer { a, below: 0 };
     w.registers_out();
@@ -149,6 +159,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     leave(a, fx);
 
     g.indirect = a.here();
+    a.load_flags(kept());
     a.store(state(offset_of!(Core, rip)), T0);
     let mut w = Writer { a, below: 0 };
     w.registers_out();

@@ -29,7 +29,6 @@ impl Translator<'_> {
             return true;
         }
         if insn.is_jmp_short_or_near() {
-            self.make_live();
             self.transfer(insn.near_branch_target());
             return false;
         }

@@ -14,9 +14,10 @@
 //!   through a table to a landing pad that compares the whole address.
 //! * *Everything sensitive* is interpreted in place.
 //!
-//! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at every block
-//! boundary; inside a block they are put aside before a check spoils them and fetched back only if
-//! something reads them ([`translate`]).  They are exact at every fault and stop.
+//! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at a block
+//! boundary, or put aside in `kept_flags` (each block has an entry for both); they are put aside
+//! before a check spoils them and fetched back only if something reads them ([`translate`]).  They
+//! are exact at every fault and stop.
 //!
 //! The instruction budget is exact: each block takes its length from `countdown` at its head; when
 //! that does not cover it, the interpreter does the rest.  An instruction that is interpreted, or
@@ -302,7 +303,7 @@ impl Dbt {
         let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
         self.kernel_has_local |= pair == 1 && !is_global;
         if has_groups(b.key.mode) {
-            core.jit.jump[pair][jump_index(b.key.rip, self.has_bmi2)] = b.landing;
+            core.jit.jump[pair][jump_index(b.key.rip)] = b.landing;
         }
         let next = self.pages.len() as u32 + 1;
         let page = *self.pages.entry((b.key.rip >> 12, b.key.hpa >> 12)).or_insert(next);
@@ -340,8 +341,10 @@ impl Dbt {
             bytes: t.bytes,
             count: t.count,
             main: t.main,
+            main_kept: t.main_kept,
             landing: t.landing,
             again: t.again,
+            again_kept: t.again_kept,
             is_dead: false,
         });
         self.index.insert(key, number);
@@ -367,7 +370,7 @@ impl Dbt {
             let page = self.pages[&(b.key.rip >> 12, b.key.hpa >> 12)] as i32;
             self.cache.patch(place, &(-page).to_le_bytes());
         }
-        self.cache.patch_jump(link.place, b.main);
+        self.cache.patch_jump(link.place, if link.kept { b.main_kept } else { b.main });
     }
 
     fn enter(&mut self, core: &mut Core, number: u32) {
@@ -393,10 +396,12 @@ impl Dbt {
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);
-                let rel = b.again.wrapping_sub(b.main + 5) as u32;
-                let mut jump = [0xE9, 0, 0, 0, 0];
-                jump[1..].copy_from_slice(&rel.to_le_bytes());
-                cache.patch(b.main, &jump);
+                for (from, to) in [(b.main, b.again), (b.main_kept, b.again_kept)] {
+                    let rel = to.wrapping_sub(from + 5) as u32;
+                    let mut jump = [0xE9, 0, 0, 0, 0];
+                    jump[1..].copy_from_slice(&rel.to_le_bytes());
+                    cache.patch(from, &jump);
+                }
                 dropped += 1;
             }
             !overlaps

@@ -77,9 +77,8 @@ impl Core {
     }
 }
 
-/// The entry of an indirect target: bits 15:4 of nine times the address, or (without BMI2, whose
-/// RORX shifts and leaves the flags alone) its low byte.
+/// The entry of an indirect target: bits 15:4 of nine times the address.
 #[must_use]
-pub fn jump_index(rip: u64, has_bmi2: bool) -> usize {
-    if has_bmi2 { (rip.wrapping_mul(9) >> 4) as usize % JUMP_ENTRIES } else { (rip & 0xFF) as usize }
+pub fn jump_index(rip: u64) -> usize {
+    (rip.wrapping_mul(9) >> 4) as usize % JUMP_ENTRIES
 }

@@ -104,13 +104,13 @@ impl Translator<'_> {
 
     pub(super) fn call(&mut self, insn: &Instruction) -> bool {
         self.push_return(insn);
-        self.make_live();
         let target = insn.near_branch_target();
         self.transfer(target);
         false
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
+        self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
             self.push_return(insn);
             let v = self.value_of(insn.op0_register(), T0);
@@ -120,30 +120,30 @@ impl Translator<'_> {
             self.push_return(insn);
             self.a.load(T0, Self::value_slot());
         }
-        self.make_live();
         self.transfer_indirect();
         false
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> bool {
         if insn.op0_kind() == OpKind::Register {
+            self.keep_flags();
             let v = self.value_of(insn.op0_register(), T0);
             self.a.mov(T0, v);
         } else {
+            self.keep_flags();
             let place = self.place(insn, 8, false, |t, by| t.address(insn, by));
             self.a.load(T0, place);
         }
-        self.make_live();
         self.transfer_indirect();
         false
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) -> bool {
+        self.keep_flags();
         let place = self.stack_top(insn, HOST_OF_RSP);
         self.a.load(T0, place);
         let extra = if insn.op_count() > 0 { i32::from(insn.immediate16()) } else { 0 };
         self.move_stack(8 + extra);
-        self.make_live();
         self.transfer_indirect();
         false
     }

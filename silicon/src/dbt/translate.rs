@@ -31,7 +31,7 @@ pub(super) enum Cold {
     /// The instruction budget does not cover the block.
     Budget { branch: usize },
     /// A transfer to `target` whose jump is at `branch`.
-    Exit { branch: usize, target: u64 },
+    Exit { branch: usize, target: u64, flags: Flags },
 }
 
 /// What a translation yields.
@@ -42,12 +42,16 @@ pub struct Translated {
     pub sites: Vec<Site>,
     /// Transfers to link.
     pub links: Vec<Link>,
-    /// Host addresses: main entry, landing pad, look-up-again piece.
+    /// Host addresses: see [`super::block::Block`].
     pub main: u64,
+    /// See `main`.
+    pub main_kept: u64,
     /// See `main`.
     pub landing: u64,
     /// See `main`.
     pub again: u64,
+    /// See `main`.
+    pub again_kept: u64,
     /// Instructions.
     pub count: u8,
     /// Bytes of guest code.
@@ -156,15 +160,22 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         ready: [false; MAX_GROUPS],
         t0_group: None,
     };
+    // Where an overwritten block leads: its address is looked up again, flags live or kept.
     let again = t.a.here();
+    t.a.save_flags(Translator::kept());
+    let again_kept = t.a.here();
     t.a.imm(T0, key.rip);
-    let glue_indirect = t.glue.indirect;
-    t.a.jmp(glue_indirect);
+    t.a.jmp(t.glue.indirect);
     let landing = t.a.here();
-    t.a.imm(T1, key.rip.wrapping_neg());
-    t.a.lea(T1, super::asm::Mem { base: Some(T1), index: Some((T0, 0)), disp: 0 });
-    t.a.unless_t1_zero(|a| a.jmp(glue_indirect));
+    t.a.imm(T1, key.rip);
+    t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
+    let indirect = t.glue.indirect;
+    t.a.jcc(cc::NE, indirect);
+    let to_main = t.a.jmp_later();
     let main = t.a.here();
+    t.keep_flags();
+    let main_kept = t.a.here();
+    t.a.patch(to_main, main_kept);
     t.enter();
     let mut open = true;
     for (i, insn) in insns.iter().enumerate() {
@@ -173,7 +184,6 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
     if open {
-        t.make_live();
         t.transfer(end);
     }
     t.write_cold(key.rip);
@@ -182,8 +192,10 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         sites: t.sites,
         links: t.links,
         main,
+        main_kept,
         landing,
         again,
+        again_kept,
         count: t.count as u8,
         bytes: (end - key.rip) as u32,
     })
@@ -191,12 +203,11 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
 
 impl Translator<'_> {
     fn kept() -> super::asm::Mem {
-        state(table(offset_of!(Tables, kept_flags)))
+        super::glue::kept()
     }
 
-    /// The head of a block: take its instructions from the countdown.
+    /// The head of a block (flags kept): take its instructions from the countdown.
     fn enter(&mut self) {
-        self.keep_flags();
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
         let branch = self.a.jcc_later(cc::S);
         self.cold.push(Cold::Budget { branch });
@@ -266,28 +277,26 @@ impl Translator<'_> {
         self.t0_group = None;
     }
 
-    /// Go to a known address (flags are live).
+    /// Go to a known address.
     pub fn transfer(&mut self, target: u64) {
         let branch = self.a.jmp_later();
-        self.cold.push(Cold::Exit { branch, target });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags });
     }
 
     /// Go to a known address if a condition holds (flags are live).
     pub fn transfer_if(&mut self, cc: u8, target: u64) {
         let branch = self.a.jcc_later(cc);
-        self.cold.push(Cold::Exit { branch, target });
+        self.cold.push(Cold::Exit { branch, target, flags: Flags::Live });
     }
 
-    /// Go to the address in T0 (flags are live).
+    /// Go to the address in T0 (flags are kept).
     pub fn transfer_indirect(&mut self) {
-        if self.has_bmi2 {
-            self.a.lea32(T1, super::asm::Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
-            self.a.rr(false, &[0x0F, 0xB7], T1, T1); // movzx T1d, T1w
-            self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFF, 4]); // rorx r15d, r15d, 4
-            self.a.rr(false, &[0x0F, 0xB7], T1, T1);
-        } else {
-            self.a.rr(false, &[0x0F, 0xB6], T1, T0); // movzx T1d, T0b
-        }
+        debug_assert!(self.flags == Flags::Kept);
+        self.a.lea32(T1, super::asm::Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
+        self.a.rr(false, &[0xC1], 5, T1); // shr T1d, 4
+        self.a.raw(&[4]);
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
+        self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
         let pair = usize::from(!self.is_user) * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + pair;
         let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
@@ -316,23 +325,23 @@ impl Translator<'_> {
                     let m = state(offset_of!(Core, countdown));
                     self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
                     self.a.raw(&[self.count as u8]);
-                    self.a.load_flags(Self::kept());
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
-                    self.a.jmp(self.glue.exit);
+                    self.a.jmp(self.glue.exit_kept);
                 }
-                Cold::Exit { branch, target } => self.write_exit(branch, target, page),
+                Cold::Exit { branch, target, flags } => self.write_exit(branch, target, flags, page),
             }
         }
     }
 
-    fn write_exit(&mut self, branch: usize, target: u64, page: u64) {
+    fn write_exit(&mut self, branch: usize, target: u64, flags: Flags, page: u64) {
+        let kept = flags == Flags::Kept;
         let number = self.first_link + self.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
         let link = if is_near {
             let here = self.a.here();
             self.a.patch(branch, here);
-            Link { target, place: base + branch as u64, page_place: None }
+            Link { target, place: base + branch as u64, page_place: None, kept }
         } else {
             let here = self.a.here();
             self.a.patch(branch, here);
@@ -349,11 +358,11 @@ impl Translator<'_> {
             let stub = self.a.here();
             self.a.patch(miss, stub);
             self.a.patch(hit, stub);
-            Link { target, place: base + hit as u64, page_place: Some(page_place) }
+            Link { target, place: base + hit as u64, page_place: Some(page_place), kept }
         };
         self.links.push(link);
         self.a.store_imm(state(offset_of!(Core, rip)), target);
         self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
-        self.a.jmp(self.glue.exit);
+        self.a.jmp(if kept { self.glue.exit_kept } else { self.glue.exit });
     }
 }
