@@ -69,9 +69,12 @@ class Pair:
     def of(cls, make: Callable[[str], VM]) -> "Pair":
         return cls(make("dbt"), make("reference"))
 
-    def step(self, instructions: int) -> bool:
+    def step(self, instructions: int, wall_seconds: float | None = None) -> bool:
         """Both go on by as much; whether they could."""
-        self.stops = [vm.go(budget=instructions).kind for vm in (self.dbt, self.reference)]
+        self.stops = [
+            vm.go(budget=instructions, wall_seconds=wall_seconds).kind
+            for vm in (self.dbt, self.reference)
+        ]
         return self.stops == ["budget", "budget"]
 
     def agrees(self, with_memory: bool = False) -> bool:
