@@ -136,7 +136,7 @@ impl Planner<'_> {
         let open = self.groups.iter_mut().rev().find(|g| g.base == base && g.version == value.version);
         if let Some(g) = open {
             let (low, high) = (g.low.min(from), g.high.max(to));
-            if high - low <= MAX_SPAN {
+            if high.checked_sub(low).is_some_and(|span| span <= MAX_SPAN) {
                 (g.low, g.high) = (low, high);
                 g.write |= write;
                 g.members.push((i, from));
@@ -234,6 +234,13 @@ mod tests {
         // mov rax,[rdi]; mov rdi,rsi; mov rax,[rdi]
         let p = plan_of(&[0x48, 0x8B, 0x07, 0x48, 0x89, 0xF7, 0x48, 0x8B, 0x07]);
         assert_eq!(vec![None, None, None], p);
+    }
+
+    #[test]
+    fn absolute_addresses_half_the_address_space_apart_share_nothing() {
+        // mov al,[7000000000000000h]; mov al,[9000000000000000h]
+        let p = plan_of(&[0xA0, 0, 0, 0, 0, 0, 0, 0, 0x70, 0xA0, 0, 0, 0, 0, 0, 0, 0, 0x90]);
+        assert_eq!(vec![None, None], p);
     }
 
     #[test]
