@@ -196,9 +196,23 @@ fn invlpg(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let gva = core.linear_add(base, offset);
     core.intercept(Sensitive::Invlpg { gva }, insn.len() as u32)?;
     if is_canonical(gva) {
+        let before = fetches_from(core);
         core.tlb.invalidate(gva);
+        look_again(core, before);
     }
     Ok(())
+}
+
+/// What tells whether translations for fetches went.
+fn fetches_from(core: &Core) -> (u32, u32, u64) {
+    (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch)
+}
+
+/// If translations for fetches went, the next instruction has to be fetched anew.
+fn look_again(core: &mut Core, before: (u32, u32, u64)) {
+    if fetches_from(core) != before {
+        core.attention = 1;
+    }
 }
 
 fn invpcid(core: &mut Core, insn: &Instruction) -> Exec<()> {
@@ -224,6 +238,7 @@ fn invpcid(core: &mut Core, insn: &Instruction) -> Exec<()> {
     }
     let vpid = core.vmx.vpid;
     let current = if has_pcids { core.cr3 & 0xFFF } else { 0 };
+    let before = fetches_from(core);
     match kind {
         0 if pcid == current => core.tlb.invalidate(gva),
         // One address of another space: dropping all of that space is allowed, too.
@@ -232,6 +247,7 @@ fn invpcid(core: &mut Core, insn: &Instruction) -> Exec<()> {
         _ => core.tlb.drop_spaces(|v, _, _| v == vpid, |_, _| false),
     }
     core.refresh();
+    look_again(core, before);
     Ok(())
 }
 
