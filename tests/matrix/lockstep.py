@@ -69,11 +69,10 @@ class Pair:
     def of(cls, make: Callable[[str], VM]) -> "Pair":
         return cls(make("dbt"), make("reference"))
 
-    def step(self, instructions: int, wall_seconds: float | None = None) -> bool:
-        """Both go on by as much; whether they could."""
+    def step(self, instructions: int, **limits: Any) -> bool:
+        """Both go on by as much; whether they could.  limits: as `VM.go` has them."""
         self.stops = [
-            vm.go(budget=instructions, wall_seconds=wall_seconds).kind
-            for vm in (self.dbt, self.reference)
+            vm.go(budget=instructions, **limits).kind for vm in (self.dbt, self.reference)
         ]
         return self.stops == ["budget", "budget"]
 
@@ -153,11 +152,13 @@ def first_difference(make: Callable[[str], VM], start: int, window: int) -> str:
         try:
             if start:
                 pair.step(start)
+            goes_on = True
             before, at = pair.reference.describe(), pair.reference.instructions
             while pair.agrees(with_memory=True):
                 before, at = pair.reference.describe(), pair.reference.instructions
-                if at >= start + window or not pair.step(step):
+                if at >= start + window or not goes_on:
                     return f"in steps of {step} they agree up to instruction {at}"
+                goes_on = pair.step(step)
             report = f"first difference after instruction {at}, before:\n{before}\n"
             report += f"after {step} more:\n{pair.difference()}"
         finally:
