@@ -1,8 +1,5 @@
 //! Translated blocks, the places inside them where execution may leave, and how they are found.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 /// What, beside its address, decides how code is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
@@ -75,27 +72,11 @@ pub struct Link {
     pub page_place: Option<u64>,
 }
 
-/// A multiplicative hash: the keys are addresses and not chosen by an adversary to any gain
-/// beyond slowing their own guest.
-#[derive(Default)]
-pub struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 29
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.write_u64(u64::from(b));
-        }
-    }
-    fn write_u32(&mut self, v: u32) {
-        self.write_u64(u64::from(v));
-    }
-    fn write_u64(&mut self, v: u64) {
-        self.0 = (self.0.rotate_left(5) ^ v).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
+/// An indirect transfer, as far as it must be undone when its target is not canonical.
+#[derive(Clone, Copy, Debug)]
+pub struct Indirect {
+    /// Guest address of the instruction.
+    pub rip: u64,
+    /// What it added to RSP.
+    pub popped: i32,
 }
-
-/// A map keyed by addresses.
-pub type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;

@@ -21,6 +21,10 @@ const ARITH: u32 =
 /// See [`Effect`].
 #[must_use]
 pub fn effect(insn: &Instruction) -> Effect {
+    if matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
+        // Processors recompute OF even where the rotation comes full circle.
+        return Effect::Changes;
+    }
     let modified = insn.rflags_modified() & ARITH;
     let undefined = insn.rflags_undefined() & ARITH;
     let read = insn.rflags_read() & ARITH;

@@ -6,12 +6,14 @@ use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Regist
 
 use super::asm::{Mem, RSP, T0, T1, at, cc, state};
 use super::block::Site;
+use super::flags::{Effect, effect};
 use super::glue::{slot, table};
 use super::kinds::{Way, condition, ends_block, has_memory, uses_vector_state, way};
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::tables::Tables;
 use super::translate::{Cold, Flags, Translator};
 use crate::arch::segment::{Segment, seg};
+use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::mmu::tlb::{L1, L1_ENTRIES, Tlb};
 
@@ -21,6 +23,10 @@ impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
         self.vector = uses_vector_state(insn);
+        if insn.near_branch_target() != 0 && !is_canonical(insn.near_branch_target()) {
+            self.step(insn);
+            return false;
+        }
         if insn.is_jcc_short_or_near()
             && let Some(cc) = condition(insn)
         {
@@ -274,10 +280,9 @@ impl Translator<'_> {
             });
             self.place(insn, size, write, |t, by| t.address(insn, by));
         }
-        let was_kept = {
-            self.flags_for(insn);
-            self.flags == Flags::Kept
-        };
+        let kept_before = self.flags == Flags::Kept;
+        self.flags_for(insn);
+        let was_kept = kept_before && matches!(effect(insn), Effect::None | Effect::Overwrites);
         for &(guest, temp, load, _) in &temps {
             if temp == T0 {
                 self.t0_group = None;

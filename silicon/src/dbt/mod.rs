@@ -47,11 +47,11 @@ use std::io;
 use iced_x86::{Encoder, InstructionInfoFactory};
 
 use self::asm::Asm;
-use self::block::{AddressMap, Block, Key, Link, Site};
+use self::block::{Block, Indirect, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
-use crate::addr::PAGE_OFFSET;
+use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
@@ -123,6 +123,7 @@ pub struct Dbt {
     frames: AddressMap<u64, Vec<u32>>,
     sites: Vec<Site>,
     links: Vec<Link>,
+    indirects: Vec<Indirect>,
     pages: AddressMap<(u64, u64), u32>,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
@@ -174,6 +175,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         frames: AddressMap::default(),
         sites: Vec::new(),
         links: Vec::new(),
+        indirects: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
         kernel_has_local: false,
@@ -329,11 +331,13 @@ impl Dbt {
             here: self.cache.here(),
             block: number,
             first_link: self.links.len() as u32,
+            first_indirect: self.indirects.len() as u32,
         };
         let t = translate::translate(tools, key, bytes)?;
         self.cache.append(&t.code);
         self.sites.extend(t.sites);
         self.links.extend(t.links);
+        self.indirects.extend(t.indirects);
         self.translated_blocks += 1;
         self.translated_instructions += u64::from(t.count);
         self.blocks.push(Block {
@@ -423,6 +427,7 @@ impl Dbt {
         self.frames.clear();
         self.sites.clear();
         self.links.clear();
+        self.indirects.clear();
         self.pages.clear();
         self.tables_of = (0, 0, 0);
         core.jit.request = NO_REQUEST;
@@ -452,6 +457,20 @@ impl Dbt {
             }
             None => 0,
         }
+    }
+
+    /// An indirect transfer went to an address that is not canonical: take it back and let the
+    /// interpreter raise the fault, which names the transfer itself.
+    fn undo_transfer(&mut self, core: &mut Core) -> u64 {
+        let i = self.indirects[core.jit.indirect as usize];
+        core.flags_from_jit();
+        core.rip = i.rip;
+        core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
+        core.countdown += 1;
+        let result = step(core);
+        core.flags_to_jit();
+        self.trap = result.err();
+        0
     }
 
     /// Interpret the instruction of the site at host address `at`; returns where generated code
@@ -498,9 +517,12 @@ impl Dbt {
     }
 }
 
-/// Whether the next instruction has debug conditions to look after.
+/// Whether the next instruction has debug conditions or alignment to look after.
 fn must_step(core: &Core) -> bool {
-    core.rflags & (rflags::TF | rflags::RF) != 0 || core.dr[7] & 0xFF != 0 || core.pending_db != 0
+    core.rflags & (rflags::TF | rflags::RF) != 0
+        || core.dr[7] & 0xFF != 0
+        || core.pending_db != 0
+        || (core.cpl == 3 && core.flag(rflags::AC) && core.cr0 & cr0::AM != 0)
 }
 
 fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
@@ -543,5 +565,5 @@ extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
 
 extern "C" fn lookup(core: *mut Core) -> u64 {
     let (core, dbt) = parts(core);
-    dbt.known(core)
+    if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) }
 }

@@ -18,6 +18,8 @@ pub struct Tables {
     pub value: u64,
     /// The same for flags that a block keeps aside.
     pub kept_flags: u64,
+    /// The last indirect transfer.
+    pub indirect: u32,
     /// Host pointers of a block's groups of accesses.
     pub groups: [u64; MAX_GROUPS],
     /// Why generated code came back: a link to make, or `NO_REQUEST`.
@@ -45,6 +47,7 @@ impl Tables {
             flags: 0,
             value: 0,
             kept_flags: 0,
+            indirect: 0,
             groups: [0; MAX_GROUPS],
             request: NO_REQUEST,
             saved_rsp: 0,

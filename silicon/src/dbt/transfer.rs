@@ -4,11 +4,11 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::asm::{Mem, RBP, T0, T1, at, state};
+use super::asm::{Mem, RBP, T0, T1, at, cc, state};
 use super::glue::{slot, table};
 use super::map::{HOST_OF_RSP, host_of, number};
 use super::tables::Tables;
-use super::translate::Translator;
+use super::translate::{Cold, Translator};
 
 impl Translator<'_> {
     /// The value of a register operand in a host register: itself, or loaded into `temp`.
@@ -112,15 +112,22 @@ impl Translator<'_> {
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
         self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
-            self.push_return(insn);
             let v = self.value_of(insn.op0_register(), T0);
-            self.a.mov(T0, v);
+            self.a.mov(T1, v);
+            self.a.store(Self::value_slot(), v);
         } else {
             self.fetch_operand(insn);
-            self.push_return(insn);
-            self.a.load(T0, Self::value_slot());
         }
-        self.transfer_indirect();
+        // T1 is the target: a non-canonical one faults before anything is pushed.
+        self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
+        self.a.raw(&[47]);
+        self.a.rr(true, &[0xFF], 0, T1); // inc T1
+        self.a.cmp_imm(T1, 1);
+        let branch = self.a.jcc_later(cc::A);
+        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        self.push_return(insn);
+        self.a.load(T0, Self::value_slot());
+        self.transfer_indirect(insn, 0);
         false
     }
 
@@ -134,7 +141,7 @@ impl Translator<'_> {
             let place = self.place(insn, 8, false, |t, by| t.address(insn, by));
             self.a.load(T0, place);
         }
-        self.transfer_indirect();
+        self.transfer_indirect(insn, 0);
         false
     }
 
@@ -144,7 +151,7 @@ impl Translator<'_> {
         self.a.load(T0, place);
         let extra = if insn.op_count() > 0 { i32::from(insn.immediate16()) } else { 0 };
         self.move_stack(8 + extra);
-        self.transfer_indirect();
+        self.transfer_indirect(insn, 8 + extra);
         false
     }
 }

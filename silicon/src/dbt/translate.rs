@@ -4,7 +4,7 @@
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Asm, RSP, T0, T1, cc, state};
-use super::block::{Key, Link, Site};
+use super::block::{Indirect, Key, Link, Site};
 use super::flags::{Effect, effect};
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
@@ -28,6 +28,8 @@ pub(super) enum Flags {
 pub(super) enum Cold {
     /// A first-level miss: where the branch is, where to come back, what is accessed.
     Fill { branch: usize, back: u64, kind: u32, tag: usize, flags: Flags, site: Site },
+    /// An instruction has to be interpreted after all (flags kept).
+    Step { branch: usize, site: Site },
     /// The instruction budget does not cover the block.
     Budget { branch: usize },
     /// A transfer to `target` whose jump is at `branch`.
@@ -42,6 +44,8 @@ pub struct Translated {
     pub sites: Vec<Site>,
     /// Transfers to link.
     pub links: Vec<Link>,
+    /// Indirect transfers.
+    pub indirects: Vec<Indirect>,
     /// Host addresses: see [`super::block::Block`].
     pub main: u64,
     /// See `main`.
@@ -74,8 +78,10 @@ pub(super) struct Translator<'a> {
     pub cold: Vec<Cold>,
     pub sites: Vec<Site>,
     pub links: Vec<Link>,
+    pub indirects: Vec<Indirect>,
     pub block: u32,
     pub first_link: u32,
+    pub first_indirect: u32,
     pub count: usize,
     pub index: usize,
     pub vector: bool,
@@ -105,6 +111,8 @@ pub struct Tools<'a> {
     pub block: u32,
     /// The number of the first link made.
     pub first_link: u32,
+    /// The number of the first indirect transfer.
+    pub first_indirect: u32,
 }
 
 /// Decode a run of instructions from the bytes up to the end of a page.
@@ -150,8 +158,10 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         cold: Vec::new(),
         sites: Vec::new(),
         links: Vec::new(),
+        indirects: Vec::new(),
         block: tools.block,
         first_link: tools.first_link,
+        first_indirect: tools.first_indirect,
         count: insns.len(),
         index: 0,
         vector: false,
@@ -191,6 +201,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         code: t.a.bytes,
         sites: t.sites,
         links: t.links,
+        indirects: t.indirects,
         main,
         main_kept,
         landing,
@@ -289,9 +300,14 @@ impl Translator<'_> {
         self.cold.push(Cold::Exit { branch, target, flags: Flags::Live });
     }
 
-    /// Go to the address in T0 (flags are kept).
-    pub fn transfer_indirect(&mut self) {
+    /// Go to the address in T0 (flags are kept); `popped`: what the instruction added to RSP.
+    pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
         debug_assert!(self.flags == Flags::Kept);
+        let number = self.first_indirect + self.indirects.len() as u32;
+        self.indirects.push(Indirect { rip: insn.ip(), popped });
+        let m = state(table(offset_of!(Tables, indirect)));
+        self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
+        self.a.raw(&number.to_le_bytes());
         self.a.lea32(T1, super::asm::Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
         self.a.rr(false, &[0xC1], 5, T1); // shr T1d, 4
         self.a.raw(&[4]);
@@ -319,6 +335,12 @@ impl Translator<'_> {
                     self.a.call(self.glue.fill);
                     self.sites.push(Site { at: self.a.here(), ..site });
                     self.a.jmp(back);
+                }
+                Cold::Step { branch, site } => {
+                    self.a.patch(branch, here);
+                    self.a.load_flags(Self::kept());
+                    self.a.call(self.glue.step);
+                    self.sites.push(Site { at: self.a.here(), ..site });
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);

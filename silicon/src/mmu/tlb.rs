@@ -5,7 +5,9 @@
 //! VPID, EPT root and PCID; flushing a combination means giving it a new number.  Each has a
 //! second number for its global translations.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+
+use crate::addr::AddressMap;
 
 /// Entries of the data TLB (direct-mapped by page number).
 pub const ENTRIES: usize = 16384;
@@ -85,13 +87,13 @@ pub struct Tlb {
     l1_used: [Vec<u16>; L1_CLASSES],
     l1_owner: (u32, u32, u32),
     entries: Vec<Entry>,
-    fetch: HashMap<(u64, u32), Entry>,
+    fetch: AddressMap<(u64, u32), Entry>,
     /// Large pages that have pieces here: log2 of the size, number of the page.
     large: HashSet<(u8, u64)>,
-    numbers: HashMap<(u16, u64, u16), u32>,
-    globals: HashMap<(u16, u64), u32>,
+    numbers: AddressMap<(u16, u64, u16), u32>,
+    globals: AddressMap<(u16, u64), u32>,
     /// An EPT root of each VPID, and whether one VPID was seen with two.
-    roots: HashMap<u16, u64>,
+    roots: AddressMap<u16, u64>,
     has_two_roots: bool,
     last: u32,
     /// The selected space, while it has its numbers.
@@ -121,11 +123,11 @@ impl Tlb {
             l1_used: [Vec::new(), Vec::new(), Vec::new()],
             l1_owner: (0, 0, 0),
             entries: vec![Entry::default(); ENTRIES],
-            fetch: HashMap::new(),
+            fetch: AddressMap::default(),
             large: HashSet::new(),
-            numbers: HashMap::new(),
-            globals: HashMap::new(),
-            roots: HashMap::new(),
+            numbers: AddressMap::default(),
+            globals: AddressMap::default(),
+            roots: AddressMap::default(),
             has_two_roots: false,
             last: 0,
             current: None,
