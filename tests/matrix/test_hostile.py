@@ -115,14 +115,7 @@ def random_kernel(engine: str, seed: int) -> VM:
     return vm
 
 
-NOT_CANONICAL = pytest.mark.xfail(
-    strict=True, reason="translated RET and JMP to an address that is not canonical fault too late"
-)
-
-
-@pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=NOT_CANONICAL) if n == 136 else n for n in SEEDS]
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_bytes_as_a_kernel(seed: int) -> None:
     pair = Pair.of(lambda engine: random_kernel(engine, seed))
     try:
