@@ -14,6 +14,9 @@ impl Translator<'_> {
     /// The value of a register operand in a host register: itself, or loaded into `temp`.
     fn value_of(&mut self, r: Register, temp: u8) -> u8 {
         host_of(number(r)).unwrap_or_else(|| {
+            if temp == T0 {
+                self.t0_group = None;
+            }
             self.a.load(temp, state(slot(number(r))));
             temp
         })
