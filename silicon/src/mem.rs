@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn the_log_of_code_writes_is_bounded_and_says_when_it_forgot() {
         let m = Memory::new(4096).unwrap();
-        for n in 0..CODE_WRITES as u64 + 1 {
+        for n in 0..=CODE_WRITES as u64 {
             m.report_code_write(n);
         }
         let now = CODE_WRITES as u64 + 1;

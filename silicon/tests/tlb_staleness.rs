@@ -61,7 +61,7 @@ fn through_ept(mem: &Memory, ept: u64, gpa: u64) -> Option<(u64, bool)> {
         return Some((gpa, true));
     }
     let (e, shift) = descend(mem, ept, gpa, &|at| Some(at))?;
-    Some((e & ADDRESS >> shift << shift | gpa % (1 << shift), e & 2 != 0))
+    Some((e & ADDRESS >> shift << shift | (gpa % (1 << shift)), e & 2 != 0))
 }
 
 fn look(mem: &Memory, key: Key, gva: u64) -> Option<Page> {
@@ -174,7 +174,7 @@ fn lay_tables(mem: &Memory) {
         mem.store(t + 0x1000, 8, t + 0x2003);
         mem.store(t + 0x2000, 8, t + 0x3003);
         for (index, k) in [(0, 0), (1, 1), (511, 2)] {
-            mem.store(t + 0x4000 + index * 8, 8, M2M + (k << 21) | 0x83);
+            mem.store(t + 0x4000 + index * 8, 8, (M2M + (k << 21)) | 0x83);
         }
     }
 }
@@ -295,7 +295,7 @@ fn instructions_never_see_stale_translations_on_either_engine() {
                     }
                     4 => {
                         let (to, keep) = (r.next(PCIDS), r.next(2));
-                        assert!(run(p, 0x1040, SPACES + to * SPACE_BYTES | to | keep << 63, 0));
+                        assert!(run(p, 0x1040, (SPACES + to * SPACE_BYTES) | to | keep << 63, 0));
                         if keep == 0 {
                             model.invalidate(None, |k| k.2 == to, |_, _| false);
                         }
@@ -360,7 +360,7 @@ fn lay_ept(mem: &Memory, n: u64) -> u64 {
     mem.store(t + 0x1000, 8, 0xB7);
     mem.store(t + 0x1008, 8, t + 0x2007);
     for k in 0..8 {
-        mem.store(t + 0x2000 + k * 8, 8, t + 0x3007 + (k % 4 << 12));
+        mem.store(t + 0x2000 + k * 8, 8, t + 0x3007 + ((k % 4) << 12));
     }
     t
 }
@@ -390,7 +390,7 @@ fn invept_invvpid_and_their_kin_leave_nothing_stale() {
         let mut key = keys[0];
         for turn in 0..1500 {
             (core.cr0, core.cr3, core.cr4, core.efer) =
-                (0x8001_0033, SPACES + key.2 * SPACE_BYTES | key.2, 0x2_00A0, 0xD00);
+                (0x8001_0033, (SPACES + key.2 * SPACE_BYTES) | key.2, 0x2_00A0, 0xD00);
             (core.vmx.vpid, core.vmx.eptp) = (key.0, key.1 | 0x1E);
             core.refresh();
             let (gva, vpid, root) = (r.pick(pages), r.next(2) as u16 + 1, r.pick(&roots));

@@ -226,7 +226,7 @@ fn checks_on_guest_segment_registers() {
         ("CS with L and D", 0, |b| _ = b.write(CS, 0xE09B)),
         ("CS limit without G", 0, |b| _ = b.write(CS, 0x209B)),
         ("CS limit against G", 0, |b| {
-            _ = b.write(f::GUEST_CS_LIMIT, 0xFFFF).write(f::GUEST_CS_LIMIT, 0xFFF_F000)
+            _ = b.write(f::GUEST_CS_LIMIT, 0xFFFF).write(f::GUEST_CS_LIMIT, 0xFFF_F000);
         }),
         ("SS code", 0, |b| _ = b.write(SS, 0xC09B)),
         ("SS not present", 0, |b| _ = b.write(SS, 0xC013)),

@@ -79,7 +79,7 @@ fn attack(engine: EngineKind, seed: u64, through_memory: bool) -> Outcome {
     let mut bed = Bed::on(engine);
     let code: Vec<u8> = (0..80).flat_map(|_| SNIPPETS[r.below(27) as usize]).copied().collect();
     bed.code(&code).gate(6, 0x40).gate(13, 0x80).gate(14, 0xC0);
-    for _ in 0..1 + r.below(4) {
+    for _ in 0..=r.below(4) {
         let (field, _) = f::FIELDS[r.below(f::FIELDS.len() as u64) as usize];
         let old = bed.read(field);
         let new = r.around(old);

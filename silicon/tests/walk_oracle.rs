@@ -71,7 +71,7 @@ impl Oracle<'_> {
             } else {
                 table
             };
-            let gpa = base & ADDRESS >> shift << shift | gva % (1 << shift);
+            let gpa = base & ADDRESS >> shift << shift | (gva % (1 << shift));
             return self.host(4, self.eptp, gpa, self.is_write);
         }
         let index = gva >> self.guest.shift(level) & ((1 << self.guest.bits) - 1);
@@ -95,7 +95,7 @@ impl Oracle<'_> {
             if self.eptp & 0x40 == 0 { 0 } else { 0x100 | if is_page && is_write { 0x200 } else { 0 } };
         self.references.push((true, level, at, flags));
         if is_page {
-            entry & ADDRESS >> shift << shift | gpa % (1 << shift)
+            entry & ADDRESS >> shift << shift | (gpa % (1 << shift))
         } else {
             self.host(level - 1, entry, gpa, is_write)
         }
@@ -137,7 +137,7 @@ impl Scene {
         let shift = 12 + 9 * (level - 1);
         let giga = (9 + (i * 3 + 1) % 8) * GIGA;
         // Another frame than the guest's: some address bits that the page leaves free flip.
-        let frame = giga + ((gpa % GIGA) ^ 0x2AAA_A000 & (GIGA - 1) >> shift << shift) >> shift << shift;
+        let frame = (giga + ((gpa % GIGA) ^ 0x2AAA_A000 & (GIGA - 1) >> shift << shift)) >> shift << shift;
         let tables = [EPT, EPT + 0x1000, 0x20000 + i * 0x1000, 0x30000 + i * 0x1000];
         for (above, table) in tables.iter().enumerate().take(4 - usize::from(level)) {
             let at = table + (gpa >> (39 - 9 * above)) % 512 * 8;
@@ -145,21 +145,21 @@ impl Scene {
         }
         let at = tables[4 - usize::from(level)] + (gpa >> shift) % 512 * 8;
         self.put_entry(at, 8, frame | 0x37 | if level > 1 { 0x80 } else { 0 });
-        frame | gpa % (1 << shift)
+        frame | (gpa % (1 << shift))
     }
 
     /// Lay a walk out; `hosts` has the host level of each item, all 0 for no EPT.
     fn lay(&mut self, guest: &Guest, hosts: &[u8], gva: u64) -> u64 {
         let place = |i: usize| (i as u64 + 1) * GIGA + 0x0123_4000 * (i as u64 + 1);
         let place_of = |i: usize| place(i) & !0xFFF;
-        for i in 0..guest.g() {
+        for (i, &host) in hosts.iter().enumerate().take(guest.g()) {
             let level = guest.top - i as u8;
             let (shift, size) = (guest.shift(level), guest.entry);
             let gpa = place_of(i) + (gva >> shift & ((1 << guest.bits) - 1)) * size;
             let is_leaf = level == guest.leaf;
             let target =
                 place_of(i + 1) >> if is_leaf { shift } else { 12 } << if is_leaf { shift } else { 12 };
-            let at = if hosts[i] == 0 { gpa } else { self.map(i as u64, gpa, hosts[i]) };
+            let at = if host == 0 { gpa } else { self.map(i as u64, gpa, host) };
             self.put_entry(at, size as usize, target | 7 | if is_leaf && level > 1 { 0x80 } else { 0 });
         }
         place_of(0)
@@ -285,7 +285,7 @@ fn data_address(guest: &Guest, gva: u64) -> u64 {
     }
     let shift = guest.shift(guest.leaf);
     let place = (g + 1) * GIGA + 0x0123_4000 * (g + 1);
-    place >> shift << shift | gva % (1 << shift)
+    (place >> shift << shift) | (gva % (1 << shift))
 }
 
 fn check_flags(scene: &Scene, expected: &[(bool, u8, u64, u64)], what: &str) {

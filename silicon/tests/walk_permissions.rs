@@ -135,7 +135,7 @@ fn what_the_tlb_allows_is_what_a_walk_would() {
     let mem = Memory::new(16 << 20).unwrap();
     let mut core = Core::new(mem.clone(), Clock::Virtual, 0);
     for n in 0..3 {
-        mem.store(place(n), 8, TABLES + (n + 1) * 0x1000 | P | RW | US);
+        mem.store(place(n), 8, (TABLES + (n + 1) * 0x1000) | P | RW | US);
     }
     let users = [(3, false), (0, false), (3, true), (0, true)]; // CPL, implicit
     for k in 0..1 << 8 {
@@ -206,7 +206,7 @@ fn reserved_bits_of_every_format_and_level() {
                 mem.store(
                     place(n),
                     size as usize,
-                    TABLES + (n as u64 + 1) * 0x1000 & if ps != 0 { 0 } else { !0 } | 7 | ps,
+                    (TABLES + (n as u64 + 1) * 0x1000) & if ps != 0 { 0 } else { !0 } | 7 | ps,
                 );
             }
             mem.store(place(step), size as usize, mem.load(place(step), size as usize) | 1 << b);
@@ -306,7 +306,7 @@ fn ept_rights_of_tables_and_data_and_accessed_flags() {
         let s = Space { efer: LONG | NXE, ..space(k >> 12, eptp) };
         for i in intents() {
             let mut entries: Vec<u64> =
-                (1..4).map(|n| TABLES + n * 0x1000 | P | RW | US | preset & A).collect();
+                (1..4).map(|n| (TABLES + n * 0x1000) | P | RW | US | preset & A).collect();
             entries.push(leaf | preset | PAGE);
             for (n, &e) in entries.iter().enumerate() {
                 mem.store(place(n as u64), 8, e);

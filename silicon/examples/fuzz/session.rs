@@ -225,7 +225,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     if native.vector == ours.vector && native.vector != 1 {
         // For addresses of the kernel Linux says "protection", whatever the tables say.
         let is_kernels = native.cr2 >= 0x7FFF_FFFF_F000;
-        let hidden = if is_kernels || has_long_operand(s) { 1 } else { 0 };
+        let hidden = u32::from(is_kernels || has_long_operand(s));
         check("error code", (native.error | hidden).into(), (ours.error | hidden).into());
         // Of a long operand AMD's processors try the last byte first, Intel's go in order.
         if !has_long_operand(s) {

@@ -200,6 +200,7 @@ impl LocalApic {
     }
 
     /// "Reserved bits" of the x2APIC MSRs fault where those of the page are ignored.
+    #[expect(clippy::option_option, reason = "refused, done, or done with a value to pass on")]
     fn set_x2apic(&mut self, offset: u32, value: u64, now: u64) -> Option<Option<u64>> {
         let allowed = match offset {
             at::TPR | at::SELF_IPI => 0xFF,

@@ -226,6 +226,9 @@ const fn slot(encoding: u32) -> Option<usize> {
 }
 
 /// Region offset of a field that exists.
+///
+/// # Panics
+/// If there is no such field.
 #[inline(always)]
 #[must_use]
 pub const fn offset(encoding: u32) -> u64 {

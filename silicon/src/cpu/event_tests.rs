@@ -180,10 +180,10 @@ fn long_mode_same_level_aligns_the_stack_and_always_pushes_ss() {
 fn long_mode_inner_level_loads_rsp0_and_a_null_ss() {
     let mut core = long(3);
     set_gate(&core, 14, LONG0, 0x10_0000, 0x8E);
-    raise(&mut core, Exception::page_fault(0xABC000, 6)).unwrap();
+    raise(&mut core, Exception::page_fault(0x00AB_C000, 6)).unwrap();
     let frame = vec![6, 0x1000, u64::from(LONG3), 2 | rflags::RF, 0x7000, u64::from(DATA3)];
     assert_eq!(frame, words(&core, 0x6000 - 48, 8, 6));
-    assert_eq!((0xABC000, 0, 0), (core.cr2, core.cpl, core.seg[seg::SS].selector));
+    assert_eq!((0x00AB_C000, 0, 0), (core.cr2, core.cpl, core.seg[seg::SS].selector));
     assert!(core.seg[seg::SS].is_unusable());
 }
 

@@ -1,7 +1,7 @@
 //! Model-specific registers (SDM 4, "Architectural MSRs"; SDM 2, "RDMSR" and "WRMSR").
 //!
-//! [`read`] and [`write`] are the registers themselves, without privilege checks and VM exits: the
-//! bindings use them, too.
+//! [`read()`] and [`write()`] are the registers themselves, without privilege checks and VM
+//! exits: the bindings use them, too.
 
 use iced_x86::{Instruction, Mnemonic};
 

@@ -53,7 +53,7 @@ fn x87_divides_in_every_mode() {
         put(&core, 0, &8_u32.to_le_bytes());
         let code = [0xDB, 0xE3, 0xD9, 0xE8, 0xDA, 0x36, 0xDD, 0x1F, 0xDF, 0xE0];
         run(&mut core, &code, 5);
-        assert_eq!(0.125, f64::from_le_bytes(get(&core, 0x100)));
+        assert_eq!(0.125_f64.to_le_bytes(), get(&core, 0x100));
         assert_eq!(0, core.gpr[0] & 0xFFFF);
     }
 }

@@ -1,7 +1,7 @@
 //! Address translation: one walker, formats as data, a TLB.
 //!
-//! [`Core::translate`] is the way of every access of guest software; [`walk`] has the walk
-//! itself; [`access`] the reads and writes through it.
+//! [`crate::cpu::state::Core::translate`] is the way of every access of guest software; [`walk`]
+//! has the walk itself; [`access`] the reads and writes through it.
 
 pub mod access;
 pub mod format;

@@ -132,7 +132,7 @@ impl Core {
             Err(refusal) => {
                 // Faults and EPT violations invalidate, too: what is refused now stays refused.
                 self.tlb.drop_page(vpn);
-                return Err(self.refused(refusal, gva));
+                return Err(Self::refused(refusal, gva));
             }
         };
         let mut p = 0;
@@ -166,10 +166,10 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let mut walker = Walker { mem: &mem, counts: Some(&mut self.counts), log: None };
-        walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| self.refused(r, 0))
+        walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| Self::refused(r, 0))
     }
 
-    fn refused(&self, r: Refusal, gva: u64) -> Trap {
+    fn refused(r: Refusal, gva: u64) -> Trap {
         match r {
             Refusal::PageFault(code) => Trap::Exception(Exception::page_fault(gva, code)),
             Refusal::EptViolation { gpa, qualification } => Trap::Exit(Box::new(Exit {

@@ -102,7 +102,7 @@ impl Processor {
                     return false;
                 }
                 next = Some(now + SIGNAL_PERIOD);
-                raised = Python::attach(|py| py.check_signals()).err();
+                raised = Python::attach(|py| py.check_signals().err());
                 raised.is_some()
             };
             End::Exit(machine.run(budget, &mut poll))

@@ -310,5 +310,5 @@ pub fn of_event(core: &Core, event: &Event, payload: u64) -> Option<Exit> {
         _ => 0,
     };
     let length = u32::from(event.length);
-    Some(Exit { intr_info, intr_error, length, ..Exit::new(reason::EXCEPTION_OR_NMI, qualification) })
+    Some(Exit { length, intr_info, intr_error, ..Exit::new(reason::EXCEPTION_OR_NMI, qualification) })
 }
