@@ -6,6 +6,7 @@ use crate::arch::exit::reason;
 use crate::arch::segment::seg;
 use crate::cpu::event::{Event, Kind, deliver, deliver_or_raise, raise};
 use crate::cpu::state::{Activity, Core, Mode};
+use crate::cpu::step::step;
 use crate::cpu::testbed::*;
 use crate::cpu::trap::Trap;
 
@@ -365,4 +366,18 @@ fn a_task_gate_in_a_guest_always_exits() {
     let exit = exit_of(deliver_or_raise(&mut core, external(0x40)));
     assert_eq!((reason::TASK_SWITCH, 0xC000_0068), (exit.reason, exit.qualification));
     assert_eq!(Some(external(0x40)), core.vectoring);
+}
+
+#[test]
+fn int1_takes_the_debug_condition_that_mov_ss_held_back() {
+    let mut core = protected(0);
+    set_gate(&core, vector::DB, CODE0, 0x1_5000, 0x8E);
+    (core.dr[0], core.dr[7], core.gpr[3]) = (0x2000, 0x0007_0401, 0x2000);
+    core.mem.store(0x2000, 2, u64::from(DATA0));
+    assert!(core.mem.write_bytes(core.rip, &[0x8E, 0x13, 0xF1])); // mov ss,[ebx]; int1
+    for _ in 0..2 {
+        assert_eq!(Ok(()), step(&mut core));
+    }
+    assert_eq!((0x1_5000, 1, 0), (core.rip, core.dr[6] & 0xF, core.pending_db));
+    assert_eq!(1, core.counts.injected[1]);
 }

@@ -3,7 +3,7 @@
 use crate::arch::bits::{cr0, rflags};
 use crate::arch::exception::vector;
 use crate::arch::segment::seg;
-use crate::cpu::segment::v86_segment;
+use crate::cpu::segment::{null_segment, v86_segment};
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::step::step;
 use crate::cpu::testbed::*;
@@ -149,6 +149,19 @@ fn iret_to_an_outer_level_and_its_flag_rules() {
     put_words(&core, 0x7000, 4, &[0x5000, u64::from(CODE3), 0x3203]);
     step(&mut core).unwrap();
     assert_eq!((3, 0x700C, 3), (core.rflags, core.gpr[4], core.cpl));
+}
+
+#[test]
+fn iret_to_an_outer_level_clears_null_selectors_but_no_base() {
+    let mut core = with_code(long(0), &[0x48, 0xCF]);
+    for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
+        core.seg[index] = null_segment(3);
+    }
+    core.seg[seg::FS].base = 0x1234_5678_9000;
+    put_words(&core, 0x7000, 8, &[0x5000, u64::from(LONG3), 2, 0x6508, u64::from(DATA3)]);
+    step(&mut core).unwrap();
+    let selectors = [seg::ES, seg::DS, seg::FS, seg::GS].map(|index| core.seg[index].selector);
+    assert_eq!(([0; 4], 0x1234_5678_9000), (selectors, core.seg[seg::FS].base));
 }
 
 #[test]

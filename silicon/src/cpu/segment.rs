@@ -387,19 +387,18 @@ pub fn load_data_segment(core: &mut Core, index: usize, selector: u16) -> Exec<(
     Ok(())
 }
 
-/// A return to an outer level: data segments that it may not use become null.
+/// A return to an outer level: data segments that it may not use become null, and null selectors
+/// lose their RPL.
 pub fn drop_inner_segments(core: &mut Core) {
+    let is_long = core.is_long();
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
-        let s = &core.seg[index];
+        let s = &mut core.seg[index];
         let is_conforming = s.attr & (attr::CODE | attr::EC) == attr::CODE | attr::EC;
-        if is_null(s.selector) && index >= seg::FS && core.is_long() {
+        if is_null(s.selector) && index >= seg::FS && is_long {
             // Their bases are set by MSRs and instructions, apart from any descriptor.
-            continue;
-        }
-        if is_null(s.selector) {
-            core.seg[index] = null_segment(s.selector);
-        } else if !is_conforming && s.dpl() < core.cpl {
-            core.seg[index] = null_segment(0);
+            s.selector = 0;
+        } else if is_null(s.selector) || !is_conforming && s.dpl() < core.cpl {
+            *s = null_segment(0);
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::mmu::walk::Access;
 
 /// DR6.BS: single step.
 const BS: u64 = 1 << 14;
+/// DR6.B0 … B3: the conditions that can be held back by MOV SS and POP SS.
+const HELD_MARKS: u64 = 0xF;
 
 /// Fetch, decode and execute one instruction; on success RIP names the next one and
 /// `countdown` went down by one.
@@ -90,6 +92,11 @@ fn step_debugged(core: &mut Core) -> Exec<()> {
     match result {
         Ok(()) => {
             core.countdown -= 1;
+            if mnemonic == Mnemonic::Int1 {
+                // INT1 is a #DB already: what was held goes into that one.
+                core.dr[6] |= held & HELD_MARKS;
+                return Ok(());
+            }
             core.pending_db |= held;
             if core.shadow == Shadow::MovSs {
                 return Ok(()); // neither single step nor data breakpoints until the next one
