@@ -15,13 +15,15 @@ import pytest
 from tests.matrix import programs as p
 from tests.matrix.lockstep import ENGINES, Pair
 from understudy.execution.initial_state import GPR_NAMES as GPR
-from understudy.guests.entry import PAGE_TABLES_GPA
+from understudy.guests.entry import CR0_ET, CR0_NE, CR0_PE, CR0_PG, PAGE_TABLES_GPA
 from understudy.vm import VM
 
 SEEDS = range(200)
 BUDGET, GUEST_NS = 100_000, 10_000_000
 ENDS = {"budget", "deadline", "triple-fault", "stuck", "error", "debug-exit", "poweroff", "reset"}
 JUNK, JUNK_BYTES = 0x30_0000, 0x1_0000
+DIRECTORIES = PAGE_TABLES_GPA + 0x2000
+CR0_WP = 1 << 16
 
 
 class Neighbour(threading.Thread):
@@ -64,18 +66,19 @@ def _the_neighbour_goes_on(neighbour: Neighbour) -> Iterator[None]:
 
 # --- random bytes as a kernel ---
 
-# Every exception goes to the next 64 bytes of junk.
+# Every exception goes to the next 64 bytes of junk, with a fresh stack.
 NEXT_JUNK = """
-    bc 00 00 20 00       | mov esp, 0x200000
-    8b 04 25 f8 ff 11 00 | mov eax, [0x11fff8]
+    bc 00 00 60 00       | mov esp, 0x600000
+    8b 04 25 f8 ff 5f 00 | mov eax, [0x5ffff8]
     ff c0                | inc eax
-    89 04 25 f8 ff 11 00 | mov [0x11fff8], eax
+    89 04 25 f8 ff 5f 00 | mov [0x5ffff8], eax
     c1 e0 06             | shl eax, 6
     25 c0 ff 00 00       | and eax, 0xffc0
     05 00 00 30 00       | add eax, JUNK
     ff e0                | jmp rax
 """
 BEGIN = """
+    bc 00 00 60 00       | mov esp, 0x600000
     b8 00 00 30 00       | mov eax, JUNK
     ff e0                | jmp rax
 """
@@ -101,17 +104,23 @@ def junk(seed: int) -> bytes:
 
 
 def random_kernel(engine: str, seed: int) -> VM:
+    """Junk to execute.  One seed in four has no IDT: its first exception is its last.  Two in four
+    are fenced in: what they need to go on is read-only, and nothing but RAM is mapped.
+    """
     vm = VM("16M", engine=engine)
     vm.memory.write(JUNK, junk(seed))
-    idt: dict[str, int] = {}
-    if seed % 4 < 2:  # else the first exception is the last
-        for vector in range(256):
-            idt = p.handle(vm, vector, NEXT_JUNK)
     chance = random.Random(seed)
-    general = {
-        name: chance.choice((chance.getrandbits(24), chance.getrandbits(64))) for name in GPR
-    }
-    p.start(vm, BEGIN, **general, **idt)
+    start = {name: chance.getrandbits(chance.choice((23, 23, 64))) for name in GPR}
+    if seed % 4:
+        for vector in range(256):
+            start |= p.handle(vm, vector, NEXT_JUNK)
+    if seed % 4 >= 2:
+        start["cr0"] = CR0_PG | CR0_WP | CR0_NE | CR0_ET | CR0_PE
+    p.start(vm, BEGIN, **start)
+    if seed % 4 >= 2:
+        pages = [n << 21 | 0x83 if n else 0x81 for n in range(8)]
+        tables = b"".join(page.to_bytes(8, "little") for page in pages)
+        vm.memory.write(DIRECTORIES, tables.ljust(4 << 12, b"\0"))
     return vm
 
 
