@@ -2,7 +2,8 @@
 
 Source: ACPI Specification 6.5, "System Description Tables" and "ACPI Hardware Specification".
 They say what the board is and nothing more: local APICs, one I/O APIC, the fixed registers of
-`acpi`, conventional PCI with fixed interrupt routes, two serial ports, the real-time clock.
+`acpi`, conventional PCI with fixed interrupt routes, two serial ports, the keyboard's
+controller, the real-time clock.
 
 Not described: sleep states but S5, general-purpose events, processors' power states, embedded
 controllers.
@@ -146,6 +147,7 @@ def dsdt_body(board: Board) -> bytes:
         ),
         _legacy("COM1", "PNP0501", aml.io_ports(0x3F8, 8) + aml.irq(4), uid=1),
         _legacy("COM2", "PNP0501", aml.io_ports(0x2F8, 8) + aml.irq(3), uid=2),
+        _legacy("KBD", "PNP0303", aml.io_ports(0x60, 1) + aml.io_ports(0x64, 1) + aml.irq(1)),
         _legacy("RTC", "PNP0B00", aml.io_ports(0x70, 2) + aml.irq(8)),
         _legacy("PIC", "PNP0000", aml.io_ports(0x20, 2) + aml.io_ports(0xA0, 2) + aml.irq(2)),
         _legacy("TIMR", "PNP0100", aml.io_ports(0x40, 4) + aml.irq(0)),

@@ -1,0 +1,48 @@
+"""Debian's kernels, unmodified: to init, one command, power-off.
+
+Source: what each package's own version says.  Skipped, with the reason, where one cannot be had.
+"""
+
+import pytest
+
+from tests.guests.fetched import fetched
+from understudy.linux import VM, GuestStopped
+
+pytestmark = pytest.mark.real_guest
+
+KERNELS = ("cloud-amd64", "amd64", "cloud-amd64-6.12")
+INSTRUCTIONS = 4_000_000_000  # a boot takes less than half of them
+NOT_AFFECTED = ("meltdown", "mds", "l1tf", "retbleed", "tsx_async_abort", "srbds")
+# What the kernel says when our processor, tables or devices are not as it wants them.
+COMPLAINTS = (
+    "Marking clocksource", "unstable", "ACPI Error", "ACPI BIOS", "ACPI Warning", "FW_BUG",
+    "Firmware Bug", "unchecked MSR", "WARNING:", "BUG:", "Oops", "Call Trace", "spurious",
+    "nobody cared", "MP-BIOS bug", "calibration failed", "lockup", "No PS/2 controller",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_boots_runs_a_command_and_powers_off(name: str) -> None:
+    guest = fetched(name)
+    series, _, flavour = guest.version.partition(".")
+    with VM.linux(name, memory="256M") as vm:
+        release = vm.run("uname -r").check().output.strip()
+        assert release.startswith(f"{series}.{flavour.split('.')[0]}."), (release, guest.version)
+        assert release.endswith("cloud-amd64" if "cloud" in name else "-amd64")
+        where = "/sys/devices/system/cpu/vulnerabilities"
+        for weakness in NOT_AFFECTED:
+            assert vm.run(f"cat {where}/{weakness}").output == "Not affected\n", weakness
+        spectre = vm.run(f"cat {where}/spectre_v2").output
+        assert "Retpoline" not in spectre and "IBRS" in spectre
+        log = vm.run("dmesg").output
+        met = [line for line in log.splitlines() if any(word in line for word in COMPLAINTS)]
+        assert met == []
+        vm.power_off()
+        assert vm.counts()["instructions"] < INSTRUCTIONS
+
+
+def test_a_guest_that_powers_itself_off_ends_so() -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", memory="128M") as vm, pytest.raises(GuestStopped) as stopped:
+        vm.run("poweroff -f")
+    assert stopped.value.stop.kind == "poweroff"
