@@ -35,7 +35,7 @@ pub struct Block {
 }
 
 /// A place in generated code from which an instruction may have to be interpreted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Site {
     /// The host address that identifies it (a return address, or a faulting instruction).
     pub at: u64,

@@ -55,13 +55,14 @@ use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
-use crate::cpu::state::{Core, Mode};
+use crate::cpu::state::{Core, Mode, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mem::CodeWrites;
 use crate::mmu::tlb::perm;
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
+use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
 pub(crate) const KIND_CLASS: u32 = 20;
@@ -491,11 +492,20 @@ impl Dbt {
             self.ungrouped = true;
             return self.known(core);
         }
-        if site.is_vector {
+        let mut is_out = site.is_vector;
+        if is_out {
             gate::vector_state_out(core);
         }
-        let result = step(core);
-        if site.is_vector {
+        let mut result = step(core);
+        // An instruction in an interrupt shadow belongs to the one before it.
+        while result.is_ok() && core.shadow != Shadow::None && core.countdown > 0 && !must_step(core) {
+            if !is_out {
+                gate::vector_state_out(core);
+                is_out = true;
+            }
+            result = step(core);
+        }
+        if is_out {
             gate::vector_state_in(core);
         }
         core.flags_to_jit();
@@ -504,6 +514,9 @@ impl Dbt {
             return 0;
         }
         self.sync(core);
+        if core.attention != 0 && vmx::events::is_quiet(core) {
+            core.attention = 0;
+        }
         if core.attention != 0 || core.countdown <= 0 || must_step(core) {
             return 0;
         }

@@ -1,7 +1,7 @@
 //! Translation of one block: a run of guest instructions that ends with a transfer, at the end of
 //! its page, or after [`MAX_INSTRUCTIONS`].
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use super::asm::{Asm, RSP, T0, T1, cc, state};
 use super::block::{Indirect, Key, Link, Site};
@@ -115,28 +115,29 @@ pub struct Tools<'a> {
     pub first_indirect: u32,
 }
 
-/// Decode a run of instructions from the bytes up to the end of a page.
-fn decode(bytes: &[u8], rip: u64) -> Vec<Instruction> {
+/// Decode a run of instructions from the bytes up to the end of a page; also whether the next one
+/// crosses into the following page.
+fn decode(bytes: &[u8], rip: u64) -> (Vec<Instruction>, bool) {
     let mut out = Vec::new();
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
         let insn = decoder.decode();
         if insn.is_invalid() {
-            break;
+            return (out, decoder.last_error() == DecoderError::NoMoreBytes);
         }
         out.push(insn);
         if super::kinds::ends_block(&insn) {
             break;
         }
     }
-    out
+    (out, false)
 }
 
 /// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
-/// first instruction is not all in the page, or is none.
+/// first instruction is none.
 pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated> {
-    let insns = decode(bytes, key.rip);
-    if insns.is_empty() {
+    let (insns, crosses) = decode(bytes, key.rip);
+    if insns.is_empty() && !crosses {
         return None;
     }
     let plan = if super::has_groups(key.mode) {
@@ -162,7 +163,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         block: tools.block,
         first_link: tools.first_link,
         first_indirect: tools.first_indirect,
-        count: insns.len(),
+        count: insns.len() + usize::from(crosses),
         index: 0,
         vector: false,
         open_sites: 0,
@@ -193,7 +194,10 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         open = t.instruction(insn);
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
-    if open {
+    if open && crosses {
+        t.index = insns.len();
+        t.step_across(end);
+    } else if open {
         t.transfer(end);
     }
     t.write_cold(key.rip);
@@ -208,7 +212,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         again,
         again_kept,
         count: t.count as u8,
-        bytes: (end - key.rip) as u32,
+        bytes: if crosses { bytes.len() as u32 } else { (end - key.rip) as u32 },
     })
 }
 
@@ -286,6 +290,15 @@ impl Translator<'_> {
         self.kept_is_current = false;
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
+    }
+
+    /// Interpret the instruction at `rip`, which is not all in this page.
+    fn step_across(&mut self, rip: u64) {
+        self.make_live();
+        self.a.call(self.glue.step);
+        let at = self.a.here();
+        let remaining = (self.count - self.index) as u8;
+        self.sites.push(Site { at, rip, remaining, block: self.block, is_vector: true, ..Site::default() });
     }
 
     /// Go to a known address.

@@ -3,7 +3,7 @@
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::event::{self, Event, Kind};
-use crate::cpu::state::{Core, Shadow};
+use crate::cpu::state::{Activity, Core, Shadow};
 use crate::cpu::trap::Trap;
 use crate::vmx::controls::{exit, pin, primary};
 
@@ -25,6 +25,22 @@ pub fn due(core: &mut Core) -> Option<Exit> {
         return Some(Exit::new(reason::PREEMPTION_TIMER, 0));
     }
     nmi(core).or_else(|| interrupt(core, now))
+}
+
+/// Whether nothing is due between these two instructions, and nothing but time changes that:
+/// engines that were asked to stop for attention may then go on.
+#[must_use]
+pub fn is_quiet(core: &Core) -> bool {
+    let v = &core.vmx;
+    v.non_root
+        && core.activity == Activity::Active
+        && core.shadow == Shadow::None
+        && v.trap_exit.is_none()
+        && v.mtf.is_none()
+        && !core.nmi_pending
+        && !v.controls.primary(primary::NMI_WINDOW_EXITING)
+        && !(core.flag(rflags::IF) && v.controls.primary(primary::INTERRUPT_WINDOW_EXITING))
+        && core.apic.pending().is_none()
 }
 
 fn nmi(core: &mut Core) -> Option<Exit> {
