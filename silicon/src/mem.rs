@@ -30,6 +30,8 @@ pub struct Memory {
     size: u64,
     fd: i32,
     dirty: Box<[AtomicU8]>,
+    /// How often a dirty mark was taken away.
+    dirty_epoch: AtomicU64,
     code: Box<[AtomicU8]>,
     code_writes: Mutex<VecDeque<u64>>,
     code_write_count: AtomicU64,
@@ -84,6 +86,7 @@ impl Memory {
             size,
             fd,
             dirty: marks(frames),
+            dirty_epoch: AtomicU64::new(0),
             code: marks(frames),
             code_writes: Mutex::new(VecDeque::new()),
             code_write_count: AtomicU64::new(0),
@@ -332,10 +335,23 @@ impl Memory {
     /// Read (and with `clear` reset) the dirty mark of a frame.
     pub fn take_dirty(&self, pfn: u64, clear: bool) -> bool {
         match self.dirty.get(pfn as usize) {
-            Some(d) if clear => d.swap(0, Relaxed) != 0,
+            Some(d) if clear => {
+                let was_dirty = d.swap(0, Relaxed) != 0;
+                if was_dirty {
+                    self.dirty_epoch.fetch_add(1, Release);
+                }
+                was_dirty
+            }
             Some(d) => d.load(Relaxed) != 0,
             None => false,
         }
+    }
+
+    /// Grows whenever a dirty mark is taken away: who writes without marking has to ask anew.
+    #[inline]
+    #[must_use]
+    pub fn dirty_epoch(&self) -> u64 {
+        self.dirty_epoch.load(Acquire)
     }
 
     /// Whether some engine holds a translation of code in this frame.

@@ -72,6 +72,8 @@ pub struct Processor {
     /// Its state.
     pub core: Home,
     engine: Box<dyn Engine>,
+    /// [`Memory::dirty_epoch`] since which generated code's writable pages are marked dirty.
+    dirty_epoch: u64,
 }
 
 /// Which engine runs a processor.
@@ -94,7 +96,7 @@ impl Processor {
             EngineKind::Reference => Box::new(Reference),
             EngineKind::Dbt => crate::dbt::engine(&mut core)?,
         };
-        Ok(Self { core, engine })
+        Ok(Self { core, engine, dirty_epoch: 0 })
     }
 
     /// Execute until an exit or stop, at most `budget` instructions (0: no limit).  `poll` is
@@ -142,6 +144,11 @@ impl Processor {
             let result = step(core);
             report_code_writes(core);
             return result;
+        }
+        let dirty_epoch = core.mem.dirty_epoch();
+        if self.dirty_epoch != dirty_epoch {
+            self.dirty_epoch = dirty_epoch;
+            core.tlb.flush_l1();
         }
         self.engine.run(core)
     }
@@ -237,6 +244,31 @@ fn idle(core: &mut Core) -> Exec<()> {
 mod tests {
     use super::*;
     use crate::mem::CodeWrites;
+
+    #[test]
+    fn a_page_whose_dirty_mark_was_taken_is_marked_by_the_next_write() {
+        for kind in [EngineKind::Reference, EngineKind::Dbt] {
+            let mem = Memory::new(1 << 20).unwrap();
+            let mut processor = Processor::new(mem.clone(), kind, Clock::Virtual, 0).unwrap();
+            let core = &mut *processor.core;
+            for (at, entry) in [(0x8000, 0x9003), (0x9000, 0xA003), (0xA000, 0x83)] {
+                mem.store(at, 8, entry);
+            }
+            core.seg[crate::arch::segment::seg::CS].attr = 0xA09B;
+            (core.cr0, core.cr3, core.cr4, core.efer, core.rip) = (0x8001_0033, 0x8000, 0x20, 0x500, 0x1000);
+            core.refresh();
+            // 20 times nop; mov [5000h], al; jmp.  The rest of a budget ends among the nops.
+            mem.write_bytes(0x1000, &[0x90; 20]);
+            mem.write_bytes(0x1014, &[0x88, 0x04, 0x25, 0x00, 0x50, 0x00, 0x00, 0xEB, 0xE3]);
+            for turn in 0..3 {
+                assert_eq!(reason::BUDGET, processor.run(10 + 22 * 9, &mut || false).reason);
+                assert!(mem.take_dirty(5, true), "{kind:?}, turn {turn}");
+                assert!(!mem.take_dirty(5, true));
+            }
+            let translated = processor.statistics().iter().any(|s| s.0 == "fills" && s.1 > 0);
+            assert_eq!(kind == EngineKind::Dbt, translated);
+        }
+    }
 
     #[test]
     fn the_reference_engine_reports_writes_over_code_that_another_engine_translated() {
