@@ -6,6 +6,8 @@ Source: what each package's own version says.  Skipped, with the reason, where o
 import pytest
 
 from tests.guests.fetched import fetched
+from understudy.devices.acpi_tables import BASE as RSDP_GPA
+from understudy.guests import loader
 from understudy.linux import VM, GuestStopped
 
 pytestmark = pytest.mark.real_guest
@@ -39,6 +41,25 @@ def test_boots_runs_a_command_and_powers_off(name: str) -> None:
         assert met == []
         vm.power_off()
         assert vm.counts()["instructions"] < INSTRUCTIONS
+
+
+@pytest.mark.parametrize("method", ["linux-64", "linux-32", "pvh"])
+def test_every_other_entry_of_the_same_file(method: str) -> None:
+    """With the kernel's own decompressor in the guest, and by its PVH note."""
+    guest = fetched("cloud-amd64")
+    with VM("512M") as vm:
+        vm.listen()
+        entry = loader.load(
+            vm.memory,
+            guest.kernel,
+            initrd=guest.initrd,
+            append=guest.append,
+            rsdp=RSDP_GPA,
+            method=method,
+        )
+        vm.enter(entry)
+        assert vm.run("uname -r").check().output.startswith("6.1.")
+        vm.power_off()
 
 
 def test_a_guest_that_powers_itself_off_ends_so() -> None:
