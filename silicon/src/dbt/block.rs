@@ -37,16 +37,12 @@ pub struct Block {
 /// A place in generated code from which an instruction may have to be interpreted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Site {
-    /// The host address that identifies it (a return address, or a faulting instruction).
-    pub at: u64,
     /// Where generated code goes on after the instruction.
     pub next: u64,
     /// Guest address of the instruction.
     pub rip: u64,
     /// Guest address of the following one.
     pub next_rip: u64,
-    /// `at` is an instruction that faulted, not a return address (the same address can be both).
-    pub is_fault: bool,
     /// The block's number.
     pub block: u32,
     /// Instructions of the block that have not retired yet, this one included.

@@ -41,7 +41,7 @@ pub struct Glue {
     /// Called with T0 = linear address, T1 = kind: T0 becomes a host pointer, or the instruction is
     /// interpreted.
     pub fill: u64,
-    /// Called: interpret the instruction of this site.
+    /// Called with T1 = the number of a site: interpret its instruction.
     pub step: u64,
     /// Jumped to from the signal handler with T0 = the host address that faulted.
     pub fault: u64,
@@ -52,9 +52,9 @@ pub struct Glue {
 pub struct Helpers {
     /// (core, gva, kind) -> host pointer or 0.
     pub fill: u64,
-    /// (core, return address) -> host address or 0.
+    /// (core, number of the site) -> host address or 0.
     pub step: u64,
-    /// The same for the address of a faulting instruction.
+    /// (core, address of a faulting instruction) -> host address or 0.
     pub fault: u64,
     /// (core) -> host address or 0.
     pub lookup: u64,
@@ -131,6 +131,8 @@ impl Writer<'_> {
     }
 }
 
+/// Behind the call of `fill` comes a jump of so many bytes, then the number of the site.
+const AFTER_JUMP: i32 = 5;
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
 /// Write the pieces at the assembler's place.
@@ -183,15 +185,17 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.a.raw(&[0xC3]);
     let here = w.a.here();
     w.a.patch(failed, here);
+    w.a.load(RSI, at(RSP));
+    w.a.rm(&[], false, &[0x8B], RSI, Mem { base: Some(RSI), index: None, disp: AFTER_JUMP }); // mov esi, [rsi + 5]
     let to_step = w.a.jmp_later();
 
     g.step = a.here();
     let mut w = Writer { a, below: 8 };
     w.registers_out();
     w.xmm_out();
+    w.a.mov(RSI, T1);
     let here = w.a.here();
     w.a.patch(to_step, here);
-    w.a.load(RSI, at(RSP));
     w.call_helper(h.step);
     a.raw(&[0x48, 0x83, 0xC4, 8]); // drop the return address
     resume_or_leave(a, g.exit_stored);

@@ -293,20 +293,16 @@ impl Translator<'_> {
         }
         let may_fault =
             self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
-        let fault = may_fault.then(|| Site {
-            is_fault: true,
-            flags_kept: was_kept,
-            at: self.a.here(),
-            ..self.site(insn)
-        });
+        let fault = may_fault.then(|| (self.a.here(), Site { flags_kept: was_kept, ..self.site(insn) }));
         self.a.raw(&code);
         for &(guest, temp, _, store) in &temps {
             if store {
                 self.a.store(state(slot(guest)), temp);
             }
         }
-        if let Some(site) = fault {
+        if let Some((at, site)) = fault {
             let next = self.a.here();
+            self.faults.push((at, self.next_site()));
             self.sites.push(Site { next, ..site });
             self.t0_group = None; // lost if the instruction was interpreted
         }

@@ -123,6 +123,7 @@ pub struct Dbt {
     index: AddressMap<Key, u32>,
     frames: AddressMap<u64, Vec<u32>>,
     sites: Vec<Site>,
+    faults: Vec<(u64, u32)>,
     links: Vec<Link>,
     indirects: Vec<Indirect>,
     pages: AddressMap<(u64, u64), u32>,
@@ -175,6 +176,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         index: AddressMap::default(),
         frames: AddressMap::default(),
         sites: Vec::new(),
+        faults: Vec::new(),
         links: Vec::new(),
         indirects: Vec::new(),
         pages: AddressMap::default(),
@@ -203,6 +205,7 @@ impl Engine for Dbt {
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let block = if must_step(core) { None } else { self.find(core)? };
+            self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block.filter(|&n| i64::from(self.blocks[n as usize].count) <= core.countdown)
             else {
@@ -333,10 +336,12 @@ impl Dbt {
             block: number,
             first_link: self.links.len() as u32,
             first_indirect: self.indirects.len() as u32,
+            first_site: self.sites.len() as u32,
         };
         let t = translate::translate(tools, key, bytes)?;
         self.cache.append(&t.code);
         self.sites.extend(t.sites);
+        self.faults.extend(t.faults);
         self.links.extend(t.links);
         self.indirects.extend(t.indirects);
         self.translated_blocks += 1;
@@ -427,6 +432,7 @@ impl Dbt {
         self.index.clear();
         self.frames.clear();
         self.sites.clear();
+        self.faults.clear();
         self.links.clear();
         self.indirects.clear();
         self.pages.clear();
@@ -474,14 +480,11 @@ impl Dbt {
         0
     }
 
-    /// Interpret the instruction of the site at host address `at`; returns where generated code
+    /// Interpret the instruction of a site; returns where generated code
     /// goes on, or 0 to leave.
-    fn interpret(&mut self, core: &mut Core, at: u64, is_fault: bool) -> u64 {
+    fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
-        let Ok(i) = self.sites.binary_search_by_key(&(at, is_fault), |s| (s.at, s.is_fault)) else {
-            unreachable!("generated code left at {at:#x}, which is no site")
-        };
-        let site = self.sites[i];
+        let site = self.sites[number as usize];
         if site.flags_kept {
             core.jit.flags = core.jit.kept_flags;
         }
@@ -566,14 +569,18 @@ extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     host + (gva & PAGE_OFFSET)
 }
 
-extern "C" fn interpret(core: *mut Core, at: u64) -> u64 {
+extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
     let (core, dbt) = parts(core);
-    dbt.interpret(core, at, false)
+    dbt.interpret(core, number as u32)
 }
 
 extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
     let (core, dbt) = parts(core);
-    dbt.interpret(core, at, true)
+    let Ok(i) = dbt.faults.binary_search_by_key(&at, |f| f.0) else {
+        unreachable!("generated code faulted at {at:#x}, where it cannot")
+    };
+    let number = dbt.faults[i].1;
+    dbt.interpret(core, number)
 }
 
 extern "C" fn lookup(core: *mut Core) -> u64 {

@@ -40,8 +40,10 @@ pub(super) enum Cold {
 pub struct Translated {
     /// The code, assembled for the cache's next byte.
     pub code: Vec<u8>,
-    /// Places to interpret from, ascending.
+    /// Places to interpret from.
     pub sites: Vec<Site>,
+    /// Instructions that may fault when executed: host address (ascending) and site.
+    pub faults: Vec<(u64, u32)>,
     /// Transfers to link.
     pub links: Vec<Link>,
     /// Indirect transfers.
@@ -82,6 +84,9 @@ pub(super) struct Translator<'a> {
     pub block: u32,
     pub first_link: u32,
     pub first_indirect: u32,
+    pub first_site: u32,
+    /// Instructions that may fault when executed: host address and site.
+    pub faults: Vec<(u64, u32)>,
     pub count: usize,
     pub index: usize,
     pub vector: bool,
@@ -113,6 +118,8 @@ pub struct Tools<'a> {
     pub first_link: u32,
     /// The number of the first indirect transfer.
     pub first_indirect: u32,
+    /// The number of the first site.
+    pub first_site: u32,
 }
 
 /// Decode a run of instructions from the bytes up to the end of a page; also whether the next one
@@ -163,6 +170,8 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         block: tools.block,
         first_link: tools.first_link,
         first_indirect: tools.first_indirect,
+        first_site: tools.first_site,
+        faults: Vec::new(),
         count: insns.len() + usize::from(crosses),
         index: 0,
         vector: false,
@@ -204,6 +213,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
     Some(Translated {
         code: t.a.bytes,
         sites: t.sites,
+        faults: t.faults,
         links: t.links,
         indirects: t.indirects,
         main,
@@ -266,7 +276,6 @@ impl Translator<'_> {
     /// A site at the current host address.
     pub fn site(&self, insn: &Instruction) -> Site {
         Site {
-            at: 0,
             next: 0,
             rip: insn.ip(),
             next_rip: insn.next_ip(),
@@ -274,7 +283,6 @@ impl Translator<'_> {
             remaining: (self.count - self.index) as u8,
             is_vector: self.vector,
             flags_kept: false,
-            is_fault: false,
             is_group: false,
         }
     }
@@ -282,23 +290,33 @@ impl Translator<'_> {
     /// Interpret the instruction here.
     pub fn step(&mut self, insn: &Instruction) {
         self.make_live();
-        self.a.call(self.glue.step);
-        let here = self.a.here();
-        let next = if super::kinds::ends_block(insn) { 0 } else { here };
-        let site = Site { at: here, next, ..self.site(insn) };
+        self.call_step();
+        let next = if super::kinds::ends_block(insn) { 0 } else { self.a.here() };
+        let site = Site { next, ..self.site(insn) };
         self.sites.push(site);
         self.kept_is_current = false;
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
     }
 
+    /// The number of the next site.
+    pub fn next_site(&self) -> u32 {
+        self.first_site + self.sites.len() as u32
+    }
+
+    /// Call the interpreter for the site that is about to be pushed.
+    fn call_step(&mut self) {
+        let number = self.next_site();
+        self.a.imm(T1, u64::from(number));
+        self.a.call(self.glue.step);
+    }
+
     /// Interpret the instruction at `rip`, which is not all in this page.
     fn step_across(&mut self, rip: u64) {
         self.make_live();
-        self.a.call(self.glue.step);
-        let at = self.a.here();
+        self.call_step();
         let remaining = (self.count - self.index) as u8;
-        self.sites.push(Site { at, rip, remaining, block: self.block, is_vector: true, ..Site::default() });
+        self.sites.push(Site { rip, remaining, block: self.block, is_vector: true, ..Site::default() });
     }
 
     /// Go to a known address.
@@ -346,14 +364,17 @@ impl Translator<'_> {
                     }
                     self.a.imm(T1, u64::from(kind));
                     self.a.call(self.glue.fill);
-                    self.sites.push(Site { at: self.a.here(), ..site });
                     self.a.jmp(back);
+                    // Where the fill fails, it finds the site's number here.
+                    let number = self.next_site();
+                    self.a.raw(&number.to_le_bytes());
+                    self.sites.push(site);
                 }
                 Cold::Step { branch, site } => {
                     self.a.patch(branch, here);
                     self.a.load_flags(Self::kept());
-                    self.a.call(self.glue.step);
-                    self.sites.push(Site { at: self.a.here(), ..site });
+                    self.call_step();
+                    self.sites.push(site);
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
