@@ -6,6 +6,7 @@ Invariants: each wait ends, by a limit in guest time, one in wall time, or the g
 says which.  A VM belongs to one thread at a time; several VMs run at once on several threads.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ BOOT_GUEST_S = 300.0
 BOOT_WALL_S = 600.0
 COMMAND_GUEST_S = 600.0
 COMMAND_WALL_S = 600.0
+SEED_BYTES = 32
 
 _NS = 1_000_000_000
 SLICE_S = 0.25  # `on_slice` is called this often
@@ -119,7 +121,12 @@ class VM(machine.VM):
         vm = cls(memory, clock=clock, engine=engine, paging=paging, host=host, name=str(guest))
         try:
             vm.listen()
-            vm.enter(loader.load(vm.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA))
+            # In virtual time two runs are the same run, with the same random numbers.
+            seed = os.urandom(SEED_BYTES) if clock == "wall" else bytes(range(1, SEED_BYTES + 1))
+            entry = loader.load(
+                vm.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed
+            )
+            vm.enter(entry)
         except BaseException:
             vm.close()
             raise

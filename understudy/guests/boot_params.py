@@ -29,11 +29,13 @@ RAMDISK_IMAGE = 0x218
 RAMDISK_SIZE = 0x21C
 HEAP_END_PTR = 0x224
 CMD_LINE_PTR = 0x228
+SETUP_DATA = 0x250
 E820_TABLE = 0x2D0
 
 LOADED_HIGH, KASLR_FLAG, CAN_USE_HEAP = 1 << 0, 1 << 1, 1 << 7
 UNDEFINED_LOADER = 0xFF
 NORMAL_VIDEO = 0xFFFF
+SETUP_RNG_SEED = 9
 
 MAX_COMMAND_LINE = 0x1_0000  # what the layout has room for; kernels take less
 LOWEST_INITRD_CEILING = 0x3800_0000  # for kernels whose header does not say
@@ -68,11 +70,13 @@ def write(
     initrd: tuple[int, int],
     rsdp: int,
     e820: Iterable[tuple[int, int, int]] | None,
+    seed: bytes = b"",
 ) -> int:
     """Write the page and the command line; returns the page's address.
 
     `header` is the kernel file's setup header from 0x1F1 on (empty: one is made up);
-    `initrd` is (address, bytes), zeros for none.
+    `initrd` is (address, bytes), zeros for none.  `seed` is for the kernel's random numbers: 32
+    bytes save it from gathering as much from the jitter of its clock, which takes a second.
     """
     page = bytearray(0x1000)
     page[HEADER : HEADER + len(header)] = header
@@ -89,6 +93,10 @@ def write(
     struct.pack_into("<Q", page, ACPI_RSDP_ADDR, rsdp)
     _write_map(page, memory_map(place.memory) if e820 is None else [E820(*e) for e in e820])
     write_command_line(place, append)
+    if seed:
+        struct.pack_into("<Q", page, SETUP_DATA, LOW_BLOCK_GPA + len(page))
+        node = struct.pack("<QII", 0, SETUP_RNG_SEED, len(seed)) + seed
+        place.put("the random seed", LOW_BLOCK_GPA + len(page), node)
     place.put("the zero page", LOW_BLOCK_GPA, bytes(page))
     return LOW_BLOCK_GPA
 

@@ -133,6 +133,7 @@ def load(
     e820: Iterable[tuple[int, int, int]] | None,
     method: str | None = None,
     what: str = "the kernel",
+    seed: bytes = b"",
 ) -> Entry:
     """Put a bzImage into memory by one of the three methods (None: the first that can be)."""
     head = header(data, what)
@@ -149,7 +150,7 @@ def load(
         is_64 = head.has_64_bit_entry and method != "linux-32"
         start = _place_as_is(place, data, head) + (ENTRY_64_OFFSET if is_64 else 0)
         protocol = "linux-64" if is_64 else "linux-32"
-    page = finish(place, head, initrd=initrd, append=append, rsdp=rsdp, e820=e820)
+    page = finish(place, head, initrd=initrd, append=append, rsdp=rsdp, e820=e820, seed=seed)
     return enter(memory, protocol, start, page, is_64)
 
 
@@ -161,6 +162,7 @@ def finish(
     append: str,
     rsdp: int,
     e820: Iterable[tuple[int, int, int]] | None,
+    seed: bytes = b"",
 ) -> int:
     """Everything beside the kernel: initrd, command line, zero page.  Returns the page."""
     ceiling = head.initrd_ceiling if head else boot_params.LOWEST_INITRD_CEILING
@@ -177,6 +179,7 @@ def finish(
         initrd=location,
         rsdp=rsdp,
         e820=e820,
+        seed=seed,
     )
 
 

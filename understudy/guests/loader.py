@@ -32,12 +32,14 @@ def load(
     e820: Iterable[tuple[int, int, int]] | None = None,
     method: str | None = None,
     modules: Iterable[tuple[bytes | Path, str]] = (),
+    seed: bytes = b"",
 ) -> Entry:
     """Put a kernel and its initrd into `memory`; returns the state to start the processor in.
 
     `rsdp` is the guest-physical address of the ACPI tables' root (0: none), `e820` a memory map
     as (base, length, type) rows (None: made from `memory.ranges()`).  `modules` are more files
-    with their command lines, for PVH and Multiboot.  Every refusal is a GuestError.
+    with their command lines, for PVH and Multiboot.  `seed` starts a Linux kernel's random numbers
+    (those that have the Linux boot protocol).  Every refusal is a GuestError.
     """
     if method is not None and method not in METHODS:
         raise GuestError(f"unknown boot method {method!r}: expected one of {', '.join(METHODS)}")
@@ -64,6 +66,7 @@ def load(
                 e820=e820,
                 method=method,
                 what=what,
+                seed=seed,
             )
         case "pvh":
             image = elf.parse(_elf_of(data, what), what)
@@ -74,7 +77,9 @@ def load(
             image = elf.parse(_elf_of(data, what), what)
             place = Placement(memory)
             elf.load(image, place)
-            page = bzimage.finish(place, None, initrd=first, append=append, rsdp=rsdp, e820=e820)
+            page = bzimage.finish(
+                place, None, initrd=first, append=append, rsdp=rsdp, e820=e820, seed=seed
+            )
             return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
 
 

@@ -87,6 +87,17 @@ def test_zero_page_has_memory_map_and_initrd() -> None:
     assert memory.read(gpa, length) == initrd
 
 
+def test_a_seed_for_random_numbers_is_setup_data() -> None:
+    memory = FlatMemory(64 * MIB)
+    seed = bytes(range(32))
+    entry = load(memory, bzimage(compress("LZ4", elf64())), seed=seed)
+    node = u64(memory, entry.registers["rsi"] + 0x250)
+    following, kind, length = struct.unpack("<QII", memory.read(node, 16))
+    assert (following, kind, memory.read(node + 16, length)) == (0, 9, seed)
+    entry = load(memory := FlatMemory(64 * MIB), bzimage(compress("LZ4", elf64())))
+    assert u64(memory, entry.registers["rsi"] + 0x250) == 0
+
+
 def test_memory_map_can_be_given() -> None:
     memory = FlatMemory(64 * MIB)
     rows = [(0, 0x9F000, 1), (MIB, 31 * MIB, 1), (0x200_0000, 0x1000, 3)]
