@@ -16,8 +16,10 @@ pub struct Key {
 pub struct Block {
     /// What it is a translation of.
     pub key: Key,
-    /// Bytes of guest code.
+    /// Bytes of guest code in the first page.
     pub bytes: u32,
+    /// The second page, if the last instruction reaches into it.
+    pub second: Option<u64>,
     /// Instructions.
     pub count: u8,
     /// Host address for transfers with the flags live.
@@ -32,6 +34,15 @@ pub struct Block {
     pub again_kept: u64,
     /// Its code was overwritten.
     pub is_dead: bool,
+}
+
+impl Block {
+    /// Whether it was made of any of `len` bytes at `hpa`.
+    #[must_use]
+    pub fn overlaps(&self, hpa: u64, len: u64) -> bool {
+        let meets = |from: u64, bytes: u64| from < hpa + len && hpa < from + bytes;
+        meets(self.key.hpa, u64::from(self.bytes)) || self.second.is_some_and(|s| meets(s, 14))
+    }
 }
 
 /// A place in generated code from which an instruction may have to be interpreted.
@@ -53,6 +64,8 @@ pub struct Site {
     pub flags_kept: bool,
     /// A group's check failed: nothing is interpreted, the block goes on without groups.
     pub is_group: bool,
+    /// The instruction reaches into the following page.
+    pub is_crossing: bool,
 }
 
 /// A direct transfer to another block.

@@ -59,7 +59,7 @@ use crate::cpu::state::{Core, Mode, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mem::CodeWrites;
-use crate::mmu::tlb::perm;
+use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
 use crate::vmx;
@@ -311,8 +311,7 @@ impl Dbt {
         if has_groups(b.key.mode) {
             core.jit.jump[pair][jump_index(b.key.rip)] = b.landing;
         }
-        let next = self.pages.len() as u32 + 1;
-        let page = *self.pages.entry((b.key.rip >> 12, b.key.hpa >> 12)).or_insert(next);
+        let page = page_number(&mut self.pages, b.key.rip, b.key.hpa);
         core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
     }
 
@@ -327,6 +326,7 @@ impl Dbt {
             return None;
         }
         let number = self.blocks.len() as u32;
+        let second = self.second_page(core, key.rip);
         let tools = translate::Tools {
             glue: &self.glue,
             encoder: &mut self.encoder,
@@ -338,7 +338,8 @@ impl Dbt {
             first_indirect: self.indirects.len() as u32,
             first_site: self.sites.len() as u32,
         };
-        let t = translate::translate(tools, key, bytes)?;
+        let t = translate::translate(tools, key, bytes, second.as_ref())?;
+        let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
         self.cache.append(&t.code);
         self.sites.extend(t.sites);
         self.faults.extend(t.faults);
@@ -349,6 +350,7 @@ impl Dbt {
         self.blocks.push(Block {
             key,
             bytes: t.bytes,
+            second,
             count: t.count,
             main: t.main,
             main_kept: t.main_kept,
@@ -358,15 +360,32 @@ impl Dbt {
             is_dead: false,
         });
         self.index.insert(key, number);
-        let pfn = key.hpa >> 12;
-        let in_frame = self.frames.entry(pfn).or_default();
+        self.belongs(core, number, key.hpa);
+        if let Some(hpa) = second {
+            self.belongs(core, number, hpa);
+        }
+        Some(number)
+    }
+
+    /// Note that a block was made of code in a frame.
+    fn belongs(&mut self, core: &mut Core, number: u32, hpa: u64) {
+        let in_frame = self.frames.entry(hpa >> 12).or_default();
         if in_frame.is_empty() {
-            core.mem.set_code(pfn, true);
-            let host = core.mem.host_ptr(key.hpa & !PAGE_OFFSET) as u64;
+            core.mem.set_code(hpa >> 12, true);
+            let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
             core.tlb.l1_protect(host);
         }
         in_frame.push(number);
-        Some(number)
+    }
+
+    /// The page behind that of `rip`, if the program could go on there without a walk.
+    fn second_page(&mut self, core: &Core, rip: u64) -> Option<translate::Second> {
+        let behind = (rip | PAGE_OFFSET).wrapping_add(1);
+        let entry = fetchable(core, behind)?;
+        let mut bytes = [0; 14];
+        core.mem.read_bytes(entry.hpa, &mut bytes).then_some(())?;
+        let page = page_number(&mut self.pages, behind, entry.hpa);
+        Some(translate::Second { bytes, page, hpa: entry.hpa })
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
@@ -402,7 +421,10 @@ impl Dbt {
         let mut dropped = 0;
         in_frame.retain(|&n| {
             let b = &mut blocks[n as usize];
-            let overlaps = b.key.hpa < hpa + len && hpa < b.key.hpa + u64::from(b.bytes);
+            if b.is_dead {
+                return false; // dropped through its other page
+            }
+            let overlaps = b.overlaps(hpa, len);
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);
@@ -449,12 +471,7 @@ impl Dbt {
         if self.ungrouped {
             mode |= MODE_UNGROUPED;
         }
-        let Some(entry) = core.tlb.lookup_fetch(core.rip >> 12) else { return 0 };
-        let supervisor_ok = !(entry.perm & perm::US != 0 && core.cr4 & cr4::SMEP != 0);
-        let allowed = if core.cpl == 3 { entry.perm & perm::US != 0 } else { supervisor_ok };
-        if !allowed || entry.perm & perm::X == 0 || !segment::is_canonical(core.rip) {
-            return 0;
-        }
+        let Some(entry) = fetchable(core, core.rip) else { return 0 };
         let key = Key { rip: core.rip, hpa: entry.hpa | (core.rip & PAGE_OFFSET), mode };
         match self.index.get(&key) {
             Some(&n) => {
@@ -463,6 +480,15 @@ impl Dbt {
                 self.blocks[n as usize].main
             }
             None => 0,
+        }
+    }
+
+    /// A block was translated without the page behind it: if that is known now, drop the block.
+    fn retry_crossing(&mut self, core: &mut Core, site: Site) {
+        let b = &self.blocks[site.block as usize];
+        if !b.is_dead && fetchable(core, (site.rip | PAGE_OFFSET).wrapping_add(1)).is_some() {
+            let (hpa, last) = (b.key.hpa, u64::from(b.bytes) - 1);
+            self.invalidate(core, hpa + last, 1);
         }
     }
 
@@ -517,6 +543,9 @@ impl Dbt {
             return 0;
         }
         self.sync(core);
+        if site.is_crossing && self.blocks[site.block as usize].second.is_none() {
+            self.retry_crossing(core, site);
+        }
         if core.attention != 0 && vmx::events::is_quiet(core) {
             core.attention = 0;
         }
@@ -531,6 +560,19 @@ impl Dbt {
         }
         self.known(core)
     }
+}
+
+/// The fetch translation of an address that the program may use now without a walk.
+fn fetchable(core: &Core, rip: u64) -> Option<Entry> {
+    let entry = *core.tlb.lookup_fetch(rip >> 12)?;
+    let is_usable = entry.perm & perm::SPECIAL == 0 && segment::is_canonical(rip);
+    (is_usable && core.allows(&entry, Access::Fetch)).then_some(entry)
+}
+
+/// The number of a code page: of a frame at a linear page.
+fn page_number(pages: &mut AddressMap<(u64, u64), u32>, rip: u64, hpa: u64) -> u32 {
+    let next = pages.len() as u32 + 1;
+    *pages.entry((rip >> 12, hpa >> 12)).or_insert(next)
 }
 
 /// Whether the next instruction has debug conditions or alignment to look after.

@@ -28,6 +28,8 @@ pub(super) enum Flags {
 pub(super) enum Cold {
     /// A first-level miss: where the branch is, where to come back, what is accessed.
     Fill { branch: usize, back: u64, kind: u32, tag: usize, flags: Flags, site: Site },
+    /// The page behind is not the one that was translated.
+    Cross { branch: usize, rip: u64, flags: Flags, index: usize },
     /// An instruction has to be interpreted after all (flags kept).
     Step { branch: usize, site: Site },
     /// The instruction budget does not cover the block.
@@ -60,8 +62,21 @@ pub struct Translated {
     pub again_kept: u64,
     /// Instructions.
     pub count: u8,
-    /// Bytes of guest code.
+    /// Bytes of guest code in the first page.
     pub bytes: u32,
+    /// The last instruction reaches into the second page.
+    pub uses_second: bool,
+}
+
+/// The page behind the one that is translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Second {
+    /// Its first bytes: as many as an instruction may have beyond its first.
+    pub bytes: [u8; 14],
+    /// Its number as a code page.
+    pub page: u32,
+    /// Where it is.
+    pub hpa: u64,
 }
 
 /// The state of a translation in progress.
@@ -122,29 +137,52 @@ pub struct Tools<'a> {
     pub first_site: u32,
 }
 
-/// Decode a run of instructions from the bytes up to the end of a page; also whether the next one
-/// crosses into the following page.
-fn decode(bytes: &[u8], rip: u64) -> (Vec<Instruction>, bool) {
+/// What follows the page's last instruction that is all in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// The next instruction lies in this page, or the block has ended.
+    Here,
+    /// The last instruction crosses into the next page.
+    Crossing,
+    /// The next instruction crosses into the next page, which is not known.
+    Unknown,
+}
+
+/// Decode a run of instructions from the bytes up to the end of a page.  `second` are the first
+/// bytes of the following page, if known: then the crossing instruction is the last of the run.
+fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64) -> (Vec<Instruction>, Tail) {
     let mut out = Vec::new();
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+        let from = decoder.position();
         let insn = decoder.decode();
+        if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+            let Some(second) = second else { return (out, Tail::Unknown) };
+            let both = [&bytes[from..], second].concat();
+            let at = rip + from as u64;
+            let insn = Decoder::with_ip(64, &both, at, DecoderOptions::NONE).decode();
+            if insn.is_invalid() {
+                return (out, Tail::Unknown);
+            }
+            out.push(insn);
+            return (out, Tail::Crossing);
+        }
         if insn.is_invalid() {
-            return (out, decoder.last_error() == DecoderError::NoMoreBytes);
+            break;
         }
         out.push(insn);
         if super::kinds::ends_block(&insn) {
             break;
         }
     }
-    (out, false)
+    (out, Tail::Here)
 }
 
 /// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
 /// first instruction is none.
-pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated> {
-    let (insns, crosses) = decode(bytes, key.rip);
-    if insns.is_empty() && !crosses {
+pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Second>) -> Option<Translated> {
+    let (insns, tail) = decode(bytes, second.map(|s| &s.bytes[..]), key.rip);
+    if insns.is_empty() && tail == Tail::Here {
         return None;
     }
     let plan = if super::has_groups(key.mode) {
@@ -172,7 +210,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         first_indirect: tools.first_indirect,
         first_site: tools.first_site,
         faults: Vec::new(),
-        count: insns.len() + usize::from(crosses),
+        count: insns.len() + usize::from(tail == Tail::Unknown),
         index: 0,
         vector: false,
         open_sites: 0,
@@ -200,11 +238,15 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
     let mut open = true;
     for (i, insn) in insns.iter().enumerate() {
         t.index = i;
+        if tail == Tail::Crossing && i + 1 == insns.len() {
+            t.check_page(insn.ip(), second.map_or(0, |s| s.page));
+        }
         open = t.instruction(insn);
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
-    if open && crosses {
+    if open && tail == Tail::Unknown {
         t.index = insns.len();
+        t.make_live();
         t.step_across(end);
     } else if open {
         t.transfer(end);
@@ -222,7 +264,8 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8]) -> Option<Translated>
         again,
         again_kept,
         count: t.count as u8,
-        bytes: if crosses { bytes.len() as u32 } else { (end - key.rip) as u32 },
+        bytes: if tail == Tail::Here { (end - key.rip) as u32 } else { bytes.len() as u32 },
+        uses_second: tail == Tail::Crossing,
     })
 }
 
@@ -284,6 +327,7 @@ impl Translator<'_> {
             is_vector: self.vector,
             flags_kept: false,
             is_group: false,
+            is_crossing: false,
         }
     }
 
@@ -311,12 +355,36 @@ impl Translator<'_> {
         self.a.call(self.glue.step);
     }
 
-    /// Interpret the instruction at `rip`, which is not all in this page.
+    /// Interpret the instruction at `rip`, which is not all in this page (flags are live).
     fn step_across(&mut self, rip: u64) {
-        self.make_live();
         self.call_step();
         let remaining = (self.count - self.index) as u8;
-        self.sites.push(Site { rip, remaining, block: self.block, is_vector: true, ..Site::default() });
+        self.sites.push(Site {
+            rip,
+            remaining,
+            block: self.block,
+            is_vector: true,
+            is_crossing: true,
+            ..Site::default()
+        });
+    }
+
+    /// Make sure that the page behind that of `rip` is still code page `page`, or interpret the
+    /// crossing instruction at `rip`.
+    fn check_page(&mut self, rip: u64, page: u32) {
+        self.load_page(rip + 4096);
+        self.a.lea(T1, super::asm::Mem { base: Some(T1), index: None, disp: -(page as i32) });
+        let mut miss = 0;
+        self.a.unless_t1_zero(|a| miss = a.jmp_later());
+        self.cold.push(Cold::Cross { branch: miss, rip, flags: self.flags, index: self.index });
+    }
+
+    /// T1 = the code page that is mapped at an address, as far as is known (flags untouched).
+    fn load_page(&mut self, address: u64) {
+        let entry = (address >> 12) as usize % super::tables::FETCH_ENTRIES;
+        let pair = usize::from(!self.is_user) * super::tables::FETCH_ENTRIES;
+        let disp = table(offset_of!(Tables, fetch)) + 4 * (pair + entry);
+        self.a.rm(&[], false, &[0x8B], T1, state(disp)); // mov T1d, [fetch]
     }
 
     /// Go to a known address.
@@ -370,6 +438,14 @@ impl Translator<'_> {
                     self.a.raw(&number.to_le_bytes());
                     self.sites.push(site);
                 }
+                Cold::Cross { branch, rip, flags, index } => {
+                    self.a.patch(branch, here);
+                    if flags == Flags::Kept {
+                        self.a.load_flags(Self::kept());
+                    }
+                    self.index = index;
+                    self.step_across(rip);
+                }
                 Cold::Step { branch, site } => {
                     self.a.patch(branch, here);
                     self.a.load_flags(Self::kept());
@@ -401,10 +477,7 @@ impl Translator<'_> {
         } else {
             let here = self.a.here();
             self.a.patch(branch, here);
-            let entry = (target >> 12) as usize % super::tables::FETCH_ENTRIES;
-            let pair = usize::from(!self.is_user) * super::tables::FETCH_ENTRIES;
-            let disp = table(offset_of!(Tables, fetch)) + 4 * (pair + entry);
-            self.a.rm(&[], false, &[0x8B], T1, state(disp)); // mov T1d, [fetch]
+            self.load_page(target);
             let never = super::asm::Mem { base: Some(T1), index: None, disp: i32::MIN };
             self.a.lea(T1, never);
             let page_place = self.a.here() - 4;
