@@ -65,6 +65,7 @@ class Exit:
     0x10004 MMIO    bare mode only: access to a host-physical address without memory
     0x10005 PIO     bare mode only: IN/OUT; qualification as for exit reason 30
     0x10006 EXCEPTION deprivileged only (later)
+    0x10007 LOST    a defect of the engine: it faulted at the host address in `qualification`
     """
 
     reason: int

@@ -64,6 +64,8 @@ pub mod reason {
     pub const SHUTDOWN: u32 = 0x1_0003;
     pub const MMIO: u32 = 0x1_0004;
     pub const PIO: u32 = 0x1_0005;
+    /// A defect: generated code faulted at the host address in the qualification.
+    pub const LOST: u32 = 0x1_0007;
 }
 
 /// A stop, with the VM-exit information fields that go with it (zero where none).

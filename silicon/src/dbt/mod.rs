@@ -53,6 +53,7 @@ use self::glue::{Glue, Helpers};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, cr4, rflags};
+use crate::arch::exit::{Exit, reason};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode, Shadow};
@@ -619,7 +620,9 @@ extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
 extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
     let (core, dbt) = parts(core);
     let Ok(i) = dbt.faults.binary_search_by_key(&at, |f| f.0) else {
-        unreachable!("generated code faulted at {at:#x}, where it cannot")
+        // A defect of the translator: this machine must not go on, the others may.
+        dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
+        return 0;
     };
     let number = dbt.faults[i].1;
     dbt.interpret(core, number)
