@@ -79,6 +79,7 @@ class Reason(IntEnum):
     SHUTDOWN = 0x10003
     MMIO = 0x10004
     PIO = 0x10005
+    LOST = 0x10007
     EXCEPTION = 0x10006
 
 
