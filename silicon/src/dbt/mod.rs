@@ -29,6 +29,7 @@
 pub mod asm;
 pub mod block;
 pub mod cache;
+mod callback;
 pub mod flags;
 pub mod gate;
 pub mod glue;
@@ -37,6 +38,7 @@ pub mod home;
 pub mod kinds;
 pub mod lower;
 pub mod map;
+mod mode;
 pub mod native;
 pub mod tables;
 pub mod transfer;
@@ -50,66 +52,22 @@ use self::asm::Asm;
 use self::block::{Block, Indirect, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
+use self::mode::{MODE_UNGROUPED, has_groups, is_user, mode_key};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
-use crate::arch::bits::{cr0, cr4, rflags};
-use crate::arch::exit::{Exit, reason};
+use crate::arch::bits::{cr0, rflags};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
-use crate::cpu::state::{Core, Mode, Shadow};
+use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mem::CodeWrites;
 use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
-use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
 pub(crate) const KIND_CLASS: u32 = 20;
-
-const MODE_USER: u32 = 1;
-const MODE_LIFTED: u32 = 2;
-const MODE_VECTOR: u32 = 4;
-/// Not of the processor: the version of a block in which each access has its own check.
-const MODE_UNGROUPED: u32 = 8;
-
-/// What of the processor's state is built into translations.
-fn mode_key(core: &Core) -> Option<u32> {
-    if core.mode != Mode::Bits64 {
-        return None;
-    }
-    let mut key = 0;
-    if core.cpl == 3 {
-        key |= MODE_USER;
-    } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
-        key |= MODE_LIFTED;
-    }
-    if core.cr0 & (cr0::EM | cr0::TS) == 0 && core.cr4 & cr4::OSFXSR != 0 {
-        key |= MODE_VECTOR;
-    }
-    Some(key)
-}
-
-fn class_of(mode: u32) -> usize {
-    match (mode & MODE_USER != 0, mode & MODE_LIFTED != 0) {
-        (true, _) => 0,
-        (false, false) => 1,
-        (false, true) => 2,
-    }
-}
-
-fn is_user(mode: u32) -> bool {
-    mode & MODE_USER != 0
-}
-
-fn has_groups(mode: u32) -> bool {
-    mode & MODE_UNGROUPED == 0
-}
-
-fn has_vector(mode: u32) -> bool {
-    mode & MODE_VECTOR != 0
-}
 
 /// The engine.
 pub struct Dbt {
@@ -154,10 +112,10 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let mut cache = Cache::new()?;
     let mut a = Asm::new(cache.here());
     let helpers = Helpers {
-        fill: fill as *const () as u64,
-        step: interpret as *const () as u64,
-        fault: interpret_fault as *const () as u64,
-        lookup: lookup as *const () as u64,
+        fill: callback::fill as *const () as u64,
+        step: callback::interpret as *const () as u64,
+        fault: callback::interpret_fault as *const () as u64,
+        lookup: callback::lookup as *const () as u64,
     };
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
@@ -465,102 +423,6 @@ impl Dbt {
         core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
         self.flushes += 1;
     }
-
-    /// The host address to go on at for RIP, if its block is translated already.
-    fn known(&mut self, core: &mut Core) -> u64 {
-        let Some(mut mode) = mode_key(core) else { return 0 };
-        if self.ungrouped {
-            mode |= MODE_UNGROUPED;
-        }
-        let Some(entry) = fetchable(core, core.rip) else { return 0 };
-        let key = Key { rip: core.rip, hpa: entry.hpa | (core.rip & PAGE_OFFSET), mode };
-        match self.index.get(&key) {
-            Some(&n) => {
-                self.ungrouped = false;
-                self.remember(core, n);
-                self.blocks[n as usize].main
-            }
-            None => 0,
-        }
-    }
-
-    /// A block was translated without the page behind it: if that is known now, drop the block.
-    fn retry_crossing(&mut self, core: &mut Core, site: Site) {
-        let b = &self.blocks[site.block as usize];
-        if !b.is_dead && fetchable(core, (site.rip | PAGE_OFFSET).wrapping_add(1)).is_some() {
-            let (hpa, last) = (b.key.hpa, u64::from(b.bytes) - 1);
-            self.invalidate(core, hpa + last, 1);
-        }
-    }
-
-    /// An indirect transfer went to an address that is not canonical: take it back and let the
-    /// interpreter raise the fault, which names the transfer itself.
-    fn undo_transfer(&mut self, core: &mut Core) -> u64 {
-        let i = self.indirects[core.jit.indirect as usize];
-        core.flags_from_jit();
-        core.rip = i.rip;
-        core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
-        core.countdown += 1;
-        let result = step(core);
-        core.flags_to_jit();
-        self.trap = result.err();
-        0
-    }
-
-    /// Interpret the instruction of a site; returns where generated code
-    /// goes on, or 0 to leave.
-    fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
-        self.slow += 1;
-        let site = self.sites[number as usize];
-        if site.flags_kept {
-            core.jit.flags = core.jit.kept_flags;
-        }
-        core.flags_from_jit();
-        core.rip = site.rip;
-        core.countdown += i64::from(site.remaining);
-        if site.is_group {
-            self.ungrouped = true;
-            return self.known(core);
-        }
-        let mut is_out = site.is_vector;
-        if is_out {
-            gate::vector_state_out(core);
-        }
-        let mut result = step(core);
-        // An instruction in an interrupt shadow belongs to the one before it.
-        while result.is_ok() && core.shadow != Shadow::None && core.countdown > 0 && !must_step(core) {
-            if !is_out {
-                gate::vector_state_out(core);
-                is_out = true;
-            }
-            result = step(core);
-        }
-        if is_out {
-            gate::vector_state_in(core);
-        }
-        core.flags_to_jit();
-        if let Err(trap) = result {
-            self.trap = Some(trap);
-            return 0;
-        }
-        self.sync(core);
-        if site.is_crossing && self.blocks[site.block as usize].second.is_none() {
-            self.retry_crossing(core, site);
-        }
-        if core.attention != 0 && vmx::events::is_quiet(core) {
-            core.attention = 0;
-        }
-        if core.attention != 0 || core.countdown <= 0 || must_step(core) {
-            return 0;
-        }
-        let rest = i64::from(site.remaining) - 1;
-        let is_alive = site.next != 0 && !self.blocks[site.block as usize].is_dead;
-        if is_alive && core.rip == site.next_rip && rest <= core.countdown {
-            core.countdown -= rest;
-            return site.next;
-        }
-        self.known(core)
-    }
 }
 
 /// The fetch translation of an address that the program may use now without a walk.
@@ -582,53 +444,4 @@ fn must_step(core: &Core) -> bool {
         || core.dr[7] & 0xFF != 0
         || core.pending_db != 0
         || (core.cpl == 3 && core.flag(rflags::AC) && core.cr0 & cr0::AM != 0)
-}
-
-fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
-    gate::parts(core)
-}
-
-/// A first-level miss: copy the entry from the second level.  0 if the instruction has to be
-/// interpreted.
-extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
-    let (core, dbt) = parts(core);
-    let (size, write) = (kind & 0xFFFF, kind & u64::from(KIND_WRITE) != 0);
-    let class = (kind >> KIND_CLASS) as usize;
-    if (gva & PAGE_OFFSET) + size > 4096 {
-        return 0;
-    }
-    let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
-    let access = if write { Access::Write } else { Access::Read };
-    let is_code = core.mem.is_code(e.hpa >> 12);
-    if e.perm & perm::SPECIAL != 0 || !core.allows(&e, access) || (write && is_code) {
-        return 0;
-    }
-    if write {
-        core.mem.mark_dirty(e.hpa);
-    }
-    let host = core.mem.host_ptr(e.hpa) as u64;
-    core.tlb.l1_fill(class, gva >> 12, host, write);
-    dbt.fills += 1;
-    host + (gva & PAGE_OFFSET)
-}
-
-extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
-    let (core, dbt) = parts(core);
-    dbt.interpret(core, number as u32)
-}
-
-extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
-    let (core, dbt) = parts(core);
-    let Ok(i) = dbt.faults.binary_search_by_key(&at, |f| f.0) else {
-        // A defect of the translator: this machine must not go on, the others may.
-        dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
-        return 0;
-    };
-    let number = dbt.faults[i].1;
-    dbt.interpret(core, number)
-}
-
-extern "C" fn lookup(core: *mut Core) -> u64 {
-    let (core, dbt) = parts(core);
-    if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) }
 }

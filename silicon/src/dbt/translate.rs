@@ -185,7 +185,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
     if insns.is_empty() && tail == Tail::Here {
         return None;
     }
-    let plan = if super::has_groups(key.mode) {
+    let plan = if super::mode::has_groups(key.mode) {
         super::groups::plan(&insns, tools.info, super::kinds::is_interpreted)
     } else {
         vec![None; insns.len()]
@@ -195,9 +195,9 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         glue: tools.glue,
         encoder: tools.encoder,
         info: tools.info,
-        class: super::class_of(key.mode),
-        is_user: super::is_user(key.mode),
-        has_vector: super::has_vector(key.mode),
+        class: super::mode::class_of(key.mode),
+        is_user: super::mode::is_user(key.mode),
+        has_vector: super::mode::has_vector(key.mode),
         has_bmi2: tools.has_bmi2,
         flags: Flags::Live,
         kept_is_current: false,
