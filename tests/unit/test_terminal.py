@@ -90,7 +90,12 @@ def test_output_writes_everything_to_a_slow_reader() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_become_exceptions_and_are_put_back(number: signal.Signals) -> None:
+def test_signals_become_exceptions_and_are_put_back(
+    number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    # Under nohup SIGHUP is ignored, and stays so: that is not the case that is tested.
+    found = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, found))
     before = signal.getsignal(number)
     with pytest.raises(Terminated) as caught, ending_signals():
         os.kill(os.getpid(), number)
@@ -116,6 +121,7 @@ _CHILD = textwrap.dedent(
     """
     import os, signal, sys, time
     from understudy.terminal import RawMode, ending_signals
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with ending_signals(), RawMode(0):
         os.write(1, b"raw")
         how = sys.argv[1]

@@ -61,7 +61,7 @@ def _cpio_length(data: bytes, what: str) -> int:
         if body_at + size > len(data):
             raise GuestError(
                 f"{what} is truncated: it has {len(data)} bytes and the file "
-                f"{name.rstrip(bytes(1)).decode(errors='replace')} in it goes to {body_at + size}"
+                f"{name.rstrip(bytes(1)).decode(errors='replace')!r} in it goes to {body_at + size}"
             )
         at = (body_at + size + 3) & ~3
         if name == b"TRAILER!!!\0":
