@@ -2,7 +2,8 @@
 
 use super::block::{Key, Site};
 use super::mode::{MODE_UNGROUPED, mode_key};
-use super::{Dbt, KIND_CLASS, KIND_WRITE, fetchable, gate, must_step};
+use super::tables::jump_index;
+use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, must_step};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::segment;
@@ -20,16 +21,24 @@ impl Dbt {
         if self.ungrouped {
             mode |= MODE_UNGROUPED;
         }
+        // An empty entry has mode 0 and RIP 0, where no supervisor code was found lately.
+        let generation = self.generation;
+        let slot = jump_index(core.rip);
+        let r = self.recent[slot];
+        if (r.rip, r.mode, r.generation) == (core.rip, mode, generation) && r.rip != 0 {
+            let b = &self.blocks[r.block as usize];
+            if !b.is_dead {
+                self.ungrouped = false;
+                return b.main;
+            }
+        }
         let Some(entry) = fetchable(core, core.rip) else { return 0 };
         let key = Key { rip: core.rip, hpa: entry.hpa | (core.rip & PAGE_OFFSET), mode };
-        match self.index.get(&key) {
-            Some(&n) => {
-                self.ungrouped = false;
-                self.remember(core, n);
-                self.blocks[n as usize].main
-            }
-            None => 0,
-        }
+        let Some(&block) = self.index.get(&key) else { return 0 };
+        self.ungrouped = false;
+        self.remember(core, block);
+        self.recent[slot] = Recent { rip: core.rip, mode, generation, block };
+        self.blocks[block as usize].main
     }
 
     /// A block was translated without the page behind it: if that is known now, drop the block.

@@ -69,6 +69,15 @@ use crate::processor::Engine;
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
 pub(crate) const KIND_CLASS: u32 = 20;
 
+/// A block found lately, under a generation of the tables.
+#[derive(Clone, Copy, Default)]
+struct Recent {
+    rip: u64,
+    mode: u32,
+    generation: u32,
+    block: u32,
+}
+
 /// The engine.
 pub struct Dbt {
     cache: Cache,
@@ -88,6 +97,10 @@ pub struct Dbt {
     pages: AddressMap<(u64, u64), u32>,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
+    /// Grows with every change of `tables_of`.
+    generation: u32,
+    /// By [`jump_index`]: blocks found lately.
+    recent: Vec<Recent>,
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     /// How far `Memory::code_writes_since` was read.
@@ -140,6 +153,8 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         indirects: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
+        generation: 0,
+        recent: vec![Recent::default(); JUMP_ENTRIES],
         kernel_has_local: false,
         log_position: 0,
         trap: None,
@@ -229,6 +244,7 @@ impl Dbt {
         }
         let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
         self.tables_of = now;
+        self.generation = self.generation.wrapping_add(1);
         let keep_kernel = only_local && !std::mem::take(&mut self.kernel_has_local);
         for pair in 0..if keep_kernel { 1 } else { 2 } {
             core.jit.fetch[pair].fill(0);
@@ -418,6 +434,7 @@ impl Dbt {
         self.indirects.clear();
         self.pages.clear();
         self.tables_of = (0, 0, 0);
+        self.recent.fill(Recent::default());
         core.jit.request = NO_REQUEST;
         core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
         core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
