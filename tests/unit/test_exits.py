@@ -15,7 +15,7 @@ IMPOSSIBLE = {
     "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "INVLPG", "RDTSC", "RDTSCP", "MOV_DR", "PAUSE",
     "MONITOR_TRAP_FLAG", "TPR_BELOW_THRESHOLD", "APIC_ACCESS", "APIC_WRITE", "VIRTUALIZED_EOI",
     "GDTR_IDTR_ACCESS", "LDTR_TR_ACCESS", "PML_FULL", "INVPCID", "XSAVES", "XRSTORS",
-    "EXCEPTION_OR_NMI", "TASK_SWITCH", "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION",
+    "EXCEPTION_OR_NMI", "TASK_SWITCH", "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",
 }  # fmt: skip
 """Exits that our controls do not ask for (a task switch is not supported yet)."""
 
