@@ -90,6 +90,8 @@ pub mod rflags {
     pub const ID: u64 = 1 << 21;
     /// The six that arithmetic sets.
     pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+    /// Every bit that software may change.
+    pub const KNOWN: u64 = ARITH | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
     /// Always one.
     pub const FIXED1: u64 = 1 << 1;
 }

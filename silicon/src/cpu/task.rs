@@ -235,19 +235,7 @@ fn commit(core: &mut Core, image: &Image, is_nested: bool, ext: u32) -> Exec<()>
     core.attention = 1;
     core.rip = image.ip;
     core.gpr[..8].copy_from_slice(&image.registers);
-    let changeable = rflags::ARITH
-        | rflags::TF
-        | rflags::IF
-        | rflags::DF
-        | rflags::IOPL
-        | rflags::NT
-        | rflags::RF
-        | rflags::VM
-        | rflags::AC
-        | rflags::VIF
-        | rflags::VIP
-        | rflags::ID;
-    core.rflags = image.flags & changeable | rflags::FIXED1;
+    core.rflags = image.flags & rflags::KNOWN | rflags::FIXED1;
     if is_nested {
         core.rflags |= rflags::NT;
     }

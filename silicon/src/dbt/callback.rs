@@ -21,7 +21,7 @@ impl Dbt {
         if self.ungrouped {
             mode |= MODE_UNGROUPED;
         }
-        // An empty entry has mode 0 and RIP 0, where no supervisor code was found lately.
+        // RIP 0 stands for an empty entry.
         let generation = self.generation;
         let slot = jump_index(core.rip);
         let r = self.recent[slot];
@@ -64,8 +64,7 @@ impl Dbt {
         0
     }
 
-    /// Interpret the instruction of a site; returns where generated code
-    /// goes on, or 0 to leave.
+    /// Interpret the instruction of a site; returns where generated code goes on, or 0 to leave.
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
         let site = self.sites[number as usize];

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Asm, Mem, RAX, RDI, RSI, RSP, T0, T1, at, state};
-use super::map::{HOST_OF_RSP, PINNED};
+use super::map::PINNED;
 use super::tables::Tables;
 use crate::cpu::state::Core;
 
@@ -236,5 +236,4 @@ fn leave(a: &mut Asm, fx: usize) {
         a.raw(&[0x58 | (r & 7)]);
     }
     a.raw(&[0xC3]);
-    let _ = HOST_OF_RSP;
 }

@@ -17,7 +17,20 @@ use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::mmu::tlb::{L1, L1_ENTRIES, Tlb};
 
-const WRITE: u32 = super::KIND_WRITE;
+/// The ModRM form of a MOV between the accumulator and an absolute offset.
+fn without_offset(code: Code) -> Option<Code> {
+    Some(match code {
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        _ => return None,
+    })
+}
 
 impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
@@ -131,7 +144,9 @@ impl Translator<'_> {
         self.a.add_mem(T0, indexed(table + offset_of!(L1, host)));
         // The cold path comes back here with T0 a host pointer.
         let back = self.a.here();
-        let kind = size as u32 | if write { WRITE } else { 0 } | (self.class as u32) << super::KIND_CLASS;
+        let kind = size as u32
+            | if write { super::KIND_WRITE } else { 0 }
+            | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
         self.cold.push(Cold::Fill { branch, back, kind, tag, flags: self.flags, site });
         self.open_sites += 1;
@@ -190,27 +205,8 @@ impl Translator<'_> {
             return false;
         }
         let mut new = *insn;
-        if matches!(
-            insn.code(),
-            Code::Mov_AL_moffs8
-                | Code::Mov_AX_moffs16
-                | Code::Mov_EAX_moffs32
-                | Code::Mov_RAX_moffs64
-                | Code::Mov_moffs8_AL
-                | Code::Mov_moffs16_AX
-                | Code::Mov_moffs32_EAX
-                | Code::Mov_moffs64_RAX
-        ) {
-            new.set_code(match insn.code() {
-                Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
-                Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
-                Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
-                Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
-                Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
-                Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
-                Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
-                _ => Code::Mov_rm64_r64,
-            });
+        if let Some(code) = without_offset(insn.code()) {
+            new.set_code(code);
         }
         // Registers: which temporaries stand in for registers without a place.
         let accesses: Vec<OpAccess> = {

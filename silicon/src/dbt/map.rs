@@ -131,9 +131,3 @@ pub fn number(r: Register) -> usize {
 pub fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
-
-/// Whether it is a general register of any width.
-#[must_use]
-pub fn is_gpr(r: Register) -> bool {
-    r.is_gpr()
-}

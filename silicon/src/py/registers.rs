@@ -32,20 +32,6 @@ const MSRS: [&str; 16] = [
     "feature_control",
     "mtrr_def_type",
 ];
-/// RFLAGS bits that exist, but for bit 1.
-const RFLAGS_BITS: u64 = rflags::ARITH
-    | rflags::TF
-    | rflags::IF
-    | rflags::DF
-    | rflags::IOPL
-    | rflags::NT
-    | rflags::RF
-    | rflags::VM
-    | rflags::AC
-    | rflags::VIF
-    | rflags::VIP
-    | rflags::ID;
-
 fn segment<'a>(core: &'a mut Core, name: &str) -> Option<&'a mut Segment> {
     match SEGMENTS.iter().position(|&s| s == name)? {
         6 => Some(&mut core.ldtr),
@@ -174,7 +160,7 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
         "cr2" => core.cr2 = value,
         "cr8" => core.apic.set_tpr(narrow::<u8>(name, known(name, value, 0xF)?)? << 4),
         "rflags" => {
-            core.rflags = known(name, value, RFLAGS_BITS | rflags::FIXED1)? | rflags::FIXED1;
+            core.rflags = known(name, value, rflags::KNOWN | rflags::FIXED1)? | rflags::FIXED1;
             after.mode = true;
         }
         "cr0" | "cr3" | "cr4" | "efer" => {
