@@ -18,7 +18,8 @@ pub struct Cache {
 unsafe impl Send for Cache {}
 
 impl Cache {
-    /// Get executable memory.
+    /// Get executable memory, in large pages if the computer has them to give: generated code is
+    /// large and jumps about.
     ///
     /// # Errors
     /// If the computer refuses it.
@@ -30,6 +31,8 @@ impl Cache {
         if map == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // SAFETY: a hint about our own mapping; it may be refused.
+        unsafe { libc::madvise(map, CACHE_BYTES, libc::MADV_HUGEPAGE) };
         Ok(Self { map: map.cast(), used: 0 })
     }
 

@@ -15,7 +15,7 @@ use super::translate::{Cold, Flags, Translator};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
-use crate::mmu::tlb::{L1, L1_ENTRIES, Tlb};
+use crate::mmu::tlb::{L1, L1_ENTRIES, PLACE_SHIFT, Place, Tlb};
 
 /// The ModRM form of a MOV between the accumulator and an absolute offset.
 fn without_offset(code: Code) -> Option<Code> {
@@ -31,6 +31,9 @@ fn without_offset(code: Code) -> Option<Code> {
         _ => return None,
     })
 }
+
+/// How far an address is shifted to become the offset of its place in the first level.
+const INDEX_SHIFT: u8 = 12 - PLACE_SHIFT as u8;
 
 impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
@@ -127,21 +130,21 @@ impl Translator<'_> {
     pub(super) fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
         debug_assert!(self.flags == Flags::Kept);
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
-        let tag = table + if write { offset_of!(L1, write) } else { offset_of!(L1, read) };
+        let tag = table + if write { offset_of!(Place, write) } else { offset_of!(Place, read) };
         if self.has_bmi2 {
-            self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFE, 12]); // rorx r15d, r14d, 12
+            self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFE, INDEX_SHIFT]); // rorx r15d, r14d, shift
         } else {
             self.a.rr(false, &[0x89], T0, T1);
             self.a.rr(false, &[0xC1], 5, T1);
-            self.a.raw(&[12]);
+            self.a.raw(&[INDEX_SHIFT]);
         }
-        self.a.rr(false, &[0x81], 4, T1); // and T1d, L1_ENTRIES - 1
-        self.a.raw(&(L1_ENTRIES as u32 - 1).to_le_bytes());
-        let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, the bytes of the first level in places
+        self.a.raw(&((L1_ENTRIES as u32 - 1) << PLACE_SHIFT).to_le_bytes());
+        let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 0)), disp: disp as i32 };
         self.a.add_mem(T0, indexed(tag));
         self.a.cmp_imm(T0, 4096 - size as u32);
         let branch = self.a.jcc_later(cc::A);
-        self.a.add_mem(T0, indexed(table + offset_of!(L1, host)));
+        self.a.add_mem(T0, indexed(table + offset_of!(Place, host)));
         // The cold path comes back here with T0 a host pointer.
         let back = self.a.here();
         let kind = size as u32

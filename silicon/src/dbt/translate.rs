@@ -425,7 +425,7 @@ impl Translator<'_> {
             match cold {
                 Cold::Fill { branch, back, kind, tag, flags, site } => {
                     self.a.patch(branch, here);
-                    let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: tag as i32 };
+                    let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 0)), disp: tag as i32 };
                     self.a.sub_mem(T0, m);
                     if flags == Flags::Kept {
                         self.a.load_flags(Self::kept());

@@ -55,29 +55,39 @@ pub struct Entry {
     pub perm: u8,
 }
 
-/// One privilege class of the engine's first level.
-#[repr(C)]
-#[derive(Clone)]
-pub struct L1 {
+/// One place of the engine's first level: half a cache line, so that a hit touches one line.
+#[repr(C, align(32))]
+#[derive(Clone, Copy)]
+pub struct Place {
     /// Minus the page address readable through `host`, or minus an address with another index:
     /// the sum with an address is below 4096 only on a hit.
-    pub read: [u64; L1_ENTRIES],
+    pub read: u64,
     /// The same for writing.
-    pub write: [u64; L1_ENTRIES],
+    pub write: u64,
     /// Host address of the page.
-    pub host: [u64; L1_ENTRIES],
+    pub host: u64,
 }
 
-const fn nothing() -> [u64; L1_ENTRIES] {
-    let mut t = [0; L1_ENTRIES];
+/// log2 of the bytes of a [`Place`].
+pub const PLACE_SHIFT: u32 = size_of::<Place>().trailing_zeros();
+
+/// What place `i` of an empty first level has for a tag: an address with another index.
+const fn nothing(i: usize) -> u64 {
+    (((i ^ 1) as u64) << 12).wrapping_neg()
+}
+
+/// One privilege class of the engine's first level.
+pub type L1 = [Place; L1_ENTRIES];
+
+static EMPTY: L1 = {
+    let mut t = [Place { read: 0, write: 0, host: 0 }; L1_ENTRIES];
     let mut i = 0;
     while i < L1_ENTRIES {
-        t[i] = (((i ^ 1) as u64) << 12).wrapping_neg();
+        t[i] = Place { read: nothing(i), write: nothing(i), host: 0 };
         i += 1;
     }
     t
-}
-static NOTHING: [u64; L1_ENTRIES] = nothing();
+};
 
 /// The TLB of one processor.
 #[repr(C)]
@@ -117,9 +127,8 @@ impl Tlb {
     /// An empty TLB.
     #[must_use]
     pub fn new() -> Self {
-        let empty = L1 { read: NOTHING, write: NOTHING, host: [0; L1_ENTRIES] };
         Self {
-            l1: [empty.clone(), empty.clone(), empty],
+            l1: [EMPTY; L1_CLASSES],
             l1_used: [Vec::new(), Vec::new(), Vec::new()],
             l1_owner: (0, 0, 0),
             entries: vec![Entry::default(); ENTRIES],
@@ -321,27 +330,26 @@ impl Tlb {
 
     /// Let generated code of a class use a page: for reading, and for writing if `write`.
     pub fn l1_fill(&mut self, class: usize, vpn: u64, host: u64, write: bool) {
-        let (i, t) = (vpn as usize % L1_ENTRIES, &mut self.l1[class]);
+        let i = vpn as usize % L1_ENTRIES;
         if self.l1_used[class].len() <= L1_LISTED {
             self.l1_used[class].push(i as u16);
         }
+        let p = &mut self.l1[class][i];
         let tag = (vpn << 12).wrapping_neg();
-        if t.read[i] != tag {
-            t.write[i] = NOTHING[i];
+        if p.read != tag {
+            p.write = nothing(i);
         }
-        t.read[i] = tag;
-        t.host[i] = host;
+        (p.read, p.host) = (tag, host);
         if write {
-            t.write[i] = tag;
+            p.write = tag;
         }
     }
 
     fn l1_drop(&mut self, vpn: u64) {
         let i = vpn as usize % L1_ENTRIES;
         for t in &mut self.l1 {
-            if t.read[i] == (vpn << 12).wrapping_neg() {
-                t.read[i] = NOTHING[i];
-                t.write[i] = NOTHING[i];
+            if t[i].read == (vpn << 12).wrapping_neg() {
+                t[i] = EMPTY[i];
             }
         }
     }
@@ -349,9 +357,9 @@ impl Tlb {
     /// Take the right to write a page at host address `host` away from generated code.
     pub fn l1_protect(&mut self, host: u64) {
         for t in &mut self.l1 {
-            for ((write, &page), &nothing) in t.write.iter_mut().zip(&t.host).zip(&NOTHING) {
-                if page == host {
-                    *write = nothing;
+            for (i, p) in t.iter_mut().enumerate() {
+                if p.host == host {
+                    p.write = nothing(i);
                 }
             }
         }
@@ -361,12 +369,10 @@ impl Tlb {
     pub fn flush_l1(&mut self) {
         for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used) {
             if used.len() > L1_LISTED {
-                t.read = NOTHING;
-                t.write = NOTHING;
+                *t = EMPTY;
             } else {
                 for &i in used.iter() {
-                    t.read[usize::from(i)] = NOTHING[usize::from(i)];
-                    t.write[usize::from(i)] = NOTHING[usize::from(i)];
+                    t[usize::from(i)] = EMPTY[usize::from(i)];
                 }
             }
             used.clear();
@@ -380,11 +386,12 @@ mod tests {
 
     #[test]
     fn an_empty_first_level_matches_no_address() {
-        for (i, tag) in NOTHING.iter().enumerate() {
+        for (i, place) in EMPTY.iter().enumerate() {
+            let tag = place.read;
             for high in [0u64, 1, 0xFFF, u64::MAX >> 20] {
                 let gva = high << 20 | (i as u64) << 12;
-                assert!(gva.wrapping_add(*tag) > 4095);
-                assert!((gva | 4095).wrapping_add(*tag) > 4095);
+                assert!(gva.wrapping_add(tag) > 4095);
+                assert!((gva | 4095).wrapping_add(tag) > 4095);
             }
         }
     }
