@@ -36,6 +36,8 @@ def fetch(
       understudy fetch cloud-amd64
 
       understudy fetch amd64 memtest86+
+
+      understudy fetch 686 686-pae
     """
     try:
         if show:

@@ -55,7 +55,13 @@ class Package(NamedTuple):
     kept_as: str = "kernel"
 
 
-def _kernel(description: str, series: str, flavour: str, backports: bool = False) -> Package:
+def _kernel(
+    description: str,
+    series: str,
+    flavour: str,
+    backports: bool = False,
+    architecture: str = "amd64",
+) -> Package:
     version = rf"({re.escape(series)}\.\d[\d.]*(?:[+~-][a-z]*[\d.]+)*)"
     return Package(
         description,
@@ -63,15 +69,37 @@ def _kernel(description: str, series: str, flavour: str, backports: bool = False
         rf"linux-image-{version}-{flavour}(?:-unsigned)?",
         "boot/vmlinuz-*",
         backports,
+        architecture,
     )
 
 
-BUSYBOX = Package("busybox, statically linked", "busybox-static", "(busybox-static)", "bin/busybox")
+def _busybox(architecture: str) -> Package:
+    return Package(
+        "busybox, statically linked",
+        "busybox-static",
+        "(busybox-static)",
+        "bin/busybox",
+        architecture=architecture,
+    )
+
+
 PACKAGES = {
     "cloud-amd64": _kernel("Debian's Linux 6.1 for clouds, with busybox", "6.1", "cloud-amd64"),
     "amd64": _kernel("Debian's Linux 6.1 for any PC, with busybox", "6.1", "amd64"),
     "cloud-amd64-6.12": _kernel(
         "Debian's Linux 6.12 for clouds, with busybox", "6.12", "cloud-amd64", backports=True
+    ),
+    "686": _kernel(
+        "Debian's Linux 6.1 for 32-bit PCs without PAE, with busybox",
+        "6.1",
+        "686",
+        architecture="i386",
+    ),
+    "686-pae": _kernel(
+        "Debian's Linux 6.1 for 32-bit PCs with PAE, with busybox",
+        "6.1",
+        "686-pae",
+        architecture="i386",
     ),
     "memtest86+": Package(
         "memtest86+, a memory tester, on the serial port",
@@ -114,19 +142,28 @@ def fetch(
     package = PACKAGES[name]
     kernel = _obtain(cache, name, package, progress)
     version = str(cache.manifest(name).get("version", ""))
-    initrd = user_land(progress, cache) if package.linux else None
+    initrd = user_land(progress, cache, package.architecture) if package.linux else None
     return Guest(name, package.description, version, kernel, initrd, package.append)
 
 
-def busybox(progress: Progress = lambda text, share: None, cache: Cache | None = None) -> bytes:
+def busybox(
+    progress: Progress = lambda text, share: None,
+    cache: Cache | None = None,
+    architecture: str = "amd64",
+) -> bytes:
     """The busybox program, for making an initramfs with files of one's own."""
-    return _obtain(cache or Cache(), "busybox-static", BUSYBOX, progress).read_bytes()
+    item = "busybox-static" + _suffix(architecture)
+    return _obtain(cache or Cache(), item, _busybox(architecture), progress).read_bytes()
 
 
-def user_land(progress: Progress = lambda text, share: None, cache: Cache | None = None) -> Path:
-    """The plain initramfs, made from the fetched busybox."""
+def user_land(
+    progress: Progress = lambda text, share: None,
+    cache: Cache | None = None,
+    architecture: str = "amd64",
+) -> Path:
+    """The plain initramfs, made from the fetched busybox of the architecture."""
     cache = cache or Cache()
-    archive = initramfs.build(busybox(progress, cache))
+    archive = initramfs.build(busybox(progress, cache, architecture))
     digest = hashlib.sha256(archive).hexdigest()[:16]
     return cache.write(f"initramfs/{digest}.cpio", archive)
 
@@ -146,7 +183,8 @@ def _obtain(cache: Cache, item: str, package: Package, progress: Progress) -> Pa
 
 
 def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> None:
-    state = cache.root / ("apt-backports" if package.backports else "apt")
+    folder = ("apt-backports" if package.backports else "apt") + _suffix(package.architecture)
+    state = cache.root / folder
     apt = Apt(state, package.architecture, backports=package.backports)
     apt.update(progress)
     name = newest(apt.names(package.prefix), package.pattern)
@@ -156,7 +194,8 @@ def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> Non
         wanted = package.prefix.rstrip(".")
         raise GuestError(
             f"{item}: the computer's package sources ({', '.join(apt.suites())}) have no package "
-            f"{wanted}*: add a Debian suite that has it, or use a kernel file of your own"
+            f"{wanted}* for {package.architecture}: "
+            "add a Debian suite that has it, or use a kernel file of your own"
         )
     with explained(cache.root), tempfile.TemporaryDirectory(dir=cache.root, prefix=".get-") as work:
         archive = apt.download(name, Path(work), progress)
@@ -169,6 +208,11 @@ def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> Non
         }
     cache.store(item, {package.kept_as: content}, about)
     progress(f"Fetched {name}", 1.0)
+
+
+def _suffix(architecture: str) -> str:
+    """What tells a name in the cache from its namesake of the usual architecture."""
+    return "" if architecture == "amd64" else f"-{architecture}"
 
 
 def newest(names: list[str], pattern: str) -> str | None:

@@ -186,6 +186,33 @@ def test_backports_come_from_where_the_release_comes_from(
     assert f'Dir::Etc::sourceparts "{state}/sources.list.d";' in (state / "apt.conf").read_text()
 
 
+def test_the_32_bit_guests_come_for_their_own_architecture(fake: Path, cache: Cache) -> None:
+    """A private state that knows only i386, and a user land of that architecture beside ours."""
+    name = "linux-image-6.1.0-50-686-pae"
+    (fake / "names").write_text(f"{KERNEL}\n{name}\nlinux-image-6.1.0-50-686\nbusybox-static\n")
+    (fake / f"{name}.deb").write_bytes(package({"boot/vmlinuz-6.1.0-50": b"a PAE kernel"}))
+    ours = fetch_kernel(cache)
+    (fake / "busybox-static.deb").write_bytes(package({"bin/busybox": BUSYBOX + b" of 32 bits"}))
+    guest = debian.fetch("686-pae", cache=cache)
+    assert isinstance(guest.kernel, Path)
+    assert guest.kernel.read_bytes() == b"a PAE kernel"
+    assert guest.initrd is not None and ours.initrd is not None
+    assert b" of 32 bits" in guest.initrd.read_bytes()
+    assert b" of 32 bits" not in ours.initrd.read_bytes()
+    text = (cache.root / "apt-i386" / "apt.conf").read_text()
+    assert 'APT::Architecture "i386";' in text and 'APT::Architectures { "i386"; };' in text
+    assert f'Dir::State "{cache.root}/apt-i386"' in text
+    other = (cache.root / "apt" / "apt.conf").read_text()
+    assert "i386" not in other
+    assert fetch_kernel(cache) == ours
+    fetched = {path.name for path in cache.root.glob("items/*")}
+    assert fetched == {"cloud-amd64", "686-pae", "busybox-static", "busybox-static-i386"}
+
+
+def test_an_architecture_that_the_sources_lack_is_named(fake: Path, cache: Cache) -> None:
+    assert "have no package linux-image-6.1* for i386: add a Debian suite" in refused(cache, "686")
+
+
 def test_lists_are_fetched_again_after_a_failed_download(fake: Path, cache: Cache) -> None:
     (fake / "fail-download").write_text("E: Failed to fetch mirror:/a.deb  404  Not Found\n")
     refused(cache)
@@ -262,15 +289,21 @@ def test_newest_kernel() -> None:
         "linux-image-6.12.9+deb12-cloud-amd64",
         "linux-image-6.12.90+deb12.1-cloud-amd64",
         "linux-image-6.12.90+deb12-cloud-amd64",
+        "linux-image-6.1.0-50-686",
+        "linux-image-6.1.0-49-686-pae",
+        "linux-image-6.1.0-51-rt-686-pae",
+        "linux-image-6.1.0-51-686-pae-dbg",
     ]
     chosen = {
         name: debian.newest(names, debian.PACKAGES[name].pattern)
-        for name in ("cloud-amd64", "amd64", "cloud-amd64-6.12")
+        for name in ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
     }
     assert chosen == {
         "cloud-amd64": "linux-image-6.1.0-50-cloud-amd64",
         "amd64": "linux-image-6.1.0-49-amd64",
         "cloud-amd64-6.12": "linux-image-6.12.90+deb12.1-cloud-amd64",
+        "686": "linux-image-6.1.0-50-686",
+        "686-pae": "linux-image-6.1.0-49-686-pae",
     }
     assert (
         debian.newest(
