@@ -44,10 +44,19 @@ def test_boots_runs_a_command_and_powers_off(name: str) -> None:
         assert vm.counts()["instructions"] < INSTRUCTIONS
 
 
-@pytest.mark.parametrize("method", ["linux-64", "linux-32", "pvh"])
-def test_every_other_entry_of_the_same_file(method: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("cloud-amd64", "linux-64"),
+        ("cloud-amd64", "linux-32"),
+        ("cloud-amd64", "pvh"),
+        pytest.param("686", "linux-32", marks=pytest.mark.slow),
+        ("686-pae", "pvh"),
+    ],
+)
+def test_every_other_entry_of_the_same_file(name: str, method: str) -> None:
     """With the kernel's own decompressor in the guest, and by its PVH note."""
-    guest = fetched("cloud-amd64")
+    guest = fetched(name)
     with VM("512M") as vm:
         vm.listen()
         entry = loader.load(

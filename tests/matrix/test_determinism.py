@@ -139,18 +139,20 @@ def test_hello(way: str, engine: str) -> None:
 
 @pytest.mark.real_guest
 @pytest.mark.parametrize("way", WAYS)
-def test_the_beginning_of_linux(way: str) -> None:
-    check(way, "cloud-amd64", "dbt", CI_INSTRUCTIONS, "limit")
-    assert b"Linux version" in expected("cloud-amd64", CI_INSTRUCTIONS)["console"]
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
+def test_the_beginning_of_linux(guest: str, way: str) -> None:
+    check(way, guest, "dbt", CI_INSTRUCTIONS, "limit")
+    assert b"Linux version" in expected(guest, CI_INSTRUCTIONS)["console"]
 
 
 @pytest.mark.slow
 @pytest.mark.real_guest
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_whole_boot_of_linux(way: str) -> None:
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686-pae"])
+def test_a_whole_boot_of_linux(guest: str, way: str) -> None:
     """To the prompt, and from there to the power-off."""
-    check(way, "cloud-amd64", "dbt", None, "poweroff")
+    check(way, guest, "dbt", None, "poweroff")
 
 
 def test_the_comparison_can_fail() -> None:

@@ -55,9 +55,10 @@ def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.real_guest
-def test_the_beginning_of_linux() -> None:
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686", "686-pae"])
+def test_the_beginning_of_linux(guest: str) -> None:
     assert_agreement(
-        linux,
+        lambda engine: linux(engine, guest),
         step=STEP,
         memory_every=CI_INSTRUCTIONS // STEP // 4,
         done=lambda pair: pair.reference.instructions >= CI_INSTRUCTIONS,
@@ -67,11 +68,12 @@ def test_the_beginning_of_linux() -> None:
 @pytest.mark.slow
 @pytest.mark.real_guest
 @pytest.mark.timeout(3600)
-def test_a_whole_boot_of_linux() -> None:
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686", "686-pae"])
+def test_a_whole_boot_of_linux(guest: str) -> None:
     """To the prompt, and from there to the power-off."""
 
     def typed(engine: str) -> VM:
-        vm = linux(engine)
+        vm = linux(engine, guest)
         type_at_prompt(vm, "poweroff\n")
         return vm
 
