@@ -6,7 +6,8 @@ TCG with the same kernel and initramfs, and on this computer, and compares how e
 Source: the selftests' own Makefile.  Invariant: one shell script runs them everywhere, so a
 difference is one of the processor or of the kernel, not of the way they are started.
 
-`python -m tests.guests.selftests` prints the table of docs/results/selftests.md.
+`python -m tests.guests.selftests [KERNEL]` prints a table of docs/results/selftests.md; a kernel of
+32 bits runs the programs of 32 bits.
 """
 
 import re
@@ -32,6 +33,7 @@ TREE = "tools/testing/selftests"
 WANTED = (f"{TREE}/x86/", f"{TREE}/lib.mk", f"{TREE}/kselftest", "tools/include/",
           "arch/x86/include/asm/")  # fmt: skip
 GUEST = "amd64"  # the cloud kernel has no 16-bit segments
+KERNELS = (GUEST, "686", "686-pae")
 APPEND = "vsyscall=emulate"  # as on most computers; Debian's kernels choose xonly
 MEMORY = "512M"
 KEPT_BYTES = 200_000  # of what a program prints: ptrace_syscall can go on without end
@@ -39,7 +41,7 @@ SECONDS = 30  # for each program, in its own time
 WALL_SECONDS = 900.0
 
 SCRIPT = f"""
-for path in *_32 *_64; do
+for path in *_[36][24]; do
     echo "=== $path"
     rm -f /tmp/selftest.status
     {{ timeout -s KILL {SECONDS} ./$path </dev/null 2>&1; echo $? >/tmp/selftest.status; }} |
@@ -140,16 +142,29 @@ def endings(transcript: str) -> dict[str, Ending]:
     return found
 
 
-def archive(built: Mapping[str, bytes]) -> bytes:
+def suited(built: Mapping[str, bytes], guest: str = GUEST) -> dict[str, bytes]:
+    """Those of the programs that a kernel can run."""
+    ends = ("_32", "_64") if _architecture(guest) == "amd64" else ("_32",)
+    return {name: data for name, data in built.items() if name.endswith(ends)}
+
+
+def archive(built: Mapping[str, bytes], guest: str = GUEST) -> bytes:
     """The initramfs with the programs and a first process that runs them by itself."""
-    extra = {f"selftests/{name}": data for name, data in built.items()}
-    return initramfs.build(debian.busybox(), extra | {"sbin/selftests": INIT.encode()})
+    extra = {f"selftests/{name}": data for name, data in suited(built, guest).items()}
+    busybox = debian.busybox(architecture=_architecture(guest))
+    return initramfs.build(busybox, extra | {"sbin/selftests": INIT.encode()})
 
 
-def in_guest(initrd: Path, *, engine: str = "dbt", only: str = "") -> dict[str, Ending]:
+def _architecture(guest: str) -> str:
+    return debian.PACKAGES[guest].architecture
+
+
+def in_guest(
+    initrd: Path, *, engine: str = "dbt", only: str = "", guest: str = GUEST
+) -> dict[str, Ending]:
     """Run them in an understudy guest, through the agent.  `only`: the names of a few."""
-    kernel = debian.fetch(GUEST)
-    script = SCRIPT.replace("*_32 *_64", only or "*_32 *_64")
+    kernel = debian.fetch(guest)
+    script = SCRIPT.replace("*_[36][24]", only or "*_[36][24]")
     with VM(MEMORY, engine=engine) as vm:
         vm.listen()
         append = f"{kernel.append} {APPEND}"
@@ -160,9 +175,9 @@ def in_guest(initrd: Path, *, engine: str = "dbt", only: str = "") -> dict[str, 
     return endings(done.raw.decode("utf-8", "replace"))
 
 
-def under_tcg(initrd: Path) -> dict[str, Ending]:
+def under_tcg(initrd: Path, guest: str = GUEST) -> dict[str, Ending]:
     """Run them under QEMU TCG, with the same kernel and initramfs."""
-    kernel = debian.fetch(GUEST)
+    kernel = debian.fetch(guest)
     with tempfile.TemporaryDirectory() as work:
         image, output = Path(work) / "kernel", Path(work) / "output"
         image.write_bytes(
@@ -192,11 +207,13 @@ def natively(built: Mapping[str, bytes]) -> dict[str, Ending]:
 
 def main() -> None:
     """Print the table; with the name of a folder, leave there what the programs printed."""
+    guest = next((argument for argument in sys.argv[1:] if argument in KERNELS), GUEST)
     built = programs(lambda text, share: print(text, share or "", file=sys.stderr))
-    initrd = Cache().write("initramfs/selftests.cpio", archive(built))
+    built = suited(built, guest)
+    initrd = Cache().write(f"initramfs/selftests-{guest}.cpio", archive(built, guest))
     places = {
-        "understudy": in_guest(initrd),
-        "QEMU TCG": under_tcg(initrd),
+        "understudy": in_guest(initrd, guest=guest),
+        "QEMU TCG": under_tcg(initrd, guest),
         "native": natively(built),
     }
     print(f"| program | {' | '.join(places)} | |\n|---|{'---|' * len(places)}---|")
@@ -205,7 +222,7 @@ def main() -> None:
         cells = [end.in_words() if end else "did not end" for end in ends]
         same = all(end and ends[0] and end.agreed == ends[0].agreed for end in ends)
         print(f"| {name} | {' | '.join(cells)} | {'' if same else '≠'} |")
-    for folder in map(Path, sys.argv[1:]):
+    for folder in (Path(argument) for argument in sys.argv[1:] if argument not in KERNELS):
         for place, found in places.items():
             text = "".join(f"=== {name}\n{end.text}\n" for name, end in found.items())
             (folder / f"{place.replace(' ', '-')}.log").write_text(text)

@@ -18,11 +18,18 @@ from understudy.guests.entry import GuestError
 
 pytestmark = pytest.mark.real_guest
 
-TEXT = (ROOT / "docs/results/selftests.md").read_text()
-TABLE = {
-    name: cells.split(" | ")
-    for name, cells in re.findall(r"^\| (\w+_\d\d) \| (.*?) \|$", TEXT, re.MULTILINE)
-}
+TEXT, _, TEXT_32 = (
+    (ROOT / "docs/results/selftests.md").read_text().partition("## On kernels of 32 bits")
+)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """A table's cells by the program's name."""
+    found = re.findall(r"^\| (\w+_\d\d) \| (.*?) \|$", text, re.MULTILINE)
+    return {name: cells.split(" | ") for name, cells in found}
+
+
+TABLE, TABLE_32 = rows(TEXT), rows(TEXT_32)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +42,14 @@ def programs() -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def in_guest(programs: dict[str, bytes]) -> dict[str, Ending]:
-    fetched(selftests.GUEST)
-    initrd: Path = Cache().write("initramfs/selftests.cpio", selftests.archive(programs))
-    return selftests.in_guest(initrd)
+    return on(selftests.GUEST, programs)
+
+
+def on(kernel: str, programs: dict[str, bytes]) -> dict[str, Ending]:
+    fetched(kernel)
+    name = f"initramfs/selftests-{kernel}.cpio"
+    initrd: Path = Cache().write(name, selftests.archive(programs, kernel))
+    return selftests.in_guest(initrd, guest=kernel)
 
 
 def test_the_transcript_is_understood() -> None:
@@ -58,6 +70,23 @@ def test_every_difference_in_the_table_is_explained() -> None:
     for name, (ours, tcg, native, mark) in TABLE.items():
         assert (mark.strip() == "≠") == (len({ours, tcg, native}) > 1), name
         assert not mark.strip() or f"`{name}`" in explained, name
+
+
+def test_every_difference_on_kernels_of_32_bits_is_explained() -> None:
+    assert set(TABLE_32) == {name for name in TABLE if name.endswith("_32")}
+    for name, (ours, tcg, mark) in TABLE_32.items():
+        assert (mark.strip() == "≠") == (ours != tcg), name
+        assert not mark.strip() or f"`{name}`" in TEXT_32, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kernel", ["686", "686-pae"])
+def test_on_a_kernel_of_32_bits_they_end_as_the_table_says(
+    kernel: str, programs: dict[str, bytes]
+) -> None:
+    ends = {name: end.in_words() for name, end in on(kernel, programs).items()}
+    assert ends == {name: cells[0] for name, cells in TABLE_32.items()}
 
 
 @pytest.mark.slow
