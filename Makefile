@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz bench demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz bench lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -81,13 +81,13 @@ demo: setup ## Boot an unmodified Debian kernel to a prompt in this terminal
 # --- Checking -------------------------------------------------------------------------------
 
 format: $(STAMPS)/packages ## Format Python and Rust
-	@$(BIN)/ruff format understudy tests examples tools
+	@$(BIN)/ruff format understudy experiments tests examples tools
 	@cd silicon && cargo fmt
 
 check-fast: $(STAMPS)/packages ## Lint and type-check the Python (seconds)
 	$(call say,"ruff and mypy")
-	@$(BIN)/ruff format --check understudy tests examples tools
-	@$(BIN)/ruff check understudy tests examples tools
+	@$(BIN)/ruff format --check understudy experiments tests examples tools
+	@$(BIN)/ruff check understudy experiments tests examples tools
 	@$(BIN)/mypy
 
 check: check-fast ## The same, and rustfmt and clippy
@@ -115,6 +115,9 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
+
+lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: QUICK=1)
+	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)
 
 clean: ## Remove what make made (the guests' cache stays)
 	rm -rf $(VENV) build dist silicon/target understudy/_silicon*.so

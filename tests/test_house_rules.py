@@ -13,7 +13,9 @@ import pytest
 from tests.tree import ROOT, files, parsed, text
 
 PACKAGE = list(files("understudy", ".py"))
-OURS = [*PACKAGE, *files("tests", ".py"), *files("examples", ".py"), *files("tools", ".py")]
+OURS = [*PACKAGE]
+for _folder in ("experiments", "tests", "examples", "tools"):
+    OURS += files(_folder, ".py")
 RUST = [*files("silicon", ".rs")]
 
 _FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}

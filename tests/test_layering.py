@@ -22,6 +22,7 @@ LAYERS = (
     ("guests",),
     _HYPERVISOR,
     ("linux",),
+    ("lab",),
     ("terminal", "doctor", "commands", "cli", "__main__"),
 )
 

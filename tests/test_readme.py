@@ -24,6 +24,8 @@ EXPECTED = {
     'understudy run --guest cloud-amd64 --exec "uname -a"': r"\ALinux understudy 6\.1\..+\n\Z",
     'understudy run --guest cloud-amd64 --exec "true" --counts counts.json': r"\A\Z",
     "understudy fetch --list": r"cloud-amd64",
+    "understudy lab": r"walk_references +A page walk in two dimensions",
+    "understudy lab walk_references": r"(?s)PASSED.*all 21 of 21.*build/lab/report\.html",
     "understudy doctor": r"Guests can run here",
 }
 # Make targets: `make test` is this run itself; the demo has a test of its own.

@@ -1,4 +1,4 @@
-"""Print what pip must install to work on understudy: its dependencies and those for developers.
+"""Print what pip must install to work on understudy: its dependencies, the lab's, developers'.
 
 Source: pyproject.toml.  Invariant: names nothing that pyproject.toml does not name.
 """
@@ -12,7 +12,7 @@ def requirements(text: str) -> list[str]:
     """Requirement lines for pip, from the text of a pyproject.toml."""
     project = tomllib.loads(text)["project"]
     extras: dict[str, list[str]] = project.get("optional-dependencies", {})
-    return [*project["dependencies"], *extras.get("dev", [])]
+    return [*project["dependencies"], *extras.get("dev", []), *extras.get("lab", [])]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import typer
 from understudy.commands import Refusal
 from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
+from understudy.commands.lab import lab
 from understudy.commands.run import run
 
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(fetch)
 app.command()(doctor)
+app.command()(lab)
 
 
 def installed_version() -> str:

@@ -1,0 +1,189 @@
+"""A page walk in two dimensions takes (g+1)(h+1)-1 references.
+
+Claim: with extended page tables, a TLB miss walks g levels of the guest's tables, and each of the
+g+1 guest-physical addresses on the way takes a walk of h levels of its own: (g+1)(h+1)-1
+references, 24 where both use pages of 4 KBytes. Large pages in either dimension shorten it.
+
+Source: lecture, "ISA extensions: memory virtualization (continued), downsides of EPT" (the walk is
+O(N²)); R. Bhargava et al., "Accelerating Two-Dimensional Page Walks for Virtualized Systems",
+ASPLOS 2008.
+
+Control: a TLB hit takes no reference; two wrong numbers that circulate (25, which counts the
+access itself, and 9 for 2M on 2M) must fail.
+
+Note: PAE's four page-directory-pointer-table entries are registers, loaded with CR3, so its walk
+has two levels; the load itself translates four guest-physical addresses and is counted apart.
+Five-level tables are not built, so depths are 2 to 4.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from understudy.lab import Bar, Experiment, Row, Skip, Table, control, equal, every
+from understudy.lab.bare import CODE, LAYOUTS, TURN_ON, Tables, assemble, entry, step_to
+from understudy.paging import Paging
+from understudy.vm import VM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROGRAM = (
+    ("90", "nop"),
+    ("0f 22 df", "mov cr3,edi"),
+    ("90", "nop"),
+    ("8b 03", "mov eax,[ebx]"),
+    ("8b 03", "mov eax,[ebx]"),
+)
+PAGES = {"4K": 12, "2M": 21, "4M": 22, "1G": 30}
+HOST_LEVELS = {"4K": 4, "2M": 3, "1G": 2}
+RAM = {"4K": "16M", "2M": "16M", "1G": "1G"}
+WINDOW = 1 << 30
+MARK = 0x2A
+
+
+def exists(point: Row) -> bool:
+    """Which guest pages a format has."""
+    return PAGES[point["page"]] in LAYOUTS[point["format"]].pages
+
+
+def guest_levels(row: Row) -> int:
+    """Levels of the guest's walk that are read in memory."""
+    layout = LAYOUTS[row["format"]]
+    below = sum(1 for shift, _ in layout.levels if shift < PAGES[row["page"]])
+    return layout.memory_levels - below
+
+
+def formula(row: Row) -> int:
+    """The number that is claimed."""
+    return (guest_levels(row) + 1) * (HOST_LEVELS[row["host"]] + 1) - 1
+
+
+def references(vm: VM) -> dict[str, int]:
+    """References so far, by dimension."""
+    walk = vm.counts()["walk"]
+    return {dimension: sum(levels.values()) for dimension, levels in walk.items()}
+
+
+def measure(format: str, page: str, host: str) -> dict[str, Any]:
+    """Count one load that misses the TLB, between two instructions."""
+    if "ept" not in Paging.ALL:
+        raise Skip("there is no paging technique called ept")
+    with VM(RAM[host], largest_page=host) as vm:
+        tables = Tables(vm.memory, format)
+        shift = PAGES[page]
+        tables.map(WINDOW, 0 if shift > 12 else CODE + 0x8000, shift)
+        data = CODE + 0x8000
+        gva = WINDOW + (data if shift > 12 else 0)
+        vm.memory.write(data, bytes([MARK]))
+        vm.enter(entry(vm.memory, tables, PROGRAM, rbx=gva, rdi=tables.root))
+        start = CODE if format == "intel64" else CODE + len(assemble(TURN_ON))
+        step_to(vm, start + 1)
+        loading = references(vm)
+        step_to(vm, start + 4)
+        loaded = references(vm)
+        step_to(vm, start + 5)  # the page of the code is in the TLB again
+        before = references(vm)
+        step_to(vm, start + 7)
+        after = references(vm)
+        if vm.processor.gpr(0) != MARK:
+            raise RuntimeError(f"the guest read {vm.processor.gpr(0):#x}, expected {MARK:#x}")
+        step_to(vm, start + 9)
+        hit = references(vm)
+        order = walk_order(vm, gva)
+    return {
+        "guest_references": after["guest"] - before["guest"],
+        "host_references": after["host"] - before["host"],
+        "references": sum(after.values()) - sum(before.values()),
+        "on_hit": sum(hit.values()) - sum(after.values()),
+        "order": order,
+        "load_pdptes": sum(loaded.values()) - sum(loading.values()),
+    }
+
+
+def walk_order(vm: VM, gva: int) -> str:
+    """The walk as the observer lists it: `h4 h3 h2 h1 g4 …`."""
+    vm.vcpu.leave_guest()
+    state = vm.vcpu.execution.registers()
+    seen = vm.processor.walk(gva, state["cr3"], state["cr4"], state["efer"], vm.pages.eptp)
+    return " ".join(f"{dimension[0]}{level}" for dimension, level, _, _ in seen)
+
+
+def expected_order(row: Row) -> str:
+    """The host's walk to each table of the guest, that table's entry; last the page itself."""
+    layout = LAYOUTS[row["format"]]
+    top = layout.memory_levels
+    host = [f"h{level}" for level in range(4, 4 - HOST_LEVELS[row["host"]], -1)]
+    out = []
+    for level in range(top, top - guest_levels(row), -1):
+        out += [*host, f"g{level}"]
+    return " ".join(out + host)
+
+
+def name(row: Row) -> str:
+    """A row in words."""
+    return f"{row['format']} {row['page']} on {row['host']}"
+
+
+def check(table: Table) -> "list[Bar]":
+    """Exact, for every combination."""
+    rows = table.rows
+    by_name = {name(row): row["references"] for row in rows}
+    known = {"intel64 4K on 4K": 24, "intel64 4K on 2M": 19, "intel64 2M on 2M": 15,
+             "intel64 1G on 1G": 8, "ia32 4K on 4K": 14}  # fmt: skip
+    pinned = [
+        {"n": key, "got": by_name[key], "want": known[key]} for key in known if key in by_name
+    ]
+    square = table.where(format="intel64", page="4K", host="4K")
+    two = table.where(format="intel64", page="2M", host="2M")
+    return [
+        every("(g+1)(h+1)-1 references", rows, lambda r: r["references"], formula, name=name),
+        every("g of them in the guest's tables", rows, lambda r: r["guest_references"],
+              guest_levels, name=name),
+        every("in the manual's order", rows, lambda r: r["order"], expected_order, name=name),
+        every("the published numbers: 24, 19, 15, 8, 14", pinned, lambda r: r["got"],
+              lambda r: r["want"], name=lambda r: str(r["n"])),
+        every("MOV to CR3 loads four entries under PAE, each through a walk of h; else none",
+              rows, lambda r: r["load_pdptes"],
+              lambda r: 4 * HOST_LEVELS[r["host"]] if r["format"] == "pae" else 0, name=name),
+        every("a TLB hit takes none", rows, lambda r: r["on_hit"], lambda r: 0, name=name),
+        *(control("counting the access itself (25) is refused",
+                  equal("", row["references"], 25)) for row in square),
+        *(control("9 for 2M on 2M is refused", equal("", row["references"], 9)) for row in two),
+    ]  # fmt: skip
+
+
+def draw(table: Table, figure: "Figure") -> None:
+    """A map: guest pages down, host pages across."""
+    from understudy.lab.figure import heat
+
+    rows = list(dict.fromkeys((row["format"], row["page"]) for row in table.rows))
+    hosts = table.values("host")
+    cells = [
+        [
+            next(iter(row["references"] for row in table.where(format=f, page=p, host=h)), None)
+            for h in hosts
+        ]
+        for f, p in rows
+    ]
+    heat(
+        figure,
+        cells,
+        [f"{f} · {p}" for f, p in rows],
+        [f"{h} host pages" for h in hosts],
+        "references of one TLB miss",
+    )
+
+
+EXPERIMENT = Experiment(
+    measure=measure,
+    guest="a few instructions on page tables built by hand",
+    sweep={
+        "format": ["ia32", "pae", "intel64"],
+        "page": ["4K", "2M", "4M", "1G"],
+        "host": ["4K", "2M", "1G"],
+    },
+    where=exists,
+    check=check,
+    draw=draw,
+    columns=["format", "page", "host", "guest_references", "host_references", "references",
+             "on_hit", "load_pdptes"],
+)  # fmt: skip
