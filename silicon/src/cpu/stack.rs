@@ -23,12 +23,20 @@ pub fn stack_linear(core: &mut Core, offset: u64, size: usize, access: Access) -
     linear_at(core, seg::SS, offset, size, access)
 }
 
-/// The stack pointer after moving it by `by` bytes: bits above the stack's width stay.
+/// The stack pointer after moving it by `by` bytes.
 #[inline]
 #[must_use]
 pub fn moved(core: &Core, by: i64) -> u64 {
-    let (old, mask) = (core.gpr[RSP], core.stack_mask());
-    old & !mask | old.wrapping_add(by.cast_unsigned()) & mask
+    placed(core, core.gpr[RSP].wrapping_add(by.cast_unsigned()))
+}
+
+/// The stack pointer with a new value in its width: of 16 bits the bits above stay, as with any
+/// register, of 32 bits they are cleared.
+fn placed(core: &Core, sp: u64) -> u64 {
+    match core.stack_mask() {
+        0xFFFF => core.gpr[RSP] & !0xFFFF | sp & 0xFFFF,
+        mask => sp & mask,
+    }
 }
 
 /// Push a word of 2, 4 or 8 bytes.
@@ -175,8 +183,7 @@ fn enter_body(core: &mut Core, size: usize, bytes: u64, level: u64) -> Exec<()> 
 }
 
 fn leave(core: &mut Core, size: usize) -> Exec<()> {
-    let mask = core.stack_mask();
-    let rsp = core.gpr[RSP] & !mask | core.gpr[RBP] & mask;
+    let rsp = placed(core, core.gpr[RBP]);
     let gva = stack_linear(core, rsp, size, Access::Read)?;
     let rbp = core.read_lin(gva, size, Who::Program)?;
     core.gpr[RSP] = rsp;

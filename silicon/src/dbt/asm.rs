@@ -146,6 +146,28 @@ impl Asm {
     pub fn store(&mut self, m: Mem, src: u8) {
         self.rm(&[], true, &[0x89], src, m);
     }
+    /// `mov dst, dword m` (zero-extended).
+    pub fn load32(&mut self, dst: u8, m: Mem) {
+        self.rm(&[], false, &[0x8B], dst, m);
+    }
+    /// `mov dword m, src`.
+    pub fn store32(&mut self, m: Mem, src: u8) {
+        self.rm(&[], false, &[0x89], src, m);
+    }
+    /// `mov dword m, imm32`.
+    pub fn store32_imm(&mut self, m: Mem, v: u32) {
+        self.rm(&[], false, &[0xC7], 0, m);
+        self.imm32(v);
+    }
+    /// `mov dst, src` (32 bits, zero-extended).
+    pub fn mov32(&mut self, dst: u8, src: u8) {
+        self.rr(false, &[0x89], src, dst);
+    }
+    /// `cmp reg, imm32` (32 bits).
+    pub fn cmp32_imm(&mut self, reg: u8, imm: u32) {
+        self.rr(false, &[0x81], 7, reg);
+        self.imm32(imm);
+    }
     /// `movzx dst, word m`.
     pub fn load16(&mut self, dst: u8, m: Mem) {
         self.rm(&[], false, &[0x0F, 0xB7], dst, m);

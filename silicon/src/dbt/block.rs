@@ -71,6 +71,8 @@ pub struct Site {
 /// A direct transfer to another block.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
+    /// The mode that the target must be for: that of the block, with groups.
+    pub mode: u32,
     /// Guest address of the target.
     pub target: u64,
     /// Host address of the jump's displacement.

@@ -1,7 +1,7 @@
 //! What generated code calls: first-level misses, interpreted instructions, indirect targets.
 
 use super::block::{Key, Site};
-use super::mode::{MODE_UNGROUPED, mode_key};
+use super::mode::MODE_UNGROUPED;
 use super::tables::jump_index;
 use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, must_step};
 use crate::addr::PAGE_OFFSET;
@@ -17,7 +17,7 @@ use crate::vmx;
 impl Dbt {
     /// The host address to go on at for RIP, if its block is translated already.
     fn known(&mut self, core: &mut Core) -> u64 {
-        let Some(mut mode) = mode_key(core) else { return 0 };
+        let Some(mut mode) = self.mode_now(core) else { return 0 };
         if self.ungrouped {
             mode |= MODE_UNGROUPED;
         }

@@ -50,6 +50,8 @@ struct Planner<'a> {
     values: [Value; 17],
     next: u32,
     groups: Vec<Group>,
+    /// Bytes of an address.
+    word: i64,
 }
 
 /// For each instruction the group its memory access belongs to, if sharing saves anything.
@@ -57,9 +59,11 @@ struct Planner<'a> {
 pub fn plan(
     insns: &[Instruction],
     info: &mut InstructionInfoFactory,
+    is_32: bool,
     is_barrier: impl Fn(&Instruction) -> bool,
 ) -> Vec<Option<Member>> {
-    let mut p = Planner { info, values: [Value::default(); 17], next: 1, groups: Vec::new() };
+    let word = if is_32 { 4 } else { 8 };
+    let mut p = Planner { info, values: [Value::default(); 17], next: 1, groups: Vec::new(), word };
     for (i, insn) in insns.iter().enumerate() {
         if is_barrier(insn) {
             for r in 0..16 {
@@ -99,10 +103,17 @@ impl Planner<'_> {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
                 return Some((4, -8, 8, true));
             }
-            Code::Call_rm64 if insn.op0_kind() == OpKind::Register => return Some((4, -8, 8, true)),
+            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Call_rel32_32 => {
+                return Some((4, -4, 4, true));
+            }
+            Code::Call_rm64 | Code::Call_rm32 if insn.op0_kind() == OpKind::Register => {
+                return Some((4, -self.word, self.word, true));
+            }
             Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return Some((4, 0, 8, false)),
+            Code::Pop_r32 | Code::Retnd | Code::Retnd_imm16 => return Some((4, 0, 4, false)),
             Code::Leaveq => return Some((5, 0, 8, false)),
-            Code::Call_rm64 | Code::Push_rm64 => return None,
+            Code::Leaved => return Some((5, 0, 4, false)),
+            Code::Call_rm64 | Code::Push_rm64 | Code::Call_rm32 | Code::Push_rm32 => return None,
             _ => {}
         }
         let op = (0..insn.op_count()).find(|&i| insn.op_kind(i) == OpKind::Memory)?;
@@ -114,10 +125,10 @@ impl Planner<'_> {
         if !is_plain {
             return None;
         }
-        let disp = insn.memory_displacement64().cast_signed();
+        let disp = self.signed(insn.memory_displacement64());
         let base = match insn.memory_base() {
             Register::None | Register::RIP => ABSOLUTE,
-            r if r.size() == 8 && disp.abs() < 1 << 30 => number(r),
+            r if r.size() == self.word as usize && disp.abs() < 1 << 30 => number(r),
             _ => return None,
         };
         let access = self.info.info(insn).op_access(op);
@@ -155,13 +166,13 @@ impl Planner<'_> {
 
     /// What the instruction does to the registers' values.
     fn effects(&mut self, insn: &Instruction) {
-        if let Some((register, by)) = adjustment(insn) {
+        if let Some((register, by)) = self.adjustment(insn) {
             let v = &mut self.values[register];
             match v.offset.checked_add(by) {
                 Some(o) => v.offset = o,
                 None => self.forget(register),
             }
-            if !matches!(insn.code(), Code::Pop_r64) {
+            if !is_pop(insn) {
                 return;
             }
         }
@@ -172,43 +183,61 @@ impl Planner<'_> {
                 written[number(r.register())] = true;
             }
         }
-        if insn.code() == Code::Pop_r64 && insn.op0_register() != Register::RSP {
+        if is_pop(insn) && number(insn.op0_register()) != 4 {
             written[4] = false;
         }
         for (r, _) in written.iter().enumerate().filter(|(_, w)| **w) {
             self.forget(r);
         }
     }
+
+    /// An address or a distance as a signed number.
+    fn signed(&self, v: u64) -> i64 {
+        if self.word == 4 { i64::from(v as i32) } else { v.cast_signed() }
+    }
+
+    /// A register that the instruction moves by a constant.
+    fn adjustment(&self, insn: &Instruction) -> Option<(usize, i64)> {
+        match insn.code() {
+            Code::Push_r64
+            | Code::Pushq_imm8
+            | Code::Pushq_imm32
+            | Code::Push_rm64
+            | Code::Call_rel32_64
+            | Code::Call_rm64 => return Some((4, -8)),
+            Code::Push_r32
+            | Code::Pushd_imm8
+            | Code::Pushd_imm32
+            | Code::Push_rm32
+            | Code::Call_rel32_32
+            | Code::Call_rm32 => return Some((4, -4)),
+            Code::Pop_r64 | Code::Pop_r32 if number(insn.op0_register()) != 4 => {
+                return Some((4, self.word));
+            }
+            _ => {}
+        }
+        if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != self.word as usize {
+            return None;
+        }
+        let r = insn.op0_register();
+        let is_immediate =
+            insn.op_count() == 2 && !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
+        let by = match insn.mnemonic() {
+            Mnemonic::Add if is_immediate => self.signed(insn.immediate(1)),
+            Mnemonic::Sub if is_immediate => self.signed(insn.immediate(1)).checked_neg()?,
+            Mnemonic::Inc => 1,
+            Mnemonic::Dec => -1,
+            Mnemonic::Lea if insn.memory_base() == r && insn.memory_index() == Register::None => {
+                self.signed(insn.memory_displacement64())
+            }
+            _ => return None,
+        };
+        Some((number(r), by))
+    }
 }
 
-/// A register that the instruction moves by a constant.
-fn adjustment(insn: &Instruction) -> Option<(usize, i64)> {
-    match insn.code() {
-        Code::Push_r64
-        | Code::Pushq_imm8
-        | Code::Pushq_imm32
-        | Code::Push_rm64
-        | Code::Call_rel32_64
-        | Code::Call_rm64 => return Some((4, -8)),
-        Code::Pop_r64 if insn.op0_register() != Register::RSP => return Some((4, 8)),
-        _ => {}
-    }
-    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != 8 {
-        return None;
-    }
-    let r = insn.op0_register();
-    let is_immediate = insn.op_count() == 2 && !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
-    let by = match insn.mnemonic() {
-        Mnemonic::Add if is_immediate => insn.immediate(1).cast_signed(),
-        Mnemonic::Sub if is_immediate => insn.immediate(1).cast_signed().checked_neg()?,
-        Mnemonic::Inc => 1,
-        Mnemonic::Dec => -1,
-        Mnemonic::Lea if insn.memory_base() == r && insn.memory_index() == Register::None => {
-            insn.memory_displacement64().cast_signed()
-        }
-        _ => return None,
-    };
-    Some((number(r), by))
+fn is_pop(insn: &Instruction) -> bool {
+    matches!(insn.code(), Code::Pop_r64 | Code::Pop_r32)
 }
 
 #[cfg(test)]
@@ -219,7 +248,7 @@ mod tests {
 
     fn plan_of(code: &[u8]) -> Vec<Option<Member>> {
         let insns: Vec<_> = Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE).into_iter().collect();
-        plan(&insns, &mut InstructionInfoFactory::new(), |_| false)
+        plan(&insns, &mut InstructionInfoFactory::new(), false, |_| false)
     }
 
     #[test]

@@ -18,7 +18,8 @@ fn is_mode_change(insn: &Instruction) -> bool {
     matches!(
         insn.mnemonic(),
         M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Sti | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
-    ) || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
+    ) || matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
+        || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
         || insn.op0_register().is_segment_register()
 }
 

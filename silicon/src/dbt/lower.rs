@@ -39,6 +39,10 @@ impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
         self.vector = uses_vector_state(insn);
+        if self.is_32 && super::code32::must_step(insn, self.mode) {
+            self.step(insn);
+            return !ends_block(insn);
+        }
         if insn.near_branch_target() != 0 && !is_canonical(insn.near_branch_target()) {
             self.step(insn);
             return false;
@@ -56,13 +60,16 @@ impl Translator<'_> {
         }
         self.open_sites = 0;
         match insn.code() {
-            Code::Call_rel32_64 => self.call(insn),
+            Code::Call_rel32_64 | Code::Call_rel32_32 => self.call(insn),
             Code::Call_rm64 if insn.op0_register() != Register::RSP => self.call_indirect(insn),
-            Code::Jmp_rm64 => self.jump_indirect(insn),
-            Code::Retnq | Code::Retnq_imm16 => self.ret(insn),
+            Code::Call_rm32 if insn.op0_register() != Register::ESP => self.call_indirect(insn),
+            Code::Jmp_rm64 | Code::Jmp_rm32 => self.jump_indirect(insn),
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => self.ret(insn),
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => self.push(insn),
+            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
             Code::Pop_r64 if insn.op0_register() != Register::RSP => self.pop(insn),
-            Code::Leaveq => self.leave(insn),
+            Code::Pop_r32 if insn.op0_register() != Register::ESP => self.pop(insn),
+            Code::Leaveq | Code::Leaved => self.leave(insn),
             _ => self.plain(insn),
         }
     }
@@ -92,7 +99,8 @@ impl Translator<'_> {
             || base == Register::EIP
             || (base == Register::None && index == Register::None)
         {
-            self.a.imm(T0, disp.wrapping_add_signed(by.into()));
+            let v = disp.wrapping_add_signed(by.into());
+            self.a.imm(T0, if self.is_32 { v & 0xFFFF_FFFF } else { v });
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
                 if r == Register::None {
@@ -120,8 +128,20 @@ impl Translator<'_> {
             _ => return,
         };
         let base = offset_of!(Core, seg) + which * size_of::<Segment>() + offset_of!(Segment, base);
-        self.a.load(T1, state(base));
-        self.a.lea(T0, Mem { base: Some(T0), index: Some((T1, 0)), disp: 0 });
+        let sum = Mem { base: Some(T0), index: Some((T1, 0)), disp: 0 };
+        if self.is_32 {
+            if let Some(last) = super::code32::last_offset(insn) {
+                debug_assert!(self.flags == Flags::Kept);
+                self.a.cmp32_imm(T0, last);
+                let branch = self.a.jcc_later(cc::A);
+                self.cold.push(Cold::Step { branch, site: self.site(insn) });
+            }
+            self.a.load32(T1, state(base));
+            self.a.lea32(T0, sum);
+        } else {
+            self.a.load(T1, state(base));
+            self.a.lea(T0, sum);
+        }
     }
 
     /// Turn the linear address in T0 into a host pointer, or leave the straight path: to the

@@ -30,6 +30,7 @@ pub mod asm;
 pub mod block;
 pub mod cache;
 mod callback;
+mod code32;
 pub mod flags;
 pub mod gate;
 pub mod glue;
@@ -52,8 +53,8 @@ use self::asm::Asm;
 use self::block::{Block, Indirect, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
-use self::mode::{MODE_UNGROUPED, has_groups, is_user, mode_key};
-use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
+use self::mode::{MODE_UNGROUPED, MODE_VECTOR, has_groups, is_user, jump_table, mode_key};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, JUMP_TABLES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
 use crate::cpu::fxstate;
@@ -68,6 +69,9 @@ use crate::processor::Engine;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
 pub(crate) const KIND_CLASS: u32 = 20;
+
+/// The mode of a table of indirect targets that is empty.
+const NO_MODE: u32 = u32::MAX;
 
 /// A block found lately, under a generation of the tables.
 #[derive(Clone, Copy, Default)]
@@ -97,6 +101,8 @@ pub struct Dbt {
     pages: AddressMap<(u64, u64), u32>,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
+    /// The mode of the blocks in each table of indirect targets.
+    jump_modes: [u32; JUMP_TABLES],
     /// Grows with every change of `tables_of`.
     generation: u32,
     /// By [`jump_index`]: blocks found lately.
@@ -153,6 +159,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         indirects: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
+        jump_modes: [0; JUMP_TABLES],
         generation: 0,
         recent: vec![Recent::default(); JUMP_ENTRIES],
         kernel_has_local: false,
@@ -248,14 +255,37 @@ impl Dbt {
         let keep_kernel = only_local && !std::mem::take(&mut self.kernel_has_local);
         for pair in 0..if keep_kernel { 1 } else { 2 } {
             core.jit.fetch[pair].fill(0);
-            core.jit.jump[pair].fill(self.glue.indirect);
         }
+        self.empty_jumps(core, |mode| is_user(mode) || !keep_kernel);
+    }
+
+    /// Empty the tables of indirect targets whose mode is such.
+    fn empty_jumps(&mut self, core: &mut Core, which: impl Fn(u32) -> bool) {
+        for (table, mode) in core.jit.jump.iter_mut().zip(&mut self.jump_modes) {
+            if *mode != NO_MODE && which(*mode) {
+                *mode = NO_MODE;
+                table.fill(self.glue.indirect);
+            }
+        }
+    }
+
+    /// What of the processor's state is built into the code that runs now.  `None` if it has to
+    /// be interpreted.  The tables of indirect targets know no other blocks afterwards.
+    fn mode_now(&mut self, core: &mut Core) -> Option<u32> {
+        let mode = mode_key(core)?;
+        let table = jump_table(mode);
+        if self.jump_modes[table] != mode {
+            let other = self.jump_modes[table];
+            self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
+            self.jump_modes[table] = mode;
+        }
+        Some(mode)
     }
 
     /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
     /// interpreted.
     fn find(&mut self, core: &mut Core) -> Exec<Option<u32>> {
-        let Some(mut mode) = mode_key(core) else { return Ok(None) };
+        let Some(mut mode) = self.mode_now(core) else { return Ok(None) };
         if std::mem::take(&mut self.ungrouped) {
             mode |= MODE_UNGROUPED;
         }
@@ -284,7 +314,7 @@ impl Dbt {
         let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
         self.kernel_has_local |= pair == 1 && !is_global;
         if has_groups(b.key.mode) {
-            core.jit.jump[pair][jump_index(b.key.rip)] = b.landing;
+            core.jit.jump[jump_table(b.key.mode)][jump_index(b.key.rip)] = b.landing;
         }
         let page = page_number(&mut self.pages, b.key.rip, b.key.hpa);
         core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
@@ -367,7 +397,7 @@ impl Dbt {
     fn make_link(&mut self, request: u64, number: u32) {
         let Some(link) = self.links.get(request as usize) else { return };
         let b = &self.blocks[number as usize];
-        if link.target != b.key.rip || b.is_dead || !has_groups(b.key.mode) {
+        if link.target != b.key.rip || link.mode != b.key.mode || b.is_dead {
             return;
         }
         if let Some(place) = link.page_place {
@@ -437,7 +467,7 @@ impl Dbt {
         self.recent.fill(Recent::default());
         core.jit.request = NO_REQUEST;
         core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
-        core.jit.jump = [[self.glue.indirect; JUMP_ENTRIES]; 2];
+        self.empty_jumps(core, |_| true);
         self.flushes += 1;
     }
 }

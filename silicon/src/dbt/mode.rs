@@ -1,7 +1,9 @@
 //! What of the processor's state is built into translations.
 
 use crate::arch::bits::{cr0, cr4, rflags};
+use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::state::{Core, Mode};
+use crate::mmu::tlb::L1_CLASSES;
 
 pub(super) const MODE_USER: u32 = 1;
 pub(super) const MODE_LIFTED: u32 = 2;
@@ -9,12 +11,38 @@ pub(super) const MODE_VECTOR: u32 = 4;
 /// Not of the processor: the version of a block in which each access has its own check.
 pub(super) const MODE_UNGROUPED: u32 = 8;
 
+/// 32-bit code, with flat CS, DS, ES and SS.
+pub(super) const MODE_32: u32 = 16;
+/// In 32-bit code: FS is a data segment that reaches up to 4 GBytes from its base.
+pub(super) const MODE_FS: u32 = 32;
+/// The same of GS.
+pub(super) const MODE_GS: u32 = 64;
+
+/// A data segment, writable and without limit.
+fn is_unlimited(s: &Segment) -> bool {
+    let bits = attr::UNUSABLE | attr::P | attr::S | attr::CODE | attr::EC | attr::RW;
+    s.limit == u32::MAX && s.attr & bits == attr::P | attr::S | attr::RW
+}
+
+/// The key's bits for the segments of 32-bit code; `None` if it has to be interpreted.
+fn segments_key(core: &Core) -> Option<u32> {
+    let is_flat = |i: usize| core.seg[i].base == 0 && is_unlimited(&core.seg[i]);
+    let cs = &core.seg[seg::CS];
+    let ok = cs.base == 0
+        && cs.limit == u32::MAX
+        && core.seg[seg::SS].has(attr::DB)
+        && [seg::SS, seg::DS, seg::ES].into_iter().all(is_flat);
+    let bit = |i: usize, bit: u32| if is_unlimited(&core.seg[i]) { bit } else { 0 };
+    ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | bit(seg::GS, MODE_GS))
+}
+
 /// What of the processor's state is built into translations.
 pub(super) fn mode_key(core: &Core) -> Option<u32> {
-    if core.mode != Mode::Bits64 {
-        return None;
-    }
-    let mut key = 0;
+    let mut key = match core.mode {
+        Mode::Bits64 => 0,
+        Mode::Bits32 => segments_key(core)?,
+        Mode::Real | Mode::V86 | Mode::Bits16 => return None,
+    };
     if core.cpl == 3 {
         key |= MODE_USER;
     } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
@@ -32,6 +60,20 @@ pub(super) fn class_of(mode: u32) -> usize {
         (false, false) => 1,
         (false, true) => 2,
     }
+}
+
+pub(super) fn is_32(mode: u32) -> bool {
+    mode & MODE_32 != 0
+}
+
+/// Bits of the code.
+pub(super) fn code_bits(mode: u32) -> u32 {
+    if is_32(mode) { 32 } else { 64 }
+}
+
+/// Which table of indirect targets is used: no generated code jumps to that of another number.
+pub(super) fn jump_table(mode: u32) -> usize {
+    class_of(mode) + if is_32(mode) { L1_CLASSES } else { 0 }
 }
 
 pub(super) fn is_user(mode: u32) -> bool {

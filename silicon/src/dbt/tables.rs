@@ -3,11 +3,15 @@
 use super::groups::MAX_GROUPS;
 use crate::arch::bits::rflags;
 use crate::cpu::state::Core;
+use crate::mmu::tlb::L1_CLASSES;
 
 /// Entries of a table of current code pages.
 pub const FETCH_ENTRIES: usize = 1024;
 /// Entries of a table of indirect targets.
 pub const JUMP_ENTRIES: usize = 4096;
+
+/// Tables of indirect targets: [`super::mode::jump_table`].
+pub const JUMP_TABLES: usize = 2 * L1_CLASSES;
 
 /// The tables; index 0 of a pair is for CPL 3, 1 for all others.
 #[repr(C)]
@@ -33,7 +37,7 @@ pub struct Tables {
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
     /// By [`jump_index`] of an address: the landing pad to try.
-    pub jump: [[u64; JUMP_ENTRIES]; 2],
+    pub jump: [[u64; JUMP_ENTRIES]; JUMP_TABLES],
 }
 
 /// No link to make.
@@ -54,7 +58,7 @@ impl Tables {
             host_mxcsr: 0x1F80,
             engine: 0,
             fetch: [[0; FETCH_ENTRIES]; 2],
-            jump: [[0; JUMP_ENTRIES]; 2],
+            jump: [[0; JUMP_ENTRIES]; JUMP_TABLES],
         }
     }
 }

@@ -22,34 +22,57 @@ impl Translator<'_> {
         })
     }
 
-    /// The host place of the quadword below the guest's stack pointer.
-    fn stack_place(&mut self, insn: &Instruction) -> Mem {
-        self.place(insn, 8, true, |t, by| {
-            t.a.lea(T0, Mem { base: Some(HOST_OF_RSP), index: None, disp: by - 8 });
-        })
+    /// Bytes of an address, and of what a push pushes.
+    fn word(&self) -> i32 {
+        if self.is_32 { 4 } else { 8 }
     }
 
-    /// The host place of the quadword that `register` (RSP, RBP) points at.
+    fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
+        let m = Mem { base: Some(base), index: None, disp };
+        if self.is_32 { self.a.lea32(dst, m) } else { self.a.lea(dst, m) }
+    }
+
+    fn load_word(&mut self, dst: u8, m: Mem) {
+        if self.is_32 { self.a.load32(dst, m) } else { self.a.load(dst, m) }
+    }
+
+    fn store_word(&mut self, m: Mem, src: u8) {
+        if self.is_32 { self.a.store32(m, src) } else { self.a.store(m, src) }
+    }
+
+    fn store_word_imm(&mut self, m: Mem, v: u64) {
+        if self.is_32 { self.a.store32_imm(m, v as u32) } else { self.a.store_imm(m, v) }
+    }
+
+    fn move_word(&mut self, dst: u8, src: u8) {
+        if self.is_32 { self.a.mov32(dst, src) } else { self.a.mov(dst, src) }
+    }
+
+    /// The host place of the word below the guest's stack pointer.
+    fn stack_place(&mut self, insn: &Instruction) -> Mem {
+        let word = self.word();
+        self.place(insn, word as usize, true, |t, by| t.lea_word(T0, HOST_OF_RSP, by - word))
+    }
+
+    /// The host place of the word that `register` (RSP, RBP) points at.
     fn stack_top(&mut self, insn: &Instruction, register: u8) -> Mem {
-        self.place(insn, 8, false, |t, by| {
-            t.a.lea(T0, Mem { base: Some(register), index: None, disp: by });
-        })
+        self.place(insn, self.word() as usize, false, |t, by| t.lea_word(T0, register, by))
     }
 
     fn move_stack(&mut self, by: i32) {
-        self.a.lea(HOST_OF_RSP, Mem { base: Some(HOST_OF_RSP), index: None, disp: by });
+        self.lea_word(HOST_OF_RSP, HOST_OF_RSP, by);
     }
 
     fn value_slot() -> Mem {
         state(table(offset_of!(Tables, value)))
     }
 
-    /// Load a 64-bit memory operand into `value`.
+    /// Load a memory operand of a word into `value`.
     fn fetch_operand(&mut self, insn: &Instruction) {
         self.keep_flags();
         self.address(insn, 0);
-        self.check(insn, 8, false, false);
-        self.a.load(T1, at(T0));
+        self.check(insn, self.word() as usize, false, false);
+        self.load_word(T1, at(T0));
         self.a.store(Self::value_slot(), T1);
     }
 
@@ -58,20 +81,20 @@ impl Translator<'_> {
             OpKind::Register => {
                 let place = self.stack_place(insn);
                 let v = self.value_of(insn.op0_register(), T1);
-                self.a.store(place, v);
+                self.store_word(place, v);
             }
             OpKind::Memory => {
                 self.fetch_operand(insn);
                 let place = self.stack_place(insn);
                 self.a.load(T1, Self::value_slot());
-                self.a.store(place, T1);
+                self.store_word(place, T1);
             }
             _ => {
                 let place = self.stack_place(insn);
-                self.a.store_imm(place, insn.immediate(0));
+                self.store_word_imm(place, insn.immediate(0));
             }
         }
-        self.move_stack(-8);
+        self.move_stack(-self.word());
         self.close_sites();
         true
     }
@@ -80,20 +103,20 @@ impl Translator<'_> {
         let r = insn.op0_register();
         let place = self.stack_top(insn, HOST_OF_RSP);
         if let Some(h) = host_of(number(r)) {
-            self.a.load(h, place);
+            self.load_word(h, place);
         } else {
             self.a.load(T1, place);
             self.a.store(state(slot(number(r))), T1);
         }
-        self.move_stack(8);
+        self.move_stack(self.word());
         self.close_sites();
         true
     }
 
     pub(super) fn leave(&mut self, insn: &Instruction) -> bool {
         let place = self.stack_top(insn, RBP);
-        self.a.load(T1, place);
-        self.a.lea(HOST_OF_RSP, Mem { base: Some(RBP), index: None, disp: 8 });
+        self.load_word(T1, place);
+        self.lea_word(HOST_OF_RSP, RBP, self.word());
         self.a.mov(RBP, T1);
         self.close_sites();
         true
@@ -101,8 +124,8 @@ impl Translator<'_> {
 
     fn push_return(&mut self, insn: &Instruction) {
         let place = self.stack_place(insn);
-        self.a.store_imm(place, insn.next_ip());
-        self.move_stack(-8);
+        self.store_word_imm(place, insn.next_ip());
+        self.move_stack(-self.word());
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) -> bool {
@@ -116,18 +139,20 @@ impl Translator<'_> {
         self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
             let v = self.value_of(insn.op0_register(), T0);
-            self.a.mov(T1, v);
-            self.a.store(Self::value_slot(), v);
+            self.move_word(T1, v);
+            self.a.store(Self::value_slot(), T1);
         } else {
             self.fetch_operand(insn);
         }
-        // T1 is the target: a non-canonical one faults before anything is pushed.
-        self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
-        self.a.raw(&[47]);
-        self.a.rr(true, &[0xFF], 0, T1); // inc T1
-        self.a.cmp_imm(T1, 1);
-        let branch = self.a.jcc_later(cc::A);
-        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        if !self.is_32 {
+            // T1 is the target: a non-canonical one faults before anything is pushed.
+            self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
+            self.a.raw(&[47]);
+            self.a.rr(true, &[0xFF], 0, T1); // inc T1
+            self.a.cmp_imm(T1, 1);
+            let branch = self.a.jcc_later(cc::A);
+            self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        }
         self.push_return(insn);
         self.a.load(T0, Self::value_slot());
         self.transfer_indirect(insn, 0);
@@ -138,11 +163,11 @@ impl Translator<'_> {
         if insn.op0_kind() == OpKind::Register {
             self.keep_flags();
             let v = self.value_of(insn.op0_register(), T0);
-            self.a.mov(T0, v);
+            self.move_word(T0, v);
         } else {
             self.keep_flags();
-            let place = self.place(insn, 8, false, |t, by| t.address(insn, by));
-            self.a.load(T0, place);
+            let place = self.place(insn, self.word() as usize, false, |t, by| t.address(insn, by));
+            self.load_word(T0, place);
         }
         self.transfer_indirect(insn, 0);
         false
@@ -151,10 +176,10 @@ impl Translator<'_> {
     pub(super) fn ret(&mut self, insn: &Instruction) -> bool {
         self.keep_flags();
         let place = self.stack_top(insn, HOST_OF_RSP);
-        self.a.load(T0, place);
+        self.load_word(T0, place);
         let extra = if insn.op_count() > 0 { i32::from(insn.immediate16()) } else { 0 };
-        self.move_stack(8 + extra);
-        self.transfer_indirect(insn, 8 + extra);
+        self.move_stack(self.word() + extra);
+        self.transfer_indirect(insn, self.word() + extra);
         false
     }
 }

@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, Inst
 
 use super::asm::{Asm, RSP, T0, T1, cc, state};
 use super::block::{Indirect, Key, Link, Site};
+use super::code32;
 use super::flags::{Effect, effect};
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
@@ -85,9 +86,12 @@ pub(super) struct Translator<'a> {
     pub glue: &'a Glue,
     pub encoder: &'a mut Encoder,
     pub info: &'a mut InstructionInfoFactory,
+    pub mode: u32,
     pub class: usize,
     pub is_user: bool,
     pub has_vector: bool,
+    /// 32-bit code.
+    pub is_32: bool,
     pub has_bmi2: bool,
     pub flags: Flags,
     /// `kept_flags` has the current flags (they may be live as well).
@@ -150,9 +154,9 @@ enum Tail {
 
 /// Decode a run of instructions from the bytes up to the end of a page.  `second` are the first
 /// bytes of the following page, if known: then the crossing instruction is the last of the run.
-fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64) -> (Vec<Instruction>, Tail) {
+fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64, bits: u32) -> (Vec<Instruction>, Tail) {
     let mut out = Vec::new();
-    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
         let from = decoder.position();
         let insn = decoder.decode();
@@ -160,17 +164,17 @@ fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64) -> (Vec<Instruction>, T
             let Some(second) = second else { return (out, Tail::Unknown) };
             let both = [&bytes[from..], second].concat();
             let at = rip + from as u64;
-            let insn = Decoder::with_ip(64, &both, at, DecoderOptions::NONE).decode();
+            let insn = Decoder::with_ip(bits, &both, at, DecoderOptions::NONE).decode();
             if insn.is_invalid() {
                 return (out, Tail::Unknown);
             }
-            out.push(insn);
+            out.push(code32::widen(insn));
             return (out, Tail::Crossing);
         }
         if insn.is_invalid() {
             break;
         }
-        out.push(insn);
+        out.push(code32::widen(insn));
         if super::kinds::ends_block(&insn) {
             break;
         }
@@ -181,12 +185,19 @@ fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64) -> (Vec<Instruction>, T
 /// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
 /// first instruction is none.
 pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Second>) -> Option<Translated> {
-    let (insns, tail) = decode(bytes, second.map(|s| &s.bytes[..]), key.rip);
+    let is_32 = super::mode::is_32(key.mode);
+    if is_32 && key.rip >> 12 == 0xF_FFFF {
+        return None; // behind this page comes address 0
+    }
+    let bits = super::mode::code_bits(key.mode);
+    let (insns, tail) = decode(bytes, second.map(|s| &s.bytes[..]), key.rip, bits);
     if insns.is_empty() && tail == Tail::Here {
         return None;
     }
     let plan = if super::mode::has_groups(key.mode) {
-        super::groups::plan(&insns, tools.info, super::kinds::is_interpreted)
+        let is_barrier =
+            |i: &Instruction| super::kinds::is_interpreted(i) || is_32 && code32::must_step(i, key.mode);
+        super::groups::plan(&insns, tools.info, is_32, is_barrier)
     } else {
         vec![None; insns.len()]
     };
@@ -195,9 +206,11 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         glue: tools.glue,
         encoder: tools.encoder,
         info: tools.info,
+        mode: key.mode,
         class: super::mode::class_of(key.mode),
         is_user: super::mode::is_user(key.mode),
         has_vector: super::mode::has_vector(key.mode),
+        is_32,
         has_bmi2: tools.has_bmi2,
         flags: Flags::Live,
         kept_is_current: false,
@@ -412,8 +425,8 @@ impl Translator<'_> {
         self.a.raw(&[4]);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
         self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
-        let pair = usize::from(!self.is_user) * JUMP_ENTRIES * 8;
-        let disp = table(offset_of!(Tables, jump)) + pair;
+        let which = super::mode::jump_table(self.mode) * JUMP_ENTRIES * 8;
+        let disp = table(offset_of!(Tables, jump)) + which;
         let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
         self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]
     }
@@ -470,10 +483,11 @@ impl Translator<'_> {
         let number = self.first_link + self.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
+        let mode = self.mode & !super::mode::MODE_UNGROUPED;
         let link = if is_near {
             let here = self.a.here();
             self.a.patch(branch, here);
-            Link { target, place: base + branch as u64, page_place: None, kept }
+            Link { mode, target, place: base + branch as u64, page_place: None, kept }
         } else {
             let here = self.a.here();
             self.a.patch(branch, here);
@@ -487,7 +501,7 @@ impl Translator<'_> {
             let stub = self.a.here();
             self.a.patch(miss, stub);
             self.a.patch(hit, stub);
-            Link { target, place: base + hit as u64, page_place: Some(page_place), kept }
+            Link { mode, target, place: base + hit as u64, page_place: Some(page_place), kept }
         };
         self.links.push(link);
         self.a.store_imm(state(offset_of!(Core, rip)), target);
