@@ -1,4 +1,5 @@
-//! Run a flat 64-bit binary on the bare processor: `flat FILE LOAD ENTRY RDI RSI [engine]`.
+//! Run a flat binary on the bare processor: `flat FILE LOAD ENTRY RDI RSI [engine [chunk]]`; with
+//! `BITS=32` in the environment it is 32-bit code, with a chunk both engines run in lockstep.
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
 use silicon::mem::Memory;
@@ -14,6 +15,7 @@ fn main() {
     let engines: Vec<&str> =
         args.get(6).filter(|e| *e != "both").map_or(vec!["reference", "dbt"], |e| vec![e.as_str()]);
     let mut made = Vec::new();
+    let is_32 = std::env::var("BITS").is_ok_and(|b| b == "32");
     for e in engines {
         let kind = if e == "dbt" { EngineKind::Dbt } else { EngineKind::Reference };
         let mem = Memory::new(64 << 20).unwrap();
@@ -33,6 +35,14 @@ fn main() {
             *s = Segment { base: 0, limit: u32::MAX, attr: 0xC093, selector: 0x10 };
         }
         c.seg[seg::CS] = Segment { base: 0, limit: u32::MAX, attr: 0xA09B, selector: 8 };
+        if is_32 {
+            // Pages of 4 MBytes, one table.
+            for i in 0..16 {
+                c.mem.store(0x1000 + 4 * i, 4, i << 22 | 0x83);
+            }
+            (c.cr4, c.efer) = (0x690, 0);
+            c.seg[seg::CS].attr = 0xC09B;
+        }
         c.rip = num(&args[3]);
         c.gpr[4] = 0x3F0_0000 - 8;
         c.gpr[7] = num(&args[4]);

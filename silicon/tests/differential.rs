@@ -17,7 +17,7 @@ mod values;
 use silicon::processor::EngineKind;
 
 fn agrees(engine: EngineKind, instructions: u64) {
-    let options = session::Options { seed: 20, instructions, first: 0, engine, patience: 3 };
+    let options = session::Options { seed: 20, instructions, first: 0, engine, wide: 70, patience: 3 };
     let sum = session::run(&options).unwrap();
     assert!(sum.differences.is_empty(), "{}", sum.differences.join("\n"));
     assert!(sum.instructions >= instructions, "{} of {instructions} instructions", sum.instructions);

@@ -1,5 +1,5 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
-//! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--patience N]`.
+//! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT] [--patience N]`.
 
 mod case;
 mod computer;
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         instructions: 1_000_000,
         first: 0,
         engine: EngineKind::Reference,
+        wide: 70,
         patience: 1,
     };
     let mut args = std::env::args().skip(1);
@@ -30,11 +31,12 @@ fn main() -> ExitCode {
             "--seed" => options.seed = number,
             "--first" => options.first = number,
             "--patience" => options.patience = number as usize,
+            "--wide" => options.wide = number,
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
                 eprintln!(
-                    "fuzz: {name} {value}: expected --count, --seed, --first or --patience with a number, or --engine reference|dbt"
+                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide or --patience with a number, or --engine reference|dbt"
                 );
                 return ExitCode::from(2);
             }

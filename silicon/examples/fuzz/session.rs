@@ -20,6 +20,8 @@ pub struct Options {
     /// The first batch.
     pub first: u64,
     pub engine: EngineKind,
+    /// How many of 100 programs are 64-bit code; the others are 32-bit code.
+    pub wide: u64,
     /// Differences to report before giving up.
     pub patience: usize,
 }
@@ -59,7 +61,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut sum =
         Summary { batches: 0, cases: 0, instructions: 0, endings: [0; 32], differences: Vec::new() };
     for batch in options.first.. {
-        let (memory, programs, mut starts) = session.batch(options.seed, batch);
+        let (memory, programs, mut starts) = session.batch(options, batch);
         session.machine.fill(&memory);
         let mut ours = Vec::with_capacity(starts.len());
         for start in &mut starts {
@@ -99,12 +101,12 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
 }
 
 impl Session {
-    fn batch(&self, seed: u64, batch: u64) -> (Vec<u64>, Vec<Program>, Vec<Start>) {
-        let mut rng = Rng::new(seed, batch);
+    fn batch(&self, options: &Options, batch: u64) -> (Vec<u64>, Vec<Program>, Vec<Start>) {
+        let mut rng = Rng::new(options.seed, batch);
         let memory = values::memory(&mut rng);
         let (mut programs, mut starts) = (Vec::new(), Vec::new());
         while starts.len() < BATCH {
-            let bits = if rng.percent(70) { 64 } else { 32 };
+            let bits = if rng.percent(options.wide) { 64 } else { 32 };
             let pieces = self.generator.program(&mut rng, bits);
             let room = (CODE_PAGES * PAGE - CODE_BYTES) as u64;
             let at = CODE + if rng.percent(30) { 4096 - rng.below(60) } else { rng.below(room) };

@@ -67,3 +67,55 @@ pub(super) fn last_offset(insn: &Instruction) -> Option<u32> {
     let size = insn.memory_size().size() as u32;
     (!is_absolute && size > 1).then(|| size.wrapping_neg())
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Mnemonic};
+
+    use super::super::kinds::{Way, way};
+    use super::*;
+
+    /// Every instruction of 32-bit code that is re-encoded exists in 64-bit mode then.
+    #[test]
+    fn what_is_re_encoded_has_an_encoding() {
+        let mut seen = 0;
+        for code in Code::values().filter(|c| c.op_code().mode32() && !c.op_code().mode64()) {
+            let mut insn = Instruction::default();
+            insn.set_code(code);
+            // MOV of a control, debug or test register is known by its operands.
+            let is_system = code.mnemonic() == Mnemonic::Mov;
+            let is_optional = code.op_code().decoder_option() != DecoderOptions::NONE;
+            if is_system || is_optional || !matches!(way(&insn), Way::Native | Way::Vector) {
+                continue;
+            }
+            seen += 1;
+            assert!(widen(insn).code().op_code().mode64(), "{code:?}");
+        }
+        assert_eq!(12, seen);
+    }
+
+    fn decode(bytes: &[u8]) -> Instruction {
+        Decoder::with_ip(32, bytes, 0x1000, DecoderOptions::NONE).decode()
+    }
+
+    #[test]
+    fn inc_and_dec_get_the_long_encoding() {
+        let insn = widen(decode(&[0x46])); // inc esi
+        let mut encoder = Encoder::new(64);
+        encoder.encode(&insn, 0x1000).unwrap();
+        assert_eq!(vec![0xFF, 0xC6], encoder.take_buffer());
+    }
+
+    #[test]
+    fn segments_that_may_have_a_limit_are_interpreted() {
+        let percpu = decode(&[0x64, 0xA1, 0x10, 0, 0, 0]); // mov eax,[fs:10h]
+        assert_eq!((true, false), (must_step(&percpu, 0), must_step(&percpu, MODE_FS)));
+        let last = decode(&[0x65, 0xA1, 0xFD, 0xFF, 0xFF, 0xFF]); // mov eax,[gs:0FFFFFFFDh]
+        assert!(must_step(&last, MODE_GS));
+        let flat = decode(&[0x36, 0x8B, 0x03]); // mov eax,[ss:ebx]
+        assert!(!must_step(&flat, 0));
+        let short = decode(&[0x67, 0x8B, 0x07]); // mov eax,[bx]
+        assert!(must_step(&short, MODE_FS | MODE_GS));
+        assert_eq!(Some(0xFFFF_FFFC), last_offset(&decode(&[0x65, 0x8B, 0x03])));
+    }
+}

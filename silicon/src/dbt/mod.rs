@@ -13,6 +13,8 @@
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
 //!   through a table to a landing pad that compares the whole address.
 //! * *Everything sensitive* is interpreted in place.
+//! * *32-bit code* with flat segments runs like 64-bit code, its addresses 32 bits wide
+//!   ([`code32`]); other 32-bit code, and 16-bit code, is interpreted.
 //!
 //! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at a block
 //! boundary, or put aside in `kept_flags` (each block has an entry for both); they are put aside
