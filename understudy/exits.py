@@ -3,7 +3,8 @@
 Source: SDM 3C, "VM Exits"; SDM 3D, "VMX Basic Exit Reasons".
 
 A function gets the vCPU and the exit and returns a verdict: go on, or a `Stop`.  The run loop in
-`vcpu.py` is the only caller and the only place that counts.  A reason without a function stops
+`vcpu.py` is the only caller and the only place that counts.  Exits of the memory-management unit
+are in `mmu_exits`.  A reason without a function stops
 the machine loudly, with the whole state decoded.
 
 Invariants: nothing that a guest does raises here; whatever a guest may not do ends as the
@@ -15,13 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from understudy.arch.cr import CR0
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
-from understudy.arch.vmcs import CrAccess, EptViolation, InterruptionInformation, Vmcs
+from understudy.arch.vmcs import EptViolation, InterruptionInformation, Vmcs
 from understudy.execution import mmio, portio
 from understudy.paging import PagingError
-from understudy.paging.guest_walk import PAE_FORMAT
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
@@ -145,54 +144,6 @@ def wrmsr(vcpu: "Vcpu", exit: Exit) -> Verdict:
     return RESUME
 
 
-@handles(Reason.CR_ACCESS)
-def cr_access(vcpu: "Vcpu", exit: Exit) -> Verdict:
-    """MOV to CR0 or CR4 that changes a bit the host owns, or any access to CR8.
-
-    CR4: the host owns exactly the bits that the CPU model does not offer, so the guest sets a
-    reserved bit: #GP(0).
-    """
-    access = CrAccess(exit.qualification & LOW32)
-    kind, gpr = access.ACCESS, access.GPR
-    match access.NUMBER, kind:
-        case 0, 0:
-            if not _write_cr0(vcpu, vcpu.gpr(gpr)):
-                return vcpu.fault(Vector.GP, 0)
-        case 8, 0:
-            if vcpu.gpr(gpr) >> 4:
-                return vcpu.fault(Vector.GP, 0)
-            vcpu.apic.tpr = vcpu.gpr(gpr) << 4
-            vcpu.attention = True
-        case 8, 1:
-            vcpu.set_gpr(gpr, vcpu.apic.tpr >> 4)
-        case 4, 0:
-            return vcpu.fault(Vector.GP, 0)
-        case _:
-            return unknown(vcpu, exit)  # type: ignore[return-value]
-    vcpu.skip(exit.length)
-    return RESUME
-
-
-def _write_cr0(vcpu: "Vcpu", value: int) -> bool:
-    """MOV to CR0, with the checks of SDM 2B, "MOV - Move to/from Control Registers"."""
-    cr0 = value & LOW32
-    is_wrong = (
-        value >> 32
-        or (cr0 & CR0.PG.mask and not cr0 & CR0.PE.mask)
-        or (cr0 & CR0.NW.mask and not cr0 & CR0.CD.mask)
-        or not vcpu.execution.may_set_cr0(cr0)
-    )
-    if is_wrong:
-        return False
-    vcpu.execution.set_cr0(cr0 | CR0.ET.mask)
-    translation = vcpu.translation()
-    if translation.format is PAE_FORMAT:
-        table = translation.cr3 & 0xFFFF_FFE0
-        if vcpu.memory.hpa(table) is not None:
-            vcpu.execution.set_pdptes([vcpu.memory.read_u64(table + 8 * i) for i in range(4)])
-    return True
-
-
 @handles(Reason.VMCALL)
 def vmcall(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """KVM's hypercall ABI, of which no call is offered."""
@@ -255,7 +206,7 @@ def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     if access.LINEAR_VALID and not access.TRANSLATED:
         return vcpu.error(f"a page table of the guest lies at gpa {exit.gpa:#x}, which is no RAM")
     try:
-        mmio.access(vcpu, exit)
+        mmio.access(vcpu, exit.gpa)
     except mmio.Unsupported as problem:
         return vcpu.error(f"gpa {exit.gpa:#x}: {problem}")
     return RESUME

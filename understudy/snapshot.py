@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import zstandard
 
 from understudy.events import EventState
+from understudy.execution.control_registers import Values
 from understudy.host import PAGE, PAGE_SHIFT, Host, OutOfFrames
 from understudy.msrs import MsrState
 from understudy.vcpu import VcpuState
@@ -67,11 +68,14 @@ def _header(vm: "VM") -> dict[str, Any]:
         "execution": [getattr(execution, name) for name in EXECUTION_FRAMES],
         "launched": execution.is_launched,
         "primary": execution.current_primary,
+        "control": list(execution.control.values),
         "now": vm.clock.now(),
         "offset": vm.clock.offset,
         "devices": vm.pc.save(),
         "vcpu": {
             "halted": vcpu.state.halted, "armed": vcpu.state.armed,
+            "carried_out": vcpu.state.carried_out,
+            "cr_accesses": [[*key, n] for key, n in vcpu.cr_accesses.items()],
             "attention": vcpu.attention,
             "exits": {str(n): count for n, count in vcpu.exits.items() if count},
         },
@@ -187,9 +191,12 @@ def _load(vm: "VM", header: dict[str, Any], stream: "_Stream") -> None:
     vcpu.apic.load(bytes.fromhex(header["apic"]))
     vcpu.execution.relaunch(header["launched"])
     vcpu.execution.current_primary = header["primary"]
+    cr0, cr3, cr4, efer, pdptes = header["control"]
+    vcpu.execution.restore_control(Values(cr0, cr3, cr4, efer, tuple(pdptes)))
     vm.clock.offset = header["offset"]
     vm.pc.load(header["devices"])
-    vcpu.state = VcpuState(saved["halted"], saved["armed"])
+    vcpu.state = VcpuState(saved["halted"], saved["armed"], saved["carried_out"])
+    vcpu.cr_accesses.update({(n, kind): count for n, kind, count in saved["cr_accesses"]})
     vcpu.attention = saved["attention"]
     vcpu.exits |= {int(n): count for n, count in saved["exits"].items()}
     events = dict(header["events"])

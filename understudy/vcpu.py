@@ -13,19 +13,22 @@ runs while the processor is in the guest; two runs in virtual time make the same
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
+from understudy.arch.msr import Msr
 from understudy.clock import Clock, Timer
 from understudy.cpu_model import CpuModel
 from understudy.describe import describe
 from understudy.events import Events
 from understudy.execution.vmx import Vmx
 from understudy.exits import RESUME, TABLE, Stop, Verdict, unknown
+from understudy.mmu_exits import read_efer, write_efer
 from understudy.msrs import Msrs
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault, Translation
@@ -52,6 +55,7 @@ class VcpuState:
 
     halted: bool = False
     armed: int = 0  # the deadline that the preemption timer holds
+    carried_out: int = 0  # instructions that only exit because of the paging technique
 
 
 class GuestClock(Clock):
@@ -76,7 +80,7 @@ class Vcpu:
     def __init__(
         self, vm: "VM", processor: Processor, paging: Paging, model: CpuModel, clock: GuestClock
     ) -> None:
-        self.vm, self.processor, self.paging, self.clock = vm, processor, paging, clock
+        self.vm, self.processor, self.clock = vm, processor, clock
         self.is_wall = vm.clock_kind == "wall"
         self.model, self.answer = model, model.answer
         self.bus, self.memory = vm.bus, vm.memory
@@ -86,8 +90,10 @@ class Vcpu:
         self.apic = LocalApic(model.apic_id, True)
         self.events = Events(self.execution, self.apic)
         self.msrs = Msrs(self)
+        self.msrs.extra[Msr.IA32_EFER] = (lambda: read_efer(self), lambda v: write_efer(self, v))
         self.state = VcpuState()
         self.exits: dict[int, int] = dict.fromkeys(TABLE, 0)
+        self.cr_accesses: Counter[tuple[int, int]] = Counter()  # by number and kind
         self.table = dict(TABLE)
         self.attention = True
         self.requested: Stop | None = None
@@ -275,13 +281,30 @@ class Vcpu:
             self.processor.advance(ticks)
             self._rearm()
 
+    def retire(self) -> None:
+        """The hypervisor has carried out an instruction that does not exit under every technique.
+
+        It counts, and takes time, as if the processor had executed it.
+        """
+        self.state.carried_out += 1
+        self.spend(1)
+
+    @property
+    def retired(self) -> int:
+        """Instructions retired, by the processor or in its place."""
+        return self.processor.retired + self.state.carried_out
+
+    @property
+    def paging(self) -> Paging:
+        """The technique by which the guest's memory is virtualised now."""
+        return self.execution.paging
+
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
         execution = self.execution
-        return Translation(
-            execution.guest_cr0(), execution.read(0x6802), execution.guest_cr4(),
-            execution.read(0x2806), execution.cpl(),
-        )  # fmt: skip
+        cr0, cr3, cr4, efer, pdptes = execution.control.get()
+        is_ac = bool(execution.read(0x6820) & RFLAGS.AC.mask)
+        return Translation(cr0, cr3, cr4, efer, execution.cpl(), pdptes, is_ac)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load from where there is no RAM."""
@@ -315,6 +338,12 @@ class Vcpu:
         own = (n for n in self.exits if n <= LAST_EXIT and n != Reason.EXTERNAL_INTERRUPT)
         counted = sorted((n, self.exits[n]) for n in own if self.exits[n])
         return {reason_name(n): count for n, count in counted}
+
+    def named_cr_accesses(self) -> dict[str, int]:
+        """Exits for control registers, by register and direction."""
+        words = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
+        counted = sorted(self.cr_accesses.items())
+        return {f"CR{number} {words[kind]}": n for (number, kind), n in counted}
 
     @property
     def kicks(self) -> int:

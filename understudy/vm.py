@@ -22,7 +22,8 @@ from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.exits import Stop
 from understudy.host import PAGE, Host, bytes_of
 from understudy.memory import GuestMemory
-from understudy.paging import Paging
+from understudy.mmu_exits import load_pdptes
+from understudy.paging import Fault, Paging
 from understudy.silicon import host_features
 from understudy.vcpu import Goal, GuestClock, Vcpu
 
@@ -188,6 +189,7 @@ class VM:
         """Set the initial state of the boot processor."""
         self.vcpu.leave_guest()
         self.vcpu.execution.set_registers(dict(entry.registers))
+        load_pdptes(self.vcpu)
 
     def go(
         self,
@@ -245,13 +247,13 @@ class VM:
     @property
     def instructions(self) -> int:
         """Instructions retired."""
-        return self.processor.retired
+        return self.vcpu.retired
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
         raw = self.processor.counters()
         return {
-            "instructions": raw["instructions"],
+            "instructions": self.instructions,
             "exits": self.vcpu.named_exits(),
             "kicks": self.vcpu.kicks,
             "walk": {
@@ -259,7 +261,12 @@ class VM:
                 for dimension, levels in raw["walk"].items()
             },
             "tlb": {"misses": raw["tlb_misses"], "instruction_misses": raw["itlb_misses"]},
+            "paging": self.pages.name,
             "fills": self.pages.fills,
+            "flushes": self.pages.flushes,
+            "faults": {kind.value: self.pages.faults[kind.value] for kind in Fault},
+            "tables": self.pages.table_count,
+            "cr_accesses": self.vcpu.named_cr_accesses(),
             "injected": dict(sorted(self.vcpu.events.injected.items())),
             "engine": dict(raw["engine"]),
         }
@@ -297,8 +304,7 @@ class VM:
         self.is_closed = True
         self.vcpu.leave_guest()
         self.vcpu.execution.close()
-        for pfn in self.pages.frames():
-            self.host.release(pfn)
+        self.pages.close()
         for extent in self.memory.p2m:
             self.host.release(extent.pfn, extent.frames)
         self.host.unplug(self.processor)

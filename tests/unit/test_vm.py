@@ -18,7 +18,7 @@ from understudy.vm import VM
         ({"memory": "lots"}, "such as 256M"),
         ({"clock": "sundial"}, "expected one of virtual, wall"),
         ({"engine": "steam"}, "expected one of dbt, reference"),
-        ({"paging": "none"}, "expected one of ept"),
+        ({"paging": "none"}, "expected one of ept, vtlb"),
         ({"largest_page": "3K"}, "expected 4K, 2M or 1G"),
     ],
 )
@@ -101,6 +101,7 @@ def test_counts_are_plain_and_complete() -> None:
         counts = b.vm.counts()
         assert set(counts) == {
             "instructions", "exits", "kicks", "walk", "tlb", "fills", "injected", "engine",
+            "paging", "flushes", "faults", "tables", "cr_accesses",
         }  # fmt: skip
         assert counts["walk"]["guest"] == {"1": 2}
 

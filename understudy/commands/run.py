@@ -49,6 +49,7 @@ class Wanted:
     memory: str
     clock: str
     engine: str
+    paging: str
     command: str | None
     counts: Path | None
     timeout_s: float | None
@@ -86,6 +87,14 @@ def run(
     engine: Annotated[
         EngineChoice, typer.Option("--engine", help="dbt: fast; reference: plain and slow.")
     ] = EngineChoice.DBT,
+    paging: Annotated[
+        str,
+        typer.Option(
+            "--paging",
+            metavar="NAME",
+            help="How the guest's memory is virtualised: ept, or shadow tables (vtlb).",
+        ),
+    ] = "ept",
     command: Annotated[
         str | None,
         typer.Option(
@@ -124,7 +133,7 @@ def run(
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
     wanted = _checked(
-        guest, kernel, initrd, append, memory, clock, engine, command, counts, timeout
+        guest, kernel, initrd, append, memory, clock, engine, paging, command, counts, timeout
     )
     with ending_signals():
         status = _carry_out(wanted)
@@ -139,6 +148,7 @@ def _checked(
     memory: str,
     clock: ClockChoice | None,
     engine: EngineChoice,
+    paging: str,
     command: str | None,
     counts: Path | None,
     timeout: str | None,
@@ -171,6 +181,7 @@ def _checked(
         memory=memory,
         clock=chosen.value,
         engine=engine.value,
+        paging=paging,
         command=command,
         counts=counts,
         timeout_s=timeout_s,
@@ -202,6 +213,7 @@ def _carry_out(wanted: Wanted) -> int:
                     memory=wanted.memory,
                     clock=wanted.clock,
                     engine=wanted.engine,
+                    paging=wanted.paging,
                     progress=steps,
                 )
             stack.enter_context(vm)

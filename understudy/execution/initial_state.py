@@ -83,6 +83,5 @@ def with_defaults(values: dict[str, int]) -> dict[str, int]:
         for name in ("es", "cs", "ss", "ds", "fs", "gs"):
             if name in values and f"{name}_base" not in values:
                 state[f"{name}_base"] = values[name] << 4
-    if is_long:
-        state["efer"] |= EFER.LMA.mask
+    state["efer"] = state["efer"] & ~EFER.LMA.mask | (EFER.LMA.mask if is_long else 0)
     return state

@@ -33,7 +33,6 @@ from understudy.execution.portio import (
 )
 from understudy.memory import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault, Translation
-from understudy.silicon import Exit
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
@@ -58,8 +57,8 @@ def decode(code: bytes, bits: int) -> iced.Instruction:
     return iced.Decoder(bits, code).decode()
 
 
-def access(vcpu: "Vcpu", exit: Exit) -> None:
-    """Carry out the instruction at RIP, whose memory operand is a device at `exit.gpa`."""
+def access(vcpu: "Vcpu", gpa: int) -> None:
+    """Carry out the instruction at RIP, whose memory operand is a device at `gpa`."""
     read = vcpu.execution.read
     attr, start = read(CS_ATTR), read(CS_BASE) + read(RIP)
     bits = 64 if attr & 0x2000 else 32 if attr & 0x4000 else 16
@@ -69,7 +68,7 @@ def access(vcpu: "Vcpu", exit: Exit) -> None:
         if instruction.mnemonic in STRINGS:
             done = _string(vcpu, translation, instruction, bits)
         else:
-            _plain(vcpu, exit, instruction)
+            _plain(vcpu, gpa, instruction)
             vcpu.spend(CYCLE_NS)
             done = True
     except GuestFault as fault:
@@ -157,11 +156,11 @@ def _place(register: "RegisterNumber") -> tuple[int, int, int]:
 # --- instructions ---
 
 
-def _plain(vcpu: "Vcpu", exit: Exit, instruction: iced.Instruction) -> None:
+def _plain(vcpu: "Vcpu", gpa: int, instruction: iced.Instruction) -> None:
     kinds = [instruction.op_kind(n) for n in range(instruction.op_count)]
     if kinds.count(OpKind.MEMORY) != 1:
         raise _refuse(instruction)
-    operands = _Operands(vcpu, exit.gpa, instruction)
+    operands = _Operands(vcpu, gpa, instruction)
     mnemonic = instruction.mnemonic
     if (operation := OPERATIONS.get(mnemonic)) is not None:
         _compute(vcpu, operands, operation)

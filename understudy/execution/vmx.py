@@ -4,9 +4,9 @@ Source: lecture, "Hardware support: Intel VT-x"; SDM 3C, "Virtual Machine Contro
 "VM Entries".  The fields are written in the manual's order: execution controls, exit controls,
 entry controls, host state, guest state.
 
-What does not exit: CR3 loads, INVLPG, page faults and all exceptions, RDTSC, CLTS, and the MSRs
-in `PASSED`.  Those of them that the VMCS does not hold (STAR and its kin) stay in the processor,
-which belongs to this vCPU alone.
+What does not exit: RDTSC, CLTS, the MSRs in `PASSED`, and with EPT CR3 loads, INVLPG and page
+faults.  MSRs that the VMCS does not hold (STAR and its kin) stay in the processor, which belongs
+to this vCPU alone.  What depends on the paging technique is in `control_registers`.
 
 Invariants: a control word differs from the capability MSRs in no bit; the guest sees neither
 CR4.VMXE nor CR0.NE's fixed value (read shadows); on entry the interruption-information field is
@@ -30,6 +30,12 @@ from understudy.arch.vmx_controls import (
     allowed,
 )
 from understudy.execution import Execution
+from understudy.execution.control_registers import (
+    ControlRegisters,
+    InHypervisor,
+    InProcessor,
+    Values,
+)
 from understudy.execution.initial_state import MSR_NAMES, REGISTER_FIELDS, with_defaults
 from understudy.host import PAGE, PAGE_SHIFT, Host
 from understudy.paging import Paging
@@ -45,9 +51,7 @@ PASSED: Final = (
 )  # fmt: skip
 """MSRs that the guest reads and writes without an exit."""
 
-CR0_OWNED: Final = int(CR0(NE=1, CD=1, NW=1))
-"""Bits of CR0 that the host owns: NE is fixed in VMX operation, and entries load no CD or NW."""
-
+VPID: Final = 1  # there is one vCPU to a processor
 MASK64: Final = (1 << 64) - 1
 RIP: Final = int(Vmcs.GUEST_RIP)
 RFLAGS_FIELD: Final = int(Vmcs.GUEST_RFLAGS)
@@ -79,11 +83,12 @@ class Vmx(Execution, name="vmx"):
         self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
         self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
         self._enter_operation()
+        self.control: ControlRegisters = self._kind(paging)(self)
         self._execution_controls()
         self._exit_and_entry_controls()
         self._host_state()
         self.resume = self._launch
-        paging.attach(processor)
+        paging.attach(self)
 
     def frames(self) -> list[int]:
         hpas = (self.region, self.vmcs, self.bitmap, self.host_table)
@@ -96,6 +101,20 @@ class Vmx(Execution, name="vmx"):
             self.processor.vmxoff()
         for pfn in self.frames():
             self.host.release(pfn)
+
+    @staticmethod
+    def _kind(paging: Paging) -> type[ControlRegisters]:
+        return InProcessor if paging.eptp else InHypervisor
+
+    def use(self, paging: Paging) -> None:
+        """Translate by another technique from now on.  The processor must be out of the guest."""
+        values = self.control.get()
+        self.paging, self.control = paging, self._kind(paging)(self)
+        self._choose_exits()
+        paging.attach(self)
+        self.control.load(values)
+        paging.mode_change()
+        self.processor.flush()
 
     # --- set-up ---
 
@@ -138,48 +157,50 @@ class Vmx(Execution, name="vmx"):
             self._capability(Msr.IA32_VMX_TRUE_PINBASED_CTLS, Msr.IA32_VMX_PINBASED_CTLS),
         )
         self.virtual_nmis = pin.VIRTUAL_NMIS
+        write = self.write
+        write(Vmcs.PIN_CONTROLS, int(pin))
+        self._choose_exits()
+        for field in (Vmcs.EXCEPTION_BITMAP, Vmcs.PAGE_FAULT_ERROR_CODE_MASK,
+                      Vmcs.PAGE_FAULT_ERROR_CODE_MATCH, Vmcs.CR3_TARGET_COUNT,
+                      Vmcs.TSC_OFFSET):  # fmt: skip
+            write(field, 0)
+        self.host.memory.fill(self.bitmap, PAGE, 0xFF)
+        for msr in PASSED:
+            self.intercept(msr, False)
+        write(Vmcs.MSR_BITMAPS, self.bitmap)
+        write(Vmcs.VPID, VPID)
+
+    def _choose_exits(self) -> None:
+        """The controls that the paging technique has a say in."""
+        wanted = PrimaryControls(
+            ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
+            UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
+            RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
+        )  # fmt: skip
         self.primary = int(allowed(
-            PrimaryControls(
-                ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
-                UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
-                RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
-            ),
+            PrimaryControls(wanted | self.control.primary),
             PrimaryControls(0),
             self._capability(Msr.IA32_VMX_TRUE_PROCBASED_CTLS, Msr.IA32_VMX_PROCBASED_CTLS),
         ))  # fmt: skip
         self.current_primary = self.primary
         secondary = allowed(
-            SecondaryControls(UNRESTRICTED_GUEST=1, ENABLE_EPT=1),
+            SecondaryControls(self.control.secondary | SecondaryControls(ENABLE_VPID=1)),
             SecondaryControls(
-                ENABLE_VPID=1, ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
+                ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
             ),
             self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
         )
-        write = self.write
-        write(Vmcs.PIN_CONTROLS, int(pin))
-        write(Vmcs.PRIMARY_CONTROLS, self.primary)
-        write(Vmcs.SECONDARY_CONTROLS, int(secondary))
-        for field in (Vmcs.EXCEPTION_BITMAP, Vmcs.PAGE_FAULT_ERROR_CODE_MASK,
-                      Vmcs.PAGE_FAULT_ERROR_CODE_MATCH, Vmcs.CR3_TARGET_COUNT,
-                      Vmcs.TSC_OFFSET):  # fmt: skip
-            write(field, 0)
-        write(Vmcs.CR0_GUEST_HOST_MASK, CR0_OWNED)
-        write(Vmcs.CR4_GUEST_HOST_MASK, ~int(self.model.cr4_allowed) & MASK64)
-        self.host.memory.fill(self.bitmap, PAGE, 0xFF)
-        for msr in PASSED:
-            self._pass(msr)
-        write(Vmcs.MSR_BITMAPS, self.bitmap)
-        write(Vmcs.EPT_POINTER, self.paging.eptp)
-        if secondary.ENABLE_VPID:
-            write(Vmcs.VPID, 1)
+        self.write(Vmcs.PRIMARY_CONTROLS, self.primary)
+        self.write(Vmcs.SECONDARY_CONTROLS, int(secondary))
 
-    def _pass(self, msr: int) -> None:
-        """Clear the MSR's bits in the read and the write bitmap."""
+    def intercept(self, msr: int, exits: bool) -> None:
+        """Whether RDMSR and WRMSR of this MSR exit."""
         memory = self.host.memory
-        half = 0 if msr < 0x2000 else 1024
+        half, bit = 0 if msr < 0x2000 else 1024, 1 << msr % 8
         for part in (0, 2048):
             at = self.bitmap + part + half + (msr & 0x1FFF) // 8
-            memory.write(at, bytes([memory.read(at, 1)[0] & ~(1 << msr % 8)]))
+            old = memory.read(at, 1)[0]
+            memory.write(at, bytes([old | bit if exits else old & ~bit]))
 
     def _exit_and_entry_controls(self) -> None:
         """SDM 3C, "VM-Exit Control Fields" and "VM-Entry Control Fields"."""
@@ -225,6 +246,7 @@ class Vmx(Execution, name="vmx"):
         state = with_defaults(values)
         gprs = list(self.processor.gprs())
         late = {}
+        control = Values(state.pop("cr0"), state.pop("cr3"), state.pop("cr4"), state.pop("efer"))
         for name, value in state.items():
             if name in REGISTER_FIELDS:
                 self.write(REGISTER_FIELDS[name], value)
@@ -235,9 +257,8 @@ class Vmx(Execution, name="vmx"):
             else:
                 late[name] = value
         self.processor.set_gprs(tuple(gprs))
-        self.set_cr0(late.pop("cr0"))
-        self.write(Vmcs.GUEST_CR4, late["cr4"] | self.cr4_fixed)
-        self.write(Vmcs.CR4_READ_SHADOW, late.pop("cr4"))
+        self.control.load(control)
+        self.paging.mode_change()
         self.processor.set_registers({name: late.pop(name) for name in LIVE & late.keys()})
         if unknown := late.keys() - {"cr8"}:
             raise KeyError(f"no such register: {', '.join(sorted(unknown))}")
@@ -245,44 +266,16 @@ class Vmx(Execution, name="vmx"):
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
 
-    def set_cr0(self, value: int) -> None:
-        """Load CR0 as the guest sees it, and what depends on CR0.PG (SDM 3A, IA-32e mode)."""
-        self.write(Vmcs.GUEST_CR0, value | CR0.NE.mask)
-        self.write(Vmcs.CR0_READ_SHADOW, value)
-        efer = EFER(self.read(Vmcs.GUEST_EFER))
-        active = efer.LME and bool(value & CR0.PG.mask)
-        self.write(Vmcs.GUEST_EFER, int(efer.replace(LMA=int(active))))
-        controls = EntryControls(self.read(Vmcs.ENTRY_CONTROLS))
-        self.write(Vmcs.ENTRY_CONTROLS, int(controls.replace(IA32E_MODE_GUEST=int(active))))
-
-    def set_pdptes(self, entries: list[int]) -> None:
-        """PAE paging begins: the processor keeps these four entries (SDM 3A, "PDPTE Registers")."""
-        for n, entry in enumerate(entries):
-            self.write(Vmcs.GUEST_PDPTE0 + 2 * n, entry)
-
-    def may_set_cr0(self, value: int) -> bool:
-        """Whether turning paging on is allowed (SDM 2B, "MOV - Move to/from Control Registers")."""
-        efer, cr4 = EFER(self.read(Vmcs.GUEST_EFER)), CR4(self.guest_cr4())
-        turns_on = value & ~self.guest_cr0() & CR0.PG.mask
-        is_code64 = bool(self.read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000)
-        if turns_on and efer.LME and (not cr4.PAE or is_code64):
-            return False
-        turns_off = not value & CR0.PG.mask
-        return not (turns_off and efer.LMA and (cr4.PCIDE or is_code64))
-
-    def guest_cr0(self) -> int:
-        real, shadow = self.read(Vmcs.GUEST_CR0), self.read(Vmcs.CR0_READ_SHADOW)
-        return real & ~CR0_OWNED | shadow & CR0_OWNED
-
-    def guest_cr4(self) -> int:
-        mask = self.read(Vmcs.CR4_GUEST_HOST_MASK)
-        return self.read(Vmcs.GUEST_CR4) & ~mask | self.read(Vmcs.CR4_READ_SHADOW) & mask
+    def is_code64(self) -> bool:
+        """CS.L: the guest executes 64-bit code."""
+        return bool(self.read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000)
 
     def registers(self) -> dict[str, int]:
         live = self.processor.gprs()
         out = {name: live[n] for n, name in enumerate(GPRS)}
         out |= {name: self.read(field) for name, field in REGISTER_FIELDS.items()}
-        out |= {"cr0": self.guest_cr0(), "cr4": self.guest_cr4()}
+        out |= self.control.get()._asdict()
+        del out["pdptes"]
         out |= {name: self.processor.rdmsr(index) for name, index in MSR_NAMES.items()}
         return out
 
@@ -298,6 +291,11 @@ class Vmx(Execution, name="vmx"):
     def relaunch(self, launched: bool) -> None:
         """After a snapshot was loaded: whether the VMCS is in the launched state."""
         self.resume = self.processor.vmresume if launched else self._launch
+
+    def restore_control(self, values: Values) -> None:
+        """After a snapshot was loaded: what of these registers is in no field of the VMCS."""
+        self.control.values = values
+        self.paging.resume()
 
     @property
     def is_launched(self) -> bool:

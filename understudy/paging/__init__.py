@@ -1,8 +1,8 @@
 """Memory virtualisation: how a guest's page tables become something the processor may use.
 
 One technique a file.  The interface is the events that a guest causes; a technique answers those
-it cares about.  Two more modules here are not techniques: `guest_walk` reads a guest's own
-tables.
+it cares about.  Modules here that are not techniques: `guest_walk` reads a guest's own tables;
+`shadow` is what all techniques without EPT share.
 
 Invariants of every technique, for every gva and at every guest instruction:
   * never stale: what the processor may do, the guest's tables allow, or allowed when it last
@@ -13,17 +13,37 @@ Invariants of every technique, for every gva and at every guest instruction:
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections import Counter
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from understudy.host import Host
 from understudy.memory import P2m
 
 if TYPE_CHECKING:
+    from understudy.execution.vmx import Vmx
     from understudy.silicon import Exit, Processor
 
 
 class PagingError(Exception):
     """The tables and the processor disagree: a defect of ours, or of the silicon."""
+
+
+class Fault(Enum):
+    """What a fault is (Adams and Agesen, "A Comparison of Software and Hardware Techniques for
+    x86 Virtualization")."""
+
+    TRUE = "true"  # the guest's own: its tables refuse the access
+    HIDDEN = "hidden"  # they allow it, and now the hypervisor's do, too
+    TRACE = "trace"  # a write to a table that is write-protected to see it
+    DEVICE = "device"  # there is no RAM: an access to a device
+
+
+class Answer(NamedTuple):
+    """What a technique says of a fault that is not the guest's own."""
+
+    kind: Fault
+    gpa: int = 0  # where the access goes, unless the fault is hidden
 
 
 class Paging(ABC):
@@ -32,7 +52,10 @@ class Paging(ABC):
     ALL: ClassVar[dict[str, type["Paging"]]] = {}
     name: ClassVar[str] = ""
 
-    def __init_subclass__(cls, *, name: str) -> None:
+    def __init_subclass__(cls, *, name: str = "") -> None:
+        """A subclass without a name is no technique but what several share."""
+        if not name:
+            return
         if name in Paging.ALL:
             raise TypeError(f"two paging techniques are named {name!r}")
         cls.name = name
@@ -42,28 +65,61 @@ class Paging(ABC):
         """`largest` is the largest page that the technique's own tables may use."""
         self.host, self.p2m = host, p2m
         self.processors: list[Processor] = []
-        self.fills = 0  # exits after which the access could go on because an entry was added
+        self.fills = 0  # entries added because an access needed them
+        self.flushes = 0  # times that all entries of an address space were dropped
+        self.faults: Counter[str] = Counter()  # by the values of `Fault`
         p2m.watchers.append(self.p2m_change)
 
-    def attach(self, processor: "Processor") -> None:
-        """A processor is going to use this technique's tables."""
-        self.processors.append(processor)
+    def attach(self, execution: "Vmx") -> None:
+        """A virtual processor is going to use this technique's tables."""
+        self.processors.append(execution.processor)
+
+    def close(self) -> None:
+        """Give the tables' frames back; the p2m's changes do not matter any more."""
+        self.p2m.watchers.remove(self.p2m_change)
+        for pfn in self.frames():
+            self.host.release(pfn)
 
     @property
     def eptp(self) -> int:
         """The EPT pointer for the VMCS; 0 for techniques without EPT."""
         return 0
 
+    # --- events ---
+
     @abstractmethod
     def p2m_change(self, gfn: int, count: int) -> None:
-        """These guest frames have moved, come or gone."""
+        """These guest frames have moved, come or gone, or may be written or not any more."""
 
     @abstractmethod
     def violation(self, exit: "Exit") -> bool:
-        """An access that the tables refused.  True: they now allow it, resume the guest.
+        """An access that the EPT refused.  True: it now allows it, resume the guest.
 
         False: there is no RAM, the access is for a device.
         """
+
+    def page_fault(self, gva: int, error: int) -> Answer:
+        """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
+        raise PagingError(f"#PF at {gva:#x}, error code {error:#x}: none was asked for")
+
+    def mode_change(self) -> None:  # noqa: B027
+        """The guest has written CR0, CR4 or EFER, or all its registers were set."""
+
+    def cr3_write(self) -> None:  # noqa: B027
+        """The guest has loaded CR3."""
+
+    def invlpg(self, gva: int) -> None:  # noqa: B027
+        """The guest has dropped its translations of one page."""
+
+    def flush(self) -> None:  # noqa: B027
+        """The guest has dropped all translations of its address space."""
+
+    # --- looking, saving ---
+
+    @property
+    def table_count(self) -> int:
+        """Tables (shadow pages, EPT pages) that are alive."""
+        return len(self.frames())
 
     @abstractmethod
     def save(self) -> dict[str, Any]:
@@ -72,6 +128,9 @@ class Paging(ABC):
     @abstractmethod
     def load(self, saved: dict[str, Any]) -> None:
         """Become what was saved; the frames are restored by others."""
+
+    def resume(self) -> None:  # noqa: B027
+        """All of a snapshot was loaded."""
 
     @abstractmethod
     def frames(self) -> list[int]:

@@ -1,6 +1,7 @@
 """EPT against the p2m it stands for: every entry reached by hand."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_change_splits_a_page_and_healing_merges_it(host: Host) -> None:
     p2m.map(0, GIGA, GIGA)
     ept = Ept(host, p2m)
     processor = FakeProcessor()
-    ept.attach(processor)  # type: ignore[arg-type]
+    ept.attach(SimpleNamespace(processor=processor))  # type: ignore[arg-type]
     root = ept.root
     slot = ept.entries(0)[0] & ~0xFFF & (1 << 52) - 1
     host.memory.write_u64(slot, host.memory.read_u64(slot) | AD)  # the guest has written to it
@@ -85,7 +86,7 @@ def test_what_was_absent_needs_no_invalidation(host: Host) -> None:
     p2m = P2m()
     ept = Ept(host, p2m)
     processor = FakeProcessor()
-    ept.attach(processor)  # type: ignore[arg-type]
+    ept.attach(SimpleNamespace(processor=processor))  # type: ignore[arg-type]
     p2m.map(5, 5, 3)
     assert processor.invalidated == []
     p2m.unmap(6, 1)

@@ -1,0 +1,189 @@
+"""Shadow paging: what all techniques without EPT share.
+
+Idea: the processor translates by tables of the hypervisor's own, from gva straight to hpa, that
+combine the guest's tables with the p2m.  Source: lecture, "A reminder on shadow page tables"; Adams
+and Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization".
+
+The tables are Intel 64 ones for a guest in IA-32e mode and PAE ones for every other (also for one
+that does not page yet: its tables map each gpa to its hpa).  Their accessed and dirty flags are
+always set; the guest's are set by the walk that a hidden fault makes: an entry appears only when
+the guest's entry has been used, and allows writes only when the guest's is dirty.
+
+Invariants: the guest's tables are read where they lie; a frame is named only while the p2m names
+it; processors hear (INVVPID) of every entry that was present and allows less than it did.
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from understudy.arch.cr import RFLAGS
+from understudy.arch.vmcs import Vmcs
+from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.memory import P2m
+from understudy.paging import Answer, Fault, Paging
+from understudy.paging.guest_walk import (
+    ACCESSED,
+    DIRTY,
+    E_USER,
+    E_WRITE,
+    INTEL64,
+    NO_EXECUTE,
+    PRESENT,
+    USER,
+    WRITABLE,
+    Found,
+    Regime,
+)
+from understudy.silicon import Exit
+
+if TYPE_CHECKING:
+    from understudy.execution.vmx import Vmx
+
+TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
+"""An entry that names a table and leaves all rights to the entries below."""
+PAGE_ENTRY: Final = PRESENT | ACCESSED | DIRTY
+LARGE_FRAMES: Final = 512
+LARGE_SHIFT: Final = 21
+BELOW_4G: Final = 1 << 32
+VPID: Final = 1
+HIDDEN: Final = Answer(Fault.HIDDEN)
+AC: Final = RFLAGS.AC.mask
+
+
+class Shadow(Paging):
+    """Tables of the hypervisor's own for one virtual processor."""
+
+    execution: "Vmx"
+
+    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
+        super().__init__(host, p2m, largest=largest)
+        self.memory = host.memory
+        self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
+        self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
+        self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
+        self.pool: list[int] = []  # frames for tables, not in use now
+        self.regime = Regime(0, 0, 0, 0)
+        self.is_long = False
+
+    def attach(self, execution: "Vmx") -> None:
+        super().attach(execution)
+        self.execution = execution
+
+    # --- events ---
+
+    def violation(self, exit: Exit) -> bool:
+        return False
+
+    def page_fault(self, gva: int, error: int) -> Answer:
+        smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
+        found = self.regime.walk(self.read_entry, gva, error, smap)
+        gfn = found.gpa >> PAGE_SHIFT
+        hpa = self.hpas.get(gfn) or self.look_up(gfn)
+        if not hpa:
+            return Answer(Fault.DEVICE, found.gpa)
+        self.mark(found, error)
+        return self.fill(gva, error, found, hpa)
+
+    @abstractmethod
+    def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
+        """Let the access of a hidden fault go on; or say that it is a trace fault."""
+
+    # --- the guest's tables ---
+
+    def look_up(self, gfn: int) -> int:
+        """The hpa of a guest frame, 0 if it has none."""
+        pfn = self.p2m.lookup(gfn)
+        if pfn is None:
+            return 0
+        self.hpas[gfn] = hpa = pfn << PAGE_SHIFT
+        return hpa
+
+    def read_entry(self, at: int, size: int) -> int:
+        """An entry of a guest's table; 0 where there is no RAM."""
+        gfn = at >> PAGE_SHIFT
+        hpa = self.hpas.get(gfn) or self.look_up(gfn)
+        if not hpa:
+            return 0
+        hpa += at & PAGE - 1
+        return self.read_u64(hpa) if size == 8 else self.read_u32(hpa)
+
+    def mark(self, found: Found, error: int) -> None:
+        """Set the accessed and dirty flags that the access sets."""
+        path = found.path
+        for n, (at, entry) in enumerate(path, 1 - len(path)):
+            wanted = ACCESSED | DIRTY if error & E_WRITE and n == 0 else ACCESSED
+            if wanted & ~entry:
+                self.set_entry(at, entry | wanted)
+
+    def set_entry(self, at: int, entry: int) -> None:
+        """Write an entry of a guest's table in the processor's stead."""
+        hpa = self.hpas[at >> PAGE_SHIFT] + (at & PAGE - 1)
+        if self.regime.entry_bytes == 8:
+            self.write_u64(hpa, entry)
+        else:
+            self.write_u32(hpa, entry)
+
+    def _is_smap_armed(self) -> bool:
+        """For a supervisor access; implicit ones, at CPL 3, are never exempt."""
+        execution = self.execution
+        return execution.cpl() == 3 or not execution.read(Vmcs.GUEST_RFLAGS) & AC
+
+    # --- the hypervisor's tables ---
+
+    def new_table(self) -> int:
+        """The hpa of an empty table."""
+        if self.pool:
+            hpa = self.pool.pop()
+            self.memory.fill(hpa, PAGE)
+            return hpa
+        return self.host.frame()
+
+    def has_large_frame(self, gfn: int) -> int:
+        """The hpa of the 2-MByte page that holds `gfn`, if there is one behind it; or 0."""
+        first = gfn & -LARGE_FRAMES
+        extent = self.p2m.find(first)
+        if extent is None or extent.gfn + extent.frames < first + LARGE_FRAMES:
+            return 0
+        pfn = extent.pfn + first - extent.gfn
+        return 0 if pfn % LARGE_FRAMES else pfn << PAGE_SHIFT
+
+    def use_root(self, root: int) -> None:
+        """Translate by this table from the next entry on."""
+        self.execution.write(Vmcs.GUEST_CR3, root)
+
+    def invalidate(self) -> None:
+        """Make the processors forget what they keep of the tables."""
+        for processor in self.processors:
+            if processor.in_guest:
+                processor.flush()
+            else:
+                processor.invvpid(1, VPID)
+
+    def resume(self) -> None:
+        self.hpas.clear()
+        self.read_regime()
+
+    def read_regime(self) -> None:
+        """See how the guest translates now."""
+        self.regime = self.execution.control.regime()
+        self.is_long = self.regime.format is INTEL64
+
+
+def page_entry(hpa: int, found: Found, error: int) -> int:
+    """The entry that gives the guest what its own entries do; writes, once they are dirty.
+
+    While CR0.WP is 0, a supervisor writes to pages that are read-only (`found.rights` has no
+    WRITABLE): for the time being, such a page becomes one of the supervisor's.  No fetch may come
+    of that, under SMEP.
+    """
+    entry = hpa | PAGE_ENTRY | found.rights & USER
+    if found.no_execute:
+        entry |= NO_EXECUTE
+    if error & E_WRITE or (found.path and found.path[-1][1] & DIRTY) or not found.path:
+        if found.rights & WRITABLE:
+            entry |= WRITABLE
+        elif error & E_WRITE:
+            if entry & USER:
+                entry = entry & ~USER | NO_EXECUTE
+            entry |= WRITABLE
+    return entry

@@ -1,0 +1,148 @@
+"""Virtual TLB: the shadow tables are a cache, refilled on faults.
+
+Idea: an architectural TLB may be incomplete but never stale; so may we.  Source: lecture, "The
+Virtual TLB approach".  Cost: one hidden fault for each page that is used after a load of CR3; no
+exit when a guest edits its tables.
+
+Each entry stands alone, as a TLB's does: it carries the rights of all levels of the guest's walk,
+and the shadow's upper levels refuse nothing.  INVLPG takes out one page, a load of CR3 everything.
+
+Invariants: an entry was right when it was made, and the guest has not invalidated it since; the
+tables may be discarded at any time.
+"""
+
+from typing import Any, Final
+
+from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.memory import P2m
+from understudy.paging import Answer
+from understudy.paging.guest_walk import LARGE, PRESENT, Found
+from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, TABLE, Shadow, page_entry
+
+DIRECTORY_SHIFT: Final = 30
+POINTER_SHIFT: Final = 39
+
+
+class Vtlb(Shadow, name="vtlb"):
+    """One set of tables, for the address space that is loaded now."""
+
+    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
+        super().__init__(host, p2m, largest=largest)
+        self.root = host.frame()
+        self.pointers: dict[int, int] = {}  # gva >> 39 -> table (Intel 64 only)
+        self.directories: dict[int, int] = {}  # gva >> 30 -> table
+        self.leaves: dict[int, int] = {}  # gva >> 21 -> table
+        self.pieces: set[tuple[int, int]] = set()  # guest's large pages that have smaller entries
+
+    # --- events ---
+
+    def mode_change(self) -> None:
+        self.read_regime()
+        self.use_root(self.root)
+        self.flush()
+
+    def cr3_write(self) -> None:
+        self.read_regime()
+        self.flush()
+
+    def flush(self) -> None:
+        self.flushes += 1
+        self.discard()
+
+    def invlpg(self, gva: int) -> None:
+        for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
+            if (shift, gva >> shift) in self.pieces:
+                self._drop_large(shift, gva >> shift)
+        leaf = self.leaves.get(gva >> LARGE_SHIFT)
+        if leaf is not None:
+            self.write_u64(leaf + (gva >> 9 & 0xFF8), 0)
+        elif (directory := self.directories.get(gva >> DIRECTORY_SHIFT)) is not None:
+            self.write_u64(directory + (gva >> 18 & 0xFF8), 0)
+        self.invalidate()
+
+    def p2m_change(self, gfn: int, count: int) -> None:
+        self.hpas.clear()
+        if self.directories:
+            self.discard()
+
+    def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
+        self.fills += 1
+        entry = page_entry(hpa, found, error)
+        key = gva >> LARGE_SHIFT
+        if found.shift >= LARGE_SHIFT:
+            large = self.has_large_frame(found.gpa >> PAGE_SHIFT)
+            if found.shift > LARGE_SHIFT or not large:
+                self.pieces.add((found.shift, gva >> found.shift))
+            if large:
+                if (old := self.leaves.pop(key, 0)) != 0:
+                    self.pool.append(old)
+                slot = self._directory(gva) + (gva >> 18 & 0xFF8)
+                self.write_u64(slot, entry & ~hpa | large | LARGE)
+                return HIDDEN
+        leaf = self.leaves.get(key)
+        if leaf is None:
+            leaf = self.leaves[key] = self.new_table()
+            self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
+        self.write_u64(leaf + (gva >> 9 & 0xFF8), entry)
+        return HIDDEN
+
+    # --- tables ---
+
+    def discard(self) -> None:
+        """Begin again with nothing."""
+        for tables in (self.pointers, self.directories, self.leaves):
+            self.pool += tables.values()
+            tables.clear()
+        self.pieces.clear()
+        self.memory.fill(self.root, PAGE)
+        self.invalidate()
+
+    def _directory(self, gva: int) -> int:
+        """The table whose entries map 2 MBytes each."""
+        key = gva >> DIRECTORY_SHIFT
+        if (found := self.directories.get(key)) is not None:
+            return found
+        table = self.directories[key] = self.new_table()
+        if not self.is_long:
+            self.write_u64(self.root + (key & 3) * 8, table | PRESENT)
+            return table
+        pointers = self.pointers.get(gva >> POINTER_SHIFT)
+        if pointers is None:
+            pointers = self.pointers[gva >> POINTER_SHIFT] = self.new_table()
+            self.write_u64(self.root + (gva >> 36 & 0xFF8), pointers | TABLE)
+        self.write_u64(pointers + (key & 511) * 8, table | TABLE)
+        return table
+
+    def _drop_large(self, shift: int, number: int) -> None:
+        """Drop everything inside a large page of the guest."""
+        self.pieces.discard((shift, number))
+        first, count = number << shift - LARGE_SHIFT, 1 << shift - LARGE_SHIFT
+        for key in range(first, first + count):
+            if (leaf := self.leaves.pop(key, 0)) != 0:
+                self.pool.append(leaf)
+            if (directory := self.directories.get(key >> 9)) is not None:
+                self.write_u64(directory + (key & 511) * 8, 0)
+
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "root": self.root, "fills": self.fills, "flushes": self.flushes,
+            "faults": dict(self.faults), "pool": self.pool,
+            "pointers": list(self.pointers.items()), "leaves": list(self.leaves.items()),
+            "directories": list(self.directories.items()), "pieces": sorted(self.pieces),
+        }  # fmt: skip
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.root, self.fills, self.flushes = saved["root"], saved["fills"], saved["flushes"]
+        self.pool = list(saved["pool"])
+        self.faults.update(saved["faults"])
+        self.pointers, self.directories = dict(saved["pointers"]), dict(saved["directories"])
+        self.leaves = dict(saved["leaves"])
+        self.pieces = {(shift, number) for shift, number in saved["pieces"]}
+
+    def frames(self) -> list[int]:
+        tables = [self.root, *self.pool]
+        for kind in (self.pointers, self.directories, self.leaves):
+            tables += kind.values()
+        return sorted(table >> PAGE_SHIFT for table in tables)
