@@ -20,8 +20,10 @@ from typing import Annotated
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.control import control
 from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
+from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
 from understudy.commands.run import run
 
@@ -42,6 +44,8 @@ app.command()(run)
 app.command()(fetch)
 app.command()(doctor)
 app.command()(lab)
+app.command()(control)
+app.command()(inspect)
 
 
 def installed_version() -> str:

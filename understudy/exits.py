@@ -45,7 +45,8 @@ RESUME: Final = Verdict.RESUME
 class Stop:
     """Why `VM.go` came back.
 
-    kind: poweroff, reset, triple-fault, debug-exit, budget, until, deadline, wall, stuck, error.
+    kind: poweroff, reset, triple-fault, debug-exit, budget, until, deadline, wall, stuck, stopped,
+    error.
     """
 
     kind: str

@@ -312,6 +312,7 @@ _WORDS = {
     "reset": "it asked for a reset, which understudy does not carry out",
     "triple-fault": "a triple fault, it could not deliver an exception",
     "stuck": "halted, and nothing can wake it",
+    "stopped": "somebody stopped it",
     "debug-exit": "it asked to end through the debug-exit port",
     "error": "understudy cannot go on with it",
 }

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
+from understudy import inspection
 from understudy.arch.msr import InterruptCommand, Msr
 from understudy.cpu_model import CpuModel
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
@@ -21,6 +22,7 @@ from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.exits import Stop
 from understudy.host import PAGE, Host, bytes_of
+from understudy.inspection import Inspection
 from understudy.memory import GuestMemory
 from understudy.mmu_exits import load_pdptes
 from understudy.paging import Fault, Paging
@@ -275,8 +277,18 @@ class VM:
         """The decoded state, for people."""
         return f"{self.name} at guest time {self.clock.now()} ns\n{self.vcpu.describe()}"
 
-    def inspect(self) -> dict[str, Any]:
-        """Everything about the machine, as nested plain values."""
+    @overload
+    def inspect(self) -> dict[str, Any]: ...
+    @overload
+    def inspect(self, gva: int) -> Inspection: ...
+    def inspect(self, gva: int | None = None) -> dict[str, Any] | Inspection:
+        """Everything about the machine, as nested plain values.
+
+        With a linear address: the guest's page walk and the hypervisor's, every entry decoded;
+        `print` it, or call its own `inspect`.
+        """
+        if gva is not None:
+            return inspection.inspect(self, gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),

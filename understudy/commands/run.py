@@ -52,6 +52,7 @@ class Wanted:
     paging: str
     command: str | None
     counts: Path | None
+    control: Path | None
     timeout_s: float | None
     interactive: bool
 
@@ -109,6 +110,14 @@ def run(
         Path | None,
         typer.Option("--counts", metavar="FILE.json", help="Write what was counted, as JSON."),
     ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            "--control",
+            metavar="SOCKET",
+            help="Make a socket through which `understudy control` and `inspect` reach the VM.",
+        ),
+    ] = None,
     timeout: Annotated[
         str | None,
         typer.Option("--timeout", metavar="TIME", help="End after this much real time, like 90s."),
@@ -130,10 +139,23 @@ def run(
 
       understudy run --guest cloud-amd64 --exec true --counts counts.json
 
+      understudy run --guest 686 --control vm.sock
+
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
     wanted = _checked(
-        guest, kernel, initrd, append, memory, clock, engine, paging, command, counts, timeout
+        guest,
+        kernel,
+        initrd,
+        append,
+        memory,
+        clock,
+        engine,
+        paging,
+        command,
+        counts,
+        control,
+        timeout,
     )
     with ending_signals():
         status = _carry_out(wanted)
@@ -151,6 +173,7 @@ def _checked(
     paging: str,
     command: str | None,
     counts: Path | None,
+    control: Path | None,
     timeout: str | None,
 ) -> Wanted:
     if (guest is None) == (kernel is None):
@@ -170,8 +193,9 @@ def _checked(
         timeout_s = parse_span(timeout) if timeout is not None else None
     except ValueError as error:
         raise typer.BadParameter(f"--timeout: {error}") from None
-    if counts is not None and not counts.absolute().parent.is_dir():
-        raise Refusal(f"--counts: there is no folder {counts.absolute().parent}")
+    for option, file in (("--counts", counts), ("--control", control)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise Refusal(f"{option}: there is no folder {file.absolute().parent}")
     interactive = command is None and is_interactive()
     chosen = clock or (ClockChoice.WALL if interactive else ClockChoice.VIRTUAL)
     return Wanted(
@@ -184,6 +208,7 @@ def _checked(
         paging=paging,
         command=command,
         counts=counts,
+        control=control,
         timeout_s=timeout_s,
         interactive=interactive,
     )
@@ -193,6 +218,7 @@ def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
     from understudy.commands.console import converse, execute
+    from understudy.control import ControlError, ControlSocket
     from understudy.guests import debian
     from understudy.guests.entry import GuestError
     from understudy.linux import VM, LinuxError
@@ -219,12 +245,16 @@ def _carry_out(wanted: Wanted) -> int:
             stack.enter_context(vm)
             if wanted.counts is not None:
                 stack.callback(_write_counts, vm, wanted.counts)
+            if wanted.control is not None:
+                stack.enter_context(ControlSocket(vm, wanted.control))
             if wanted.command is not None:
                 return execute(vm, wanted.command, wanted.timeout_s, line)
             return converse(vm, wanted.timeout_s, line, interactive=wanted.interactive)
         except (GuestError, LinuxError) as error:
             line.clear()
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
+        except ControlError as error:
+            raise Refusal(f"--control: {error}") from None
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None
         except MemoryError as error:

@@ -1,0 +1,204 @@
+"""The control socket of a running VM: what it answers, and what it must not let through."""
+
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.control import ControlError, ControlSocket, ask, sockets
+from understudy.control.actions import ACTIONS
+from understudy.guests.entry import protected_mode
+from understudy.inspection import Inspection
+from understudy.vm import VM, Stop
+
+CODE = 0x1000
+
+
+@pytest.fixture
+def vm() -> Iterator[VM]:
+    """A guest that jumps to itself."""
+    with VM("16M") as vm:
+        vm.memory.write(CODE, b"\xeb\xfe")
+        vm.enter(protected_mode("test", CODE))
+        yield vm
+
+
+@pytest.fixture
+def running(vm: VM, tmp_path: Path) -> Iterator[tuple[VM, Path, list[Stop]]]:
+    """The VM on a thread of its own, its socket, and how it ended."""
+    path, ends = tmp_path / "vm.sock", list[Stop]()
+    thread = threading.Thread(target=lambda: ends.append(vm.go(wall_seconds=60)))
+    with ControlSocket(vm, path):
+        thread.start()
+        yield vm, path, ends
+        vm.stop()
+        thread.join()
+    assert not path.exists()
+
+
+Running = tuple[VM, Path, list[Stop]]
+
+
+def test_status_and_counts(running: Running) -> None:
+    _, path, _ = running
+    first = ask(path, {"do": "status"})
+    assert first["name"] == "vm" and first["paging"] == "ept"
+    assert ask(path, {"do": "status"})["instructions"] > first["instructions"]
+    assert ask(path, {"do": "counts"})["instructions"] > 0
+    assert "cr0=CR0(" in ask(path, {"do": "describe"})
+
+
+def test_inspect_by_number_and_by_register(running: Running) -> None:
+    _, path, _ = running
+    found = Inspection.of(ask(path, {"do": "inspect", "address": "rip"}))
+    assert (found.gva, found.guest.address) == (CODE, CODE)
+    assert found.guest.title.endswith("paging is off")
+    assert found.ours.address is not None
+    for wanted in (CODE, hex(CODE), str(CODE)):
+        assert ask(path, {"do": "inspect", "address": wanted}) == found.inspect()
+
+
+def test_paging_is_told_and_kept(running: Running) -> None:
+    _, path, _ = running
+    assert ask(path, {"do": "paging"}) == "ept"
+    assert ask(path, {"do": "paging", "to": "ept"}) == "ept"
+
+
+def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:
+    _, path, _ = running
+    file = tmp_path / "snapshot"
+    assert ask(path, {"do": "save", "file": str(file)})["bytes"] == file.stat().st_size
+    with VM.restore(file.read_bytes()) as again:
+        assert again.vcpu.execution.registers()["rip"] == CODE
+    assert {f.name for f in tmp_path.iterdir()} == {"snapshot", "vm.sock"}
+
+
+def test_stop_ends_the_run(running: Running) -> None:
+    vm, path, ends = running
+    assert ask(path, {"do": "stop"}) == "stopping"
+    while not ends:
+        threading.Event().wait(0.01)
+    assert ends[0].kind == "stopped"
+    assert vm.go(budget=10).kind == "budget"  # it could go on
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({"do": "dance"}, "do 'dance': expected one of status, counts"),
+        ({"do": ["status"]}, "expected one of"),
+        ({}, "do None: expected one of"),
+        ({"do": "inspect"}, 'expected "address"'),
+        ({"do": "inspect", "address": True}, 'expected "address"'),
+        ({"do": "inspect", "address": "rxx"}, "expected a number like 0xc0100000"),
+        ({"do": "inspect", "address": -1}, "expected 0 to 0xffffffffffffffff"),
+        ({"do": "inspect", "address": 1 << 64}, "expected 0 to 0xffffffffffffffff"),
+        ({"do": "paging", "to": "none"}, "paging 'none': expected one of"),
+        ({"do": "paging", "to": 7}, "paging 7: expected one of"),
+        ({"do": "save"}, 'expected "file"'),
+        ({"do": "save", "file": "/nonexistent/x"}, "No such file or directory"),
+    ],
+)
+def test_what_is_refused(running: Running, request_: dict[str, Any], problem: str) -> None:
+    _, path, _ = running
+    with pytest.raises(ControlError) as refused:
+        ask(path, request_)
+    assert problem in str(refused.value) and "\n" not in str(refused.value)
+    assert ask(path, {"do": "paging"}) == "ept"  # and the VM goes on
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"\n", b"{", b"[]\n", b"\xff\n", b"[" * 5000 + b"\n", b"x" * 100_000]
+)
+def test_what_is_no_request(running: Running, sent: bytes) -> None:
+    _, path, _ = running
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(path))
+        raw.sendall(sent)
+        raw.shutdown(socket.SHUT_WR)
+        try:
+            answer = json.loads(raw.recv(65536))
+        except ConnectionResetError:  # it did not read all of a line that is too long
+            answer = {"error": "expected a line"}
+    assert "expected" in answer["error"]
+    assert ask(path, {"do": "paging"}) == "ept"
+
+
+def test_a_silent_client_is_not_waited_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "PATIENCE_S", 0.1)
+    _, path, _ = running
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(path))
+        assert ask(path, {"do": "paging"}) == "ept"
+
+
+def test_a_bug_in_an_action_does_not_end_the_vm(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(vm: VM, request: dict[str, Any]) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setitem(ACTIONS, "broken", broken)
+    _, path, ends = running
+    with pytest.raises(ControlError, match="a bug: 'oops'"):
+        ask(path, {"do": "broken"})
+    assert ask(path, {"do": "paging"}) == "ept" and not ends
+
+
+def test_other_users_are_not_answered(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path, _ = running
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(sockets, "ROOT", 54321)
+    with pytest.raises(ControlError, match="belongs to another user"):
+        ask(path, {"do": "status"})
+
+
+def test_a_request_that_the_vm_does_not_live_to_see(vm: VM, tmp_path: Path) -> None:
+    path, problems = tmp_path / "vm.sock", list[str]()
+
+    def late() -> None:
+        try:
+            ask(path, {"do": "status"})
+        except ControlError as problem:
+            problems.append(str(problem))
+
+    with ControlSocket(vm, path):  # nobody lets the VM go
+        thread = threading.Thread(target=late)
+        thread.start()
+        while not vm.vcpu.posts:
+            threading.Event().wait(0.01)
+    thread.join()
+    assert problems == ["the VM has ended"]
+
+
+def test_where_a_socket_can_be(vm: VM, tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(path))
+    with ControlSocket(vm, path):  # nobody listened on it
+        with pytest.raises(ControlError, match="in use by another VM"), ControlSocket(vm, path):
+            pass
+        assert path.is_socket()
+    plain = tmp_path / "plain"
+    plain.write_text("mine")
+    with pytest.raises(ControlError, match="exists and is no socket"), ControlSocket(vm, plain):
+        pass
+    assert plain.read_text() == "mine"
+    long = tmp_path / ("x" * 120)
+    with pytest.raises(ControlError, match="at most 107 bytes"), ControlSocket(vm, long):
+        pass
+    with pytest.raises(ControlError, match="No such file"), ControlSocket(vm, tmp_path / "a/b"):
+        pass
+    with pytest.raises(ControlError, match="there is no such socket; start a VM with understudy"):
+        ask(tmp_path / "none", {"do": "status"})
+    with pytest.raises(ControlError, match="no VM listens there"):
+        ask(plain, {"do": "status"})

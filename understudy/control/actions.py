@@ -1,0 +1,126 @@
+"""What can be asked of a running VM, and how each is answered.
+
+Each action is a function of the VM and the request that returns plain values; its name is what a
+request says in "do".  They run on the VM's own thread, between two exits.
+Source: none.  Invariant: what cannot be done is a ControlError of one line; the VM goes on.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from understudy.exits import Stop
+from understudy.paging import Paging
+
+if TYPE_CHECKING:
+    from understudy.vm import VM
+
+Request = dict[str, Any]
+Action = Callable[["VM", Request], Any]
+ACTIONS: Final[dict[str, Action]] = {}
+
+
+class ControlError(Exception):
+    """It cannot be done: the text is one line that says why."""
+
+
+def action(function: Action) -> Action:
+    """Put a function into the table, under its name."""
+    ACTIONS[function.__name__] = function
+    return function
+
+
+@action
+def status(vm: "VM", request: Request) -> dict[str, Any]:
+    """What runs, how far it is, and by which techniques."""
+    return {
+        "name": vm.name, "engine": vm.engine, "clock": vm.clock_kind, "paging": vm.pages.name,
+        "guest_ns": vm.clock.now(), "instructions": vm.instructions,
+    }  # fmt: skip
+
+
+@action
+def counts(vm: "VM", request: Request) -> dict[str, Any]:
+    """Everything counted."""
+    return vm.counts()
+
+
+@action
+def describe(vm: "VM", request: Request) -> str:
+    """The decoded state."""
+    vm.vcpu.leave_guest()
+    return vm.describe()
+
+
+@action
+def inspect(vm: "VM", request: Request) -> dict[str, Any]:
+    """Both page walks of "address": a number, or the name of a register."""
+    return vm.inspect(address(vm, request.get("address"))).inspect()
+
+
+@action
+def paging(vm: "VM", request: Request) -> str:
+    """The paging technique's name; with "to", another takes over first."""
+    wanted = request.get("to")
+    if wanted is not None:
+        if wanted not in Paging.ALL:
+            known = ", ".join(Paging.ALL)
+            raise ControlError(f"paging {wanted!r}: expected one of {known}")
+        if wanted != vm.pages.name:
+            if not isinstance(getattr(type(vm), "paging", None), property):
+                raise ControlError(f"this VM keeps its paging technique, {vm.pages.name}")
+            setattr(vm, "paging", wanted)  # noqa: B010
+    return vm.pages.name
+
+
+@action
+def save(vm: "VM", request: Request) -> dict[str, Any]:
+    """Write a snapshot to "file"; it appears there whole or not at all."""
+    name = request.get("file")
+    if not isinstance(name, str) or not name:
+        raise ControlError('save: expected "file" with the name of a file')
+    data = vm.save()
+    path = Path(name)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise ControlError(f"{path}: {error.strerror or error}") from None
+    return {"file": name, "bytes": len(data)}
+
+
+@action
+def stop(vm: "VM", request: Request) -> str:
+    """End the VM, as if its power were cut."""
+    vm.vcpu.request(Stop("stopped", "asked to through the control socket"))
+    return "stopping"
+
+
+def address(vm: "VM", wanted: object) -> int:
+    """A linear address: a number, as text or not, or a register's name for what it holds."""
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        number = wanted
+    elif isinstance(wanted, str):
+        text = wanted.strip().lower()
+        try:
+            number = int(text, 0)
+        except ValueError:
+            vm.vcpu.leave_guest()
+            registers = vm.vcpu.execution.registers()
+            if text not in registers:
+                raise ControlError(
+                    f"address {wanted!r}: expected a number like 0xc0100000, or a register like rip"
+                ) from None
+            number = registers[text]
+            if text in ("rip", "rsp"):  # offsets into a segment
+                number += registers["cs_base" if text == "rip" else "ss_base"]
+    else:
+        raise ControlError('inspect: expected "address", a number or the name of a register')
+    if not 0 <= number < 1 << 64:
+        raise ControlError(f"address {number:#x}: expected 0 to 0xffffffffffffffff")
+    return number

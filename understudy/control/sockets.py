@@ -1,0 +1,203 @@
+"""The socket of a running VM, and a client's end of it.
+
+One request a connection: a line of JSON with "do" and what belongs to it, answered by a line of
+JSON with "ok" or "error".  The server's thread only carries messages; what is asked for is done on
+the VM's own thread (`VM.post`).
+
+Source: unix(7).
+Invariants: only this user (and root) is answered; nothing that is sent makes the VM end or raise,
+but "stop", which is to; a socket of another that still listens is never taken away.
+"""
+
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from understudy.control.actions import ACTIONS, ControlError, Request
+
+if TYPE_CHECKING:
+    from understudy.vm import VM
+
+LONGEST_REQUEST: Final = 1 << 16
+LONGEST_ANSWER: Final = 1 << 24
+PATIENCE_S: Final = 10.0  # of either side with the other
+LONGEST_PATH: Final = 107  # sockaddr_un
+CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+ROOT: Final = 0
+
+
+class ControlSocket:
+    """Listens beside a VM as long as it is entered."""
+
+    def __init__(self, vm: "VM", path: Path) -> None:
+        self.vm, self.path = vm, path
+        self._listener: socket.socket | None = None
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+        self._ends = threading.Event()
+
+    def __enter__(self) -> Self:
+        if len(os.fsencode(self.path)) > LONGEST_PATH:
+            raise ControlError(f"{self.path}: a socket's name has at most {LONGEST_PATH} bytes")
+        _make_room(self.path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)  # only for this user, from the first moment on
+        try:
+            listener.bind(os.fspath(self.path))
+        except OSError as error:
+            listener.close()
+            raise ControlError(f"{self.path}: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
+        listener.listen(8)
+        listener.settimeout(0.2)
+        self._listener = listener
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        if self._listener is not None:
+            self._listener.close()
+        with suppress(OSError):
+            self.path.unlink()
+
+    def _serve(self) -> None:
+        assert self._listener is not None
+        while not self._ends.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.settimeout(PATIENCE_S)
+                connection.sendall(_line(self._answer(connection)))
+
+    def _answer(self, connection: socket.socket) -> dict[str, Any]:
+        try:
+            if not _is_ours(connection):
+                raise ControlError("this VM belongs to another user")
+            request = _parse(_read_line(connection, LONGEST_REQUEST))
+            return {"ok": self._carry_out(request)}
+        except ControlError as problem:
+            return {"error": str(problem)}
+
+    def _carry_out(self, request: Request) -> Any:
+        """Do it on the VM's thread, and wait for it."""
+        wanted = request.get("do")
+        function = ACTIONS.get(wanted) if isinstance(wanted, str) else None
+        if function is None:
+            raise ControlError(f"do {wanted!r}: expected one of {', '.join(ACTIONS)}")
+        done = threading.Event()
+        outcome: list[Any] = []
+        problem: list[Exception] = []
+
+        def act() -> None:
+            try:
+                if not self._ends.is_set():
+                    outcome.append(function(self.vm, request))
+            except Exception as error:  # the VM must not end for what somebody asks
+                problem.append(error)
+            finally:
+                done.set()
+
+        self.vm.post(act)
+        while not done.wait(0.05):
+            if self._ends.is_set():
+                break
+        if problem:
+            kind = "" if isinstance(problem[0], ControlError | ValueError) else "a bug: "
+            raise ControlError(f"{kind}{problem[0]}") from problem[0]
+        if not outcome:
+            raise ControlError("the VM has ended")
+        return outcome[0]
+
+
+def _make_room(path: Path) -> None:
+    """Take away a socket that nobody listens on; anything else stays and is an error."""
+    if not path.is_socket():
+        if path.exists():
+            raise ControlError(f"{path} exists and is no socket: choose another name")
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            return
+    raise ControlError(f"{path} is in use by another VM: choose another name")
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return CREDENTIALS.unpack(raw)[1] in (os.geteuid(), ROOT)
+
+
+# --- the messages ---
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _read_line(connection: socket.socket, longest: int) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        try:
+            part = connection.recv(65536)
+        except TimeoutError:
+            raise ControlError(f"no whole line came within {PATIENCE_S:g} s") from None
+        if not part or len(data) + len(part) > longest:
+            raise ControlError(f"expected one line of JSON, at most {longest} bytes")
+        data += part
+    return bytes(data)
+
+
+def _parse(line: bytes) -> Request:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ControlError("expected a line of JSON") from None
+    if not isinstance(value, dict):
+        raise ControlError('expected a JSON object like {"do": "status"}')
+    return value
+
+
+# --- the client ---
+
+
+def ask(path: Path, request: Request, *, timeout_s: float | None = None) -> Any:
+    """Send one request to a VM; its answer, or ControlError."""
+    with _connected(path) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.sendall(_line(request))
+            answer = _parse(_read_line(connection, LONGEST_ANSWER))
+        except OSError as error:
+            raise ControlError(f"{path}: {error.strerror or error}") from None
+    if "error" in answer:
+        raise ControlError(str(answer["error"]))
+    return answer.get("ok")
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(os.fspath(path))
+        except FileNotFoundError:
+            raise ControlError(
+                f"{path}: there is no such socket; start a VM with understudy run --control {path}"
+            ) from None
+        except OSError as error:
+            raise ControlError(f"{path}: no VM listens there ({error.strerror or error})") from None
+        yield connection
