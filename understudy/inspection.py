@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 Reader = Callable[[int, int], int | None]  # (address, bytes) to a value; None: no memory there
 LARGE: Final = 1 << 7
+ABSENT: Final = {  # by whether it is the EPT, and what it leads to
+    (True, "hpa"): "not mapped: EPT violation",
+    (False, "hpa"): "no entry: an access is a hidden fault if the guest's tables allow it",
+    (False, "gpa"): "not mapped: #PF, P=0 in its error code",
+}
 WIDE: Final = 100  # columns from which on the walks stand side by side
 
 
@@ -244,8 +249,7 @@ def _walk(
             return ended(None, f"the {level.name} would lie at {at:#x}, where there is no memory")
         if not raw & form.is_present:
             steps.append(Step(level.name, index, at, raw, "not present", ()))
-            absent = "EPT violation" if form is EPT else "#PF, P=0 in its error code"
-            return ended(None, f"not mapped: {absent}")
+            return ended(None, ABSENT[form is EPT, kind])
         is_page = level.table is None or (level.page is not None and bool(raw & LARGE))
         layout = level.page if is_page else level.table
         assert layout is not None

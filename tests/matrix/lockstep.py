@@ -23,11 +23,15 @@ AGAIN = (10_000, 100, 1)  # instructions in a step when a difference is looked f
 
 
 def linux(
-    engine: str = "dbt", guest: str = "cloud-amd64", clock: str = "virtual", append: str = ""
+    engine: str = "dbt",
+    guest: str = "cloud-amd64",
+    clock: str = "virtual",
+    append: str = "",
+    paging: str = "ept",
 ) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
-        return LinuxVM.linux(guest, engine=engine, clock=clock, append=append)
+        return LinuxVM.linux(guest, engine=engine, clock=clock, append=append, paging=paging)
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")
 

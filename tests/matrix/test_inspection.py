@@ -53,3 +53,26 @@ def test_the_processors_walker_agrees(guest: str) -> None:
         assert vm.processor.state_hash() == before
     finally:
         vm.close()
+
+
+@pytest.mark.parametrize("guest", FORMATS)
+def test_a_shadow_leads_where_the_guests_tables_and_the_p2m_lead(guest: str) -> None:
+    vm = linux("dbt", guest, paging="vtlb")
+    try:
+        vm.go(budget=INSTRUCTIONS)
+        vm.vcpu.leave_guest()
+        registers = vm.vcpu.execution.registers()
+        filled = 0
+        for name in ("rip", "rsp", "idtr_base", "gdtr_base"):
+            found = vm.inspect(registers[name])
+            assert found.ours.title.startswith("the shadow's walk: ")
+            assert found.guest.address is not None
+            if found.ours.address is None:
+                assert "hidden fault" in found.ours.end
+            else:
+                filled += 1
+                assert found.ours.address == vm.memory.hpa(found.guest.address)
+        assert filled >= 2
+        assert "hidden fault" in vm.inspect(0x1234_5000).ours.end
+    finally:
+        vm.close()
