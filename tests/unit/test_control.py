@@ -49,7 +49,8 @@ def test_status_and_counts(running: Running) -> None:
     _, path, _ = running
     first = ask(path, {"do": "status"})
     assert first["name"] == "vm" and first["paging"] == "ept"
-    assert ask(path, {"do": "status"})["instructions"] > first["instructions"]
+    while ask(path, {"do": "status"})["instructions"] == first["instructions"]:
+        pass  # until the guest has had its turn
     assert ask(path, {"do": "counts"})["instructions"] > 0
     assert "cr0=CR0(" in ask(path, {"do": "describe"})
 
