@@ -36,6 +36,8 @@ def running(vm: VM, tmp_path: Path) -> Iterator[tuple[VM, Path, list[Stop]]]:
     thread = threading.Thread(target=lambda: ends.append(vm.go(wall_seconds=60)))
     with ControlSocket(vm, path):
         thread.start()
+        while not ask(path, {"do": "status"})["instructions"]:
+            pass  # until the guest has had its turn
         yield vm, path, ends
         vm.stop()
         thread.join()

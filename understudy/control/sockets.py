@@ -83,10 +83,10 @@ class ControlSocket:
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         try:
+            line = _read_line(connection, LONGEST_REQUEST)  # else the other end may see no answer
             if not _is_ours(connection):
                 raise ControlError("this VM belongs to another user")
-            request = _parse(_read_line(connection, LONGEST_REQUEST))
-            return {"ok": self._carry_out(request)}
+            return {"ok": self._carry_out(_parse(line))}
         except ControlError as problem:
             return {"error": str(problem)}
 
