@@ -159,6 +159,13 @@ class Processor:
         No side effects, not counted.  eptp 0: one dimension."""
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
+    def set_walk_caches(self, structures: int, nested: int) -> None:
+        """Translation caches of the page walker, off (0) at first; may be called between two runs.
+
+        structures: entries of each level's paging-structure cache, which holds where the table
+        below an entry is (in a guest under EPT: its host-physical address).  nested: entries of
+        the nested TLB, which holds pages of the EPT.  Only the number of references changes.
+        """
     # --- time and interrupts ---
     @property
     def tsc(self) -> int:
@@ -175,6 +182,7 @@ class Processor:
     def counters(self) -> dict[str, Any]:
         """{"instructions", "exits": {reason: n}, "entries", "tlb_misses", "itlb_misses",
         "walk": {"guest": {level: n}, "host": {level: n}}, "injected": {vector: n},
+        "walk_caches": {"structures": {"hits": {level: n}, "misses"}, "nested": {"hits", "misses"}},
         "engine": {"translated_blocks", "translated_instructions", "invalidated", "slow_path", ...}}
 
         All but "engine" are the same for every engine."""

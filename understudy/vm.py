@@ -262,6 +262,7 @@ class VM:
                 dimension: {str(level): n for level, n in levels.items()}
                 for dimension, levels in raw["walk"].items()
             },
+            "walk_caches": raw["walk_caches"],
             "tlb": {"misses": raw["tlb_misses"], "instruction_misses": raw["itlb_misses"]},
             "paging": self.pages.name,
             "fills": self.pages.fills,

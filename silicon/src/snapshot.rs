@@ -3,7 +3,7 @@
 //! One function, [`visit`], lists what a processor is; saving, loading and hashing all walk it, so
 //! that none can forget what another knows.
 //!
-//! The TLB is not among it.  Saving empties it in the processor that is saved, too: it and a
+//! What the TLB and the walker's caches hold is not among it.  Saving empties them in the processor that is saved, too: it and a
 //! processor that loads the bytes go on alike, to the last walk and accessed flag.
 
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x02");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -222,6 +222,10 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
     w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
     visit_counts(core, w);
+    let (mut structures, mut nested) = core.tlb.caches.sizes();
+    w.word(&mut structures);
+    w.word(&mut nested);
+    core.tlb.caches.resize(structures, nested);
     visit_cpuid(core, w);
 }
 
@@ -253,6 +257,10 @@ fn visit_counts(core: &mut Core, w: &mut Walk<'_>) {
     w.word(&mut c.itlb_misses);
     w.words(&mut c.walk_guest);
     w.words(&mut c.walk_host);
+    w.words(&mut c.structure_hits);
+    w.word(&mut c.structure_misses);
+    w.word(&mut c.nested_hits);
+    w.word(&mut c.nested_misses);
     w.word(&mut c.entries);
     w.words(&mut c.exits);
     w.words(&mut c.injected);

@@ -216,6 +216,8 @@ class FakeProcessor:
         return {
             "instructions": self.retired, "exits": {}, "entries": self.entries,
             "tlb_misses": 0, "itlb_misses": 0, "walk": {"guest": {1: 2}, "host": {}},
+            "walk_caches": {"structures": {"hits": {}, "misses": 0},
+                            "nested": {"hits": 0, "misses": 0}},
             "injected": {}, "engine": {},
         }  # fmt: skip
 

@@ -100,8 +100,8 @@ def test_counts_are_plain_and_complete() -> None:
         b.play(FakeExit(Reason.CPUID, length=2))
         counts = b.vm.counts()
         assert set(counts) == {
-            "instructions", "exits", "kicks", "walk", "tlb", "fills", "injected", "engine",
-            "paging", "flushes", "faults", "tables", "cr_accesses",
+            "instructions", "exits", "kicks", "walk", "walk_caches", "tlb", "fills", "injected",
+            "engine", "paging", "flushes", "faults", "tables", "cr_accesses",
         }  # fmt: skip
         assert counts["walk"]["guest"] == {"1": 2}
 

@@ -130,6 +130,14 @@ pub struct Counts {
     pub walk_guest: [u64; 6],
     /// Page-walk references of the host dimension (EPT) by level number.
     pub walk_host: [u64; 6],
+    /// Walks that a paging-structure cache shortened, by the level of the entry found there.
+    pub structure_hits: [u64; 6],
+    /// Walks that paging-structure caches, being on, could not shorten.
+    pub structure_misses: u64,
+    /// Guest-physical addresses that the nested TLB knew.
+    pub nested_hits: u64,
+    /// Guest-physical addresses that the nested TLB, being on, did not know.
+    pub nested_misses: u64,
     /// VM entries.
     pub entries: u64,
     /// VM exits by basic reason.
@@ -145,6 +153,10 @@ impl Default for Counts {
             itlb_misses: 0,
             walk_guest: [0; 6],
             walk_host: [0; 6],
+            structure_hits: [0; 6],
+            structure_misses: 0,
+            nested_hits: 0,
+            nested_misses: 0,
             entries: 0,
             exits: [0; 80],
             injected: vec![0; 256],

@@ -4,6 +4,7 @@
 //! has the walk itself; [`access`] the reads and writes through it.
 
 pub mod access;
+pub mod caches;
 pub mod format;
 pub mod special;
 pub mod tlb;

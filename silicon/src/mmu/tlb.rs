@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use crate::addr::AddressMap;
+use crate::mmu::caches::Caches;
 
 /// Entries of the data TLB (direct-mapped by page number).
 pub const ENTRIES: usize = 16384;
@@ -115,6 +116,8 @@ pub struct Tlb {
     /// Grows whenever an instruction-side translation vanished within a space; engines compare
     /// it, `asn` and `global_asn` with what their own shortcuts rely on.
     pub fetch_epoch: u64,
+    /// What shortens the walks after a miss; off by default.
+    pub caches: Caches,
 }
 
 impl Default for Tlb {
@@ -143,6 +146,7 @@ impl Tlb {
             asn: 0,
             global_asn: 0,
             fetch_epoch: 0,
+            caches: Caches::default(),
         }
     }
 
@@ -159,6 +163,7 @@ impl Tlb {
     /// Forget every translation; the spaces keep their numbers.
     fn empty(&mut self) {
         self.entries.fill(Entry::default());
+        self.caches.clear();
         self.fetch.clear();
         self.fetch_epoch += 1;
         self.large.clear();
@@ -231,6 +236,7 @@ impl Tlb {
     /// Paging-Structure Caches").
     pub fn invalidate(&mut self, gva: u64) {
         let vpn = gva >> 12;
+        self.caches.drop_space(self.asn);
         match LARGE_SHIFTS.into_iter().find(|&s| self.large.contains(&(s, gva >> s))) {
             None => self.drop_page(vpn),
             Some(shift) => {

@@ -7,7 +7,7 @@ use crate::arch::exit::{Exit, reason};
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, perm};
-use crate::mmu::walk::{Access, Intent, Refusal, Space, Walker};
+use crate::mmu::walk::{Access, Intent, Refusal, Space, Walker, format_of};
 
 impl Core {
     /// The current translation regime.
@@ -126,12 +126,14 @@ impl Core {
         }
         let space = self.space();
         let mem = self.mem.clone();
-        let mut walker = Walker { mem: &mem, counts: Some(&mut self.counts), log: None };
+        let asn = self.tlb.asn;
+        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
         let w = match walker.walk(&space, gva, intent) {
             Ok(w) => w,
             Err(refusal) => {
                 // Faults and EPT violations invalidate, too: what is refused now stays refused.
                 self.tlb.drop_page(vpn);
+                self.drop_cached(&space, gva, refusal);
                 return Err(Self::refused(refusal, gva));
             }
         };
@@ -165,8 +167,25 @@ impl Core {
     pub fn translate_physical(&mut self, gpa: u64, access: Access) -> Exec<u64> {
         let space = self.space();
         let mem = self.mem.clone();
-        let mut walker = Walker { mem: &mem, counts: Some(&mut self.counts), log: None };
+        let asn = self.tlb.asn;
+        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
         walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| Self::refused(r, 0))
+    }
+
+    /// What the walker's caches must forget because of a fault.
+    fn drop_cached(&mut self, space: &Space, gva: u64, refusal: Refusal) {
+        let caches = &mut self.tlb.caches;
+        if caches.has_structures()
+            && let Some(format) = format_of(space)
+        {
+            caches.drop_address(self.tlb.asn, gva, format);
+        }
+        match refusal {
+            Refusal::EptViolation { gpa, .. } | Refusal::EptMisconfig { gpa } => {
+                caches.drop_mapping(space.eptp, gpa);
+            }
+            Refusal::PageFault(_) => {}
+        }
     }
 
     fn refused(r: Refusal, gva: u64) -> Trap {
@@ -187,7 +206,6 @@ impl Core {
     #[must_use]
     pub fn peek(&self, gva: u64) -> Option<u64> {
         let intent = Intent { access: Access::Read, user: false, smap: false };
-        let mut walker = Walker { mem: &self.mem, counts: None, log: None };
-        walker.walk(&self.space(), gva, intent).ok().map(|w| w.hpa)
+        Walker::observer(&self.mem).walk(&self.space(), gva, intent).ok().map(|w| w.hpa)
     }
 }

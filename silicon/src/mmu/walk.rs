@@ -8,6 +8,7 @@ use crate::arch::bits::{cr0, cr4, efer, ept, pte};
 use crate::arch::exception::pf;
 use crate::cpu::state::Counts;
 use crate::mem::Memory;
+use crate::mmu::caches::{Caches, Mapping, Table};
 use crate::mmu::format::{self, Format};
 
 /// What an access does.
@@ -103,6 +104,8 @@ pub struct Walker<'a> {
     pub counts: Option<&'a mut Counts>,
     /// List references here.
     pub log: Option<&'a mut Vec<Reference>>,
+    /// Shorten walks by these, under this address-space number: the processor's own walks.
+    pub caches: Option<(&'a mut Caches, u32)>,
 }
 
 struct HostPage {
@@ -126,7 +129,18 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
     }
 }
 
-impl Walker<'_> {
+impl<'a> Walker<'a> {
+    /// The processor's own: sets flags, counts, uses the translation caches.
+    pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
+        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)) }
+    }
+
+    /// An observer's: without effects.
+    #[must_use]
+    pub fn observer(mem: &'a Memory) -> Self {
+        Self { mem, counts: None, log: None, caches: None }
+    }
+
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
         if let Some(c) = &mut self.counts {
             let t = if host { &mut c.walk_host } else { &mut c.walk_guest };
@@ -207,13 +221,27 @@ impl Walker<'_> {
         };
         let size = usize::from(format.entry_bytes);
         let (mut user, mut write, mut execute) = (true, true, true);
-        for level in format.levels {
+        let (first, mut known) = self.known_table(format, gva);
+        if let Some(t) = known {
+            (table, user, write, execute) = (t.gpa, t.user, t.write, t.execute);
+        }
+        for (n, level) in format.levels.iter().enumerate().skip(first) {
             let index = gva >> level.shift & ((1 << level.bits) - 1);
             let at = table + index * size as u64;
             // A table access counts as a write for the EPT when its accessed/dirty flags are on.
             let as_write = s.eptp & ept::EPTP_AD != 0 && self.has_effects();
             let how = if as_write { Access::Write } else { Access::Read };
-            let place = self.host(s, at, how, Some(gva), false)?;
+            let place = if let Some(t) = known.take() {
+                HostPage { hpa: t.hpa | (at & PAGE_OFFSET), shift: 12, rights: t.rights, dirty: true }
+            } else {
+                let place = self.host(s, at, how, Some(gva), false)?;
+                if let (Some((caches, asn)), true) = (&mut self.caches, n > 0) {
+                    let (hpa, above) = (place.hpa & !PAGE_OFFSET, &format.levels[n - 1]);
+                    let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
+                    caches.note_table(*asn, above.number, above.shift, gva, found);
+                }
+                place
+            };
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
@@ -268,6 +296,42 @@ impl Walker<'_> {
         unreachable!("the last level of every format maps a page")
     }
 
+    /// How many levels of the guest's tables a walk may leave out, and the table to begin with.
+    fn known_table(&mut self, format: &Format, gva: u64) -> (usize, Option<Table>) {
+        let Some((caches, asn)) = self.caches.as_mut().filter(|(c, _)| c.has_structures()) else {
+            return (0, None);
+        };
+        for n in (1..format.levels.len()).rev() {
+            let above = &format.levels[n - 1];
+            if let Some(table) = caches.table(*asn, above.number, above.shift, gva) {
+                if let Some(c) = &mut self.counts {
+                    c.structure_hits[usize::from(above.number)] += 1;
+                }
+                return (n, Some(table));
+            }
+        }
+        if let Some(c) = &mut self.counts {
+            c.structure_misses += 1;
+        }
+        (0, None)
+    }
+
+    /// The EPT's page that the nested TLB knows for an address, if an access may go on with it.
+    fn known_page(&mut self, s: &Space, gpa: u64, wanted: u64, is_write: bool) -> Option<HostPage> {
+        let (caches, _) = self.caches.as_mut().filter(|(c, _)| c.has_nested())?;
+        let found = caches
+            .mapping(s.eptp, gpa)
+            .filter(|(m, _)| wanted & !m.rights == 0 && (m.dirty || !is_write))
+            .map(|(m, shift)| {
+                let offset = gpa & ((1 << shift) - 1);
+                HostPage { hpa: m.hpa | offset, shift, rights: m.rights, dirty: m.dirty }
+            });
+        if let Some(c) = &mut self.counts {
+            *(if found.is_some() { &mut c.nested_hits } else { &mut c.nested_misses }) += 1;
+        }
+        found
+    }
+
     fn reserved(&self, s: &Space, format: &Format, number: u8, shift: u8, is_page: bool, nx: bool) -> u64 {
         if format.entry_bytes == 4 {
             // PSE-36: bits 20:13 are address bits above 32, 21 is reserved.
@@ -308,6 +372,9 @@ impl Walker<'_> {
             Access::Write => ept::R | ept::W,
             Access::Fetch => ept::X,
         };
+        if let Some(page) = self.known_page(s, gpa, wanted, access == Access::Write) {
+            return Ok(page);
+        }
         for level in format::EPT.levels {
             let at = table + (gpa >> level.shift & 511) * 8;
             let entry = self.mem.load(at, 8);
@@ -342,12 +409,12 @@ impl Walker<'_> {
                 self.set_flags(at, 8, entry, flags);
             }
             let mask = (1_u64 << level.shift) - 1;
-            return Ok(HostPage {
-                hpa: (entry & PHYS_MASK & !mask & !PAGE_OFFSET) | (gpa & mask),
-                shift: level.shift,
-                rights,
-                dirty: !with_ad || (entry | flags) & ept::D != 0,
-            });
+            let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;
+            let dirty = !with_ad || (entry | flags) & ept::D != 0;
+            if let Some((caches, _)) = &mut self.caches {
+                caches.note_mapping(s.eptp, gpa, level.shift, Mapping { hpa, rights, dirty });
+            }
+            return Ok(HostPage { hpa: hpa | (gpa & mask), shift: level.shift, rights, dirty });
         }
         unreachable!("level 1 maps a page")
     }

@@ -19,6 +19,7 @@ use crate::arch::exit;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::state::{Clock, Core, Fx};
+use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
 use crate::processor::{EngineKind, Processor as Machine};
 use crate::snapshot;
@@ -355,7 +356,7 @@ impl Processor {
     ) -> PyResult<Vec<(&'static str, u8, u64, u64)>> {
         let mem = self.shared.lock()?.core.mem.clone();
         let mut space = Space { cr0: cr0::PG | cr0::PE | cr0::WP, cr3, cr4, efer, pdpte: [0; 4], eptp };
-        let mut quiet = Walker { mem: &mem, counts: None, log: None };
+        let mut quiet = Walker::observer(&mem);
         for i in 0..4 {
             let gpa = (cr3 & 0xFFFF_FFE0) + 8 * i as u64;
             space.pdpte[i] = quiet.physical(&space, gpa, Access::Read).map_or(0, |hpa| mem.load(hpa, 8));
@@ -363,7 +364,8 @@ impl Processor {
         let mut log = Vec::new();
         let intent = Intent { access: Access::Read, user: false, smap: false };
         // Where the walk ends early, what it saw so far is the answer.
-        let _ = Walker { mem: &mem, counts: None, log: Some(&mut log) }.walk(&space, gva, intent);
+        let mut walker = Walker { log: Some(&mut log), ..Walker::observer(&mem) };
+        let _ = walker.walk(&space, gva, intent);
         let name = |is_host| if is_host { "host" } else { "guest" };
         Ok(log.into_iter().map(|(host, level, hpa, entry)| (name(host), level, hpa, entry)).collect())
     }
@@ -371,6 +373,18 @@ impl Processor {
     /// Drop all cached translations (of memory and of code).  For host-side changes.
     fn flush(&self) -> PyResult<()> {
         self.shared.lock()?.flush();
+        Ok(())
+    }
+
+    /// Give the walker paging-structure caches and a nested TLB of so many entries; 0: off.
+    fn set_walk_caches(&self, structures: u64, nested: u64) -> PyResult<()> {
+        for (name, entries) in [("structures", structures), ("nested", nested)] {
+            if entries > caches::MOST {
+                let words = format!("{name}={entries}: expected 0 to {} entries", caches::MOST);
+                return Err(PyValueError::new_err(words));
+            }
+        }
+        self.shared.lock()?.core.tlb.caches.resize(structures, nested);
         Ok(())
     }
 
@@ -426,6 +440,14 @@ impl Processor {
         walk.set_item("guest", nonzero(&c.walk_guest)?)?;
         walk.set_item("host", nonzero(&c.walk_host)?)?;
         out.set_item("walk", walk)?;
+        let (caches, structures, nested) = (PyDict::new(py), PyDict::new(py), PyDict::new(py));
+        structures.set_item("hits", nonzero(&c.structure_hits)?)?;
+        structures.set_item("misses", c.structure_misses)?;
+        nested.set_item("hits", c.nested_hits)?;
+        nested.set_item("misses", c.nested_misses)?;
+        caches.set_item("structures", structures)?;
+        caches.set_item("nested", nested)?;
+        out.set_item("walk_caches", caches)?;
         out.set_item("injected", nonzero(&c.injected)?)?;
         for (name, value) in machine.statistics() {
             engine.set_item(name, value)?;

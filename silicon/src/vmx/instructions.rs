@@ -203,8 +203,12 @@ pub fn invept(core: &mut Core, kind: u64, eptp: u64) -> Result<(), VmFail> {
         1 if is_eptp(eptp) => {
             let root = eptp & !0xFFF;
             core.tlb.drop_spaces(|_, e, _| e == root, |_, e| e == root);
+            core.tlb.caches.drop_ept(Some(root));
         }
-        2 => core.tlb.drop_spaces(|_, e, _| e != 0, |_, e| e != 0),
+        2 => {
+            core.tlb.drop_spaces(|_, e, _| e != 0, |_, e| e != 0);
+            core.tlb.caches.drop_ept(None);
+        }
         _ => return Err(core.vm_fail(error::INVALID_INVALIDATION)),
     }
     core.refresh();
