@@ -40,6 +40,28 @@ pub fn step(core: &mut Core) -> Exec<()> {
         core.rip = next(core, &insn);
         execute(core, &insn)
     });
+    finish(core, result, rip, shadow)
+}
+
+/// As [`step`], for an instruction that was fetched and decoded before, and still is what stands
+/// at RIP.
+///
+/// # Errors
+/// As [`step`].
+#[inline]
+pub fn step_known(core: &mut Core, insn: &Instruction, execute: Execute) -> Exec<()> {
+    if core.rflags & (TF | RF) != 0 || core.dr[7] & 0xFF != 0 || core.pending_db != 0 {
+        return step_debugged(core);
+    }
+    let shadow = take(&mut core.shadow);
+    let rip = core.rip;
+    core.rip = next(core, insn);
+    let result = execute(core, insn);
+    finish(core, result, rip, shadow)
+}
+
+#[inline]
+fn finish(core: &mut Core, result: Exec<()>, rip: u64, shadow: Shadow) -> Exec<()> {
     match result {
         Ok(()) => {
             core.countdown -= 1;

@@ -66,6 +66,8 @@ pub struct Site {
     pub is_group: bool,
     /// The instruction reaches into the following page.
     pub is_crossing: bool,
+    /// One more than the number of the prepared instruction, or 0.
+    pub prepared: u32,
 }
 
 /// A direct transfer to another block.
@@ -90,4 +92,6 @@ pub struct Indirect {
     pub rip: u64,
     /// What it added to RSP.
     pub popped: i32,
+    /// It is in the interrupt shadow of STI.
+    pub is_shadowed: bool,
 }

@@ -3,12 +3,12 @@
 use super::block::{Key, Site};
 use super::mode::MODE_UNGROUPED;
 use super::tables::jump_index;
-use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, must_step};
+use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::segment;
 use crate::cpu::state::{Core, Shadow};
-use crate::cpu::step::step;
+use crate::cpu::step::{step, step_known};
 use crate::cpu::trap::Trap;
 use crate::mmu::tlb::perm;
 use crate::mmu::walk::Access;
@@ -58,6 +58,7 @@ impl Dbt {
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
         core.countdown += 1;
+        core.shadow = if i.is_shadowed { Shadow::Sti } else { Shadow::None };
         let result = step(core);
         core.flags_to_jit();
         self.trap = result.err();
@@ -74,7 +75,8 @@ impl Dbt {
         core.flags_from_jit();
         core.rip = site.rip;
         core.countdown += i64::from(site.remaining);
-        if site.is_group {
+        // (An instruction in an interrupt shadow is interpreted alone.)
+        if site.is_group && core.shadow == Shadow::None {
             self.ungrouped = true;
             return self.known(core);
         }
@@ -82,7 +84,11 @@ impl Dbt {
         if is_out {
             gate::vector_state_out(core);
         }
-        let mut result = step(core);
+        let generation = self.generation;
+        let mut result = match self.prepared.get((site.prepared as usize).wrapping_sub(1)) {
+            Some((insn, execute)) => step_known(core, insn, *execute),
+            None => step(core),
+        };
         // An instruction in an interrupt shadow belongs to the one before it.
         while result.is_ok() && core.shadow != Shadow::None && core.countdown > 0 && !must_step(core) {
             if !is_out {
@@ -103,14 +109,18 @@ impl Dbt {
         if site.is_crossing && self.blocks[site.block as usize].second.is_none() {
             self.retry_crossing(core, site);
         }
-        if core.attention != 0 && vmx::events::is_quiet(core) {
-            core.attention = 0;
+        if core.attention != 0 {
+            look(core);
+            if vmx::events::is_quiet(core) {
+                core.attention = 0;
+            }
         }
         if core.attention != 0 || core.countdown <= 0 || must_step(core) {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
-        let is_alive = site.next != 0 && !self.blocks[site.block as usize].is_dead;
+        let goes_on = site.next != 0 && !site.is_group && self.generation == generation;
+        let is_alive = goes_on && !self.blocks[site.block as usize].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
             return site.next;

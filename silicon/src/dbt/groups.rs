@@ -100,10 +100,10 @@ impl Planner<'_> {
     /// The one access that may be shared: (base, displacement, bytes, is write).
     fn access(&mut self, insn: &Instruction) -> Option<(usize, i64, i64, bool)> {
         match insn.code() {
-            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 | Code::Pushfq => {
                 return Some((4, -8, 8, true));
             }
-            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Call_rel32_32 => {
+            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Call_rel32_32 | Code::Pushfd => {
                 return Some((4, -4, 4, true));
             }
             Code::Call_rm64 | Code::Call_rm32 if insn.op0_kind() == OpKind::Register => {
@@ -203,12 +203,14 @@ impl Planner<'_> {
             | Code::Pushq_imm8
             | Code::Pushq_imm32
             | Code::Push_rm64
+            | Code::Pushfq
             | Code::Call_rel32_64
             | Code::Call_rm64 => return Some((4, -8)),
             Code::Push_r32
             | Code::Pushd_imm8
             | Code::Pushd_imm32
             | Code::Push_rm32
+            | Code::Pushfd
             | Code::Call_rel32_32
             | Code::Call_rm32 => return Some((4, -4)),
             Code::Pop_r64 | Code::Pop_r32 if number(insn.op0_register()) != 4 => {

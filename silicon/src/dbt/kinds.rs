@@ -17,7 +17,7 @@ fn is_mode_change(insn: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         insn.mnemonic(),
-        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Sti | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
+        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
     ) || matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
         || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
         || insn.op0_register().is_segment_register()
@@ -235,7 +235,7 @@ fn touches_system_register(insn: &Instruction) -> bool {
 }
 
 /// BT and its kin with a register offset reach beyond their operand.
-fn is_far_bit(insn: &Instruction) -> bool {
+pub(super) fn is_far_bit(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && insn.op0_kind() == OpKind::Memory
         && insn.op1_kind() == OpKind::Register

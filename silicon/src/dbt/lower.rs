@@ -67,10 +67,9 @@ impl Translator<'_> {
             Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => self.ret(insn),
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => self.push(insn),
             Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
-            Code::Pop_r64 if insn.op0_register() != Register::RSP => self.pop(insn),
-            Code::Pop_r32 if insn.op0_register() != Register::ESP => self.pop(insn),
+            Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
             Code::Leaveq | Code::Leaved => self.leave(insn),
-            _ => self.plain(insn),
+            _ => self.system(insn) || self.plain(insn),
         }
     }
 

@@ -43,13 +43,14 @@ pub mod lower;
 pub mod map;
 mod mode;
 pub mod native;
+mod system;
 pub mod tables;
 pub mod transfer;
 pub mod translate;
 
 use std::io;
 
-use iced_x86::{Encoder, InstructionInfoFactory};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use self::asm::Asm;
 use self::block::{Block, Indirect, Key, Link, Site};
@@ -59,6 +60,7 @@ use self::mode::{MODE_UNGROUPED, MODE_VECTOR, has_groups, is_user, jump_table, m
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, JUMP_TABLES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
+use crate::cpu::decode::Execute;
 use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::Core;
@@ -68,6 +70,7 @@ use crate::mem::CodeWrites;
 use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
+use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
 pub(crate) const KIND_CLASS: u32 = 20;
@@ -97,6 +100,8 @@ pub struct Dbt {
     index: AddressMap<Key, u32>,
     frames: AddressMap<u64, Vec<u32>>,
     sites: Vec<Site>,
+    /// Instructions that are always interpreted, and their executors.
+    prepared: Vec<(Instruction, Execute)>,
     faults: Vec<(u64, u32)>,
     links: Vec<Link>,
     indirects: Vec<Indirect>,
@@ -156,6 +161,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         index: AddressMap::default(),
         frames: AddressMap::default(),
         sites: Vec::new(),
+        prepared: Vec::new(),
         faults: Vec::new(),
         links: Vec::new(),
         indirects: Vec::new(),
@@ -344,11 +350,13 @@ impl Dbt {
             first_link: self.links.len() as u32,
             first_indirect: self.indirects.len() as u32,
             first_site: self.sites.len() as u32,
+            first_prepared: self.prepared.len() as u32,
         };
         let t = translate::translate(tools, key, bytes, second.as_ref())?;
         let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
         self.cache.append(&t.code);
         self.sites.extend(t.sites);
+        self.prepared.extend(t.prepared);
         self.faults.extend(t.faults);
         self.links.extend(t.links);
         self.indirects.extend(t.indirects);
@@ -412,6 +420,7 @@ impl Dbt {
     fn enter(&mut self, core: &mut Core, number: u32) {
         self.entered += 1;
         core.flags_to_jit();
+        look(core);
         gate::enter(self.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_jit();
         fxstate::normalize(&mut core.fx);
@@ -461,6 +470,7 @@ impl Dbt {
         self.index.clear();
         self.frames.clear();
         self.sites.clear();
+        self.prepared.clear();
         self.faults.clear();
         self.links.clear();
         self.indirects.clear();
@@ -472,6 +482,11 @@ impl Dbt {
         self.empty_jumps(core, |_| true);
         self.flushes += 1;
     }
+}
+
+/// Note whether generated code may set RFLAGS.IF and go on.
+fn look(core: &mut Core) {
+    core.jit.is_open = u64::from(vmx::events::is_open(core));
 }
 
 /// The fetch translation of an address that the program may use now without a walk.

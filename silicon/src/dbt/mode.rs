@@ -17,6 +17,8 @@ pub(super) const MODE_32: u32 = 16;
 pub(super) const MODE_FS: u32 = 32;
 /// The same of GS.
 pub(super) const MODE_GS: u32 = 64;
+/// CPL is 0.
+pub(super) const MODE_LEVEL_0: u32 = 128;
 
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
@@ -43,6 +45,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
         Mode::Bits32 => segments_key(core)?,
         Mode::Real | Mode::V86 | Mode::Bits16 => return None,
     };
+    if core.cpl == 0 {
+        key |= MODE_LEVEL_0;
+    }
     if core.cpl == 3 {
         key |= MODE_USER;
     } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
@@ -78,6 +83,10 @@ pub(super) fn jump_table(mode: u32) -> usize {
 
 pub(super) fn is_user(mode: u32) -> bool {
     mode & MODE_USER != 0
+}
+
+pub(super) fn is_level_0(mode: u32) -> bool {
+    mode & MODE_LEVEL_0 != 0
 }
 
 pub(super) fn has_groups(mode: u32) -> bool {

@@ -32,6 +32,8 @@ pub struct Tables {
     pub saved_rsp: u64,
     /// The caller's MXCSR.
     pub host_mxcsr: u32,
+    /// RFLAGS.IF may be set without anybody having to look: see [`crate::vmx::events::is_open`].
+    pub is_open: u64,
     /// The engine, for the helpers that generated code calls.
     pub engine: usize,
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
@@ -56,6 +58,7 @@ impl Tables {
             request: NO_REQUEST,
             saved_rsp: 0,
             host_mxcsr: 0x1F80,
+            is_open: 0,
             engine: 0,
             fetch: [[0; FETCH_ENTRIES]; 2],
             jump: [[0; JUMP_ENTRIES]; JUMP_TABLES],

@@ -23,20 +23,24 @@ impl Translator<'_> {
     }
 
     /// Bytes of an address, and of what a push pushes.
-    fn word(&self) -> i32 {
+    pub(super) fn word(&self) -> i32 {
         if self.is_32 { 4 } else { 8 }
     }
 
-    fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
-        let m = Mem { base: Some(base), index: None, disp };
+    /// `lea` as wide as an address.
+    pub(super) fn lea_address(&mut self, dst: u8, m: Mem) {
         if self.is_32 { self.a.lea32(dst, m) } else { self.a.lea(dst, m) }
+    }
+
+    fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
+        self.lea_address(dst, Mem { base: Some(base), index: None, disp });
     }
 
     fn load_word(&mut self, dst: u8, m: Mem) {
         if self.is_32 { self.a.load32(dst, m) } else { self.a.load(dst, m) }
     }
 
-    fn store_word(&mut self, m: Mem, src: u8) {
+    pub(super) fn store_word(&mut self, m: Mem, src: u8) {
         if self.is_32 { self.a.store32(m, src) } else { self.a.store(m, src) }
     }
 
@@ -49,7 +53,7 @@ impl Translator<'_> {
     }
 
     /// The host place of the word below the guest's stack pointer.
-    fn stack_place(&mut self, insn: &Instruction) -> Mem {
+    pub(super) fn stack_place(&mut self, insn: &Instruction) -> Mem {
         let word = self.word();
         self.place(insn, word as usize, true, |t, by| t.lea_word(T0, HOST_OF_RSP, by - word))
     }
@@ -59,7 +63,7 @@ impl Translator<'_> {
         self.place(insn, self.word() as usize, false, |t, by| t.lea_word(T0, register, by))
     }
 
-    fn move_stack(&mut self, by: i32) {
+    pub(super) fn move_stack(&mut self, by: i32) {
         self.lea_word(HOST_OF_RSP, HOST_OF_RSP, by);
     }
 
@@ -108,7 +112,9 @@ impl Translator<'_> {
             self.a.load(T1, place);
             self.a.store(state(slot(number(r))), T1);
         }
-        self.move_stack(self.word());
+        if number(r) != 4 {
+            self.move_stack(self.word());
+        }
         self.close_sites();
         true
     }
@@ -135,6 +141,16 @@ impl Translator<'_> {
         false
     }
 
+    /// A jump (its place is returned) that is taken if the address in T1 is not canonical; T1 and
+    /// the computer's flags are lost.
+    pub(super) fn unless_canonical(&mut self) -> usize {
+        self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
+        self.a.raw(&[47]);
+        self.a.rr(true, &[0xFF], 0, T1); // inc T1
+        self.a.cmp_imm(T1, 1);
+        self.a.jcc_later(cc::A)
+    }
+
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
         self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
@@ -145,12 +161,8 @@ impl Translator<'_> {
             self.fetch_operand(insn);
         }
         if !self.is_32 {
-            // T1 is the target: a non-canonical one faults before anything is pushed.
-            self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
-            self.a.raw(&[47]);
-            self.a.rr(true, &[0xFF], 0, T1); // inc T1
-            self.a.cmp_imm(T1, 1);
-            let branch = self.a.jcc_later(cc::A);
+            // A non-canonical target faults before anything is pushed.
+            let branch = self.unless_canonical();
             self.cold.push(Cold::Step { branch, site: self.site(insn) });
         }
         self.push_return(insn);

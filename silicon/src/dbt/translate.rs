@@ -10,6 +10,7 @@ use super::flags::{Effect, effect};
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
 use super::tables::{JUMP_ENTRIES, Tables};
+use crate::cpu::decode::{Execute, route};
 use crate::cpu::state::Core;
 use std::mem::offset_of;
 
@@ -45,6 +46,8 @@ pub struct Translated {
     pub code: Vec<u8>,
     /// Places to interpret from.
     pub sites: Vec<Site>,
+    /// Instructions that are always interpreted, and their executors.
+    pub prepared: Vec<(Instruction, Execute)>,
     /// Instructions that may fault when executed: host address (ascending) and site.
     pub faults: Vec<(u64, u32)>,
     /// Transfers to link.
@@ -98,12 +101,16 @@ pub(super) struct Translator<'a> {
     pub kept_is_current: bool,
     pub cold: Vec<Cold>,
     pub sites: Vec<Site>,
+    pub prepared: Vec<(Instruction, Execute)>,
     pub links: Vec<Link>,
     pub indirects: Vec<Indirect>,
     pub block: u32,
     pub first_link: u32,
     pub first_indirect: u32,
     pub first_site: u32,
+    pub first_prepared: u32,
+    /// The STI whose interrupt shadow has not ended yet: its number in the block.
+    pub shadow_from: Option<usize>,
     /// Instructions that may fault when executed: host address and site.
     pub faults: Vec<(u64, u32)>,
     pub count: usize,
@@ -139,6 +146,8 @@ pub struct Tools<'a> {
     pub first_indirect: u32,
     /// The number of the first site.
     pub first_site: u32,
+    /// The number of the first prepared instruction.
+    pub first_prepared: u32,
 }
 
 /// What follows the page's last instruction that is all in it.
@@ -216,12 +225,15 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         kept_is_current: false,
         cold: Vec::new(),
         sites: Vec::new(),
+        prepared: Vec::new(),
         links: Vec::new(),
         indirects: Vec::new(),
         block: tools.block,
         first_link: tools.first_link,
         first_indirect: tools.first_indirect,
         first_site: tools.first_site,
+        first_prepared: tools.first_prepared,
+        shadow_from: None,
         faults: Vec::new(),
         count: insns.len() + usize::from(tail == Tail::Unknown),
         index: 0,
@@ -255,6 +267,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
             t.check_page(insn.ip(), second.map_or(0, |s| s.page));
         }
         open = t.instruction(insn);
+        t.end_shadow();
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
     if open && tail == Tail::Unknown {
@@ -268,6 +281,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
     Some(Translated {
         code: t.a.bytes,
         sites: t.sites,
+        prepared: t.prepared,
         faults: t.faults,
         links: t.links,
         indirects: t.indirects,
@@ -341,6 +355,7 @@ impl Translator<'_> {
             flags_kept: false,
             is_group: false,
             is_crossing: false,
+            prepared: 0,
         }
     }
 
@@ -349,7 +364,9 @@ impl Translator<'_> {
         self.make_live();
         self.call_step();
         let next = if super::kinds::ends_block(insn) { 0 } else { self.a.here() };
-        let site = Site { next, ..self.site(insn) };
+        self.prepared.push((*insn, route(insn)));
+        let prepared = self.first_prepared + self.prepared.len() as u32;
+        let site = Site { next, prepared, ..self.site(insn) };
         self.sites.push(site);
         self.kept_is_current = false;
         self.ready = [false; MAX_GROUPS];
@@ -402,12 +419,14 @@ impl Translator<'_> {
 
     /// Go to a known address.
     pub fn transfer(&mut self, target: u64) {
+        self.end_shadow();
         let branch = self.a.jmp_later();
         self.cold.push(Cold::Exit { branch, target, flags: self.flags });
     }
 
     /// Go to a known address if a condition holds (flags are live).
     pub fn transfer_if(&mut self, cc: u8, target: u64) {
+        self.end_shadow();
         let branch = self.a.jcc_later(cc);
         self.cold.push(Cold::Exit { branch, target, flags: Flags::Live });
     }
@@ -416,7 +435,8 @@ impl Translator<'_> {
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
         debug_assert!(self.flags == Flags::Kept);
         let number = self.first_indirect + self.indirects.len() as u32;
-        self.indirects.push(Indirect { rip: insn.ip(), popped });
+        let is_shadowed = self.end_shadow();
+        self.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());

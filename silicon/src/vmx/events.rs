@@ -31,15 +31,25 @@ pub fn due(core: &mut Core) -> Option<Exit> {
 /// engines that were asked to stop for attention may then go on.
 #[must_use]
 pub fn is_quiet(core: &Core) -> bool {
+    let has_window = core.vmx.controls.primary(primary::INTERRUPT_WINDOW_EXITING);
+    core.shadow == Shadow::None && is_calm(core) && !(core.flag(rflags::IF) && has_window)
+}
+
+/// Whether nothing would be due, and nothing but time changed that, with RFLAGS.IF set and no
+/// interrupt shadow.
+#[must_use]
+pub fn is_open(core: &Core) -> bool {
+    is_calm(core) && !core.vmx.controls.primary(primary::INTERRUPT_WINDOW_EXITING)
+}
+
+fn is_calm(core: &Core) -> bool {
     let v = &core.vmx;
     v.non_root
         && core.activity == Activity::Active
-        && core.shadow == Shadow::None
         && v.trap_exit.is_none()
         && v.mtf.is_none()
         && !core.nmi_pending
         && !v.controls.primary(primary::NMI_WINDOW_EXITING)
-        && !(core.flag(rflags::IF) && v.controls.primary(primary::INTERRUPT_WINDOW_EXITING))
         && core.apic.pending().is_none()
 }
 
