@@ -87,6 +87,7 @@ impl Translator<'_> {
     }
 
     fn sti(&mut self, insn: &Instruction) {
+        self.end_shadow();
         self.keep_flags();
         self.test32(flags_register(), rflags::IF);
         let is_set = self.a.jcc_later(cc::NE);

@@ -1,0 +1,443 @@
+//! System instructions that the translator has a form of its own for: in a guest, each program runs
+//! on both engines, its budget chopped in many ways; at every stop and at the exit that ends it both
+//! machines are the same.
+
+mod vmx_bed;
+
+use silicon::arch::exit::{Exit, reason};
+use silicon::arch::segment::{Segment, seg};
+use silicon::arch::vmcs as f;
+use silicon::processor::EngineKind;
+use silicon::snapshot::state_hash;
+use silicon::vmx::controls::{pin, primary};
+use silicon::vmx::instructions::{self as vmx, VmFail};
+use vmx_bed::*;
+
+/// Budgets: one instruction at a time, pieces of blocks, everything at once.
+const BUDGETS: [u64; 6] = [1, 2, 3, 7, 23, 5000];
+/// What an exit leaves for the hypervisor to read.
+const SEEN: [u32; 9] = [
+    f::GUEST_RIP,
+    f::GUEST_RSP,
+    f::GUEST_RFLAGS,
+    f::GUEST_INTERRUPTIBILITY_STATE,
+    f::GUEST_CS,
+    f::GUEST_SS_ACCESS_RIGHTS,
+    f::GUEST_FS_BASE,
+    f::GUEST_GS_BASE,
+    f::GUEST_ACTIVITY_STATE,
+];
+const STI_BLOCKS: u64 = 1;
+const DATA: u64 = 0x9000;
+
+/// The exit that ended it, and what can be seen then.
+struct End {
+    exit: Exit,
+    seen: Vec<u64>,
+    gpr: [u64; 16],
+}
+
+impl End {
+    fn of(&self, field: u32) -> u64 {
+        self.seen[SEEN.iter().position(|&s| s == field).unwrap()]
+    }
+}
+
+/// Run `code` six times (RBP counts), then CPUID, on both engines; `vmcs` writes to the VMCS before,
+/// `state` to the processor at the guest's first instruction.
+fn agree(name: &str, code: &[u8], vmcs: impl Fn(&mut Bed), state: impl Fn(&mut Bed)) -> End {
+    let mut program = vec![0xBD, 6, 0, 0, 0]; // mov ebp, 6
+    program.extend(code);
+    let back = -(code.len() as i32) - 8;
+    program.extend([0xFF, 0xCD, 0x0F, 0x85]); // dec ebp; jnz
+    program.extend(back.to_le_bytes());
+    program.extend([0x0F, 0xA2]); // cpuid
+    let mut end = None;
+    for budget in BUDGETS {
+        let mut beds = [EngineKind::Reference, EngineKind::Dbt].map(|kind| {
+            let mut bed = Bed::on(kind);
+            bed.code(&program);
+            vmcs(&mut bed);
+            assert_eq!(Ok(None), vmx::vmlaunch(bed.core()).map_err(|VmFail(n)| n), "{name}");
+            state(&mut bed);
+            bed.core().refresh();
+            bed
+        });
+        loop {
+            let exits = beds.each_mut().map(|b| b.processor.run(budget, &mut || false));
+            let at = format!("{name}, budget {budget}, instruction {}", beds[0].core().retired());
+            assert_eq!(exits[0], exits[1], "{at}");
+            let [reference, dbt] = beds.each_mut().map(|b| (b.core().gpr, b.core().rip, b.core().rflags));
+            assert_eq!(reference, dbt, "{at}");
+            let [reference, dbt] = beds.each_mut().map(|b| b.core().seg);
+            assert_eq!(reference, dbt, "{at}");
+            let [reference, dbt] = beds.each_mut().map(|b| state_hash(b.core()));
+            assert_eq!(reference, dbt, "{at}");
+            if exits[0].reason != reason::BUDGET {
+                let [seen, of_dbt] = beds.each_mut().map(|b| SEEN.map(|field| b.read(field)).to_vec());
+                assert_eq!(seen, of_dbt, "{at}");
+                let gpr = beds[0].core().gpr;
+                let [first, ..] = exits;
+                end = Some(End { exit: first, seen, gpr });
+                break;
+            }
+        }
+        if budget > 1000 && beds[1].core().retired() > 0 {
+            let counters = beds[1].processor.statistics();
+            assert!(counters.iter().any(|c| c.0 == "translated_blocks" && c.1 > 0), "{name}");
+        }
+    }
+    end.unwrap()
+}
+
+fn nothing(_bed: &mut Bed) {}
+
+/// Code whose end is the CPUID behind the loop.
+fn whole(name: &str, code: &[u8], vmcs: impl Fn(&mut Bed), state: impl Fn(&mut Bed)) -> End {
+    let end = agree(name, code, vmcs, state);
+    assert_eq!(reason::CPUID, end.exit.reason, "{name}");
+    end
+}
+
+/// Code that ends with an exception of this vector.
+fn faults(name: &str, vector: u32, code: &[u8], state: impl Fn(&mut Bed)) -> End {
+    let end = agree(name, code, nothing, state);
+    let got = (end.exit.reason, end.exit.intr_info & 0xFF);
+    assert_eq!((reason::EXCEPTION_OR_NMI, vector), got, "{name}");
+    end
+}
+
+/// Privilege level `cpl` with flat segments.
+fn level(bed: &mut Bed, cpl: u8) {
+    let core = bed.core();
+    core.cpl = cpl;
+    let dpl = u32::from(cpl) << 5;
+    core.seg[seg::CS] =
+        Segment { base: 0, limit: u32::MAX, attr: 0xA09B | dpl, selector: 8 | u16::from(cpl) };
+    core.seg[seg::SS] =
+        Segment { base: 0, limit: u32::MAX, attr: 0xC093 | dpl, selector: 16 | u16::from(cpl) };
+}
+
+const CLI: u8 = 0xFA;
+const STI: u8 = 0xFB;
+const SWAPGS: [u8; 3] = [0x0F, 0x01, 0xF8];
+
+#[test]
+fn flags_are_changed_and_pushed() {
+    // stc; cli; pushfq; pop rax; sti; inc rcx; cld; mov edx, 7FFFFFFFh; add edx, edx; std;
+    // pushfq; pop r13; cld; sti; nop; xor r13, rax; cmc; pushfq; pop rbx
+    let code = [
+        0xF9, CLI, 0x9C, 0x58, STI, 0x48, 0xFF, 0xC1, 0xFC, 0xBA, 0xFF, 0xFF, 0xFF, 0x7F, 0x01, 0xD2, 0xFD,
+        0x9C, 0x41, 0x5D, 0xFC, STI, 0x90, 0x49, 0x31, 0xC5, 0xF5, 0x9C, 0x5B,
+    ];
+    let end = whole("flags", &code, nothing, nothing);
+    assert_eq!((0x200, 0x202), (end.of(f::GUEST_RFLAGS) & 0x200, end.gpr[3] & !0xC5 & 0x6FF));
+    // A stack that crosses a page, and one that is in none.
+    whole("pushf across pages", &[0xBC, 4, 0x80, 0, 0, 0xF9, 0x9C, 0x58], nothing, nothing);
+    faults("pushf nowhere", 14, &[0xBC, 4, 0x80, 0, 0x40, 0xF9, 0x9C, 0x58], nothing);
+}
+
+#[test]
+fn the_stack_pointer_is_popped() {
+    // mov rax, rsp; push rax; push 5; pop rcx; pop rsp; mov rdx, rsp
+    let code = [0x48, 0x89, 0xE0, 0x50, 0x6A, 0x05, 0x59, 0x5C, 0x48, 0x89, 0xE2];
+    let end = whole("pop rsp", &code, nothing, nothing);
+    assert_eq!((STACK, STACK), (end.of(f::GUEST_RSP), end.gpr[0]));
+}
+
+#[test]
+fn bases_are_swapped_read_and_written() {
+    let bases = |bed: &mut Bed| {
+        let core = bed.core();
+        core.cr4 |= 1 << 16;
+        core.seg[seg::GS].base = 0x1111_0000;
+        core.msr.kernel_gs_base = 0xFFFF_8000_2222_0000;
+    };
+    // swapgs; rdgsbase rax; swapgs; rdgsbase r13d; swapgs; wrgsbase r13; wrfsbase esi;
+    // rdfsbase r14; stc; wrfsbase rax
+    let code = [
+        0x0F, 0x01, 0xF8, 0xF3, 0x48, 0x0F, 0xAE, 0xC8, 0x0F, 0x01, 0xF8, 0xF3, 0x41, 0x0F, 0xAE, 0xCD, 0x0F,
+        0x01, 0xF8, 0xF3, 0x49, 0x0F, 0xAE, 0xDD, 0xF3, 0x0F, 0xAE, 0xD6, 0xF3, 0x49, 0x0F, 0xAE, 0xC6, 0xF9,
+        0xF3, 0x48, 0x0F, 0xAE, 0xD0,
+    ];
+    whole("bases", &code, nothing, |bed| {
+        bases(bed);
+        bed.core().gpr[6] = 0x1_8765_4321;
+    });
+    // Not canonical; not enabled (after five rounds, so that the block is hot); not at this level.
+    let wrong = [0x48, 0x0F, 0xBA, 0xE8, 0x3E, 0xF3, 0x48, 0x0F, 0xAE, 0xD8]; // bts rax, 62; wrgsbase rax
+    faults("not canonical", 13, &wrong, bases);
+    // cmp ebp, 2; jne +9; mov rax, cr4; btr eax, 16; mov cr4, rax; rdfsbase rax
+    let disabled = [
+        0x83, 0xFD, 0x02, 0x75, 0x0A, 0x0F, 0x20, 0xE0, 0x0F, 0xBA, 0xF0, 0x10, 0x0F, 0x22, 0xE0, 0xF3, 0x48,
+        0x0F, 0xAE, 0xC0,
+    ];
+    let end = faults("not enabled", 6, &disabled, bases);
+    assert_eq!(2, end.gpr[5]);
+    for cpl in [1, 3] {
+        faults("swapgs below level 0", 13, &SWAPGS, |bed| level(bed, cpl));
+    }
+}
+
+#[test]
+fn selectors_are_stored() {
+    // mov eax, ds; mov cx, cs; mov rdx, ss; mov r13, es; mov r14w, gs; mov [9000h], fs
+    let code = [
+        0x8C, 0xD8, 0x66, 0x8C, 0xC9, 0x48, 0x8C, 0xD2, 0x4D, 0x8C, 0xC5, 0x66, 0x45, 0x8C, 0xEE, 0x8C, 0x24,
+        0x25, 0x00, 0x90, 0x00, 0x00, 0x66, 0x8C, 0x04, 0x25, 0xFF, 0x9F, 0x00, 0x00,
+    ];
+    let end = whole("selectors", &code, nothing, |bed| {
+        let core = bed.core();
+        core.gpr = [0x7777_6666_5555_4444; 16];
+        core.gpr[4] = STACK;
+        for (i, s) in core.seg.iter_mut().enumerate().filter(|(i, _)| ![seg::CS, seg::SS].contains(i)) {
+            s.selector = 0x100 + i as u16 * 8;
+        }
+    });
+    assert_eq!((0x118, 0x7777_6666_5555_0008, 0x10), (end.gpr[0], end.gpr[1] | 0x7777 << 48, end.gpr[2]));
+    assert_eq!((0x100, 0x7777_6666_5555_0128), (end.gpr[13], end.gpr[14]));
+}
+
+#[test]
+fn bits_lie_far_from_their_operand() {
+    // Offsets in RAX, RCX and R13 wander; BT, BTS, BTR, BTC, with LOCK, of 8, 4 and 2 bytes.
+    let code = [
+        0x48, 0x05, 0x35, 0x12, 0x00, 0x00, // add rax, 1235h
+        0x48, 0x2D, 0x77, 0x09, 0x00, 0x00, // sub rax, 977h
+        0x49, 0x81, 0xED, 0x91, 0x01, 0x00, 0x00, // sub r13, 191h
+        0x48, 0x0F, 0xAB, 0x06, // bts [rsi], rax
+        0x10, 0xD2, // adc dl, dl
+        0x48, 0x0F, 0xA3, 0x06, // bt [rsi], rax
+        0x10, 0xD2, // adc dl, dl
+        0x4C, 0x0F, 0xBB, 0x6E, 0x08, // btc [rsi+8], r13
+        0x10, 0xD2, // adc dl, dl
+        0xF0, 0x4C, 0x0F, 0xB3, 0x2E, // lock btr [rsi], r13
+        0xF0, 0x48, 0x0F, 0xBB, 0x04, 0xCE, // lock btc [rsi+rcx*8], rax
+        0x10, 0xD2, // adc dl, dl
+        0x44, 0x0F, 0xA3, 0x2E, // bt [rsi], r13d
+        0x10, 0xD2, // adc dl, dl
+        0x0F, 0xAB, 0x46, 0x04, // bts [rsi+4], eax
+        0x66, 0x0F, 0xAB, 0x46, 0x04, // bts [rsi+4], ax
+        0x64, 0x48, 0x0F, 0xBB, 0x0E, // btc fs:[rsi], rcx
+        0x67, 0x0F, 0xBB, 0x06, // btc [esi], eax
+        0x4D, 0x0F, 0xBB, 0x6D, 0x00, // btc [r13], r13: far outside in the end
+    ];
+    let start = |bed: &mut Bed| {
+        let core = bed.core();
+        (core.gpr[0], core.gpr[1], core.gpr[6]) = (-7000_i64 as u64, 3, DATA + 0x7FE);
+        (core.gpr[13], core.seg[seg::FS].base) = (0x9000, 0x2002);
+    };
+    whole("far bits", &code, nothing, start);
+    faults("bit nowhere", 14, &[0x48, 0x0F, 0xAB, 0x06], |bed| {
+        start(bed);
+        bed.core().gpr[0] = 1 << 40;
+    });
+}
+
+/// `sti` with interrupts off before, then `code`.
+fn behind_sti(code: &[u8]) -> Vec<u8> {
+    [&[CLI, 0x90, STI][..], code].concat()
+}
+
+#[test]
+fn what_interrupts_the_instruction_behind_sti_sees_the_shadow() {
+    // mov rax, [40000000h]; push [there]; ret to an address that is not canonical; ud2
+    let nowhere: &[u8] = &[0x48, 0x8B, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40];
+    for (name, vector, code) in [
+        ("load", 14, nowhere),
+        ("push", 14, &[0xFF, 0x34, 0x25, 0x00, 0x00, 0x00, 0x40]),
+        ("ret", 13, &[0xC3]),
+        ("ud2", 6, &[0x0F, 0x0B]),
+        ("div", 0, &[0xF7, 0xF3]),
+    ] {
+        let end = faults(name, vector, &behind_sti(code), |bed| {
+            bed.guest_store(STACK, 0x8000_0000_0000_0000);
+            bed.core().gpr[3] = 0;
+        });
+        assert_eq!(STI_BLOCKS, end.of(f::GUEST_INTERRUPTIBILITY_STATE), "{name}");
+        assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200, "{name}");
+        assert_eq!(CODE + 8, end.of(f::GUEST_RIP), "{name}");
+    }
+    // In the second round the block is known, and a group's check fails behind STI: in round 3
+    // RSI moves to where nothing is.
+    let code = [
+        0x83, 0xFD, 0x03, 0x75, 0x03, 0x48, 0x01, 0xDE, CLI, STI, 0x48, 0x8B, 0x06, 0x48, 0x8B, 0x56, 0x08,
+        0x48, 0x8B, 0x4E, 0x10,
+    ];
+    let end = faults("group", 14, &code, |bed| (bed.core().gpr[6], bed.core().gpr[3]) = (DATA, 0x4000_0000));
+    assert_eq!((STI_BLOCKS, 3), (end.of(f::GUEST_INTERRUPTIBILITY_STATE), end.gpr[5]));
+    // The same where the group only crosses a page: all goes on.
+    whole("group across pages", &code, nothing, |bed| {
+        (bed.core().gpr[6], bed.core().gpr[3]) = (DATA, 0xFF4);
+    });
+    // HLT behind STI, exiting.
+    let end = agree(
+        "hlt",
+        &behind_sti(&[0xF4]),
+        |bed| {
+            bed.set(PRIMARY, primary::HLT_EXITING);
+        },
+        nothing,
+    );
+    assert_eq!((reason::HLT, STI_BLOCKS), (end.exit.reason, end.of(f::GUEST_INTERRUPTIBILITY_STATE)));
+}
+
+#[test]
+fn the_shadow_ends_with_the_instruction_behind_sti() {
+    // In each case the second instruction behind STI faults, without a shadow.
+    for (name, code) in [
+        ("nop", &[0x90, 0x0F, 0x0B][..]),
+        ("jmp", &[0xEB, 0x00, 0x0F, 0x0B]),
+        ("jz", &[0x74, 0x00, 0x0F, 0x0B]),
+        ("sti", &[STI, 0x0F, 0x0B]),
+        ("call", &[0xE8, 0, 0, 0, 0, 0x0F, 0x0B]),
+        ("load", &[0x48, 0x8B, 0x04, 0x24, 0x0F, 0x0B]),
+        ("ret", &[0xC3, 0x0F, 0x0B]),
+        ("jmp rax", &[0xFF, 0xE0, 0x0F, 0x0B]),
+        ("pause", &[0xF3, 0x90, 0x0F, 0x0B]),
+    ] {
+        // Five rounds without harm: cmp ebp, 1; jne to the end.
+        let mut program = behind_sti(code);
+        let length = program.len() as u8;
+        let mut all = vec![0x83, 0xFD, 0x01, 0x75, length];
+        all.append(&mut program);
+        let end = faults(name, 6, &all, |bed| {
+            let target = CODE + 10 + 3 + if name == "jmp rax" { 2 } else { 1 };
+            bed.guest_store(STACK, target);
+            bed.core().gpr[0] = target;
+        });
+        assert_eq!(0, end.of(f::GUEST_INTERRUPTIBILITY_STATE), "{name}");
+        assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200, "{name}");
+    }
+}
+
+#[test]
+fn an_interrupt_that_waits_comes_behind_the_instruction_behind_sti() {
+    let code = behind_sti(&[0xFF, 0xC0, 0xFF, 0xC3]); // inc eax; inc ebx
+    let window = |bed: &mut Bed| {
+        bed.set(PRIMARY, primary::INTERRUPT_WINDOW_EXITING);
+    };
+    let end = agree("window", &code, window, nothing);
+    assert_eq!((reason::INTERRUPT_WINDOW, CODE + 10), (end.exit.reason, end.of(f::GUEST_RIP)));
+    assert_eq!(0, end.of(f::GUEST_INTERRUPTIBILITY_STATE));
+    let waits = |bed: &mut Bed| {
+        bed.core().apic.wrmsr(0x1B, 0xFEE0_0C00, 0).unwrap();
+        bed.core().apic.wrmsr(0x80F, 0x1FF, 0).unwrap();
+        bed.core().apic.raise_vector(0x40, false);
+        assert_eq!(Some(0x40), bed.core().apic.pending());
+    };
+    // Delivered through the guest's IDT: the handler is UD2.
+    let handler = |bed: &mut Bed| {
+        bed.gate(0x40, 0x100).code_at(0x100, &[0x0F, 0x0B]);
+    };
+    let end = agree("through the IDT", &code, handler, waits);
+    assert_eq!((reason::EXCEPTION_OR_NMI, CODE + 0x100), (end.exit.reason, end.of(f::GUEST_RIP)));
+    let exits = |bed: &mut Bed| {
+        bed.set(PIN, pin::EXTERNAL_INTERRUPT_EXITING);
+    };
+    let end = agree("exits", &code, exits, waits);
+    assert_eq!(reason::EXTERNAL_INTERRUPT, end.exit.reason);
+}
+
+#[test]
+fn sti_stands_at_the_end_of_a_page_and_of_a_block() {
+    // jmp to CODE + FFEh: cli; sti there, then the next page: inc eax; jmp back.
+    for (at, far) in [(0xFFE, &[CLI, STI, 0xFF, 0xC0][..]), (0xFFD, &[CLI, STI, 0xFF, 0xC0])] {
+        let jump = |from: u64, to: u64| (to.wrapping_sub(from + 5) as i32).to_le_bytes();
+        let code = [&[0xE9][..], &jump(5, at)].concat();
+        let end = whole(
+            "page",
+            &code,
+            |bed| {
+                let back = at + far.len() as u64;
+                bed.code_at(at, &[far, &[0xE9], &jump(back, 10)].concat());
+            },
+            nothing,
+        );
+        assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200);
+    }
+    // STI as the last of a block's instructions, and the one before.
+    for nops in 44..48 {
+        let code = [&vec![0x90; nops][..], &[CLI, STI, 0xFF, 0xC0, CLI, STI, STI, 0x90]].concat();
+        whole("long block", &code, nothing, nothing);
+    }
+}
+
+#[test]
+fn lower_levels_may_not_change_the_interrupt_flag() {
+    for cpl in [1, 3] {
+        for code in [CLI, STI] {
+            faults("IOPL 0", 13, &[code], |bed| level(bed, cpl));
+        }
+        let end = whole("IOPL 3", &[CLI, 0x90, STI, 0x90], nothing, |bed| {
+            level(bed, cpl);
+            bed.core().rflags |= 0x3000;
+        });
+        assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200);
+    }
+}
+
+/// SYSCALL goes to `CODE + 0x200`; the program runs at level 3.
+fn calls(bed: &mut Bed) {
+    level(bed, 3);
+    let core = bed.core();
+    core.efer |= 1;
+    (core.msr.star, core.msr.lstar) = (0x0010_0008 << 32, CODE + 0x200);
+    (core.msr.fmask, core.msr.kernel_gs_base) = (0x4_7700, 0x1234_0000);
+    core.rflags |= 0x200;
+}
+
+#[test]
+fn system_calls_and_returns() {
+    // swapgs; mov [gs:..]… : cli; sti; nop; cli; swapgs; sysretq
+    let kernel: &[u8] =
+        &[0x0F, 0x01, 0xF8, CLI, STI, 0x90, 0xFF, 0xC0, CLI, 0x0F, 0x01, 0xF8, 0x48, 0x0F, 0x07];
+    let put = |code: &'static [u8]| {
+        move |bed: &mut Bed| {
+            bed.code_at(0x200, code);
+        }
+    };
+    let syscall = [0xF9, 0x0F, 0x05, 0x10, 0xD2]; // stc; syscall; adc dl, dl
+    let end = whole("syscall", &syscall, put(kernel), calls);
+    assert_eq!((6, 0x3F), (end.gpr[0], end.gpr[2] & 0xFF));
+    assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200);
+    // A return to where nothing can be; without SYSCALL; at level 3.
+    let end = agree("sysret", &syscall, put(&[0x48, 0x0F, 0xBA, 0xE9, 0x3E, 0x48, 0x0F, 0x07]), calls);
+    assert_eq!((reason::EXCEPTION_OR_NMI, 13), (end.exit.reason, end.exit.intr_info & 0xFF));
+    assert_eq!(CODE + 0x205, end.of(f::GUEST_RIP));
+    faults("off", 6, &syscall, |bed| level(bed, 3));
+    faults("sysret at level 3", 13, &[0x48, 0x0F, 0x07], calls);
+    // A return to 32-bit code, which is not translated here, and faults at once.
+    agree("sysretl", &syscall, put(&[0x0F, 0x07]), calls);
+}
+
+#[test]
+fn the_time_stamp_counter_counts_to_the_instruction() {
+    // rdtsc; mov ebx, eax; nop; rdtscp; sub eax, ebx
+    let code = [0x0F, 0x31, 0x89, 0xC3, 0x90, 0x0F, 0x31, 0x29, 0xD8];
+    let offset = |bed: &mut Bed| {
+        bed.set(PRIMARY, primary::USE_TSC_OFFSETTING).write(f::TSC_OFFSET, 0x1_2345_6789);
+    };
+    for (name, vmcs) in [("plain", &(nothing as fn(&mut Bed)) as &dyn Fn(&mut Bed)), ("offset", &offset)] {
+        let end = whole(name, &code, vmcs, nothing);
+        assert_eq!(3, end.gpr[0], "{name}");
+    }
+    let exits = |bed: &mut Bed| {
+        bed.set(PRIMARY, primary::RDTSC_EXITING);
+    };
+    assert_eq!(reason::RDTSC, agree("exits", &code, exits, nothing).exit.reason);
+    let end = faults("TSD", 13, &code, |bed| {
+        level(bed, 3);
+        bed.core().cr4 |= 4;
+    });
+    assert_eq!(CODE + 5, end.of(f::GUEST_RIP));
+}
+
+#[test]
+fn pause_exits_if_it_is_told_to() {
+    let exits = |bed: &mut Bed| {
+        bed.set(PRIMARY, primary::PAUSE_EXITING);
+    };
+    assert_eq!(reason::PAUSE, agree("pause", &[0xF3, 0x90], exits, nothing).exit.reason);
+    whole("pause", &[0xF3, 0x90], nothing, nothing);
+}
