@@ -150,6 +150,33 @@ def test_the_escape_key_ends_a_guest(tmp_path: Path) -> None:
     assert child.exitstatus == 1
 
 
+def test_counts_in_the_last_line(tmp_path: Path) -> None:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "understudy", "run", "--kernel", kernel(tmp_path, "ebfe"), "--watch"],
+        env=_ENVIRONMENT,  # type: ignore[arg-type]
+        timeout=30,
+        dimensions=(24, 100),
+    )
+    child.expect_exact("\x1b[1;23r")  # the guest scrolls in the rows above
+    child.expect(r"\x1b\[24;1H\x1b\[0;7m [0-9.]+ s  [0-9,]+ M instructions  [0-9,]+ MIPS")
+    child.send("\x1dl")
+    child.expect_exact("\x1b[r")
+    child.send("\x1dl")
+    child.expect_exact("\x1b[1;23r")
+    child.send("\x1dq")
+    child.expect_exact("\x1b[r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 1
+
+
+def test_there_is_no_last_line_without_a_terminal() -> None:
+    done = run("--guest", "hello", "--watch")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--watch needs a terminal" in done.stderr
+
+
 @pytest.mark.real_guest
 def test_a_command_with_its_output_alone_and_its_status() -> None:
     done = run("--guest", "cloud-amd64", "--exec", "echo out; echo err >&2; exit 3")

@@ -30,11 +30,13 @@ class Wish(Enum):
     QUIT = b"q"
     HELP = b"h"
     COUNTS = b"c"
+    LINE = b"l"
 
 
 HELP_TEXT = f"""\
 {ESCAPE_NAME} q   end the guest now
 {ESCAPE_NAME} c   show what was counted so far
+{ESCAPE_NAME} l   keep showing it in the last line, or stop that
 {ESCAPE_NAME} h   show this help
 {ESCAPE_NAME} {ESCAPE_NAME}   send {ESCAPE_NAME} to the guest
 """

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ([b"\x1d\x1d"], [b"\x1d"]),
         ([b"a\x1d\x1db"], [b"a\x1db"]),
         ([b"\x1dc\x1dz"], [Wish.COUNTS, Wish.HELP]),
+        ([b"\x1dl"], [Wish.LINE]),
         ([b"\x1d"], []),
         ([b"\xff\x00\x03"], [b"\xff\x00\x03"]),
     ],

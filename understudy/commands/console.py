@@ -13,6 +13,8 @@ import time
 from contextlib import ExitStack
 
 from understudy.commands import Refusal
+from understudy.commands.last_line import SLICE_S as LINE_S
+from understudy.commands.last_line import LastLine, Rates
 from understudy.commands.progress import StatusLine
 from understudy.linux import SLICE_S, VM, stop_in_words
 from understudy.terminal import (
@@ -34,14 +36,19 @@ SETTLE_NS = 20_000_000  # what is still the end of the output after this long is
 _PROMPT = re.compile(rb"[#$>:] (?:\x1b\[6n)?\Z")
 
 
-def converse(vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool) -> int:
+def converse(
+    vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool, watch: bool = False
+) -> int:
     """Connect the guest's console with standard input and output until it ends; the status."""
     with ExitStack() as stack:
+        session = _Session(vm, line, timeout_s, interactive)
         if interactive:
             note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
             stack.enter_context(RawMode(0))
-            stack.enter_context(window_sizes(vm.resize_console))
-        session = _Session(vm, line, timeout_s, interactive)
+            stack.callback(session.last_line.hide)
+            stack.enter_context(window_sizes(session.resized))
+            if watch:
+                session.watch()
         if _is_file(0):
             session.type_later(_all_of(0))  # all of it at once: when it comes is no accident
         elif interactive or not os.isatty(0):
@@ -87,6 +94,9 @@ class _Session:
         self._interactive = interactive
         self._ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
         self._escape = EscapeKey()
+        self.last_line = LastLine(Output(1))
+        self._rates = Rates()
+        self._window = (0, 0)
         self._keyboard: Input | None = None
         self._quits = False
         # What comes by a pipe waits for a prompt: a kernel that starts its serial driver throws
@@ -104,6 +114,7 @@ class _Session:
         def show(data: bytes) -> None:
             self._line.clear()
             screen(data)
+            self.last_line.heard(data)
             if self._holds:
                 self._tail = (self._tail + data)[-64:]
                 self._spoke_ns = vm.clock.now()
@@ -122,12 +133,31 @@ class _Session:
                 return stop
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
                 raise Refusal("the time that --timeout gave is over; the guest was still running")
-            if not screen.wrote:
+            if self.last_line.is_shown:
+                self.last_line.draw(self._rates.line(vm.clock.now(), vm.counts()))
+            elif not screen.wrote:
                 self._line.running(vm.clock.now(), vm.instructions)
+
+    def resized(self, rows: int, columns: int) -> None:
+        """The window has this size now: the guest gets what the last line leaves."""
+        self._window = (rows, columns)
+        self.last_line.resized(rows, columns)
+        self._vm.resize_console(rows - self.last_line.rows, columns)
+
+    def watch(self) -> None:
+        """Show what is counted in the last line from now on."""
+        self._line.clear()
+        if not self.last_line.show():
+            note("the window has too few rows for a line of counts")
+            return
+        self.resized(*self._window)
+        self.last_line.draw(self._rates.line(self._vm.clock.now(), self._vm.counts()))
 
     def _slice_s(self, *, quiet: bool) -> float | None:
         """How long the guest may run on its own: a status line wants to be looked after."""
         left = self._ends_at - time.monotonic() if self._ends_at is not None else None
+        if self.last_line.is_shown:
+            return LINE_S if left is None else min(left, LINE_S)
         if not quiet:
             return left
         return SLICE_S if left is None else min(left, SLICE_S)
@@ -180,6 +210,12 @@ class _Session:
                     self._vm.stop("the user")
                 case Wish.COUNTS:
                     note(counts_in_words(self._vm))
+                case Wish.LINE if self.last_line.is_shown:
+                    self.last_line.hide()
+                    self.resized(*self._window)
+                case Wish.LINE:
+                    self.watch()
+                    self._vm.stop("to look after the last line")
                 case Wish.HELP:
                     note(HELP_TEXT)
 

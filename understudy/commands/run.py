@@ -52,6 +52,7 @@ class Wanted:
     paging: str
     command: str | None
     counts: Path | None
+    watch: bool
     control: Path | None
     timeout_s: float | None
     interactive: bool
@@ -110,6 +111,10 @@ def run(
         Path | None,
         typer.Option("--counts", metavar="FILE.json", help="Write what was counted, as JSON."),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show counts in the terminal's last line; Ctrl-] l ends it."),
+    ] = False,
     control: Annotated[
         Path | None,
         typer.Option(
@@ -154,6 +159,7 @@ def run(
         paging,
         command,
         counts,
+        watch,
         control,
         timeout,
     )
@@ -173,6 +179,7 @@ def _checked(
     paging: str,
     command: str | None,
     counts: Path | None,
+    watch: bool,
     control: Path | None,
     timeout: str | None,
 ) -> Wanted:
@@ -197,6 +204,8 @@ def _checked(
         if file is not None and not file.absolute().parent.is_dir():
             raise Refusal(f"{option}: there is no folder {file.absolute().parent}")
     interactive = command is None and is_interactive()
+    if watch and not interactive:
+        raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
     chosen = clock or (ClockChoice.WALL if interactive else ClockChoice.VIRTUAL)
     return Wanted(
         guest=guest if guest is not None else kernel or Path(),
@@ -208,6 +217,7 @@ def _checked(
         paging=paging,
         command=command,
         counts=counts,
+        watch=watch,
         control=control,
         timeout_s=timeout_s,
         interactive=interactive,
@@ -249,7 +259,9 @@ def _carry_out(wanted: Wanted) -> int:
                 stack.enter_context(ControlSocket(vm, wanted.control))
             if wanted.command is not None:
                 return execute(vm, wanted.command, wanted.timeout_s, line)
-            return converse(vm, wanted.timeout_s, line, interactive=wanted.interactive)
+            return converse(
+                vm, wanted.timeout_s, line, interactive=wanted.interactive, watch=wanted.watch
+            )
         except (GuestError, LinuxError) as error:
             line.clear()
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
