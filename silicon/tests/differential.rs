@@ -16,8 +16,8 @@ mod values;
 
 use silicon::processor::EngineKind;
 
-fn agrees(engine: EngineKind, instructions: u64) {
-    let options = session::Options { seed: 20, instructions, first: 0, engine, wide: 70, patience: 3 };
+fn agrees(options: session::Options) {
+    let instructions = options.instructions;
     let sum = session::run(&options).unwrap();
     assert!(sum.differences.is_empty(), "{}", sum.differences.join("\n"));
     assert!(sum.instructions >= instructions, "{} of {instructions} instructions", sum.instructions);
@@ -25,7 +25,28 @@ fn agrees(engine: EngineKind, instructions: u64) {
     assert!([0, 3, 6, 13, 14, 16, 19].iter().all(|&v| sum.endings[v] > 0), "{:?}", sum.endings);
 }
 
+const OPTIONS: session::Options = session::Options {
+    seed: 20,
+    instructions: 250_000,
+    first: 0,
+    engine: EngineKind::Dbt,
+    wide: 70,
+    with_reference: false,
+    patience: 3,
+};
+
 #[test]
 fn the_reference_engine_agrees_with_the_computer() {
-    agrees(EngineKind::Reference, 250_000);
+    agrees(session::Options { engine: EngineKind::Reference, ..OPTIONS });
+}
+
+#[test]
+fn the_translator_agrees_with_the_computer() {
+    agrees(session::Options { wide: 50, ..OPTIONS });
+}
+
+/// Bases, limits and rights that programs under Linux cannot have.
+#[test]
+fn the_engines_agree_whatever_the_segments_of_32_bit_code() {
+    agrees(session::Options { wide: 10, with_reference: true, ..OPTIONS });
 }

@@ -8,6 +8,7 @@ counted; what the engines themselves count is not.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,10 +29,13 @@ def linux(
     clock: str = "virtual",
     append: str = "",
     paging: str = "ept",
+    initrd: Path | None = None,
 ) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
-        return LinuxVM.linux(guest, engine=engine, clock=clock, append=append, paging=paging)
+        return LinuxVM.linux(
+            guest, engine=engine, clock=clock, append=append, paging=paging, initrd=initrd
+        )
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")
 

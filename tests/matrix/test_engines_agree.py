@@ -9,6 +9,8 @@ import pytest
 
 from tests.matrix import programs as p
 from tests.matrix.lockstep import assert_agreement, linux, type_at_prompt
+from understudy.guests.debian import user_land
+from understudy.guests.entry import GuestError
 from understudy.vm import VM
 
 STEP = 10_000
@@ -75,6 +77,24 @@ def test_a_whole_boot_of_linux(guest: str) -> None:
     def typed(engine: str) -> VM:
         vm = linux(engine, guest)
         type_at_prompt(vm, "poweroff\n")
+        return vm
+
+    assert assert_agreement(typed, step=STEP, memory_every=5_000) == "poweroff"
+
+
+@pytest.mark.slow
+@pytest.mark.real_guest
+@pytest.mark.timeout(3600)
+def test_programs_of_32_bits_on_a_kernel_of_64() -> None:
+    """Compatibility mode: the whole user land is that of an i386, system calls through INT 80h."""
+    try:
+        programs = user_land(architecture="i386")
+    except GuestError as problem:
+        pytest.skip(f"no busybox of 32 bits: {problem}")
+
+    def typed(engine: str) -> VM:
+        vm = linux(engine, initrd=programs)
+        type_at_prompt(vm, "md5sum /bin/busybox; poweroff\n")
         return vm
 
     assert assert_agreement(typed, step=STEP, memory_every=5_000) == "poweroff"

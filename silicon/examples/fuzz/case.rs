@@ -58,6 +58,9 @@ pub struct Start {
     pub fx: Fx,
     pub code: [u8; CODE_BYTES],
     pub code_len: u64,
+    /// What is in ES, SS, DS, FS and GS of 32-bit code, by [`crate::machine::segment`]; all zero: as
+    /// Linux has them.
+    pub segments: [u8; 5],
 }
 
 #[repr(C, align(64))]

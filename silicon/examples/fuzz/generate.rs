@@ -38,6 +38,8 @@ pub struct Generator {
     forms: [[Vec<Form>; 3]; 2],
     /// Whether FS and GS bases can be set.
     pub has_bases: bool,
+    /// Let 32-bit code have segments that Linux does not give it.
+    pub has_segments: bool,
     is_amd: bool,
 }
 
@@ -242,7 +244,7 @@ fn form_of(code: Code, bits: u32) -> Option<(usize, Form)> {
 }
 
 impl Generator {
-    pub fn new(has_bases: bool) -> Self {
+    pub fn new(has_bases: bool, has_segments: bool) -> Self {
         let mut forms: [[Vec<Form>; 3]; 2] = Default::default();
         for (i, bits) in [(0, 32), (1, 64)] {
             for code in Code::values() {
@@ -254,7 +256,7 @@ impl Generator {
             }
         }
         let vendor = std::arch::x86_64::__cpuid(0);
-        Self { forms, has_bases, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
+        Self { forms, has_bases, has_segments, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
     }
 
     /// A random program of 1 to 12 instructions.
@@ -298,7 +300,7 @@ impl Generator {
                 b.push(byte);
             }
         }
-        if rng.percent(4) {
+        if rng.percent(if self.has_segments { 30 } else { 4 }) {
             b.push(rng.pick(&[0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65]));
         }
         let mut modrm = rng.next() as u8;
@@ -419,6 +421,7 @@ impl Generator {
             fx: Fx([0; 512]),
             code: [0xCC; CODE_BYTES],
             code_len: code.len() as u64,
+            segments: [0; 5],
         };
         for (chance, flag) in [(10, 1 << 10), (3, 1 << 18)] {
             if rng.percent(chance) {
@@ -438,6 +441,12 @@ impl Generator {
         }
         if self.has_bases && bits == 64 {
             (s.fs_base, s.gs_base) = (pointer(rng), rng.pick(&[0, DATA, 0x40]));
+        }
+        if bits == 32 && self.has_segments {
+            for (i, kind) in s.segments.iter_mut().enumerate() {
+                *kind = if i < 3 && rng.percent(90) { 0 } else { rng.below(8) as u8 };
+            }
+            (s.fs_base, s.gs_base) = (DATA + 0x800, rng.pick(&[0, 0x40, 0xFFFF_FFF0, STACK]));
         }
         if bits == 32 {
             s.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
@@ -467,7 +476,9 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
         let displacement = if insn.memory_displ_size() > 1 { 0 } else { insn.memory_displacement64() };
         let has_base = insn.memory_base() != Register::None;
         let aligned = if insn.memory_size().size() >= 16 && rng.percent(80) { !15 } else { !0 };
-        let base = (pointer(rng) & aligned).wrapping_sub(displacement);
+        let is_based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
+        let place = if is_based && rng.percent(50) { rng.below(64).wrapping_sub(32) } else { pointer(rng) };
+        let base = (place & aligned).wrapping_sub(displacement);
         set(insn.memory_base(), base);
         let small = if aligned == !0 { rng.below(32).wrapping_sub(8) } else { 16 * rng.below(2) };
         set(insn.memory_index(), if has_base { small } else { small & 0xF });

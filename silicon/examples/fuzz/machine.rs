@@ -31,6 +31,20 @@ pub struct Machine {
     left: (u64, Vec<u8>),
 }
 
+/// A segment of 32-bit code: unusable, or data or code, with or without a limit.
+fn segment(kind: u8, base: u64) -> Segment {
+    let (limit, attr) = match kind {
+        1 | 7 => (u32::MAX, 0xC0F3),
+        2 => ((DATA + 0x17FF) as u32, 0x40F3),
+        3 => (u32::MAX, 0xC0F1),
+        4 => (DATA as u32, 0xC0F7),
+        5 => (u32::MAX, 0xC0FB),
+        6 => (u32::MAX, 0x80F3),
+        _ => (0, 1 << 16),
+    };
+    Segment { base: base & 0xFFFF_FFFF, limit, attr, selector: SS as u16 }
+}
+
 /// Map one page for programs; tables are taken from `next`.
 fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64, flags: u64) {
     let mut table = PML4;
@@ -92,6 +106,17 @@ impl Machine {
         c.seg[seg::SS] = flat;
         c.seg[seg::FS] = unusable(s.fs_base);
         c.seg[seg::GS] = unusable(s.gs_base);
+        for (kind, i) in s.segments.into_iter().zip([seg::ES, seg::SS, seg::DS, seg::FS, seg::GS]) {
+            let base = match i {
+                seg::FS => s.fs_base,
+                seg::GS => s.gs_base,
+                _ if kind == 7 => 0xFFFF_FF00,
+                _ => 0,
+            };
+            if kind != 0 {
+                c.seg[i] = segment(kind, base);
+            }
+        }
         let attr = if is_64 { 0xA0FB } else { 0xC0FB };
         let limit = if is_64 { 0 } else { u32::MAX };
         c.seg[seg::CS] = Segment { base: 0, limit, attr, selector: s.cs as u16 };

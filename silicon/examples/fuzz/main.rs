@@ -1,5 +1,7 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
-//! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT] [--patience N]`.
+//! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT]
+//! [--patience N] [--against reference]`.  Against the reference engine, 32-bit programs also have
+//! segments with bases, limits and other rights.
 
 mod case;
 mod computer;
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         first: 0,
         engine: EngineKind::Reference,
         wide: 70,
+        with_reference: false,
         patience: 1,
     };
     let mut args = std::env::args().skip(1);
@@ -32,11 +35,12 @@ fn main() -> ExitCode {
             "--first" => options.first = number,
             "--patience" => options.patience = number as usize,
             "--wide" => options.wide = number,
+            "--against" if value == "reference" => options.with_reference = true,
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
                 eprintln!(
-                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide or --patience with a number, or --engine reference|dbt"
+                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide or --patience with a number, --engine reference|dbt, or --against reference"
                 );
                 return ExitCode::from(2);
             }

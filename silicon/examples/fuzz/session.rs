@@ -22,6 +22,8 @@ pub struct Options {
     pub engine: EngineKind,
     /// How many of 100 programs are 64-bit code; the others are 32-bit code.
     pub wide: u64,
+    /// Compare with the reference engine, not with this computer.
+    pub with_reference: bool,
     /// Differences to report before giving up.
     pub patience: usize,
 }
@@ -40,8 +42,34 @@ struct Program {
     at: u64,
 }
 
+/// Who knows what has to come out.
+enum Oracle {
+    Computer(Computer),
+    Reference(Machine),
+}
+
+impl Oracle {
+    /// What is different, in words: the oracle's value first.
+    fn compare(&self, s: &Start, theirs: &Outcome, ours: &Outcome) -> Vec<String> {
+        match self {
+            Oracle::Computer(_) => compare(s, theirs, ours),
+            Oracle::Reference(_) => compare_all(theirs, ours),
+        }
+    }
+
+    fn run(&mut self, memory: &[u64], starts: &[Start]) -> std::io::Result<Vec<Outcome>> {
+        match self {
+            Oracle::Computer(computer) => Ok(computer.run(memory, starts)?.to_vec()),
+            Oracle::Reference(machine) => {
+                machine.fill(memory);
+                Ok(starts.iter().map(|s| machine.run(s, memory, &mut 0)).collect())
+            }
+        }
+    }
+}
+
 struct Session {
-    computer: Computer,
+    oracle: Oracle,
     machine: Machine,
     generator: Generator,
     executed: u64,
@@ -53,9 +81,13 @@ struct Session {
 /// If the computer refuses processes or memory.
 pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut session = Session {
-        computer: Computer::new()?,
+        oracle: if options.with_reference {
+            Oracle::Reference(Machine::new(EngineKind::Reference)?)
+        } else {
+            Oracle::Computer(Computer::new()?)
+        },
         machine: Machine::new(options.engine)?,
-        generator: Generator::new(has_bases()),
+        generator: Generator::new(options.with_reference || has_bases(), options.with_reference),
         executed: 0,
     };
     let mut sum =
@@ -71,7 +103,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
             }
             ours.push(outcome);
         }
-        let native = session.computer.run(&memory, &starts)?.to_vec();
+        let native = session.oracle.run(&memory, &starts)?;
         let mut blamed = usize::MAX;
         for (i, start) in starts.iter().enumerate() {
             if let Some(n) = sum.endings.get_mut(native[i].vector as usize) {
@@ -79,7 +111,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
             }
             if ours[i].vector == RUNAWAY
                 || blamed == i / VARIANTS
-                || compare(start, &native[i], &ours[i]).is_empty()
+                || session.oracle.compare(start, &native[i], &ours[i]).is_empty()
             {
                 continue;
             }
@@ -124,8 +156,8 @@ impl Session {
         if ours.vector == RUNAWAY {
             return Ok((Vec::new(), Outcome::NOTHING));
         }
-        let native = self.computer.run(memory, std::slice::from_ref(s))?[0];
-        Ok((compare(s, &native, &ours), native))
+        let native = self.oracle.run(memory, std::slice::from_ref(s))?[0];
+        Ok((self.oracle.compare(s, &native, &ours), native))
     }
 
     /// Leave out instructions while the difference stays, then describe it.
@@ -197,6 +229,33 @@ fn describe(text: &mut String, s: &Start, native: &Outcome) {
         "  the computer ends with vector {} error {:x} at {:x} cr2 {:x}",
         native.vector, native.error, native.rip, native.cr2
     );
+}
+
+/// What is different at all, in words.
+fn compare_all(theirs: &Outcome, ours: &Outcome) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut check = |name: &str, a: u64, b: u64| {
+        if a != b {
+            out.push(format!("{name}: {a:x}, engine {b:x}"));
+        }
+    };
+    check("vector", theirs.vector.into(), ours.vector.into());
+    check("error code", theirs.error.into(), ours.error.into());
+    check("rip", theirs.rip, ours.rip);
+    check("cr2", theirs.cr2, ours.cr2);
+    check("rflags", theirs.rflags, ours.rflags);
+    for i in 0..16 {
+        check(&format!("gpr {i}"), theirs.gpr[i], ours.gpr[i]);
+    }
+    for (i, (a, b)) in theirs.fx.0.iter().zip(ours.fx.0).enumerate() {
+        check(&format!("fxsave {i}"), (*a).into(), b.into());
+    }
+    check("words of memory changed", theirs.changed, ours.changed);
+    for (a, b) in theirs.changes().iter().zip(ours.changes()) {
+        check("address of a change", address_of(a.0), address_of(b.0));
+        check(&format!("[{:x}]", address_of(a.0)), a.1, b.1);
+    }
+    out
 }
 
 /// What is different, in words: the computer's value first.
