@@ -12,7 +12,7 @@ hear of every change before `map` or `unmap` returns.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Final, NamedTuple, NewType
 
 from understudy.host import PAGE, PAGE_SHIFT, Host
@@ -46,6 +46,8 @@ class P2m:
         self._extents: list[Extent] = []
         self._starts: list[int] = []
         self.watchers: list[Callable[[int, int], None]] = []  # called with (gfn, count)
+        self.traced: Container[int] = frozenset()  # frames (gfn) whose writes matter to somebody
+        self.written: Callable[[int, int], None] = lambda gpa, length: None  # (gpa, length)
 
     def __iter__(self) -> Iterator[Extent]:
         return iter(self._extents)
@@ -168,6 +170,17 @@ class GuestMemory:
         for hpa, part in self._pieces(gpa, len(view)):
             self._memory.write(hpa, view[at : at + part])
             at += part
+        if self.p2m.traced:
+            self._tell(gpa, len(view))
+
+    def _tell(self, gpa: int, length: int) -> None:
+        """Those who trace a frame hear of writes by the hypervisor, page by page."""
+        end = gpa + length
+        while gpa < end:
+            part = min(end - gpa, PAGE - (gpa & (PAGE - 1)))
+            if gpa >> PAGE_SHIFT in self.p2m.traced:
+                self.p2m.written(gpa, part)
+            gpa += part
 
     def read_u64(self, gpa: int) -> int:
         """The little-endian word of 64 bits at `gpa`."""

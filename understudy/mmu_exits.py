@@ -25,6 +25,7 @@ from understudy.execution.control_registers import (
     check_cr4,
     check_efer,
 )
+from understudy.execution.table_write import write_table
 from understudy.exits import RESUME, Stop, Verdict, handles, triple_fault, unknown
 from understudy.memory import GuestMemoryError
 from understudy.paging import Fault, PagingError
@@ -76,8 +77,10 @@ def page_fault(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
         vcpu.attention = True
         if exit.idt_info >> TYPE_SHIFT & 7 != EventType.HARDWARE_EXCEPTION:
             _clear_resume_flag(vcpu)
-    if kind is Fault.HIDDEN:
+    if gpa is None:
         return RESUME
+    if kind is Fault.TRACE:
+        return _traced_write(vcpu, exit, gpa)
     if exit.idt_info & VALID:
         return vcpu.error(f"an event was delivered to gpa {gpa:#x}, where there is no RAM")
     if exit.intr_error & 0x10:
@@ -87,6 +90,25 @@ def page_fault(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
         mmio.access(vcpu, gpa)
     except mmio.Unsupported as problem:
         return vcpu.error(f"gpa {gpa:#x}: {problem}")
+    return RESUME
+
+
+def _traced_write(vcpu: "Vcpu", exit: Exit, gpa: int) -> "Verdict | Stop":
+    """Carry out the write to a table, or let the processor do it if it takes more than that."""
+    try:
+        if exit.idt_info & VALID or not write_table(vcpu, exit.qualification, gpa):
+            vcpu.paging.single_step(exit.qualification, exit.intr_error)
+            return RESUME
+    except PagingError as problem:
+        return vcpu.error(str(problem))
+    _clear_resume_flag(vcpu)
+    return RESUME
+
+
+@handles(Reason.MONITOR_TRAP_FLAG)
+def stepped(vcpu: "Vcpu", exit: Exit) -> Verdict:
+    """The instruction that was let through is done."""
+    vcpu.paging.finish_step()
     return RESUME
 
 

@@ -66,7 +66,7 @@ def access(vcpu: "Vcpu", gpa: int) -> None:
     try:
         instruction = _fetch(vcpu, translation, start, bits)
         if instruction.mnemonic in STRINGS:
-            done = _string(vcpu, translation, instruction, bits)
+            done = string(vcpu, translation, instruction, bits, CYCLE_NS)
         else:
             _plain(vcpu, gpa, instruction)
             vcpu.spend(CYCLE_NS)
@@ -222,10 +222,10 @@ NARROW_KINDS: Final = {
 }  # fmt: skip
 
 
-def _string(
-    vcpu: "Vcpu", translation: Translation, instruction: iced.Instruction, bits: int
+def string(
+    vcpu: "Vcpu", translation: Translation, instruction: iced.Instruction, bits: int, cost: int
 ) -> bool:
-    """A burst of elements; False if the instruction is not finished."""
+    """A burst of elements, each taking `cost` of time; False if the instruction is not finished."""
     kinds = [instruction.op_kind(n) for n in range(instruction.op_count)]
     if OpKind.REGISTER in kinds and instruction.mnemonic not in LOADS | STORES:
         raise _refuse(instruction)  # the SSE2 MOVSD
@@ -237,7 +237,7 @@ def _string(
     source = _base(vcpu, instruction.memory_segment, bits)
     target = _base(vcpu, Register.ES, bits)
     has_source, has_target = instruction.mnemonic not in STORES, instruction.mnemonic not in LOADS
-    vcpu.spend(min(left, BURST) * CYCLE_NS)
+    vcpu.spend(min(left, BURST) * cost)
     for _ in range(min(left, BURST)):
         value = vcpu.gpr(0) & (1 << 8 * size) - 1
         places = []

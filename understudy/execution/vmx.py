@@ -333,6 +333,14 @@ class Vmx(Execution, name="vmx"):
             self.current_primary = controls
             self.write(Vmcs.PRIMARY_CONTROLS, controls)
 
+    def single_step(self, on: bool) -> None:
+        """Whether to exit after one instruction (SDM 3C, "Monitor Trap Flag")."""
+        flag = PrimaryControls.MONITOR_TRAP_FLAG.mask
+        self.primary = self.primary | flag if on else self.primary & ~flag
+        controls = self.current_primary
+        self.current_primary = controls | flag if on else controls & ~flag
+        self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
+
     def takes_interrupts(self) -> bool:
         return bool(self.read(RFLAGS_FIELD) & IF) and not self.read(INTERRUPTIBILITY) & SHADOW
 

@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Container
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -23,6 +24,9 @@ from understudy.memory import P2m
 if TYPE_CHECKING:
     from understudy.execution.vmx import Vmx
     from understudy.silicon import Exit, Processor
+
+
+NOTHING: frozenset[int] = frozenset()
 
 
 class PagingError(Exception):
@@ -43,7 +47,7 @@ class Answer(NamedTuple):
     """What a technique says of a fault that is not the guest's own."""
 
     kind: Fault
-    gpa: int = 0  # where the access goes, unless the fault is hidden
+    gpa: int | None = None  # where the access goes, if it is to be carried out
 
 
 class Paging(ABC):
@@ -68,6 +72,7 @@ class Paging(ABC):
         self.fills = 0  # entries added because an access needed them
         self.flushes = 0  # times that all entries of an address space were dropped
         self.faults: Counter[str] = Counter()  # by the values of `Fault`
+        self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
 
     def attach(self, execution: "Vmx") -> None:
@@ -77,6 +82,8 @@ class Paging(ABC):
     def close(self) -> None:
         """Give the tables' frames back; the p2m's changes do not matter any more."""
         self.p2m.watchers.remove(self.p2m_change)
+        if self.p2m.traced is self.traced:
+            self.p2m.traced = NOTHING
         for pfn in self.frames():
             self.host.release(pfn)
 
@@ -101,6 +108,17 @@ class Paging(ABC):
     def page_fault(self, gva: int, error: int) -> Answer:
         """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
         raise PagingError(f"#PF at {gva:#x}, error code {error:#x}: none was asked for")
+
+    def single_step(self, gva: int, error: int) -> None:
+        """The write of a trace fault cannot be carried out: let the processor do it, watched."""
+        raise PagingError(f"a step at {gva:#x}, error code {error:#x}: nothing is traced")
+
+    def code_at(self, gva: int, length: int) -> bytes:
+        """The bytes that the processor has just fetched here, as many as are mapped."""
+        raise PagingError(f"the code at {gva:#x}: nothing is traced")
+
+    def finish_step(self) -> None:  # noqa: B027
+        """The instruction that was let through is done."""
 
     def mode_change(self) -> None:  # noqa: B027
         """The guest has written CR0, CR4 or EFER, or all its registers were set."""

@@ -14,7 +14,7 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy.arch.cr import RFLAGS
 from understudy.arch.vmcs import Vmcs
@@ -32,6 +32,7 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
     Found,
+    GuestFault,
     Regime,
 )
 from understudy.silicon import Exit
@@ -62,6 +63,7 @@ class Shadow(Paging):
         self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
         self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
         self.pool: list[int] = []  # frames for tables, not in use now
+        self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
         self.is_long = False
 
@@ -83,6 +85,24 @@ class Shadow(Paging):
             return Answer(Fault.DEVICE, found.gpa)
         self.mark(found, error)
         return self.fill(gva, error, found, hpa)
+
+    def finish_step(self) -> None:
+        if not self.patched:
+            return
+        for slot, entry in reversed(self.patched):
+            self.write_u64(slot, entry)
+        self.patched.clear()
+        self.execution.single_step(False)
+        self.invalidate()
+
+    def patch(self, slots: list[tuple[int, int]]) -> None:
+        """Add rights (slot, flags) until the next instruction is done."""
+        for slot, flags in slots:
+            entry = self.read_u64(slot)
+            if flags & ~entry:
+                self.patched.append((slot, entry))
+                self.write_u64(slot, entry | flags)
+        self.execution.single_step(True)
 
     @abstractmethod
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
@@ -128,6 +148,21 @@ class Shadow(Paging):
         execution = self.execution
         return execution.cpl() == 3 or not execution.read(Vmcs.GUEST_RFLAGS) & AC
 
+    def code_at(self, gva: int, length: int) -> bytes:
+        code = b""
+        while length:
+            part = min(length, PAGE - (gva & PAGE - 1))
+            try:
+                found = self.regime.walk(self.read_entry, gva, 0)
+            except GuestFault:
+                break
+            hpa = self.hpas.get(found.gpa >> PAGE_SHIFT) or self.look_up(found.gpa >> PAGE_SHIFT)
+            if not hpa:
+                break
+            code += self.memory.read(hpa + (gva & PAGE - 1), part)
+            gva, length = gva + part, length - part
+        return code
+
     # --- the hypervisor's tables ---
 
     def new_table(self) -> int:
@@ -138,7 +173,7 @@ class Shadow(Paging):
             return hpa
         return self.host.frame()
 
-    def has_large_frame(self, gfn: int) -> int:
+    def large_frame(self, gfn: int) -> int:
         """The hpa of the 2-MByte page that holds `gfn`, if there is one behind it; or 0."""
         first = gfn & -LARGE_FRAMES
         extent = self.p2m.find(first)
@@ -159,9 +194,25 @@ class Shadow(Paging):
             else:
                 processor.invvpid(1, VPID)
 
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "fills": self.fills, "flushes": self.flushes, "faults": dict(self.faults),
+            "pool": self.pool, "patched": self.patched,
+        }  # fmt: skip
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.fills, self.flushes = saved["fills"], saved["flushes"]
+        self.faults.update(saved["faults"])
+        self.pool = list(saved["pool"])
+        self.patched = [(slot, entry) for slot, entry in saved["patched"]]
+
     def resume(self) -> None:
         self.hpas.clear()
         self.read_regime()
+        if self.patched:
+            self.execution.single_step(True)
 
     def read_regime(self) -> None:
         """See how the guest translates now."""

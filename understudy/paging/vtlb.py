@@ -70,7 +70,7 @@ class Vtlb(Shadow, name="vtlb"):
         entry = page_entry(hpa, found, error)
         key = gva >> LARGE_SHIFT
         if found.shift >= LARGE_SHIFT:
-            large = self.has_large_frame(found.gpa >> PAGE_SHIFT)
+            large = self.large_frame(found.gpa >> PAGE_SHIFT)
             if found.shift > LARGE_SHIFT or not large:
                 self.pieces.add((found.shift, gva >> found.shift))
             if large:
@@ -126,17 +126,15 @@ class Vtlb(Shadow, name="vtlb"):
     # --- snapshots ---
 
     def save(self) -> dict[str, Any]:
-        return {
-            "root": self.root, "fills": self.fills, "flushes": self.flushes,
-            "faults": dict(self.faults), "pool": self.pool,
-            "pointers": list(self.pointers.items()), "leaves": list(self.leaves.items()),
+        return super().save() | {
+            "root": self.root, "pointers": list(self.pointers.items()),
+            "leaves": list(self.leaves.items()),
             "directories": list(self.directories.items()), "pieces": sorted(self.pieces),
         }  # fmt: skip
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.root, self.fills, self.flushes = saved["root"], saved["fills"], saved["flushes"]
-        self.pool = list(saved["pool"])
-        self.faults.update(saved["faults"])
+        super().load(saved)
+        self.root = saved["root"]
         self.pointers, self.directories = dict(saved["pointers"]), dict(saved["directories"])
         self.leaves = dict(saved["leaves"])
         self.pieces = {(shift, number) for shift, number in saved["pieces"]}

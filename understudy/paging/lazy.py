@@ -1,0 +1,99 @@
+"""Lazy shadow paging: the first write to a page table unprotects it, until it must be believed.
+
+Idea: a guest edits its tables in groups, and a change need not take effect before the guest says
+so.  So only the first write to a table traps; from then on the guest writes freely, and at the next
+synchronization point (a load of CR3, INVLPG, any flush) the shadow catches up and the table is
+protected again.  Source: lecture, "The lazy shadow update approach".  Cost: one trace fault for
+each group of writes to a table, and the comparison at the synchronization point.
+
+Invariant: a shadow differs from the guest's table only if the table is in `unsync`; after a
+synchronization point none is.
+"""
+
+from typing import Any
+
+from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.memory import P2m
+from understudy.paging import Answer, Fault
+from understudy.paging.guest_walk import Found
+from understudy.paging.mirror import Mirror, Place
+
+TRACED = Answer(Fault.TRACE)
+LINE = 64  # bytes compared at once
+
+
+class Lazy(Mirror, name="lazy"):
+    """Trap once, catch up later."""
+
+    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
+        super().__init__(host, p2m, largest=largest)
+        self.unsync: dict[int, bytes] = {}  # gfn -> the table when its shadow last agreed with it
+        self.entered: set[Place] = set()  # entries made since, which a table may not show any more
+        self.resyncs = 0  # tables that were compared
+
+    def may_write(self, gfn: int) -> bool:
+        return gfn not in self.traced or gfn in self.unsync
+
+    def trace(self, gva: int, error: int, found: Found) -> Answer:
+        gfn = found.gpa >> PAGE_SHIFT
+        self.unsync[gfn] = self.memory.read(self.hpas[gfn], PAGE)
+        self.enter(gva, error, found)
+        self.settle()
+        return TRACED
+
+    def enter(self, gva: int, error: int, found: Found) -> list[Place]:
+        places = super().enter(gva, error, found)
+        if self.unsync:
+            self.entered.update(places)
+        return places
+
+    def table_written(self, gpa: int, length: int) -> None:
+        """What it was before is not known any more: compare everything that there is."""
+        if gpa >> PAGE_SHIFT not in self.unsync:
+            self.unsync[gpa >> PAGE_SHIFT] = b""
+
+    def synchronize(self) -> None:
+        while self.unsync:
+            gfn, before = self.unsync.popitem()
+            pages = list(self.traced.get(gfn, ()))
+            hpa = self.hpas.get(gfn) or self.look_up(gfn)
+            if not pages or not hpa:
+                continue
+            self.resyncs += 1
+            self.tables.protect(gfn)
+            for offset in changed(before, self.memory.read(hpa, PAGE), self.regime.entry_bytes):
+                for page in pages:
+                    for index in self.indices(page, offset, self.regime.entry_bytes):
+                        if page.hpa:  # else it has gone with what it hung from
+                            self.resync(page, index)
+            for page in pages:
+                if page.hpa and page.is_root and page is not self.root and not page.parents:
+                    self.note_flood(page)
+
+        entered, self.entered = self.entered, set()
+        for page, index in entered:
+            if page.hpa and page.quadrant >= 0:
+                self.resync(page, index)
+
+    def save(self) -> dict[str, Any]:
+        unsync = [[gfn, before.hex()] for gfn, before in self.unsync.items()]
+        entered = sorted([*self.key(page), index] for page, index in self.entered if page.hpa)
+        return super().save() | {"unsync": unsync, "entered": entered, "resyncs": self.resyncs}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        self.unsync = {gfn: bytes.fromhex(before) for gfn, before in saved["unsync"]}
+        pages, self.resyncs = self.tables.pages, saved["resyncs"]
+        self.entered = {(pages[gfn, level, q], n) for gfn, level, q, n in saved["entered"]}
+
+
+def changed(before: bytes, after: bytes, size: int) -> list[int]:
+    """The offsets of the entries that differ; all, if it is not known what was before."""
+    if not before:
+        return list(range(0, PAGE, size))
+    found: list[int] = []
+    for line in range(0, PAGE, LINE):
+        if before[line : line + LINE] != after[line : line + LINE]:
+            entries = range(line, line + LINE, size)
+            found += [at for at in entries if before[at : at + size] != after[at : at + size]]
+    return found

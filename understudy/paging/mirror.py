@@ -1,0 +1,349 @@
+"""Shadow tables that mirror the guest's, table by table: what `eager` and `lazy` share.
+
+Idea: each table of the guest that is in use has a shadow, which names the shadows of the tables
+below it and, at the end, host frames.  Address spaces that share a table share its shadow, and an
+address space that is not loaded keeps its shadows.  The guest's tables are write-protected
+("traced") while they have shadows.  Source: lecture, "A reminder on shadow page tables".
+
+Each level carries the rights of the guest's entry of that level; the processor combines them as
+it would the guest's.  A large page of the guest becomes a 2-MByte one if the p2m has one behind it
+and no table lies in it, else a *direct* table, which mirrors none and maps frames in a row.
+
+Invariants: an entry exists only if the guest's was present and accessed when it was last seen,
+and allows writes to a page only if it was dirty and the frame is not traced.
+"""
+
+from abc import abstractmethod
+from typing import Any, Final
+
+from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.memory import P2m
+from understudy.paging import Answer
+from understudy.paging.guest_walk import (
+    ACCESSED,
+    DIRTY,
+    E_WRITE,
+    LARGE,
+    NO_EXECUTE,
+    PRESENT,
+    USER,
+    WRITABLE,
+    Found,
+)
+from understudy.paging.reverse_map import BLOCK
+from understudy.paging.shadow import HIDDEN, Shadow
+from understudy.paging.shadow_pages import COMPOSED, DIRECT, ShadowPage, ShadowPages
+
+ROOTS_KEPT: Final = 64
+FLOOD: Final = 4  # writes to the root of an address space that is not loaded: it is none any more
+RIGHTS: Final = WRITABLE | USER | NO_EXECUTE
+READ_ONLY: Final = USER | NO_EXECUTE
+ALL_RIGHTS: Final = PRESENT | ACCESSED | DIRTY | WRITABLE | USER
+USED: Final = PRESENT | ACCESSED
+RootKey = tuple[int, ...]
+Place = tuple[ShadowPage, int]
+"""An entry: its table, and which one it is."""
+
+
+class Mirror(Shadow):
+    """The shadows of one VM's tables."""
+
+    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
+        super().__init__(host, p2m, largest=largest)
+        self.tables = ShadowPages(self, self.may_write)
+        self.traced: dict[int, list[ShadowPage]] = self.tables.traced
+        self.stepped: list[int] = []  # gpa of a traced write that the processor makes by itself
+        self.roots: dict[RootKey, ShadowPage] = {}  # the one loaded last comes last
+        self.root = ShadowPage(0, 0, COMPOSED, 0)
+        p2m.traced, p2m.written = self.traced, self.table_written
+
+    # --- events ---
+
+    def mode_change(self) -> None:
+        self.finish_step()
+        old = self.regime
+        self.read_regime()
+        if (old.format, old.nx) != (self.regime.format, self.regime.nx):
+            self.tables.clear()
+            self.roots.clear()
+        self.cr3_write()
+
+    def cr3_write(self) -> None:
+        self.finish_step()
+        self.read_regime()
+        self.synchronize()
+        self._load_root()
+        self.invalidate()
+        self.tables.is_stale = False
+
+    def invlpg(self, gva: int) -> None:
+        self.finish_step()
+        self.synchronize()
+        self.settle()
+
+    def flush(self) -> None:
+        self.flushes += 1
+        self.finish_step()
+        self.synchronize()
+        self.settle()
+
+    def p2m_change(self, gfn: int, count: int) -> None:
+        self.finish_step()
+        self.hpas.clear()
+        for slot in self.tables.reverse.slots_in(gfn, count):
+            self.tables.zap(slot)
+        for frame in [frame for frame in self.traced if gfn <= frame < gfn + count]:
+            if self.p2m.lookup(frame) is None:
+                for page in list(self.traced.get(frame, ())):
+                    self.tables.empty(page)
+        self.settle()
+
+    def synchronize(self) -> None:
+        """A synchronization point: from now on the guest expects its tables to be believed."""
+
+    @abstractmethod
+    def may_write(self, gfn: int) -> bool:
+        """Whether entries may let the guest write this frame."""
+
+    @abstractmethod
+    def trace(self, gva: int, error: int, found: Found) -> Answer:
+        """The guest writes to a traced table."""
+
+    @abstractmethod
+    def table_written(self, gpa: int, length: int) -> None:
+        """The hypervisor has written to a traced table (inside one page)."""
+
+    def settle(self) -> None:
+        """Tell the processors if entries have gone."""
+        if self.tables.is_stale:
+            self.tables.is_stale = False
+            self.invalidate()
+
+    # --- faults ---
+
+    def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
+        if error & E_WRITE:
+            if not self.may_write(found.gpa >> PAGE_SHIFT):
+                return self.trace(gva, error, found)
+            if not found.rights & WRITABLE:  # CR0.WP is 0
+                return self.step(gva, error, found)
+        self.fills += 1
+        self.enter(gva, error, found)
+        self.settle()
+        return HIDDEN
+
+    def enter(self, gva: int, error: int, found: Found) -> list[Place]:
+        """Make the entries that a walk asks for; where they are, from the root down."""
+        tables, page = self.tables, self.root
+        places: list[Place] = []
+        path = [entry | ACCESSED for _, entry in found.path]
+        if path and error & E_WRITE:
+            path[-1] |= DIRTY
+        depth = -1
+        while True:
+            level, quadrant = page.level, page.quadrant
+            index = gva >> 3 + 9 * level & (3 if quadrant == COMPOSED else 511)
+            slot = page.hpa + 8 * index
+            places.append((page, index))
+            if quadrant == COMPOSED:
+                child, flags = self._below_root(index), PRESENT
+            elif quadrant == DIRECT:
+                frame = page.gfn + (index << 9 * (level - 1))
+                if level == 1 or (level == 2 and tables.may_be_large(frame)):
+                    tables.map(slot, frame, ALL_RIGHTS, level == 2)
+                    return places
+                child, flags = tables.page(frame, level - 1, DIRECT), ALL_RIGHTS
+            else:
+                depth += 1
+                entry, is_page = path[depth], depth == len(path) - 1
+                frame = self._frame(level, index, entry, is_page)
+                if is_page and (level == 1 or (level == 2 and tables.may_be_large(frame))):
+                    tables.map(slot, frame, entry, level == 2)
+                    return places
+                child, flags = self._below(level, index, entry, frame, is_page)
+            tables.link(slot, child, flags)
+            page = child
+
+    def _below_root(self, index: int) -> ShadowPage:
+        """What an entry of a PAE root names: the guest's directory, a quarter of it, or RAM."""
+        regime = self.regime
+        if regime.format is None:
+            return self.tables.page(index << 18, 2, DIRECT)
+        if regime.is_pae:
+            assert regime.pdptes is not None
+            directory = (regime.pdptes[index] & regime.address_mask) >> PAGE_SHIFT
+            return self.tables.page(directory, 2, 0)
+        return self.tables.page(regime.root >> PAGE_SHIFT, 2, index)
+
+    def _frame(self, level: int, index: int, entry: int, is_page: bool) -> int:
+        """The frame that a guest's entry means to this entry of ours."""
+        if self.regime.entry_bytes == 8 or not is_page or level == 1:
+            gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
+            return gfn & -(1 << 9 * (level - 1)) if is_page else gfn
+        large = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32  # IA-32: half of 4 MBytes
+        return (large >> PAGE_SHIFT) + (index & 1) * BLOCK
+
+    def _below(
+        self, level: int, index: int, entry: int, frame: int, is_page: bool
+    ) -> tuple[ShadowPage, int]:
+        """The table that stands for what a guest's entry names, and the rights to it."""
+        if is_page:  # a large one, in pieces
+            rights = entry & (RIGHTS if entry & DIRTY else READ_ONLY)
+            return self.tables.page(frame, level - 1, DIRECT), USED | rights
+        half = index & 1 if self.regime.entry_bytes == 4 else 0
+        return self.tables.page(frame, level - 1, half), USED | entry & RIGHTS
+
+    # --- roots ---
+
+    def _load_root(self) -> None:
+        """Translate by the shadow of the address space that CR3 names."""
+        regime = self.regime
+        key: RootKey = (regime.root >> PAGE_SHIFT,)
+        if regime.is_pae:
+            assert regime.pdptes is not None
+            key = regime.pdptes
+        elif regime.format is None:
+            key = ()
+        root = self.roots.pop(key, None)
+        if root is None:
+            root = self._new_root(key)
+            self.flushes += 1  # it begins empty
+        self.roots[key] = self.root = root
+        root.flood = 0
+        while len(self.roots) > ROOTS_KEPT:
+            self._forget(next(iter(self.roots)))
+        self.use_root(root.hpa)
+
+    def _new_root(self, key: RootKey) -> ShadowPage:
+        if self.is_long:
+            root = self.tables.page(key[0], 4, 0)
+        else:
+            number = 1 + max((page.gfn for page in self.roots.values()), default=0)
+            root = self.tables.page(number, 3, COMPOSED)
+        root.is_root = True
+        return root
+
+    def _forget(self, key: RootKey) -> None:
+        root = self.roots.pop(key)
+        root.is_root = False
+        self.tables.release(root)
+
+    def note_flood(self, page: ShadowPage) -> None:
+        """A root that is not loaded is written: that memory is likely something else by now."""
+        page.flood += 1
+        if page.flood > FLOOD:
+            for key in [key for key, root in self.roots.items() if root is page]:
+                self._forget(key)
+
+    # --- entries ---
+
+    def resync(self, page: ShadowPage, index: int) -> None:
+        """Make one entry of a shadow what the guest's entry is now, if it exists."""
+        slot = page.hpa + 8 * index
+        old = self.read_u64(slot)
+        level = page.level
+        entry = self._guest_entry(page, index)
+        is_page = level == 1 or self._maps(level, entry)
+        if entry & USED != USED or self._is_reserved(level, entry, is_page):
+            if old:
+                self.tables.zap(slot)
+            return
+        frame = self._frame(level, index, entry, is_page)
+        if is_page and level == 1:
+            self.tables.map(slot, frame, entry)
+        elif old:
+            child = self.tables.links.get(slot)
+            if child is None:  # a large page of ours
+                if is_page and level == 2 and self.tables.may_be_large(frame):
+                    self.tables.map(slot, frame, entry, is_large=True)
+                else:
+                    self.tables.zap(slot)
+            elif child.gfn == frame and (child.quadrant == DIRECT) == is_page:
+                rights = entry & (RIGHTS if not is_page or entry & DIRTY else READ_ONLY)
+                self.tables.link(slot, child, USED | rights)
+            else:
+                self.tables.zap(slot)
+
+    def _guest_entry(self, page: ShadowPage, index: int) -> int:
+        gpa, size = page.gfn << PAGE_SHIFT, self.regime.entry_bytes
+        if size == 8:
+            return self.read_entry(gpa + 8 * index, 8)
+        if page.level == 1:
+            return self.read_entry(gpa + 4 * (page.quadrant * 512 + index), 4)
+        return self.read_entry(gpa + 4 * (page.quadrant * 256 + index // 2), 4)
+
+    def indices(self, page: ShadowPage, offset: int, length: int) -> range:
+        """The entries of a shadow that stand for these bytes of the guest's table."""
+        size = self.regime.entry_bytes
+        first, last = offset // size, (offset + length - 1) // size
+        if size == 4:
+            per_page, each = (512, 1) if page.level == 1 else (256, 2)
+            first, last = first - page.quadrant * per_page, last - page.quadrant * per_page
+            first, last = max(first, 0) * each, min(last, per_page - 1) * each + each - 1
+        return range(first, last + 1)
+
+    def _maps(self, level: int, entry: int) -> bool:
+        form = self.regime.format
+        return bool(entry & LARGE) and form is not None and form.levels[-level].may_map
+
+    def _is_reserved(self, level: int, entry: int, is_page: bool) -> bool:
+        form = self.regime.format
+        assert form is not None
+        row = form.levels[-level]
+        reserved = row.reserved_page if is_page else row.reserved_table
+        return bool(entry & (reserved | self.regime.reserved_nx))
+
+    # --- one instruction through ---
+
+    def step(self, gva: int, error: int, found: Found) -> Answer:
+        """Let one instruction write where the entries do not allow it."""
+        self.fills += 1
+        places = self.enter(gva, error, found)
+        self.settle()
+        if not self.is_long:
+            del places[0]  # a PDPTE has no rights
+        self.patch([(page.hpa + 8 * index, WRITABLE) for page, index in places])
+        return HIDDEN
+
+    def single_step(self, gva: int, error: int) -> None:
+        found = self.regime.walk(self.read_entry, gva, error)
+        self.stepped.append(found.gpa)
+        self.step(gva, error, found)
+
+    def finish_step(self) -> None:
+        super().finish_step()
+        while self.stepped:
+            gpa = self.stepped.pop()
+            self.table_written(gpa & -PAGE, PAGE)
+
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        return super().save() | {
+            "pages": self.tables.save(),
+            "stepped": self.stepped,
+            "roots": [[list(key), list(self.key(root))] for key, root in self.roots.items()],
+            "root": list(self.key(self.root)),
+        }
+
+    @staticmethod
+    def key(page: ShadowPage) -> tuple[int, int, int]:
+        """By which `ShadowPages.pages` finds it."""
+        return page.gfn, page.level, page.quadrant
+
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        self.tables.clear()
+        self.pool, self.stepped = list(saved["pool"]), list(saved["stepped"])
+        self.tables.load(saved["pages"])
+        pages = self.tables.pages
+        self.roots = {tuple(key): pages[tuple(page)] for key, page in saved["roots"]}
+        self.root = pages[tuple(saved["root"])]
+
+    def resume(self) -> None:
+        super().resume()
+        self.tables.load_entries()
+
+    def frames(self) -> list[int]:
+        tables = [*self.pool, *(page.hpa for page in self.tables.pages.values())]
+        return sorted(table >> PAGE_SHIFT for table in tables)

@@ -1,0 +1,244 @@
+"""Shadow pages: tables of ours, which of them name which, and which guest frames are traced.
+
+Source: lecture, "How can the VMM detect the accesses to PTs by the guest OSes?"; what KVM's
+documentation of its shadow MMU calls shadow pages, parents and the reverse map.
+
+Invariants: a page without parents that is no root is freed; a guest frame is traced exactly while
+it has shadow pages, and then no entry lets it be written but one made while `may_write` said so;
+`is_stale` is set when an entry has gone, or allows less, that a processor may keep.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from understudy.host import PAGE, PAGE_SHIFT
+from understudy.paging.guest_walk import (
+    ACCESSED,
+    DIRTY,
+    LARGE,
+    NO_EXECUTE,
+    PRESENT,
+    USER,
+    WRITABLE,
+)
+from understudy.paging.reverse_map import BLOCK, ReverseMap
+
+if TYPE_CHECKING:
+    from understudy.paging.shadow import Shadow
+
+DIRECT: Final = -1  # quadrant of a table that mirrors none
+COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
+Key = tuple[int, int, int]
+
+
+class ShadowPage:
+    """One table of ours.
+
+    `gfn` is the guest's table that it mirrors, or the first frame that it maps (`DIRECT`).
+    `hpa` is 0 once it is freed.  `quadrant`: which part of an IA-32 table, whose entries cover
+    more than ours.
+    """
+
+    __slots__ = ("flood", "gfn", "hpa", "is_root", "level", "parents", "quadrant")
+
+    def __init__(self, gfn: int, level: int, quadrant: int, hpa: int) -> None:
+        self.gfn, self.level, self.quadrant, self.hpa = gfn, level, quadrant, hpa
+        self.parents: set[int] = set()  # slots that name it
+        self.is_root = False  # a load of CR3 may want it again
+        self.flood = 0  # writes to the guest's table since it was loaded as a root
+
+
+class ShadowPages:
+    """All of one VM.  `may_write(gfn)`: whether entries may let the guest write a frame now."""
+
+    def __init__(self, shadow: "Shadow", may_write: Callable[[int], bool]) -> None:
+        self.shadow, self.may_write = shadow, may_write
+        self.memory = shadow.memory
+        self.read, self.write = shadow.memory.read_u64, shadow.memory.write_u64
+        self.pages: dict[Key, ShadowPage] = {}
+        self.traced: dict[int, list[ShadowPage]] = {}  # gfn of a guest's table -> its shadows
+        self.traced_in: dict[int, int] = {}  # block of 512 frames -> how many of them are traced
+        self.links: dict[int, ShadowPage] = {}  # slot -> the table that its entry names
+        self.reverse = ReverseMap()
+        self.is_stale = False
+
+    # --- pages ---
+
+    def page(self, gfn: int, level: int, quadrant: int) -> ShadowPage:
+        """The shadow of a guest's table, or a direct table; made if there is none."""
+        key = gfn, level, quadrant
+        if (page := self.pages.get(key)) is not None:
+            return page
+        page = self.pages[key] = ShadowPage(*key, self.shadow.new_table())
+        if quadrant >= 0:
+            self._note(page)
+        return page
+
+    def _note(self, page: ShadowPage) -> None:
+        """One more shadow of this frame; with the first, it is not written any more."""
+        gfn = page.gfn
+        if (pages := self.traced.get(gfn)) is not None:
+            pages.append(page)
+            return
+        self.traced[gfn] = [page]
+        self.traced_in[gfn // BLOCK] = self.traced_in.get(gfn // BLOCK, 0) + 1
+        self.protect(gfn)
+
+    def protect(self, gfn: int) -> None:
+        """Let no entry write this frame.  Large pages around it go, to come back in pieces."""
+        for slot in self.reverse.small(gfn):
+            entry = self.read(slot)
+            if entry & WRITABLE:
+                self.write(slot, entry & ~WRITABLE)
+                self.is_stale = True
+        for slot in list(self.reverse.large(gfn)):
+            self.zap(slot)
+
+    def release(self, page: ShadowPage) -> None:
+        """Free a page that nothing names, unless it is a root."""
+        if page.parents or page.is_root:
+            return
+        self.empty(page)
+        del self.pages[page.gfn, page.level, page.quadrant]
+        self.shadow.pool.append(page.hpa)
+        page.hpa = 0
+        if page.quadrant < 0:
+            return
+        pages = self.traced[page.gfn]
+        pages.remove(page)
+        if not pages:
+            del self.traced[page.gfn]
+            block = page.gfn // BLOCK
+            self.traced_in[block] -= 1
+            if not self.traced_in[block]:
+                del self.traced_in[block]
+
+    def empty(self, page: ShadowPage) -> None:
+        """Drop all entries of a page."""
+        words = memoryview(self.memory.read(page.hpa, PAGE)).cast("Q")
+        for index, entry in enumerate(words):
+            if entry:
+                self.zap(page.hpa + 8 * index)
+
+    def present(self, page: ShadowPage) -> list[int]:
+        """The indices of the entries that there are."""
+        words = memoryview(self.memory.read(page.hpa, PAGE)).cast("Q")
+        return [index for index, entry in enumerate(words) if entry]
+
+    def clear(self) -> None:
+        """Forget everything, roots too."""
+        for page in self.pages.values():
+            self.shadow.pool.append(page.hpa)
+            page.hpa = 0
+        for table in (self.pages, self.traced, self.traced_in, self.links):
+            table.clear()
+        self.reverse.clear()
+        self.is_stale = True
+
+    # --- entries ---
+
+    def link(self, slot: int, page: ShadowPage, flags: int) -> None:
+        """Make the entry at `slot` name a table."""
+        entry = page.hpa | flags
+        old = self.read(slot)
+        if old == entry:
+            return
+        before = self.links.get(slot)
+        if before is not page:
+            self.links[slot] = page
+            page.parents.add(slot)
+            if old:
+                self.is_stale = True
+            if before is None:
+                self.reverse.remove(slot)
+            else:
+                before.parents.discard(slot)
+                self.release(before)
+        elif _allows_less(old, entry):
+            self.is_stale = True
+        self.write(slot, entry)
+
+    def map(self, slot: int, gfn: int, guest: int, is_large: bool = False) -> None:
+        """Make the entry at `slot` map a frame with the rights of the guest's entry."""
+        hpa = self.shadow.hpas.get(gfn) or self.shadow.look_up(gfn)
+        if not hpa:
+            self.zap(slot)
+            return
+        entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
+        if is_large:
+            entry |= LARGE
+        if guest & DIRTY and guest & WRITABLE and (is_large or self.may_write(gfn)):
+            entry |= WRITABLE
+        old = self.read(slot)
+        if old == entry:
+            return
+        if slot in self.links or (old and self.reverse.frame_at(slot) != gfn) or is_large:
+            if old:
+                self.zap(slot)
+        elif old and _allows_less(old, entry):
+            self.is_stale = True
+        self.write(slot, entry)
+        if is_large:
+            self.reverse.add_large(slot, gfn)
+        else:
+            self.reverse.add(slot, gfn)
+
+    def may_be_large(self, gfn: int) -> bool:
+        """Whether one entry may map the 512 frames from this one on."""
+        return gfn // BLOCK not in self.traced_in and bool(self.shadow.large_frame(gfn))
+
+    def zap(self, slot: int) -> None:
+        """Make the entry at `slot` not present."""
+        self.write(slot, 0)
+        self.is_stale = True
+        page = self.links.pop(slot, None)
+        if page is None:
+            self.reverse.remove(slot)
+            return
+        page.parents.discard(slot)
+        self.release(page)
+
+    # --- snapshots ---
+
+    def save(self) -> list[list[object]]:
+        """Every page and the slots that name it; the entries are in memory."""
+        return [
+            [page.gfn, page.level, page.quadrant, page.hpa, page.is_root, page.flood,
+             sorted(page.parents)]
+            for page in self.pages.values()
+        ]  # fmt: skip
+
+    def load(self, saved: list[list[int | list[int]]]) -> None:
+        """Pages and links; the reverse map is read from the entries by `load_entries`."""
+        for gfn, level, quadrant, hpa, is_root, flood, parents in saved:
+            page = ShadowPage(gfn, level, quadrant, hpa)  # type: ignore[arg-type]
+            page.is_root, page.flood = bool(is_root), flood  # type: ignore[assignment]
+            page.parents = set(parents)  # type: ignore[arg-type]
+            self.pages[page.gfn, page.level, page.quadrant] = page
+            self.links.update(dict.fromkeys(page.parents, page))
+            if page.quadrant >= 0:
+                self.traced.setdefault(page.gfn, []).append(page)
+        for gfn in self.traced:
+            self.traced_in[gfn // BLOCK] = self.traced_in.get(gfn // BLOCK, 0) + 1
+
+    def load_entries(self) -> None:
+        """Find out what the entries in memory map."""
+        frames: dict[int, int] = {}
+        for extent in self.shadow.p2m:
+            frames.update({extent.pfn + n: extent.gfn + n for n in range(extent.frames)})
+        for page in self.pages.values():
+            for index in self.present(page):
+                slot = page.hpa + 8 * index
+                if slot in self.links:
+                    continue
+                entry = self.read(slot)
+                gfn = frames[(entry & ~NO_EXECUTE) >> PAGE_SHIFT]
+                if entry & LARGE and page.level > 1:
+                    self.reverse.add_large(slot, gfn)
+                else:
+                    self.reverse.add(slot, gfn)
+
+
+def _allows_less(old: int, new: int) -> bool:
+    """Whether a processor that keeps `old` could do what `new` refuses."""
+    return bool((old & (WRITABLE | USER)) & ~new) or bool(new & ~old & NO_EXECUTE)
