@@ -190,8 +190,7 @@ def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     3. the access of an instruction to a device: carry it out.
     """
     if exit.idt_info & VALID:
-        vcpu.events.requeue(exit)
-        vcpu.attention = True
+        vcpu.deliver_again(exit)
     elif exit.qualification & EptViolation.NMI_UNBLOCKING.mask:
         vcpu.execution.block_nmis()
     try:

@@ -73,8 +73,7 @@ def page_fault(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
         return vcpu.error(str(problem))
     paging.faults[kind.value] += 1
     if exit.idt_info & VALID:
-        vcpu.events.requeue(exit)
-        vcpu.attention = True
+        vcpu.deliver_again(exit)
         if exit.idt_info >> TYPE_SHIFT & 7 != EventType.HARDWARE_EXCEPTION:
             _clear_resume_flag(vcpu)
     if gpa is None:

@@ -75,6 +75,7 @@ def _header(vm: "VM") -> dict[str, Any]:
         "vcpu": {
             "halted": vcpu.state.halted, "armed": vcpu.state.armed,
             "carried_out": vcpu.state.carried_out,
+            "interrupted_at": vcpu.state.interrupted_at,
             "cr_accesses": [[*key, n] for key, n in vcpu.cr_accesses.items()],
             "attention": vcpu.attention,
             "exits": {str(n): count for n, count in vcpu.exits.items() if count},
@@ -195,7 +196,9 @@ def _load(vm: "VM", header: dict[str, Any], stream: "_Stream") -> None:
     vcpu.execution.restore_control(Values(cr0, cr3, cr4, efer, tuple(pdptes)))
     vm.clock.offset = header["offset"]
     vm.pc.load(header["devices"])
-    vcpu.state = VcpuState(saved["halted"], saved["armed"], saved["carried_out"])
+    vcpu.state = VcpuState(
+        saved["halted"], saved["armed"], saved["interrupted_at"], saved["carried_out"]
+    )
     vcpu.cr_accesses.update({(n, kind): count for n, kind, count in saved["cr_accesses"]})
     vcpu.attention = saved["attention"]
     vcpu.exits |= {int(n): count for n, count in saved["exits"].items()}

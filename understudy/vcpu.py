@@ -25,14 +25,14 @@ from understudy.arch.msr import Msr
 from understudy.clock import Clock, Timer
 from understudy.cpu_model import CpuModel
 from understudy.describe import describe
-from understudy.events import Events
+from understudy.events import WITH_LENGTH, Events
 from understudy.execution.vmx import Vmx
 from understudy.exits import RESUME, TABLE, Stop, Verdict, unknown
 from understudy.mmu_exits import read_efer, write_efer
 from understudy.msrs import Msrs
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault, Translation
-from understudy.silicon import LocalApic, Processor
+from understudy.silicon import Exit, LocalApic, Processor
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -55,6 +55,7 @@ class VcpuState:
 
     halted: bool = False
     armed: int = 0  # the deadline that the preemption timer holds
+    interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
     carried_out: int = 0  # instructions that only exit because of the paging technique
 
 
@@ -288,6 +289,19 @@ class Vcpu:
         """
         self.state.carried_out += 1
         self.spend(1)
+
+    def deliver_again(self, exit: Exit) -> None:
+        """An exit interrupted the delivery of an event, which goes in with the next entry.
+
+        An INT n (INT3, INTO) that is delivered so does not retire by itself.
+        """
+        self.events.requeue(exit)
+        self.attention = True
+        if (exit.idt_info >> 8 & 7) in WITH_LENGTH:
+            retired = self.processor.retired
+            if self.state.interrupted_at != retired:  # else it was interrupted again
+                self.state.interrupted_at = retired
+                self.retire()
 
     @property
     def retired(self) -> int:

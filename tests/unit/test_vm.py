@@ -18,7 +18,7 @@ from understudy.vm import VM
         ({"memory": "lots"}, "such as 256M"),
         ({"clock": "sundial"}, "expected one of virtual, wall"),
         ({"engine": "steam"}, "expected one of dbt, reference"),
-        ({"paging": "none"}, "expected one of ept, vtlb"),
+        ({"paging": "none"}, "expected one of eager, ept, lazy, vtlb"),
         ({"largest_page": "3K"}, "expected 4K, 2M or 1G"),
     ],
 )

@@ -94,7 +94,7 @@ def run(
         typer.Option(
             "--paging",
             metavar="NAME",
-            help="How the guest's memory is virtualised: ept, or shadow tables (vtlb).",
+            help="How memory is virtualised: ept, or shadow tables (eager, lazy, vtlb).",
         ),
     ] = "ept",
     command: Annotated[
