@@ -441,3 +441,56 @@ fn pause_exits_if_it_is_told_to() {
     assert_eq!(reason::PAUSE, agree("pause", &[0xF3, 0x90], exits, nothing).exit.reason);
     whole("pause", &[0xF3, 0x90], nothing, nothing);
 }
+
+#[test]
+fn faults_are_handled_and_returned_from() {
+    // mov esi, 40000000h, then a load; the handler (CODE + 100h) does `fix`, drops the error code
+    // and returns to the load, with RFLAGS.RF set.
+    let handler = |fix: &'static [u8]| {
+        move |bed: &mut Bed| {
+            bed.write(f::EXCEPTION_BITMAP, 0xFFFF_BFFF).gate(14, 0x100);
+            bed.code_at(0x100, &[fix, &[0x48, 0x83, 0xC4, 0x08, 0x48, 0xCF]].concat());
+            bed.guest_store(PML4 + 0x2008, 0x20_0083); // beyond the EPT
+        }
+    };
+    let open = |bed: &mut Bed| {
+        bed.core().rflags |= 0x201;
+        bed.core().cr4 |= 0x200;
+    };
+    let to_data: &[u8] = &[0xBE, 0x00, 0x90, 0, 0]; // mov esi, 9000h
+    for (name, load) in [
+        ("integer", &[0x48, 0x8B, 0x06][..]),       // mov rax, [rsi]
+        ("carry", &[0x11, 0x06]),                   // adc [rsi], eax
+        ("vector", &[0x0F, 0x10, 0x06]),            // movups xmm0, [rsi]
+        ("push", &[0xFF, 0x36, 0x58]),              // push [rsi]; pop rax
+        ("call", &[0xFF, 0x16]),                    // call [rsi], to the instruction behind
+        ("sti", &[0xFB, 0x48, 0x8B, 0x06]),         // sti; mov rax, [rsi]
+        ("group", &[0x8B, 0x06, 0x8B, 0x4E, 0x08]), // mov eax, [rsi]; mov ecx, [rsi+8]
+        ("string", &[0xF3, 0xA6]),                  // repe cmpsb
+    ] {
+        let code = [&[0xBE, 0, 0, 0, 0x40][..], load].concat();
+        let end = whole(name, &code, handler(to_data), |bed| {
+            open(bed);
+            bed.guest_store(DATA, CODE + 12);
+            bed.core().gpr[7] = DATA + 0x100;
+            bed.core().gpr[1] = 2;
+        });
+        assert_eq!(0, end.of(f::GUEST_RFLAGS) & 1 << 16, "{name}");
+    }
+    // The repeated instruction exits, or faults again: RF is still set.
+    let code = [0xBE, 0, 0, 0, 0x40, 0x48, 0x8B, 0x06];
+    let end = agree("EPT", &code, handler(&[0xBE, 0x00, 0x00, 0x20, 0]), open);
+    assert_eq!((reason::EPT_VIOLATION, 1 << 16), (end.exit.reason, end.of(f::GUEST_RFLAGS) & 1 << 16));
+    let end = agree("again", &code, handler(&[0x48, 0x0F, 0xBA, 0xEE, 0x3E]), open); // bts rsi, 62
+    assert_eq!((reason::EXCEPTION_OR_NMI, 13), (end.exit.reason, end.exit.intr_info & 0xFF));
+    // The handler stands right behind the instruction that faults.
+    let end = agree(
+        "behind",
+        &code,
+        |bed| {
+            bed.write(f::EXCEPTION_BITMAP, 0xFFFF_BFFF).gate(14, 13);
+        },
+        open,
+    );
+    assert_eq!(reason::CPUID, end.exit.reason);
+}

@@ -1,15 +1,19 @@
 //! What generated code calls: first-level misses, interpreted instructions, indirect targets.
 
 use super::block::{Key, Site};
-use super::mode::MODE_UNGROUPED;
+use super::kinds::uses_vector_state;
+use super::mode::{MODE_UNGROUPED, has_groups, is_user, jump_table};
 use super::tables::jump_index;
-use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step};
+use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but};
 use crate::addr::PAGE_OFFSET;
+use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
+use crate::cpu::decode::MAX_LENGTH;
+use crate::cpu::event;
 use crate::cpu::segment;
-use crate::cpu::state::{Core, Shadow};
-use crate::cpu::step::{step, step_known};
-use crate::cpu::trap::Trap;
+use crate::cpu::state::{Core, Mode, Shadow};
+use crate::cpu::step::{fetch, step, step_known};
+use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::perm;
 use crate::mmu::walk::Access;
 use crate::vmx;
@@ -22,13 +26,18 @@ impl Dbt {
             mode |= MODE_UNGROUPED;
         }
         // RIP 0 stands for an empty entry.
-        let generation = self.generation;
+        let generation = self.generations[usize::from(!is_user(mode))];
         let slot = jump_index(core.rip);
-        let r = self.recent[slot];
-        if (r.rip, r.mode, r.generation) == (core.rip, mode, generation) && r.rip != 0 {
-            let b = &self.blocks[r.block as usize];
+        let recent = &mut self.recent[slot];
+        let is_it = |r: &Recent| (r.rip, r.mode, r.generation) == (core.rip, mode, generation) && r.rip != 0;
+        if let Some(i) = recent.iter().position(is_it) {
+            let b = &self.blocks[recent[i].block as usize];
             if !b.is_dead {
+                recent.swap(0, i);
                 self.ungrouped = false;
+                if has_groups(mode) {
+                    core.jit.jump[jump_table(mode)][slot] = b.landing;
+                }
                 return b.main;
             }
         }
@@ -37,7 +46,7 @@ impl Dbt {
         let Some(&block) = self.index.get(&key) else { return 0 };
         self.ungrouped = false;
         self.remember(core, block);
-        self.recent[slot] = Recent { rip: core.rip, mode, generation, block };
+        self.recent[slot] = [Recent { rip: core.rip, mode, generation, block }, self.recent[slot][0]];
         self.blocks[block as usize].main
     }
 
@@ -65,6 +74,35 @@ impl Dbt {
         0
     }
 
+    /// Interpret the instruction of a site, those that belong to it, and the delivery of an
+    /// exception, as long as nobody else has to look.  Returns whether it was that one alone.
+    fn execute(&mut self, core: &mut Core, site: Site) -> Exec<bool> {
+        let mut is_out = site.is_vector;
+        if is_out {
+            gate::vector_state_out(core);
+        }
+        let mut result = match self.prepared.get((site.prepared as usize).wrapping_sub(1)) {
+            Some((insn, execute)) => step_known(core, insn, *execute),
+            None => step(core),
+        };
+        let mut is_alone = true;
+        while result.is_ok() && core.countdown > 0 && goes_together(core) {
+            if !is_out && next_uses_vector_state(core) {
+                gate::vector_state_out(core);
+                is_out = true;
+            }
+            is_alone = false;
+            result = step(core);
+        }
+        if is_out {
+            gate::vector_state_in(core);
+        }
+        match result {
+            Err(Trap::Exception(e)) if core.vmx.non_root => event::raise(core, e).map(|()| false),
+            _ => result.map(|()| is_alone),
+        }
+    }
+
     /// Interpret the instruction of a site; returns where generated code goes on, or 0 to leave.
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
@@ -80,46 +118,25 @@ impl Dbt {
             self.ungrouped = true;
             return self.known(core);
         }
-        let mut is_out = site.is_vector;
-        if is_out {
-            gate::vector_state_out(core);
-        }
-        let generation = self.generation;
-        let mut result = match self.prepared.get((site.prepared as usize).wrapping_sub(1)) {
-            Some((insn, execute)) => step_known(core, insn, *execute),
-            None => step(core),
-        };
-        // An instruction in an interrupt shadow belongs to the one before it.
-        while result.is_ok() && core.shadow != Shadow::None && core.countdown > 0 && !must_step(core) {
-            if !is_out {
-                gate::vector_state_out(core);
-                is_out = true;
-            }
-            result = step(core);
-        }
-        if is_out {
-            gate::vector_state_in(core);
-        }
+        let generations = self.generations;
+        let result = self.execute(core, site);
         core.flags_to_jit();
-        if let Err(trap) = result {
-            self.trap = Some(trap);
-            return 0;
-        }
+        let is_alone = match result {
+            Ok(is_alone) => is_alone,
+            Err(trap) => {
+                self.trap = Some(trap);
+                return 0;
+            }
+        };
         self.sync(core);
         if site.is_crossing && self.blocks[site.block as usize].second.is_none() {
             self.retry_crossing(core, site);
         }
-        if core.attention != 0 {
-            look(core);
-            if vmx::events::is_quiet(core) {
-                core.attention = 0;
-            }
-        }
-        if core.attention != 0 || core.countdown <= 0 || must_step(core) {
+        if !is_left_alone(core) || core.countdown <= 0 || must_step(core) {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
-        let goes_on = site.next != 0 && !site.is_group && self.generation == generation;
+        let goes_on = is_alone && site.next != 0 && !site.is_group && self.generations == generations;
         let is_alive = goes_on && !self.blocks[site.block as usize].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
@@ -127,6 +144,36 @@ impl Dbt {
         }
         self.known(core)
     }
+}
+
+/// Whether the dispatcher has nothing to do between these two instructions.
+fn is_left_alone(core: &mut Core) -> bool {
+    if core.attention != 0 {
+        look(core);
+        if vmx::events::is_quiet(core) {
+            core.attention = 0;
+        }
+    }
+    core.attention == 0
+}
+
+/// Whether the next instruction is to be interpreted with the last one: it is in an interrupt
+/// shadow, or follows an IRET that set RFLAGS.RF (as after a page fault), and is no news otherwise.
+fn goes_together(core: &mut Core) -> bool {
+    if core.shadow != Shadow::None {
+        return !must_step(core);
+    }
+    core.flag(rflags::RF) && !must_step_but(core, rflags::RF) && is_left_alone(core)
+}
+
+/// Whether the next instruction may work on x87 or SSE state.
+fn next_uses_vector_state(core: &mut Core) -> bool {
+    // (A look must not do anything that is counted.)
+    let is_inside = core.rip & PAGE_OFFSET <= PAGE_OFFSET - MAX_LENGTH as u64;
+    if core.mode != Mode::Bits64 || !is_inside || fetchable(core, core.rip).is_none() {
+        return true;
+    }
+    fetch(core).is_ok_and(|(insn, _)| uses_vector_state(&insn))
 }
 
 fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {

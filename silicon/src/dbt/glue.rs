@@ -77,8 +77,9 @@ impl Writer<'_> {
     fn flags_out(&mut self) {
         // RAX is stored already.
         self.a.raw(&[0x9F, 0x0F, 0x90, 0xC0]); // lahf; seto al
+        self.a.raw(&[0x0F, 0xB7, 0xC0]); // movzx eax, ax
         let m = self.state(table(offset_of!(Tables, flags)));
-        self.a.store16(m, RAX);
+        self.a.store(m, RAX); // as wide as it is read
     }
     fn flags_in(&mut self) {
         let m = self.state(table(offset_of!(Tables, flags)));

@@ -111,10 +111,10 @@ pub struct Dbt {
     tables_of: (u32, u32, u64),
     /// The mode of the blocks in each table of indirect targets.
     jump_modes: [u32; JUMP_TABLES],
-    /// Grows with every change of `tables_of`.
-    generation: u32,
-    /// By [`jump_index`]: blocks found lately.
-    recent: Vec<Recent>,
+    /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
+    generations: [u32; 2],
+    /// By [`jump_index`]: two blocks found lately, the last one first.
+    recent: Vec<[Recent; 2]>,
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     /// How far `Memory::code_writes_since` was read.
@@ -169,8 +169,8 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
         jump_modes: [0; JUMP_TABLES],
-        generation: 0,
-        recent: vec![Recent::default(); JUMP_ENTRIES],
+        generations: [0; 2],
+        recent: vec![[Recent::default(); 2]; JUMP_ENTRIES],
         kernel_has_local: false,
         log_position: 0,
         trap: None,
@@ -260,9 +260,9 @@ impl Dbt {
         }
         let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
         self.tables_of = now;
-        self.generation = self.generation.wrapping_add(1);
         let keep_kernel = only_local && !std::mem::take(&mut self.kernel_has_local);
         for pair in 0..if keep_kernel { 1 } else { 2 } {
+            self.generations[pair] = self.generations[pair].wrapping_add(1);
             core.jit.fetch[pair].fill(0);
         }
         self.empty_jumps(core, |mode| is_user(mode) || !keep_kernel);
@@ -477,7 +477,7 @@ impl Dbt {
         self.indirects.clear();
         self.pages.clear();
         self.tables_of = (0, 0, 0);
-        self.recent.fill(Recent::default());
+        self.recent.fill([Recent::default(); 2]);
         core.jit.request = NO_REQUEST;
         core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
         self.empty_jumps(core, |_| true);
@@ -505,7 +505,12 @@ fn page_number(pages: &mut AddressMap<(u64, u64), u32>, rip: u64, hpa: u64) -> u
 
 /// Whether the next instruction has debug conditions or alignment to look after.
 fn must_step(core: &Core) -> bool {
-    core.rflags & (rflags::TF | rflags::RF) != 0
+    must_step_but(core, 0)
+}
+
+/// The same, some bits of RFLAGS aside.
+fn must_step_but(core: &Core, aside: u64) -> bool {
+    core.rflags & !aside & (rflags::TF | rflags::RF) != 0
         || core.dr[7] & 0xFF != 0
         || core.pending_db != 0
         || (core.cpl == 3 && core.flag(rflags::AC) && core.cr0 & cr0::AM != 0)
