@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
-from understudy.arch.vmcs import EptViolation, InterruptionInformation, Vmcs
+from understudy.arch.vmcs import EptViolation, EventType, InterruptionInformation, Vmcs
 from understudy.execution import mmio, portio
+from understudy.execution.task_switch import TaskFault, TaskSwitch
+from understudy.memory import GuestMemoryError
 from understudy.paging import PagingError
+from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 LOW32: Final = 0xFFFF_FFFF
 VALID: Final = InterruptionInformation.VALID.mask
+DOUBLE_FAULT: Final = EventType.HARDWARE_EXCEPTION << 8 | Vector.DF
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
 
@@ -175,6 +179,25 @@ def rdpmc(vcpu: "Vcpu", exit: Exit) -> Verdict:
 def cache_control(vcpu: "Vcpu", exit: Exit) -> Verdict:
     """There is no cache to see."""
     vcpu.skip(exit.length)
+    return RESUME
+
+
+@handles(Reason.TASK_SWITCH)
+def task_switch(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
+    """CALL, JMP, IRET or an event to another task: every switch exits.
+
+    A fault while the double-fault task is entered is a triple fault.
+    """
+    try:
+        TaskSwitch(vcpu, exit).carry_out()
+    except TaskFault as fault:
+        return vcpu.fault(fault.vector, fault.error)
+    except GuestFault as fault:
+        if exit.idt_info & VALID and exit.idt_info & 0x7FF == DOUBLE_FAULT:
+            return triple_fault(vcpu, exit)
+        return vcpu.guest_fault(fault)
+    except GuestMemoryError as problem:
+        return vcpu.error(f"a task switch: {problem}")
     return RESUME
 
 

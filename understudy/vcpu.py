@@ -262,7 +262,13 @@ class Vcpu:
             self.processor.set_gpr(n, value)
 
     def fault(self, vector: int, error: int | None = None) -> Verdict:
-        """The instruction that exited faults."""
+        """The instruction that exited faults.
+
+        RF is set in the flags that the fault pushes, so that the return from its handler does not
+        meet an instruction breakpoint again (SDM 3B, "Instruction-Breakpoint Exception Condition").
+        """
+        if vector not in (Vector.DB, Vector.DF):
+            self.execution.set_resume_flag()
         self.events.exception(vector, error)
         self.attention = True
         return RESUME

@@ -180,6 +180,9 @@ class FakeProcessor:
     def invept(self, type: int, eptp: int) -> None:
         self.invalidated.append((type, eptp))
 
+    def invvpid(self, type: int, vpid: int, gva: int = 0) -> None:
+        self.invalidated.append((type, vpid))
+
     def flush(self) -> None:
         self.invalidated.append((0, 0))
 

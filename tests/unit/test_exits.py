@@ -15,9 +15,9 @@ IMPOSSIBLE = {
     "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "RDTSC", "RDTSCP", "MOV_DR", "PAUSE",
     "TPR_BELOW_THRESHOLD", "APIC_ACCESS", "APIC_WRITE", "VIRTUALIZED_EOI",
     "GDTR_IDTR_ACCESS", "LDTR_TR_ACCESS", "PML_FULL", "XSAVES", "XRSTORS",
-    "TASK_SWITCH", "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",
+    "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",
 }  # fmt: skip
-"""Exits that our controls do not ask for (a task switch is not supported yet)."""
+"""Exits that our controls do not ask for."""
 
 
 def test_every_exit_that_can_come_has_an_answer() -> None:
@@ -190,7 +190,7 @@ def test_a_triple_fault_is_shown_decoded() -> None:
 @pytest.mark.parametrize(
     ("exit", "words"),
     [
-        (FakeExit(9, qualification=0x77), "TASK_SWITCH (9) at rip 0x100000"),
+        (FakeExit(16, qualification=0x77), "RDTSC (16) at rip 0x100000"),
         (FakeExit(200), "REASON_200"),
         (FakeExit(33, entry_failure=True), "INVALID_GUEST_STATE"),
         (FakeExit(48, qualification=4, gpa=1 << 30), "executes at gpa 0x40000000"),
@@ -212,6 +212,15 @@ def test_skipping_clears_the_shadow_and_reports_single_steps() -> None:
         b.play(FakeExit(Reason.CPUID, length=2))
         assert b.field(Vmcs.GUEST_INTERRUPTIBILITY_STATE) == 0b1000
         assert b.field(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS) == 1 << 14
+
+
+def test_an_instruction_that_is_done_ends_the_resume_flag_and_one_that_faults_sets_it() -> None:
+    with bench({"rflags": 0x1_0202}) as b:
+        b.play(FakeExit(Reason.CPUID, length=2))
+        assert b.field(Vmcs.GUEST_RFLAGS) == 0x202
+        b.play(FakeExit(Reason.VMXON, length=4))
+        assert b.injected == UD
+        assert b.field(Vmcs.GUEST_RFLAGS) == 0x1_0202
 
 
 def test_rip_wraps_as_the_code_segment_does() -> None:

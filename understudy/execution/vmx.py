@@ -61,6 +61,7 @@ TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
 INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
+RF: Final = RFLAGS.RF.mask
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
 SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
@@ -310,8 +311,15 @@ class Vmx(Execution, name="vmx"):
         write(RIP, after & MASK64)
         if shadow := read(INTERRUPTIBILITY) & SHADOW:
             write(INTERRUPTIBILITY, read(INTERRUPTIBILITY) ^ shadow)
-        if read(RFLAGS_FIELD) & TF:
+        flags = read(RFLAGS_FIELD)
+        if flags & RF:  # it lasts for one instruction
+            write(RFLAGS_FIELD, flags ^ RF)
+        if flags & TF:
             write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
+
+    def set_resume_flag(self) -> None:
+        """RFLAGS.RF: the next instruction's breakpoint is not met (again)."""
+        self.write(RFLAGS_FIELD, self.read(RFLAGS_FIELD) | RF)
 
     def inject(self, info: int, error: int, length: int) -> None:
         if info & ERROR_CODE:

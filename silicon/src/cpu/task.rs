@@ -200,6 +200,7 @@ fn switch(core: &mut Core, selector: u16, d: Descriptor, source: Source, old: Re
     if d.limit() < l.last {
         return Err(selector_fault(vector::TS, selector, ext));
     }
+    core.vmx.task_flags = old.flags;
     core.intercept(Sensitive::TaskSwitch { selector, source: source as u8 }, old.length)?;
     let old_layout = layout_of(core.tr.attr);
     if core.tr.limit < old_layout.last {

@@ -185,8 +185,12 @@ fn save_mode(core: &mut Core) {
     }
 }
 
-/// RFLAGS as saved: RF is set for exceptions of the kind of faults, as in a pushed image.
+/// RFLAGS as saved: RF is set for exceptions of the kind of faults, as in a pushed image, and is
+/// for a task switch as the old task's TSS would have it.
 fn saved_flags(core: &Core, e: &Exit) -> u64 {
+    if e.reason == reason::TASK_SWITCH {
+        return core.rflags & !rflags::RF | core.vmx.task_flags & rflags::RF;
+    }
     let is_fault = e.reason == reason::EXCEPTION_OR_NMI
         && e.intr_info >> 8 & 7 == Kind::Hardware as u32
         && !matches!(e.intr_info as u8, vector::DB | vector::DF);

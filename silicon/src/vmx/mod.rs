@@ -62,6 +62,8 @@ pub struct Vmx {
     pub mtf: Option<(u64, u64)>,
     /// A trap-like VM exit that waits for the end of the instruction: (reason, qualification).
     pub trap_exit: Option<(u32, u64)>,
+    /// RFLAGS as the old TSS would get them from the task switch that is about to exit.
+    pub task_flags: u64,
     /// PAUSE-loop exiting: TSC of the first and of the last PAUSE of the loop.
     pub pause_loop: (u64, u64),
     /// The rule that the last failed VM entry broke, in words.
@@ -84,6 +86,7 @@ impl Default for Vmx {
             timer: u64::MAX,
             host_nmi_blocked: false,
             mtf: None,
+            task_flags: 0,
             trap_exit: None,
             pause_loop: (0, 0),
             complaint: "",
@@ -92,7 +95,7 @@ impl Default for Vmx {
 }
 
 impl Vmx {
-    /// All of it but the complaint, as numbers, for saving a processor.
+    /// All of it but the complaint and a task switch under way, as numbers, for saving a processor.
     #[must_use]
     pub fn to_words(&self) -> Vec<u64> {
         let flags = [
@@ -149,6 +152,7 @@ impl Vmx {
             timer: *timer,
             mtf: (*mtf != 0).then_some((*retired, *rip)),
             trap_exit: (*trap != 0).then_some((*reason as u32, *qualification)),
+            task_flags: 0, // never kept: the exit follows at once
             pause_loop: (*first, *last),
             controls: Controls::from_words(rest)?,
             complaint: "",

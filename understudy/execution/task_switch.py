@@ -1,0 +1,337 @@
+"""Task switches, which always exit in VMX operation: the hypervisor carries them out.
+
+A kernel of 32 bits handles double faults, and its own debugging, through a task of its own.
+
+Source: SDM 3A, "Task Switching"; SDM 3C, "Treatment of Task Switches".
+
+Until the new TSS is read and the old one is written, a fault is the old task's; from the load of
+TR on, it is the new one's and finds the new task's registers.
+Invariants: nothing that a guest's tables contain raises here; the VMCS passes the entry checks
+after each of these ends.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from understudy.arch.cr import CR0, CR4, RFLAGS
+from understudy.arch.exception import Vector
+from understudy.arch.vmcs import EventType, InterruptionInformation, Vmcs
+from understudy.execution.vmx import VPID
+from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
+from understudy.silicon import Exit
+
+if TYPE_CHECKING:
+    from understudy.vcpu import Vcpu
+
+CALL, IRET, JUMP, GATE = range(4)
+ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
+VALID: Final = InterruptionInformation.VALID.mask
+ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
+TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
+SOFTWARE: Final = (EventType.SOFTWARE_INTERRUPT, EventType.SOFTWARE_EXCEPTION)
+SINGLE_CONTEXT: Final = 1  # type of INVVPID
+LOW32: Final = 0xFFFF_FFFF
+FLAGS: Final = 0x3F_7FD7  # those that exist
+BUSY: Final = 1 << 1  # of a TSS descriptor's type
+PRESENT, UNUSABLE, DEFAULT_BIG = 1 << 7, 1 << 16, 1 << 14  # of access rights
+CODE_TYPE, CONFORMING, READ_WRITE, ACCESSED = 8, 4, 2, 1  # of a code or data segment's type
+V86_RIGHTS: Final = 0xF3
+LOCAL_BREAKPOINTS: Final = 0x155  # of DR7
+TASK_TRAP: Final = 1 << 15  # BT of DR6
+
+
+class Layout(NamedTuple):
+    """Where things are in a TSS (SDM 3A, "Task-State Segment (TSS)", "16-Bit TSS")."""
+
+    width: int
+    ip: int
+    flags: int
+    registers: int
+    segments: int
+    segment_count: int
+    ldt: int
+    length: int
+
+
+TSS16: Final = Layout(2, 0x0E, 0x10, 0x12, 0x22, 4, 0x2A, 0x2C)
+TSS32: Final = Layout(4, 0x20, 0x24, 0x28, 0x48, 6, 0x60, 0x68)
+TSS32_CR3, TSS32_TRAP = 0x1C, 0x64
+
+
+class TaskFault(Exception):
+    """A fault of the new task."""
+
+    def __init__(self, vector: Vector, error: int = 0) -> None:
+        super().__init__(vector, error)
+        self.vector, self.error = vector, error
+
+
+class Descriptor(NamedTuple):
+    """A segment descriptor, in the VMCS's terms."""
+
+    base: int
+    limit: int
+    rights: int
+
+    @classmethod
+    def of(cls, raw: int) -> "Descriptor":
+        """SDM 3A, "Segment Descriptors"."""
+        limit = raw & 0xFFFF | raw >> 32 & 0xF_0000
+        if raw >> 55 & 1:
+            limit = limit << 12 | 0xFFF
+        return cls(raw >> 16 & 0xFF_FFFF | raw >> 32 & 0xFF00_0000, limit, raw >> 40 & 0xF0FF)
+
+    @property
+    def dpl(self) -> int:
+        return self.rights >> 5 & 3
+
+    @property
+    def kind(self) -> int:
+        """Type and S."""
+        return self.rights & 0x1F
+
+
+class TaskSwitch:
+    """One switch."""
+
+    def __init__(self, vcpu: "Vcpu", exit: Exit) -> None:
+        self.vcpu, self.exit = vcpu, exit
+        self.read, self.write = vcpu.execution.read, vcpu.execution.write
+        self.selector, self.source = exit.qualification & 0xFFFF, exit.qualification >> 30 & 3
+        self.is_nested = self.source in (CALL, GATE)
+        info = exit.idt_info
+        self.has_event = bool(info & VALID)
+        self.event_type = info >> TYPE_SHIFT & 7
+        self.ext = int(self.has_event and self.event_type not in SOFTWARE)
+
+    def carry_out(self) -> None:
+        """GuestFault: of the old task.  TaskFault: of the new one, which is loaded."""
+        descriptor = Descriptor.of(self._load(self._gdt(self.selector), 8))
+        layout = TSS32 if descriptor.rights & 8 else TSS16
+        image = self._load_bytes(descriptor.base, layout.length)
+        self._save_old()
+        if self.is_nested:
+            self._store(descriptor.base, 2, self.read(Vmcs.GUEST_TR))
+        else:
+            old = self._gdt(self.read(Vmcs.GUEST_TR)) + 5
+            self._store(old, 1, self._load(old, 1) & ~BUSY)
+        if self.source != IRET:
+            self._store(self._gdt(self.selector) + 5, 1, descriptor.rights & 0xFF | BUSY)
+        self._set(TR, self.selector, descriptor._replace(rights=descriptor.rights | BUSY))
+        self._load_new(layout, image)
+
+    # --- the old task ---
+
+    def _save_old(self) -> None:
+        vcpu = self.vcpu
+        base = self.read(Vmcs.GUEST_TR_BASE)
+        layout = TSS32 if self.read(Vmcs.GUEST_TR_ACCESS_RIGHTS) & 8 else TSS16
+        flags = self.read(Vmcs.GUEST_RFLAGS)
+        if self.source == IRET:
+            flags &= ~RFLAGS.NT.mask
+        is_hardware = self.has_event and self.event_type not in (
+            *SOFTWARE, EventType.PRIVILEGED_SOFTWARE_EXCEPTION,
+        )  # fmt: skip
+        ip = self.read(Vmcs.GUEST_RIP) + (0 if is_hardware else self.exit.length)
+        width = layout.width
+        words = [(layout.ip, ip), (layout.flags, flags)]
+        words += [(layout.registers + width * n, vcpu.gpr(n)) for n in range(8)]
+        mask = (1 << 8 * width) - 1
+        fields = [(at, width, value & mask) for at, value in words]
+        fields += [
+            (layout.segments + width * n, 2, self.read(Vmcs.GUEST_ES + 2 * n))
+            for n in range(layout.segment_count)
+        ]
+        for at, size, _ in fields:  # all or nothing
+            self._places(base + at, size, write=True)
+        for at, size, value in fields:
+            self._store(base + at, size, value)
+
+    # --- the new task ---
+
+    def _load_new(self, layout: Layout, image: bytes) -> None:
+        vcpu, width = self.vcpu, layout.width
+
+        def word(at: int, size: int = width) -> int:
+            return int.from_bytes(image[at : at + size], "little")
+
+        flags = word(layout.flags) & FLAGS | 2
+        if self.is_nested:
+            flags |= RFLAGS.NT.mask
+        self.write(Vmcs.GUEST_RFLAGS, flags)
+        self.write(Vmcs.GUEST_RIP, word(layout.ip))
+        for n in range(8):
+            value = word(layout.registers + width * n)
+            vcpu.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
+        self.write(Vmcs.GUEST_DR7, self.read(Vmcs.GUEST_DR7) & ~LOCAL_BREAKPOINTS)
+        self.write(Vmcs.GUEST_INTERRUPTIBILITY_STATE, 0)
+        self.write(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS, 0)
+        if self.has_event and self.event_type == EventType.NMI:
+            vcpu.execution.block_nmis()
+        selectors = [word(layout.segments + width * n, 2) for n in range(layout.segment_count)]
+        selectors += [0] * (6 - layout.segment_count)
+        is_v86 = bool(flags & RFLAGS.VM.mask)
+        cpl = 3 if is_v86 else selectors[CS] & 3
+        self._begin_with_nothing(selectors, cpl)
+        self._load_control(word(TSS32_CR3, 4) if width == 4 else None)
+        self._load_ldtr(word(layout.ldt, 2))
+        if is_v86:
+            for n, selector in enumerate(selectors):
+                self._set(n, selector, Descriptor(selector << 4, 0xFFFF, V86_RIGHTS))
+        else:
+            self._load_code(selectors[CS])
+            self._load_stack(selectors[SS], cpl)
+            for n in (ES, DS, FS, GS):
+                self._load_data(n, selectors[n], cpl)
+        if self.read(Vmcs.GUEST_RIP) > self.read(Vmcs.GUEST_CS_LIMIT):
+            raise TaskFault(Vector.GP, self.ext)
+        if self.has_event and self.exit.idt_info & ERROR_CODE:
+            self._push(width, self.exit.idt_error)
+        if width == 4 and image[TSS32_TRAP] & 1:
+            dr6 = vcpu.processor.registers()["dr6"]
+            vcpu.processor.set_registers({"dr6": dr6 | TASK_TRAP})
+            raise TaskFault(Vector.DB)
+
+    def _begin_with_nothing(self, selectors: list[int], cpl: int) -> None:
+        """The new selectors without segments, but for what a VM entry insists on."""
+        dpl = cpl << 5
+        selectors = [*selectors[:SS], selectors[SS] & ~3 | cpl, *selectors[SS + 1 :]]
+        for n, selector in enumerate(selectors):
+            self._set(n, selector, Descriptor(0, 0, UNUSABLE | (dpl if n == SS else 0)))
+        self._set(CS, selectors[CS], Descriptor(0, 0xFFFF, 0x409B | dpl))
+        self._set(LDTR, 0, Descriptor(0, 0, UNUSABLE))
+
+    def _load_control(self, cr3: int | None) -> None:
+        execution = self.vcpu.execution
+        values = execution.control.get()
+        values = values._replace(cr0=values.cr0 | CR0.TS.mask)
+        if cr3 is None or not values.cr0 & CR0.PG.mask:
+            execution.control.load(values)
+            return
+        if values.cr4 & CR4.PCIDE.mask:
+            cr3 &= ~0xFFF
+        values = values._replace(cr3=cr3)
+        regime, problem = Regime(*values[:4]), False
+        if regime.format is PAE_FORMAT:
+            try:
+                values = values._replace(pdptes=regime.load_pdptes(entries_of(self.vcpu.memory)))
+            except GuestFault:
+                problem = True
+        execution.control.load(values)
+        if self.vcpu.paging.eptp:
+            self.vcpu.processor.invvpid(SINGLE_CONTEXT, VPID)
+        else:
+            self.vcpu.paging.cr3_write()
+        if problem:
+            raise TaskFault(Vector.GP)
+
+    # --- segments ---
+
+    def _load_ldtr(self, selector: int) -> None:
+        if selector & ~3:
+            descriptor = self._descriptor(selector) if not selector & 4 else None
+            if descriptor is None or descriptor.rights & (PRESENT | 0x1F) != PRESENT | 2:
+                raise self._fault(Vector.TS, selector)
+            self._set(LDTR, selector, descriptor)
+
+    def _load_code(self, selector: int) -> None:
+        descriptor, rpl = self._descriptor(selector), selector & 3
+        kind, dpl = descriptor.kind, descriptor.dpl
+        fits = dpl <= rpl if kind & CONFORMING else dpl == rpl
+        if kind & 0x18 != 0x18 or not fits:
+            raise self._fault(Vector.TS, selector)
+        if not descriptor.rights & PRESENT:
+            raise self._fault(Vector.NP, selector)
+        self._use(CS, selector, descriptor)
+
+    def _load_stack(self, selector: int, cpl: int) -> None:
+        descriptor = self._descriptor(selector)
+        is_writable = descriptor.kind & (0x10 | CODE_TYPE | READ_WRITE) == 0x10 | READ_WRITE
+        if not is_writable or selector & 3 != cpl or descriptor.dpl != cpl:
+            raise self._fault(Vector.TS, selector)
+        if not descriptor.rights & PRESENT:
+            raise self._fault(Vector.SS, selector)
+        self._use(SS, selector, descriptor)
+
+    def _load_data(self, n: int, selector: int, cpl: int) -> None:
+        if not selector & ~3:
+            return
+        descriptor = self._descriptor(selector)
+        kind = descriptor.kind
+        is_code = bool(kind & CODE_TYPE)
+        is_readable = bool(kind & 0x10) and (not is_code or bool(kind & READ_WRITE))
+        is_free = is_code and bool(kind & CONFORMING)
+        if not is_readable or (not is_free and descriptor.dpl < max(selector & 3, cpl)):
+            raise self._fault(Vector.TS, selector)
+        if not descriptor.rights & PRESENT:
+            raise self._fault(Vector.NP, selector)
+        self._use(n, selector, descriptor)
+
+    def _fault(self, vector: Vector, selector: int) -> TaskFault:
+        return TaskFault(vector, selector & ~3 | self.ext)
+
+    def _descriptor(self, selector: int) -> Descriptor:
+        """Of the GDT or the LDT; #TS if there is none."""
+        table, is_usable = Vmcs.GUEST_GDTR_BASE, True
+        limit = self.read(Vmcs.GUEST_GDTR_LIMIT)
+        if selector & 4:
+            table, limit = Vmcs.GUEST_LDTR_BASE, self.read(Vmcs.GUEST_LDTR_LIMIT)
+            is_usable = not self.read(Vmcs.GUEST_LDTR_ACCESS_RIGHTS) & UNUSABLE
+        if not selector & ~3 or not is_usable or selector | 7 > limit:
+            raise self._fault(Vector.TS, selector)
+        return Descriptor.of(self._load(self.read(table) + (selector & ~7), 8))
+
+    def _use(self, n: int, selector: int, descriptor: Descriptor) -> None:
+        """Load a code or data segment; its descriptor is marked as accessed."""
+        if not descriptor.rights & ACCESSED:
+            descriptor = descriptor._replace(rights=descriptor.rights | ACCESSED)
+            table = Vmcs.GUEST_LDTR_BASE if selector & 4 else Vmcs.GUEST_GDTR_BASE
+            self._store(self.read(table) + (selector & ~7) + 5, 1, descriptor.rights & 0xFF)
+        self._set(n, selector, descriptor)
+
+    def _set(self, n: int, selector: int, descriptor: Descriptor) -> None:
+        self.write(Vmcs.GUEST_ES + 2 * n, selector)
+        self.write(Vmcs.GUEST_ES_BASE + 2 * n, descriptor.base)
+        self.write(Vmcs.GUEST_ES_LIMIT + 2 * n, descriptor.limit)
+        self.write(Vmcs.GUEST_ES_ACCESS_RIGHTS + 2 * n, descriptor.rights)
+
+    def _push(self, width: int, value: int) -> None:
+        """The error code, on the new task's stack."""
+        rights, limit = self.read(Vmcs.GUEST_SS_ACCESS_RIGHTS), self.read(Vmcs.GUEST_SS_LIMIT)
+        mask = LOW32 if rights & DEFAULT_BIG else 0xFFFF
+        sp = self.vcpu.gpr(4)
+        at = sp - width & mask
+        grows_down = bool(rights & CONFORMING)  # of a data segment: expand-down
+        is_outside = at <= limit if grows_down else at + width - 1 > limit
+        if is_outside:
+            raise TaskFault(Vector.SS, self.ext)
+        self._store(self.read(Vmcs.GUEST_SS_BASE) + at, width, value)
+        self.vcpu.set_gpr(4, sp & ~mask | at)
+
+    # --- memory, as the processor accesses its own structures ---
+
+    def _gdt(self, selector: int) -> int:
+        return self.read(Vmcs.GUEST_GDTR_BASE) + (selector & ~7)
+
+    def _places(self, gva: int, size: int, *, write: bool = False) -> list[tuple[int, int]]:
+        """(gpa, bytes) of each page's part; supervisor accesses at any level."""
+        translation = replace(self.vcpu.translation(), cpl=0, ac=False)
+        out = []
+        while size:
+            part = min(size, 0x1000 - (gva & 0xFFF))
+            out.append((translation.gpa(self.vcpu.memory, gva & LOW32, write=write), part))
+            gva, size = gva + part, size - part
+        return out
+
+    def _load_bytes(self, gva: int, size: int) -> bytes:
+        memory = self.vcpu.memory
+        return b"".join(memory.read(gpa, part) for gpa, part in self._places(gva, size))
+
+    def _load(self, gva: int, size: int) -> int:
+        return int.from_bytes(self._load_bytes(gva, size), "little")
+
+    def _store(self, gva: int, size: int, value: int) -> None:
+        data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        for gpa, part in self._places(gva, size, write=True):
+            self.vcpu.memory.write(gpa, data[:part])
+            data = data[part:]
