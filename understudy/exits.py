@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.arch.vmcs import EptViolation, EventType, InterruptionInformation, Vmcs
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 LOW32: Final = 0xFFFF_FFFF
 VALID: Final = InterruptionInformation.VALID.mask
 DOUBLE_FAULT: Final = EventType.HARDWARE_EXCEPTION << 8 | Vector.DF
+EXTENDED_FEATURES: Final = 0x8000_0001
+SYSCALL: Final = LeafExt1Edx.SYSCALL.mask
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
 
@@ -83,9 +86,15 @@ def handles(*reasons: Reason) -> Callable[[Handler], Handler]:
 
 @handles(Reason.CPUID)
 def cpuid(vcpu: "Vcpu", exit: Exit) -> Verdict:
-    """CPUID always exits; the VM's CPU model answers."""
+    """CPUID always exits; the VM's CPU model answers.
+
+    Intel's processors have SYSCALL in 64-bit mode only, and show it there only.
+    """
     gpr, set_gpr = vcpu.read_gpr, vcpu.write_gpr
-    eax, ebx, ecx, edx = vcpu.answer(gpr(0) & LOW32, gpr(1) & LOW32)
+    leaf = gpr(0) & LOW32
+    eax, ebx, ecx, edx = vcpu.answer(leaf, gpr(1) & LOW32)
+    if leaf == EXTENDED_FEATURES and not vcpu.execution.is_code64():
+        edx &= ~SYSCALL
     set_gpr(0, eax)
     set_gpr(3, ebx)
     set_gpr(1, ecx)

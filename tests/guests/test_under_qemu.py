@@ -152,8 +152,17 @@ def test_initramfs_and_agent() -> None:
         assert machine.process.wait(30) == 0
 
 
-@pytest.mark.parametrize("name", ["cloud-amd64", "cloud-amd64-6.12"])
-@pytest.mark.parametrize("method", ["linux-direct", "pvh"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("cloud-amd64", "linux-direct"),
+        ("cloud-amd64", "pvh"),
+        ("cloud-amd64-6.12", "linux-direct"),
+        ("cloud-amd64-6.12", "pvh"),
+        ("686", "linux-direct"),
+        ("686-pae", "pvh"),
+    ],
+)
 def test_loaded_linux_reaches_its_prompt(tmp_path: Path, name: str, method: str) -> None:
     linux = guest(name)
     arguments = loaded(

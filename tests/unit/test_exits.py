@@ -41,6 +41,15 @@ def test_cpuid_answers_in_the_low_halves_and_goes_on() -> None:
         assert b.vm.counts()["exits"] == {"CPUID": 1}
 
 
+@pytest.mark.parametrize(("attr", "is_shown"), [(0xA09B, True), (0xC09B, False)])
+def test_cpuid_shows_syscall_to_64_bit_code_only(attr: int, is_shown: bool) -> None:
+    with bench({"cs_attr": attr}) as b:
+        b.processor.live[0] = 0x8000_0001
+        b.play(FakeExit(Reason.CPUID, length=2))
+        assert bool(b.processor.live[2] & 1 << 11) == is_shown
+        assert b.processor.live[2] & 1 << 29  # and all else: here, long mode
+
+
 @pytest.mark.parametrize("reason", ["VMXON", "VMRESUME", "GETSEC", "MONITOR", "RDRAND", "XSETBV"])
 def test_hidden_features_are_undefined(reason: str) -> None:
     with bench() as b:
