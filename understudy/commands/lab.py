@@ -221,7 +221,7 @@ def _table(screen: Console, verdict: Verdict) -> None:
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         is_text = any(isinstance(row.get(name), str) for row in table.rows)
-        grid.add_column(words(name), justify="left" if is_text else "right")
+        grid.add_column(words(name), justify="left" if is_text else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(show(row.get(name))) for name in columns))
     screen.print(grid)
