@@ -130,6 +130,7 @@ def entry(memory: GuestMemory, tables: Tables, program: Listing, **registers: in
 
 
 STEPS: Final = 1000
+LONGEST: Final = 10_000_000  # instructions between two marks
 
 
 def step_to(vm: "VM", address: int) -> None:
@@ -141,3 +142,11 @@ def step_to(vm: "VM", address: int) -> None:
         if vm.processor.registers()["rip"] == address:
             return
     raise RuntimeError(f"the guest did not come to {address:#x} within {STEPS} instructions")
+
+
+def mark(vm: "VM") -> int:
+    """Run to the next OUT to the debug-exit port; what was written there."""
+    stop = vm.go(budget=LONGEST)
+    if stop.kind != "debug-exit":
+        raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
+    return stop.status
