@@ -39,7 +39,7 @@ PROGRAM = (
     ("8b 83 00 10 00 00", "mov eax,[ebx+1000h]"),
     ("8b 83 00 20 00 00", "mov eax,[ebx+2000h]"),
     # the next random number; bits of its upper half choose a page
-    ("69 c0 0d 66 19 00", "imul eax,eax,19660Dh"),
+    ("69 c0 0d 66 19 00", "imul eax,19660Dh"),
     ("05 5f f3 6e 3c", "add eax,3C6EF35Fh"),
     ("89 c2", "mov edx,eax"),
     ("c1 ea 04", "shr edx,4"),
