@@ -40,7 +40,8 @@ PROGRAM = (
     ("8b 06", "mov eax,[esi]"),
     ("e7 f4", "out 0F4h,eax"),
 )
-TRAPS = {"eager": lambda k: k, "lazy": lambda k: 1, "vtlb": lambda k: 0, "ept": lambda k: 0}
+EVERY = -1
+TRAPS = {"eager": EVERY, "lazy": 1, "vtlb": 0, "ept": 0}  # for K writes
 
 
 def measure(paging: str, format: str, target: str, writes: int) -> dict[str, Any]:
@@ -71,7 +72,13 @@ def measure(paging: str, format: str, target: str, writes: int) -> dict[str, Any
 
 def exists(point: Row) -> bool:
     """The control takes one size."""
-    return point["target"] == "table" or point["writes"] == 64
+    return bool(point["target"] == "table" or point["writes"] == 64)
+
+
+def foretold(row: Row) -> tuple[int, int]:
+    """Trace faults, and exits in all."""
+    traps = TRAPS[row["paging"]]
+    return (row["writes"],) * 2 if traps == EVERY else (traps,) * 2
 
 
 def name(row: Row) -> str:
@@ -86,7 +93,7 @@ def check(table: Table) -> list[Bar]:
             f"{technique}: {words}",
             table.where(paging=technique, target="table"),
             lambda r: (r["traps"], r["exits"]),
-            lambda r: (TRAPS[r["paging"]](r["writes"]),) * 2,
+            foretold,
             name=name,
         )
         for technique, words in (

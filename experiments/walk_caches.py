@@ -125,8 +125,8 @@ def references(processor: Processor) -> int:
 def exists(point: Row) -> bool:
     """A nested TLB is for guests; so only there it matters how many names a frame has."""
     if point["walk"] == "native":
-        return point["nested"] == 0 and point["names"] == 4
-    return point["names"] == 4 or point["nested"] == STATED["nested"]
+        return bool(point["nested"] == 0 and point["names"] == 4)
+    return bool(point["names"] == 4 or point["nested"] == STATED["nested"])
 
 
 def foretold(row: Row) -> tuple[int, int, int]:

@@ -30,13 +30,18 @@ def _everything(point: Row) -> bool:
     return True
 
 
+def _all_of_it(values: Row) -> Row:
+    return values
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One claim.
 
     `measure` gets a point's parameters as keywords and returns what it counted.  The sweep is the
     product of its axes, less the points for which `where` says no; `quick` replaces axes by
-    shorter ones.  `check` yields bars.  `draw` fills a figure.  `columns` are the table's columns
+    shorter ones.  `select` makes a row of what was measured, where several experiments look at one
+    measurement.  `check` yields bars.  `draw` fills a figure.  `columns` are the table's columns
     (all, if none are named).  `guest` tells people what runs in the VM.
     """
 
@@ -47,6 +52,7 @@ class Experiment:
     draw: "Callable[[Table, Figure], None] | None" = None
     quick: Axes = field(default_factory=dict)
     where: Callable[[Row], bool] = _everything
+    select: Callable[[Row], Row] = _all_of_it
     columns: Sequence[str] = ()
 
     def points(self, quick: bool = False) -> Iterator[dict[str, Any]]:

@@ -189,3 +189,35 @@ def short(n: float) -> str:
             scale = 1e3 if unit == "k" else size
             return f"{n / scale:.3g}{unit}"
     return f"{n:.4g}"
+
+
+KINDS: Final = ("#8a5fb0", "#2b9484", "#c2513b", "#4274b9", "#d99a2b", "#6d7782", "#a7b36a")
+
+
+def stacks(
+    figure: Figure,
+    panels: Sequence[str],
+    bars: Sequence[tuple[str, str, Mapping[str, float]]],
+    label: str,
+) -> None:
+    """A panel for each of `panels`, in it a bar for each (panel, name, parts), parts stacked."""
+    panels = list(dict.fromkeys(panels))
+    kinds = list(dict.fromkeys(kind for _, _, parts in bars for kind in parts))
+    grid = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
+    for axes, panel in zip(grid, panels, strict=False):
+        mine = [(name, parts) for of, name, parts in bars if of == panel]
+        base = [0.0] * len(mine)
+        for n, kind in enumerate(kinds):
+            heights = [parts.get(kind, 0.0) for _, parts in mine]
+            axes.bar(range(len(mine)), heights, 0.72, bottom=base, color=KINDS[n], label=kind)
+            base = [b + h for b, h in zip(base, heights, strict=True)]
+        for x, top in enumerate(base):
+            axes.annotate(short(top), (x, top), (0, 2), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=8)  # fmt: skip
+        axes.set_xticks(range(len(mine)), [name for name, _ in mine])
+        axes.set_title(panel, fontsize=10)
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.1)
+    grid[0].set_ylabel(label)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, ncols=len(kinds), loc="outside upper center")

@@ -20,6 +20,7 @@ from understudy.linux import VM
 from understudy.silicon import Exit
 
 MEMORY: Final = "256M"
+APPEND: Final = "quiet"  # a serial console's exits would drown the others
 KERNELS: Final = {"686": "IA-32", "686-pae": "PAE", "cloud-amd64": "Intel 64"}
 NO_HUGE_PAGES: Final = "echo never > /sys/kernel/mm/transparent_hugepage/enabled; true"
 
@@ -37,7 +38,7 @@ ROUNDS: Final = "i=0; while [ $i -lt {n} ]; do %s; i=$((i+1)); done"
 LOOPS: Final = {
     "nothing": Loop(ROUNDS % ":", 50, 150),
     "fork": Loop(ROUNDS % "(:)", 50, 150),
-    "fault": Loop("dd if=/dev/zero of=/dev/null bs={n}k count=1 2>/dev/null", 2048, 18432),
+    "fault": Loop("dd if=/dev/zero of=/dev/null bs={n}k count=1 2>/dev/null", 2048, 6144),
     "switch": Loop(
         "mkdir -p /tmp; cd /tmp; rm -f a b; mkfifo a b; "
         "(while read x; do echo $x; done <a >b) & exec 3>a 4<b; "
@@ -79,7 +80,7 @@ class Watch:
 
 def session(kernel: str, paging: str) -> dict[str, Any]:
     """Boot, run the loops, power off."""
-    with VM.linux(kernel, memory=MEMORY, paging=need(paging)) as vm:
+    with VM.linux(kernel, memory=MEMORY, paging=need(paging), append=APPEND) as vm:
         watch = Watch(vm)
         vm.wait_for_agent()
         out = {"boot": part(vm.counts()) | watch.lap()}
@@ -128,3 +129,21 @@ def mmu_exits(found: dict[str, Any]) -> int:
 def cr3_exits(found: dict[str, Any]) -> int:
     """Exits because the guest loads or reads CR3."""
     return sum(n for name, n in found["cr_accesses"].items() if name.startswith("CR3"))
+
+
+def loop_row(values: dict[str, Any], loop: str) -> dict[str, Any]:
+    """What one round of a loop took."""
+    found = values[loop]
+    rounds = found["rounds"]
+    faults = found["faults"]
+    return {
+        "instructions": found["instructions"],
+        "true_faults": faults["true"] / rounds,
+        "hidden_faults": faults["hidden"] / rounds,
+        "trace_faults": faults["trace"] / rounds,
+        "cr3_exits": cr3_exits(found) / rounds,
+        "invlpg_exits": found["exits"].get("INVLPG", 0) / rounds,
+        "mmu_exits": mmu_exits(found) / rounds,
+        "idle_mmu_exits": mmu_exits(values["nothing"]) / values["nothing"]["rounds"],
+        "us_per_exit": found["us_per_exit"],
+    }

@@ -63,8 +63,9 @@ class Plan:
         records = []
         for params, digest in next(points for one, points in self.wanted if one is loaded):
             found = self.known.get(digest, Outcome(BROKEN, reason="not run"))
+            values = loaded.experiment.select(found.values) if found.status == DONE else {}
             records.append(
-                Record(params, found.status, found.values, found.reason, found.wall_s, found.is_old)
+                Record(params, found.status, values, found.reason, found.wall_s, found.is_old)
             )
         return Table(records)
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # Parts that show, ask or schedule, and so cannot change what a point counts.
 PRESENTATION = ("commands", "cli.py", "doctor.py", "terminal.py", "__main__.py")
 LAB_PRESENTATION = ("bars", "discover", "figure", "report", "store", "sweep", "table", "version")
-_SHOWN_ONLY = {"check", "draw"}
+_SHOWN_ONLY = {"check", "draw", "select"}
 _PLANNED_ONLY = "EXPERIMENT"
 
 
@@ -38,7 +38,7 @@ def of_package() -> str:
 
 @functools.cache
 def of_experiment(path: Path) -> str:
-    """The hash of an experiment's file, without docstring, `check`, `draw` and its sweep."""
+    """The hash of an experiment's file, without what shows, checks and plans."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     kept = [
         node
