@@ -38,7 +38,10 @@ pub(super) enum Way {
 
 /// Whether the instruction is always interpreted (as far as its kind tells).
 pub(super) fn is_interpreted(insn: &Instruction) -> bool {
-    way(insn) == Way::Step && insn.flow_control() == FlowControl::Next && !insn.is_stack_instruction()
+    way(insn) == Way::Step
+        && insn.flow_control() == FlowControl::Next
+        && !insn.is_stack_instruction()
+        && !super::strings::is_single(insn)
 }
 
 /// See [`Way`].

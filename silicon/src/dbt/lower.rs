@@ -69,7 +69,7 @@ impl Translator<'_> {
             Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
             Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
             Code::Leaveq | Code::Leaved => self.leave(insn),
-            _ => self.system(insn) || self.plain(insn),
+            _ => self.system(insn) || self.string(insn) || self.plain(insn),
         }
     }
 

@@ -44,6 +44,7 @@ pub mod lower;
 pub mod map;
 mod mode;
 pub mod native;
+mod strings;
 mod system;
 pub mod tables;
 pub mod transfer;

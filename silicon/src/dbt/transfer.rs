@@ -32,7 +32,7 @@ impl Translator<'_> {
         if self.is_32 { self.a.lea32(dst, m) } else { self.a.lea(dst, m) }
     }
 
-    fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
+    pub(super) fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
         self.lea_address(dst, Mem { base: Some(base), index: None, disp });
     }
 
