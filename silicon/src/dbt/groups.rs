@@ -7,6 +7,7 @@
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
+use super::kinds::pushes_selector;
 use super::map::number;
 
 /// Most groups in a block: each has a slot for its pointer.
@@ -114,6 +115,7 @@ impl Planner<'_> {
             Code::Leaveq => return Some((5, 0, 8, false)),
             Code::Leaved => return Some((5, 0, 4, false)),
             Code::Call_rm64 | Code::Push_rm64 | Code::Call_rm32 | Code::Push_rm32 => return None,
+            _ if pushes_selector(insn, self.word) => return Some((4, -self.word, self.word, true)),
             _ => {}
         }
         let op = (0..insn.op_count()).find(|&i| insn.op_kind(i) == OpKind::Memory)?;
@@ -216,6 +218,7 @@ impl Planner<'_> {
             Code::Pop_r64 | Code::Pop_r32 if number(insn.op0_register()) != 4 => {
                 return Some((4, self.word));
             }
+            _ if pushes_selector(insn, self.word) => return Some((4, -self.word)),
             _ => {}
         }
         if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != self.word as usize {

@@ -237,6 +237,13 @@ fn touches_system_register(insn: &Instruction) -> bool {
     })
 }
 
+/// Whether it pushes a segment register as a word of so many bytes.
+pub(super) fn pushes_selector(insn: &Instruction, word: i64) -> bool {
+    insn.mnemonic() == Mnemonic::Push
+        && insn.op0_register().is_segment_register()
+        && i64::from(insn.stack_pointer_increment()) == -word
+}
+
 /// BT and its kin with a register offset reach beyond their operand.
 pub(super) fn is_far_bit(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)

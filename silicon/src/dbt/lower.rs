@@ -8,8 +8,9 @@ use super::asm::{Mem, RSP, T0, T1, at, cc, state};
 use super::block::Site;
 use super::flags::{Effect, effect};
 use super::glue::{slot, table};
-use super::kinds::{Way, condition, ends_block, has_memory, uses_vector_state, way};
+use super::kinds::{Way, condition, ends_block, has_memory, pushes_selector, uses_vector_state, way};
 use super::map::{host_of, is_high_byte, number, with_width};
+use super::mode::MODE_PAUSE;
 use super::tables::Tables;
 use super::translate::{Cold, Flags, Translator};
 use crate::arch::segment::{Segment, seg};
@@ -69,6 +70,7 @@ impl Translator<'_> {
             Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
             Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
             Code::Leaveq | Code::Leaved => self.leave(insn),
+            _ if pushes_selector(insn, self.word().into()) => self.push(insn),
             _ => self.system(insn) || self.string(insn) || self.plain(insn),
         }
     }
@@ -77,6 +79,7 @@ impl Translator<'_> {
         let way = way(insn);
         let ok = match way {
             Way::Nothing => true,
+            Way::Step if insn.mnemonic() == Mnemonic::Pause => self.mode & MODE_PAUSE == 0,
             Way::Step => false,
             Way::Vector if !self.has_vector => false,
             Way::Native | Way::Vector => self.native(insn),

@@ -20,6 +20,9 @@ pub(super) const MODE_GS: u32 = 64;
 /// CPL is 0.
 pub(super) const MODE_LEVEL_0: u32 = 128;
 
+/// PAUSE may make a VM exit.
+pub(super) const MODE_PAUSE: u32 = 256;
+
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
     let bits = attr::UNUSABLE | attr::P | attr::S | attr::CODE | attr::EC | attr::RW;
@@ -55,6 +58,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.cr0 & (cr0::EM | cr0::TS) == 0 && core.cr4 & cr4::OSFXSR != 0 {
         key |= MODE_VECTOR;
+    }
+    if core.pause_may_exit() {
+        key |= MODE_PAUSE;
     }
     Some(key)
 }

@@ -29,6 +29,11 @@ fn base_of(index: usize) -> Mem {
     segment(index, offset_of!(Segment, base))
 }
 
+/// Where the selector of a segment register is.
+pub(super) fn selector_of(r: Register) -> Mem {
+    segment(r.number(), offset_of!(Segment, selector))
+}
+
 fn flags_register() -> Mem {
     state(offset_of!(Core, rflags))
 }
@@ -169,7 +174,7 @@ impl Translator<'_> {
     }
 
     fn store_selector(&mut self, insn: &Instruction) -> bool {
-        let source = segment(insn.op1_register().number(), offset_of!(Segment, selector));
+        let source = selector_of(insn.op1_register());
         if insn.op0_kind() == OpKind::Memory {
             let place = self.place(insn, 2, true, |t, by| t.address(insn, by));
             self.a.load16(T1, source);

@@ -7,6 +7,7 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::asm::{Mem, RBP, T0, T1, at, cc, state};
 use super::glue::{slot, table};
 use super::map::{HOST_OF_RSP, host_of, number};
+use super::system::selector_of;
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
 
@@ -82,6 +83,11 @@ impl Translator<'_> {
 
     pub(super) fn push(&mut self, insn: &Instruction) -> bool {
         match insn.op0_kind() {
+            OpKind::Register if insn.op0_register().is_segment_register() => {
+                let place = self.stack_place(insn);
+                self.a.load16(T1, selector_of(insn.op0_register()));
+                self.store_word(place, T1);
+            }
             OpKind::Register => {
                 let place = self.stack_place(insn);
                 let v = self.value_of(insn.op0_register(), T1);

@@ -249,6 +249,14 @@ impl Core {
         })
     }
 
+    /// Whether PAUSE does more than nothing under the present controls.
+    #[inline]
+    #[must_use]
+    pub fn pause_may_exit(&self) -> bool {
+        let c = &self.vmx.controls;
+        self.vmx.non_root && (c.primary(primary::PAUSE_EXITING) || c.secondary(secondary::PAUSE_LOOP_EXITING))
+    }
+
     /// "PAUSE-loop exiting" (SDM 3C, "Instructions That Cause VM Exits Conditionally").
     fn is_pause_loop(&mut self) -> bool {
         let c = &self.vmx.controls;
