@@ -21,6 +21,8 @@ pub const MXCSR_MASK: u32 = 0xFFFF;
 const FXSAVE_BYTES: usize = 512;
 const MXCSR: usize = 24;
 const XMM: usize = 160;
+/// Up to so many bytes an operand is read and written word by word.
+const FEW: usize = 16;
 
 /// Give the fields that differ between processors the values this machine defines.
 pub fn normalize(fx: &mut Fx) {
@@ -118,8 +120,12 @@ fn load(core: &mut Core, insn: &Instruction) -> Exec<()> {
         return Err(gp(0));
     }
     normalize(&mut fx);
+    // What was in force before is what the computer makes of it.
+    let is_settled = fx.0[..XMM] == core.fx.0[..XMM];
     core.fx = fx;
-    crate::cpu::vector::settle(core);
+    if !is_settled {
+        crate::cpu::vector::settle(core);
+    }
     Ok(())
 }
 
@@ -128,6 +134,12 @@ fn load(core: &mut Core, insn: &Instruction) -> Exec<()> {
 /// # Errors
 /// What the accesses raise.
 pub fn fetch(core: &mut Core, gva: u64, out: &mut [u8]) -> Exec<()> {
+    if out.len() > FEW
+        && let Some(hpa) = core.plain_range(gva, out.len(), Access::Read)?
+        && core.mem.read_bytes(hpa, out)
+    {
+        return Ok(());
+    }
     for (i, chunk) in out.chunks_mut(8).enumerate() {
         let at = core.linear_add(gva, 8 * i as u64);
         match chunk.len() {
@@ -146,6 +158,13 @@ pub fn fetch(core: &mut Core, gva: u64, out: &mut [u8]) -> Exec<()> {
 /// # Errors
 /// What the accesses raise.
 pub fn store(core: &mut Core, gva: u64, data: &[u8]) -> Exec<()> {
+    if data.len() > FEW
+        && let Some(hpa) = core.plain_range(gva, data.len(), Access::Write)?
+        && !core.mem.is_code(hpa >> 12)
+        && core.mem.write_bytes(hpa, data)
+    {
+        return Ok(());
+    }
     for (i, chunk) in data.chunks(8).enumerate() {
         let at = core.linear_add(gva, 8 * i as u64);
         match chunk.len() {

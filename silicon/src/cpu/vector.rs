@@ -61,6 +61,8 @@ pub struct Vectors {
     frame: Frame,
     /// The empty instruction.
     nothing: Option<usize>,
+    /// How often the computer's x87 registers were used, and lost.
+    pub runs: u64,
 }
 
 impl Vectors {
@@ -316,6 +318,7 @@ fn call(core: &mut Core, plan: Plan) -> Exec<()> {
     let f = &mut v.frame;
     f.gpr = [core.gpr[0], core.gpr[1], core.gpr[2], plan.register.map_or(0, |n| core.gpr[n as usize])];
     f.flags = core.rflags & rflags::ARITH | rflags::FIXED1;
+    v.runs += 1;
     thunks.call(plan.thunk, f, &mut core.fx);
     if plan.class != Class::Sse {
         fxstate::normalize(&mut core.fx);
@@ -366,6 +369,7 @@ pub fn settle(core: &mut Core) {
     let v = &mut core.vectors;
     if let Some(thunks) = &v.thunks {
         v.frame.flags = rflags::FIXED1;
+        v.runs += 1;
         thunks.call(thunk, &mut v.frame, &mut core.fx);
         fxstate::normalize(&mut core.fx);
     }

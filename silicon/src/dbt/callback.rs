@@ -81,6 +81,7 @@ impl Dbt {
         if is_out {
             gate::vector_state_out(core);
         }
+        let x87 = is_out.then(|| gate::x87_state(core));
         let mut result = match self.prepared.get((site.prepared as usize).wrapping_sub(1)) {
             Some((insn, execute)) => step_known(core, insn, *execute),
             None => step(core),
@@ -94,7 +95,7 @@ impl Dbt {
             is_alone = false;
             result = step(core);
         }
-        if is_out {
+        if is_out && (!is_alone || x87 != Some(gate::x87_state(core))) {
             gate::vector_state_in(core);
         }
         match result {
@@ -199,7 +200,7 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
         core.mem.mark_dirty(e.hpa);
     }
     let host = core.mem.host_ptr(e.hpa) as u64;
-    core.tlb.l1_fill(class, gva >> 12, host, write);
+    core.tlb.l1_fill(class, &e, host, write);
     dbt.fills += 1;
     host + (gva & PAGE_OFFSET)
 }

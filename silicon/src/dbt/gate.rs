@@ -55,3 +55,12 @@ pub fn vector_state_in(core: &mut Core) {
         );
     }
 }
+
+/// What tells whether [`vector_state_in`] is needed after [`vector_state_out`]: the state that they
+/// exchange, and how often the interpreter ran something in the computer's registers.
+#[must_use]
+pub fn x87_state(core: &Core) -> ([u8; 160], u64) {
+    let mut state = [0; 160];
+    state.copy_from_slice(&core.fx.0[..160]);
+    (state, core.vectors.runs)
+}

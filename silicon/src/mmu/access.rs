@@ -88,6 +88,19 @@ impl Core {
         }
     }
 
+    /// Where `size` bytes at a linear address lie in plain memory; `None` if they are in two pages
+    /// or in a special one.
+    ///
+    /// # Errors
+    /// The translation's.
+    pub fn plain_range(&mut self, gva: u64, size: usize, access: Access) -> Exec<Option<u64>> {
+        if (gva & PAGE_OFFSET) + size as u64 > FRAME_BYTES {
+            return Ok(None);
+        }
+        let (hpa, special) = self.place(gva, access, Who::Program)?;
+        Ok((!special).then_some(hpa))
+    }
+
     /// Check that a write would succeed, without writing (both pages of a crossing operand).
     ///
     /// # Errors

@@ -17,6 +17,9 @@ pub const L1_ENTRIES: usize = 4096;
 /// So many filled entries of a first level are listed, to be emptied one by one; beyond that the
 /// whole table is.
 const L1_LISTED: usize = 512;
+/// The parts of the first level.
+const GLOBAL: usize = 0;
+const LOCAL: usize = 1;
 /// The engine's privilege classes: user, supervisor, supervisor with SMAP lifted.
 pub const L1_CLASSES: usize = 3;
 /// Instruction-side entries before all are dropped.
@@ -95,7 +98,8 @@ static EMPTY: L1 = {
 pub struct Tlb {
     /// First levels by class.
     pub l1: [L1; L1_CLASSES],
-    l1_used: [Vec<u16>; L1_CLASSES],
+    /// Its filled places: of global translations, and of the others.
+    l1_used: [[Vec<u16>; L1_CLASSES]; 2],
     l1_owner: (u32, u32, u32),
     entries: Vec<Entry>,
     fetch: AddressMap<(u64, u32), Entry>,
@@ -132,7 +136,7 @@ impl Tlb {
     pub fn new() -> Self {
         Self {
             l1: [EMPTY; L1_CLASSES],
-            l1_used: [Vec::new(), Vec::new(), Vec::new()],
+            l1_used: Default::default(),
             l1_owner: (0, 0, 0),
             entries: vec![Entry::default(); ENTRIES],
             fetch: AddressMap::default(),
@@ -201,12 +205,16 @@ impl Tlb {
     }
 
     /// Make the first level belong to the current space under the permission rules `rules`
-    /// (any number that changes with them); it is emptied if it belonged to another.
+    /// (any number that changes with them); what does not belong there is dropped.
     pub fn own_l1(&mut self, rules: u32) {
         let owner = (self.asn, self.global_asn, rules);
         if self.l1_owner != owner {
-            self.l1_owner = owner;
-            self.flush_l1();
+            let (_, global, before) = std::mem::replace(&mut self.l1_owner, owner);
+            if (global, before) == (self.global_asn, rules) {
+                self.flush_l1_part(LOCAL);
+            } else {
+                self.flush_l1();
+            }
         }
     }
 
@@ -219,8 +227,13 @@ impl Tlb {
     ) {
         self.current = None;
         self.numbers.retain(|&(v, e, p), _| !dead(v, e, p));
+        let before = self.globals.len();
         self.globals.retain(|&(v, e), _| !dead_global(v, e));
-        self.flush_l1();
+        if self.globals.len() == before {
+            self.flush_l1_part(LOCAL);
+        } else {
+            self.flush_l1();
+        }
     }
 
     /// Drop everything.
@@ -334,11 +347,15 @@ impl Tlb {
         }
     }
 
-    /// Let generated code of a class use a page: for reading, and for writing if `write`.
-    pub fn l1_fill(&mut self, class: usize, vpn: u64, host: u64, write: bool) {
+    /// Let generated code of a class use the page of a data entry, which lies at host address
+    /// `host`: for reading, and for writing if `write`.
+    pub fn l1_fill(&mut self, class: usize, entry: &Entry, host: u64, write: bool) {
+        let vpn = entry.vpn;
         let i = vpn as usize % L1_ENTRIES;
-        if self.l1_used[class].len() <= L1_LISTED {
-            self.l1_used[class].push(i as u16);
+        let part = if entry.perm & perm::GLOBAL != 0 { GLOBAL } else { LOCAL };
+        let used = &mut self.l1_used[part][class];
+        if used.len() <= L1_LISTED {
+            used.push(i as u16);
         }
         let p = &mut self.l1[class][i];
         let tag = (vpn << 12).wrapping_neg();
@@ -373,7 +390,13 @@ impl Tlb {
 
     /// Empty the first level (the second stays).
     pub fn flush_l1(&mut self) {
-        for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used) {
+        self.flush_l1_part(GLOBAL);
+        self.flush_l1_part(LOCAL);
+    }
+
+    /// Drop one part of the first level, or more.
+    fn flush_l1_part(&mut self, part: usize) {
+        for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used[part]) {
             if used.len() > L1_LISTED {
                 *t = EMPTY;
             } else {
@@ -400,6 +423,43 @@ mod tests {
                 assert!((gva | 4095).wrapping_add(tag) > 4095);
             }
         }
+    }
+
+    #[test]
+    fn the_first_level_keeps_global_pages_when_the_space_changes() {
+        let mut t = Tlb::new();
+        let used = |t: &Tlb, vpn: usize| t.l1[1][vpn].read != EMPTY[vpn].read;
+        let fill = |t: &mut Tlb| {
+            t.own_l1(0);
+            for (vpn, perm) in [(5, 0), (6, perm::GLOBAL)] {
+                t.insert(vpn, 0x1000, perm, 12);
+                let entry = *t.lookup(vpn).unwrap();
+                t.l1_fill(1, &entry, 0x1000, true);
+            }
+        };
+        let change = |t: &mut Tlb, n: usize| match n {
+            0 => t.select(0, 0, 1),
+            1 => t.drop_spaces(|_, _, _| true, |_, _| false),
+            2 => t.drop_spaces(|_, _, _| true, |_, _| true),
+            3 => t.select(1, 0, 0),
+            4 => t.own_l1(1),
+            _ => t.invalidate(6 << 12),
+        };
+        for (n, keeps) in [true, true, false, false, false].into_iter().enumerate() {
+            t.flush_all();
+            t.select(0, 0, 0);
+            fill(&mut t);
+            assert!(used(&t, 5) && used(&t, 6));
+            change(&mut t, n);
+            if n < 4 {
+                t.own_l1(0);
+            }
+            assert_eq!((false, keeps), (used(&t, 5), used(&t, 6)), "{n}");
+        }
+        t.select(0, 0, 0);
+        fill(&mut t);
+        change(&mut t, 5);
+        assert_eq!((true, false), (used(&t, 5), used(&t, 6)));
     }
 
     #[test]
