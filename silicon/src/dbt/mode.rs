@@ -38,7 +38,10 @@ fn segments_key(core: &Core) -> Option<u32> {
         && core.seg[seg::SS].has(attr::DB)
         && [seg::SS, seg::DS, seg::ES].into_iter().all(is_flat);
     let bit = |i: usize, bit: u32| if is_unlimited(&core.seg[i]) { bit } else { 0 };
-    ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | bit(seg::GS, MODE_GS))
+    // Kernels that use GS give it a limit; the others leave the program's there, whose kind should
+    // not make two versions of the kernel's code.
+    let gs = if core.cpl == 3 { bit(seg::GS, MODE_GS) } else { 0 };
+    ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | gs)
 }
 
 /// What of the processor's state is built into translations.
