@@ -18,7 +18,7 @@ Five-level tables are not built, so depths are 2 to 4.
 
 from typing import TYPE_CHECKING, Any
 
-from understudy.lab import Bar, Experiment, Row, Skip, Table, control, equal, every
+from understudy.lab import Bar, Experiment, Row, Skip, Table, absent, control, equal, every
 from understudy.lab.bare import CODE, LAYOUTS, TURN_ON, Tables, assemble, entry, step_to
 from understudy.paging import Paging
 from understudy.vm import VM
@@ -144,7 +144,7 @@ def check(table: Table) -> "list[Bar]":
         every("MOV to CR3 loads four entries under PAE, each through a walk of h; else none",
               rows, lambda r: r["load_pdptes"],
               lambda r: 4 * HOST_LEVELS[r["host"]] if r["format"] == "pae" else 0, name=name),
-        every("a TLB hit takes none", rows, lambda r: r["on_hit"], lambda r: 0, name=name),
+        absent(every("a TLB hit takes none", rows, lambda r: r["on_hit"], lambda r: 0, name=name)),
         *(control("counting the access itself (25) is refused",
                   equal("", row["references"], 25)) for row in square),
         *(control("9 for 2M on 2M is refused", equal("", row["references"], 9)) for row in two),
@@ -182,6 +182,7 @@ EXPERIMENT = Experiment(
         "host": ["4K", "2M", "1G"],
     },
     where=exists,
+    slide=66,
     check=check,
     draw=draw,
     columns=["format", "page", "host", "guest_references", "host_references", "references",

@@ -9,8 +9,19 @@ a claim that does not hold is shown as such; a point that could not be run never
 claim.
 """
 
-from understudy.lab.bars import Bar, control, equal, every, true
+from understudy.lab.bars import Bar, absent, control, equal, every, true
 from understudy.lab.experiment import Experiment, Skip
 from understudy.lab.table import Row, Table
 
-__all__ = ["Bar", "Experiment", "Row", "Skip", "Table", "control", "equal", "every", "true"]
+__all__ = [
+    "Bar",
+    "Experiment",
+    "Row",
+    "Skip",
+    "Table",
+    "absent",
+    "control",
+    "equal",
+    "every",
+    "true",
+]

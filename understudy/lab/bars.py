@@ -5,7 +5,7 @@ it wraps fails, so a check that cannot fail is caught by its own control.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from understudy.lab.table import Row
@@ -50,9 +50,17 @@ def every(
         return Bar(statement, None, "no point that could decide it was run")
     if not wrong:
         return Bar(statement, True, f"all {len(compared)} of {len(compared)}")
-    listed = "; ".join(f"{row}: {got}, expected {wanted}" for row, got, wanted in wrong[:SHOWN])
+    listed = "; ".join(
+        f"{row}: {got}" + ("" if wanted is True else f", expected {wanted}")
+        for row, got, wanted in wrong[:SHOWN]
+    )
     more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
     return Bar(statement, False, f"{len(wrong)} of {len(compared)} differ: {listed}{more}")
+
+
+def absent(bar: Bar) -> Bar:
+    """A control in which the effect must be absent: `bar` must hold."""
+    return replace(bar, is_control=True)
 
 
 def control(statement: str, bar: Bar) -> Bar:

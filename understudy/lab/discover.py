@@ -84,4 +84,5 @@ def find(where: Path, wanted: Sequence[str]) -> list[Loaded]:
     for name in wanted:
         if name not in known:
             raise LabError(f"no experiment is called {name!r}; there are {', '.join(known)}")
-    return [load(where / f"{name}.py") for name in (wanted or known)]
+    found = [load(where / f"{name}.py") for name in dict.fromkeys(wanted or known)]
+    return sorted(found, key=lambda one: (one.experiment.slide, one.name))

@@ -42,7 +42,8 @@ class Experiment:
     product of its axes, less the points for which `where` says no; `quick` replaces axes by
     shorter ones.  `select` makes a row of what was measured, where several experiments look at one
     measurement.  `check` yields bars.  `draw` fills a figure.  `columns` are the table's columns
-    (all, if none are named).  `guest` tells people what runs in the VM.
+    (all, if none are named).  `guest` tells people what runs in the VM, `slide`
+    where in the lecture the claim is, which gives the order in the report.
     """
 
     measure: Callable[..., Row]
@@ -54,6 +55,7 @@ class Experiment:
     where: Callable[[Row], bool] = _everything
     select: Callable[[Row], Row] = _all_of_it
     columns: Sequence[str] = ()
+    slide: int = 0
 
     def points(self, quick: bool = False) -> Iterator[dict[str, Any]]:
         """The parameters of every point, the last axis changing fastest."""

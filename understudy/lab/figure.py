@@ -21,6 +21,7 @@ matplotlib.use("agg")
 
 INK: Final = "#1b1f24"
 GRID: Final = "#d5d8dc"
+KINDS: Final = ("#8a5fb0", "#2b9484", "#c2513b", "#4274b9", "#d99a2b", "#6d7782", "#a7b36a")
 COLORS: Final = {"eager": "#c2513b", "lazy": "#d99a2b", "vtlb": "#2b9484", "ept": "#4274b9"}
 OTHERS: Final = ("#4274b9", "#c2513b", "#2b9484", "#d99a2b", "#8a5fb0", "#6d7782")
 SIZE: Final = (8.4, 4.2)
@@ -146,6 +147,7 @@ def bars(
     if log:
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
+    plain(axes)
     axes.margins(y=0.12)
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="x", visible=False)
@@ -165,21 +167,28 @@ def lines(
     """One line for each series of points; lines that coincide stay visible by their markers."""
     marks = "osD^vPX"
     for n, (name, points) in enumerate(series.items()):
-        size = 9 - 1.6 * n
+        thick = 1.6 ** max(len(series) - 1 - n, 0)  # what lies below shows at the rim
         axes.plot(
             [x for x, _ in points], [y for _, y in points], marker=marks[n % len(marks)],
-            color=color(name, n), label=name, linewidth=1.8, markersize=max(size, 3.5),
+            color=color(name, n), label=name, linewidth=1.2 * thick, markersize=4.5 + 2 * thick,
+            clip_on=False,
         )  # fmt: skip
     if log:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("symlog", linthresh=1)
+        axes.set_yscale("symlog", linthresh=1, linscale=0.5)
         axes.set_ylim(bottom=0)
         ticks = sorted({x for points in series.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
+    plain(axes)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.legend(ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+
+
+def plain(axes: "Axes") -> None:
+    """Write the numbers at the y axis as they are read: 0, 10, 100, 50k."""
+    axes.yaxis.set_major_formatter(lambda n, _: short(n))
 
 
 def short(n: float) -> str:
@@ -189,9 +198,6 @@ def short(n: float) -> str:
             scale = 1e3 if unit == "k" else size
             return f"{n / scale:.3g}{unit}"
     return f"{n:.4g}"
-
-
-KINDS: Final = ("#8a5fb0", "#2b9484", "#c2513b", "#4274b9", "#d99a2b", "#6d7782", "#a7b36a")
 
 
 def stacks(
@@ -218,6 +224,10 @@ def stacks(
         axes.set_title(panel, fontsize=10)
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)
+    plain(grid[0])
     grid[0].set_ylabel(label)
     handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, ncols=len(kinds), loc="outside upper center")
+    figure.legend(
+        handles, names, ncols=len(kinds), loc="outside upper center", fontsize=9,
+        handlelength=1.0, handleheight=0.9, handletextpad=0.5, columnspacing=1.3,
+    )  # fmt: skip

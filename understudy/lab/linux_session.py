@@ -131,6 +131,12 @@ def cr3_exits(found: dict[str, Any]) -> int:
     return sum(n for name, n in found["cr_accesses"].items() if name.startswith("CR3"))
 
 
+LOOP_COLUMNS: Final = (
+    "kernel", "paging", "instructions", "true_faults", "hidden_faults", "trace_faults", "cr3_exits",
+    "invlpg_exits", "mmu_exits", "us_per_exit",
+)  # fmt: skip
+
+
 def loop_row(values: dict[str, Any], loop: str) -> dict[str, Any]:
     """What one round of a loop took."""
     found = values[loop]

@@ -104,13 +104,13 @@ def _section(folder: Path, verdict: Verdict) -> dict[str, Any]:
         "css": CSS[verdict.status],
         "decided": f"{sum(bool(b.holds) for b in decided)} of {len(verdict.bars)} bars hold",
         "claim": sentence(story.sections["Claim"]),
-        "source": story.sections["Source"],
+        "source": marked(story.sections["Source"]),
         "control": sentence(story.sections.get("Control", "")),
         "note": sentence(story.sections.get("Note", "")),
         "figure": drawing,
         "figure_trouble": trouble,
         "bars": [_bar(bar) for bar in verdict.bars],
-        "guest": experiment.guest,
+        "guest": marked(experiment.guest),
         "axes": _axes(table, list(experiment.sweep)),
         "points": _points(table),
         "is_long": len(table.records) > LONG,
@@ -122,9 +122,14 @@ def _section(folder: Path, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def sentence(text: str) -> str:
+def sentence(words: str) -> Markup:
     """With a capital letter at its beginning."""
-    return text[:1].upper() + text[1:]
+    return marked(words[:1].upper() + words[1:])
+
+
+def marked(words: str) -> Markup:
+    """Words of an experiment for the page: what is between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False)))
 
 
 def words(name: str) -> str:
@@ -144,7 +149,7 @@ def _points(table: Table) -> str:
     done = table.with_status(DONE)
     kept = sum(record.is_old for record in done)
     text = f"{len(done)} of {len(table.records)} measured"
-    text += f", {sum(record.wall_s for record in done):.1f} s of processor time"
+    text += f", {sum(record.wall_s for record in done):.1f} s in all"
     text += f" ({kept} kept from earlier calls)" if kept else ""
     for status in (SKIPPED, BROKEN):
         count = len(table.with_status(status))
@@ -169,6 +174,7 @@ def show(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if isinstance(value, float):
+        value = round(value, 2) + 0.0  # no negative zero
         return f"{value:,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if isinstance(value, dict):
         return ", ".join(f"{key} {show(of)}" for key, of in value.items())

@@ -1,0 +1,128 @@
+"""The experiments themselves: their claims hold, their figures draw, and their checks can fail.
+
+The bare-metal ones run whole in their quick form; of the Linux ones a part (a kernel, two
+techniques), the rest is `understudy lab --all --quick`, which is slow.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tree import ROOT
+from understudy.lab import figure, sweep
+from understudy.lab.discover import Loaded, find, folder, names
+from understudy.lab.linux_session import session
+from understudy.lab.store import Store
+from understudy.lab.table import DONE, Record, Table
+from understudy.lab.verdict import Status, judge
+
+ALL = {loaded.name: loaded for loaded in find(folder(), [])}
+LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
+BARE = [name for name in ALL if name not in LINUX]
+
+
+def test_all_of_the_issue_are_there() -> None:
+    assert {"boot_exits", "fork_and_wait", "page_faults", "process_switch"} == set(LINUX)
+    assert {"walk_references", "walk_caches", "page_table_writes", "address_spaces"} == set(BARE)
+    assert sorted(ALL) == names(folder())
+
+
+def _spoiled(table: Table, column: str) -> Table:
+    """The same table, with one count of one point off by one."""
+    records = list(table.records)
+    at = next(n for n, r in enumerate(records) if r.status == DONE and column in r.values)
+    values = dict(records[at].values)
+    values[column] += 1
+    records[at] = replace(records[at], values=values)
+    return Table(records)
+
+
+EXACT = {
+    "walk_references": ("guest_references", "references", "on_hit", "load_pdptes"),
+    "walk_caches": ("first", "next_page", "other_name"),
+    "page_table_writes": ("traps", "exits"),
+    "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
+}
+
+
+@pytest.fixture(scope="module", params=BARE)
+def measured(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Loaded, Table]:
+    loaded = ALL[request.param]
+    store = Store(tmp_path_factory.mktemp("results"))
+    plan = sweep.plan([loaded], store, quick=True)
+    sweep.run(plan, store, workers=0)
+    return loaded, plan.table(loaded)
+
+
+def test_the_claim_holds_at_every_point(measured: tuple[Loaded, Table]) -> None:
+    verdict = judge(*measured)
+    broken = [record.reason for record in verdict.table.records if record.status != DONE]
+    assert broken == []
+    assert [bar for bar in verdict.bars if not bar.holds] == []
+    assert verdict.status is Status.PASSED
+    assert any(bar.is_control for bar in verdict.bars)
+
+
+def test_a_count_that_is_off_by_one_fails_the_claim(measured: tuple[Loaded, Table]) -> None:
+    loaded, table = measured
+    for column in EXACT[loaded.name]:
+        assert judge(loaded, _spoiled(table, column)).status is Status.FAILED, column
+
+
+def test_the_figure_draws(measured: tuple[Loaded, Table]) -> None:
+    loaded, table = measured
+    png, svg = figure.render(loaded.experiment.draw, table, loaded.name)
+    assert png.startswith(b"\x89PNG")
+    assert figure.render(loaded.experiment.draw, table, loaded.name) == (png, svg)
+    page = figure.inline(svg, "a title")
+    assert page.startswith("<svg role=")
+    assert figure.INK not in page
+    assert "var(--ink)" in page
+
+
+@pytest.fixture(scope="module")
+def lives() -> dict[str, dict[str, Any]]:
+    return {paging: session("cloud-amd64", paging) for paging in ("lazy", "ept")}
+
+
+def _of(lives: dict[str, dict[str, Any]], loaded: Loaded) -> Table:
+    select = loaded.experiment.select
+    return Table(
+        [
+            Record({"kernel": "cloud-amd64", "paging": paging}, DONE, select(found))
+            for paging, found in lives.items()
+        ]
+    )
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("name", LINUX)
+def test_the_claims_about_linux_hold(name: str, lives: dict[str, dict[str, Any]]) -> None:
+    loaded = ALL[name]
+    verdict = judge(loaded, _of(lives, loaded))
+    assert [bar for bar in verdict.bars if bar.holds is False] == []
+    assert sum(bool(bar.holds) for bar in verdict.bars) >= 3
+    assert figure.render(loaded.experiment.draw, verdict.table, name)[0]
+    assert judge(loaded, _spoiled(verdict.table, "instructions")).status is Status.FAILED
+
+
+@pytest.mark.slow
+@pytest.mark.real_guest
+@pytest.mark.timeout(1200)
+def test_all_of_them_quickly(tmp_path: Path) -> None:
+    """Also what `make lab QUICK=1` does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "understudy", "lab", "--all", "--quick", "--output", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert f"{len(ALL)} claims: {len(ALL)} passed" in page
+    assert "<script" not in page
+    assert 'src="' not in page
