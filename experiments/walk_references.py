@@ -182,7 +182,7 @@ EXPERIMENT = Experiment(
         "host": ["4K", "2M", "1G"],
     },
     where=exists,
-    slide=66,
+    slide=64,
     check=check,
     draw=draw,
     columns=["format", "page", "host", "guest_references", "host_references", "references",

@@ -176,7 +176,7 @@ def lines(
     if log:
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=1, linscale=0.5)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.25)  # room for the markers of what costs nothing
         ticks = sorted({x for points in series.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
