@@ -59,18 +59,18 @@ fn over_right(size: usize, r: u64) -> u64 {
     (bit(r, 8 * size - 1) ^ bit(r, 8 * size - 2)) * OF
 }
 
-fn left(size: usize, v: u64, count: u32) -> (u64, u64) {
+pub(crate) fn left(size: usize, v: u64, count: u32) -> (u64, u64) {
     let wide = u128::from(v) << count;
     let (r, carry) = (wide as u64 & mask(size), (wide >> (8 * size)) as u64 & 1);
     (r, of_result(size, r) | AF | (carry * CF) | over_left(size, r, carry))
 }
 
-fn right(size: usize, v: u64, count: u32) -> (u64, u64) {
+pub(crate) fn right(size: usize, v: u64, count: u32) -> (u64, u64) {
     let r = v >> count;
     (r, of_result(size, r) | AF | ((v >> (count - 1) & 1) * CF) | over_right(size, r))
 }
 
-fn right_signed(size: usize, v: u64, count: u32) -> (u64, u64) {
+pub(crate) fn right_signed(size: usize, v: u64, count: u32) -> (u64, u64) {
     let v = sign_extend(size, v).cast_signed();
     let r = (v >> count).cast_unsigned() & mask(size);
     (r, of_result(size, r) | AF | (((v >> (count - 1)).cast_unsigned() & 1) * CF))

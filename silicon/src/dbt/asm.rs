@@ -54,6 +54,32 @@ pub mod cc {
     pub const E: u8 = 4;
 }
 
+/// What two-operand instructions take besides a register.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// A register.
+    Register(u8),
+    /// Memory.
+    Memory(Mem),
+    /// A constant.
+    Immediate(i32),
+}
+
+/// Two-operand instructions, as encoded: the /digit of their immediate form.
+pub mod alu {
+    #![allow(missing_docs)]
+    pub const ADD: u8 = 0;
+    pub const OR: u8 = 1;
+    pub const ADC: u8 = 2;
+    pub const SBB: u8 = 3;
+    pub const AND: u8 = 4;
+    pub const SUB: u8 = 5;
+    pub const XOR: u8 = 6;
+    pub const CMP: u8 = 7;
+    /// Not one of them, but with the same operands.
+    pub const MOV: u8 = 17;
+}
+
 /// A growing piece of code that will live at a known host address.
 #[derive(Default)]
 pub struct Asm {
@@ -233,6 +259,71 @@ impl Asm {
             self.store(m, T1);
         }
     }
+    /// `mov dword m, imm`.
+    pub fn store_imm32(&mut self, m: Mem, v: u32) {
+        self.rm(&[], false, &[0xC7], 0, m);
+        self.imm32(v);
+    }
+    /// `operation m, source` on 4 or 8 bytes, from a register or a constant.
+    pub fn alu_mem(&mut self, operation: u8, size: usize, m: Mem, source: Source) {
+        match source {
+            Source::Register(r) => self.rm(&[], size == 8, &[operation << 3 | 1], r, m),
+            Source::Immediate(v) => {
+                let (opcode, digit) = if operation == alu::MOV { (0xC7, 0) } else { (0x81, operation) };
+                self.rm(&[], size == 8, &[opcode], digit, m);
+                self.imm32(v as u32);
+            }
+            Source::Memory(_) => unreachable!("no instruction has two such operands"),
+        }
+    }
+    /// `operation dst, source` on `size` bytes; for one or two bytes `dst` is R8 or above.
+    pub fn alu(&mut self, operation: u8, size: usize, dst: u8, source: Source) {
+        debug_assert!(dst >= 8 || size > 2); // so that there is a REX prefix, and no high byte
+        let (wide, is_byte) = (size == 8, u8::from(size > 1));
+        let prefix: &[u8] = if size == 2 { &[0x66] } else { &[] };
+        let opcode = operation << 3 | 2 | is_byte; // operation reg, r/m
+        match source {
+            Source::Register(r) => {
+                self.raw(prefix);
+                self.rr(wide, &[opcode], dst, r);
+            }
+            Source::Memory(m) => self.rm(prefix, wide, &[opcode], dst, m),
+            Source::Immediate(v) if operation == alu::MOV => self.imm(dst, i64::from(v).cast_unsigned()),
+            Source::Immediate(v) => {
+                self.raw(prefix);
+                self.rr(wide, &[0x80 | is_byte], operation, dst);
+                match size {
+                    1 => self.bytes.push(v as u8),
+                    2 => self.raw(&(v as u16).to_le_bytes()),
+                    _ => self.imm32(v as u32),
+                }
+            }
+        }
+    }
+    /// `neg reg` on `size` bytes; `reg` is R8 or above.
+    pub fn neg(&mut self, size: usize, reg: u8) {
+        self.raw(if size == 2 { &[0x66] } else { &[] });
+        self.rr(size == 8, &[0xF6 | u8::from(size > 1)], 3, reg);
+    }
+    /// A shift of `reg`, R8 or above, by a constant; `operation` is its /digit.
+    pub fn shift(&mut self, operation: u8, size: usize, reg: u8, count: u8) {
+        self.raw(if size == 2 { &[0x66] } else { &[] });
+        self.rr(size == 8, &[0xC0 | u8::from(size > 1)], operation, reg);
+        self.bytes.push(count);
+    }
+    /// `mov[zx] dst, m` of `size` bytes.
+    pub fn load_sized(&mut self, size: usize, dst: u8, m: Mem) {
+        match size {
+            1 => self.rm(&[], false, &[0x0F, 0xB6], dst, m),
+            2 => self.load16(dst, m),
+            _ => self.rm(&[], size == 8, &[0x8B], dst, m),
+        }
+    }
+    /// `mov m, src` of `size` bytes; `src` is R8 or above.
+    pub fn store_sized(&mut self, size: usize, m: Mem, src: u8) {
+        let prefix: &[u8] = if size == 2 { &[0x66] } else { &[] };
+        self.rm(prefix, size == 8, &[0x88 | u8::from(size > 1)], src, m);
+    }
     fn rel32(&mut self, target: u64) {
         let rel = target.wrapping_sub(self.here() + 4);
         self.imm32(rel as u32);
@@ -267,16 +358,6 @@ impl Asm {
         let next = self.base + place as u64 + 4;
         let rel = target.wrapping_sub(next) as u32;
         self.bytes[place..place + 4].copy_from_slice(&rel.to_le_bytes());
-    }
-    /// `xchg rcx, T1; jrcxz +n` … : jumps over `otherwise` if T1 is zero; flags untouched, T1 lost.
-    pub fn unless_t1_zero(&mut self, otherwise: impl FnOnce(&mut Self)) {
-        self.rr(true, &[0x87], T1, RCX);
-        self.raw(&[0xE3, 0]);
-        let from = self.bytes.len();
-        self.rr(true, &[0x87], T1, RCX);
-        otherwise(self);
-        self.bytes[from - 1] = (self.bytes.len() - from) as u8;
-        self.mov(RCX, T1);
     }
     /// Save the arithmetic flags in a word at `m`; T1 lost.
     pub fn save_flags(&mut self, m: Mem) {

@@ -1,5 +1,7 @@
 //! Translated blocks, the places inside them where execution may leave, and how they are found.
 
+use super::flags::Whereabouts;
+
 /// What, beside its address, decides how code is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
@@ -22,16 +24,12 @@ pub struct Block {
     pub second: Option<u64>,
     /// Instructions.
     pub count: u8,
-    /// Host address for transfers with the flags live.
+    /// Host address for transfers.
     pub main: u64,
-    /// Host address for transfers with the flags in `kept_flags`.
-    pub main_kept: u64,
     /// Host address for indirect transfers (checks the target first).
     pub landing: u64,
-    /// Host address of the piece that looks the block's address up again (flags live).
+    /// Host address of the piece that looks the block's address up again.
     pub again: u64,
-    /// The same with the flags kept.
-    pub again_kept: u64,
     /// Its code was overwritten.
     pub is_dead: bool,
 }
@@ -60,8 +58,8 @@ pub struct Site {
     pub remaining: u8,
     /// The x87/SSE state must be exchanged with the computer's registers.
     pub is_vector: bool,
-    /// The flags are in `kept_flags`, not in the computer's.
-    pub flags_kept: bool,
+    /// Where the flags are.
+    pub flags: Whereabouts,
     /// A group's check failed: nothing is interpreted, the block goes on without groups.
     pub is_group: bool,
     /// The instruction reaches into the following page.
@@ -79,9 +77,7 @@ pub struct Link {
     pub target: u64,
     /// Host address of the jump's displacement.
     pub place: u64,
-    /// The flags are in `kept_flags` there.
-    pub kept: bool,
-    /// Host address of the (negated) code-page number to compare, if the target is in another page.
+    /// Host address of the code-page number to compare, if the target is in another page.
     pub page_place: Option<u64>,
 }
 

@@ -1,6 +1,7 @@
 //! What generated code calls: first-level misses, interpreted instructions, indirect targets.
 
 use super::block::{Key, Site};
+use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user, jump_table};
 use super::tables::jump_index;
@@ -63,7 +64,7 @@ impl Dbt {
     /// interpreter raise the fault, which names the transfer itself.
     fn undo_transfer(&mut self, core: &mut Core) -> u64 {
         let i = self.indirects[core.jit.indirect as usize];
-        core.flags_from_jit();
+        core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
         core.countdown += 1;
@@ -108,14 +109,19 @@ impl Dbt {
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
         let site = self.sites[number as usize];
-        if site.flags_kept {
-            core.jit.flags = core.jit.kept_flags;
+        match site.flags {
+            Whereabouts::Live => core.flags_from_live(),
+            Whereabouts::Record => core.flags_from_record(),
+            Whereabouts::Recipe(recipe) => {
+                let flags = recipe.flags(core);
+                core.set_arith(flags);
+            }
         }
-        core.flags_from_jit();
         core.rip = site.rip;
         core.countdown += i64::from(site.remaining);
         // (An instruction in an interrupt shadow is interpreted alone.)
         if site.is_group && core.shadow == Shadow::None {
+            core.flags_to_jit();
             self.ungrouped = true;
             return self.known(core);
         }
@@ -224,4 +230,11 @@ pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {
     let (core, dbt) = parts(core);
     if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) }
+}
+
+/// Put saved flags into the record instead of a recipe for them.
+pub(super) extern "C" fn flags(core: *mut Core) {
+    let (core, _) = parts(core);
+    core.flags_from_record();
+    core.flags_to_jit();
 }

@@ -19,12 +19,6 @@ pub fn slot(guest: usize) -> usize {
     offset_of!(Core, gpr) + 8 * guest
 }
 
-/// Where a block keeps the flags.
-#[must_use]
-pub fn kept() -> Mem {
-    state(table(offset_of!(Tables, kept_flags)))
-}
-
 /// Where the fixed pieces are.
 #[derive(Clone, Copy, Default)]
 pub struct Glue {
@@ -32,17 +26,17 @@ pub struct Glue {
     pub enter: u64,
     /// All state is stored already: leave.
     pub exit_stored: u64,
-    /// Store all state and leave.
+    /// Store all state but the flags, which are in the record, and leave.
     pub exit: u64,
-    /// The same with the flags in `kept_flags`.
-    pub exit_kept: u64,
-    /// T0 is the address of an indirect transfer, flags kept: find its block or leave.
+    /// T0 is the address of an indirect transfer: find its block or leave.
     pub indirect: u64,
     /// Called with T0 = linear address, T1 = kind: T0 becomes a host pointer, or the instruction is
     /// interpreted.
     pub fill: u64,
     /// Called with T1 = the number of a site: interpret its instruction.
     pub step: u64,
+    /// Called: load the flags that the record tells how to make.
+    pub flags: u64,
     /// Jumped to from the signal handler with T0 = the host address that faulted.
     pub fault: u64,
 }
@@ -58,6 +52,8 @@ pub struct Helpers {
     pub fault: u64,
     /// (core) -> host address or 0.
     pub lookup: u64,
+    /// (core): make the record's flags.
+    pub flags: u64,
 }
 
 fn shifted(m: Mem, by: i32) -> Mem {
@@ -91,7 +87,6 @@ impl Writer<'_> {
             let m = self.state(slot(guest));
             self.a.store(m, host);
         }
-        self.flags_out();
     }
     fn registers_in(&mut self) {
         self.flags_in();
@@ -152,8 +147,6 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     Writer { a, below: 0 }.registers_in();
     a.raw(&[0x41, 0xFF, 0xE0 | (T0 & 7)]); // jmp T0
 
-    g.exit_kept = a.here();
-    a.load_flags(kept());
     g.exit = a.here();
     let mut w = Writer { a, below: 0 };
     w.registers_out();
@@ -162,7 +155,6 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     leave(a, fx);
 
     g.indirect = a.here();
-    a.load_flags(kept());
     a.store(state(offset_of!(Core, rip)), T0);
     let mut w = Writer { a, below: 0 };
     w.registers_out();
@@ -193,6 +185,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     g.step = a.here();
     let mut w = Writer { a, below: 8 };
     w.registers_out();
+    w.flags_out();
     w.xmm_out();
     w.a.mov(RSI, T1);
     let here = w.a.here();
@@ -201,9 +194,23 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     a.raw(&[0x48, 0x83, 0xC4, 8]); // drop the return address
     resume_or_leave(a, g.exit_stored);
 
+    g.flags = a.here();
+    let mut w = Writer { a, below: 8 };
+    w.registers_out();
+    w.xmm_out();
+    let scratch = w.state(table(offset_of!(Tables, pointer)));
+    w.a.store(scratch, T0);
+    w.call_helper(h.flags);
+    w.xmm_in();
+    w.registers_in();
+    let scratch = w.state(table(offset_of!(Tables, pointer)));
+    w.a.load(T0, scratch);
+    w.a.raw(&[0xC3]);
+
     g.fault = a.here();
     let mut w = Writer { a, below: 0 };
     w.registers_out();
+    w.flags_out();
     w.xmm_out();
     w.a.mov(RSI, T0);
     w.call_helper(h.fault);

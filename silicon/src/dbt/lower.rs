@@ -4,15 +4,16 @@ use std::mem::offset_of;
 
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
-use super::asm::{Mem, RSP, T0, T1, at, cc, state};
+use super::asm::{Mem, RSP, Source, T0, T1, alu, at, cc, state};
 use super::block::Site;
-use super::flags::{Effect, effect};
+use super::flags::{recipe, shift_recipe};
 use super::glue::{slot, table};
 use super::kinds::{Way, condition, ends_block, has_memory, pushes_selector, uses_vector_state, way};
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::mode::MODE_PAUSE;
+use super::record::{Operand, Recipe, Record};
 use super::tables::Tables;
-use super::translate::{Cold, Flags, Translator};
+use super::translate::{Cold, Translator};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
@@ -36,6 +37,16 @@ fn without_offset(code: Code) -> Option<Code> {
 /// How far an address is shifted to become the offset of its place in the first level.
 const INDEX_SHIFT: u8 = 12 - PLACE_SHIFT as u8;
 
+/// An instruction whose memory operand is loaded and stored apart.
+struct Split {
+    recipe: Recipe,
+    size: usize,
+    /// The first operand is in memory, not the second.
+    is_destination: bool,
+    writes: bool,
+    place: Mem,
+}
+
 impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
@@ -51,7 +62,6 @@ impl Translator<'_> {
         if insn.is_jcc_short_or_near()
             && let Some(cc) = condition(insn)
         {
-            self.make_live();
             self.transfer_if(cc, insn.near_branch_target());
             return true;
         }
@@ -133,7 +143,7 @@ impl Translator<'_> {
         let sum = Mem { base: Some(T0), index: Some((T1, 0)), disp: 0 };
         if self.is_32 {
             if let Some(last) = super::code32::last_offset(insn) {
-                debug_assert!(self.flags == Flags::Kept);
+                debug_assert!(!self.flags.live);
                 self.a.cmp32_imm(T0, last);
                 let branch = self.a.jcc_later(cc::A);
                 self.cold.push(Cold::Step { branch, site: self.site(insn) });
@@ -150,7 +160,7 @@ impl Translator<'_> {
     /// interpreter, or for a group to the block without groups.  T1 and the computer's flags are
     /// lost (kept first).
     pub(super) fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
-        debug_assert!(self.flags == Flags::Kept);
+        debug_assert!(!self.flags.live);
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
         let tag = table + if write { offset_of!(Place, write) } else { offset_of!(Place, read) };
         if self.has_bmi2 {
@@ -173,7 +183,7 @@ impl Translator<'_> {
             | if write { super::KIND_WRITE } else { 0 }
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
-        self.cold.push(Cold::Fill { branch, back, kind, tag, flags: self.flags, site });
+        self.cold.push(Cold::Fill { branch, back, kind, tag, site });
         self.open_sites += 1;
     }
 
@@ -210,7 +220,7 @@ impl Translator<'_> {
     /// Let the cold paths of the instruction just emitted go on after it.  (Those of a transfer
     /// are never closed: whatever was interpreted there, its successor is looked up.)
     pub(super) fn close_sites(&mut self) {
-        let here = self.a.here();
+        let here = if std::mem::take(&mut self.is_last_in_block) { 0 } else { self.a.here() };
         let open = std::mem::take(&mut self.open_sites);
         let n = self.cold.len();
         for c in &mut self.cold[n - open..] {
@@ -220,11 +230,60 @@ impl Translator<'_> {
         }
     }
 
+    /// A move or a calculation with one register that has no place among the computer's: that
+    /// operand is its slot.  Returns false, having emitted nothing, if it is none of these.
+    fn with_slot(&mut self, insn: &Instruction) -> bool {
+        let operation = match insn.mnemonic() {
+            Mnemonic::Add => alu::ADD,
+            Mnemonic::Or => alu::OR,
+            Mnemonic::Adc => alu::ADC,
+            Mnemonic::Sbb => alu::SBB,
+            Mnemonic::And => alu::AND,
+            Mnemonic::Sub => alu::SUB,
+            Mnemonic::Xor => alu::XOR,
+            Mnemonic::Cmp => alu::CMP,
+            Mnemonic::Mov => alu::MOV,
+            _ => return false,
+        };
+        let (to, size) = (insn.op0_register(), insn.op0_register().size());
+        if insn.op0_kind() != OpKind::Register || !to.is_gpr() || size < 4 {
+            return false;
+        }
+        let place = |r: Register| state(slot(number(r)));
+        let source = match insn.op1_kind() {
+            OpKind::Register if !insn.op1_register().is_gpr() => return false,
+            OpKind::Register => host_of(number(insn.op1_register())).map(Source::Register),
+            OpKind::Memory => return false,
+            OpKind::Immediate32 => Some(Source::Immediate(insn.immediate32().cast_signed())),
+            _ => i32::try_from(insn.immediate(1).cast_signed()).ok().map(Source::Immediate),
+        };
+        // A register written in its lower half loses the upper one: a slot would not.
+        let is_whole = size == 8 || operation == alu::CMP;
+        match (host_of(number(to)), source) {
+            (Some(host), None) if insn.op1_kind() == OpKind::Register => {
+                self.registers_before(insn);
+                self.flags_before(insn);
+                self.a.alu(operation, size, host, Source::Memory(place(insn.op1_register())));
+            }
+            (None, Some(source)) if is_whole => {
+                self.registers_before(insn);
+                self.flags_before(insn);
+                self.a.alu_mem(operation, size, place(to), source);
+            }
+            _ => return false,
+        }
+        self.flags_after(insn, recipe(insn, None));
+        true
+    }
+
     /// Re-encode an instruction for the computer.  Returns false, having emitted nothing that
     /// matters, if it has no native form.
     fn native(&mut self, insn: &Instruction) -> bool {
         let is_lea = insn.mnemonic() == Mnemonic::Lea;
         let memory = has_memory(insn) && !is_lea;
+        if self.with_slot(insn) {
+            return true;
+        }
         let size = insn.memory_size().size();
         if memory && (size == 0 || size > 64 || insn.memory_size() == MemorySize::Unknown) {
             return false;
@@ -279,7 +338,8 @@ impl Translator<'_> {
         if is_lea {
             return self.lea(insn, new, &temps);
         }
-        if memory {
+        let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
+        if memory && split.is_none() {
             let disp = self.plan[self.index].map_or(0, |m| m.offset);
             new.set_memory_base(Register::R14);
             new.set_memory_index(Register::None);
@@ -294,16 +354,18 @@ impl Translator<'_> {
         };
         let code = self.encoder.take_buffer();
         debug_assert_eq!(length, code.len());
+        self.registers_before(insn);
         if memory {
             let write = (0..insn.op_count()).any(|i| {
                 insn.op_kind(i) == OpKind::Memory
                     && !matches!(accesses[i as usize], OpAccess::Read | OpAccess::CondRead)
             });
-            self.place(insn, size, write, |t, by| t.address(insn, by));
+            let place = self.place(insn, size, write, |t, by| t.address(insn, by));
+            if let Some(split) = &mut split {
+                split.place = place;
+            }
         }
-        let kept_before = self.flags == Flags::Kept;
-        self.flags_for(insn);
-        let was_kept = kept_before && matches!(effect(insn), Effect::None | Effect::Overwrites);
+        self.flags_before(insn);
         for &(guest, temp, load, _) in &temps {
             if temp == T0 {
                 self.t0_group = None;
@@ -314,8 +376,15 @@ impl Translator<'_> {
         }
         let may_fault =
             self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
-        let fault = may_fault.then(|| (self.a.here(), Site { flags_kept: was_kept, ..self.site(insn) }));
-        self.a.raw(&code);
+        let fault = may_fault.then(|| (self.a.here(), self.site(insn)));
+        let recipe = match split {
+            Some(split) => {
+                self.write_split(&split, &code);
+                Some(split.recipe)
+            }
+            None => self.write_plain(insn, &code, &temps),
+        };
+        self.flags_after(insn, recipe);
         for &(guest, temp, _, store) in &temps {
             if store {
                 self.a.store(state(slot(guest)), temp);
@@ -331,10 +400,67 @@ impl Translator<'_> {
         true
     }
 
+    /// The instruction's own bytes.  Returns how its flags can be made again.
+    fn write_plain(
+        &mut self,
+        insn: &Instruction,
+        code: &[u8],
+        temps: &[(usize, u8, bool, bool)],
+    ) -> Option<Recipe> {
+        if self.needed[self.index]
+            && let Some(recipe) = shift_recipe(insn)
+        {
+            let guest = number(insn.op0_register());
+            let host = host_of(guest).unwrap_or_else(|| temps.first().map_or(T1, |t| t.1));
+            self.a.store(state(table(offset_of!(Tables, record)) + offset_of!(Record, a)), host);
+            self.a.raw(code);
+            return Some(recipe);
+        }
+        self.a.raw(code);
+        recipe(insn, None)
+    }
+
+    /// Whether the memory operand is better handled apart from the operation, so that the flags
+    /// can be made again.  Then `new` becomes the operation with T1 instead.
+    fn split(&mut self, insn: &Instruction, new: &mut Instruction) -> Option<Split> {
+        use Mnemonic as M;
+        let size = insn.memory_size().size();
+        let is_destination = insn.op0_kind() == OpKind::Memory;
+        let writes = is_destination && !matches!(insn.mnemonic(), M::Cmp | M::Test);
+        let needs_no_split = !is_destination && matches!(insn.mnemonic(), M::And | M::Or | M::Xor);
+        if !self.needed[self.index] || insn.has_lock_prefix() || needs_no_split || size > 8 {
+            return None;
+        }
+        let recipe = recipe(insn, Some(Operand::Recorded))?;
+        new.set_segment_prefix(Register::None);
+        let operand = u32::from(!is_destination);
+        let width =
+            [Register::AL, Register::AX, Register::EAX, Register::RAX][size.trailing_zeros() as usize];
+        new.set_op_kind(operand, OpKind::Register);
+        new.set_op_register(operand, with_width(T1, width));
+        Some(Split { recipe, size, is_destination, writes, place: at(T0) })
+    }
+
+    fn write_split(&mut self, split: &Split, code: &[u8]) {
+        let field = if split.is_destination { offset_of!(Record, a) } else { offset_of!(Record, b) };
+        let recorded = state(table(offset_of!(Tables, record)) + field);
+        self.a.load_sized(split.size, T1, split.place);
+        if split.writes {
+            self.a.raw(code);
+            self.a.store_sized(split.size, split.place, T1);
+            self.a.store(recorded, T1);
+        } else {
+            self.a.store(recorded, T1);
+            self.a.raw(code);
+        }
+        self.is_last_in_block = true;
+    }
+
     fn lea(&mut self, insn: &Instruction, new: Instruction, temps: &[(usize, u8, bool, bool)]) -> bool {
         if insn.op0_register().size() == 2 {
             return false;
         }
+        self.registers_before(insn);
         // The destination may be a temporary (T1); base and index get T0 and T1 by need.
         let wide = insn.op0_register().size() == 8;
         let is_short = insn.memory_base().size() == 4 || insn.memory_index().size() == 4;

@@ -17,9 +17,8 @@
 //! * *32-bit code* with flat segments runs like 64-bit code, its addresses 32 bits wide
 //!   ([`code32`]); other 32-bit code, and 16-bit code, is interpreted.
 //!
-//! Registers: [`map`].  Flags: the guest's arithmetic flags are the computer's at a block
-//! boundary, or put aside in `kept_flags` (each block has an entry for both); they are put aside
-//! before a check spoils them and fetched back only if something reads them ([`translate`]).  They
+//! Registers: [`map`].  Flags ([`flags`], [`record`]): a check spoils the computer's, so they are
+//! made again from the operands that they came from; between blocks those are in a record.  They
 //! are exact at every fault and stop.
 //!
 //! The instruction budget is exact: each block takes its length from `countdown` at its head; when
@@ -44,6 +43,7 @@ pub mod lower;
 pub mod map;
 mod mode;
 pub mod native;
+pub mod record;
 mod strings;
 mod system;
 pub mod tables;
@@ -144,6 +144,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
         step: callback::interpret as *const () as u64,
         fault: callback::interpret_fault as *const () as u64,
         lookup: callback::lookup as *const () as u64,
+        flags: callback::flags as *const () as u64,
     };
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
@@ -189,13 +190,15 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
+        let mut is_stuck = false;
         loop {
             self.sync(core);
             if core.countdown <= 0 || core.attention != 0 {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
-            let block = if must_step(core) { None } else { self.find(core)? };
+            let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
+            let block = if is_stepped { None } else { self.find(core)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block.filter(|&n| i64::from(self.blocks[n as usize].count) <= core.countdown)
@@ -205,7 +208,10 @@ impl Engine for Dbt {
                 continue;
             };
             self.make_link(request, block);
+            let before = core.countdown;
             self.enter(core, block);
+            // If a group failed, and the block without groups is too long for the budget.
+            is_stuck = core.countdown == before && !self.ungrouped;
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
                 return Err(trap);
@@ -354,7 +360,10 @@ impl Dbt {
             first_site: self.sites.len() as u32,
             first_prepared: self.prepared.len() as u32,
         };
-        let t = translate::translate(tools, key, bytes, second.as_ref())?;
+        let index = &self.index;
+        let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
+        let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
+        let t = translate::translate(tools, key, bytes, second.as_ref(), is_known)?;
         let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
         self.cache.append(&t.code);
         self.sites.extend(t.sites);
@@ -370,10 +379,8 @@ impl Dbt {
             second,
             count: t.count,
             main: t.main,
-            main_kept: t.main_kept,
             landing: t.landing,
             again: t.again,
-            again_kept: t.again_kept,
             is_dead: false,
         });
         self.index.insert(key, number);
@@ -413,10 +420,10 @@ impl Dbt {
             return;
         }
         if let Some(place) = link.page_place {
-            let page = self.pages[&(b.key.rip >> 12, b.key.hpa >> 12)] as i32;
-            self.cache.patch(place, &(-page).to_le_bytes());
+            let page = self.pages[&(b.key.rip >> 12, b.key.hpa >> 12)];
+            self.cache.patch(place, &page.to_le_bytes());
         }
-        self.cache.patch_jump(link.place, if link.kept { b.main_kept } else { b.main });
+        self.cache.patch_jump(link.place, b.main);
     }
 
     fn enter(&mut self, core: &mut Core, number: u32) {
@@ -424,7 +431,7 @@ impl Dbt {
         core.flags_to_jit();
         look(core);
         gate::enter(self.glue.enter, core, self.blocks[number as usize].main);
-        core.flags_from_jit();
+        core.flags_from_record();
         fxstate::normalize(&mut core.fx);
     }
 
@@ -446,12 +453,10 @@ impl Dbt {
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);
-                for (from, to) in [(b.main, b.again), (b.main_kept, b.again_kept)] {
-                    let rel = to.wrapping_sub(from + 5) as u32;
-                    let mut jump = [0xE9, 0, 0, 0, 0];
-                    jump[1..].copy_from_slice(&rel.to_le_bytes());
-                    cache.patch(from, &jump);
-                }
+                let rel = b.again.wrapping_sub(b.main + 5) as u32;
+                let mut jump = [0xE9, 0, 0, 0, 0];
+                jump[1..].copy_from_slice(&rel.to_le_bytes());
+                cache.patch(b.main, &jump);
                 dropped += 1;
             }
             !overlaps

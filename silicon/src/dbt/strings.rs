@@ -64,6 +64,7 @@ impl Translator<'_> {
     pub(super) fn string(&mut self, insn: &Instruction) -> bool {
         let Some(kind) = kind(insn).filter(|_| is_plain(insn, self.is_32)) else { return false };
         let size = insn.memory_size().size();
+        self.registers_before(insn);
         self.keep_flags();
         self.a.rm(&[], false, &[0xF7], 0, state(offset_of!(Core, rflags))); // test dword m, imm32
         self.a.raw(&(rflags::DF as u32).to_le_bytes());
@@ -89,7 +90,7 @@ impl Translator<'_> {
             }
             Kind::Scan => {
                 self.point(insn, RDI, size, false);
-                self.flags_for(insn);
+                self.flags_before(insn);
                 self.sized(size, 0x3A, RAX, at(T0)); // cmp accumulator, [T0]
             }
             Kind::Compare => {
@@ -97,7 +98,7 @@ impl Translator<'_> {
                 self.sized(size, 0x8A, T1, at(T0));
                 self.a.store(value, T1);
                 self.point(insn, RDI, size, false);
-                self.flags_for(insn);
+                self.flags_before(insn);
                 self.a.load(T1, value);
                 self.sized(size, 0x3A, T1, at(T0));
             }
@@ -108,6 +109,7 @@ impl Translator<'_> {
         if kind != Kind::Load {
             self.lea_word(RDI, RDI, size as i32);
         }
+        self.flags_after(insn, None);
         self.close_sites();
         true
     }

@@ -44,6 +44,7 @@ impl Translator<'_> {
     pub(super) fn system(&mut self, insn: &Instruction) -> bool {
         use Mnemonic as M;
         let is_level_0 = is_level_0(self.mode);
+        self.registers_before(insn);
         match insn.mnemonic() {
             M::Swapgs if is_level_0 => self.swap_gs(),
             M::Cli if is_level_0 => self.change_flags(4, !rflags::IF),
@@ -228,17 +229,17 @@ impl Translator<'_> {
             self.a.rr(false, &[0x83], 4, T1); // and T1d, 31 or 63
             self.a.raw(&[8 * size as u8 - 1]);
             self.a.store(value, T1);
-            self.flags_for(insn);
+            self.flags_before(insn);
             self.a.load(T1, value);
             let lock: &[u8] = if insn.has_lock_prefix() { &[0xF0] } else { &[] };
             self.a.rm(lock, is_wide, &[0x0F, opcode], T1, at(T0));
         } else if write {
-            self.flags_for(insn);
+            self.flags_before(insn);
             self.a.rm(&[], is_wide, &[0x8B], T1, at(T0));
             self.a.rr(is_wide, &[0x0F, opcode], pinned.unwrap_or(T1), T1);
             self.a.rm(&[], is_wide, &[0x89], T1, at(T0));
         } else {
-            self.flags_for(insn);
+            self.flags_before(insn);
             self.a.rm(&[], is_wide, &[0x8B], T0, at(T0));
             let h = pinned.unwrap_or_else(|| {
                 self.a.load(T1, state(slot(number(r))));
@@ -246,6 +247,7 @@ impl Translator<'_> {
             });
             self.a.rr(is_wide, &[0x0F, opcode], h, T0);
         }
+        self.flags_after(insn, None);
         self.close_sites();
         true
     }

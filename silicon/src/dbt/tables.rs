@@ -1,8 +1,7 @@
 //! What generated code reads and writes beside the processor's registers.
 
 use super::groups::MAX_GROUPS;
-use crate::arch::bits::rflags;
-use crate::cpu::state::Core;
+use super::record::Record;
 use crate::mmu::tlb::L1_CLASSES;
 
 /// Entries of a table of current code pages.
@@ -20,8 +19,10 @@ pub struct Tables {
     pub flags: u64,
     /// A scratch word.
     pub value: u64,
-    /// The same for flags that a block keeps aside.
-    pub kept_flags: u64,
+    /// T0 while flags are made.
+    pub pointer: u64,
+    /// The arithmetic flags between blocks.
+    pub record: Record,
     /// The last indirect transfer.
     pub indirect: u32,
     /// Host pointers of a block's groups of accesses.
@@ -52,7 +53,8 @@ impl Tables {
         Self {
             flags: 0,
             value: 0,
-            kept_flags: 0,
+            pointer: 0,
+            record: Record::default(),
             indirect: 0,
             groups: [0; MAX_GROUPS],
             request: NO_REQUEST,
@@ -69,21 +71,6 @@ impl Tables {
 impl Default for Tables {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Core {
-    /// Bring RFLAGS into the form that generated code loads.
-    pub fn flags_to_jit(&mut self) {
-        let f = self.rflags;
-        self.jit.flags = (f & 0xD5) << 8 | u64::from(f & rflags::OF != 0);
-    }
-
-    /// Take the arithmetic flags that generated code left into RFLAGS.
-    pub fn flags_from_jit(&mut self) {
-        let v = self.jit.flags;
-        let of = if v & 1 != 0 { rflags::OF } else { 0 };
-        self.rflags = (self.rflags & !rflags::ARITH) | (v >> 8 & 0xD5) | of;
     }
 }
 

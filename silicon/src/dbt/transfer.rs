@@ -82,6 +82,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn push(&mut self, insn: &Instruction) -> bool {
+        self.about_to_write(4);
         match insn.op0_kind() {
             OpKind::Register if insn.op0_register().is_segment_register() => {
                 let place = self.stack_place(insn);
@@ -111,6 +112,8 @@ impl Translator<'_> {
 
     pub(super) fn pop(&mut self, insn: &Instruction) -> bool {
         let r = insn.op0_register();
+        self.about_to_write(4);
+        self.about_to_write(number(r));
         let place = self.stack_top(insn, HOST_OF_RSP);
         if let Some(h) = host_of(number(r)) {
             self.load_word(h, place);
@@ -126,6 +129,8 @@ impl Translator<'_> {
     }
 
     pub(super) fn leave(&mut self, insn: &Instruction) -> bool {
+        self.about_to_write(4);
+        self.about_to_write(5);
         let place = self.stack_top(insn, RBP);
         self.load_word(T1, place);
         self.lea_word(HOST_OF_RSP, RBP, self.word());
@@ -141,6 +146,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) -> bool {
+        self.about_to_write(4);
         self.push_return(insn);
         let target = insn.near_branch_target();
         self.transfer(target);
@@ -158,6 +164,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
+        self.about_to_write(4);
         self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
             let v = self.value_of(insn.op0_register(), T0);
@@ -192,6 +199,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) -> bool {
+        self.about_to_write(4);
         self.keep_flags();
         let place = self.stack_top(insn, HOST_OF_RSP);
         self.load_word(T0, place);

@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, Inst
 use super::asm::{Asm, RSP, T0, T1, cc, state};
 use super::block::{Indirect, Key, Link, Site};
 use super::code32;
-use super::flags::{Effect, effect};
+use super::flags::Flags;
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
 use super::tables::{JUMP_ENTRIES, Tables};
@@ -15,29 +15,22 @@ use crate::cpu::state::Core;
 use std::mem::offset_of;
 
 /// Longest block.
-pub const MAX_INSTRUCTIONS: usize = 48;
-
-/// Where the guest's arithmetic flags are at a point of the translation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Flags {
-    /// In the computer's flags.
-    Live,
-    /// In `kept_flags`.
-    Kept,
-}
+pub const MAX_INSTRUCTIONS: usize = 96;
 
 /// Code that is emitted behind the block: the ways off the straight path.
 pub(super) enum Cold {
     /// A first-level miss: where the branch is, where to come back, what is accessed.
-    Fill { branch: usize, back: u64, kind: u32, tag: usize, flags: Flags, site: Site },
+    Fill { branch: usize, back: u64, kind: u32, tag: usize, site: Site },
     /// The page behind is not the one that was translated.
     Cross { branch: usize, rip: u64, flags: Flags, index: usize },
-    /// An instruction has to be interpreted after all (flags kept).
+    /// An instruction has to be interpreted after all.
     Step { branch: usize, site: Site },
     /// The instruction budget does not cover the block.
     Budget { branch: usize },
-    /// A transfer to `target` whose jump is at `branch`.
-    Exit { branch: usize, target: u64, flags: Flags },
+    /// The flags in the record have to be made before they can be loaded.
+    Flags { branch: usize, back: u64 },
+    /// A transfer to `target` whose jump is at `branch`; the block has `rest` instructions behind.
+    Exit { branch: usize, target: u64, flags: Flags, rest: u8 },
 }
 
 /// What a translation yields.
@@ -57,13 +50,9 @@ pub struct Translated {
     /// Host addresses: see [`super::block::Block`].
     pub main: u64,
     /// See `main`.
-    pub main_kept: u64,
-    /// See `main`.
     pub landing: u64,
     /// See `main`.
     pub again: u64,
-    /// See `main`.
-    pub again_kept: u64,
     /// Instructions.
     pub count: u8,
     /// Bytes of guest code in the first page.
@@ -97,8 +86,8 @@ pub(super) struct Translator<'a> {
     pub is_32: bool,
     pub has_bmi2: bool,
     pub flags: Flags,
-    /// `kept_flags` has the current flags (they may be live as well).
-    pub kept_is_current: bool,
+    /// For each instruction: the flags behind it are needed.
+    pub needed: Vec<bool>,
     pub cold: Vec<Cold>,
     pub sites: Vec<Site>,
     pub prepared: Vec<(Instruction, Execute)>,
@@ -118,6 +107,8 @@ pub(super) struct Translator<'a> {
     pub vector: bool,
     /// Cold fills whose instruction is not finished yet.
     pub open_sites: usize,
+    /// Go on with another block where the present instruction had to be interpreted.
+    pub is_last_in_block: bool,
     /// Which accesses share a check.
     pub plan: Vec<Option<Member>>,
     /// Groups whose pointer is in its slot.
@@ -163,7 +154,14 @@ enum Tail {
 
 /// Decode a run of instructions from the bytes up to the end of a page.  `second` are the first
 /// bytes of the following page, if known: then the crossing instruction is the last of the run.
-fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64, bits: u32) -> (Vec<Instruction>, Tail) {
+/// The run goes on behind a conditional jump forward, unless a block `is_known` there.
+fn decode(
+    bytes: &[u8],
+    second: Option<&[u8]>,
+    rip: u64,
+    bits: u32,
+    is_known: impl Fn(u64) -> bool,
+) -> (Vec<Instruction>, Tail) {
     let mut out = Vec::new();
     let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
@@ -184,7 +182,9 @@ fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64, bits: u32) -> (Vec<Inst
             break;
         }
         out.push(code32::widen(insn));
-        if super::kinds::ends_block(&insn) {
+        let goes_on =
+            insn.is_jcc_short_or_near() && insn.near_branch_target() > insn.ip() && !is_known(insn.next_ip());
+        if super::kinds::ends_block(&insn) && !goes_on {
             break;
         }
     }
@@ -192,14 +192,20 @@ fn decode(bytes: &[u8], second: Option<&[u8]>, rip: u64, bits: u32) -> (Vec<Inst
 }
 
 /// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
-/// first instruction is none.
-pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Second>) -> Option<Translated> {
+/// first instruction is none.  `is_known` tells where blocks of the same mode begin in the page.
+pub fn translate(
+    tools: Tools<'_>,
+    key: Key,
+    bytes: &[u8],
+    second: Option<&Second>,
+    is_known: impl Fn(u64) -> bool,
+) -> Option<Translated> {
     let is_32 = super::mode::is_32(key.mode);
     if is_32 && key.rip >> 12 == 0xF_FFFF {
         return None; // behind this page comes address 0
     }
     let bits = super::mode::code_bits(key.mode);
-    let (insns, tail) = decode(bytes, second.map(|s| &s.bytes[..]), key.rip, bits);
+    let (insns, tail) = decode(bytes, second.map(|s| &s.bytes[..]), key.rip, bits, is_known);
     if insns.is_empty() && tail == Tail::Here {
         return None;
     }
@@ -221,8 +227,8 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         has_vector: super::mode::has_vector(key.mode),
         is_32,
         has_bmi2: tools.has_bmi2,
-        flags: Flags::Live,
-        kept_is_current: false,
+        flags: Flags::at_head(),
+        needed: super::flags::needs(&insns, tail == Tail::Crossing),
         cold: Vec::new(),
         sites: Vec::new(),
         prepared: Vec::new(),
@@ -239,14 +245,13 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         index: 0,
         vector: false,
         open_sites: 0,
+        is_last_in_block: false,
         plan,
         ready: [false; MAX_GROUPS],
         t0_group: None,
     };
-    // Where an overwritten block leads: its address is looked up again, flags live or kept.
+    // Where an overwritten block leads: its address is looked up again.
     let again = t.a.here();
-    t.a.save_flags(Translator::kept());
-    let again_kept = t.a.here();
     t.a.imm(T0, key.rip);
     t.a.jmp(t.glue.indirect);
     let landing = t.a.here();
@@ -254,11 +259,7 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
     t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
     let indirect = t.glue.indirect;
     t.a.jcc(cc::NE, indirect);
-    let to_main = t.a.jmp_later();
     let main = t.a.here();
-    t.keep_flags();
-    let main_kept = t.a.here();
-    t.a.patch(to_main, main_kept);
     t.enter();
     let mut open = true;
     for (i, insn) in insns.iter().enumerate() {
@@ -268,11 +269,13 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         }
         open = t.instruction(insn);
         t.end_shadow();
+        if !open {
+            break;
+        }
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
     if open && tail == Tail::Unknown {
         t.index = insns.len();
-        t.make_live();
         t.step_across(end);
     } else if open {
         t.transfer(end);
@@ -286,10 +289,8 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
         links: t.links,
         indirects: t.indirects,
         main,
-        main_kept,
         landing,
         again,
-        again_kept,
         count: t.count as u8,
         bytes: if tail == Tail::Here { (end - key.rip) as u32 } else { bytes.len() as u32 },
         uses_second: tail == Tail::Crossing,
@@ -297,50 +298,11 @@ pub fn translate(tools: Tools<'_>, key: Key, bytes: &[u8], second: Option<&Secon
 }
 
 impl Translator<'_> {
-    fn kept() -> super::asm::Mem {
-        super::glue::kept()
-    }
-
-    /// The head of a block (flags kept): take its instructions from the countdown.
+    /// The head of a block: take its instructions from the countdown.
     fn enter(&mut self) {
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
         let branch = self.a.jcc_later(cc::S);
         self.cold.push(Cold::Budget { branch });
-    }
-
-    /// Make it safe to spoil the computer's flags.
-    pub fn keep_flags(&mut self) {
-        if self.flags == Flags::Live {
-            if !self.kept_is_current {
-                self.a.save_flags(Self::kept());
-                self.kept_is_current = true;
-            }
-            self.flags = Flags::Kept;
-        }
-    }
-
-    /// Bring the guest's flags into the computer's.
-    pub fn make_live(&mut self) {
-        if self.flags == Flags::Kept {
-            self.a.load_flags(Self::kept());
-            self.flags = Flags::Live;
-        }
-    }
-
-    /// Before the native form of an instruction: flags as it needs them.  After: as it left them.
-    pub fn flags_for(&mut self, insn: &Instruction) {
-        match effect(insn) {
-            Effect::None => {}
-            Effect::Overwrites => {
-                self.flags = Flags::Live;
-                self.kept_is_current = false;
-            }
-            Effect::Reads => self.make_live(),
-            Effect::Changes => {
-                self.make_live();
-                self.kept_is_current = false;
-            }
-        }
     }
 
     /// A site at the current host address.
@@ -352,7 +314,7 @@ impl Translator<'_> {
             block: self.block,
             remaining: (self.count - self.index) as u8,
             is_vector: self.vector,
-            flags_kept: false,
+            flags: self.whereabouts(),
             is_group: false,
             is_crossing: false,
             prepared: 0,
@@ -361,14 +323,13 @@ impl Translator<'_> {
 
     /// Interpret the instruction here.
     pub fn step(&mut self, insn: &Instruction) {
-        self.make_live();
         self.call_step();
         let next = if super::kinds::ends_block(insn) { 0 } else { self.a.here() };
         self.prepared.push((*insn, route(insn)));
         let prepared = self.first_prepared + self.prepared.len() as u32;
         let site = Site { next, prepared, ..self.site(insn) };
         self.sites.push(site);
-        self.kept_is_current = false;
+        self.flags = Flags { live: true, recorded: true, recipe: None };
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
     }
@@ -385,7 +346,7 @@ impl Translator<'_> {
         self.a.call(self.glue.step);
     }
 
-    /// Interpret the instruction at `rip`, which is not all in this page (flags are live).
+    /// Interpret the instruction at `rip`, which is not all in this page.
     fn step_across(&mut self, rip: u64) {
         self.call_step();
         let remaining = (self.count - self.index) as u8;
@@ -395,6 +356,7 @@ impl Translator<'_> {
             block: self.block,
             is_vector: true,
             is_crossing: true,
+            flags: self.whereabouts(),
             ..Site::default()
         });
     }
@@ -402,38 +364,44 @@ impl Translator<'_> {
     /// Make sure that the page behind that of `rip` is still code page `page`, or interpret the
     /// crossing instruction at `rip`.
     fn check_page(&mut self, rip: u64, page: u32) {
-        self.load_page(rip + 4096);
-        self.a.lea(T1, super::asm::Mem { base: Some(T1), index: None, disp: -(page as i32) });
-        let mut miss = 0;
-        self.a.unless_t1_zero(|a| miss = a.jmp_later());
-        self.cold.push(Cold::Cross { branch: miss, rip, flags: self.flags, index: self.index });
+        self.keep_flags();
+        let branch = self.unless_page(rip + 4096, page);
+        self.cold.push(Cold::Cross { branch, rip, flags: self.flags, index: self.index });
     }
 
-    /// T1 = the code page that is mapped at an address, as far as is known (flags untouched).
-    fn load_page(&mut self, address: u64) {
+    /// Emit a branch that is taken unless code page `page` is mapped at an address, as far as is
+    /// known; the place of its displacement.
+    fn unless_page(&mut self, address: u64, page: u32) -> usize {
         let entry = (address >> 12) as usize % super::tables::FETCH_ENTRIES;
         let pair = usize::from(!self.is_user) * super::tables::FETCH_ENTRIES;
         let disp = table(offset_of!(Tables, fetch)) + 4 * (pair + entry);
-        self.a.rm(&[], false, &[0x8B], T1, state(disp)); // mov T1d, [fetch]
+        self.a.cmp_mem32_imm(state(disp), page);
+        self.a.jcc_later(cc::NE)
     }
 
     /// Go to a known address.
     pub fn transfer(&mut self, target: u64) {
         self.end_shadow();
+        self.record_flags();
         let branch = self.a.jmp_later();
-        self.cold.push(Cold::Exit { branch, target, flags: self.flags });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest: 0 });
     }
 
-    /// Go to a known address if a condition holds (flags are live).
+    /// Go to a known address if a condition holds.
     pub fn transfer_if(&mut self, cc: u8, target: u64) {
         self.end_shadow();
+        self.make_live();
+        let rest = (self.count - self.index - 1) as u8;
+        if rest == 0 || self.flags.recipe.is_none() {
+            self.record_flags();
+        }
         let branch = self.a.jcc_later(cc);
-        self.cold.push(Cold::Exit { branch, target, flags: Flags::Live });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest });
     }
 
-    /// Go to the address in T0 (flags are kept); `popped`: what the instruction added to RSP.
+    /// Go to the address in T0; `popped`: what the instruction added to RSP.
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
-        debug_assert!(self.flags == Flags::Kept);
+        self.record_flags();
         let number = self.first_indirect + self.indirects.len() as u32;
         let is_shadowed = self.end_shadow();
         self.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
@@ -456,13 +424,10 @@ impl Translator<'_> {
         for cold in std::mem::take(&mut self.cold) {
             let here = self.a.here();
             match cold {
-                Cold::Fill { branch, back, kind, tag, flags, site } => {
+                Cold::Fill { branch, back, kind, tag, site } => {
                     self.a.patch(branch, here);
                     let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 0)), disp: tag as i32 };
                     self.a.sub_mem(T0, m);
-                    if flags == Flags::Kept {
-                        self.a.load_flags(Self::kept());
-                    }
                     self.a.imm(T1, u64::from(kind));
                     self.a.call(self.glue.fill);
                     self.a.jmp(back);
@@ -473,17 +438,18 @@ impl Translator<'_> {
                 }
                 Cold::Cross { branch, rip, flags, index } => {
                     self.a.patch(branch, here);
-                    if flags == Flags::Kept {
-                        self.a.load_flags(Self::kept());
-                    }
-                    self.index = index;
+                    (self.index, self.flags) = (index, flags);
                     self.step_across(rip);
                 }
                 Cold::Step { branch, site } => {
                     self.a.patch(branch, here);
-                    self.a.load_flags(Self::kept());
                     self.call_step();
                     self.sites.push(site);
+                }
+                Cold::Flags { branch, back } => {
+                    self.a.patch(branch, here);
+                    self.a.call(self.glue.flags);
+                    self.a.jmp(back);
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
@@ -491,41 +457,48 @@ impl Translator<'_> {
                     self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
                     self.a.raw(&[self.count as u8]);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
-                    self.a.jmp(self.glue.exit_kept);
+                    self.a.jmp(self.glue.exit);
                 }
-                Cold::Exit { branch, target, flags } => self.write_exit(branch, target, flags, page),
+                Cold::Exit { branch, target, flags, rest } => {
+                    self.flags = flags;
+                    self.write_exit(branch, target, rest, page);
+                }
             }
         }
     }
 
-    fn write_exit(&mut self, branch: usize, target: u64, flags: Flags, page: u64) {
-        let kept = flags == Flags::Kept;
+    fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64) {
         let number = self.first_link + self.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
         let mode = self.mode & !super::mode::MODE_UNGROUPED;
-        let link = if is_near {
-            let here = self.a.here();
-            self.a.patch(branch, here);
-            Link { mode, target, place: base + branch as u64, page_place: None, kept }
+        let here = self.a.here();
+        self.a.patch(branch, here);
+        self.record_flags();
+        if rest > 0 {
+            let m = state(offset_of!(Core, countdown));
+            self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
+            self.a.raw(&[rest]);
+        }
+        let link = if is_near && self.a.here() == here {
+            Link { mode, target, place: base + branch as u64, page_place: None }
+        } else if is_near {
+            let jump = self.a.jmp_later();
+            let stub = self.a.here();
+            self.a.patch(jump, stub);
+            Link { mode, target, place: base + jump as u64, page_place: None }
         } else {
-            let here = self.a.here();
-            self.a.patch(branch, here);
-            self.load_page(target);
-            let never = super::asm::Mem { base: Some(T1), index: None, disp: i32::MIN };
-            self.a.lea(T1, never);
-            let page_place = self.a.here() - 4;
-            let mut miss = 0;
-            self.a.unless_t1_zero(|a| miss = a.jmp_later());
+            let miss = self.unless_page(target, 0);
+            let page_place = base + miss as u64 - 6;
             let hit = self.a.jmp_later();
             let stub = self.a.here();
             self.a.patch(miss, stub);
             self.a.patch(hit, stub);
-            Link { mode, target, place: base + hit as u64, page_place: Some(page_place), kept }
+            Link { mode, target, place: base + hit as u64, page_place: Some(page_place) }
         };
         self.links.push(link);
         self.a.store_imm(state(offset_of!(Core, rip)), target);
         self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
-        self.a.jmp(if kept { self.glue.exit_kept } else { self.glue.exit });
+        self.a.jmp(self.glue.exit);
     }
 }
