@@ -21,9 +21,11 @@ from understudy.execution.control_registers import (
     FIXED,
     InHypervisor,
     Refused,
+    UnrestrictedNeeded,
     check_cr0,
     check_cr4,
     check_efer,
+    check_mode,
 )
 from understudy.execution.table_write import write_table
 from understudy.exits import RESUME, Stop, Verdict, handles, triple_fault, unknown
@@ -164,6 +166,8 @@ def cr_access(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
                 return unknown(vcpu, exit)
     except (Refused, GuestFault):
         return vcpu.fault(Vector.GP, 0)
+    except UnrestrictedNeeded as problem:
+        return vcpu.error(str(problem))
     vcpu.skip(exit.length)
     return RESUME
 
@@ -181,6 +185,7 @@ def _write_cr0(vcpu: "Vcpu", value: int) -> None:
     new = value & ~int(CR0.ET.mask) | CR0.ET.mask
     efer = check_cr0(new, old, is_code64=execution.is_code64())
     values = old._replace(cr0=new, efer=efer)
+    check_mode(new, vcpu.paging)
     if (new ^ old.cr0) & RELOADS_CR0:
         values = values._replace(pdptes=_pdptes(vcpu, Regime(*values)))
     execution.control.load(values)

@@ -116,7 +116,7 @@ class Vcpu:
     def _run(self, goal: Goal) -> Stop:
         processor, execution = self.processor, self.execution
         counts, table, until, end = self.exits, self.table, goal.until, goal.end
-        budget = 0 if end is None else end - processor.retired
+        budget = 0 if end is None else end - self.retired
         inside = processor.in_guest  # the last run ended between two instructions
         if inside and self.attention:
             processor.kick()
@@ -146,7 +146,7 @@ class Vcpu:
             if until is not None and until():
                 return Stop("until")
             if end is not None:
-                budget = end - processor.retired
+                budget = end - self.retired
 
     # --- between exits ---
 
@@ -267,8 +267,8 @@ class Vcpu:
         RF is set in the flags that the fault pushes, so that the return from its handler does not
         meet an instruction breakpoint again (SDM 3B, "Instruction-Breakpoint Exception Condition").
         """
-        if vector not in (Vector.DB, Vector.DF):
-            self.execution.set_resume_flag()
+        if vector != Vector.DB:
+            self.execution.set_resume_flag(vector != Vector.DF)  # that one is no fault
         self.events.exception(vector, error)
         self.attention = True
         return RESUME

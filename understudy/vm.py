@@ -20,6 +20,7 @@ from understudy.cpu_model import CpuModel
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.execution.control_registers import check_mode
 from understudy.exits import Stop
 from understudy.host import PAGE, Host, bytes_of
 from understudy.inspection import Inspection
@@ -189,6 +190,7 @@ class VM:
 
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
+        check_mode(entry.registers.get("cr0", 0), self.pages)
         self.vcpu.leave_guest()
         self.vcpu.execution.set_registers(dict(entry.registers))
         load_pdptes(self.vcpu)
@@ -211,7 +213,7 @@ class VM:
         vcpu = self.vcpu
         if until is not None and until():
             return Stop("until")
-        end = None if budget is None else self.processor.retired + budget
+        end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"

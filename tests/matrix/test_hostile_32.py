@@ -7,6 +7,7 @@ Source: none.  Invariant: as in test_hostile.
 
 import random
 import struct
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,11 @@ from tests.matrix.test_hostile import BUDGET, ENDS, GUEST_NS, JUNK, JUNK_BYTES, 
 from tests.matrix.test_task_switch import CODE, DATA, descriptor, gate
 from understudy.guests.entry import CR0_ET, CR0_NE, CR0_PE, CR0_PG, Entry, protected_mode
 from understudy.paging import Paging
-from understudy.vm import VM
+from understudy.vm import VM, Stop
 
-SEEDS = range(120)
+SEEDS = range(80)
+TECHNIQUES = sorted(Paging.ALL)
+RF = 1 << 16
 GDT, IDT, LDT, TSS_A, TSS_B, TSS_16 = 0x1000, 0x2000, 0x2800, 0x3000, 0x3100, 0x3200
 HANDLER, DIRECTORY, PDPT, DIRECTORY_PAE = 0x5000, 0x1_0000, 0x1_1000, 0x1_2000
 STACK = 0x60_0000
@@ -108,9 +111,11 @@ def tables(chance: random.Random) -> dict[int, bytes]:
     }
 
 
-def random_kernel(engine: str, seed: int) -> VM:
+def random_kernel(engine: str, seed: int, paging: str = "") -> VM:
+    """Without `paging`, the seed chooses."""
     chance = random.Random(seed)
-    vm = VM("16M", engine=engine, paging=chance.choice(list(Paging.ALL)))
+    chosen = chance.choice(TECHNIQUES)
+    vm = VM("16M", engine=engine, paging=paging or chosen)
     for at, data in tables(chance).items():
         vm.memory.write(at, data)
     state = dict(protected_mode("test", HANDLER).registers)
@@ -141,3 +146,39 @@ def test_random_bytes_as_a_kernel(seed: int) -> None:
             assert "rip=" in vm.describe()
     finally:
         pair.close()
+
+
+def outcome(paging: str, seed: int) -> tuple[Stop, dict[str, Any]]:
+    """How a kernel ends under a technique, and all that it can know then."""
+    with random_kernel("dbt", seed, paging) as vm:
+        stop = vm.go(budget=BUDGET, deadline_ns=GUEST_NS, wall_seconds=60)
+        vm.vcpu.leave_guest()
+        registers = vm.vcpu.execution.registers()
+        registers["rflags"] &= ~RF  # an exit in the midst of an instruction sets it
+        seen: dict[str, Any] = {"end": str(stop).partition("\n")[0]}
+        seen["memory"] = hash(vm.memory.read(0, vm.memory.size))
+        return stop, seen | {"instructions": vm.instructions, "now": vm.clock.now()} | registers
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_technique_makes_the_same_of_it(seed: int) -> None:
+    ends = {paging: outcome(paging, seed) for paging in TECHNIQUES}
+    assert "wall" not in {stop.kind for stop, _ in ends.values()}
+    expected = ends["ept"][1]
+    for paging, (stop, seen) in ends.items():
+        if "real-address mode" not in stop.detail:  # which only EPT can run
+            assert seen == expected, paging
+
+
+@pytest.mark.parametrize("paging", [name for name in TECHNIQUES if name != "ept"])
+def test_real_address_mode_without_ept_is_refused_loudly(paging: str) -> None:
+    with VM("16M", paging=paging) as vm:
+        real = {"cr0": CR0_ET, "rip": 0x1000, "cs": 0, "rflags": 2}
+        with pytest.raises(ValueError, match=f"use paging ept, not {paging}"):
+            vm.enter(Entry(real, "test"))
+        vm.memory.write(HANDLER, assemble("0f 22 c0 | mov cr0, eax"))
+        state = protected_mode("test", HANDLER).registers | {"rax": CR0_ET}
+        vm.enter(Entry(state, "test"))
+        stop = vm.go(budget=10)
+        assert stop.kind == "error"
+        assert stop.detail.startswith("real-address mode (CR0.PE=0) needs EPT")

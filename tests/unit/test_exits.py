@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, bench
+from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
@@ -230,6 +231,12 @@ def test_an_instruction_that_is_done_ends_the_resume_flag_and_one_that_faults_se
         b.play(FakeExit(Reason.VMXON, length=4))
         assert b.injected == UD
         assert b.field(Vmcs.GUEST_RFLAGS) == 0x1_0202
+
+
+def test_a_double_fault_is_no_fault_and_clears_the_resume_flag() -> None:
+    with bench({"rflags": 0x1_0202}) as b:
+        b.vm.vcpu.fault(Vector.DF, 0)
+        assert b.field(Vmcs.GUEST_RFLAGS) == 0x202
 
 
 def test_rip_wraps_as_the_code_segment_does() -> None:

@@ -24,6 +24,7 @@ from understudy.paging.guest_walk import Regime
 
 if TYPE_CHECKING:
     from understudy.execution.vmx import Vmx
+    from understudy.paging import Paging
 
 MASK64: Final = (1 << 64) - 1
 FIXED: Final = int(CR0(NE=1, CD=1, NW=1))
@@ -161,6 +162,19 @@ class InHypervisor(ControlRegisters):
 
 class Refused(Exception):
     """A value that the register does not take: #GP(0)."""
+
+
+class UnrestrictedNeeded(ValueError):
+    """A mode that VMX operation runs only as "unrestricted guest", which needs EPT."""
+
+
+def check_mode(cr0: int, paging: "Paging") -> None:
+    """SDM 3C, "Unrestricted Guests"."""
+    if not cr0 & PE and not paging.eptp:
+        raise UnrestrictedNeeded(
+            "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
+            f"use paging ept, not {paging.name}"
+        )
 
 
 def check_cr0(new: int, old: Values, *, is_code64: bool) -> int:

@@ -317,9 +317,10 @@ class Vmx(Execution, name="vmx"):
         if flags & TF:
             write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
 
-    def set_resume_flag(self) -> None:
-        """RFLAGS.RF: the next instruction's breakpoint is not met (again)."""
-        self.write(RFLAGS_FIELD, self.read(RFLAGS_FIELD) | RF)
+    def set_resume_flag(self, wanted: bool) -> None:
+        """RFLAGS.RF: whether the next instruction's breakpoint is not met (again)."""
+        flags = self.read(RFLAGS_FIELD)
+        self.write(RFLAGS_FIELD, flags | RF if wanted else flags & ~RF)
 
     def inject(self, info: int, error: int, length: int) -> None:
         if info & ERROR_CODE:

@@ -185,16 +185,48 @@ fn save_mode(core: &mut Core) {
     }
 }
 
-/// RFLAGS as saved: RF is set for exceptions of the kind of faults, as in a pushed image, and is
-/// for a task switch as the old task's TSS would have it.
+/// RFLAGS as saved: RF is what the event's image would have, or the old task's TSS, and nothing of
+/// it is left behind by an instruction that exits ("Saving RIP, RSP, RFLAGS, and SSP").
 fn saved_flags(core: &Core, e: &Exit) -> u64 {
-    if e.reason == reason::TASK_SWITCH {
-        return core.rflags & !rflags::RF | core.vmx.task_flags & rflags::RF;
+    let flags = core.rflags & !rflags::RF;
+    let before = core.rflags & rflags::RF;
+    let rf =
+        match e.reason {
+            reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
+            reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
+            reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG => {
+                if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
+            }
+            reason::EXTERNAL_INTERRUPT
+            | reason::TRIPLE_FAULT
+            | reason::INIT
+            | reason::SIPI
+            | reason::INTERRUPT_WINDOW
+            | reason::NMI_WINDOW
+            | reason::MTF
+            | reason::TPR_BELOW_THRESHOLD
+            | reason::VIRTUALIZED_EOI
+            | reason::PREEMPTION_TIMER
+            | reason::APIC_WRITE => before,
+            _ => 0,
+        };
+    flags | rf
+}
+
+/// RF in the image that the event with this interruption information pushes.
+fn image_rf(info: u32, before: u64) -> u64 {
+    let is_fault = info as u8 != vector::DB && info as u8 != vector::DF;
+    match info >> 8 & 7 {
+        kind if kind == Kind::Hardware as u32 => {
+            if is_fault {
+                rflags::RF
+            } else {
+                before
+            }
+        }
+        kind if kind == Kind::External as u32 || kind == Kind::Nmi as u32 => before,
+        _ => 0,
     }
-    let is_fault = e.reason == reason::EXCEPTION_OR_NMI
-        && e.intr_info >> 8 & 7 == Kind::Hardware as u32
-        && !matches!(e.intr_info as u8, vector::DB | vector::DF);
-    if is_fault { core.rflags | rflags::RF } else { core.rflags }
 }
 
 fn pending_debug(core: &Core, is_held: bool) -> u64 {
