@@ -198,6 +198,36 @@ def test_an_interrupted_lab_says_what_is_kept(lab: Lab) -> None:
     assert sorted(lab.results()) == [0, 1]
 
 
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_points_run_on_a_cluster_that_is_named(lab: Lab) -> None:
+    """A scheduler that somebody else started; it lives on when the lab has ended."""
+    lab.write()
+    script = lab.folder / "_cluster.py"
+    script.write_text(CLUSTER)
+    cluster = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LAB_LOG": str(lab.log)},
+    )  # fmt: skip
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        status, out, err = lab.run("--scheduler", address)
+        assert status == 0, out + err
+        assert lab.results() == {n: n * n for n in range(6)}
+        assert cluster.poll() is None
+    finally:
+        cluster.communicate(input="", timeout=30)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
