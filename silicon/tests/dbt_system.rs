@@ -9,7 +9,7 @@ use silicon::arch::segment::{Segment, seg};
 use silicon::arch::vmcs as f;
 use silicon::processor::EngineKind;
 use silicon::snapshot::state_hash;
-use silicon::vmx::controls::{pin, primary};
+use silicon::vmx::controls::{pin, primary, secondary};
 use silicon::vmx::instructions::{self as vmx, VmFail};
 use vmx_bed::*;
 
@@ -411,17 +411,29 @@ fn system_calls_and_returns() {
     agree("sysretl", &syscall, put(&[0x0F, 0x07]), calls);
 }
 
+fn has_rdtscp(bed: &mut Bed) {
+    bed.set(SECONDARY, secondary::ENABLE_RDTSCP);
+}
+
 #[test]
 fn the_time_stamp_counter_counts_to_the_instruction() {
     // rdtsc; mov ebx, eax; nop; rdtscp; sub eax, ebx
     let code = [0x0F, 0x31, 0x89, 0xC3, 0x90, 0x0F, 0x31, 0x29, 0xD8];
     let offset = |bed: &mut Bed| {
+        has_rdtscp(bed);
         bed.set(PRIMARY, primary::USE_TSC_OFFSETTING).write(f::TSC_OFFSET, 0x1_2345_6789);
     };
-    for (name, vmcs) in [("plain", &(nothing as fn(&mut Bed)) as &dyn Fn(&mut Bed)), ("offset", &offset)] {
+    for (name, vmcs) in [("plain", &(has_rdtscp as fn(&mut Bed)) as &dyn Fn(&mut Bed)), ("offset", &offset)] {
         let end = whole(name, &code, vmcs, nothing);
         assert_eq!(3, end.gpr[0], "{name}");
     }
+    // The same with RDTSCP behind, and the processor's number.
+    let code_p = [&code[..5], &[0x0F, 0x01, 0xF9, 0x29, 0xD8]].concat();
+    let end = whole("rdtscp", &code_p, has_rdtscp, |bed| {
+        (bed.core().msr.tsc_aux, bed.core().msr.tsc_adjust) = (7, 1 << 33);
+    });
+    assert_eq!((3, 7), (end.gpr[0], end.gpr[1]));
+    faults("no rdtscp", 6, &code_p, nothing);
     let exits = |bed: &mut Bed| {
         bed.set(PRIMARY, primary::RDTSC_EXITING);
     };
@@ -493,4 +505,40 @@ fn faults_are_handled_and_returned_from() {
         open,
     );
     assert_eq!(reason::CPUID, end.exit.reason);
+}
+
+#[test]
+fn code_of_two_modes_lies_at_one_address() {
+    let tables = |bed: &mut Bed| {
+        let core = bed.core();
+        core.gdtr.base = DATA;
+        core.gdtr.limit = 0x1F;
+        let descriptors = [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_9B00_0000_FFFF];
+        for (i, d) in (0..).zip(descriptors) {
+            core.mem.store(GUEST + DATA + 8 * i, 8, d);
+        }
+        core.gpr[3] = 0;
+    };
+    let program = |end: &[u8]| {
+        // lea rsi, [f]; call rsi; push 18h; lea rax, [narrow]; push rax; retfq
+        let mut code = vec![0x48, 0x8D, 0x35, 27, 0, 0, 0, 0xFF, 0xD6, 0x6A, 0x18];
+        code.extend([0x48, 0x8D, 0x05, 3, 0, 0, 0, 0x50, 0x48, 0xCB]);
+        // narrow: call esi; call esi; jmp 8:wide
+        code.extend([0xFF, 0xD6, 0xFF, 0xD6, 0xEA]);
+        code.extend((CODE as u32 + 5 + 32).to_le_bytes());
+        code.extend([8, 0]);
+        // wide: jmp behind f
+        code.extend([0xEB, 4 + end.len() as u8]);
+        // f: inc rbx, or dec eax and inc ebx
+        code.extend([0x48, 0xFF, 0xC3]);
+        code.extend(end);
+        code.push(0xC3);
+        code
+    };
+    // RSP is balanced: every round ends as it began.
+    let end = whole("modes", &program(&[]), nothing, tables);
+    assert_eq!(18, end.gpr[3]);
+    // mov [9800h], ebx with its address behind RIP in 64-bit code: not the same in 32-bit code
+    let store = [0x89, 0x1D, 0, 0x98, 0, 0];
+    assert_eq!(18, whole("modes and memory", &program(&store), nothing, tables).gpr[3]);
 }

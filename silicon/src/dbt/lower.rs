@@ -81,7 +81,7 @@ impl Translator<'_> {
             Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
             Code::Leaveq | Code::Leaved => self.leave(insn),
             _ if pushes_selector(insn, self.word().into()) => self.push(insn),
-            _ => self.system(insn) || self.string(insn) || self.plain(insn),
+            _ => self.system(insn) || self.string(insn) || self.time_stamp(insn) || self.plain(insn),
         }
     }
 

@@ -32,6 +32,7 @@ pub mod asm;
 pub mod block;
 pub mod cache;
 mod callback;
+mod clock;
 mod code32;
 pub mod flags;
 pub mod gate;

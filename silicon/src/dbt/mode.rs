@@ -23,6 +23,11 @@ pub(super) const MODE_LEVEL_0: u32 = 128;
 /// PAUSE may make a VM exit.
 pub(super) const MODE_PAUSE: u32 = 256;
 
+/// RDTSC and RDTSCP read the virtual clock and raise nothing.
+pub(super) const MODE_TSC: u32 = 512;
+/// The VMCS has an offset for it.
+pub(super) const MODE_TSC_OFFSET: u32 = 1024;
+
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
     let bits = attr::UNUSABLE | attr::P | attr::S | attr::CODE | attr::EC | attr::RW;
@@ -61,6 +66,12 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.cr0 & (cr0::EM | cr0::TS) == 0 && core.cr4 & cr4::OSFXSR != 0 {
         key |= MODE_VECTOR;
+    }
+    if core.tsc_is_plain() {
+        key |= MODE_TSC;
+    }
+    if core.uses_tsc_offset() {
+        key |= MODE_TSC_OFFSET;
     }
     if core.pause_may_exit() {
         key |= MODE_PAUSE;

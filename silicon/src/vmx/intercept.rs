@@ -1,8 +1,8 @@
 //! Instructions that may cause VM exits (SDM 3C, "Instructions That Cause VM Exits").
 
-use crate::arch::bits::cr0;
+use crate::arch::bits::{cr0, cr4};
 use crate::arch::exit::{Exit, reason};
-use crate::cpu::state::Core;
+use crate::cpu::state::{Clock, Core};
 use crate::cpu::trap::{Exec, ud, vm_exit};
 use crate::vmx::controls::{primary, secondary};
 
@@ -247,6 +247,26 @@ impl Core {
             let map = if p < 0x8000 { c.io_bitmap_a } else { c.io_bitmap_b };
             p > 0xFFFF || self.mem.load(map.wrapping_add(u64::from(p & 0x7FFF) / 8), 1) >> (p % 8) & 1 != 0
         })
+    }
+
+    /// Whether RDTSC and RDTSCP always read the virtual clock, plus the VMCS's offset if
+    /// [`Core::uses_tsc_offset`].
+    #[inline]
+    #[must_use]
+    pub fn tsc_is_plain(&self) -> bool {
+        let c = &self.vmx.controls;
+        let in_guest = self.vmx.non_root
+            && (c.primary(primary::RDTSC_EXITING)
+                || c.secondary(secondary::USE_TSC_SCALING)
+                || !self.vmx.has_rdtscp());
+        self.clock == Clock::Virtual && (self.cpl == 0 || self.cr4 & cr4::TSD == 0) && !in_guest
+    }
+
+    /// Whether the VMCS has an offset for the time-stamp counter.
+    #[inline]
+    #[must_use]
+    pub fn uses_tsc_offset(&self) -> bool {
+        self.vmx.non_root && self.vmx.controls.primary(primary::USE_TSC_OFFSETTING)
     }
 
     /// Whether PAUSE does more than nothing under the present controls.
