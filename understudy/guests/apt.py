@@ -22,6 +22,8 @@ from understudy.guests.entry import GuestError
 Progress = Callable[[str, float | None], None]
 """Called with what is being done, and how much of it is done (0 to 1, None if unknown)."""
 
+USUAL = "amd64"  # the architecture of the computers that understudy runs on
+ONLY_OURS = "understudy.sources"  # in place of the system's sources, not beside them
 FRESH_SECONDS = 600  # package lists younger than this are not fetched again
 
 CONFIGURATION = """\
@@ -60,7 +62,7 @@ class Apt:
     """One private state folder, for one architecture, with or without the backports suites."""
 
     def __init__(self, state: Path, architecture: str, *, backports: bool = False) -> None:
-        self.state = state
+        self.state, self.architecture, self.backports = state, architecture, backports
         self.trouble: GuestError | None = None
         self.programs = {name: self._program(name) for name in ("apt-get", "apt-cache")}
         with explained(state):
@@ -68,10 +70,17 @@ class Apt:
             (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
             (state / "status").touch()
             self.configuration = state / "apt.conf"
-            text = CONFIGURATION.format(architecture=architecture, state=_quoted(state))
-            self.configuration.write_text(text)
-            if backports:
-                self._add_backports(text)
+            self.parts = state / "sources.list.d"
+            self._configure()
+
+    def _configure(self) -> None:
+        """Write apt's configuration."""
+        text = CONFIGURATION.format(architecture=self.architecture, state=_quoted(self.state))
+        if self.parts.is_dir():  # sources of our own
+            text += f'Dir::Etc::sourceparts "{_quoted(self.parts)}";\n'
+        if (self.parts / ONLY_OURS).exists():
+            text += 'Dir::Etc::sourcelist "/dev/null";\n'
+        self.configuration.write_text(text)
 
     def update(self, progress: Progress) -> None:
         """Fetch the package lists, unless that was done minutes ago.
@@ -83,8 +92,14 @@ class Apt:
         if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < FRESH_SECONDS:
             return
         stamp.unlink(missing_ok=True)
+        fetch = (["apt-get", "update"], "Fetching package lists", progress, self.state)
         try:
-            self._run(["apt-get", "update"], "Fetching package lists", progress, self.state)
+            if self.backports:
+                self._add_backports(progress)
+            self._run(*fetch)
+            if self.architecture != USUAL and not self._targets():
+                self._widen(progress)
+                self._run(*fetch)
         except GuestError as error:
             self.trouble = error
             return
@@ -113,33 +128,49 @@ class Apt:
         return found[0]
 
     def _targets(self) -> list[list[str]]:
-        """[uri, suite, codename, components, signed by] of each package list in the sources."""
-        form = "$(REPO_URI)|$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(SIGNED_BY)"
+        """[uri, suite, component, entry in the sources] of each package list that was fetched."""
+        form = "$(ARCHITECTURE)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SOURCESENTRY)"
         command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
         lines = self._run(command, "Reading the package sources", None, self.state).splitlines()
-        return [line.split("|") for line in lines if line.count("|") == 4]
+        rows = [line.split("|") for line in lines if line.count("|") == 4]
+        return [row[1:] for row in rows if row[0] == self.architecture]
 
-    def _add_backports(self, configuration: str) -> None:
+    def _usual_targets(self, progress: Progress) -> list[list[str]]:
+        """Those of the system's sources as they are."""
+        usual = Apt(self.state.with_name("apt"), USUAL)
+        usual.update(progress)
+        return usual._targets()
+
+    def _add_backports(self, progress: Progress) -> None:
         """Give apt the system's sources and, from the same place, the release's backports."""
         release = codename()
-        targets = self._targets()
+        targets = self._usual_targets(progress)
         if any(target[1] == f"{release}-backports" for target in targets):
             return
-        parts = self.state / "sources.list.d"
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
-        for source in sorted(Path("/etc/apt/sources.list.d").glob("*")):
-            (parts / source.name).symlink_to(source)
-        for uri, suite, _, component, signed_by in targets:
+        for uri, suite, component, entry in targets:
             if release and suite == release and component == "main":
-                stanza = ["Types: deb", f"URIs: {uri}", f"Suites: {release}-backports"]
-                stanza.append("Components: main")
-                if signed_by.startswith("/"):
-                    stanza.append(f"Signed-By: {signed_by}")
-                (parts / "understudy-backports.sources").write_text("\n".join(stanza) + "\n")
-                break
-        line = f'Dir::Etc::sourceparts "{_quoted(parts)}";\n'
-        self.configuration.write_text(configuration + line)
+                stanza = _stanza(uri, f"{release}-backports", "main", entry)
+                self._use({"understudy-backports.sources": stanza}, with_systems=True)
+                return
+
+    def _widen(self, progress: Progress) -> None:
+        """The system's sources are for its own architecture alone: the same ones, for this one."""
+        stanzas = [
+            _stanza(uri, suite, component, entry, self.architecture)
+            for uri, suite, component, entry in self._usual_targets(progress)
+        ]
+        self._use({ONLY_OURS: "\n".join(stanzas)}, with_systems=False)
+
+    def _use(self, sources: dict[str, str], *, with_systems: bool) -> None:
+        """Have apt read these sources, with or without the system's."""
+        with explained(self.state):
+            shutil.rmtree(self.parts, ignore_errors=True)
+            self.parts.mkdir()
+            for source in sorted(Path("/etc/apt/sources.list.d").glob("*")) if with_systems else ():
+                (self.parts / source.name).symlink_to(source)
+            for name, text in sources.items():
+                (self.parts / name).write_text(text)
+            self._configure()
 
     def _run(self, command: list[str], what: str, progress: Progress | None, folder: Path) -> str:
         """Run a program of apt; returns its output, or raises GuestError with its reason."""
@@ -233,6 +264,18 @@ def codename() -> str:
             found = re.search(r'^VERSION_CODENAME="?([a-z]+)', file.read_text(), re.M)
             return found.group(1) if found else ""
     return ""
+
+
+def _stanza(uri: str, suite: str, component: str, entry: str, architecture: str = "") -> str:
+    """A source as sources.list(5) describes it, signed by the key of another entry (FILE:LINE)."""
+    lines = ["Types: deb", f"URIs: {uri}", f"Suites: {suite}", f"Components: {component}"]
+    if architecture:
+        lines.append(f"Architectures: {architecture}")
+    file = Path(entry.rpartition(":")[0])
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    if found := re.search(r"signed-by[:=]\s*(/[^\s\]]+)", text, re.I):
+        lines.append(f"Signed-By: {found.group(1)}")
+    return "\n".join(lines) + "\n"
 
 
 def _quoted(path: Path) -> str:

@@ -20,12 +20,17 @@ APT = """\
 #!/bin/sh
 # A package client for tests: $FAKE/fail-VERB makes a verb fail with its text.
 echo "$0 $*" >>"$FAKE/log"
+conf=$3
 [ "$1" = -q ] && shift 3
 [ "$1" = -o ] && shift 2
 if [ -f "$FAKE/fail-$1" ]; then cat "$FAKE/fail-$1" >&2; exit 100; fi
 case $1 in
 update) mkdir -p "$FAKE/updated" ;;
-indextargets) echo "mirror:/debian/|bookworm|bookworm|main|" ;;
+indextargets)
+    [ -d "$FAKE/updated" ] || exit 0  # apt knows of a list when it has one
+    [ -f "$FAKE/amd64-only" ] && grep -q i386 "$conf" && ! grep -q sourceparts "$conf" && exit
+    architecture=$(grep "^APT::Architecture " "$conf" | cut -d'"' -f2)
+    echo "$architecture|mirror:/debian/|bookworm|main|$FAKE/debian.sources:1" ;;
 pkgnames) [ -d "$FAKE/updated" ] && cat "$FAKE/names" | grep "^$2" || true ;;
 download) cp "$FAKE/$2.deb" "$2_1%3a2.3-4_amd64.deb" || exit 100 ;;
 esac
@@ -59,6 +64,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FAKE", str(folder))
     (folder / "names").write_text(f"{KERNEL}\nlinux-image-6.1.0-9-cloud-amd64\nbusybox-static\n")
     (folder / f"{KERNEL}.deb").write_bytes(package({"boot/vmlinuz-6.1.0-50": b"a kernel"}))
+    (folder / "debian.sources").write_text("URIs: mirror:/debian/\nSigned-By: /keys/debian.gpg\n")
     (folder / "busybox-static.deb").write_bytes(package({"bin/busybox": BUSYBOX}))
     return folder
 
@@ -207,6 +213,25 @@ def test_the_32_bit_guests_come_for_their_own_architecture(fake: Path, cache: Ca
     assert fetch_kernel(cache) == ours
     fetched = {path.name for path in cache.root.glob("items/*")}
     assert fetched == {"cloud-amd64", "686-pae", "busybox-static", "busybox-static-i386"}
+
+
+def test_sources_that_are_for_the_computers_own_architecture_alone(
+    fake: Path, cache: Cache
+) -> None:
+    """As with `Architectures: amd64` in them: the same sources, asked for i386."""
+    name = "linux-image-6.1.0-50-686"
+    (fake / "names").write_text(f"{name}\nbusybox-static\n")
+    (fake / f"{name}.deb").write_bytes(package({"boot/vmlinuz-6.1.0-50": b"a kernel"}))
+    (fake / "amd64-only").touch()
+    assert debian.fetch("686", cache=cache).version == "1:2.3-4"
+    state = cache.root / "apt-i386"
+    assert (state / "sources.list.d" / "understudy.sources").read_text() == (
+        "Types: deb\nURIs: mirror:/debian/\nSuites: bookworm\nComponents: main\n"
+        "Architectures: i386\nSigned-By: /keys/debian.gpg\n"
+    )
+    text = (state / "apt.conf").read_text()
+    assert f'Dir::Etc::sourceparts "{state}/sources.list.d";' in text
+    assert 'Dir::Etc::sourcelist "/dev/null";' in text
 
 
 def test_an_architecture_that_the_sources_lack_is_named(fake: Path, cache: Cache) -> None:
