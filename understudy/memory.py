@@ -49,6 +49,15 @@ class P2m:
         self.traced: Container[int] = frozenset()  # frames (gfn) whose writes matter to somebody
         self.written: Callable[[int, int], None] = lambda gpa, length: None  # (gpa, length)
 
+        self.protected: set[int] = set()  # frames that may only be read
+        self.absent: set[int] = set()  # frames that were taken away: RAM, but not there now
+        self.on_write: Callable[[int], None] = self.unprotect
+        self.on_touch: Callable[[int], None] = self._nobody
+
+    @staticmethod
+    def _nobody(gfn: int) -> None:
+        raise GuestMemoryError(f"guest frame {gfn:#x} was taken away, and nobody gives it back")
+
     def __iter__(self) -> Iterator[Extent]:
         return iter(self._extents)
 
@@ -80,13 +89,52 @@ class P2m:
     def map(self, gfn: int, pfn: int, count: int) -> None:
         """Put host frames behind guest frames, in place of what was there."""
         self._cut(gfn, count)
+        self._forget(gfn, count)
         self._extents.append(Extent(gfn, pfn, count))
         self._settle(gfn, count)
 
     def unmap(self, gfn: int, count: int) -> None:
-        """Leave nothing behind these guest frames."""
+        """Leave nothing behind these guest frames: they are not RAM any more."""
         self._cut(gfn, count)
+        self._forget(gfn, count)
         self._settle(gfn, count)
+
+    def take(self, gfn: int, count: int) -> None:
+        """Take the host frames away.  `on_touch` is called when one is missed: it maps another."""
+        self._cut(gfn, count)
+        self._forget(gfn, count)
+        self.absent.update(range(gfn, gfn + count))
+        self._settle(gfn, count)
+
+    def protect(self, gfn: int, count: int = 1) -> None:
+        """Refuse writes.  `on_write` is called for one: it unprotects the frame or maps another."""
+        self.protected.update(range(gfn, gfn + count))
+        self._settle(gfn, count)
+
+    def unprotect(self, gfn: int, count: int = 1) -> None:
+        """Allow writes again."""
+        self.protected.difference_update(range(gfn, gfn + count))
+        self._settle(gfn, count)
+
+    def has_protected(self, gfn: int, count: int) -> bool:
+        """Whether any of these frames may only be read."""
+        if len(self.protected) < count:
+            return any(gfn <= frame < gfn + count for frame in self.protected)
+        return any(frame in self.protected for frame in range(gfn, gfn + count))
+
+    def touch(self, gfn: int, *, write: bool = False) -> bool:
+        """Somebody needs this frame: have it given back, and writes allowed.  False: no RAM."""
+        if gfn in self.absent:
+            self.on_touch(gfn)
+        if write and gfn in self.protected:
+            self.on_write(gfn)
+        return self.find(gfn) is not None and not (write and gfn in self.protected)
+
+    def _forget(self, gfn: int, count: int) -> None:
+        if self.protected or self.absent:
+            frames = range(gfn, gfn + count)
+            self.protected.difference_update(frames)
+            self.absent.difference_update(frames)
 
     def _cut(self, gfn: int, count: int) -> None:
         end, kept = gfn + count, []
@@ -155,6 +203,8 @@ class GuestMemory:
 
     def hpa(self, gpa: int) -> int | None:
         """The host-physical address behind `gpa`, or None where there is no RAM."""
+        if self.p2m.absent:
+            self.p2m.touch(gpa >> PAGE_SHIFT)
         extent = self.p2m.find(gpa >> PAGE_SHIFT)
         return None if extent is None else gpa + ((extent.pfn - extent.gfn) << PAGE_SHIFT)
 
@@ -166,6 +216,9 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         view = memoryview(data).cast("B")
+        if self.p2m.protected:
+            for gfn in range(gpa >> PAGE_SHIFT, (gpa + len(view) + PAGE - 1) >> PAGE_SHIFT):
+                self.p2m.touch(gfn, write=True)
         at = 0
         for hpa, part in self._pieces(gpa, len(view)):
             self._memory.write(hpa, view[at : at + part])
@@ -207,6 +260,9 @@ class GuestMemory:
     def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
         """[gpa, gpa+length) as runs (hpa, length)."""
         pieces = []
+        if self.p2m.absent:
+            for gfn in range(gpa >> PAGE_SHIFT, (gpa + length + PAGE - 1) >> PAGE_SHIFT):
+                self.p2m.touch(gfn)
         while length:
             extent = self.p2m.find(gpa >> PAGE_SHIFT)
             if extent is None or gpa < 0:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.exit_reason import Reason
-from understudy.arch.vmcs import EptPointer
+from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.host import PAGE_SHIFT, Host, bytes_of
 from understudy.memory import P2m
 from understudy.paging import Paging, PagingError
@@ -42,6 +42,10 @@ class EptEntry(Bits, width=64):
 
 
 RWX: Final = int(EptEntry(X=1, W=1, R=1))
+RX: Final = int(EptEntry(X=1, R=1))
+WRITE: Final = EptViolation.WRITE.mask
+READABLE: Final = EptViolation.READABLE.mask
+READ_ONLY: Final = READABLE | EptViolation.WRITABLE.mask
 AD: Final = int(EptEntry(A=1, D=1))
 ADDR_MASK: Final = EptEntry.ADDR.mask
 LARGE: Final = int(EptEntry(PS=1))
@@ -96,9 +100,12 @@ class Ept(Paging, name="ept"):
 
     def violation(self, exit: Exit) -> bool:
         gfn = exit.gpa >> PAGE_SHIFT
-        if self.p2m.lookup(gfn) is None or exit.reason != Reason.EPT_VIOLATION:
+        is_write = bool(exit.qualification & WRITE)
+        was_there = self.p2m.lookup(gfn) is not None
+        if exit.reason != Reason.EPT_VIOLATION or not self.p2m.touch(gfn, write=is_write):
             return False
-        if self._reaches(gfn):
+        is_refused = is_write and exit.qualification & READ_ONLY == READABLE
+        if was_there and self._reaches(gfn) and not is_refused:
             raise PagingError(
                 f"EPT violation at gpa {exit.gpa:#x}, qualification {exit.qualification:#x}: the "
                 "entry allows the access, so the processor uses a stale translation"
@@ -179,7 +186,12 @@ class Ept(Paging, name="ept"):
         pfn = extent.pfn + gfn - extent.gfn
         if pfn % span:
             return None
-        return pfn << PAGE_SHIFT | (LARGE if level > 1 else 0) | WRITE_BACK << 3 | RWX
+        rights = RWX
+        if self.p2m.protected and self.p2m.has_protected(gfn, span):
+            if level > 1:
+                return None
+            rights = RX
+        return pfn << PAGE_SHIFT | (LARGE if level > 1 else 0) | WRITE_BACK << 3 | rights
 
     def _descend(self, slot: int, old: int, level: int, start: int, low: int, high: int) -> None:
         """The entry must name a table: make it, splitting a large page, and go on below."""

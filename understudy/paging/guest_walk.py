@@ -44,12 +44,19 @@ LMA: Final = EFER.LMA.mask
 NXE: Final = EFER.NXE.mask
 
 
+Path = tuple[tuple[int, int], ...]
+"""(gpa, entry) from the root down; the PDPTEs of PAE paging, which have no flags, are left out."""
+
+
 class GuestFault(Exception):
     """The access is not allowed: this exception, with this error code; gva goes to CR2."""
 
-    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF) -> None:
+    def __init__(
+        self, gva: int, error: int, vector: Vector = Vector.PF, path: "Path" = ()
+    ) -> None:
+        """`path`: the tables that the walk went through, whose entries count as accessed."""
         super().__init__(gva, error)
-        self.gva, self.error, self.vector = gva, error, vector
+        self.gva, self.error, self.vector, self.path = gva, error, vector, path
 
     def __str__(self) -> str:
         return f"#{self.vector.name} at {self.gva:#x}, error code {self.error:#x}"
@@ -122,7 +129,7 @@ class Found(NamedTuple):
     shift: int  # log2 of the page's size
     rights: int  # WRITABLE | USER, combined over the levels
     no_execute: bool
-    path: tuple[tuple[int, int], ...]  # (gpa, entry) from the root; PDPTEs of PAE are left out
+    path: Path
 
 
 class Regime:
@@ -170,33 +177,32 @@ class Regime:
             kept = None if has_rights else self.pdptes
             entry = read(at, size) if kept is None else kept[index]
             if not entry & PRESENT:
-                raise GuestFault(gva, code)
+                raise GuestFault(gva, code, path=tuple(path))
             is_page = shift == 12 or (may_map and bool(entry & LARGE))
             if has_rights:
                 reserved = reserved_page if is_page else reserved_table
                 if entry & (reserved | self.reserved_nx):
-                    raise GuestFault(gva, code | E_PRESENT | E_RESERVED)
+                    raise GuestFault(gva, code | E_PRESENT | E_RESERVED, path=tuple(path))
                 rights &= entry
                 no_execute = no_execute or bool(entry & NO_EXECUTE)
                 path.append((at, entry))
             if is_page:
-                self._check(gva, error, rights, no_execute, smap)
+                if self._refuses(error, rights, no_execute, smap):
+                    raise GuestFault(gva, code | E_PRESENT, path=tuple(path[:-1]))
                 frame = frame_of(entry, shift, size)
                 return Found(frame | gva & (1 << shift) - 1, shift, rights, no_execute, tuple(path))
             table = entry & self.address_mask
         raise AssertionError("the last level maps a page")
 
-    def _check(self, gva: int, error: int, rights: int, no_execute: bool, smap: bool) -> None:
+    def _refuses(self, error: int, rights: int, no_execute: bool, smap: bool) -> bool:
         user, write, fetch = error & E_USER, error & E_WRITE, error & E_FETCH
         if user and not rights & USER:
-            refused = True
-        elif fetch:
-            refused = no_execute or bool(not user and self.smep and rights & USER)
-        else:
-            refused = not user and smap and bool(rights & USER)
-            refused = refused or bool(write and not rights & WRITABLE and (user or self.wp))
-        if refused:
-            raise GuestFault(gva, error & self.error_mask | E_PRESENT)
+            return True
+        if fetch:
+            return no_execute or bool(not user and self.smep and rights & USER)
+        if not user and smap and rights & USER:
+            return True
+        return bool(write and not rights & WRITABLE and (user or self.wp))
 
     def load_pdptes(self, read: "ReadEntry") -> tuple[int, ...]:
         """What MOV to CR3 loads under PAE paging (SDM 3A, "PDPTE Registers").
@@ -292,6 +298,6 @@ class Translation:
         return out
 
 
-def marks(path: tuple[tuple[int, int], ...], write: bool) -> list[int]:
+def marks(path: Path, write: bool) -> list[int]:
     """The flags that an access sets in the entries of a path."""
     return [ACCESSED] * (len(path) - 1) + [ACCESSED | DIRTY if write else ACCESSED] * bool(path)

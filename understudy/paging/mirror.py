@@ -89,7 +89,7 @@ class Mirror(Shadow):
 
     def p2m_change(self, gfn: int, count: int) -> None:
         self.finish_step()
-        self.hpas.clear()
+        self.forget_hpas(gfn, count)
         for slot in self.tables.reverse.slots_in(gfn, count):
             self.tables.zap(slot)
         for frame in [frame for frame in self.traced if gfn <= frame < gfn + count]:

@@ -78,11 +78,20 @@ class Shadow(Paging):
 
     def page_fault(self, gva: int, error: int) -> Answer:
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
-        found = self.regime.walk(self.read_entry, gva, error, smap)
+        try:
+            found = self.regime.walk(self.read_entry, gva, error, smap)
+        except GuestFault as fault:
+            for at, entry in fault.path:
+                if not entry & ACCESSED:
+                    self.set_entry(at, entry | ACCESSED)
+            raise
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
             return Answer(Fault.DEVICE, found.gpa)
+        if gfn in self.p2m.protected and error & E_WRITE:
+            self.p2m.touch(gfn, write=True)
+            hpa = self.look_up(gfn)
         self.mark(found, error)
         return self.fill(gva, error, found, hpa)
 
@@ -108,13 +117,24 @@ class Shadow(Paging):
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         """Let the access of a hidden fault go on; or say that it is a trace fault."""
 
+    def forget_hpas(self, gfn: int, count: int) -> None:
+        """The p2m has changed here."""
+        if count > len(self.hpas):
+            self.hpas.clear()
+            return
+        for frame in range(gfn, gfn + count):
+            self.hpas.pop(frame, None)
+
     # --- the guest's tables ---
 
     def look_up(self, gfn: int) -> int:
         """The hpa of a guest frame, 0 if it has none."""
         pfn = self.p2m.lookup(gfn)
         if pfn is None:
-            return 0
+            if not self.p2m.touch(gfn):
+                return 0
+            pfn = self.p2m.lookup(gfn)
+            assert pfn is not None
         self.hpas[gfn] = hpa = pfn << PAGE_SHIFT
         return hpa
 
@@ -137,7 +157,10 @@ class Shadow(Paging):
 
     def set_entry(self, at: int, entry: int) -> None:
         """Write an entry of a guest's table in the processor's stead."""
-        hpa = self.hpas[at >> PAGE_SHIFT] + (at & PAGE - 1)
+        gfn = at >> PAGE_SHIFT
+        if gfn in self.p2m.protected:
+            self.p2m.touch(gfn, write=True)
+        hpa = (self.hpas.get(gfn) or self.look_up(gfn)) + (at & PAGE - 1)
         if self.regime.entry_bytes == 8:
             self.write_u64(hpa, entry)
         else:
@@ -178,6 +201,8 @@ class Shadow(Paging):
         first = gfn & -LARGE_FRAMES
         extent = self.p2m.find(first)
         if extent is None or extent.gfn + extent.frames < first + LARGE_FRAMES:
+            return 0
+        if self.p2m.protected and self.p2m.has_protected(first, LARGE_FRAMES):
             return 0
         pfn = extent.pfn + first - extent.gfn
         return 0 if pfn % LARGE_FRAMES else pfn << PAGE_SHIFT
@@ -220,21 +245,12 @@ class Shadow(Paging):
         self.is_long = self.regime.format is INTEL64
 
 
-def page_entry(hpa: int, found: Found, error: int) -> int:
-    """The entry that gives the guest what its own entries do; writes, once they are dirty.
-
-    While CR0.WP is 0, a supervisor writes to pages that are read-only (`found.rights` has no
-    WRITABLE): for the time being, such a page becomes one of the supervisor's.  No fetch may come
-    of that, under SMEP.
-    """
+def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:
+    """The entry that gives the guest what its own entries do; writes, once they are dirty."""
     entry = hpa | PAGE_ENTRY | found.rights & USER
     if found.no_execute:
         entry |= NO_EXECUTE
-    if error & E_WRITE or (found.path and found.path[-1][1] & DIRTY) or not found.path:
-        if found.rights & WRITABLE:
-            entry |= WRITABLE
-        elif error & E_WRITE:
-            if entry & USER:
-                entry = entry & ~USER | NO_EXECUTE
-            entry |= WRITABLE
+    is_dirty = error & E_WRITE or not found.path or found.path[-1][1] & DIRTY
+    if is_dirty and may_write:
+        entry |= found.rights & WRITABLE
     return entry

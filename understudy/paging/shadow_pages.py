@@ -167,8 +167,9 @@ class ShadowPages:
         entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
         if is_large:
             entry |= LARGE
-        if guest & DIRTY and guest & WRITABLE and (is_large or self.may_write(gfn)):
-            entry |= WRITABLE
+        is_protected = not is_large and gfn in self.shadow.p2m.protected
+        if guest & DIRTY and not is_protected and (is_large or self.may_write(gfn)):
+            entry |= guest & WRITABLE
         old = self.read(slot)
         if old == entry:
             return

@@ -16,7 +16,7 @@ from typing import Any, Final
 from understudy.host import PAGE, PAGE_SHIFT, Host
 from understudy.memory import P2m
 from understudy.paging import Answer
-from understudy.paging.guest_walk import LARGE, PRESENT, Found
+from understudy.paging.guest_walk import E_WRITE, LARGE, PRESENT, WRITABLE, Found
 from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, TABLE, Shadow, page_entry
 
 DIRECTORY_SHIFT: Final = 30
@@ -50,6 +50,7 @@ class Vtlb(Shadow, name="vtlb"):
         self.discard()
 
     def invlpg(self, gva: int) -> None:
+        self.finish_step()
         for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
             if (shift, gva >> shift) in self.pieces:
                 self._drop_large(shift, gva >> shift)
@@ -61,13 +62,22 @@ class Vtlb(Shadow, name="vtlb"):
         self.invalidate()
 
     def p2m_change(self, gfn: int, count: int) -> None:
-        self.hpas.clear()
+        self.finish_step()
+        self.forget_hpas(gfn, count)
         if self.directories:
             self.discard()
 
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         self.fills += 1
-        entry = page_entry(hpa, found, error)
+        gfn = found.gpa >> PAGE_SHIFT
+        entry = page_entry(hpa, found, error, may_write=gfn not in self.p2m.protected)
+        slot = self._enter(gva, found, hpa, entry)
+        if error & E_WRITE and not found.rights & WRITABLE:  # CR0.WP is 0
+            self.patch([(slot, WRITABLE)])
+        return HIDDEN
+
+    def _enter(self, gva: int, found: Found, hpa: int, entry: int) -> int:
+        """Put an entry in; its slot."""
         key = gva >> LARGE_SHIFT
         if found.shift >= LARGE_SHIFT:
             large = self.large_frame(found.gpa >> PAGE_SHIFT)
@@ -78,18 +88,20 @@ class Vtlb(Shadow, name="vtlb"):
                     self.pool.append(old)
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self.write_u64(slot, entry & ~hpa | large | LARGE)
-                return HIDDEN
+                return slot
         leaf = self.leaves.get(key)
         if leaf is None:
             leaf = self.leaves[key] = self.new_table()
             self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
-        self.write_u64(leaf + (gva >> 9 & 0xFF8), entry)
-        return HIDDEN
+        slot = leaf + (gva >> 9 & 0xFF8)
+        self.write_u64(slot, entry)
+        return slot
 
     # --- tables ---
 
     def discard(self) -> None:
         """Begin again with nothing."""
+        self.finish_step()
         for tables in (self.pointers, self.directories, self.leaves):
             self.pool += tables.values()
             tables.clear()
