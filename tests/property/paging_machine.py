@@ -29,13 +29,14 @@ from understudy.vcpu import Goal, Vcpu
 from understudy.vm import VM
 
 CODE_GFN, FIXED_GFN = 0x10, 0x20
-TABLES: Final = tuple(range(0x100, 0x108))
+TABLES: Final = (*range(0x100, 0x107), 0x600, 0x601, 0x602)  # the last ones fit large pages
 ROOTS: Final = TABLES[:2]
-DATA: Final = (0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0, 1, 0x400, 0x401, 0x601)
+DATA: Final = (0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0, 1, 0x400, 0x401)
 FORMATS: Final = {"IA-32": IA32, "PAE": PAE, "Intel 64": INTEL64}
 CPUID: Final = b"\x0f\xa2"
 WORD, LANDING = 8, 0x40  # where a page is read and written, and where it is executed
 STRIDE: Final = 32
+MANY: Final = 1000  # exits: an access that is not done by then never will be
 
 GADGETS: Final = {
     "load": b"\x8b\x07", "store": b"\x89\x07", "store64": b"\x48\x89\x07", "xchg": b"\x87\x07",
@@ -64,7 +65,9 @@ class Done(NamedTuple):
 class Machine:
     """The VM under test and the oracle beside it."""
 
-    def __init__(self, paging: str, shape: Shape) -> None:
+    def __init__(self, paging: str, shape: Shape, pages: list[int]) -> None:
+        """`pages`: the addresses that will be used."""
+        self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
         self.vm = VM("16M", paging=paging, smap=True)
         self.vcpu: Vcpu = self.vm.vcpu
@@ -145,12 +148,12 @@ class Machine:
         vcpu.processor.set_gpr(7, rdi)
         vcpu.processor.set_gpr(0, eax)
         vcpu.processor.set_gpr(1, ecx)
-        events = vcpu.events
-        stop = vcpu.run(Goal(None, lambda: events.staged is not None))
+        events, exits = vcpu.events, iter(range(MANY))
+        stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
         if stop.kind == "done":
             return Done(None, 0, vcpu.processor.gpr(0) & 0xFFFF_FFFF)
         assert stop.kind == "until", stop
-        assert events.staged is not None
+        assert events.staged is not None, "one instruction exits again and again"
         info, error, _ = events.staged
         events.staged = None
         assert info & 0xFF == 14, f"exception {info & 0xFF}"
@@ -178,10 +181,20 @@ class Machine:
                 operand = new - old & LOW32
             elif (how == "or" and old & ~new) or (how == "and" and new & ~old):
                 name = "store"
-            gva = self.tables_gva + (gfn - TABLES[0] << 12) + offset
+            gva = self.tables_gva + (TABLES.index(gfn) << 12) + offset
             self.must(name, rdi=gva, eax=operand, ecx=1)
             self.oracle.write((gfn << 12) + offset, new.to_bytes(4, "little"))
         self.compare()
+
+    def entry_of(self, gva: int, depth: int) -> tuple[int, int] | None:
+        """The table and index of the entry of an address's walk at this depth, if it gets there."""
+        path = self.oracle.fresh(Access(gva)).path
+        if self.shape is PAE:
+            depth -= 1
+        if not 0 <= depth < len(path):
+            return None
+        gpa = path[depth]
+        return gpa >> 12, (gpa & 0xFFF) // self.shape.entry_bytes
 
     def edit_by_device(self, gfn: int, index: int, value: int) -> None:
         """Something else than the processor writes to a table."""
@@ -192,8 +205,15 @@ class Machine:
         self.oracle.write((gfn << 12) + index * size, data)
 
     def invlpg(self, gva: int) -> None:
+        oracle, access = self.oracle, Access(gva, ac=True)
+        sizes = {one.shift for one in oracle.outcomes(access) if one.error is None}
+        is_sure = all(one.error is None for one in oracle.outcomes(access)) and len(sizes) == 1
         self.must("invlpg", rdi=gva)
-        self.oracle.sync(gva)
+        if is_sure and (shift := sizes.pop()) > 12:  # whatever was cached was of a large page
+            for page in self.pages:
+                if page >> shift == gva >> shift:
+                    oracle.sync(page)
+        oracle.sync(gva)
 
     def load_cr3(self, gfn: int, *, is_first: bool = False) -> None:
         if not is_first:
@@ -253,7 +273,8 @@ class Machine:
         """The access succeeded: it must have gone to one of `pages`."""
         if not access.write:
             if not access.fetch:
-                pages = [one for one in pages if self._word(one.gpa) == done.eax]
+                # (The walk may have set flags in the very entry that was read.)
+                pages = [one for one in pages if not (self._word(one.gpa) ^ done.eax) & ~FLAGS]
             assert pages, f"{words}; expected {fresh}"
             self._flags(pages, access, pages[0].path)
             return
@@ -285,6 +306,7 @@ class Machine:
             return
         old = self.vm.memory.p2m.lookup(gfn)
         assert old is not None
+        self.sealed.pop(gfn, None)  # a protection goes with the frame
         self.vm.memory.p2m.map(gfn, self._copy(old), 1)
         self.vm.host.release(old)
 
@@ -294,6 +316,7 @@ class Machine:
             return
         old = self.vm.memory.p2m.lookup(gfn)
         assert old is not None
+        self.sealed.pop(gfn, None)
         self.homes[gfn] = self._copy(old)
         self.vm.memory.p2m.take(gfn, 1)
         self.vm.host.release(old)

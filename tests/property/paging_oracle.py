@@ -84,6 +84,10 @@ class Oracle:
         at, size = gpa & 0xFFF, self.shape.entry_bytes
         return int.from_bytes(self.memory[gpa >> 12][at : at + size], "little")
 
+    def entry_at(self, gfn: int, index: int) -> int:
+        """By table and index."""
+        return self.entry((gfn << 12) + index * self.shape.entry_bytes)
+
     def write(self, gpa: int, data: bytes) -> None:
         """A store; what the entries were is remembered."""
         size = self.shape.entry_bytes

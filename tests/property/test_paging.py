@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from tests.property.paging_machine import DATA, EDITS, FORMATS, ROOTS, TABLES, Machine
 from tests.property.paging_oracle import (
     IA32,
-    INTEL64,
     NX,
     PAE,
     PS,
@@ -25,23 +24,29 @@ from tests.property.paging_oracle import (
     G,
     Mode,
     P,
+    Shape,
 )
 from understudy.paging import Paging
 
-LARGE_GFNS = (0, 0x200, 0x400)
-FOUR_MEGA_GFNS = (0, 0x400)
+LARGE_GFNS = {
+    "IA-32": (0, 0x400),  # 4 MBytes: the second half begins with a table
+    "PAE": (0, 0x200, 0x400, 0x600),
+    "Intel 64": (0, 0x200, 0x400, 0x600),
+}
 FRAMES = (*TABLES, *DATA)
+UPPER, MIDDLE, LOWER = TABLES[2:5], TABLES[5:7], TABLES[7:]
+"""Tables by what they mostly are: any table may come to be used at any level."""
 
 
 def indices(shape_name: str) -> list[int]:
     """The entries that are edited; for IA-32, in each part that has a shadow of its own."""
-    return [0, 1, 257, 513] if shape_name == "IA-32" else [0, 1]
+    return [0, 1, 257, 512, 513] if shape_name == "IA-32" else [0, 1]
 
 
 def addresses(shape_name: str) -> list[int]:
     """The pages that are touched."""
     if shape_name == "IA-32":
-        return [i << 22 | j << 12 for i in (0, 1, 257, 513) for j in (0, 1, 513)]
+        return [i << 22 | j << 12 for i in (0, 1, 257) for j in (0, 1, 512, 513)]
     shifts = FORMATS[shape_name].shifts
     return [
         sum((bits >> n & 1) << shift for n, shift in enumerate(shifts))
@@ -49,43 +54,57 @@ def addresses(shape_name: str) -> list[int]:
     ]
 
 
+def levels(shape: Shape) -> list[tuple[int, ...]]:
+    """The tables of each level, from the root down, as the guest begins."""
+    return [ROOTS, *[UPPER, MIDDLE, LOWER][4 - len(shape.shifts) :]]
+
+
+def entries(shape_name: str, paging: str, below: tuple[int, ...]) -> st.SearchStrategy[int]:
+    """Entries for a table over the tables `below`; for one of the last level if there are none."""
+    shape = FORMATS[shape_name]
+    # Rights that let something through are likelier, or nothing would ever be reached.
+    full = RW | US
+    flags = st.sampled_from([full, full | A, full | A | D, full | A | D, US | A, RW | A | D, US, 0])
+    wide = [0] * 12 + [NX, NX, G, 1 << 50]
+    extras = st.sampled_from([0] * 9 + [G] if shape is IA32 else wide)
+    if paging == "ept":  # global translations outlive a load of CR3, and the oracle knows none
+        extras = extras.map(lambda bits: bits & ~G)
+    pages = st.sampled_from([*DATA, *DATA, *TABLES[2:]])
+    places = [pages] if not below else [st.sampled_from(below)] * 5 + [st.sampled_from(TABLES[2:])]
+    named = st.builds(lambda gfn, a, b: gfn << 12 | P | a | b, st.one_of(places), flags, extras)
+    large = st.builds(
+        lambda gfn, a, b: gfn << 12 | P | PS | a | b,
+        st.sampled_from(LARGE_GFNS[shape_name]), flags, extras,
+    )  # fmt: skip
+    absent = st.sampled_from([0, 0x1234_5000 | RW, 0x20_2000 | PS | P])
+    return st.one_of([named] * 6 + [large] * (3 if below else 1) + [absent])
+
+
 def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
     """The state machine for one technique and one format."""
     shape = FORMATS[shape_name]
+    tiers = levels(shape)
     gvas = st.sampled_from(addresses(shape_name))
-    # Rights that let something through are likelier, or nothing would ever be reached.
-    flags = st.sampled_from(
-        [RW | US, RW | US, RW | US | A, RW | US | A | D, US, US | A, RW, RW | A | D, 0]
-    )
-    extras = st.sampled_from(
-        [0] * 12 + [NX, NX, G, 1 << 50, 1 << 13] if shape is not IA32 else [0] * 9 + [G]
-    )
-    if paging == "ept":  # global translations outlive a load of CR3, and the oracle knows none
-        extras = extras.map(lambda bits: bits & ~G)
-
-    @st.composite
-    def entries(draw: st.DrawFn) -> int:
-        kind = draw(st.sampled_from(["table", "table", "table", "page", "page", "large", "none"]))
-        if kind == "none":
-            return draw(st.sampled_from([0, 0x1234_5000 | RW]))
-        bits = P | draw(flags) | draw(extras)
-        if kind == "large":
-            places = FOUR_MEGA_GFNS if shape is IA32 else LARGE_GFNS
-            return draw(st.sampled_from(places)) << 12 | PS | bits & ~(1 << 13)
-        gfns = TABLES[2:] if kind == "table" else (*DATA, *TABLES[2:4])
-        return draw(st.sampled_from(gfns)) << 12 | bits & ~(1 << 13)
+    values = [entries(shape_name, paging, below) for below in [*tiers[1:], ()]]
+    any_value = st.one_of(values)
+    flips = st.sampled_from([RW, US, A, D, A | D, RW | D, P] + [NX] * (shape is not IA32))
+    modes = st.builds(Mode, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+    places = st.one_of([
+        st.tuples(st.sampled_from(gfns), st.sampled_from(indices(shape_name)), value)
+        for n, (gfns, value) in enumerate(zip(tiers, values, strict=True))
+        for _ in range(n + 1)
+    ])  # fmt: skip
 
     class PagingMachine(RuleBasedStateMachine):
-        steps = 0
-
-        @initialize()
-        def begin(self) -> None:
-            self.machine = Machine(paging, shape)
-            # A way to each level that is there from the beginning.
-            for gfn, below in zip(ROOTS, (TABLES[2], TABLES[3]), strict=True):
-                self._edit(gfn, 0, below << 12 | P | RW | US, "store")
-            for gfn in range(TABLES[2], TABLES[-1]):
-                self._edit(gfn, 0, gfn + 1 << 12 | P | RW | US, "store")
+        @initialize(mode=modes)
+        def begin(self, mode: Mode) -> None:
+            self.machine = Machine(paging, shape, addresses(shape_name))
+            for tier, below in zip(tiers, [*tiers[1:], DATA], strict=True):
+                for n, gfn in enumerate(tier):
+                    for k, index in enumerate(indices(shape_name)):
+                        target = below[(n + k) % len(below)]
+                        self._edit(gfn, index, target << 12 | P | RW | US, "store")
+            self.machine.set_mode(mode)
 
         def teardown(self) -> None:
             if hasattr(self, "machine"):
@@ -93,18 +112,50 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
 
         def _edit(self, gfn: int, index: int, value: int, how: str) -> None:
             if shape is PAE and gfn in ROOTS:  # a PDPTE has hardly any flags; CR3 loads check it
-                value, how = value & (0x3FFF_F000 | P), "store" if how != "xchg" else how
+                value, how = value & (0x3FFF_F000 | P), "xchg" if how == "xchg" else "store"
             self.machine.edit(gfn, index, value, how)
 
-        @rule(gfn=st.sampled_from(TABLES), index=st.sampled_from(indices(shape_name)),
-              value=entries(), how=st.sampled_from(EDITS))  # fmt: skip
-        def edit(self, gfn: int, index: int, value: int, how: str) -> None:
-            self._edit(gfn, index, value, how)
+        @rule(place=places, how=st.sampled_from(EDITS))
+        def edit(self, place: tuple[int, int, int], how: str) -> None:
+            self._edit(*place, how)
 
-        @rule(gfn=st.sampled_from(TABLES[2:]), index=st.sampled_from(indices(shape_name)),
-              value=entries())  # fmt: skip
-        def edit_by_device(self, gfn: int, index: int, value: int) -> None:
-            self.machine.edit_by_device(gfn, index, value)
+        @rule(gva=gvas, depth=st.integers(0, 3), value=st.tuples(*values), flips=flips,
+              writes=st.tuples(*[st.booleans()] * 4), user=st.booleans(),
+              how=st.sampled_from(EDITS), plan=st.integers(0, 31))  # fmt: skip
+        def revise(
+            self, gva: int, depth: int, value: tuple[int, ...], flips: int,
+            writes: tuple[bool, ...], user: bool, how: str, plan: int,
+        ) -> None:  # fmt: skip
+            """Use an address and its neighbor, change an entry of its path, use them again.
+
+            In between, perhaps: use it at once, change it back, invalidate it or everything.
+            """
+            machine, level = self.machine, len(shape.shifts) - 1 - depth
+            if level < 0:
+                return
+            access, beside = Access(gva, user=user, ac=True), Access(gva ^ 0x1000, ac=True)
+            machine.touch(access._replace(write=writes[0]), 0x5AFE_0000)
+            machine.touch(beside._replace(write=writes[1]), 0x5AFE_0002)
+            place = machine.entry_of(gva, level)
+            if place is not None and place[0] in TABLES:
+                old = machine.oracle.entry_at(*place)
+                self._edit(*place, old ^ flips if plan & 1 else value[level], how)
+                if plan & 2:
+                    machine.touch(access._replace(write=writes[2]), 0x5AFE_0004)
+                if plan & 4:
+                    self._edit(*place, old, how)
+            if plan & 8:
+                machine.invlpg(gva)
+            elif plan & 16:
+                machine.load_cr3(machine.oracle.root >> 12)
+            machine.touch(access._replace(write=writes[3]), 0x5AFE_0006)
+            machine.touch(beside._replace(write=writes[1]), 0x5AFE_0008)
+
+        @rule(place=places)
+        def edit_by_device(self, place: tuple[int, int, int]) -> None:
+            gfn, index, value = place
+            if shape is not PAE or gfn not in ROOTS:
+                self.machine.edit_by_device(gfn, index, value)
 
         @rule(gva=gvas)
         def invlpg(self, gva: int) -> None:
@@ -114,19 +165,19 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
         def load_cr3(self, gfn: int) -> None:
             self.machine.load_cr3(gfn)
 
-        @rule(mode=st.builds(Mode, st.booleans(), st.booleans(), st.booleans(), st.booleans()))
+        @rule(mode=modes)
         def set_mode(self, mode: Mode) -> None:
             self.machine.set_mode(mode)
 
-        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(), st.booleans()),
-              value=entries())  # fmt: skip
+        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(),
+                               st.booleans()), value=any_value)  # fmt: skip
         def touch(self, access: Access, value: int) -> None:
             self.machine.touch(access, value & 0xFFFF_FFFF)
 
-        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(), st.booleans()),
-              value=entries())  # fmt: skip
-        def touch_again(self, access: Access, value: int) -> None:
-            self.machine.touch(access, value & 0xFFFF_FFFF)
+        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(),
+                               st.just(True)))  # fmt: skip
+        def touch_again(self, access: Access) -> None:
+            self.machine.touch(access, 0x5AFE_0070)
 
         @rule(gva=gvas, user=st.booleans())
         def fetch(self, gva: int, user: bool) -> None:

@@ -1,0 +1,245 @@
+"""A broken rule in a paging technique is found: the state machine of `test_paging` can fail.
+
+What: one mutation for each rule, of the kind that such code has had elsewhere.  Source: none.
+Invariant: each mutation is caught within the steps that the quick run takes; without one, the
+same steps find nothing (`test_paging`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.property.test_paging import check
+from understudy.paging import guest_walk, shadow
+from understudy.paging.eager import Eager
+from understudy.paging.ept import Ept
+from understudy.paging.lazy import Lazy
+from understudy.paging.mirror import Mirror
+from understudy.paging.shadow import Shadow
+from understudy.paging.shadow_pages import ShadowPages
+from understudy.paging.vtlb import Vtlb
+
+Patch = pytest.MonkeyPatch
+Mutation = Callable[[Patch], None]
+
+
+def nothing(*_args: Any, **_more: Any) -> None:
+    """Instead of what should be done."""
+
+
+def missed_invlpg(patch: Patch) -> None:
+    """INVLPG leaves the entry where it is."""
+    patch.setattr(Vtlb, "invlpg", lambda self, gva: self.invalidate())
+
+
+def missed_invlpg_of_a_large_page(patch: Patch) -> None:
+    """INVLPG drops the piece that it names and not the rest of the guest's large page."""
+    patch.setattr(Vtlb, "_drop_large", nothing)
+
+
+def missed_cr3(patch: Patch) -> None:
+    """A load of CR3 keeps what was cached."""
+    patch.setattr(Vtlb, "cr3_write", lambda self: self.read_regime())
+
+
+def processor_not_told(patch: Patch) -> None:
+    """The tables change, but the processor keeps what it had read of them."""
+    patch.setattr(Mirror, "settle", nothing)
+
+
+def demotion_not_applied(patch: Patch) -> None:
+    """An entry that allows less than before is left as it was."""
+    plain = ShadowPages.map
+
+    def map(self: ShadowPages, slot: int, gfn: int, guest: int, is_large: bool = False) -> None:
+        old = self.read(slot)
+        if old and self.reverse.frame_at(slot) == gfn and old & ~guest & guest_walk.WRITABLE:
+            return
+        plain(self, slot, gfn, guest, is_large)
+
+    patch.setattr(ShadowPages, "map", map)
+
+
+def forgotten_dirty_flag(patch: Patch) -> None:
+    """A page may be written before the guest's entry is dirty."""
+    plain = ShadowPages.map
+
+    def map(self: ShadowPages, slot: int, gfn: int, guest: int, is_large: bool = False) -> None:
+        plain(self, slot, gfn, guest | guest_walk.DIRTY, is_large)
+
+    patch.setattr(ShadowPages, "map", map)
+
+
+def forgotten_dirty_flag_in_a_cache(patch: Patch) -> None:
+    """The same where entries stand alone."""
+    from understudy.paging import vtlb
+
+    def entry(hpa: int, found: Any, error: int, *, may_write: bool) -> int:
+        return shadow.page_entry(hpa, found, error | guest_walk.E_WRITE, may_write=may_write)
+
+    patch.setattr(vtlb, "page_entry", entry)
+
+
+def forgotten_accessed_flag(patch: Patch) -> None:
+    """A hidden fault fills the shadow and leaves the guest's entries alone."""
+    patch.setattr(Shadow, "mark", nothing)
+
+
+def untraced_table(patch: Patch) -> None:
+    """A table that gets a shadow can still be written unseen."""
+    patch.setattr(ShadowPages, "protect", nothing)
+
+
+def stale_large_page(patch: Patch) -> None:
+    """A table comes to lie in a large page, which stays writable as a whole."""
+    plain = ShadowPages.protect
+
+    def protect(self: ShadowPages, gfn: int) -> None:
+        large, self.reverse._large = self.reverse._large, {}
+        plain(self, gfn)
+        self.reverse._large = large
+
+    patch.setattr(ShadowPages, "protect", protect)
+
+
+def upper_level_not_applied(patch: Patch) -> None:
+    """Only entries of the last level follow the guest's writes."""
+    plain = Mirror.resync
+
+    def resync(self: Mirror, page: Any, index: int) -> None:
+        if page.level == 1:
+            plain(self, page, index)
+
+    patch.setattr(Mirror, "resync", resync)
+
+
+def half_of_an_ia32_table(patch: Patch) -> None:
+    """Both shadows of an IA-32 table are taken for its first half."""
+    plain = Mirror._guest_entry
+
+    def guest_entry(self: Mirror, page: Any, index: int) -> int:
+        if self.regime.entry_bytes == 4 and page.level == 1:
+            return self.read_entry((page.gfn << 12) + 4 * index, 4)
+        return plain(self, page, index)
+
+    patch.setattr(Mirror, "_guest_entry", guest_entry)
+
+
+def no_synchronization(patch: Patch) -> None:
+    """The shadows do not catch up."""
+    patch.setattr(Lazy, "synchronize", nothing)
+
+
+def changed_and_changed_back(patch: Patch) -> None:
+    """An entry that was used while it was different is not looked at again."""
+    patch.setattr(Lazy, "enter", Mirror.enter)
+
+
+def not_protected_again(patch: Patch) -> None:
+    """A table that was written once is never traced again."""
+    plain = Lazy.synchronize
+
+    def synchronize(self: Lazy) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(ShadowPages, "protect", nothing)
+            plain(self)
+
+    patch.setattr(Lazy, "synchronize", synchronize)
+
+
+def moved_frame(patch: Patch) -> None:
+    """The p2m changes and the tables do not."""
+    for technique in (Vtlb, Mirror):
+        patch.setattr(technique, "p2m_change", nothing)
+
+
+def written_while_protected(patch: Patch) -> None:
+    """The hypervisor sets the guest's flags in a frame that it has write-protected."""
+
+    def set_entry(self: Shadow, at: int, entry: int) -> None:
+        hpa = self.look_up(at >> 12) + (at & 0xFFF)
+        put = self.write_u64 if self.regime.entry_bytes == 8 else self.write_u32
+        put(hpa, entry)
+
+    patch.setattr(Shadow, "set_entry", set_entry)
+
+
+def step_without_end(patch: Patch) -> None:
+    """What one instruction was let through for stays open."""
+    patch.setattr(Shadow, "finish_step", lambda self: self.patched.clear())
+
+
+def smep_forgotten(patch: Patch) -> None:
+    """A supervisor's fetch from a user page is believed to be allowed."""
+    plain = guest_walk.Regime.__init__
+
+    def init(self: Any, *values: Any) -> None:
+        plain(self, *values)
+        self.smep = False
+
+    patch.setattr(guest_walk.Regime, "__init__", init)
+
+
+def ept_not_invalidated(patch: Patch) -> None:
+    """The EPT changes, but the processor keeps what it had read of it."""
+    patch.setattr(Ept, "invalidate", nothing)
+
+
+def accessed_flag_kept(patch: Patch) -> None:
+    """The guest clears a flag, and the entry that stood for it stays usable."""
+    plain = Eager.table_written
+
+    def table_written(self: Eager, gpa: int, length: int) -> None:
+        at = gpa & -self.regime.entry_bytes
+        entry = self.read_entry(at, self.regime.entry_bytes)
+        if entry & 1 and not entry & guest_walk.ACCESSED:
+            return
+        plain(self, gpa, length)
+
+    patch.setattr(Eager, "table_written", table_written)
+
+
+ANY_FORMAT = ("IA-32", "PAE", "Intel 64")
+ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
+    (missed_invlpg, "vtlb", ANY_FORMAT),
+    (missed_invlpg_of_a_large_page, "vtlb", ("IA-32",)),
+    (missed_cr3, "vtlb", ANY_FORMAT),
+    (forgotten_dirty_flag_in_a_cache, "vtlb", ANY_FORMAT),
+    (forgotten_accessed_flag, "vtlb", ANY_FORMAT),
+    (moved_frame, "vtlb", ANY_FORMAT),
+    (written_while_protected, "vtlb", ("Intel 64",)),
+    (step_without_end, "vtlb", ("Intel 64",)),
+    (smep_forgotten, "vtlb", ("Intel 64",)),
+    (processor_not_told, "eager", ANY_FORMAT),
+    (demotion_not_applied, "eager", ANY_FORMAT),
+    (forgotten_dirty_flag, "eager", ANY_FORMAT),
+    (untraced_table, "eager", ANY_FORMAT),
+    (stale_large_page, "eager", ("PAE", "Intel 64")),
+    (upper_level_not_applied, "eager", ANY_FORMAT),
+    (half_of_an_ia32_table, "eager", ("IA-32",)),
+    (accessed_flag_kept, "eager", ANY_FORMAT),
+    (moved_frame, "eager", ANY_FORMAT),
+    (no_synchronization, "lazy", ANY_FORMAT),
+    (changed_and_changed_back, "lazy", ("Intel 64",)),
+    (not_protected_again, "lazy", ANY_FORMAT),
+    (demotion_not_applied, "lazy", ("Intel 64",)),
+    (ept_not_invalidated, "ept", ("Intel 64",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("mutation", "paging", "shape"),
+    [
+        pytest.param(mutation, paging, shape, id=f"{mutation.__name__}-{paging}-{shape}")
+        for mutation, paging, shapes in ROWS
+        for shape in shapes
+    ],
+)
+def test_a_broken_rule_is_found(
+    mutation: Mutation, paging: str, shape: str, monkeypatch: Patch
+) -> None:
+    mutation(monkeypatch)
+    with pytest.raises(Exception) as caught:
+        check(paging, shape, examples=60, steps=60)
+    assert not isinstance(caught.value, AttributeError | NameError), caught.value
