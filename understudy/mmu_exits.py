@@ -69,11 +69,11 @@ def page_fault(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     try:
         kind, gpa = paging.page_fault(exit.qualification, exit.intr_error)
     except GuestFault as fault:
-        paging.faults["true"] += 1
+        paging.faults[Fault.TRUE] += 1
         return _reflect(vcpu, exit, fault)
     except PagingError as problem:
         return vcpu.error(str(problem))
-    paging.faults[kind.value] += 1
+    paging.faults[kind] += 1
     if exit.idt_info & VALID:
         vcpu.deliver_again(exit)
         if exit.idt_info >> TYPE_SHIFT & 7 != EventType.HARDWARE_EXCEPTION:

@@ -26,7 +26,7 @@ from understudy.host import PAGE, Host, bytes_of
 from understudy.inspection import Inspection
 from understudy.memory import GuestMemory
 from understudy.mmu_exits import load_pdptes
-from understudy.paging import Fault, Paging
+from understudy.paging import Paging
 from understudy.silicon import host_features
 from understudy.vcpu import Goal, GuestClock, Vcpu
 
@@ -269,7 +269,7 @@ class VM:
             "paging": self.pages.name,
             "fills": self.pages.fills,
             "flushes": self.pages.flushes,
-            "faults": {kind.value: self.pages.faults[kind.value] for kind in Fault},
+            "faults": dict(self.pages.faults),
             "tables": self.pages.table_count,
             "cr_accesses": self.vcpu.named_cr_accesses(),
             "injected": dict(sorted(self.vcpu.events.injected.items())),

@@ -29,9 +29,10 @@ from understudy.vcpu import Goal, Vcpu
 from understudy.vm import VM
 
 CODE_GFN, FIXED_GFN = 0x10, 0x20
-TABLES: Final = (*range(0x100, 0x107), 0x600, 0x601, 0x602)  # the last ones fit large pages
+TABLES: Final = (*range(0x100, 0x107), 0x600, 0x601, 0x602, 0x800, 0x801)
+"""The last ones are where large pages begin, which are touched at their first two frames."""
 ROOTS: Final = TABLES[:2]
-DATA: Final = (0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0, 1, 0x400, 0x401)
+DATA: Final = (0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0, 1, 0x400, 0x401, 0xA00, 0xA01)
 FORMATS: Final = {"IA-32": IA32, "PAE": PAE, "Intel 64": INTEL64}
 CPUID: Final = b"\x0f\xa2"
 WORD, LANDING = 8, 0x40  # where a page is read and written, and where it is executed
@@ -185,6 +186,12 @@ class Machine:
             self.must(name, rdi=gva, eax=operand, ecx=1)
             self.oracle.write((gfn << 12) + offset, new.to_bytes(4, "little"))
         self.compare()
+
+    def frames_of(self, gva: int) -> list[int]:
+        """The frames that a walk of this address uses, the page's first."""
+        outcome = self.oracle.fresh(Access(gva, ac=True))
+        page = [] if outcome.error is not None else [outcome.gpa >> 12]
+        return [*page, *reversed([gpa >> 12 for gpa in outcome.path])]
 
     def entry_of(self, gva: int, depth: int) -> tuple[int, int] | None:
         """The table and index of the entry of an address's walk at this depth, if it gets there."""

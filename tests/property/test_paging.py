@@ -5,6 +5,8 @@ hypervisor moves, removes and write-protects frames.  Source: the invariants of
 `understudy.paging`.  What is checked: see `paging_machine`.
 """
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -29,12 +31,13 @@ from tests.property.paging_oracle import (
 from understudy.paging import Paging
 
 LARGE_GFNS = {
-    "IA-32": (0, 0x400),  # 4 MBytes: the second half begins with a table
-    "PAE": (0, 0x200, 0x400, 0x600),
-    "Intel 64": (0, 0x200, 0x400, 0x600),
+    "IA-32": (0, 0x400, 0x800),  # 4 MBytes: the second half begins with a table
+    "PAE": (0, 0x200, 0x400, 0x600, 0x800),
+    "Intel 64": (0, 0x200, 0x400, 0x600, 0x800),
 }
 FRAMES = (*TABLES, *DATA)
-UPPER, MIDDLE, LOWER = TABLES[2:5], TABLES[5:7], TABLES[7:]
+UPPER, MIDDLE, LOWER, SPARE = TABLES[2:5], TABLES[5:7], TABLES[7:10], TABLES[10:]
+WRITE_BESIDE = 0x1000
 """Tables by what they mostly are: any table may come to be used at any level."""
 
 
@@ -95,6 +98,21 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
         for _ in range(n + 1)
     ])  # fmt: skip
 
+    hows = st.sampled_from(EDITS)
+    accesses = st.builds(
+        Access, gvas, st.booleans(), st.just(False), st.booleans(), st.sampled_from([1, 1, 1, 0])
+    )
+    uses = st.tuples(*[st.tuples(st.booleans(), st.booleans())] * 4)
+
+    def revisions(function: Callable[..., None]) -> Callable[..., None]:
+        """The same rule under one more name, to be chosen more often."""
+        above, plan = st.sampled_from([0, 0, 0, 1, 1, 2, 3]), st.integers(0, 31)
+        value = st.tuples(*values)
+        drawn = rule(
+            gva=gvas, above=above, uses=uses, value=value, flips=flips, how=hows, plan=plan
+        )  # fmt: skip
+        return drawn(lambda self, **drawn: function(self, **drawn))
+
     class PagingMachine(RuleBasedStateMachine):
         @initialize(mode=modes)
         def begin(self, mode: Mode) -> None:
@@ -115,85 +133,103 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
                 value, how = value & (0x3FFF_F000 | P), "xchg" if how == "xchg" else "store"
             self.machine.edit(gfn, index, value, how)
 
-        @rule(place=places, how=st.sampled_from(EDITS))
+        @rule(place=places, how=hows)
         def edit(self, place: tuple[int, int, int], how: str) -> None:
             self._edit(*place, how)
 
-        @rule(gva=gvas, depth=st.integers(0, 3), value=st.tuples(*values), flips=flips,
-              writes=st.tuples(*[st.booleans()] * 4), user=st.booleans(),
-              how=st.sampled_from(EDITS), plan=st.integers(0, 31))  # fmt: skip
-        def revise(
-            self, gva: int, depth: int, value: tuple[int, ...], flips: int,
-            writes: tuple[bool, ...], user: bool, how: str, plan: int,
+        @rule(place=places)
+        def edit_by_device(self, place: tuple[int, int, int]) -> None:
+            if shape is not PAE or place[0] not in ROOTS:
+                self.machine.edit_by_device(*place)
+
+        def _revise(
+            self, gva: int, above: int, value: tuple[int, ...], flips: int,
+            uses: tuple[tuple[bool, bool], ...], how: str, plan: int,
         ) -> None:  # fmt: skip
             """Use an address and its neighbor, change an entry of its path, use them again.
 
             In between, perhaps: use it at once, change it back, invalidate it or everything.
             """
-            machine, level = self.machine, len(shape.shifts) - 1 - depth
-            if level < 0:
-                return
-            access, beside = Access(gva, user=user, ac=True), Access(gva ^ 0x1000, ac=True)
-            machine.touch(access._replace(write=writes[0]), 0x5AFE_0000)
-            machine.touch(beside._replace(write=writes[1]), 0x5AFE_0002)
+            machine, level = self.machine, max(0, len(tiers) - 1 - above)
+            first, second, third, last = (
+                Access(gva, write, user=user, ac=True) for write, user in uses
+            )
+            beside = first._replace(gva=gva ^ 0x1000)
+            machine.touch(first, 0x5AFE_0000)
+            machine.touch(beside, 0x5AFE_0002)
+            machine.touch(second, 0x5AFE_0004)
             place = machine.entry_of(gva, level)
             if place is not None and place[0] in TABLES:
                 old = machine.oracle.entry_at(*place)
                 self._edit(*place, old ^ flips if plan & 1 else value[level], how)
                 if plan & 2:
-                    machine.touch(access._replace(write=writes[2]), 0x5AFE_0004)
+                    machine.touch(third, 0x5AFE_0006)
                 if plan & 4:
                     self._edit(*place, old, how)
             if plan & 8:
                 machine.invlpg(gva)
             elif plan & 16:
                 machine.load_cr3(machine.oracle.root >> 12)
-            machine.touch(access._replace(write=writes[3]), 0x5AFE_0006)
-            machine.touch(beside._replace(write=writes[1]), 0x5AFE_0008)
+            machine.touch(last, 0x5AFE_0008)
+            machine.touch(beside, 0x5AFE_000A)
 
-        @rule(place=places)
-        def edit_by_device(self, place: tuple[int, int, int]) -> None:
-            gfn, index, value = place
-            if shape is not PAE or gfn not in ROOTS:
-                self.machine.edit_by_device(gfn, index, value)
+        revise = revisions(_revise)
+        revise_again = revisions(_revise)
+        and_again = revisions(_revise)
 
-        @rule(gva=gvas)
-        def invlpg(self, gva: int) -> None:
-            self.machine.invlpg(gva)
+        @rule(gva=gvas, other=gvas, how=hows)
+        def bury(self, gva: int, other: int, how: str) -> None:
+            """A frame in a large page becomes a table."""
+            machine, level = self.machine, len(tiers) - 2
+            here, there = machine.entry_of(gva, level), machine.entry_of(other, level)
+            if here is None or there is None or here == there:
+                return
+            if here[0] not in TABLES or there[0] not in TABLES:
+                return
+            full = P | RW | US | A | D
+            self._edit(*here, SPARE[0] << 12 | PS | full, how)
+            machine.invlpg(gva)
+            machine.touch(Access(gva & -0x2000 | WRITE_BESIDE, True, ac=True), 0x5AFE_0000)
+            self._edit(*there, SPARE[0] << 12 | full, how)
+            machine.invlpg(other)
+            machine.touch(Access(other, ac=True), 0)
+            machine.touch(Access(gva, True, ac=True), DATA[0] << 12 | full)
+            machine.touch(Access(other | 0x1000, ac=True), 0)
 
-        @rule(gfn=st.sampled_from(ROOTS))
-        def load_cr3(self, gfn: int) -> None:
-            self.machine.load_cr3(gfn)
-
-        @rule(mode=modes)
-        def set_mode(self, mode: Mode) -> None:
-            self.machine.set_mode(mode)
-
-        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(),
-                               st.booleans()), value=any_value)  # fmt: skip
+        @rule(access=accesses, value=any_value)
         def touch(self, access: Access, value: int) -> None:
             self.machine.touch(access, value & 0xFFFF_FFFF)
-
-        @rule(access=st.builds(Access, gvas, st.booleans(), st.just(False), st.booleans(),
-                               st.just(True)))  # fmt: skip
-        def touch_again(self, access: Access) -> None:
-            self.machine.touch(access, 0x5AFE_0070)
 
         @rule(gva=gvas, user=st.booleans())
         def fetch(self, gva: int, user: bool) -> None:
             self.machine.touch(Access(gva, fetch=True, user=user), 0)
 
-        @rule(gfn=st.sampled_from(FRAMES))
-        def move(self, gfn: int) -> None:
-            self.machine.move(gfn)
+        @rule(gva=gvas, gfn=st.sampled_from(ROOTS), mode=modes, what=st.integers(0, 4))
+        def control(self, gva: int, gfn: int, mode: Mode, what: int) -> None:
+            """INVLPG, a load of CR3, or other switches."""
+            if what == 0:
+                self.machine.set_mode(mode)
+            elif what < 3:
+                self.machine.load_cr3(gfn)
+            else:
+                self.machine.invlpg(gva)
 
-        @rule(gfn=st.sampled_from(FRAMES))
-        def take(self, gfn: int) -> None:
-            self.machine.take(gfn)
-
-        @rule(gfn=st.sampled_from(FRAMES), copy_on_write=st.booleans())
-        def protect(self, gfn: int, copy_on_write: bool) -> None:
-            self.machine.protect(gfn, copy_on_write)
+        @rule(access=accesses, again=accesses, part=st.integers(0, 4),
+              frame=st.sampled_from(FRAMES),
+              what=st.sampled_from(["move", "take", "protect", "copy"]))  # fmt: skip
+        def disturb(self, access: Access, again: Access, part: int, frame: int, what: str) -> None:
+            """The hypervisor does something to a frame that is in use, or to any."""
+            machine = self.machine
+            machine.touch(access, 0x5AFE_0010)
+            frames = machine.frames_of(access.gva)
+            gfn = frames[part] if part < len(frames) else frame
+            if what == "move":
+                machine.move(gfn)
+            elif what == "take":
+                machine.take(gfn)
+            else:
+                machine.protect(gfn, copy_on_write=what == "copy")
+            machine.touch(again._replace(gva=access.gva), 0x5AFE_0012)
 
     return PagingMachine
 

@@ -13,10 +13,8 @@ Invariants of every technique, for every gva and at every guest instruction:
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Container
-from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from understudy.host import Host
 from understudy.memory import P2m
@@ -33,20 +31,20 @@ class PagingError(Exception):
     """The tables and the processor disagree: a defect of ours, or of the silicon."""
 
 
-class Fault(Enum):
+class Fault:
     """What a fault is (Adams and Agesen, "A Comparison of Software and Hardware Techniques for
     x86 Virtualization")."""
 
-    TRUE = "true"  # the guest's own: its tables refuse the access
-    HIDDEN = "hidden"  # they allow it, and now the hypervisor's do, too
-    TRACE = "trace"  # a write to a table that is write-protected to see it
-    DEVICE = "device"  # there is no RAM: an access to a device
+    TRUE: Final = "true"  # the guest's own: its tables refuse the access
+    HIDDEN: Final = "hidden"  # they allow it, and now the hypervisor's do, too
+    TRACE: Final = "trace"  # a write to a table that is write-protected to see it
+    DEVICE: Final = "device"  # there is no RAM: an access to a device
 
 
 class Answer(NamedTuple):
     """What a technique says of a fault that is not the guest's own."""
 
-    kind: Fault
+    kind: str  # one of `Fault`
     gpa: int | None = None  # where the access goes, if it is to be carried out
 
 
@@ -71,7 +69,7 @@ class Paging(ABC):
         self.processors: list[Processor] = []
         self.fills = 0  # entries added because an access needed them
         self.flushes = 0  # times that all entries of an address space were dropped
-        self.faults: Counter[str] = Counter()  # by the values of `Fault`
+        self.faults = dict.fromkeys((Fault.TRUE, Fault.HIDDEN, Fault.TRACE, Fault.DEVICE), 0)
         self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
 

@@ -51,9 +51,7 @@ Path = tuple[tuple[int, int], ...]
 class GuestFault(Exception):
     """The access is not allowed: this exception, with this error code; gva goes to CR2."""
 
-    def __init__(
-        self, gva: int, error: int, vector: Vector = Vector.PF, path: "Path" = ()
-    ) -> None:
+    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF, path: "Path" = ()) -> None:
         """`path`: the tables that the walk went through, whose entries count as accessed."""
         super().__init__(gva, error)
         self.gva, self.error, self.vector, self.path = gva, error, vector, path
@@ -169,7 +167,8 @@ class Regime:
         if form is None:
             return Found(gva & 0xFFFF_FFFF, 30, WRITABLE | USER, False, ())
         code = error & self.error_mask
-        rights, no_execute, path = WRITABLE | USER, False, []
+        rights, no_execute = WRITABLE | USER, False
+        path: list[tuple[int, int]] = []
         table, size = self.root, self.entry_bytes
         for shift, index_mask, may_map, has_rights, reserved_table, reserved_page in form.levels:
             index = gva >> shift & index_mask
