@@ -99,20 +99,21 @@ class VM:
         self.pc.install_tables()
         self.is_closed = False
 
-    @staticmethod
-    def _check(memory: int | str, clock: str, engine: str, paging: str) -> None:
+    @classmethod
+    def _check(cls, memory: int | str, clock: str, engine: str, paging: str) -> None:
         size = bytes_of(memory)
         if not SMALLEST <= size <= LARGEST or size % PAGE:
             raise ValueError(
                 f"memory {memory!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
             )
-        for what, value, known in (
-            ("clock", clock, ("virtual", "wall")),
-            ("engine", engine, ("dbt", "reference")),
-            ("paging", paging, tuple(Paging.ALL)),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+        cls._check_choice("clock", clock, ("virtual", "wall"))
+        cls._check_choice("engine", engine, ("dbt", "reference"))
+        cls._check_choice("paging", paging, tuple(Paging.ALL))
+
+    @staticmethod
+    def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+        if value not in known:
+            raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
 
     def _board(self, size: int) -> PC:
         console, agent = self.console, self.agent_port
@@ -145,6 +146,29 @@ class VM:
                 lambda index=index: kvmclock.rdmsr(0, index),  # type: ignore[misc]
                 lambda value, index=index: kvmclock.wrmsr(0, index, value),  # type: ignore[misc]
             )
+
+    # --- memory virtualisation ---
+
+    @property
+    def paging(self) -> str:
+        """The technique by which the guest's memory is virtualised now."""
+        return self.pages.name
+
+    @paging.setter
+    def paging(self, name: str) -> None:
+        """Change it at the next exit; the guest notices nothing.  From any thread."""
+        self._check_choice("paging", name, tuple(Paging.ALL))
+        self.post(lambda: self._change_paging(name))
+
+    def _change_paging(self, name: str) -> None:
+        old = self.pages
+        if name == old.name:
+            return
+        old.finish_step()
+        self.pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        self.pages.continue_counts(old)
+        self.vcpu.execution.use(self.pages)
+        old.close()
 
     # --- wires from the board to the vCPU ---
 

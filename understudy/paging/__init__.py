@@ -77,6 +77,10 @@ class Paging(ABC):
         """A virtual processor is going to use this technique's tables."""
         self.processors.append(execution.processor)
 
+    def continue_counts(self, other: "Paging") -> None:
+        """Count on from what the technique before this one has counted."""
+        self.fills, self.flushes, self.faults = other.fills, other.flushes, other.faults
+
     def close(self) -> None:
         """Give the tables' frames back; the p2m's changes do not matter any more."""
         self.p2m.watchers.remove(self.p2m_change)
