@@ -5,12 +5,19 @@ hypervisor moves, removes and write-protects frames.  Source: the invariants of
 `understudy.paging`.  What is checked: see `paging_machine`.
 """
 
+import itertools
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.property.paging_machine import DATA, EDITS, FORMATS, ROOTS, TABLES, Machine
 from tests.property.paging_oracle import (
@@ -38,6 +45,7 @@ LARGE_GFNS = {
 FRAMES = (*TABLES, *DATA)
 UPPER, MIDDLE, LOWER, SPARE = TABLES[2:5], TABLES[5:7], TABLES[7:10], TABLES[10:]
 WRITE_BESIDE = 0x1000
+LENGTH = 100  # steps of one machine
 """Tables by what they mostly are: any table may come to be used at any level."""
 
 
@@ -114,6 +122,13 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
         return drawn(lambda self, **drawn: function(self, **drawn))
 
     class PagingMachine(RuleBasedStateMachine):
+        done = 0  # steps, by all machines of this class
+
+        @invariant()
+        def count(self) -> None:
+            """Called after each step."""
+            type(self).done += 1
+
         @initialize(mode=modes)
         def begin(self, mode: Mode) -> None:
             self.machine = Machine(paging, shape, addresses(shape_name))
@@ -234,26 +249,25 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
     return PagingMachine
 
 
-def check(paging: str, shape_name: str, examples: int, steps: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine(paging, shape_name),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate,),
-            derandomize=True,
-            print_blob=False,
-        ),
-    )
+def check(paging: str, shape_name: str, steps: int) -> None:
+    """Run machines of up to `LENGTH` steps until so many steps are done in all."""
+    kind = machine(paging, shape_name)
+    options = settings(
+        max_examples=max(1, min(steps // LENGTH, 500)), stateful_step_count=LENGTH, deadline=None,
+        database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,),
+    )  # fmt: skip
+    for chance in itertools.count(1):
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            seed(chance)(kind), settings=options
+        )
+        if kind.done >= steps:  # type: ignore[attr-defined]
+            return
 
 
 @pytest.mark.parametrize("shape_name", FORMATS)
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))
 def test_never_stale_and_eventually_complete(paging: str, shape_name: str) -> None:
-    check(paging, shape_name, examples=20, steps=50)
+    check(paging, shape_name, 500)
 
 
 @pytest.mark.slow
@@ -261,4 +275,4 @@ def test_never_stale_and_eventually_complete(paging: str, shape_name: str) -> No
 @pytest.mark.parametrize("shape_name", FORMATS)
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))
 def test_a_hundred_thousand_steps(paging: str, shape_name: str) -> None:
-    check(paging, shape_name, examples=1000, steps=100)
+    check(paging, shape_name, 100_000)

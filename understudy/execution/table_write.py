@@ -17,7 +17,16 @@ from iced_x86 import Mnemonic, OpKind, Register
 
 from understudy.arch.cr import RFLAGS
 from understudy.execution.arithmetic import OPERATIONS, flags_of
-from understudy.execution.mmio import STRINGS, read_register, string, write_register
+from understudy.execution.mmio import (
+    STORES,
+    STRINGS,
+    Unsupported,
+    read_register,
+    string,
+    write_register,
+)
+from understudy.execution.portio import DF, RCX, RDI, RSI
+from understudy.memory import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ PAGE: Final = 4096
 KEPT: Final = 4096  # plans before all are forgotten
 ZF: Final = RFLAGS.ZF.mask
 CF: Final = RFLAGS.CF.mask
+MOVES: Final = frozenset({Mnemonic.MOVSB, Mnemonic.MOVSW, Mnemonic.MOVSD, Mnemonic.MOVSQ})
 LOW32: Final = 0xFFFF_FFFF
 MASK64: Final = (1 << 64) - 1
 BIT_OPERATIONS: Final[dict[int, Callable[[int, int], int]]] = {
@@ -88,12 +98,56 @@ def write_table(vcpu: "Vcpu", gva: int, gpa: int) -> bool:
 
 
 def _string(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
+    if plan.instruction.mnemonic in STORES | MOVES and _run(vcpu, plan, bits):
+        return True
     try:
         done = string(vcpu, vcpu.translation(), plan.instruction, bits, 0)
     except GuestFault as fault:
         vcpu.guest_fault(fault)
         return True
+    except (Unsupported, GuestMemoryError):
+        return False
     if done:
+        vcpu.retire()
+        vcpu.skip(plan.length)
+    return True
+
+
+def _run(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
+    """REP STOS or MOVS up to the end of a page, or of the run, at once.  False: one by one."""
+    instruction = plan.instruction
+    size, is_move = STRINGS[instruction.mnemonic], instruction.mnemonic in MOVES
+    if bits != 64 or not instruction.has_rep_prefix or vcpu.execution.read(RFLAGS_FIELD) & DF:
+        return False
+    if is_move and instruction.memory_segment in (Register.FS, Register.GS):
+        return False
+    target, source, left = vcpu.gpr(RDI), vcpu.gpr(RSI), vcpu.gpr(RCX)
+    room = PAGE - (target & PAGE - 1)
+    if is_move:
+        room = min(room, PAGE - (source & PAGE - 1))
+        if abs(target - source) < PAGE:
+            return False  # what is written may be what is read next
+    count = min(left, room // size)
+    if not count:
+        return False
+    translation, memory = vcpu.translation(), vcpu.memory
+    try:
+        gpa = translation.gpa(memory, target, write=True)
+        if is_move:
+            data = memory.read(translation.gpa(memory, source), count * size)
+        else:
+            data = (vcpu.gpr(0) & (1 << 8 * size) - 1).to_bytes(size, "little") * count
+        memory.write(gpa, data)
+    except GuestFault as fault:
+        vcpu.guest_fault(fault)
+        return True
+    except GuestMemoryError:
+        return False
+    vcpu.set_gpr(RDI, target + count * size & MASK64)
+    vcpu.set_gpr(RCX, left - count)
+    if is_move:
+        vcpu.set_gpr(RSI, source + count * size & MASK64)
+    if count == left:
         vcpu.retire()
         vcpu.skip(plan.length)
     return True
@@ -134,8 +188,8 @@ def _plan(code: bytes, bits: int) -> Plan | None:
     size = iced.MemorySizeExt.size(instruction.memory_size)
     if mnemonic in STRINGS:
         kinds = [instruction.op_kind(n) for n in range(instruction.op_count)]
-        is_plain = all(kind != OpKind.REGISTER for kind in kinds) or len(kinds) == 2
-        action: Action | None = _nothing if is_plain else None
+        is_of_sse = mnemonic in MOVES and OpKind.REGISTER in kinds
+        action: Action | None = None if is_of_sse else _nothing
     elif mnemonic == Mnemonic.CMPXCHG8B:
         action = _cmpxchg8b
     elif instruction.op_count != 2 or instruction.op0_kind != OpKind.MEMORY or size > 8:
@@ -248,4 +302,4 @@ def load(vcpu: "Vcpu", gpa: int, size: int) -> int:
 
 def store(vcpu: "Vcpu", gpa: int, size: int, value: int) -> None:
     """Write bytes of RAM, inside one page."""
-    vcpu.memory.write(gpa, value.to_bytes(size, "little"))
+    vcpu.paging.store(gpa, size, value)

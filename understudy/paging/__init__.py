@@ -115,6 +115,10 @@ class Paging(ABC):
         """The write of a trace fault cannot be carried out: let the processor do it, watched."""
         raise PagingError(f"a step at {gva:#x}, error code {error:#x}: nothing is traced")
 
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Carry out the guest's write to a traced table, inside one page."""
+        raise PagingError(f"a write to gpa {gpa:#x}: nothing is traced")
+
     def code_at(self, gva: int, length: int) -> bytes:
         """The bytes that the processor has just fetched here, as many as are mapped."""
         raise PagingError(f"the code at {gva:#x}: nothing is traced")

@@ -52,7 +52,15 @@ class Lazy(Mirror, name="lazy"):
         if gpa >> PAGE_SHIFT not in self.unsync:
             self.unsync[gpa >> PAGE_SHIFT] = b""
 
+    def fill_slot(
+        self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
+    ) -> bool:
+        if self.unsync:
+            return False  # what is entered now must be looked at again
+        return super().fill_slot(slot, gfn, hpa, entry, rights, no_execute, error)
+
     def synchronize(self) -> None:
+        self.regions.clear()
         while self.unsync:
             gfn, before = self.unsync.popitem()
             pages = list(self.traced.get(gfn, ()))

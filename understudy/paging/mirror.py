@@ -132,6 +132,15 @@ class Mirror(Shadow):
         self.settle()
         return HIDDEN
 
+    def fill_slot(
+        self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
+    ) -> bool:
+        if error & E_WRITE and not self.may_write(gfn):
+            return False
+        self.tables.map(slot, gfn, entry)
+        self.settle()
+        return True
+
     def enter(self, gva: int, error: int, found: Found) -> list[Place]:
         """Make the entries that a walk asks for; where they are, from the root down."""
         tables, page = self.tables, self.root
@@ -159,6 +168,8 @@ class Mirror(Shadow):
                 frame = self._frame(level, index, entry, is_page)
                 if is_page and (level == 1 or (level == 2 and tables.may_be_large(frame))):
                     tables.map(slot, frame, entry, level == 2)
+                    if level == 1:
+                        self.note_region(gva, found, page.hpa)
                     return places
                 child, flags = self._below(level, index, entry, frame, is_page)
             tables.link(slot, child, flags)

@@ -14,16 +14,19 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR4, RFLAGS
+from understudy.arch.msr import EFER
 from understudy.arch.vmcs import Vmcs
 from understudy.host import PAGE, PAGE_SHIFT, Host
 from understudy.memory import P2m
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
+    ADDRESS,
     DIRTY,
+    E_FETCH,
     E_USER,
     E_WRITE,
     INTEL64,
@@ -49,6 +52,16 @@ BELOW_4G: Final = 1 << 32
 VPID: Final = 1
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
+IN_IA32E: Final = int(EFER(NXE=1, LMA=1, LME=1))
+
+
+class Region(NamedTuple):
+    """Two megabytes of linear addresses: what the upper levels of a walk came to there."""
+
+    table: int  # hpa of the guest's table of the last level
+    rights: int  # WRITABLE | USER, combined over the levels above it
+    no_execute: int  # NO_EXECUTE likewise
+    leaf: int  # hpa of our table of the last level
 
 
 class Shadow(Paging):
@@ -62,10 +75,13 @@ class Shadow(Paging):
         self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
         self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
         self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
+        self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
         self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
         self.is_long = False
+        self.leaf_reserved = 0
+        self.loaded = 0  # the root in use
 
     def attach(self, execution: "Vmx") -> None:
         super().attach(execution)
@@ -77,6 +93,10 @@ class Shadow(Paging):
         return False
 
     def page_fault(self, gva: int, error: int) -> Answer:
+        region = self.regions.get(gva >> LARGE_SHIFT)
+        if region is not None and self._is_filled(gva, error, region):
+            self.fills += 1
+            return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
         try:
             found = self.regime.walk(self.read_entry, gva, error, smap)
@@ -113,12 +133,73 @@ class Shadow(Paging):
                 self.write_u64(slot, entry | flags)
         self.execution.single_step(True)
 
+    def _is_filled(self, gva: int, error: int, region: Region) -> bool:
+        """The common case: the guest's last entry allows the access.  False: look closely."""
+        if self.regime.entry_bytes == 8:
+            at = region.table + (gva >> 9 & 0xFF8)
+            entry = self.read_u64(at)
+        else:
+            at = region.table + (gva >> 10 & 0xFFC)
+            entry = self.read_u32(at)
+        rights = entry & region.rights
+        no_execute = (entry | region.no_execute) & NO_EXECUTE
+        if (
+            not entry & PRESENT
+            or entry & self.leaf_reserved
+            or (error & E_USER and not rights & USER)
+            or (error & E_FETCH and no_execute)
+            or (rights & USER and not error & E_USER and self._is_kept_out(error))
+        ):
+            return False
+        gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
+        if error & E_WRITE and (not rights & WRITABLE or gfn in self.p2m.protected):
+            return False
+        hpa = self.hpas.get(gfn) or self.look_up(gfn)
+        if not hpa or self.regions.get(gva >> LARGE_SHIFT) is not region:
+            return False
+        wanted = entry | (ACCESSED | DIRTY if error & E_WRITE else ACCESSED)
+        slot = region.leaf + (gva >> 9 & 0xFF8)
+        if not self.fill_slot(slot, gfn, hpa, wanted, rights, no_execute, error):
+            return False
+        if wanted != entry:
+            if self.regime.entry_bytes == 8:
+                self.write_u64(at, wanted)
+            else:
+                self.write_u32(at, wanted)
+        return True
+
+    def _is_kept_out(self, error: int) -> bool:
+        """Whether SMEP or SMAP may keep a supervisor's access from a user page."""
+        return self.regime.smep if error & E_FETCH else self.regime.smap
+
+    @abstractmethod
+    def fill_slot(
+        self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
+    ) -> bool:
+        """Make one entry of the last level; False if there is more to it.
+
+        `entry`: the guest's, with the flags that the access sets.
+        """
+
+    def note_region(self, gva: int, found: Found, leaf: int) -> None:
+        """Remember what a walk to a small page has found on the levels above the last."""
+        gfn = found.path[-1][0] >> PAGE_SHIFT
+        if gfn in self.p2m.protected:
+            return
+        rights, no_execute = WRITABLE | USER, 0
+        for _, entry in found.path[:-1]:
+            rights &= entry
+            no_execute |= entry & NO_EXECUTE
+        table = self.hpas.get(gfn) or self.look_up(gfn)
+        self.regions[gva >> LARGE_SHIFT] = Region(table, rights, no_execute, leaf)
+
     @abstractmethod
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         """Let the access of a hidden fault go on; or say that it is a trace fault."""
 
     def forget_hpas(self, gfn: int, count: int) -> None:
         """The p2m has changed here."""
+        self.regions.clear()
         if count > len(self.hpas):
             self.hpas.clear()
             return
@@ -155,6 +236,20 @@ class Shadow(Paging):
             if wanted & ~entry:
                 self.set_entry(at, entry | wanted)
 
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Carry out the guest's write to a table, inside one page."""
+        gfn = gpa >> PAGE_SHIFT
+        if gfn in self.p2m.protected:
+            self.p2m.touch(gfn, write=True)
+        hpa = (self.hpas.get(gfn) or self.look_up(gfn)) + (gpa & PAGE - 1)
+        if size == 8:
+            self.write_u64(hpa, value)
+        elif size == 4:
+            self.write_u32(hpa, value)
+        else:
+            self.memory.write(hpa, value.to_bytes(size, "little"))
+        self.p2m.written(gpa, size)
+
     def set_entry(self, at: int, entry: int) -> None:
         """Write an entry of a guest's table in the processor's stead."""
         gfn = at >> PAGE_SHIFT
@@ -175,14 +270,14 @@ class Shadow(Paging):
         code = b""
         while length:
             part = min(length, PAGE - (gva & PAGE - 1))
-            try:
-                found = self.regime.walk(self.read_entry, gva, 0)
-            except GuestFault:
+            efer = IN_IA32E if self.is_long else EFER.NXE.mask
+            walked = self.processors[0].walk(gva, self.loaded, CR4.PAE.mask, efer)
+            level, entry = walked[-1][1::2] if walked else (0, 0)
+            if not entry & PRESENT:
                 break
-            hpa = self.hpas.get(found.gpa >> PAGE_SHIFT) or self.look_up(found.gpa >> PAGE_SHIFT)
-            if not hpa:
-                break
-            code += self.memory.read(hpa + (gva & PAGE - 1), part)
+            inside = (1 << 3 + 9 * level) - 1
+            hpa = entry & ADDRESS & ~inside | gva & inside
+            code += self.memory.read(hpa, part)
             gva, length = gva + part, length - part
         return code
 
@@ -209,6 +304,7 @@ class Shadow(Paging):
 
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""
+        self.loaded = root
         self.execution.write(Vmcs.GUEST_CR3, root)
 
     def invalidate(self) -> None:
@@ -236,6 +332,7 @@ class Shadow(Paging):
     def resume(self) -> None:
         self.hpas.clear()
         self.read_regime()
+        self.loaded = self.execution.read(Vmcs.GUEST_CR3)
         if self.patched:
             self.execution.single_step(True)
 
@@ -243,6 +340,10 @@ class Shadow(Paging):
         """See how the guest translates now."""
         self.regime = self.execution.control.regime()
         self.is_long = self.regime.format is INTEL64
+        self.regions.clear()
+        form = self.regime.format
+        if form is not None:
+            self.leaf_reserved = form.levels[-1].reserved_page | self.regime.reserved_nx
 
 
 def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:

@@ -127,6 +127,7 @@ class ShadowPages:
 
     def clear(self) -> None:
         """Forget everything, roots too."""
+        self.shadow.regions.clear()
         for page in self.pages.values():
             self.shadow.pool.append(page.hpa)
             page.hpa = 0
@@ -143,6 +144,7 @@ class ShadowPages:
         old = self.read(slot)
         if old == entry:
             return
+        self.shadow.regions.clear()
         before = self.links.get(slot)
         if before is not page:
             self.links[slot] = page
@@ -196,6 +198,7 @@ class ShadowPages:
         if page is None:
             self.reverse.remove(slot)
             return
+        self.shadow.regions.clear()
         page.parents.discard(slot)
         self.release(page)
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 from understudy.host import PAGE, PAGE_SHIFT, Host
 from understudy.memory import P2m
 from understudy.paging import Answer
-from understudy.paging.guest_walk import E_WRITE, LARGE, PRESENT, WRITABLE, Found
-from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, TABLE, Shadow, page_entry
+from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
+from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow, page_entry
 
 DIRECTORY_SHIFT: Final = 30
 POINTER_SHIFT: Final = 39
@@ -51,6 +51,7 @@ class Vtlb(Shadow, name="vtlb"):
 
     def invlpg(self, gva: int) -> None:
         self.finish_step()
+        self.regions.clear()
         for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
             if (shift, gva >> shift) in self.pieces:
                 self._drop_large(shift, gva >> shift)
@@ -66,6 +67,15 @@ class Vtlb(Shadow, name="vtlb"):
         self.forget_hpas(gfn, count)
         if self.directories:
             self.discard()
+
+    def fill_slot(
+        self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
+    ) -> bool:
+        own = hpa | PAGE_ENTRY | rights & USER | no_execute
+        if entry & DIRTY and gfn not in self.p2m.protected:
+            own |= rights & WRITABLE
+        self.write_u64(slot, own)
+        return True
 
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         self.fills += 1
@@ -86,6 +96,7 @@ class Vtlb(Shadow, name="vtlb"):
             if large:
                 if (old := self.leaves.pop(key, 0)) != 0:
                     self.pool.append(old)
+                    self.regions.pop(key, None)
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self.write_u64(slot, entry & ~hpa | large | LARGE)
                 return slot
@@ -95,6 +106,8 @@ class Vtlb(Shadow, name="vtlb"):
             self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
         slot = leaf + (gva >> 9 & 0xFF8)
         self.write_u64(slot, entry)
+        if found.shift == PAGE_SHIFT:
+            self.note_region(gva, found, leaf)
         return slot
 
     # --- tables ---
@@ -102,6 +115,7 @@ class Vtlb(Shadow, name="vtlb"):
     def discard(self) -> None:
         """Begin again with nothing."""
         self.finish_step()
+        self.regions.clear()
         for tables in (self.pointers, self.directories, self.leaves):
             self.pool += tables.values()
             tables.clear()
@@ -130,6 +144,7 @@ class Vtlb(Shadow, name="vtlb"):
         self.pieces.discard((shift, number))
         first, count = number << shift - LARGE_SHIFT, 1 << shift - LARGE_SHIFT
         for key in range(first, first + count):
+            self.regions.pop(key, None)
             if (leaf := self.leaves.pop(key, 0)) != 0:
                 self.pool.append(leaf)
             if (directory := self.directories.get(key >> 9)) is not None:
