@@ -1,4 +1,4 @@
-"""The report: one page of HTML that holds everything, and a CSV, PNG and SVG for each experiment.
+"""The report: one page of HTML that holds everything; CSV, Markdown, PNG, SVG for each experiment.
 
 Source: none.  Invariants: what failed, broke or was skipped is shown with its reason, before and
 beside what passed; the page needs nothing but itself (no script, no font, no network).
@@ -97,6 +97,7 @@ def _section(folder: Path, verdict: Verdict) -> dict[str, Any]:
     drawing, trouble = _figure(folder, verdict)
     columns = list(experiment.columns) or table.columns()
     _csv(folder, loaded.name, table)
+    _markdown(folder, loaded.name, table, columns)
     return {
         "name": loaded.name,
         "title": story.title,
@@ -224,3 +225,15 @@ def _csv(folder: Path, name: str, table: Table) -> None:
         for record in table.records:
             cells = [record.row.get(column, "") for column in columns]
             writer.writerow([*cells, record.status, record.reason, f"{record.wall_s:.3f}"])
+
+
+def _markdown(folder: Path, name: str, table: Table, columns: Sequence[str]) -> None:
+    """The same rows as on the page, for a document."""
+    lines = ["| " + " | ".join(words(column) for column in columns) + " |"]
+    lines.append("|" + "|".join("---" if _is_text(table, c) else "--:" for c in columns) + "|")
+    for record in table.records:
+        cells = [show(record.row.get(column)) for column in columns]
+        if record.status != DONE:
+            cells[-1] = record.status
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    (folder / "tables" / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,23 +13,26 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 # Parts that show, ask or schedule, and so cannot change what a point counts.
 PRESENTATION = ("commands", "cli.py", "doctor.py", "terminal.py", "__main__.py")
-LAB_PRESENTATION = ("bars", "discover", "figure", "report", "store", "sweep", "table", "version")
+LAB_PRESENTATION = (
+    "bars", "discover", "experiment", "figure", "linux_checks", "report", "store", "sweep", "table",
+    "verdict", "version",
+)  # fmt: skip
 _SHOWN_ONLY = {"check", "draw", "select"}
 _PLANNED_ONLY = "EXPERIMENT"
 
 
 def _counts(path: Path) -> bool:
     parts = path.relative_to(PACKAGE).parts
-    if parts[0] in PRESENTATION or "__pycache__" in parts:
+    if parts[0] in PRESENTATION or "__pycache__" in parts or path.suffix == ".j2":
         return False
     return not (parts[0] == "lab" and path.stem in LAB_PRESENTATION)
 
 
 @functools.cache
 def of_package() -> str:
-    """The hash of understudy itself: its Python and its compiled machine."""
+    """The hash of understudy itself: its Python, its compiled machine, what guests get from it."""
     digest = hashlib.sha256()
-    files = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".so") and _counts(p)]
+    files = [p for p in PACKAGE.rglob("*") if p.is_file() and _counts(p)]
     for path in sorted(files):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
