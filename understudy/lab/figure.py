@@ -223,7 +223,8 @@ def stacks(
         axes.set_xticks(range(len(mine)), [name for name, _ in mine])
         axes.set_title(panel, fontsize=10)
         axes.grid(axis="x", visible=False)
-        axes.margins(y=0.1)
+    highest = max((sum(parts.values()) for _, _, parts in bars), default=1.0) or 1.0
+    grid[0].set_ylim(0, highest * 1.12)  # room for the numbers
     plain(grid[0])
     grid[0].set_ylabel(label)
     handles, names = grid[0].get_legend_handles_labels()
