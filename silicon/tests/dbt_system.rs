@@ -542,3 +542,22 @@ fn code_of_two_modes_lies_at_one_address() {
     let store = [0x89, 0x1D, 0, 0x98, 0, 0];
     assert_eq!(18, whole("modes and memory", &program(&store), nothing, tables).gpr[3]);
 }
+
+#[test]
+fn overwritten_code_is_found_again_by_jumps_of_both_kinds() {
+    let code = [
+        0x40, 0x88, 0x2D, 0x0E, 0x00, 0x00, 0x00, // mov [there + 1], bpl
+        0x40, 0xF6, 0xC5, 0x01, // test bpl, 1
+        0x74, 0x02, // jz +2
+        0xFF, 0xE0, // jmp rax
+        0xEB, 0x03, // jmp there
+        0x90, 0x90, 0x90, // (not executed)
+        0xB3, 0x00, // there: mov bl, 0
+        0x01, 0xDA, // add edx, ebx
+    ];
+    let end = whole("overwritten", &code, nothing, |bed| {
+        let core = bed.core();
+        (core.gpr[0], core.gpr[2], core.gpr[3]) = (CODE + 25, 0, 0);
+    });
+    assert_eq!(6 + 5 + 4 + 3 + 2 + 1, end.gpr[2]);
+}

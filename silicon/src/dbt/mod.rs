@@ -444,6 +444,7 @@ impl Dbt {
             return;
         };
         let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
+        let indirect = self.glue.indirect;
         let mut dropped = 0;
         in_frame.retain(|&n| {
             let b = &mut blocks[n as usize];
@@ -454,6 +455,10 @@ impl Dbt {
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);
+                let entry = &mut core.jit.jump[jump_table(b.key.mode)][jump_index(b.key.rip)];
+                if *entry == b.landing {
+                    *entry = indirect;
+                }
                 let rel = b.again.wrapping_sub(b.main + 5) as u32;
                 let mut jump = [0xE9, 0, 0, 0, 0];
                 jump[1..].copy_from_slice(&rel.to_le_bytes());

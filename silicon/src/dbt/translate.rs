@@ -253,7 +253,8 @@ pub fn translate(
     // Where an overwritten block leads: its address is looked up again.
     let again = t.a.here();
     t.a.imm(T0, key.rip);
-    t.a.jmp(t.glue.indirect);
+    let entry = super::mode::jump_table(key.mode) * JUMP_ENTRIES + super::tables::jump_index(key.rip);
+    t.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
     let landing = t.a.here();
     t.a.imm(T1, key.rip);
     t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
