@@ -374,8 +374,8 @@ impl Translator<'_> {
                 self.a.load(temp, state(slot(guest)));
             }
         }
-        let may_fault =
-            self.vector || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
+        let may_fault = way(insn) == Way::Vector
+            || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
         let fault = may_fault.then(|| (self.a.here(), self.site(insn)));
         let recipe = match split {
             Some(split) => {
