@@ -158,14 +158,25 @@ class VM:
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
         self._check_choice("paging", name, tuple(Paging.ALL))
-        self.post(lambda: self._change_paging(name))
+        self.post(lambda: self.change_paging(name))
 
-    def _change_paging(self, name: str) -> None:
+    def change_paging(self, name: str) -> None:
+        """Change it now: on the VM's thread, between two exits.
+
+        ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
+        """
+        self._check_choice("paging", name, tuple(Paging.ALL))
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        self.pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        try:
+            check_mode(self.vcpu.execution.control.get().cr0, pages)
+        except ValueError:
+            pages.close()
+            raise
+        self.pages = pages
         self.pages.continue_counts(old)
         self.vcpu.execution.use(self.pages)
         old.close()

@@ -13,8 +13,9 @@ import pytest
 
 from understudy.control import ControlError, ControlSocket, ask, sockets
 from understudy.control.actions import ACTIONS
-from understudy.guests.entry import protected_mode
+from understudy.guests.entry import Entry, protected_mode
 from understudy.inspection import Inspection
+from understudy.paging import Paging
 from understudy.vm import VM, Stop
 
 CODE = 0x1000
@@ -71,6 +72,32 @@ def test_paging_is_told_and_kept(running: Running) -> None:
     _, path, _ = running
     assert ask(path, {"do": "paging"}) == "ept"
     assert ask(path, {"do": "paging", "to": "ept"}) == "ept"
+
+
+@pytest.mark.parametrize("name", sorted(Paging.ALL.keys() - {"ept"}))
+def test_paging_changes_while_the_guest_runs(running: Running, name: str) -> None:
+    vm, path, ends = running
+    for wanted, title in ((name, "the shadow's walk: PAE paging"), ("ept", "EPT's walk of gpa")):
+        assert ask(path, {"do": "paging", "to": wanted}) == wanted
+        before = ask(path, {"do": "status"})
+        assert before["paging"] == wanted
+        while ask(path, {"do": "status"})["instructions"] == before["instructions"]:
+            assert not ends
+        found = Inspection.of(ask(path, {"do": "inspect", "address": "rip"}))
+        assert found.ours.title.startswith(title)
+        assert found.ours.address == vm.memory.hpa(CODE)
+
+
+def test_paging_stays_if_the_guest_is_in_real_address_mode(vm: VM, tmp_path: Path) -> None:
+    vm.enter(Entry({"cr0": 0x10, "cs": 0, "rip": CODE, "rflags": 2}, "test"))
+    thread = threading.Thread(target=lambda: vm.go(wall_seconds=60))
+    with ControlSocket(vm, tmp_path / "vm.sock"):
+        thread.start()
+        with pytest.raises(ControlError, match=r"^real-address mode .* needs EPT"):
+            ask(tmp_path / "vm.sock", {"do": "paging", "to": "vtlb"})
+        assert ask(tmp_path / "vm.sock", {"do": "paging"}) == "ept"
+        vm.stop()
+        thread.join()
 
 
 def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from understudy.exits import Stop
-from understudy.paging import Paging
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -65,14 +64,8 @@ def paging(vm: "VM", request: Request) -> str:
     """The paging technique's name; with "to", another takes over first."""
     wanted = request.get("to")
     if wanted is not None:
-        if wanted not in Paging.ALL:
-            known = ", ".join(Paging.ALL)
-            raise ControlError(f"paging {wanted!r}: expected one of {known}")
-        if wanted != vm.pages.name:
-            if not isinstance(getattr(type(vm), "paging", None), property):
-                raise ControlError(f"this VM keeps its paging technique, {vm.pages.name}")
-            setattr(vm, "paging", wanted)  # noqa: B010
-    return vm.pages.name
+        vm.change_paging(wanted)
+    return vm.paging
 
 
 @action
