@@ -269,11 +269,32 @@ impl Translator<'_> {
 
     fn load_record(&mut self) {
         debug_assert!(self.flags.recorded);
-        self.a.cmp_mem32_imm(record(offset_of!(Record, how)), Kind::Saved as u32);
+        // How the flags were recorded when the block was translated is how they mostly are.
+        let how = self.how_at_head.unwrap_or(Kind::Saved as u32);
+        self.a.cmp_mem32_imm(record(offset_of!(Record, how)), how);
         let branch = self.a.jcc_later(cc::NE);
-        self.a.load_flags(record(offset_of!(Record, saved)));
+        match Recipe::of(how) {
+            Some(recipe) => self.make(recipe),
+            None => self.load_saved(),
+        }
         let back = self.a.here();
         self.cold.push(Cold::Flags { branch, back });
+    }
+
+    fn load_saved(&mut self) {
+        self.a.load_flags(record(offset_of!(Record, saved)));
+    }
+
+    /// Load the flags whatever the record tells, and go `back`.
+    pub fn load_any(&mut self, back: u64) {
+        self.a.cmp_mem32_imm(record(offset_of!(Record, how)), Kind::Saved as u32);
+        let branch = self.a.jcc_later(cc::NE);
+        self.load_saved();
+        self.a.jmp(back);
+        let here = self.a.here();
+        self.a.patch(branch, here);
+        self.a.call(self.glue.flags);
+        self.a.jmp(back);
     }
 
     fn make(&mut self, recipe: Recipe) {

@@ -355,6 +355,7 @@ impl Dbt {
             info: &mut self.info,
             has_bmi2: self.has_bmi2,
             here: self.cache.here(),
+            how: core.jit.record.how,
             block: number,
             first_link: self.links.len() as u32,
             first_indirect: self.indirects.len() as u32,

@@ -105,6 +105,16 @@ impl Recipe {
         }
     }
 
+    /// What a record's `how` tells; `None` if the flags were saved.
+    #[must_use]
+    pub fn of(how: u32) -> Option<Self> {
+        let kind = KINDS[(how & 15) as usize % KINDS.len()];
+        let inside = Operand::Immediate(how.cast_signed() >> 16);
+        let b = if how & B_INSIDE != 0 { inside } else { Operand::Recorded };
+        let size = (how >> 4 & 15) as u8;
+        (kind != Kind::Saved).then_some(Self { kind, size, a: Operand::Recorded, b })
+    }
+
     /// The flags, made from the registers and the record.
     #[must_use]
     pub fn flags(&self, core: &Core) -> u64 {
@@ -178,13 +188,10 @@ impl Core {
 
     /// Take the arithmetic flags from the record.
     pub fn flags_from_record(&mut self) {
-        let r = self.jit.record;
-        let kind = KINDS[(r.how & 15) as usize % KINDS.len()];
-        let b =
-            if r.how & B_INSIDE != 0 { i64::from(r.how.cast_signed() >> 16).cast_unsigned() } else { r.b };
-        let flags = match kind {
-            Kind::Saved => from_ax(r.saved.into()),
-            _ => evaluate(kind, (r.how >> 4 & 15) as usize, r.a, b),
+        let record = self.jit.record;
+        let flags = match Recipe::of(record.how) {
+            Some(recipe) => recipe.flags(self),
+            None => from_ax(record.saved.into()),
         };
         self.set_arith(flags);
     }

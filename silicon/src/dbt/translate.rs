@@ -86,6 +86,8 @@ pub(super) struct Translator<'a> {
     pub is_32: bool,
     pub has_bmi2: bool,
     pub flags: Flags,
+    /// How the record at the head is likely to tell the flags; `None` once it is another's.
+    pub how_at_head: Option<u32>,
     /// For each instruction: the flags behind it are needed.
     pub needed: Vec<bool>,
     pub cold: Vec<Cold>,
@@ -129,6 +131,8 @@ pub struct Tools<'a> {
     pub has_bmi2: bool,
     /// Host address of the code to come.
     pub here: u64,
+    /// The `how` of the flags' record as it is now.
+    pub how: u32,
     /// The block's number.
     pub block: u32,
     /// The number of the first link made.
@@ -228,6 +232,7 @@ pub fn translate(
         is_32,
         has_bmi2: tools.has_bmi2,
         flags: Flags::at_head(),
+        how_at_head: Some(tools.how),
         needed: super::flags::needs(&insns, tail == Tail::Crossing),
         cold: Vec::new(),
         sites: Vec::new(),
@@ -331,6 +336,7 @@ impl Translator<'_> {
         let site = Site { next, prepared, ..self.site(insn) };
         self.sites.push(site);
         self.flags = Flags { live: true, recorded: true, recipe: None };
+        self.how_at_head = None;
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
     }
@@ -449,8 +455,7 @@ impl Translator<'_> {
                 }
                 Cold::Flags { branch, back } => {
                     self.a.patch(branch, here);
-                    self.a.call(self.glue.flags);
-                    self.a.jmp(back);
+                    self.load_any(back);
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
