@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, RflagsBits};
 
-use super::asm::{Mem, Source, T1, alu, cc, state};
+use super::asm::{Asm, Mem, Source, T1, alu, cc, state};
 use super::glue::{slot, table};
 use super::kinds::{Way, has_memory, way};
 use super::map::{host_of, is_high_byte, number};
@@ -285,50 +285,11 @@ impl Translator<'_> {
         self.a.load_flags(record(offset_of!(Record, saved)));
     }
 
-    /// Load the flags whatever the record tells, and go `back`.
-    pub fn load_any(&mut self, back: u64) {
-        self.a.cmp_mem32_imm(record(offset_of!(Record, how)), Kind::Saved as u32);
-        let branch = self.a.jcc_later(cc::NE);
-        self.load_saved();
-        self.a.jmp(back);
-        let here = self.a.here();
-        self.a.patch(branch, here);
-        self.a.call(self.glue.flags);
-        self.a.jmp(back);
-    }
-
     fn make(&mut self, recipe: Recipe) {
-        let size = recipe.size.into();
         let a = self.operand_place(recipe.a, offset_of!(Record, a));
         let b = self.operand_place(recipe.b, offset_of!(Record, b));
         self.a.alu(alu::MOV, 8, T1, a);
-        match recipe.kind {
-            Kind::Sub => self.a.alu(alu::CMP, size, T1, b),
-            Kind::And => self.a.alu(alu::AND, size, T1, b),
-            Kind::Logic => self.a.alu(alu::AND, size, T1, Source::Register(T1)),
-            Kind::Added => {
-                self.a.alu(alu::SUB, size, T1, b);
-                self.a.alu(alu::ADD, size, T1, b);
-            }
-            Kind::Subtracted => {
-                self.a.alu(alu::ADD, size, T1, b);
-                self.a.alu(alu::CMP, size, T1, b);
-            }
-            Kind::Negated => {
-                self.a.neg(size, T1);
-                self.a.neg(size, T1);
-            }
-            Kind::Left | Kind::Right | Kind::RightSigned => {
-                let operation = match recipe.kind {
-                    Kind::Left => 4,
-                    Kind::Right => 5,
-                    _ => 7,
-                };
-                let Operand::Immediate(count) = recipe.b else { unreachable!("shifts by constants only") };
-                self.a.shift(operation, size, T1, count as u8);
-            }
-            Kind::Saved => unreachable!("no recipe"),
-        }
+        make(&mut self.a, recipe.kind, recipe.size.into(), b);
     }
 
     fn operand_place(&self, o: Operand, field: usize) -> Source {
@@ -396,6 +357,37 @@ impl Translator<'_> {
     /// Where an interpreted instruction finds the flags.
     pub fn whereabouts(&self) -> Whereabouts {
         self.flags.whereabouts()
+    }
+}
+
+/// Make flags again: T1 is the first operand.  T1 is lost.
+pub(super) fn make(asm: &mut Asm, kind: Kind, size: usize, b: Source) {
+    match kind {
+        Kind::Sub => asm.alu(alu::CMP, size, T1, b),
+        Kind::And => asm.alu(alu::AND, size, T1, b),
+        Kind::Logic => asm.alu(alu::AND, size, T1, Source::Register(T1)),
+        Kind::Added => {
+            asm.alu(alu::SUB, size, T1, b);
+            asm.alu(alu::ADD, size, T1, b);
+        }
+        Kind::Subtracted => {
+            asm.alu(alu::ADD, size, T1, b);
+            asm.alu(alu::CMP, size, T1, b);
+        }
+        Kind::Negated => {
+            asm.neg(size, T1);
+            asm.neg(size, T1);
+        }
+        Kind::Left | Kind::Right | Kind::RightSigned => {
+            let operation = match kind {
+                Kind::Left => 4,
+                Kind::Right => 5,
+                _ => 7,
+            };
+            let Source::Immediate(count) = b else { unreachable!("shifts are by constants") };
+            asm.shift(operation, size, T1, count as u8);
+        }
+        Kind::Saved => unreachable!("no recipe"),
     }
 }
 

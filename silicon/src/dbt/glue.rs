@@ -2,9 +2,10 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Asm, Mem, RAX, RDI, RSI, RSP, T0, T1, at, state};
+use super::asm::{Asm, Mem, RAX, RDI, RSI, RSP, Source, T0, T1, at, state};
 use super::map::PINNED;
-use super::tables::Tables;
+use super::record::{B_INSIDE, Kind, Record};
+use super::tables::{MAKERS, Tables};
 use crate::cpu::state::Core;
 
 /// Offset of a field of the tables inside the state.
@@ -20,7 +21,7 @@ pub fn slot(guest: usize) -> usize {
 }
 
 /// Where the fixed pieces are.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Glue {
     /// `extern "C" fn(core, host)`.
     pub enter: u64,
@@ -37,6 +38,8 @@ pub struct Glue {
     pub step: u64,
     /// Called: load the flags that the record tells how to make.
     pub flags: u64,
+    /// For [`Tables::makers`].
+    pub makers: [u64; MAKERS],
     /// Jumped to from the signal handler with T0 = the host address that faulted.
     pub fault: u64,
 }
@@ -133,7 +136,17 @@ const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
 /// Write the pieces at the assembler's place.
 pub fn write(a: &mut Asm, h: Helpers) -> Glue {
-    let mut g = Glue { enter: a.here(), ..Glue::default() };
+    let mut g = Glue {
+        enter: a.here(),
+        exit_stored: 0,
+        exit: 0,
+        indirect: 0,
+        fill: 0,
+        step: 0,
+        flags: 0,
+        makers: [0; MAKERS],
+        fault: 0,
+    };
     let fx = offset_of!(Core, fx);
     for r in CALLEE_SAVED {
         a.raw(if r >= 8 { &[0x41] } else { &[] });
@@ -194,18 +207,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     a.raw(&[0x48, 0x83, 0xC4, 8]); // drop the return address
     resume_or_leave(a, g.exit_stored);
 
-    g.flags = a.here();
-    let mut w = Writer { a, below: 8 };
-    w.registers_out();
-    w.xmm_out();
-    let scratch = w.state(table(offset_of!(Tables, pointer)));
-    w.a.store(scratch, T0);
-    w.call_helper(h.flags);
-    w.xmm_in();
-    w.registers_in();
-    let scratch = w.state(table(offset_of!(Tables, pointer)));
-    w.a.load(T0, scratch);
-    w.a.raw(&[0xC3]);
+    write_flags(a, h, &mut g);
 
     g.fault = a.here();
     let mut w = Writer { a, below: 0 };
@@ -216,6 +218,59 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.call_helper(h.fault);
     resume_or_leave(a, g.exit_stored);
     g
+}
+
+/// The pieces that make the record's flags: `flags` loads the operands into T1 and T0 and jumps
+/// through a table, by kind and size, to the piece that does the operation.
+fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue) {
+    let below = 8; // the return address
+    let field = |f: usize| shifted(state(table(offset_of!(Tables, record) + f)), below);
+    let pointer = shifted(state(table(offset_of!(Tables, pointer))), below);
+    let slow = a.here();
+    a.load(T0, pointer);
+    let mut w = Writer { a, below };
+    w.registers_out();
+    w.xmm_out();
+    w.call_helper(h.flags);
+    w.xmm_in();
+    w.registers_in();
+    w.a.load(T0, pointer);
+    w.a.raw(&[0xC3]);
+
+    g.makers = [slow; MAKERS];
+    for kind in [Kind::Saved, Kind::Sub, Kind::And, Kind::Logic, Kind::Added, Kind::Subtracted, Kind::Negated]
+    {
+        for size in [0, 1, 2, 4, 8] {
+            if (kind == Kind::Saved) != (size == 0) {
+                continue;
+            }
+            g.makers[kind as usize | size << 4] = a.here();
+            if kind == Kind::Saved {
+                a.load_flags(field(offset_of!(Record, saved)));
+            } else {
+                a.load(T1, field(offset_of!(Record, a)));
+                super::flags::make(a, kind, size, Source::Register(T0));
+            }
+            a.load(T0, pointer);
+            a.raw(&[0xC3]);
+        }
+    }
+
+    g.flags = a.here();
+    a.store(pointer, T0);
+    a.load32(T1, field(offset_of!(Record, how)));
+    a.load(T0, field(offset_of!(Record, b)));
+    a.rr(false, &[0xF7], 0, T1); // test T1d, imm32
+    a.raw(&B_INSIDE.to_le_bytes());
+    let outside = a.jcc_later(super::asm::cc::E);
+    a.rr(true, &[0x63], T0, T1); // movsxd T0, T1d
+    a.rr(true, &[0xC1], 7, T0); // sar T0, 16
+    a.raw(&[16]);
+    let here = a.here();
+    a.patch(outside, here);
+    a.rr(false, &[0x0F, 0xB6], T1, T1); // movzx T1d, T1b
+    let makers = table(offset_of!(Tables, makers)) as i32 + below;
+    a.rm(&[], false, &[0xFF], 4, Mem { base: Some(RSP), index: Some((T1, 3)), disp: makers }); // jmp [m]
 }
 
 /// RAX is where to go on, or 0 to leave; all state is stored.

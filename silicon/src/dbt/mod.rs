@@ -137,7 +137,7 @@ pub struct Dbt {
 ///
 /// # Errors
 /// If the computer gives no executable memory.
-pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
+pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let mut cache = Cache::new()?;
     let mut a = Asm::new(cache.here());
     let helpers = Helpers {
@@ -149,6 +149,7 @@ pub fn engine(_core: &mut Core) -> io::Result<Box<dyn Engine>> {
     };
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
+    core.jit.makers = glue.makers;
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;

@@ -78,7 +78,7 @@ pub struct Recipe {
 }
 
 /// In the record's `how`: b is the upper half of it.
-const B_INSIDE: u32 = 1 << 8;
+pub const B_INSIDE: u32 = 1 << 8;
 
 impl Recipe {
     /// Whether an operand is in guest register `n`.

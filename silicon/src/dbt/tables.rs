@@ -9,6 +9,8 @@ pub const FETCH_ENTRIES: usize = 1024;
 /// Entries of a table of indirect targets.
 pub const JUMP_ENTRIES: usize = 4096;
 
+/// Kinds and sizes of recipes for flags.
+pub const MAKERS: usize = 256;
 /// Tables of indirect targets: [`super::mode::jump_table`].
 pub const JUMP_TABLES: usize = 2 * L1_CLASSES;
 
@@ -39,6 +41,8 @@ pub struct Tables {
     pub engine: usize,
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
+    /// By the lowest byte of a record's `how`: the piece that makes the flags.
+    pub makers: [u64; MAKERS],
     /// By [`jump_index`] of an address: the landing pad to try.
     pub jump: [[u64; JUMP_ENTRIES]; JUMP_TABLES],
 }
@@ -63,6 +67,7 @@ impl Tables {
             is_open: 0,
             engine: 0,
             fetch: [[0; FETCH_ENTRIES]; 2],
+            makers: [0; MAKERS],
             jump: [[0; JUMP_ENTRIES]; JUMP_TABLES],
         }
     }

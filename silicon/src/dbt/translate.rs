@@ -455,7 +455,8 @@ impl Translator<'_> {
                 }
                 Cold::Flags { branch, back } => {
                     self.a.patch(branch, here);
-                    self.load_any(back);
+                    self.a.call(self.glue.flags);
+                    self.a.jmp(back);
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
