@@ -118,6 +118,15 @@ def test_stop_ends_the_run(running: Running) -> None:
     assert vm.go(budget=10).kind == "budget"  # it could go on
 
 
+def test_stop_counts_more_than_the_end_of_a_slice(vm: VM) -> None:
+    vm.vcpu.request(Stop("wall", "0.25 s"))
+    ACTIONS["stop"](vm, {})
+    assert vm.go(budget=10).kind == "stopped"
+    vm.vcpu.request(Stop("poweroff"))
+    ACTIONS["stop"](vm, {})
+    assert vm.go(budget=10).kind == "poweroff"
+
+
 @pytest.mark.parametrize(
     ("request_", "problem"),
     [

@@ -90,7 +90,10 @@ def save(vm: "VM", request: Request) -> dict[str, Any]:
 @action
 def stop(vm: "VM", request: Request) -> str:
     """End the VM, as if its power were cut."""
-    vm.vcpu.request(Stop("stopped", "asked to through the control socket"))
+    vcpu = vm.vcpu
+    if vcpu.requested is not None and vcpu.requested.kind == "wall":
+        vcpu.requested = None  # the end of a slice of time, after which the guest would go on
+    vcpu.request(Stop("stopped", "asked to through the control socket"))
     return "stopping"
 
 
