@@ -1,0 +1,145 @@
+"""What each paging technique costs, operation by operation: the lecture's table, exactly.
+
+Claims: lecture, "How to efficiently manage shadow page tables?", "The lazy shadow update approach",
+"The Virtual TLB approach".  The guest is a page of code (see `tests.property.paging_machine`); its
+own instructions and the page tables that map them cause the constant part of each count.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, Machine
+from tests.property.paging_oracle import PAE, RW, US, A, D, P
+
+FULL = P | RW | US
+LEAF = TABLES[7]
+TECHNIQUES = ("eager", "lazy", "vtlb", "ept")
+WRITES = 8  # page-table writes, and pages
+
+
+class Bench(Machine):
+    """Two address spaces that share one table of the last level, whose entries map 8 pages."""
+
+    def __init__(self, paging: str, shape_name: str) -> None:
+        shape = FORMATS[shape_name]
+        super().__init__(paging, shape, [])
+        middle = [TABLES[2], TABLES[3]][: len(shape.shifts) - 2]
+        for root in ROOTS:
+            for gfn, below in zip([root, *middle], [*middle, LEAF], strict=True):
+                flags = P if shape is PAE and gfn == root else FULL
+                self.edit(gfn, 0, below << 12 | flags, "store")
+        for n in range(WRITES):
+            self.edit(LEAF, n, DATA[n % 6] << 12 | FULL | A | D, "store")
+        self.load_cr3(ROOTS[0])
+        self.use()
+
+    def use(self) -> None:
+        """Write to each page."""
+        for n in range(WRITES):
+            self.must("store", rdi=(n << 12) + 0x100)
+
+    def counted(self, work: Callable[[], None]) -> dict[str, int]:
+        """Faults by kind and exits by name that `work` causes."""
+        before = self._counts()
+        work()
+        after = self._counts()
+        return {
+            name: n - before.get(name, 0) for name, n in after.items() if n > before.get(name, 0)
+        }
+
+    def _counts(self) -> dict[str, int]:
+        counts = self.vm.counts()
+        exits = {name: n for name, n in counts["exits"].items() if name != "CPUID"}
+        exits.pop("EXCEPTION_OR_NMI", None)
+        return counts["faults"] | exits | counts["cr_accesses"]
+
+
+@pytest.fixture(params=FORMATS)
+def shape_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def edit_all(bench: Bench) -> None:
+    """Write each entry of the table: the same again, but for the software's own bit 9."""
+    size = bench.shape.entry_bytes
+    window = bench.tables_gva + (TABLES.index(LEAF) << 12)
+    for n in range(WRITES):
+        value = DATA[n % 6] << 12 | FULL | A | D | 1 << 9
+        bench.must("store", rdi=window + n * size, eax=value)
+        bench.oracle.write((LEAF << 12) + n * size, value.to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize(
+    ("paging", "traced"), [("eager", WRITES), ("lazy", 1), ("vtlb", 0), ("ept", 0)]
+)
+def test_page_table_writes(paging: str, traced: int, shape_name: str) -> None:
+    """K writes to one table trap K times, once, or never."""
+    bench = Bench(paging, shape_name)
+    edit_all(bench)
+    bench.invlpg(0)
+    got = bench.counted(lambda: edit_all(bench))
+    assert got.get("trace", 0) == traced
+    assert set(got) <= {"trace", "hidden"}
+    again = bench.counted(lambda: edit_all(bench))
+    assert again.get("trace", 0) == (traced if paging == "eager" else 0)
+    bench.close()
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_a_load_of_cr3(paging: str, shape_name: str) -> None:
+    """A working set of W pages costs W hidden faults afterwards, or none."""
+    bench = Bench(paging, shape_name)
+    for root in (ROOTS[1], ROOTS[0]):
+        bench.load_cr3(root)
+        bench.use()
+
+    def switch() -> None:
+        bench.load_cr3(ROOTS[1])
+
+    loaded = bench.counted(switch)
+    assert loaded.get("CR3 write", 0) == (0 if paging == "ept" else 1)
+    assert (
+        bench.counted(lambda: bench.must("load", rdi=0)).get("hidden", 0) <= 2
+    )  # code, and page 0
+    got = bench.counted(bench.use)
+    assert got.get("hidden", 0) == (WRITES - 1 if paging == "vtlb" else 0)
+    assert bench.counted(bench.use) == {}
+    bench.close()
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_invlpg(paging: str, shape_name: str) -> None:
+    """One exit without EPT, none with it; the cache has lost one page."""
+    bench = Bench(paging, shape_name)
+    got = bench.counted(lambda: bench.invlpg(0x1000))
+    assert got == ({} if paging == "ept" else {"INVLPG": 1})
+    assert bench.counted(bench.use) == ({"hidden": 1} if paging == "vtlb" else {})
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("paging", "faults"),
+    [
+        ("eager", {"true": 1, "trace": 1}),
+        ("lazy", {"true": 1, "trace": 1, "hidden": 1}),
+        ("vtlb", {"true": 1, "hidden": 1}),
+        ("ept", {}),
+    ],
+)
+def test_a_page_on_demand(paging: str, faults: dict[str, int], shape_name: str) -> None:
+    """The guest faults, maps a page, and goes on."""
+    bench = Bench(paging, shape_name)
+    edit_all(bench)  # now its window is in use, and (lazy) the table is protected again
+    bench.invlpg(0)
+    gva, size = WRITES << 12, bench.shape.entry_bytes
+
+    def demand() -> None:
+        assert bench.gadget("store", rdi=gva + 0x100).error == 2
+        window = bench.tables_gva + (TABLES.index(LEAF) << 12) + WRITES * size
+        bench.must("store", rdi=window, eax=DATA[0] << 12 | FULL | A | D)
+        bench.must("store", rdi=gva + 0x100)
+
+    got = {name: n for name, n in bench.counted(demand).items() if name in faults or n > 1}
+    assert got == faults
+    bench.close()
