@@ -55,8 +55,8 @@ class Lazy(Mirror, name="lazy"):
     def fill_slot(
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
     ) -> bool:
-        if self.unsync:
-            return False  # what is entered now must be looked at again
+        if self.unsync:  # what is entered now must be looked at again
+            self.entered.add((self.tables.at[slot & -PAGE], (slot & PAGE - 1) >> 3))
         return super().fill_slot(slot, gfn, hpa, entry, rights, no_execute, error)
 
     def synchronize(self) -> None:

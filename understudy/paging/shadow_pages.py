@@ -56,6 +56,7 @@ class ShadowPages:
         self.memory = shadow.memory
         self.read, self.write = shadow.memory.read_u64, shadow.memory.write_u64
         self.pages: dict[Key, ShadowPage] = {}
+        self.at: dict[int, ShadowPage] = {}  # by hpa
         self.traced: dict[int, list[ShadowPage]] = {}  # gfn of a guest's table -> its shadows
         self.traced_in: dict[int, int] = {}  # block of 512 frames -> how many of them are traced
         self.links: dict[int, ShadowPage] = {}  # slot -> the table that its entry names
@@ -70,6 +71,7 @@ class ShadowPages:
         if (page := self.pages.get(key)) is not None:
             return page
         page = self.pages[key] = ShadowPage(*key, self.shadow.new_table())
+        self.at[page.hpa] = page
         if quadrant >= 0:
             self._note(page)
         return page
@@ -101,6 +103,7 @@ class ShadowPages:
         self.empty(page)
         del self.pages[page.gfn, page.level, page.quadrant]
         self.shadow.pool.append(page.hpa)
+        del self.at[page.hpa]
         page.hpa = 0
         if page.quadrant < 0:
             return
@@ -131,7 +134,7 @@ class ShadowPages:
         for page in self.pages.values():
             self.shadow.pool.append(page.hpa)
             page.hpa = 0
-        for table in (self.pages, self.traced, self.traced_in, self.links):
+        for table in (self.pages, self.at, self.traced, self.traced_in, self.links):
             table.clear()
         self.reverse.clear()
         self.is_stale = True
@@ -218,7 +221,7 @@ class ShadowPages:
             page = ShadowPage(gfn, level, quadrant, hpa)  # type: ignore[arg-type]
             page.is_root, page.flood = bool(is_root), flood  # type: ignore[assignment]
             page.parents = set(parents)  # type: ignore[arg-type]
-            self.pages[page.gfn, page.level, page.quadrant] = page
+            self.pages[page.gfn, page.level, page.quadrant] = self.at[page.hpa] = page
             self.links.update(dict.fromkeys(page.parents, page))
             if page.quadrant >= 0:
                 self.traced.setdefault(page.gfn, []).append(page)
