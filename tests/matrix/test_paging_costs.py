@@ -11,6 +11,7 @@ import pytest
 
 from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, Machine
 from tests.property.paging_oracle import PAE, RW, US, A, D, P
+from tests.tree import ROOT
 
 FULL = P | RW | US
 LEAF = TABLES[7]
@@ -53,6 +54,55 @@ class Bench(Machine):
         exits = {name: n for name, n in counts["exits"].items() if name != "CPUID"}
         exits.pop("EXCEPTION_OR_NMI", None)
         return counts["faults"] | exits | counts["cr_accesses"]
+
+
+def documented() -> dict[str, list[list[str]]]:
+    """The example of docs/paging/README.md: what exits in each of its rows, by technique."""
+    text = (ROOT / "docs/paging/README.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.partition("## One example")[2].partition("How to read it")[0].splitlines()
+        if line.startswith("|")
+    ]
+    names, cells = rows[0][1:], rows[2:]
+    return {
+        name: [[] if row[n] == "–" else row[n].split(", ") for row in cells]
+        for n, name in enumerate(names, 1)
+    }
+
+
+EXAMPLE = documented()
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_the_example_of_the_documentation(paging: str) -> None:
+    """Each of its rows, exactly."""
+    bench = Bench(paging, "Intel 64")
+    edit_all(bench)
+    bench.invlpg(0)
+    for root in (ROOTS[1], ROOTS[0]):
+        bench.load_cr3(root)
+        bench.use()
+    table = bench.tables_gva + (TABLES.index(LEAF) << 12)
+    page = DATA[3] << 12 | FULL
+    steps: list[Callable[[], None]] = [
+        lambda: bench.must("store", rdi=table, eax=page | A | D),
+        lambda: bench.must("store", rdi=table + 8, eax=page),
+        lambda: bench.must("invlpg", rdi=0),
+        lambda: bench.must("invlpg", rdi=0x1000),
+        lambda: bench.must("load", rdi=0x100),
+        lambda: bench.must("load", rdi=0x1100),
+        lambda: bench.must("store", rdi=0x1100),
+        lambda: bench.must("cr3", rdi=ROOTS[1] << 12),
+        lambda: bench.must("store", rdi=0x1100),
+        lambda: bench.must("store", rdi=0x2100),
+    ]
+    for step, expected in zip(steps, EXAMPLE[paging], strict=True):
+        got = bench.counted(step)
+        got.pop("CR_ACCESS", None)
+        named = {name.removesuffix(" write"): n for name, n in got.items()}
+        assert named == dict.fromkeys(expected, 1)
+    bench.close()
 
 
 @pytest.fixture(params=FORMATS)
