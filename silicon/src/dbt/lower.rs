@@ -47,6 +47,9 @@ struct Split {
     place: Mem,
 }
 
+/// `xchg rsi, r14`.
+const SWAP_RSI_T0: [u8; 3] = [0x4C, 0x87, 0xF6];
+
 impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
@@ -298,15 +301,14 @@ impl Translator<'_> {
             (0..insn.op_count()).map(|i| info.op_access(i)).collect()
         };
         let mut temps: Vec<(usize, u8, bool, bool)> = Vec::new(); // guest, temp, load, store
+        let mut has_high_byte = false;
         for i in 0..insn.op_count() {
             if insn.op_kind(i) != OpKind::Register || !insn.op_register(i).is_gpr() {
                 continue;
             }
             let r = insn.op_register(i);
             if is_high_byte(r) {
-                if memory {
-                    return false;
-                }
+                has_high_byte = true;
                 continue;
             }
             let guest = number(r);
@@ -341,7 +343,8 @@ impl Translator<'_> {
         let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
         if memory && split.is_none() {
             let disp = self.plan[self.index].map_or(0, |m| m.offset);
-            new.set_memory_base(Register::R14);
+            // AH … BH and the registers with two digits cannot be in one instruction.
+            new.set_memory_base(if has_high_byte { Register::RSI } else { Register::R14 });
             new.set_memory_index(Register::None);
             new.set_memory_index_scale(1);
             new.set_memory_displacement64(disp as u64);
@@ -352,8 +355,11 @@ impl Translator<'_> {
             let _ = self.encoder.take_buffer();
             return false;
         };
-        let code = self.encoder.take_buffer();
+        let mut code = self.encoder.take_buffer();
         debug_assert_eq!(length, code.len());
+        if memory && has_high_byte {
+            code = [&SWAP_RSI_T0, &code[..], &SWAP_RSI_T0].concat();
+        }
         self.registers_before(insn);
         if memory {
             let write = (0..insn.op_count()).any(|i| {
