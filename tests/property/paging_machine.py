@@ -1,10 +1,9 @@
 """A guest of a few instructions, whose tables are edited, flushed, loaded and used at random.
 
-What: a VM that does one access, or one privileged instruction, at a time; each is compared with
-the oracle.  Source: none.  Invariants checked: *never stale* (what the processor does, the tables
-allow, or allowed when the address was last invalidated; under `eager`, allow now), *eventually
-complete* (what they allow now succeeds), and exact: error codes, CR2, data, accessed and dirty
-flags.
+What: a VM that does one access, or one privileged instruction, at a time, compared with the oracle.
+Source: none.  Invariants checked: *never stale* (what the processor does, the tables allow, or
+allowed when the address was last invalidated; under `eager`, allow now), *eventually complete*
+(what they allow now succeeds), and exactly: error codes, CR2, data, accessed and dirty flags.
 """
 
 from typing import Any, Final, NamedTuple
@@ -212,15 +211,21 @@ class Machine:
         self.oracle.write((gfn << 12) + index * size, data)
 
     def invlpg(self, gva: int) -> None:
-        oracle, access = self.oracle, Access(gva, ac=True)
-        sizes = {one.shift for one in oracle.outcomes(access) if one.error is None}
-        is_sure = all(one.error is None for one in oracle.outcomes(access)) and len(sizes) == 1
+        oracle, shift = self.oracle, self._size_of(gva)
+        together = [] if not shift else [
+            page for page in self.pages
+            if page >> shift == gva >> shift and self._size_of(page) == shift
+        ]  # fmt: skip
         self.must("invlpg", rdi=gva)
-        if is_sure and (shift := sizes.pop()) > 12:  # whatever was cached was of a large page
-            for page in self.pages:
-                if page >> shift == gva >> shift:
-                    oracle.sync(page)
+        for page in together:
+            oracle.sync(page)
         oracle.sync(gva)
+
+    def _size_of(self, gva: int) -> int:
+        """The size (a shift) of the large page as part of which an address must be cached, or 0."""
+        outcomes = self.oracle.outcomes(Access(gva, ac=True))
+        sizes = {one.shift if one.error is None else 0 for one in outcomes}
+        return sizes.pop() if len(sizes) == 1 and max(sizes) > 12 else 0
 
     def load_cr3(self, gfn: int, *, is_first: bool = False) -> None:
         if not is_first:
@@ -302,7 +307,7 @@ class Machine:
             for n, gpa in enumerate(one):
                 flags = FLAGS if access.write and is_page and n == len(one) - 1 else A
                 if not is_settled or len(paths) > 1:
-                    flags &= self._real_entry(gpa)
+                    flags &= self._real_word(gpa, self.shape.entry_bytes)
                 oracle.set_flags(gpa, flags)
 
     # --- what the hypervisor does ---
@@ -361,13 +366,8 @@ class Machine:
         assert pfn is not None
         return self.vm.host.memory.read(pfn << 12, 4096)
 
-    def _real_word(self, gpa: int) -> int:
-        return int.from_bytes(self.real(gpa >> 12)[gpa & 0xFFF :][:4], "little")
-
-    def _real_entry(self, gpa: int) -> int:
-        return int.from_bytes(
-            self.real(gpa >> 12)[gpa & 0xFFF :][: self.shape.entry_bytes], "little"
-        )
+    def _real_word(self, gpa: int, size: int = 4) -> int:
+        return int.from_bytes(self.real(gpa >> 12)[gpa & 0xFFF :][:size], "little")
 
     def _word(self, gpa: int) -> int:
         at = gpa & 0xFFF
