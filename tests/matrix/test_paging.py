@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.guests.fetched import fetched
+from understudy import vm as machine
 from understudy.linux import VM
 from understudy.paging import Paging
 
@@ -73,3 +74,24 @@ def test_the_cloud_kernel(paging: str) -> None:
 @pytest.mark.parametrize("guest", ["686", "686-pae", "amd64"])
 def test_the_other_kernels(guest: str, paging: str) -> None:
     check(guest, paging)
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("paging", SHADOWED)
+def test_a_saved_and_loaded_run_is_the_same_run(paging: str) -> None:
+    """Shadows are saved, too: not even a hidden fault more."""
+    fetched("cloud-amd64")
+    outcomes = []
+    for is_saved in (False, True):
+        vm: machine.VM = VM.linux("cloud-amd64", paging=paging, memory="128M")
+        vm.go(budget=20_000_000)
+        if is_saved:
+            saved = vm.save()
+            vm.close()
+            vm = machine.VM.restore(saved)
+        vm.go(budget=40_000_000)
+        counts = vm.counts()
+        outcomes.append([counts[name] for name in ("instructions", "exits", "faults", "fills")])
+        vm.close()
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][2]["hidden"] > 100

@@ -350,6 +350,10 @@ class Vmx(Execution, name="vmx"):
         self.current_primary = controls | flag if on else controls & ~flag
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
+    def resume_step(self) -> None:
+        """A snapshot was loaded that was taken in the middle of one: the VMCS knows already."""
+        self.primary |= PrimaryControls.MONITOR_TRAP_FLAG.mask
+
     def takes_interrupts(self) -> bool:
         return bool(self.read(RFLAGS_FIELD) & IF) and not self.read(INTERRUPTIBILITY) & SHADOW
 

@@ -320,21 +320,20 @@ class Shadow(Paging):
     def save(self) -> dict[str, Any]:
         return {
             "fills": self.fills, "flushes": self.flushes, "faults": dict(self.faults),
-            "pool": self.pool, "patched": self.patched,
+            "pool": self.pool, "patched": self.patched, "loaded": self.loaded,
         }  # fmt: skip
 
     def load(self, saved: dict[str, Any]) -> None:
         self.fills, self.flushes = saved["fills"], saved["flushes"]
         self.faults.update(saved["faults"])
-        self.pool = list(saved["pool"])
+        self.pool, self.loaded = list(saved["pool"]), saved["loaded"]
         self.patched = [(slot, entry) for slot, entry in saved["patched"]]
 
     def resume(self) -> None:
         self.hpas.clear()
         self.read_regime()
-        self.loaded = self.execution.read(Vmcs.GUEST_CR3)
         if self.patched:
-            self.execution.single_step(True)
+            self.execution.resume_step()
 
     def read_regime(self) -> None:
         """See how the guest translates now."""
