@@ -125,7 +125,7 @@ impl Dbt {
             self.ungrouped = true;
             return self.known(core);
         }
-        let generations = self.generations;
+        let before = (self.generations, core.tlb.displaced);
         let result = self.execute(core, site);
         core.flags_to_jit();
         let is_alone = match result {
@@ -143,7 +143,9 @@ impl Dbt {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
-        let goes_on = is_alone && site.next != 0 && !site.is_group && self.generations == generations;
+        // A group's pointer may be to a page whose translation was displaced.
+        let goes_on =
+            is_alone && site.next != 0 && !site.is_group && before == (self.generations, core.tlb.displaced);
         let is_alive = goes_on && !self.blocks[site.block as usize].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;

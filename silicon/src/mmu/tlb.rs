@@ -117,6 +117,8 @@ pub struct Tlb {
     pub asn: u32,
     /// The current space's number for global translations.
     pub global_asn: u32,
+    /// Translations of other pages that made room for new ones.
+    pub displaced: u64,
     /// Grows whenever an instruction-side translation vanished within a space; engines compare
     /// it, `asn` and `global_asn` with what their own shortcuts rely on.
     pub fetch_epoch: u64,
@@ -149,6 +151,7 @@ impl Tlb {
             current: None,
             asn: 0,
             global_asn: 0,
+            displaced: 0,
             fetch_epoch: 0,
             caches: Caches::default(),
         }
@@ -326,6 +329,7 @@ impl Tlb {
         let old = self.entries[slot];
         if old.asn != 0 {
             self.l1_drop(old.vpn);
+            self.displaced += u64::from(old.vpn != vpn);
         }
         self.entries[slot] = Entry { vpn, hpa, asn: self.number(perm), perm };
     }
