@@ -103,6 +103,10 @@ def _parse(data: bytes) -> Image:
         raise GuestError(f"expected program headers of {minimum} bytes, got {entry_size}")
     if count > MAX_SEGMENTS:
         raise GuestError(f"expected at most {MAX_SEGMENTS} program headers, got {count}")
+    if table + count * entry_size > len(data):
+        raise GuestError(
+            f"truncated ELF file: {count} program headers at {table:#x}, {len(data):#x} bytes in all"
+        )
     segments = []
     for i in range(count):
         if is_64:

@@ -221,6 +221,7 @@ GOOD = bzimage(compress("LZ4", elf64()))
         (GOOD[:0x210], {}, "truncated: 528 bytes, not even its boot header"),
         (GOOD[:-40], {}, "truncated: its header promises"),
         (elf64()[:80], {}, "truncated ELF file"),
+        (elf64()[:32] + b"\xff" * 8 + elf64()[40:], {}, "truncated ELF file: 1 program headers"),
         (elf64()[:-1], {}, "truncated: a segment ends at byte"),
         (elf64(machine=183), {}, "expected an ELF file for x86, got machine 183"),
         (elf64(loads=[]), {}, "nothing to load"),
