@@ -105,7 +105,7 @@ def _parse(data: bytes) -> Image:
         raise GuestError(f"expected at most {MAX_SEGMENTS} program headers, got {count}")
     if table + count * entry_size > len(data):
         raise GuestError(
-            f"truncated ELF file: {count} program headers at {table:#x}, {len(data):#x} bytes in all"
+            f"truncated ELF file: {count} program headers at {table:#x}, {len(data):#x} bytes"
         )
     segments = []
     for i in range(count):
