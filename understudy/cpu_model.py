@@ -1,9 +1,11 @@
 """What the guest's CPUID shows: a present-day Intel-like processor, of the features we have.
 
-Source: SDM 2A, "CPUID - CPU Identification".  Family 6, model 8FH: a model of which the guests'
-kernels know no defect, so that with IA32_ARCH_CAPABILITIES (see `msrs.py`) Linux leaves out
-page-table isolation, retpolines, return thunks and buffer clearing, which cost translated code
-far more than silicon.
+Source: SDM 2A, "CPUID - CPU Identification".  Family 6, model F0H: one that no
+processor has.  The guests' kernels know no defect of it, so that with IA32_ARCH_CAPABILITIES (see
+`msrs.py`) Linux leaves out page-table isolation, retpolines, return thunks and buffer clearing,
+which cost translated code far more than silicon.  And programs know no name for it: those that
+GCC built in variants for named processors choose by the model alone, and would take a model with
+AVX-512 at its name although the feature bits deny it.
 
 Left out on purpose: AVX and XSAVE (not in the machine), LA57, PKU, CET, VMX (nesting comes
 later), RDRAND (two runs must be the same run).  SMAP is a switch: STAC and CLAC cost much.
@@ -30,7 +32,7 @@ from understudy.arch.cr import CR4
 Answer = tuple[int, int, int, int]
 ZERO: Answer = (0, 0, 0, 0)
 BRAND = b"understudy virtual processor, 1.00GHz"
-SIGNATURE = 0x000806F8  # family 6, model 8FH, stepping 8
+SIGNATURE = 0x000F0600  # family 6, model F0H, stepping 0
 TSC_HZ = 1_000_000_000
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000

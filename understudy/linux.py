@@ -9,7 +9,7 @@ says which.  A VM belongs to one thread at a time; several VMs run at once on se
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,8 +17,10 @@ from typing import Self
 from understudy import vm as machine
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
+from understudy.guests import packages as debian_packages
 from understudy.guests.agent import Agent, Exited, Output, Send
 from understudy.guests.apt import Progress
+from understudy.guests.entry import GuestError
 from understudy.host import Host
 from understudy.vm import Stop
 
@@ -102,22 +104,28 @@ class VM(machine.VM):
         engine: str = "dbt",
         paging: str = "ept",
         host: Host | None = None,
+        packages: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Self:
         """Make a VM with `guest` loaded, ready to run.
 
         `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
         cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
-        kernel's command line.  The rest is as for `VM`.
+        kernel's command line.  `packages` are Debian's, by name: they and what they depend on are
+        unpacked into the guest's file system (fetched like the guest).  The rest is as for `VM`.
         """
         kernel: Path | bytes
         ramdisk: Path | None = Path(initrd) if initrd is not None else None
         if isinstance(guest, Path):
+            if packages:
+                raise GuestError("packages go with a guest by name, not with a kernel file")
             kernel = guest
         else:
             fetched = debian.fetch(guest, progress or _say_nothing)
             kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
             append = f"{fetched.append} {append}".strip()
+            if packages:
+                ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
         vm = cls(memory, clock=clock, engine=engine, paging=paging, host=host, name=str(guest))
         try:
             vm.listen()
@@ -301,6 +309,16 @@ class VM(machine.VM):
                         self._on_command_output(chunk)
                 case Exited(status):
                     self._command_status = status
+
+
+def _with_packages(
+    guest: str, ramdisk: Path | None, names: Sequence[str], progress: Progress
+) -> Path:
+    """The guest's RAM disk with Debian packages in it."""
+    if ramdisk is None:
+        raise GuestError(f"{guest} has no file system to unpack packages into: choose a Linux")
+    architecture = debian.PACKAGES[guest].architecture
+    return debian_packages.with_packages(ramdisk, names, progress, architecture=architecture)
 
 
 def _say_nothing(_text: str, _share: float | None) -> None:

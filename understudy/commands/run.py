@@ -46,6 +46,7 @@ class Wanted:
     guest: str | Path
     initrd: Path | None
     append: str
+    packages: tuple[str, ...]
     memory: str
     clock: str
     engine: str
@@ -75,6 +76,14 @@ def run(
     append: Annotated[
         str, typer.Option("--append", metavar="TEXT", help="Added to the kernel's command line.")
     ] = "",
+    packages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="PACKAGE",
+            help="A Debian package to have in the guest, with all it needs.  May be repeated.",
+        ),
+    ] = None,
     memory: Annotated[
         str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM, like 256M or 1G.")
     ] = "256M",
@@ -144,6 +153,8 @@ def run(
 
       understudy run --guest cloud-amd64 --exec true --counts counts.json
 
+      understudy run --guest cloud-amd64 --with stress-ng --exec "stress-ng --vm 1 -t 5s"
+
       understudy run --guest 686 --control vm.sock
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
@@ -153,6 +164,7 @@ def run(
         kernel,
         initrd,
         append,
+        tuple(packages or ()),
         memory,
         clock,
         engine,
@@ -173,6 +185,7 @@ def _checked(
     kernel: Path | None,
     initrd: Path | None,
     append: str,
+    packages: tuple[str, ...],
     memory: str,
     clock: ClockChoice | None,
     engine: EngineChoice,
@@ -187,6 +200,8 @@ def _checked(
         raise typer.BadParameter("say either --guest NAME or --kernel FILE")
     if guest is not None and initrd is not None:
         raise typer.BadParameter("--initrd goes with --kernel; a named guest brings its own")
+    if packages and guest is None:
+        raise typer.BadParameter("--with goes with --guest; with --kernel bring an --initrd")
     if command is not None and not command.strip():
         raise typer.BadParameter("--exec is empty; give a command, like --exec 'uname -a'")
     for file in (kernel, initrd):
@@ -211,6 +226,7 @@ def _checked(
         guest=guest if guest is not None else kernel or Path(),
         initrd=initrd,
         append=append,
+        packages=packages,
         memory=memory,
         clock=chosen.value,
         engine=engine.value,
@@ -246,6 +262,7 @@ def _carry_out(wanted: Wanted) -> int:
                     wanted.guest,
                     initrd=initrd,
                     append=append,
+                    packages=wanted.packages,
                     memory=wanted.memory,
                     clock=wanted.clock,
                     engine=wanted.engine,

@@ -127,6 +127,22 @@ class Apt:
             raise GuestError(f"apt-get downloaded {len(found)} packages for {package}, expected 1")
         return found[0]
 
+    def download_with_needs(self, package: str, folder: Path, progress: Progress) -> list[Path]:
+        """Download one package and all that it depends on, as if nothing were installed."""
+        with explained(self.state):
+            (folder / "partial").mkdir(parents=True, exist_ok=True)
+        command = ["apt-get", "install", "--yes", "--download-only", "--no-install-recommends"]
+        command += ["-o", f"Dir::Cache::archives={_quoted(folder)}", package]
+        try:
+            self._run(command, f"Downloading {package} and what it needs", progress, folder)
+        except GuestError:
+            (self.state / "updated").unlink(missing_ok=True)  # the lists may be out of date
+            raise
+        found = sorted(folder.glob("*.deb"))
+        if not any(path.name.startswith(f"{package}_") for path in found):
+            raise GuestError(f"apt-get downloaded {len(found)} packages, but not {package}")
+        return found
+
     def _targets(self) -> list[list[str]]:
         """[uri, suite, component, entry in the sources] of each package list that was fetched."""
         form = "$(ARCHITECTURE)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SOURCESENTRY)"

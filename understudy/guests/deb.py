@@ -5,14 +5,17 @@ Source: deb(5).
 
 import io
 import lzma
+import stat
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import zstandard
 
 from understudy.guests.entry import GuestError
+from understudy.guests.initramfs import Node
 
 AR_MAGIC = b"!<arch>\n"
 
@@ -24,16 +27,48 @@ def files(package: Path, patterns: Iterable[str]) -> dict[str, bytes]:
     """
     wanted = list(patterns)
     found: dict[str, bytes] = {}
+    with _unharmed(package), _data(package.read_bytes()) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            for pattern in wanted:
+                if pattern not in found and member.isfile() and path.match(pattern):
+                    found[pattern] = _content(archive, member)
+            if len(found) == len(wanted):
+                return found
+    missing = [pattern for pattern in wanted if pattern not in found]
+    raise GuestError(f"the package {package.name} has no {' and no '.join(missing)}")
+
+
+def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:
+    """All files, folders and symbolic links by path, but those under the `left_out` prefixes."""
+    nodes: dict[str, Node] = {}
+    with _unharmed(package), _data(package.read_bytes()) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            name = str(path)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name} lies outside of it")
+            if name == "." or f"{name}/".startswith(left_out):
+                continue
+            mode = member.mode & 0o7777
+            if member.isdir():
+                nodes[name] = Node(stat.S_IFDIR | mode)
+            elif member.issym():
+                nodes[name] = Node(stat.S_IFLNK | 0o777, member.linkname.encode())
+            elif member.islnk():  # to a file that came before, or that was left out
+                target = nodes.get(str(PurePosixPath(member.linkname)))
+                if target is not None:
+                    nodes[name] = target
+            elif member.isfile():
+                nodes[name] = Node(stat.S_IFREG | mode, _content(archive, member))
+    return nodes
+
+
+@contextmanager
+def _unharmed(package: Path) -> Iterator[None]:
+    """What goes wrong in reading a package means that it is damaged."""
     try:
-        with _data(package.read_bytes()) as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                for pattern in wanted:
-                    if pattern not in found and member.isfile() and path.match(pattern):
-                        stream = archive.extractfile(member)
-                        found[pattern] = stream.read() if stream else b""
-                if len(found) == len(wanted):
-                    return found
+        yield
     except (
         EOFError,
         ValueError,
@@ -43,8 +78,11 @@ def files(package: Path, patterns: Iterable[str]) -> dict[str, bytes]:
         zstandard.ZstdError,
     ) as error:
         raise GuestError(f"the package {package.name} is damaged: {error}") from None
-    missing = [pattern for pattern in wanted if pattern not in found]
-    raise GuestError(f"the package {package.name} has no {' and no '.join(missing)}")
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    return stream.read() if stream else b""
 
 
 def _data(package: bytes) -> tarfile.TarFile:

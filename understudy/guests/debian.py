@@ -156,7 +156,7 @@ def busybox(
     architecture: str = "amd64",
 ) -> bytes:
     """The busybox program, for making an initramfs with files of one's own."""
-    item = "busybox-static" + _suffix(architecture)
+    item = "busybox-static" + suffix(architecture)
     return _obtain(cache or Cache(), item, _busybox(architecture), progress).read_bytes()
 
 
@@ -187,7 +187,7 @@ def _obtain(cache: Cache, item: str, package: Package, progress: Progress) -> Pa
 
 
 def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> None:
-    folder = ("apt-backports" if package.backports else "apt") + _suffix(package.architecture)
+    folder = ("apt-backports" if package.backports else "apt") + suffix(package.architecture)
     state = cache.root / folder
     apt = Apt(state, package.architecture, backports=package.backports)
     apt.update(progress)
@@ -214,7 +214,7 @@ def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> Non
     progress(f"Fetched {name}", 1.0)
 
 
-def _suffix(architecture: str) -> str:
+def suffix(architecture: str) -> str:
     """What tells a name in the cache from its namesake of the usual architecture."""
     return "" if architecture == "amd64" else f"-{architecture}"
 
