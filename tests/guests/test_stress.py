@@ -1,0 +1,63 @@
+"""stress-ng finds nothing wrong under any paging technique.
+
+Source: stress-ng(1).  Invariant: guest time is wall time here, so that twenty seconds of it take as
+long under a shadow technique as under EPT; `python -m tests.guests.stress 20 virtual` runs the
+same in virtual time, for much longer.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guests import stress
+from tests.guests.fetched import fetched
+from understudy.guests import packages
+from understudy.guests.entry import GuestError
+
+SAID = """\
+stress-ng: info:  [102] setting to a 2 second run per stressor
+stress-ng: info:  [102] dispatching hogs: 1 vm
+stress-ng: metrc: [102] stressor       bogo ops real time  usr time
+stress-ng: metrc: [102] vm                 7364      2.02      1.56
+stress-ng: info:  [102] successful run completed in 2.02s
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def package() -> Iterator[None]:
+    fetched(stress.GUEST)
+    try:
+        packages.tree("stress-ng")
+    except GuestError as error:
+        pytest.skip(f"stress-ng cannot be fetched here: {error}")
+    yield
+
+
+def test_what_stress_ng_prints_is_judged() -> None:
+    assert stress.judge(SAID, ["vm"]) == ({"vm": 7364}, ())
+    assert stress.judge(SAID, ["vm", "fork"])[1] == ("fork did nothing",)
+    killed = "stress-ng: info:  [104] stressor terminated with unexpected signal signal 4 'SIGILL'"
+    failed = "stress-ng: fail:  [104] vm: detected 4 bit errors while stressing memory"
+    assert stress.judge(f"{SAID}{killed}\n{failed}\n", ["vm"])[1] == (killed, failed)
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("technique", stress.TECHNIQUES)
+def test_all_classes_at_once_for_a_moment(technique: str) -> None:
+    with stress.boot(technique, "wall") as vm:
+        end = stress.stress(vm, stress.CLASSES, stress.BRIEFLY)
+    idle = {f"{name} did nothing" for name in stress.CLASSES}  # a busy computer has little time
+    assert (end.status, set(end.complaints) - idle) == (0, set())
+    assert sum(end.work.values()) > 0
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("technique", stress.TECHNIQUES)
+def test_each_class_for_twenty_seconds(technique: str) -> None:
+    with stress.boot(technique, "wall") as vm:
+        for name in stress.CLASSES:
+            end = stress.stress(vm, [name], f"{stress.SIZES} -t 20s")
+            assert (end.status, end.complaints) == (0, ()), name
+            assert end.guest_s >= 20, name
