@@ -24,6 +24,7 @@ TECHNIQUES = ("ept", "eager", "lazy", "vtlb")
 GUEST = "cloud-amd64"
 MEMORY = "512M"
 SIZES = "--vm-bytes 64M --mmap-bytes 64M"
+SMALL = "--vm-bytes 16M --mmap-bytes 2M"  # for wall time: a busy computer gets round to all of it
 BRIEFLY = "--vm-bytes 1M --mmap-bytes 256K -t 2s"
 GUEST_SECONDS = 200.0
 WALL_SECONDS = 3600.0
@@ -84,7 +85,7 @@ def main() -> None:
     for technique in sys.argv[3:] or TECHNIQUES:
         with boot(technique, clock) as vm:
             for name in CLASSES:
-                end = stress(vm, [name], f"{SIZES} -t {seconds}s")
+                end = stress(vm, [name], f"{SMALL if clock == 'wall' else SIZES} -t {seconds}s")
                 complaints = "; ".join(end.complaints) or "none"
                 times = f"{end.guest_s:.1f} | {end.wall_s:.0f}"
                 row = f"{end.status} | {end.work.get(name, 0)} | {complaints} | {times}"
