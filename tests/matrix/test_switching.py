@@ -10,6 +10,8 @@ import itertools
 import pytest
 
 from tests.guests.fetched import fetched
+from understudy.execution.control_registers import UnrestrictedNeeded
+from understudy.guests import hello, loader
 from understudy.linux import VM
 
 PROMPT, COMMANDS = "understudy# ", b"uname -a; ls / | wc -l; poweroff -f\n"
@@ -66,7 +68,16 @@ def test_a_technique_that_there_is_not_is_refused() -> None:
 
 def test_the_change_comes_with_the_next_exit() -> None:
     with VM("16M") as vm:
+        vm.enter(loader.load(vm.memory, hello.image()))
         vm.paging = "lazy"
         assert vm.paging == "ept"
         vm.vcpu.attend()
         assert vm.paging == vm.counts()["paging"] == "lazy"
+
+
+def test_real_mode_keeps_the_technique_that_can_run_it() -> None:
+    with VM("16M") as vm:
+        vm.paging = "lazy"
+        with pytest.raises(UnrestrictedNeeded, match="use paging ept, not lazy"):
+            vm.vcpu.attend()
+        assert vm.paging == vm.counts()["paging"] == "ept"
