@@ -319,7 +319,7 @@ impl Asm {
             _ => self.rm(&[], size == 8, &[0x8B], dst, m),
         }
     }
-    /// `mov m, src` of `size` bytes; `src` is R8 or above.
+    /// `mov m, src` of `size` bytes; `src` is RAX to RBX, or R8 and above.
     pub fn store_sized(&mut self, size: usize, m: Mem, src: u8) {
         let prefix: &[u8] = if size == 2 { &[0x66] } else { &[] };
         self.rm(prefix, size == 8, &[0x88 | u8::from(size > 1)], src, m);

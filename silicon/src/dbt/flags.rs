@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
 use super::asm::{Asm, Mem, Source, T1, alu, cc, state};
 use super::glue::{slot, table};
@@ -145,6 +145,14 @@ fn may_leave(insn: &Instruction) -> bool {
     !is_plain || !is_simple || is_odd
 }
 
+/// A constant operand, if instructions can take it as one.
+pub(super) fn immediate(insn: &Instruction, i: u32) -> Option<i32> {
+    match insn.op_kind(i) {
+        OpKind::Immediate32 => Some(insn.immediate32().cast_signed()),
+        _ => i32::try_from(insn.immediate(i).cast_signed()).ok(),
+    }
+}
+
 fn operand(insn: &Instruction, i: u32) -> Option<Operand> {
     match insn.op_kind(i) {
         OpKind::Register => {
@@ -152,8 +160,7 @@ fn operand(insn: &Instruction, i: u32) -> Option<Operand> {
             (r.is_gpr() && !is_high_byte(r)).then(|| Operand::Register(number(r) as u8))
         }
         OpKind::Memory => None,
-        OpKind::Immediate32 => Some(Operand::Immediate(insn.immediate32().cast_signed())),
-        _ => i32::try_from(insn.immediate(i).cast_signed()).ok().map(Operand::Immediate),
+        _ => immediate(insn, i).map(Operand::Immediate),
     }
 }
 
@@ -321,7 +328,8 @@ impl Translator<'_> {
     /// Before the native form of an instruction and its checks.  T1 is lost.
     pub fn registers_before(&mut self, insn: &Instruction) {
         if self.flags.recipe.is_some() && matches!(effect(insn), Effect::None | Effect::Reads) {
-            for n in self.written(insn) {
+            let written = super::kinds::written(self.info, insn);
+            for n in (0..16).filter(|&n| written[n]) {
                 self.about_to_write(n);
             }
         }
@@ -343,15 +351,6 @@ impl Translator<'_> {
             Effect::Merges if !self.needed[self.index] => self.flags = Flags::default(),
             _ => self.flags = Flags { live: true, recorded: false, recipe },
         }
-    }
-
-    fn written(&mut self, insn: &Instruction) -> Vec<usize> {
-        let writes = |a| !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-        let used = self.info.info(insn).used_registers();
-        used.iter()
-            .filter(|r| writes(r.access()) && r.register().is_gpr())
-            .map(|r| number(r.register()))
-            .collect()
     }
 
     /// Where an interpreted instruction finds the flags.

@@ -178,13 +178,7 @@ impl Planner<'_> {
                 return;
             }
         }
-        let mut written = [false; 16];
-        for r in self.info.info(insn).used_registers() {
-            let writes = !matches!(r.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-            if writes && r.register().is_gpr() {
-                written[number(r.register())] = true;
-            }
-        }
+        let mut written = super::kinds::written(self.info, insn);
         if is_pop(insn) && number(insn.op0_register()) != 4 {
             written[4] = false;
         }

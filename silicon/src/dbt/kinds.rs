@@ -1,8 +1,9 @@
 //! What kind of instruction it is, as far as the translator is concerned.
 
-use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::asm::cc;
+use super::map::number;
 
 /// Whether nothing of the block can follow this instruction.
 pub(super) fn ends_block(insn: &Instruction) -> bool {
@@ -249,6 +250,18 @@ pub(super) fn is_far_bit(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && insn.op0_kind() == OpKind::Memory
         && insn.op1_kind() == OpKind::Register
+}
+
+/// By number: the general registers that the instruction writes, or may write.
+pub(super) fn written(info: &mut InstructionInfoFactory, insn: &Instruction) -> [bool; 16] {
+    let mut out = [false; 16];
+    for r in info.info(insn).used_registers() {
+        let writes = !matches!(r.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+        if writes && r.register().is_gpr() {
+            out[number(r.register())] = true;
+        }
+    }
+    out
 }
 
 /// Whether an operand is in memory.

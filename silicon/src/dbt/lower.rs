@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Regist
 
 use super::asm::{Mem, RSP, Source, T0, T1, alu, at, cc, state};
 use super::block::Site;
-use super::flags::{recipe, shift_recipe};
+use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
 use super::kinds::{Way, condition, ends_block, has_memory, pushes_selector, uses_vector_state, way};
 use super::map::{host_of, is_high_byte, number, with_width};
@@ -257,8 +257,7 @@ impl Translator<'_> {
             OpKind::Register if !insn.op1_register().is_gpr() => return false,
             OpKind::Register => host_of(number(insn.op1_register())).map(Source::Register),
             OpKind::Memory => return false,
-            OpKind::Immediate32 => Some(Source::Immediate(insn.immediate32().cast_signed())),
-            _ => i32::try_from(insn.immediate(1).cast_signed()).ok().map(Source::Immediate),
+            _ => immediate(insn, 1).map(Source::Immediate),
         };
         // A register written in its lower half loses the upper one: a slot would not.
         let is_whole = size == 8 || operation == alu::CMP;

@@ -8,10 +8,10 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Mem, RAX, RDI, RSI, T0, T1, at, cc, state};
 use super::glue::table;
+use super::system::flags_register;
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
 use crate::arch::bits::rflags;
-use crate::cpu::state::Core;
 
 /// What a string instruction does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,8 +66,7 @@ impl Translator<'_> {
         let size = insn.memory_size().size();
         self.registers_before(insn);
         self.keep_flags();
-        self.a.rm(&[], false, &[0xF7], 0, state(offset_of!(Core, rflags))); // test dword m, imm32
-        self.a.raw(&(rflags::DF as u32).to_le_bytes());
+        self.test32(flags_register(), rflags::DF);
         let branch = self.a.jcc_later(cc::NE);
         self.cold.push(Cold::Step { branch, site: self.site(insn) });
         let value = state(table(offset_of!(Tables, value)));
@@ -78,7 +77,7 @@ impl Translator<'_> {
             }
             Kind::Store => {
                 self.point(insn, RDI, size, true);
-                self.sized(size, 0x88, RAX, at(T0)); // mov [T0], accumulator
+                self.a.store_sized(size, at(T0), RAX);
             }
             Kind::Move => {
                 self.point(insn, RSI, size, false);
@@ -86,7 +85,7 @@ impl Translator<'_> {
                 self.a.store(value, T1);
                 self.point(insn, RDI, size, true);
                 self.a.load(T1, value);
-                self.sized(size, 0x88, T1, at(T0));
+                self.a.store_sized(size, at(T0), T1);
             }
             Kind::Scan => {
                 self.point(insn, RDI, size, false);

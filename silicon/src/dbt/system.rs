@@ -34,7 +34,7 @@ pub(super) fn selector_of(r: Register) -> Mem {
     segment(r.number(), offset_of!(Segment, selector))
 }
 
-fn flags_register() -> Mem {
+pub(super) fn flags_register() -> Mem {
     state(offset_of!(Core, rflags))
 }
 
@@ -82,7 +82,8 @@ impl Translator<'_> {
         self.a.raw(&(bits as u32).to_le_bytes());
     }
 
-    fn test32(&mut self, m: Mem, bits: u64) {
+    /// `test dword m, imm`.
+    pub(super) fn test32(&mut self, m: Mem, bits: u64) {
         self.a.rm(&[], false, &[0xF7], 0, m); // test dword m, imm32
         self.a.raw(&(bits as u32).to_le_bytes());
     }

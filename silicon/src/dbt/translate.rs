@@ -460,9 +460,7 @@ impl Translator<'_> {
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
-                    let m = state(offset_of!(Core, countdown));
-                    self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
-                    self.a.raw(&[self.count as u8]);
+                    self.give_back(self.count as u8);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
                     self.a.jmp(self.glue.exit);
                 }
@@ -474,6 +472,12 @@ impl Translator<'_> {
         }
     }
 
+    /// Give instructions that did not run back to the countdown.
+    fn give_back(&mut self, count: u8) {
+        self.a.rm(&[], true, &[0x83], 0, state(offset_of!(Core, countdown))); // add qword m, imm8
+        self.a.raw(&[count]);
+    }
+
     fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64) {
         let number = self.first_link + self.links.len() as u32;
         let base = self.a.base;
@@ -483,26 +487,16 @@ impl Translator<'_> {
         self.a.patch(branch, here);
         self.record_flags();
         if rest > 0 {
-            let m = state(offset_of!(Core, countdown));
-            self.a.rm(&[], true, &[0x83], 0, m); // add qword m, imm8
-            self.a.raw(&[rest]);
+            self.give_back(rest);
         }
-        let link = if is_near && self.a.here() == here {
-            Link { mode, target, place: base + branch as u64, page_place: None }
-        } else if is_near {
-            let jump = self.a.jmp_later();
-            let stub = self.a.here();
+        let miss = (!is_near).then(|| self.unless_page(target, 0));
+        let place = if self.a.here() == here { branch } else { self.a.jmp_later() };
+        let stub = self.a.here();
+        for jump in miss.into_iter().chain([place]) {
             self.a.patch(jump, stub);
-            Link { mode, target, place: base + jump as u64, page_place: None }
-        } else {
-            let miss = self.unless_page(target, 0);
-            let page_place = base + miss as u64 - 6;
-            let hit = self.a.jmp_later();
-            let stub = self.a.here();
-            self.a.patch(miss, stub);
-            self.a.patch(hit, stub);
-            Link { mode, target, place: base + hit as u64, page_place: Some(page_place) }
-        };
+        }
+        let page_place = miss.map(|m| base + m as u64 - 6); // the number compared with
+        let link = Link { mode, target, place: base + place as u64, page_place };
         self.links.push(link);
         self.a.store_imm(state(offset_of!(Core, rip)), target);
         self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
