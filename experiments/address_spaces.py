@@ -104,14 +104,11 @@ def check(table: Table) -> list[Bar]:
 
 def draw(table: Table, figure: "Figure") -> None:
     """Exits over W, a line for each technique."""
-    from understudy.lab.figure import lines
+    from understudy.lab.figure import lines, series
 
     rows = table.where(format="intel64") or table.rows
-    series = {
-        technique: [(r["pages"], r["exits"]) for r in rows if r["paging"] == technique]
-        for technique in dict.fromkeys(r["paging"] for r in rows)
-    }
-    lines(figure.add_subplot(), series, "pages in use", "exits of one switch", log=True)
+    points = series(rows, "paging", "pages", "exits")
+    lines(figure.add_subplot(), points, "pages in use", "exits of one switch", log=True)
 
 
 EXPERIMENT = Experiment(

@@ -119,14 +119,11 @@ def check(table: Table) -> list[Bar]:
 
 def draw(table: Table, figure: "Figure") -> None:
     """Exits over K, a line for each technique."""
-    from understudy.lab.figure import lines
+    from understudy.lab.figure import lines, series
 
     rows = table.where(target="table", format="intel64") or table.where(target="table")
-    series = {
-        technique: [(r["writes"], r["exits"]) for r in rows if r["paging"] == technique]
-        for technique in dict.fromkeys(r["paging"] for r in rows)
-    }
-    lines(figure.add_subplot(), series, "writes to one page table", "exits", log=True)
+    points = series(rows, "paging", "writes", "exits")
+    lines(figure.add_subplot(), points, "writes to one page table", "exits", log=True)
 
 
 EXPERIMENT = Experiment(

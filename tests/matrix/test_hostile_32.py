@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.matrix.lockstep import Pair
 from tests.matrix.programs import assemble
-from tests.matrix.test_hostile import BUDGET, ENDS, GUEST_NS, JUNK, JUNK_BYTES, SPICE
+from tests.matrix.test_hostile import (
+    BUDGET,
+    GUEST_NS,
+    JUNK,
+    JUNK_BYTES,
+    SPICE,
+    check_both_engines,
+)  # fmt: skip
 from tests.matrix.test_task_switch import CODE, DATA, descriptor, gate
 from understudy.guests.entry import CR0_ET, CR0_NE, CR0_PE, CR0_PG, Entry, protected_mode
 from understudy.paging import Paging
@@ -138,16 +144,7 @@ def random_kernel(engine: str, seed: int, paging: str = "") -> VM:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_bytes_as_a_kernel(seed: int) -> None:
-    pair = Pair.of(lambda engine: random_kernel(engine, seed))
-    try:
-        pair.step(BUDGET, deadline_ns=GUEST_NS, wall_seconds=10)
-        assert set(pair.stops) <= ENDS | {"wall"}, pair.difference()
-        if "wall" not in pair.stops:
-            assert pair.agrees(with_memory=True), pair.difference()
-        for vm in (pair.dbt, pair.reference):
-            assert "rip=" in vm.describe()
-    finally:
-        pair.close()
+    check_both_engines(lambda engine: random_kernel(engine, seed))
 
 
 def outcome(paging: str, seed: int) -> tuple[Stop, dict[str, Any]]:

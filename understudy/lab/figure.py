@@ -7,7 +7,7 @@ Invariant: the same table gives the same bytes.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -154,6 +154,16 @@ def bars(
     axes.set_ylabel(label)
     if len(series) > 1:
         axes.legend(ncols=min(len(series), 6), loc="upper center", bbox_to_anchor=(0.5, 1.14))
+
+
+def series(
+    rows: Iterable[Mapping[str, Any]], line: str, x: str, y: str
+) -> dict[str, list[tuple[float, float]]]:
+    """The points (x, y) of the rows, a line for each value of the column `line`."""
+    out: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        out.setdefault(row[line], []).append((row[x], row[y]))
+    return out
 
 
 def lines(
