@@ -51,6 +51,8 @@ IMMEDIATES: Final = frozenset({
     OpKind.IMMEDIATE16, OpKind.IMMEDIATE32, OpKind.IMMEDIATE32TO64, OpKind.IMMEDIATE64,
 })  # fmt: skip
 
+ADDRESSES: Final = {OpKind.MEMORY_ESRDI: MASK64, OpKind.MEMORY_ESEDI: LOW32}
+
 Action = Callable[["Vcpu", int], None]
 """Does what the instruction does; its memory operand is at this gpa."""
 
@@ -117,11 +119,16 @@ def _run(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
     """REP STOS or MOVS up to the end of a page, or of the run, at once.  False: one by one."""
     instruction = plan.instruction
     size, is_move = STRINGS[instruction.mnemonic], instruction.mnemonic in MOVES
-    if bits != 64 or not instruction.has_rep_prefix or vcpu.execution.read(RFLAGS_FIELD) & DF:
+    mask = ADDRESSES.get(instruction.op0_kind)
+    if mask is None or not instruction.has_rep_prefix:
+        return False
+    if vcpu.execution.read(RFLAGS_FIELD) & DF:
         return False
     if is_move and instruction.memory_segment in (Register.FS, Register.GS):
         return False
-    target, source, left = vcpu.gpr(RDI), vcpu.gpr(RSI), vcpu.gpr(RCX)
+    if bits != 64 and not _is_flat(vcpu, instruction, is_move):
+        return False
+    target, source, left = (vcpu.gpr(n) & mask for n in (RDI, RSI, RCX))
     room = PAGE - (target & PAGE - 1)
     if is_move:
         room = min(room, PAGE - (source & PAGE - 1))
@@ -143,14 +150,20 @@ def _run(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
         return True
     except GuestMemoryError:
         return False
-    vcpu.set_gpr(RDI, target + count * size & MASK64)
+    vcpu.set_gpr(RDI, target + count * size & mask)
     vcpu.set_gpr(RCX, left - count)
     if is_move:
-        vcpu.set_gpr(RSI, source + count * size & MASK64)
+        vcpu.set_gpr(RSI, source + count * size & mask)
     if count == left:
         vcpu.retire()
         vcpu.skip(plan.length)
     return True
+
+
+def _is_flat(vcpu: "Vcpu", instruction: iced.Instruction, is_move: bool) -> bool:
+    """Whether the segments of a string instruction begin at 0."""
+    segments = [Register.ES, instruction.memory_segment] if is_move else [Register.ES]
+    return not any(vcpu.execution.read(SEGMENT_BASES[segment]) for segment in segments)
 
 
 def _begins_before(vcpu: "Vcpu", instruction: iced.Instruction, gva: int) -> bool:

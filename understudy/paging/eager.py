@@ -26,9 +26,8 @@ class Eager(Mirror, name="eager"):
 
     def table_written(self, gpa: int, length: int) -> None:
         gfn = gpa >> PAGE_SHIFT
+        self.note_write(gfn, gpa & PAGE - 1, length)
         for page in list(self.traced.get(gfn, ())):
-            if page.is_root and page is not self.root and not page.parents:
-                self.note_flood(page)
             for index in self.indices(page, gpa & PAGE - 1, length):
                 if page.hpa:  # else it has gone with what it hung from
                     self.resync(page, index)

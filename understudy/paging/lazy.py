@@ -20,6 +20,7 @@ from understudy.paging.mirror import Mirror, Place
 
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
+SMALLEST = 4  # bytes that a write to a table likely has at least
 
 
 class Lazy(Mirror, name="lazy"):
@@ -37,7 +38,10 @@ class Lazy(Mirror, name="lazy"):
     def trace(self, gva: int, error: int, found: Found) -> Answer:
         gfn = found.gpa >> PAGE_SHIFT
         self.unsync[gfn] = self.memory.read(self.hpas[gfn], PAGE)
+        self.note_write(gfn, found.gpa & PAGE - 1, SMALLEST)
         self.enter(gva, error, found)
+        if gfn not in self.traced:
+            del self.unsync[gfn]
         self.settle()
         return TRACED
 
@@ -49,8 +53,11 @@ class Lazy(Mirror, name="lazy"):
 
     def table_written(self, gpa: int, length: int) -> None:
         """What it was before is not known any more: compare everything that there is."""
-        if gpa >> PAGE_SHIFT not in self.unsync:
-            self.unsync[gpa >> PAGE_SHIFT] = b""
+        gfn = gpa >> PAGE_SHIFT
+        self.note_write(gfn, gpa & PAGE - 1, length)
+        if gfn in self.traced:
+            self.unsync.setdefault(gfn, b"")
+        self.settle()
 
     def fill_slot(
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
@@ -74,9 +81,6 @@ class Lazy(Mirror, name="lazy"):
                     for index in self.indices(page, offset, self.regime.entry_bytes):
                         if page.hpa:  # else it has gone with what it hung from
                             self.resync(page, index)
-            for page in pages:
-                if page.hpa and page.is_root and page is not self.root and not page.parents:
-                    self.note_flood(page)
 
         entered, self.entered = self.entered, set()
         for page, index in entered:

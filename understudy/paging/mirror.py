@@ -33,9 +33,9 @@ from understudy.paging.guest_walk import (
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
 from understudy.paging.shadow_pages import COMPOSED, DIRECT, ShadowPage, ShadowPages
+from understudy.paging.untrace import is_entry_write, is_flooded
 
 ROOTS_KEPT: Final = 64
-FLOOD: Final = 4  # writes to the root of an address space that is not loaded: it is none any more
 RIGHTS: Final = WRITABLE | USER | NO_EXECUTE
 READ_ONLY: Final = USER | NO_EXECUTE
 ALL_RIGHTS: Final = PRESENT | ACCESSED | DIRTY | WRITABLE | USER
@@ -137,6 +137,7 @@ class Mirror(Shadow):
     ) -> bool:
         if error & E_WRITE and not self.may_write(gfn):
             return False
+        self.tables.at[slot & -PAGE].flood = 0
         self.tables.map(slot, gfn, entry)
         self.settle()
         return True
@@ -154,6 +155,7 @@ class Mirror(Shadow):
             index = gva >> 3 + 9 * level & (3 if quadrant == COMPOSED else 511)
             slot = page.hpa + 8 * index
             places.append((page, index))
+            page.flood = 0
             if quadrant == COMPOSED:
                 child, flags = self._below_root(index), PRESENT
             elif quadrant == DIRECT:
@@ -239,12 +241,36 @@ class Mirror(Shadow):
         root.is_root = False
         self.tables.release(root)
 
-    def note_flood(self, page: ShadowPage) -> None:
-        """A root that is not loaded is written: that memory is likely something else by now."""
-        page.flood += 1
-        if page.flood > FLOOD:
-            for key in [key for key, root in self.roots.items() if root is page]:
-                self._forget(key)
+    # --- frames that are tables no more ---
+
+    def note_write(self, gfn: int, offset: int, length: int) -> None:
+        """A traced frame is written: stop tracing it if that memory is likely something else."""
+        is_entry = is_entry_write(offset, length, self.regime.entry_bytes)
+        for page in list(self.traced.get(gfn, ())):
+            page.flood += 1
+            if page.hpa and (not is_entry or is_flooded(page, self.root, self.tables.at)):
+                self._drop(page)
+
+    def _drop(self, page: ShadowPage) -> None:
+        """Let a shadow go, whatever names it; but not the one that CR3 names."""
+        super().finish_step()  # what is put back then must still be there
+        if page is self.root:
+            page.flood = 0
+            return
+        if page.is_root:
+            self._forget_root(page)
+        while page.parents:
+            slot = next(iter(page.parents))
+            self.tables.zap(slot)
+            owner = self.tables.at.get(slot & -PAGE)
+            if owner is None or owner.quadrant != COMPOSED or owner is self.root:
+                continue
+            if not self.tables.present(owner):
+                self._forget_root(owner)
+
+    def _forget_root(self, page: ShadowPage) -> None:
+        for key in [key for key, root in self.roots.items() if root is page]:
+            self._forget(key)
 
     # --- entries ---
 

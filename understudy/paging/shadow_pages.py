@@ -45,7 +45,7 @@ class ShadowPage:
         self.gfn, self.level, self.quadrant, self.hpa = gfn, level, quadrant, hpa
         self.parents: set[int] = set()  # slots that name it
         self.is_root = False  # a load of CR3 may want it again
-        self.flood = 0  # writes to the guest's table since it was loaded as a root
+        self.flood = 0  # writes to the guest's table since a fault went through it
 
 
 class ShadowPages:
