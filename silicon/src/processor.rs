@@ -20,9 +20,9 @@ use crate::vmx;
 
 /// An executor of instructions.
 pub trait Engine: Send {
-    /// Execute until `core.countdown` is used up, `core.attention` is set, or a trap.  At least
-    /// one instruction is tried.  Called between instructions with no interrupt shadow, TF clear
-    /// and no breakpoints armed.
+    /// Execute until `core.countdown` is used up (or nearly, if `core.may_stop_early`),
+    /// `core.attention` is set, or a trap.  At least one instruction is tried.  Called between
+    /// instructions with no interrupt shadow, TF clear and no breakpoints armed.
     ///
     /// # Errors
     /// The trap of the instruction that RIP names.
@@ -133,12 +133,12 @@ impl Processor {
         if core.activity != Activity::Active {
             return idle(core);
         }
-        let mut n = SLICE.min((end - core.retired()).min(i64::MAX as u64).cast_signed());
+        let mut exact = end - core.retired();
         if core.clock == Clock::Virtual {
-            let left = deadline(core).saturating_sub(core.tsc()).max(1);
-            n = n.min(left.min(i64::MAX as u64).cast_signed());
+            exact = exact.min(deadline(core).saturating_sub(core.tsc()).max(1));
         }
-        core.set_countdown(n);
+        core.may_stop_early = exact > SLICE.cast_unsigned();
+        core.set_countdown(SLICE.min(exact.min(i64::MAX as u64).cast_signed()));
         let is_single = core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0;
         if is_single || vmx::events::must_step(core) {
             let result = step(core);

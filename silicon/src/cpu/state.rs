@@ -236,6 +236,8 @@ pub struct Core {
     /// The event being delivered, for IDT-vectoring information and double faults.
     pub vectoring: Option<Event>,
 
+    /// Nothing is due when `countdown` reaches 0: the engine may return a little before.
+    pub may_stop_early: bool,
     /// [`Core::retired`] when `countdown` reaches 0.
     pub horizon: u64,
     /// Idle time that passed on the virtual clock (ticks); on the wall clock: the origin.
@@ -275,6 +277,7 @@ impl Core {
             rip: 0xFFF0,
             rflags: rflags::FIXED1,
             countdown: 0,
+            may_stop_early: false,
             attention: 0,
             jit: Tables::new(),
             seg: segs,

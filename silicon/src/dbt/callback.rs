@@ -3,7 +3,7 @@
 use super::block::{Key, Site};
 use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
-use super::mode::{MODE_UNGROUPED, has_groups, is_user, jump_table};
+use super::mode::{MODE_UNGROUPED, has_groups, is_user};
 use super::tables::jump_index;
 use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but};
 use crate::addr::PAGE_OFFSET;
@@ -32,14 +32,14 @@ impl Dbt {
         let recent = &mut self.recent[slot];
         let is_it = |r: &Recent| (r.rip, r.mode, r.generation) == (core.rip, mode, generation) && r.rip != 0;
         if let Some(i) = recent.iter().position(is_it) {
-            let b = &self.blocks[recent[i].block as usize];
-            if !b.is_dead {
+            let block = recent[i].block;
+            if !self.blocks[block as usize].is_dead {
                 recent.swap(0, i);
                 self.ungrouped = false;
                 if has_groups(mode) {
-                    core.jit.jump[jump_table(mode)][slot] = b.landing;
+                    self.set_jump(core, block);
                 }
-                return b.main;
+                return self.blocks[block as usize].main;
             }
         }
         let Some(entry) = fetchable(core, core.rip) else { return 0 };

@@ -186,7 +186,10 @@ impl Translator<'_> {
             | if write { super::KIND_WRITE } else { 0 }
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
-        self.cold.push(Cold::Fill { branch, back, kind, tag, site });
+        // (In an interrupt shadow the instruction is interpreted.)
+        let group = (is_group && self.shadow_from.is_none())
+            .then(|| (self.flags, (self.count - self.index) as u8));
+        self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
         self.open_sites += 1;
     }
 

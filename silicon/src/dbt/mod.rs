@@ -113,6 +113,8 @@ pub struct Dbt {
     tables_of: (u32, u32, u64),
     /// The mode of the blocks in each table of indirect targets.
     jump_modes: [u32; JUMP_TABLES],
+    /// Which of their entries are in use.
+    jump_used: [Vec<u16>; JUMP_TABLES],
     /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
     generations: [u32; 2],
     /// By [`jump_index`]: two blocks found lately, the last one first.
@@ -150,6 +152,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
     core.jit.makers = glue.makers;
+    core.jit.jump.iter_mut().for_each(|table| table.fill(glue.indirect));
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
@@ -172,7 +175,8 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         indirects: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
-        jump_modes: [0; JUMP_TABLES],
+        jump_modes: [NO_MODE; JUMP_TABLES],
+        jump_used: Default::default(),
         generations: [0; 2],
         recent: vec![[Recent::default(); 2]; JUMP_ENTRIES],
         kernel_has_local: false,
@@ -195,25 +199,30 @@ impl Engine for Dbt {
         let mut is_stuck = false;
         loop {
             self.sync(core);
-            if core.countdown <= 0 || core.attention != 0 {
+            let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
+            if core.countdown <= 0 || core.attention != 0 || is_short && core.may_stop_early {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
+            self.ungrouped |= self.links.get(request as usize).is_some_and(|l| !has_groups(l.mode));
             let block = if is_stepped { None } else { self.find(core)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
-            let Some(block) = block.filter(|&n| i64::from(self.blocks[n as usize].count) <= core.countdown)
-            else {
+            let Some(block) = block else {
                 self.slow += 1;
                 step(core)?;
                 continue;
             };
+            if i64::from(self.blocks[block as usize].count) > core.countdown {
+                self.interpret_rest(core)?;
+                continue;
+            }
             self.make_link(request, block);
             let before = core.countdown;
             self.enter(core, block);
             // If a group failed, and the block without groups is too long for the budget.
-            is_stuck = core.countdown == before && !self.ungrouped;
+            is_stuck = core.countdown == before && !self.ungrouped && core.jit.request == NO_REQUEST;
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
                 return Err(trap);
@@ -279,12 +288,25 @@ impl Dbt {
 
     /// Empty the tables of indirect targets whose mode is such.
     fn empty_jumps(&mut self, core: &mut Core, which: impl Fn(u32) -> bool) {
-        for (table, mode) in core.jit.jump.iter_mut().zip(&mut self.jump_modes) {
+        for (n, mode) in self.jump_modes.iter_mut().enumerate() {
             if *mode != NO_MODE && which(*mode) {
                 *mode = NO_MODE;
-                table.fill(self.glue.indirect);
+                for slot in self.jump_used[n].drain(..) {
+                    core.jit.jump[n][usize::from(slot)] = self.glue.indirect;
+                }
             }
         }
+    }
+
+    /// Enter a block into its table of indirect targets.
+    fn set_jump(&mut self, core: &mut Core, number: u32) {
+        let b = &self.blocks[number as usize];
+        let (table, slot) = (jump_table(b.key.mode), jump_index(b.key.rip));
+        let entry = &mut core.jit.jump[table][slot];
+        if *entry == self.glue.indirect {
+            self.jump_used[table].push(slot as u16);
+        }
+        *entry = b.landing;
     }
 
     /// What of the processor's state is built into the code that runs now.  `None` if it has to
@@ -298,6 +320,15 @@ impl Dbt {
             self.jump_modes[table] = mode;
         }
         Some(mode)
+    }
+
+    /// Interpret the last instructions before a deadline: too few for a block.
+    fn interpret_rest(&mut self, core: &mut Core) -> Exec<()> {
+        while core.countdown > 0 && core.attention == 0 {
+            self.slow += 1;
+            step(core)?;
+        }
+        Ok(())
     }
 
     /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
@@ -316,6 +347,8 @@ impl Dbt {
         let key = Key { rip, hpa, mode };
         let number = match self.index.get(&key) {
             Some(&n) => n,
+            // (Where a run was broken off, code would be translated that nobody jumps to.)
+            None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
                 None => return Ok(None),
@@ -331,11 +364,11 @@ impl Dbt {
         let pair = usize::from(!is_user(b.key.mode));
         let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
         self.kernel_has_local |= pair == 1 && !is_global;
-        if has_groups(b.key.mode) {
-            core.jit.jump[jump_table(b.key.mode)][jump_index(b.key.rip)] = b.landing;
-        }
         let page = page_number(&mut self.pages, b.key.rip, b.key.hpa);
         core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
+        if has_groups(b.key.mode) {
+            self.set_jump(core, number);
+        }
     }
 
     fn translate(&mut self, core: &mut Core, key: Key) -> Option<u32> {

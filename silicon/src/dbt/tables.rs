@@ -7,7 +7,7 @@ use crate::mmu::tlb::L1_CLASSES;
 /// Entries of a table of current code pages.
 pub const FETCH_ENTRIES: usize = 1024;
 /// Entries of a table of indirect targets.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 16384;
 
 /// Kinds and sizes of recipes for flags.
 pub const MAKERS: usize = 256;
@@ -79,7 +79,7 @@ impl Default for Tables {
     }
 }
 
-/// The entry of an indirect target: bits 15:4 of nine times the address.
+/// The entry of an indirect target: bits 17:4 of nine times the address.
 #[must_use]
 pub fn jump_index(rip: u64) -> usize {
     (rip.wrapping_mul(9) >> 4) as usize % JUMP_ENTRIES

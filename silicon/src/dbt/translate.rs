@@ -19,8 +19,9 @@ pub const MAX_INSTRUCTIONS: usize = 96;
 
 /// Code that is emitted behind the block: the ways off the straight path.
 pub(super) enum Cold {
-    /// A first-level miss: where the branch is, where to come back, what is accessed.
-    Fill { branch: usize, back: u64, kind: u32, tag: usize, site: Site },
+    /// A first-level miss: where the branch is, where to come back, what is accessed.  For a
+    /// group: the flags and the block's number of instructions from here on.
+    Fill { branch: usize, back: u64, kind: u32, tag: usize, site: Site, group: Option<(Flags, u8)> },
     /// The page behind is not the one that was translated.
     Cross { branch: usize, rip: u64, flags: Flags, index: usize },
     /// An instruction has to be interpreted after all.
@@ -431,17 +432,24 @@ impl Translator<'_> {
         for cold in std::mem::take(&mut self.cold) {
             let here = self.a.here();
             match cold {
-                Cold::Fill { branch, back, kind, tag, site } => {
+                Cold::Fill { branch, back, kind, tag, site, group } => {
                     self.a.patch(branch, here);
                     let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 0)), disp: tag as i32 };
                     self.a.sub_mem(T0, m);
+                    let crossing = group.map(|_| self.unless_inside(kind & 0xFFFF));
                     self.a.imm(T1, u64::from(kind));
                     self.a.call(self.glue.fill);
                     self.a.jmp(back);
                     // Where the fill fails, it finds the site's number here.
                     let number = self.next_site();
                     self.a.raw(&number.to_le_bytes());
+                    let rip = site.rip;
                     self.sites.push(site);
+                    if let (Some(branch), Some((flags, rest))) = (crossing, group) {
+                        self.flags = flags;
+                        let mode = self.mode | super::mode::MODE_UNGROUPED;
+                        self.write_exit(branch, rip, rest, page, mode);
+                    }
                 }
                 Cold::Cross { branch, rip, flags, index } => {
                     self.a.patch(branch, here);
@@ -466,7 +474,8 @@ impl Translator<'_> {
                 }
                 Cold::Exit { branch, target, flags, rest } => {
                     self.flags = flags;
-                    self.write_exit(branch, target, rest, page);
+                    let mode = self.mode & !super::mode::MODE_UNGROUPED;
+                    self.write_exit(branch, target, rest, page, mode);
                 }
             }
         }
@@ -478,11 +487,22 @@ impl Translator<'_> {
         self.a.raw(&[count]);
     }
 
-    fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64) {
+    /// Emit a branch that is taken unless `size` bytes from the address in T0 are in one page.  T1
+    /// is lost.
+    fn unless_inside(&mut self, size: u32) -> usize {
+        self.a.mov32(T1, T0);
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, 4095
+        self.a.raw(&4095_u32.to_le_bytes());
+        self.a.cmp32_imm(T1, 4096 - size);
+        self.a.jcc_later(cc::A)
+    }
+
+    /// The way from a branch to the block of some mode at `target`, where `rest` instructions of
+    /// this one did not run.
+    fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64, mode: u32) {
         let number = self.first_link + self.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
-        let mode = self.mode & !super::mode::MODE_UNGROUPED;
         let here = self.a.here();
         self.a.patch(branch, here);
         self.record_flags();
