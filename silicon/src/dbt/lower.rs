@@ -187,8 +187,8 @@ impl Translator<'_> {
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
         // (In an interrupt shadow the instruction is interpreted.)
-        let group = (is_group && self.shadow_from.is_none())
-            .then(|| (self.flags, (self.count - self.index) as u8));
+        let group =
+            (is_group && self.shadow_from.is_none()).then(|| (self.flags, (self.count - self.index) as u8));
         self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
         self.open_sites += 1;
     }

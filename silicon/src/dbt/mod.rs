@@ -59,8 +59,8 @@ use self::asm::Asm;
 use self::block::{Block, Indirect, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
-use self::mode::{MODE_UNGROUPED, MODE_VECTOR, has_groups, is_user, jump_table, mode_key};
-use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, JUMP_TABLES, NO_REQUEST, jump_index};
+use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
 use crate::cpu::decode::Execute;
@@ -70,7 +70,7 @@ use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mem::CodeWrites;
-use crate::mmu::tlb::{Entry, perm};
+use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
 use crate::processor::Engine;
 use crate::vmx;
@@ -112,9 +112,9 @@ pub struct Dbt {
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
     /// The mode of the blocks in each table of indirect targets.
-    jump_modes: [u32; JUMP_TABLES],
+    jump_modes: [u32; L1_CLASSES],
     /// Which of their entries are in use.
-    jump_used: [Vec<u16>; JUMP_TABLES],
+    jump_used: [Vec<u16>; L1_CLASSES],
     /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
     generations: [u32; 2],
     /// By [`jump_index`]: two blocks found lately, the last one first.
@@ -175,7 +175,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         indirects: Vec::new(),
         pages: AddressMap::default(),
         tables_of: (0, 0, 0),
-        jump_modes: [NO_MODE; JUMP_TABLES],
+        jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
         generations: [0; 2],
         recent: vec![[Recent::default(); 2]; JUMP_ENTRIES],
@@ -301,7 +301,7 @@ impl Dbt {
     /// Enter a block into its table of indirect targets.
     fn set_jump(&mut self, core: &mut Core, number: u32) {
         let b = &self.blocks[number as usize];
-        let (table, slot) = (jump_table(b.key.mode), jump_index(b.key.rip));
+        let (table, slot) = (class_of(b.key.mode), jump_index(b.key.rip));
         let entry = &mut core.jit.jump[table][slot];
         if *entry == self.glue.indirect {
             self.jump_used[table].push(slot as u16);
@@ -313,7 +313,7 @@ impl Dbt {
     /// be interpreted.  The tables of indirect targets know no other blocks afterwards.
     fn mode_now(&mut self, core: &mut Core) -> Option<u32> {
         let mode = mode_key(core)?;
-        let table = jump_table(mode);
+        let table = class_of(mode);
         if self.jump_modes[table] != mode {
             let other = self.jump_modes[table];
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
@@ -490,7 +490,7 @@ impl Dbt {
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);
-                let entry = &mut core.jit.jump[jump_table(b.key.mode)][jump_index(b.key.rip)];
+                let entry = &mut core.jit.jump[class_of(b.key.mode)][jump_index(b.key.rip)];
                 if *entry == b.landing {
                     *entry = indirect;
                 }

@@ -3,7 +3,6 @@
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::state::{Core, Mode};
-use crate::mmu::tlb::L1_CLASSES;
 
 pub(super) const MODE_USER: u32 = 1;
 pub(super) const MODE_LIFTED: u32 = 2;
@@ -79,6 +78,7 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     Some(key)
 }
 
+/// Which first level of the TLB and which table of indirect targets the code uses.
 pub(super) fn class_of(mode: u32) -> usize {
     match (mode & MODE_USER != 0, mode & MODE_LIFTED != 0) {
         (true, _) => 0,
@@ -94,11 +94,6 @@ pub(super) fn is_32(mode: u32) -> bool {
 /// Bits of the code.
 pub(super) fn code_bits(mode: u32) -> u32 {
     if is_32(mode) { 32 } else { 64 }
-}
-
-/// Which table of indirect targets is used: no generated code jumps to that of another number.
-pub(super) fn jump_table(mode: u32) -> usize {
-    class_of(mode) + if is_32(mode) { L1_CLASSES } else { 0 }
 }
 
 pub(super) fn is_user(mode: u32) -> bool {

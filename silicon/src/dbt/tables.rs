@@ -11,8 +11,6 @@ pub const JUMP_ENTRIES: usize = 16384;
 
 /// Kinds and sizes of recipes for flags.
 pub const MAKERS: usize = 256;
-/// Tables of indirect targets: [`super::mode::jump_table`].
-pub const JUMP_TABLES: usize = 2 * L1_CLASSES;
 
 /// The tables; index 0 of a pair is for CPL 3, 1 for all others.
 #[repr(C)]
@@ -43,8 +41,8 @@ pub struct Tables {
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
     /// By the lowest byte of a record's `how`: the piece that makes the flags.
     pub makers: [u64; MAKERS],
-    /// By [`jump_index`] of an address: the landing pad to try.
-    pub jump: [[u64; JUMP_ENTRIES]; JUMP_TABLES],
+    /// By [`super::mode::class_of`] and [`jump_index`] of an address: the landing pad to try.
+    pub jump: [[u64; JUMP_ENTRIES]; L1_CLASSES],
 }
 
 /// No link to make.
@@ -68,7 +66,7 @@ impl Tables {
             engine: 0,
             fetch: [[0; FETCH_ENTRIES]; 2],
             makers: [0; MAKERS],
-            jump: [[0; JUMP_ENTRIES]; JUMP_TABLES],
+            jump: [[0; JUMP_ENTRIES]; L1_CLASSES],
         }
     }
 }

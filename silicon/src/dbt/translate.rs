@@ -259,7 +259,7 @@ pub fn translate(
     // Where an overwritten block leads: its address is looked up again.
     let again = t.a.here();
     t.a.imm(T0, key.rip);
-    let entry = super::mode::jump_table(key.mode) * JUMP_ENTRIES + super::tables::jump_index(key.rip);
+    let entry = super::mode::class_of(key.mode) * JUMP_ENTRIES + super::tables::jump_index(key.rip);
     t.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
     let landing = t.a.here();
     t.a.imm(T1, key.rip);
@@ -421,7 +421,7 @@ impl Translator<'_> {
         self.a.raw(&[4]);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
         self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
-        let which = super::mode::jump_table(self.mode) * JUMP_ENTRIES * 8;
+        let which = super::mode::class_of(self.mode) * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + which;
         let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
         self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]
