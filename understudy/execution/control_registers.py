@@ -33,6 +33,7 @@ CACHE: Final = int(CR0(CD=1, NW=1))
 IA32E: Final = EntryControls.IA32E_MODE_GUEST.mask
 CR0_PAGING: Final = int(CR0(PG=1, WP=1, PE=1))
 CR4_PAGING: Final = int(CR4(SMAP=1, SMEP=1, PCIDE=1, PGE=1, PAE=1, PSE=1))
+REGIMES_KEPT: Final = 64
 PAGING_EXCEPTIONS: Final = 1 << Vector.PF
 PG: Final = CR0.PG.mask
 PE: Final = CR0.PE.mask
@@ -121,6 +122,10 @@ class InHypervisor(ControlRegisters):
     primary = PrimaryControls(CR3_STORE_EXITING=1, CR3_LOAD_EXITING=1, INVLPG_EXITING=1)
     secondary = SecondaryControls(0)
 
+    def __init__(self, execution: "Vmx") -> None:
+        super().__init__(execution)
+        self._regimes: dict[Values, Regime] = {}  # address spaces come back again and again
+
     def get(self) -> Values:
         """The bits that the guest owns are in the VMCS."""
         cr0 = self.read(Vmcs.GUEST_CR0)
@@ -154,10 +159,16 @@ class InHypervisor(ControlRegisters):
 
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         """Only CR3, which is in no field of the VMCS."""
-        self.values = self.values._replace(cr3=cr3, pdptes=pdptes)
+        cr0, _, cr4, efer, _ = self.values
+        self.values = Values(cr0, cr3, cr4, efer, pdptes)
 
     def regime(self) -> Regime:
-        return Regime(*self.values)
+        known = self._regimes.get(self.values)
+        if known is None:
+            if len(self._regimes) >= REGIMES_KEPT:
+                self._regimes.clear()
+            known = self._regimes[self.values] = Regime(*self.values)
+        return known
 
 
 class Refused(Exception):

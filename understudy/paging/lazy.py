@@ -76,9 +76,11 @@ class Lazy(Mirror, name="lazy"):
                 continue
             self.resyncs += 1
             self.tables.protect(gfn)
-            for offset in changed(before, self.memory.read(hpa, PAGE), self.regime.entry_bytes):
-                for page in pages:
-                    for index in self.indices(page, offset, self.regime.entry_bytes):
+            size = self.regime.entry_bytes
+            offsets = changed(before, self.memory.read(hpa, PAGE), size)
+            for page in pages:
+                for offset in offsets:
+                    for index in self.indices(page, offset, size):
                         if page.hpa:  # else it has gone with what it hung from
                             self.resync(page, index)
 

@@ -276,19 +276,22 @@ class Mirror(Shadow):
 
     def resync(self, page: ShadowPage, index: int) -> None:
         """Make one entry of a shadow what the guest's entry is now, if it exists."""
-        slot = page.hpa + 8 * index
-        old = self.read_u64(slot)
-        level = page.level
+        slot, level = page.hpa + 8 * index, page.level
         entry = self._guest_entry(page, index)
-        is_page = level == 1 or self._maps(level, entry)
+        if level == 1:
+            if entry & USED == USED and not entry & self.leaf_reserved:
+                self.tables.map(slot, (entry & self.regime.address_mask) >> PAGE_SHIFT, entry)
+            elif self.read_u64(slot):
+                self.tables.zap(slot)
+            return
+        old = self.read_u64(slot)
+        is_page = self._maps(level, entry)
         if entry & USED != USED or self._is_reserved(level, entry, is_page):
             if old:
                 self.tables.zap(slot)
             return
-        frame = self._frame(level, index, entry, is_page)
-        if is_page and level == 1:
-            self.tables.map(slot, frame, entry)
-        elif old:
+        if old:
+            frame = self._frame(level, index, entry, is_page)
             child = self.tables.links.get(slot)
             if child is None:  # a large page of ours
                 if is_page and level == 2 and self.tables.may_be_large(frame):
@@ -311,13 +314,16 @@ class Mirror(Shadow):
 
     def indices(self, page: ShadowPage, offset: int, length: int) -> range:
         """The entries of a shadow that stand for these bytes of the guest's table."""
-        size = self.regime.entry_bytes
-        first, last = offset // size, (offset + length - 1) // size
-        if size == 4:
-            per_page, each = (512, 1) if page.level == 1 else (256, 2)
-            first, last = first - page.quadrant * per_page, last - page.quadrant * per_page
-            first, last = max(first, 0) * each, min(last, per_page - 1) * each + each - 1
-        return range(first, last + 1)
+        if self.regime.entry_bytes == 8:
+            return range(offset >> 3, (offset + length + 7) >> 3)
+        first, after, quadrant = offset >> 2, (offset + length + 3) >> 2, page.quadrant
+        per_page, each = (512, 1) if page.level == 1 else (256, 2)
+        begin, end = quadrant * per_page, (quadrant + 1) * per_page
+        if first < begin:
+            first = begin
+        if after > end:
+            after = end
+        return range((first - begin) * each, (after - begin) * each)
 
     def _maps(self, level: int, entry: int) -> bool:
         form = self.regime.format

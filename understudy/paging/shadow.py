@@ -50,6 +50,7 @@ LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
 BELOW_4G: Final = 1 << 32
 VPID: Final = 1
+GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
 IN_IA32E: Final = int(EFER(NXE=1, LMA=1, LME=1))
@@ -305,7 +306,7 @@ class Shadow(Paging):
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""
         self.loaded = root
-        self.execution.write(Vmcs.GUEST_CR3, root)
+        self.execution.write(GUEST_CR3, root)
 
     def invalidate(self) -> None:
         """Make the processors forget what they keep of the tables."""
