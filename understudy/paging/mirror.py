@@ -221,8 +221,8 @@ class Mirror(Shadow):
         if root is None:
             root = self._new_root(key)
             self.flushes += 1  # it begins empty
+        root.flood, root.loaded = 0, self.root.loaded + 1
         self.roots[key] = self.root = root
-        root.flood = 0
         while len(self.roots) > ROOTS_KEPT:
             self._forget(next(iter(self.roots)))
         self.use_root(root.hpa)

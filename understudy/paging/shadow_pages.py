@@ -39,13 +39,17 @@ class ShadowPage:
     more than ours.
     """
 
-    __slots__ = ("flood", "gfn", "hpa", "is_root", "level", "parents", "quadrant")
+    __slots__ = (
+        "flood", "gfn", "hpa", "is_root", "level", "loaded", "parents", "quadrant", "since"
+    )  # fmt: skip
 
     def __init__(self, gfn: int, level: int, quadrant: int, hpa: int) -> None:
         self.gfn, self.level, self.quadrant, self.hpa = gfn, level, quadrant, hpa
         self.parents: set[int] = set()  # slots that name it
         self.is_root = False  # a load of CR3 may want it again
         self.flood = 0  # writes to the guest's table since a fault went through it
+        self.since = 0  # loads of CR3 when that was last asked what it means
+        self.loaded = 0  # of a root: which load of CR3 was its last
 
 
 class ShadowPages:
@@ -210,16 +214,17 @@ class ShadowPages:
     def save(self) -> list[list[object]]:
         """Every page and the slots that name it; the entries are in memory."""
         return [
-            [page.gfn, page.level, page.quadrant, page.hpa, page.is_root, page.flood,
-             sorted(page.parents)]
+            [page.gfn, page.level, page.quadrant, page.hpa, page.is_root, page.flood, page.since,
+             page.loaded, sorted(page.parents)]
             for page in self.pages.values()
         ]  # fmt: skip
 
     def load(self, saved: list[list[int | list[int]]]) -> None:
         """Pages and links; the reverse map is read from the entries by `load_entries`."""
-        for gfn, level, quadrant, hpa, is_root, flood, parents in saved:
+        for gfn, level, quadrant, hpa, is_root, flood, since, loaded, parents in saved:
             page = ShadowPage(gfn, level, quadrant, hpa)  # type: ignore[arg-type]
             page.is_root, page.flood = bool(is_root), flood  # type: ignore[assignment]
+            page.since, page.loaded = since, loaded  # type: ignore[assignment]
             page.parents = set(parents)  # type: ignore[arg-type]
             self.pages[page.gfn, page.level, page.quadrant] = self.at[page.hpa] = page
             self.links.update(dict.fromkeys(page.parents, page))

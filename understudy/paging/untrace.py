@@ -1,9 +1,9 @@
 """When a traced frame is a page table no more: what its writes, and what leads to it, say.
 
 Idea: a guest does not say that it uses a table's memory for something else, and each write to a
-traced frame costs an exit.  Three signs: a write that is not to one entry; a few writes while the
-loaded root does not lead there; more writes, without a fault that went through the table, than a
-table has entries.  Source: what KVM calls write flooding.
+traced frame costs an exit.  Three signs: a write that is not to one entry; a few writes while no
+root leads there that is loaded, or was in between; more writes, without a fault that went through
+the table, than a table has entries.  Source: what KVM calls write flooding.
 
 Invariant: a sign may be wrong.  Then the shadow is made again at the next use, so a sign that
 costs a table its shadow must be rarer than what it saves: at most one loss of up to 512 entries
@@ -33,18 +33,27 @@ def is_flooded(page: ShadowPage, root: ShadowPage, at: Mapping[int, ShadowPage])
 
     `at`: all pages by hpa.  What leads to the page is looked for after 8, 16, 32 … writes.
     """
-    writes = page.flood
+    writes, since = page.flood, page.since
+    if writes == 1:
+        page.since = root.loaded
     if writes < FEW:
         return False
-    return writes > MOST or (writes & writes - 1 == 0 and not is_reached(page, root, at))
+    if writes > MOST:
+        return True
+    if writes & writes - 1:
+        return False
+    page.since = root.loaded
+    return not is_reached(page, root, since, at)
 
 
-def is_reached(page: ShadowPage, root: ShadowPage, at: Mapping[int, ShadowPage]) -> bool:
-    """Whether entries lead from `root` to this page."""
+def is_reached(
+    page: ShadowPage, root: ShadowPage, since: int, at: Mapping[int, ShadowPage]
+) -> bool:
+    """Whether entries lead there from `root`, or one that was loaded after load number `since`."""
     seen, left = {page.hpa}, [page]
     while left:
         page = left.pop()
-        if page is root:
+        if page is root or (page.is_root and page.loaded > since):
             return True
         for hpa in {slot & -PAGE for slot in page.parents} - seen:
             seen.add(hpa)
