@@ -24,6 +24,11 @@ fn is_mode_change(insn: &Instruction) -> bool {
         || insn.op0_register().is_segment_register()
 }
 
+/// Whether a block goes on behind the instruction, a conditional jump, if it leads forward.
+pub(super) fn may_fall_through(insn: &Instruction) -> bool {
+    insn.is_jcc_short_or_near() || matches!(insn.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz)
+}
+
 /// How an instruction is lowered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
@@ -42,7 +47,7 @@ pub(super) fn is_interpreted(insn: &Instruction) -> bool {
     way(insn) == Way::Step
         && insn.flow_control() == FlowControl::Next
         && !insn.is_stack_instruction()
-        && !super::strings::is_single(insn)
+        && !super::strings::is_lowered(insn)
 }
 
 /// See [`Way`].

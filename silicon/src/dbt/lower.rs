@@ -72,6 +72,9 @@ impl Translator<'_> {
             self.transfer(insn.near_branch_target());
             return false;
         }
+        if self.transfer_by_count(insn) {
+            return true;
+        }
         self.open_sites = 0;
         match insn.code() {
             Code::Call_rel32_64 | Code::Call_rel32_32 => self.call(insn),
@@ -230,7 +233,7 @@ impl Translator<'_> {
         let open = std::mem::take(&mut self.open_sites);
         let n = self.cold.len();
         for c in &mut self.cold[n - open..] {
-            if let Cold::Fill { site, .. } = c {
+            if let Cold::Fill { site, .. } | Cold::Step { site, .. } = c {
                 site.next = here;
             }
         }

@@ -1,16 +1,20 @@
-//! Lowering of the string instructions without a repeat prefix: LODS, STOS, MOVS, SCAS, CMPS.
+//! Lowering of the string instructions: LODS, STOS, MOVS, SCAS, CMPS, and REP STOS, REP MOVS.
 //!
-//! They go upwards, with the code's own address size; the others are interpreted.
+//! They go upwards, with the code's own address size; the others are interpreted.  A repeated one
+//! runs as itself where each of its operands lies in one page that the first level of the TLB
+//! grants: nothing can happen between its elements then.  Where one crosses into another page, all
+//! of it is interpreted.
 
 use std::mem::offset_of;
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::asm::{Mem, RAX, RDI, RSI, T0, T1, at, cc, state};
+use super::asm::{Mem, RAX, RCX, RDI, RSI, T0, T1, at, cc, state};
 use super::glue::table;
 use super::system::flags_register;
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
+use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::rflags;
 
 /// What a string instruction does.
@@ -23,23 +27,28 @@ enum Kind {
     Compare,
 }
 
+fn is_repeated(insn: &Instruction) -> bool {
+    insn.has_rep_prefix() || insn.has_repne_prefix()
+}
+
 fn kind(insn: &Instruction) -> Option<Kind> {
     use Mnemonic as M;
-    if !insn.is_string_instruction() || insn.has_rep_prefix() || insn.has_repne_prefix() {
+    if !insn.is_string_instruction() {
         return None;
     }
-    Some(match insn.mnemonic() {
+    let kind = match insn.mnemonic() {
         M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => Kind::Load,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Kind::Store,
         M::Movsb | M::Movsw | M::Movsd | M::Movsq => Kind::Move,
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => Kind::Scan,
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => Kind::Compare,
         _ => return None,
-    })
+    };
+    (!is_repeated(insn) || matches!(kind, Kind::Store | Kind::Move)).then_some(kind)
 }
 
 /// Whether the instruction is one of those (unless it has an unusual segment or address size).
-pub(super) fn is_single(insn: &Instruction) -> bool {
+pub(super) fn is_lowered(insn: &Instruction) -> bool {
     kind(insn).is_some()
 }
 
@@ -67,8 +76,12 @@ impl Translator<'_> {
         self.registers_before(insn);
         self.keep_flags();
         self.test32(flags_register(), rflags::DF);
-        let branch = self.a.jcc_later(cc::NE);
-        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        self.step_if(insn, cc::NE);
+        if is_repeated(insn) {
+            self.repeat(insn, kind == Kind::Move, size);
+            self.close_sites();
+            return true;
+        }
         let value = state(table(offset_of!(Tables, value)));
         match kind {
             Kind::Load => {
@@ -111,6 +124,68 @@ impl Translator<'_> {
         self.flags_after(insn, None);
         self.close_sites();
         true
+    }
+
+    /// Interpret the instruction if a condition holds, and go on behind it.
+    fn step_if(&mut self, insn: &Instruction, cc: u8) {
+        let branch = self.a.jcc_later(cc);
+        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        self.open_sites += 1;
+    }
+
+    /// REP STOS or REP MOVS with elements of `size` bytes.
+    fn repeat(&mut self, insn: &Instruction, is_move: bool, size: usize) {
+        let value = state(table(offset_of!(Tables, value)));
+        let wide = !self.is_32;
+        self.a.rr(wide, &[0x85], RCX, RCX); // test
+        let nothing = self.a.jcc_later(cc::E);
+        self.a.rr(wide, &[0x81], 7, RCX); // cmp: so that no sum below overflows
+        self.a.raw(&(FRAME_BYTES as u32 / size as u32).to_le_bytes());
+        self.step_if(insn, cc::A);
+        if is_move {
+            self.point_to_all(insn, RSI, size, false);
+            self.a.store(value, T0);
+        }
+        self.point_to_all(insn, RDI, size, true);
+        if self.is_32 {
+            self.a.mov32(RCX, RCX);
+        }
+        // Host pointers into RDI and RSI; what they differ by from the guest's into T0 and T1.
+        self.exchange(RDI, T0);
+        if is_move {
+            self.a.load(T1, value);
+            self.exchange(RSI, T1);
+        }
+        let prefix: &[u8] = if size == 2 { &[0xF3, 0x66] } else { &[0xF3] };
+        self.a.raw(prefix);
+        self.a.raw(if size == 8 { &[0x48] } else { &[] });
+        let opcode = if is_move { 0xA4 } else { 0xAA };
+        self.a.raw(&[opcode + u8::from(size > 1)]);
+        self.lea_address(RDI, Mem { base: Some(RDI), index: Some((T0, 0)), disp: 0 });
+        if is_move {
+            self.lea_address(RSI, Mem { base: Some(RSI), index: Some((T1, 0)), disp: 0 });
+        }
+        let here = self.a.here();
+        self.a.patch(nothing, here);
+    }
+
+    /// T0 = the host's pointer to RCX elements at the address in a register.
+    fn point_to_all(&mut self, insn: &Instruction, register: u8, size: usize, write: bool) {
+        self.point(insn, register, size, write);
+        // The host's pages lie like the guest's.
+        self.a.mov32(T1, T0);
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, imm32
+        self.a.raw(&(PAGE_OFFSET as u32).to_le_bytes());
+        let scale = size.trailing_zeros() as u8;
+        self.a.lea32(T1, Mem { base: Some(T1), index: Some((RCX, scale)), disp: 0 });
+        self.a.cmp32_imm(T1, FRAME_BYTES as u32);
+        self.step_if(insn, cc::A);
+    }
+
+    /// A guest's address becomes the host's in `pointer`, and `pointer` the former minus the latter.
+    fn exchange(&mut self, address: u8, pointer: u8) {
+        self.a.rr(true, &[0x29], pointer, address); // sub address, pointer
+        self.a.rr(true, &[0x87], pointer, address); // xchg
     }
 
     /// T0 = the host's pointer to `size` bytes at the address in a register.

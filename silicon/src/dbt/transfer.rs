@@ -2,9 +2,9 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::asm::{Mem, RBP, T0, T1, at, cc, state};
+use super::asm::{Mem, RBP, RCX, T0, T1, at, cc, state};
 use super::glue::{slot, table};
 use super::map::{HOST_OF_RSP, host_of, number};
 use super::system::selector_of;
@@ -196,6 +196,61 @@ impl Translator<'_> {
         }
         self.transfer_indirect(insn, 0);
         false
+    }
+
+    /// The transfers that depend on RCX, or ECX by address size: JRCXZ, LOOP and their kin, which
+    /// leave the flags alone.  False, having emitted nothing, if it is none of them.
+    pub(super) fn transfer_by_count(&mut self, insn: &Instruction) -> bool {
+        use Mnemonic as M;
+        let wide = match insn.code() {
+            Code::Jrcxz_rel8_64 | Code::Loop_rel8_64_RCX => true,
+            Code::Loope_rel8_64_RCX | Code::Loopne_rel8_64_RCX => true,
+            Code::Jecxz_rel8_64 | Code::Loop_rel8_64_ECX => false,
+            Code::Loope_rel8_64_ECX | Code::Loopne_rel8_64_ECX => false,
+            Code::Jecxz_rel8_32 | Code::Loop_rel8_32_ECX => false,
+            Code::Loope_rel8_32_ECX | Code::Loopne_rel8_32_ECX => false,
+            _ => return false,
+        };
+        let condition = match insn.mnemonic() {
+            M::Loope => Some(cc::E),
+            M::Loopne => Some(cc::NE),
+            _ => None,
+        };
+        let is_jump = matches!(insn.mnemonic(), M::Jrcxz | M::Jecxz);
+        self.end_shadow();
+        if !is_jump {
+            self.open_sites = 0;
+            self.about_to_write(1);
+        }
+        if condition.is_some() {
+            self.make_live();
+        }
+        let rest = (self.count - self.index - 1) as u8;
+        if rest == 0 {
+            self.record_flags();
+        }
+        if !is_jump {
+            let less = Mem { base: Some(RCX), index: None, disp: -1 };
+            if wide { self.a.lea(RCX, less) } else { self.a.lea32(RCX, less) }
+        }
+        self.a.raw(if wide { &[0xE3] } else { &[0x67, 0xE3] }); // jrcxz, jecxz
+        let branch = match condition {
+            Some(cc) => {
+                self.a.raw(&[6]);
+                self.a.jcc_later(cc)
+            }
+            None if is_jump => {
+                self.a.raw(&[2, 0xEB, 5]); // over a jump over the jump
+                self.a.jmp_later()
+            }
+            None => {
+                self.a.raw(&[5]);
+                self.a.jmp_later()
+            }
+        };
+        let target = insn.near_branch_target();
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest });
+        true
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) -> bool {

@@ -187,8 +187,9 @@ fn decode(
             break;
         }
         out.push(code32::widen(insn));
-        let goes_on =
-            insn.is_jcc_short_or_near() && insn.near_branch_target() > insn.ip() && !is_known(insn.next_ip());
+        let goes_on = super::kinds::may_fall_through(&insn)
+            && insn.near_branch_target() > insn.ip()
+            && !is_known(insn.next_ip());
         if super::kinds::ends_block(&insn) && !goes_on {
             break;
         }
