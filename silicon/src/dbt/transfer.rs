@@ -218,10 +218,6 @@ impl Translator<'_> {
         };
         let is_jump = matches!(insn.mnemonic(), M::Jrcxz | M::Jecxz);
         self.end_shadow();
-        if !is_jump {
-            self.open_sites = 0;
-            self.about_to_write(1);
-        }
         if condition.is_some() {
             self.make_live();
         }
@@ -230,6 +226,8 @@ impl Translator<'_> {
             self.record_flags();
         }
         if !is_jump {
+            // The block ends here: no recipe outlives the old count.
+            debug_assert!(rest == 0);
             let less = Mem { base: Some(RCX), index: None, disp: -1 };
             if wide { self.a.lea(RCX, less) } else { self.a.lea32(RCX, less) }
         }
