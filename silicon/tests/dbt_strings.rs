@@ -47,7 +47,7 @@ const DF: u64 = 1 << 10;
 fn machine(engine: EngineKind, code: &[u8], s: Start) -> Processor {
     let mem = Memory::new(1 << 20).unwrap();
     mem.write_bytes(CODE, code);
-    let bytes: Vec<u8> = (0..0x4000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..0x4000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
     mem.write_bytes(PAGES, &bytes);
     let entry = |at: u64, value: u64| mem.store(at, 8, value);
     entry(0x1000, 0x2003); // level 4
@@ -165,8 +165,8 @@ fn all() -> impl Iterator<Item = (&'static [u8], u64, Start)> {
 #[test]
 fn ranges_end_inside_at_and_behind_a_page() {
     for (insn, size, s) in all() {
-        for bytes in [0, 8, 24, 0x800, 0x1000, 0x1008, 0x2800] {
-            for from in [0, 0x7F8, 0x7FA, 0xFFF] {
+        for bytes in [0, 24, 0x1000, 0x1008, 0x2800] {
+            for from in [0, 0x7FA, 0xFFF] {
                 // The instruction runs twice: from its own end too.
                 check(insn, Start { rcx: bytes / size, rdi: PAGES + from, ..s });
                 check(insn, Start { rcx: bytes / size, rdi: PAGES + 0x40, rsi: PAGES + 0x1000 + from, ..s });
