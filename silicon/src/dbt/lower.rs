@@ -94,7 +94,10 @@ impl Translator<'_> {
     fn plain(&mut self, insn: &Instruction) -> bool {
         let way = way(insn);
         let ok = match way {
-            Way::Nothing => true,
+            Way::Nothing => {
+                self.prefetch(insn);
+                true
+            }
             Way::Step if insn.mnemonic() == Mnemonic::Pause => self.mode & MODE_PAUSE == 0,
             Way::Step => false,
             Way::Vector if !self.has_vector => false,
@@ -167,6 +170,27 @@ impl Translator<'_> {
     /// lost (kept first).
     pub(super) fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
         debug_assert!(!self.flags.live);
+        let (tag, host) = self.look_up(write);
+        self.a.cmp_imm(T0, 4096 - size as u32);
+        let branch = self.a.jcc_later(cc::A);
+        self.a.add_mem(T0, host);
+        // The cold path comes back here with T0 a host pointer.
+        let back = self.a.here();
+        let kind = size as u32
+            | if write { super::KIND_WRITE } else { 0 }
+            | (self.class as u32) << super::KIND_CLASS;
+        let site = Site { is_group, ..self.site(insn) };
+        // (In an interrupt shadow the instruction is interpreted.)
+        let group =
+            (is_group && self.shadow_from.is_none()).then(|| (self.flags, (self.count - self.index) as u8));
+        self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
+        self.open_sites += 1;
+    }
+
+    /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then
+    /// T0 += the place's tag.  Returns the operands for the tag and for the host's address, which
+    /// is to be added on a hit.  The computer's flags are lost.
+    fn look_up(&mut self, write: bool) -> (Mem, Mem) {
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
         let tag = table + if write { offset_of!(Place, write) } else { offset_of!(Place, read) };
         if self.has_bmi2 {
@@ -179,21 +203,24 @@ impl Translator<'_> {
         self.a.rr(false, &[0x81], 4, T1); // and T1d, the bytes of the first level in places
         self.a.raw(&((L1_ENTRIES as u32 - 1) << PLACE_SHIFT).to_le_bytes());
         let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 0)), disp: disp as i32 };
-        self.a.add_mem(T0, indexed(tag));
-        self.a.cmp_imm(T0, 4096 - size as u32);
-        let branch = self.a.jcc_later(cc::A);
-        self.a.add_mem(T0, indexed(table + offset_of!(Place, host)));
-        // The cold path comes back here with T0 a host pointer.
-        let back = self.a.here();
-        let kind = size as u32
-            | if write { super::KIND_WRITE } else { 0 }
-            | (self.class as u32) << super::KIND_CLASS;
-        let site = Site { is_group, ..self.site(insn) };
-        // (In an interrupt shadow the instruction is interpreted.)
-        let group =
-            (is_group && self.shadow_from.is_none()).then(|| (self.flags, (self.count - self.index) as u8));
-        self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
-        self.open_sites += 1;
+        let tag = indexed(tag);
+        self.a.add_mem(T0, tag);
+        (tag, indexed(table + offset_of!(Place, host)))
+    }
+
+    /// Prefetch what the first level maps; nothing faults, and after a miss the address is none.
+    fn prefetch(&mut self, insn: &Instruction) {
+        use Mnemonic as M;
+        let kinds = [M::Prefetchnta, M::Prefetcht0, M::Prefetcht1, M::Prefetcht2, M::Prefetchw];
+        let has_base = matches!(insn.memory_segment(), Register::FS | Register::GS);
+        if !kinds.contains(&insn.mnemonic()) || has_base && self.is_32 {
+            return;
+        }
+        self.keep_flags();
+        self.address(insn, 0);
+        let (_, host) = self.look_up(false);
+        self.a.add_mem(T0, host);
+        self.a.rm(&[], false, &[0x0F, 0x18], 1, at(T0)); // prefetcht0 [T0]
     }
 
     /// The host memory operand of the instruction's access that may be shared; `address` puts

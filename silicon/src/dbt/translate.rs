@@ -3,7 +3,7 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
-use super::asm::{Asm, RSP, T0, T1, cc, state};
+use super::asm::{Asm, Mem, RSP, T0, T1, cc, state};
 use super::block::{Indirect, Key, Link, Site};
 use super::code32;
 use super::flags::Flags;
@@ -21,7 +21,7 @@ pub const MAX_INSTRUCTIONS: usize = 96;
 pub(super) enum Cold {
     /// A first-level miss: where the branch is, where to come back, what is accessed.  For a
     /// group: the flags and the block's number of instructions from here on.
-    Fill { branch: usize, back: u64, kind: u32, tag: usize, site: Site, group: Option<(Flags, u8)> },
+    Fill { branch: usize, back: u64, kind: u32, tag: Mem, site: Site, group: Option<(Flags, u8)> },
     /// The page behind is not the one that was translated.
     Cross { branch: usize, rip: u64, flags: Flags, index: usize },
     /// An instruction has to be interpreted after all.
@@ -417,14 +417,14 @@ impl Translator<'_> {
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());
-        self.a.lea32(T1, super::asm::Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
+        self.a.lea32(T1, Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
         self.a.rr(false, &[0xC1], 5, T1); // shr T1d, 4
         self.a.raw(&[4]);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
         self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
         let which = super::mode::class_of(self.mode) * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + which;
-        let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
+        let m = Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
         self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]
     }
 
@@ -435,8 +435,7 @@ impl Translator<'_> {
             match cold {
                 Cold::Fill { branch, back, kind, tag, site, group } => {
                     self.a.patch(branch, here);
-                    let m = super::asm::Mem { base: Some(RSP), index: Some((T1, 0)), disp: tag as i32 };
-                    self.a.sub_mem(T0, m);
+                    self.a.sub_mem(T0, tag);
                     let crossing = group.map(|_| self.unless_inside(kind & 0xFFFF));
                     self.a.imm(T1, u64::from(kind));
                     self.a.call(self.glue.fill);
