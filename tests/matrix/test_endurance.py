@@ -1,7 +1,7 @@
 """A guest that computes for minutes of wall time: right, level in memory, on time, never stalled.
 
 What: compressing and hashing in a loop on the wall clock, every result checked; the process's
-memory after a warm-up; the guest's clock against the computer's.
+memory and its generated code after a warm-up; the guest's clock against the computer's.
 Source: none.  UNDERSTUDY_ENDURANCE_SECONDS sets how long (600 unless told).
 Invariant: what is measured is compared with itself earlier in the same run.
 """
@@ -39,6 +39,7 @@ class Sample:
     after: float
     uptime: float  # seconds, of the guest's
     resident: int  # bytes
+    code: int  # bytes that the translator generated
 
 
 def resident() -> int:
@@ -56,7 +57,8 @@ def one_round(vm: VM, n: int) -> Sample:
     assert lines[:3] == [f"{right}  -"] * 3, f"round {n}"
     before = time.monotonic()
     uptime = float(vm.run("cut -d' ' -f1 /proc/uptime", timeout_wall_s=STALL_S).output)
-    return Sample(before, time.monotonic(), uptime, resident())
+    code = vm.counts()["engine"]["code_bytes"]
+    return Sample(before, time.monotonic(), uptime, resident(), code)
 
 
 @pytest.mark.slow
@@ -73,6 +75,7 @@ def test_a_guest_that_computes(engine: str) -> None:
     warm = [s for s in samples if s.before >= began + WARM_UP * SECONDS]
     assert len(warm) >= 2, "too short a run to tell"
     assert max(s.resident for s in warm) <= GROWTH * warm[0].resident
+    assert max(s.code for s in warm) <= GROWTH * warm[0].code
     # One offset between the clocks suits all samples.
     elapsed = samples[-1].after - samples[0].before
     lowest = max(s.uptime - s.after for s in samples)

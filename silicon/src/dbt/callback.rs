@@ -51,12 +51,16 @@ impl Dbt {
         self.blocks[block as usize].main
     }
 
-    /// A block was translated without the page behind it: if that is known now, drop the block.
+    /// A block was translated without the page behind it: if that is known now, translate it
+    /// again.  (At once: if that waited for the next time, which may be in another process, the
+    /// page would be unknown again.)
     fn retry_crossing(&mut self, core: &mut Core, site: Site) {
         let b = &self.blocks[site.block as usize];
-        if !b.is_dead && fetchable(core, (site.rip | PAGE_OFFSET).wrapping_add(1)).is_some() {
-            let (hpa, last) = (b.key.hpa, u64::from(b.bytes) - 1);
-            self.invalidate(core, hpa + last, 1);
+        let is_known = fetchable(core, (site.rip | PAGE_OFFSET).wrapping_add(1)).is_some();
+        if !b.is_dead && is_known && self.cache.has_room() {
+            let (key, last) = (b.key, u64::from(b.bytes) - 1);
+            self.invalidate(core, key.hpa + last, 1);
+            self.translate(core, key);
         }
     }
 

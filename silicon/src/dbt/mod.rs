@@ -42,6 +42,7 @@ pub mod home;
 pub mod kinds;
 pub mod lower;
 pub mod map;
+mod middle;
 mod mode;
 pub mod native;
 pub mod record;
@@ -59,6 +60,7 @@ use self::asm::Asm;
 use self::block::{Block, Indirect, Key, Link, Site};
 use self::cache::Cache;
 use self::glue::{Glue, Helpers};
+use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
 use crate::addr::{AddressMap, PAGE_OFFSET};
@@ -109,6 +111,7 @@ pub struct Dbt {
     links: Vec<Link>,
     indirects: Vec<Indirect>,
     pages: AddressMap<(u64, u64), u32>,
+    middles: Middles,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
     /// The mode of the blocks in each table of indirect targets.
@@ -174,6 +177,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         links: Vec::new(),
         indirects: Vec::new(),
         pages: AddressMap::default(),
+        middles: Middles::new(),
         tables_of: (0, 0, 0),
         jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
@@ -206,7 +210,7 @@ impl Engine for Dbt {
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
             self.ungrouped |= self.links.get(request as usize).is_some_and(|l| !has_groups(l.mode));
-            let block = if is_stepped { None } else { self.find(core)? };
+            let block = if is_stepped { None } else { self.find(core, request)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block else {
@@ -331,9 +335,9 @@ impl Dbt {
         Ok(())
     }
 
-    /// The block for RIP, translating it if need be; `None` if RIP's instruction has to be
-    /// interpreted.
-    fn find(&mut self, core: &mut Core) -> Exec<Option<u32>> {
+    /// The block for RIP, translating it if need be; `None` if RIP's instruction is to be
+    /// interpreted.  `request`: the link that is to be made, if any.
+    fn find(&mut self, core: &mut Core, request: u64) -> Exec<Option<u32>> {
         let Some(mut mode) = self.mode_now(core) else { return Ok(None) };
         if std::mem::take(&mut self.ungrouped) {
             mode |= MODE_UNGROUPED;
@@ -345,10 +349,11 @@ impl Dbt {
             return Ok(None);
         }
         let key = Key { rip, hpa, mode };
-        let number = match self.index.get(&key) {
-            Some(&n) => n,
+        let number = match self.index.get(&key).copied() {
+            Some(n) => n,
             // (Where a run was broken off, code would be translated that nobody jumps to.)
             None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
+            None if self.is_cold(&key, request) => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
                 None => return Ok(None),
@@ -356,6 +361,14 @@ impl Dbt {
         };
         self.remember(core, number);
         Ok(Some(number))
+    }
+
+    /// Whether to interpret the instruction at `key` because nothing jumps there.
+    fn is_cold(&mut self, key: &Key, request: u64) -> bool {
+        let is_target = self.links.get(request as usize).is_some_and(|link| link.target == key.rip);
+        let in_frame = self.frames.get(&(key.hpa >> 12));
+        let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n as usize]);
+        !is_target && self.middles.is_cold(key, blocks)
     }
 
     /// Enter a block into the tables that generated code looks at.
@@ -503,6 +516,7 @@ impl Dbt {
             !overlaps
         });
         self.invalidated += dropped;
+        self.middles.forget();
         if in_frame.is_empty() {
             self.frames.remove(&pfn);
             core.mem.set_code(pfn, false);
@@ -523,6 +537,7 @@ impl Dbt {
         self.links.clear();
         self.indirects.clear();
         self.pages.clear();
+        self.middles.forget();
         self.tables_of = (0, 0, 0);
         self.recent.fill([Recent::default(); 2]);
         core.jit.request = NO_REQUEST;
