@@ -49,6 +49,7 @@ pub fn at(reg: u8) -> Mem {
 pub mod cc {
     #![allow(missing_docs)]
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
     pub const S: u8 = 8;
     pub const E: u8 = 4;

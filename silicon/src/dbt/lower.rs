@@ -170,7 +170,7 @@ impl Translator<'_> {
     /// lost (kept first).
     pub(super) fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
         debug_assert!(!self.flags.live);
-        let (tag, host) = self.look_up(write);
+        let [tag, read, host] = self.look_up(write);
         self.a.cmp_imm(T0, 4096 - size as u32);
         let branch = self.a.jcc_later(cc::A);
         self.a.add_mem(T0, host);
@@ -181,18 +181,17 @@ impl Translator<'_> {
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
         // (In an interrupt shadow the instruction is interpreted.)
-        let group =
-            (is_group && self.shadow_from.is_none()).then(|| (self.flags, (self.count - self.index) as u8));
+        let rest = (self.count - self.index) as u8;
+        let group = (is_group && self.shadow_from.is_none()).then_some((self.flags, rest, read));
         self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
         self.open_sites += 1;
     }
 
     /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then
-    /// T0 += the place's tag.  Returns the operands for the tag and for the host's address, which
-    /// is to be added on a hit.  The computer's flags are lost.
-    fn look_up(&mut self, write: bool) -> (Mem, Mem) {
+    /// T0 += the place's tag.  Returns the operands for that tag, for the tag of reading, and for
+    /// the host's address, which is to be added on a hit.  The computer's flags are lost.
+    fn look_up(&mut self, write: bool) -> [Mem; 3] {
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
-        let tag = table + if write { offset_of!(Place, write) } else { offset_of!(Place, read) };
         if self.has_bmi2 {
             self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFE, INDEX_SHIFT]); // rorx r15d, r14d, shift
         } else {
@@ -202,10 +201,11 @@ impl Translator<'_> {
         }
         self.a.rr(false, &[0x81], 4, T1); // and T1d, the bytes of the first level in places
         self.a.raw(&((L1_ENTRIES as u32 - 1) << PLACE_SHIFT).to_le_bytes());
-        let indexed = |disp: usize| Mem { base: Some(RSP), index: Some((T1, 0)), disp: disp as i32 };
-        let tag = indexed(tag);
+        let field = |at: usize| Mem { base: Some(RSP), index: Some((T1, 0)), disp: (table + at) as i32 };
+        let read = field(offset_of!(Place, read));
+        let tag = if write { field(offset_of!(Place, write)) } else { read };
         self.a.add_mem(T0, tag);
-        (tag, indexed(table + offset_of!(Place, host)))
+        [tag, read, field(offset_of!(Place, host))]
     }
 
     /// Prefetch what the first level maps; nothing faults, and after a miss the address is none.
@@ -218,7 +218,7 @@ impl Translator<'_> {
         }
         self.keep_flags();
         self.address(insn, 0);
-        let (_, host) = self.look_up(false);
+        let [.., host] = self.look_up(false);
         self.a.add_mem(T0, host);
         self.a.rm(&[], false, &[0x0F, 0x18], 1, at(T0)); // prefetcht0 [T0]
     }

@@ -20,8 +20,8 @@ pub const MAX_INSTRUCTIONS: usize = 96;
 /// Code that is emitted behind the block: the ways off the straight path.
 pub(super) enum Cold {
     /// A first-level miss: where the branch is, where to come back, what is accessed.  For a
-    /// group: the flags and the block's number of instructions from here on.
-    Fill { branch: usize, back: u64, kind: u32, tag: Mem, site: Site, group: Option<(Flags, u8)> },
+    /// group: the flags, the block's number of instructions from here on, the place's tag of reading.
+    Fill { branch: usize, back: u64, kind: u32, tag: Mem, site: Site, group: Option<(Flags, u8, Mem)> },
     /// The page behind is not the one that was translated.
     Cross { branch: usize, rip: u64, flags: Flags, index: usize },
     /// An instruction has to be interpreted after all.
@@ -436,7 +436,7 @@ impl Translator<'_> {
                 Cold::Fill { branch, back, kind, tag, site, group } => {
                     self.a.patch(branch, here);
                     self.a.sub_mem(T0, tag);
-                    let crossing = group.map(|_| self.unless_inside(kind & 0xFFFF));
+                    let apart = group.map(|(.., read)| self.if_readable(read));
                     self.a.imm(T1, u64::from(kind));
                     self.a.call(self.glue.fill);
                     self.a.jmp(back);
@@ -445,7 +445,7 @@ impl Translator<'_> {
                     self.a.raw(&number.to_le_bytes());
                     let rip = site.rip;
                     self.sites.push(site);
-                    if let (Some(branch), Some((flags, rest))) = (crossing, group) {
+                    if let (Some(branch), Some((flags, rest, _))) = (apart, group) {
                         self.flags = flags;
                         let mode = self.mode | super::mode::MODE_UNGROUPED;
                         self.write_exit(branch, rip, rest, page, mode);
@@ -487,14 +487,14 @@ impl Translator<'_> {
         self.a.raw(&[count]);
     }
 
-    /// Emit a branch that is taken unless `size` bytes from the address in T0 are in one page.  T1
-    /// is lost.
-    fn unless_inside(&mut self, size: u32) -> usize {
-        self.a.mov32(T1, T0);
-        self.a.rr(false, &[0x81], 4, T1); // and T1d, 4095
-        self.a.raw(&4095_u32.to_le_bytes());
-        self.a.cmp32_imm(T1, 4096 - size);
-        self.a.jcc_later(cc::A)
+    /// Emit a branch that is taken if the first level has the page of the linear address in T0 for
+    /// reading, and so would not have failed but for a group's range, or because it writes.  T1,
+    /// the offset of the place, is lost.
+    fn if_readable(&mut self, read: Mem) -> usize {
+        self.a.load(T1, read);
+        self.a.rr(true, &[0x01], T0, T1); // add T1, T0
+        self.a.cmp_imm(T1, 4095);
+        self.a.jcc_later(cc::BE)
     }
 
     /// The way from a branch to the block of some mode at `target`, where `rest` instructions of
