@@ -79,3 +79,63 @@ fn a_block_across_two_pages_is_translated_again_but_once() {
     assert_eq!(before, counter(&processor, "translated_blocks"));
     assert_eq!(1, counter(&processor, "invalidated_blocks"));
 }
+
+#[test]
+fn a_slice_with_nothing_due_at_its_end_interprets_nothing() {
+    let mut code = vec![0x90; NOPS];
+    code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
+    let mut processor = machine(0x1000, &code);
+    let mut looks = 0;
+    let exit = processor.run(0, &mut || {
+        looks += 1;
+        looks > 20
+    });
+    assert_eq!(reason::KICK, exit.reason);
+    assert_eq!(0, counter(&processor, "interpreted"));
+}
+
+/// mov rax, [rbx]; add rcx, [rbx + 8]; test rax, rax; jne over; mov [rbx + 16], rcx; over: inc rdx;
+/// jmp.  The three accesses are one group.
+const GROUP: [u8; 22] = [
+    0x48, 0x8B, 0x03, 0x48, 0x03, 0x4B, 0x08, 0x48, 0x85, 0xC0, 0x75, 0x04, 0x48, 0x89, 0x4B, 0x10, 0x48,
+    0xFF, 0xC2, 0x90, 0xEB, 0xEA,
+];
+
+/// Instructions interpreted in 1000 rounds of [`GROUP`] with RBX as given.
+fn interpreted_with(rbx: u64, prepare: impl Fn(&mut Processor)) -> u64 {
+    let mut processor = machine(0x1000, &GROUP);
+    prepare(&mut processor);
+    processor.core.gpr[3] = rbx;
+    run(&mut processor, 9000);
+    assert!(processor.core.gpr[2] >= 1000);
+    counter(&processor, "interpreted")
+}
+
+#[test]
+fn a_group_across_two_pages_goes_on_without_the_interpreter() {
+    assert!(interpreted_with(0x3000, |_| ()) < 40);
+    assert!(interpreted_with(0x2FF0, |_| ()) < 40);
+}
+
+#[test]
+fn a_group_that_would_write_where_nothing_may_be_written_goes_on_without_the_interpreter() {
+    let read_only = |p: &mut Processor| {
+        p.core.mem.store(0xB000 + 8 * 3, 8, 3 << 12 | 1);
+        p.core.mem.store(0x3000, 8, 1); // not zero: the write is jumped over
+    };
+    assert!(interpreted_with(0x3000, read_only) < 40);
+}
+
+#[test]
+fn a_prefetch_of_any_address_does_nothing() {
+    // prefetcht0 [rbx]; prefetchw [rbx + rcx * 8 + 64]; jnc back (CF is kept); hlt.
+    let code = [0x0F, 0x18, 0x0B, 0x0F, 0x0D, 0x4C, 0xCB, 0x40, 0x73, 0xF6, 0xF4];
+    for rbx in [0x3000, 0x2FF0, 0x20_0000, 0x8000_0000_0000, u64::MAX - 8, 1 << 63] {
+        let mut processor = machine(0x1000, &code);
+        processor.core.gpr[3] = rbx;
+        let (registers, flags) = (processor.core.gpr, processor.core.rflags);
+        run(&mut processor, 3000);
+        assert_eq!((registers, flags), (processor.core.gpr, processor.core.rflags));
+        assert_eq!((0x1000, 0), (processor.core.rip, counter(&processor, "interpreted")));
+    }
+}

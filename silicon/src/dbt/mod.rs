@@ -353,7 +353,7 @@ impl Dbt {
             Some(n) => n,
             // (Where a run was broken off, code would be translated that nobody jumps to.)
             None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
-            None if self.is_cold(&key, request) => return Ok(None),
+            None if has_groups(mode) && self.is_cold(&key, request) => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
                 None => return Ok(None),
@@ -363,7 +363,8 @@ impl Dbt {
         Ok(Some(number))
     }
 
-    /// Whether to interpret the instruction at `key` because nothing jumps there.
+    /// Whether to interpret the instruction at `key` because nothing jumps there.  (To a block
+    /// without groups something does.)
     fn is_cold(&mut self, key: &Key, request: u64) -> bool {
         let is_target = self.links.get(request as usize).is_some_and(|link| link.target == key.rip);
         let in_frame = self.frames.get(&(key.hpa >> 12));
