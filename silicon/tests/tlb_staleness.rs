@@ -458,6 +458,7 @@ fn invept_invvpid_and_their_kin_leave_nothing_stale() {
 #[test]
 fn the_walkers_caches_forget_what_each_invalidation_names() {
     let (mut shortened, mut spared) = (0, 0);
+    let pages = &PIECES[..8];
     for seed in 0..40 {
         let mem = Memory::new(32 << 20).unwrap();
         lay_tables(&mem);
@@ -476,14 +477,16 @@ fn the_walkers_caches_forget_what_each_invalidation_names() {
                 core.refresh();
             };
             enter(&mut core, key);
-            let gva = r.pick(&PIECES[..6]);
+            let gva = r.pick(pages);
             match r.next(12) {
                 0 => key = (r.next(2) as u16 + 1, r.pick(&roots), r.next(PCIDS)),
                 1 => {
-                    edit(&mut r, &mem, 4, |shift, k| GIGA + (k << shift));
-                    // The edit may be of any space, and of a table above: INVVPID for each VPID.
-                    for vpid in 1..3 {
-                        vmx::invvpid(&mut core, 1, vpid, 0).unwrap();
+                    // The edit may be of any space, and of a table above: INVVPID for each VPID,
+                    // of all that it has or of each address that is used here.
+                    edit(&mut r, &mem, 5, |shift, k| GIGA + (k << shift));
+                    let kind = r.next(2);
+                    for gva in &pages[..if kind == 0 { pages.len() } else { 1 }] {
+                        (1..3).for_each(|vpid| vmx::invvpid(&mut core, kind, vpid, *gva).unwrap());
                     }
                 }
                 2 => {
@@ -492,11 +495,8 @@ fn the_walkers_caches_forget_what_each_invalidation_names() {
                     let entry = r.entry(GIGA + (k << 12), false);
                     mem.store(SPACES + key.2 * SPACE_BYTES + 0x3000 + slot * 8, 8, entry);
                     core.tlb.invalidate(BASE + (slot << 12));
-                    for other in 1..3 {
-                        if other != key.0 {
-                            vmx::invvpid(&mut core, 1, other.into(), 0).unwrap();
-                        }
-                    }
+                    let (kind, at) = (r.next(2), BASE + (slot << 12) + r.next(4096));
+                    vmx::invvpid(&mut core, kind, 3 - u64::from(key.0), at).unwrap();
                 }
                 3 => {
                     edit_ept(&mut r, &mem);

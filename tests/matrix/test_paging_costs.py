@@ -193,3 +193,21 @@ def test_a_page_on_demand(paging: str, faults: dict[str, int], shape_name: str) 
     got = {name: n for name, n in bench.counted(demand).items() if name in faults or n > 1}
     assert got == faults
     bench.close()
+
+
+@pytest.mark.parametrize("paging", ["eager", "lazy", "vtlb"])
+def test_the_processor_forgets_only_the_page_that_changed(paging: str, shape_name: str) -> None:
+    """After a change of one entry and its INVLPG, the TLB still holds the other pages.
+
+    One miss is the page that changed; under vtlb the walk faults first, and is made again.
+    """
+    bench = Bench(paging, shape_name)
+    bench.use()
+    place = bench.tables_gva + (TABLES.index(LEAF) << 12) + 3 * bench.shape.entry_bytes
+    bench.must("store", rdi=place, eax=DATA[4] << 12 | FULL | A | D)
+    bench.invlpg(3 << 12)
+    processor = bench.vcpu.processor
+    before = processor.counters()["tlb_misses"]
+    bench.use()
+    assert processor.counters()["tlb_misses"] - before == (2 if paging == "vtlb" else 1)
+    bench.close()

@@ -48,6 +48,21 @@ def processor_not_told(patch: Patch) -> None:
     patch.setattr(Mirror, "settle", nothing)
 
 
+def pages_not_told(patch: Patch) -> None:
+    """Single pages change, but the processor keeps what it had read of their entries."""
+    patch.setattr(Shadow, "invalidate_pages", nothing)
+
+
+def told_of_one_way_only(patch: Patch) -> None:
+    """Of an entry to which several addresses lead, the processor forgets one."""
+    plain = ShadowPages.addresses
+
+    def addresses(self: ShadowPages, slot: int, root: Any) -> list[int] | None:
+        return (plain(self, slot, root) or [])[:1]
+
+    patch.setattr(ShadowPages, "addresses", addresses)
+
+
 def demotion_not_applied(patch: Patch) -> None:
     """An entry that is still there is left as it was, whatever it allows now."""
     plain = Mirror.resync
@@ -211,6 +226,10 @@ ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
     (step_without_end, "vtlb", ("Intel 64",)),
     (smep_forgotten, "vtlb", ("Intel 64",)),
     (processor_not_told, "eager", ANY_FORMAT),
+    (pages_not_told, "eager", ANY_FORMAT),
+    (pages_not_told, "lazy", ANY_FORMAT),
+    (pages_not_told, "vtlb", ANY_FORMAT),
+    (told_of_one_way_only, "eager", ("PAE", "Intel 64")),
     (demotion_not_applied, "eager", ANY_FORMAT),
     (forgotten_dirty_flag, "eager", ANY_FORMAT),
     (untraced_table, "eager", ANY_FORMAT),

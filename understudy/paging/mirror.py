@@ -74,7 +74,7 @@ class Mirror(Shadow):
         self.synchronize()
         self._load_root()
         self.invalidate()
-        self.tables.is_stale = False
+        self.tables.take_stale(self.root)
 
     def invlpg(self, gva: int) -> None:
         self.finish_step()
@@ -115,9 +115,13 @@ class Mirror(Shadow):
 
     def settle(self) -> None:
         """Tell the processors if entries have gone."""
-        if self.tables.is_stale:
-            self.tables.is_stale = False
-            self.invalidate()
+        tables = self.tables
+        if tables.stale or tables.is_stale:
+            addresses = tables.take_stale(self.root)
+            if addresses is None:
+                self.invalidate()
+            else:
+                self.invalidate_pages(addresses)
 
     # --- faults ---
 

@@ -50,6 +50,8 @@ LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
 BELOW_4G: Final = 1 << 32
 VPID: Final = 1
+ONE_ADDRESS: Final = 0  # types of INVVPID
+ONE_VPID: Final = 1
 GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
@@ -314,7 +316,16 @@ class Shadow(Paging):
             if processor.in_guest:
                 processor.flush()
             else:
-                processor.invvpid(1, VPID)
+                processor.invvpid(ONE_VPID, VPID)
+
+    def invalidate_pages(self, addresses: list[int]) -> None:
+        """Make them forget the pages of the root in use that are at these canonical addresses."""
+        for processor in self.processors:
+            if processor.in_guest:
+                processor.flush()
+                continue
+            for gva in addresses:
+                processor.invvpid(ONE_ADDRESS, VPID, gva)
 
     # --- snapshots ---
 

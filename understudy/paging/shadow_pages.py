@@ -5,7 +5,8 @@ documentation of its shadow MMU calls shadow pages, parents and the reverse map.
 
 Invariants: a page without parents that is no root is freed; a guest frame is traced exactly while
 it has shadow pages, and then no entry lets it be written but one made while `may_write` said so;
-`is_stale` is set when an entry has gone, or allows less, that a processor may keep.
+an entry that has gone, or allows less, and that a processor may keep, is in `stale` if it maps a
+page; if it names a table, `is_stale` is set.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 DIRECT: Final = -1  # quadrant of a table that mirrors none
 COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
+FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
+MOST_STEPS: Final = 64  # from a slot up to the root
+MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
+NOT_LOW: Final = 0xFFFF << 48
 Key = tuple[int, int, int]
 
 
@@ -65,6 +70,7 @@ class ShadowPages:
         self.traced_in: dict[int, int] = {}  # block of 512 frames -> how many of them are traced
         self.links: dict[int, ShadowPage] = {}  # slot -> the table that its entry names
         self.reverse = ReverseMap()
+        self.stale: set[int] = set()  # slots
         self.is_stale = False
 
     # --- pages ---
@@ -96,7 +102,7 @@ class ShadowPages:
             entry = self.read(slot)
             if entry & WRITABLE:
                 self.write(slot, entry & ~WRITABLE)
-                self.is_stale = True
+                self.stale.add(slot)
         for slot in list(self.reverse.large(gfn)):
             self.zap(slot)
 
@@ -186,7 +192,7 @@ class ShadowPages:
             if old:
                 self.zap(slot)
         elif old and _allows_less(old, entry):
-            self.is_stale = True
+            self.stale.add(slot)
         self.write(slot, entry)
         if is_large:
             self.reverse.add_large(slot, gfn)
@@ -200,14 +206,59 @@ class ShadowPages:
     def zap(self, slot: int) -> None:
         """Make the entry at `slot` not present."""
         self.write(slot, 0)
-        self.is_stale = True
         page = self.links.pop(slot, None)
         if page is None:
+            self.stale.add(slot)
             self.reverse.remove(slot)
             return
+        self.is_stale = True
         self.shadow.regions.clear()
         page.parents.discard(slot)
         self.release(page)
+
+    # --- what processors must forget ---
+
+    def take_stale(self, root: ShadowPage) -> list[int] | None:
+        """What processors that walk from `root` must forget; nothing, from now on.
+
+        An address in each page that it is, or None: everything.
+        """
+        stale, is_stale = self.stale, self.is_stale
+        self.stale, self.is_stale = set(), False
+        if is_stale or len(stale) > FEW:
+            return None
+        found: list[int] = []
+        for slot in stale:
+            addresses = self.addresses(slot, root)
+            if addresses is None or len(found) + len(addresses) > FEW:
+                return None
+            found += addresses
+        return found
+
+    def addresses(self, slot: int, root: ShadowPage) -> list[int] | None:
+        """The linear addresses that a walk from `root` translates by the entry at `slot`.
+
+        One for each way that leads there; None if a guest has made too many ways to look at.
+        """
+        page = self.at[slot & -PAGE]
+        left = [(page, (slot & PAGE - 8) << 9 * page.level)]
+        found: list[int] = []
+        for _ in range(MOST_STEPS):
+            if not left:
+                return found
+            page, gva = left.pop()
+            if page is root:
+                found.append(gva | NOT_LOW if gva >> 47 else gva)
+            elif len(page.parents) > MOST_PARENTS:
+                return None
+            elif page.level == root.level - 1:
+                here = [parent for parent in page.parents if parent & -PAGE == root.hpa]
+                left += [(root, gva | (parent & PAGE - 8) << 9 * root.level) for parent in here]
+            else:
+                shift = 9 * (page.level + 1)
+                for parent in page.parents:
+                    left.append((self.at[parent & -PAGE], gva | (parent & PAGE - 8) << shift))
+        return None
 
     # --- snapshots ---
 

@@ -52,15 +52,22 @@ class Vtlb(Shadow, name="vtlb"):
     def invlpg(self, gva: int) -> None:
         self.finish_step()
         self.regions.clear()
+        had_pieces = False
         for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
             if (shift, gva >> shift) in self.pieces:
                 self._drop_large(shift, gva >> shift)
-        leaf = self.leaves.get(gva >> LARGE_SHIFT)
-        if leaf is not None:
-            self.write_u64(leaf + (gva >> 9 & 0xFF8), 0)
+                had_pieces = True
+        slot = 0
+        if (leaf := self.leaves.get(gva >> LARGE_SHIFT)) is not None:
+            slot = leaf + (gva >> 9 & 0xFF8)
         elif (directory := self.directories.get(gva >> DIRECTORY_SHIFT)) is not None:
-            self.write_u64(directory + (gva >> 18 & 0xFF8), 0)
-        self.invalidate()
+            slot = directory + (gva >> 18 & 0xFF8)
+        if slot and self.read_u64(slot):
+            self.write_u64(slot, 0)
+            if not had_pieces:
+                self.invalidate_pages([gva])
+        if had_pieces:
+            self.invalidate()
 
     def p2m_change(self, gfn: int, count: int) -> None:
         self.finish_step()
@@ -97,6 +104,7 @@ class Vtlb(Shadow, name="vtlb"):
                 if (old := self.leaves.pop(key, 0)) != 0:
                     self.pool.append(old)
                     self.regions.pop(key, None)
+                    self.invalidate()  # the table will be another's
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self.write_u64(slot, entry & ~hpa | large | LARGE)
                 return slot

@@ -194,11 +194,16 @@ impl Caches {
     }
 
     /// A fault of a walk (SDM 3A, "Operations that Invalidate TLBs and Paging-Structure Caches";
-    /// SDM 3C, "Operations that Invalidate Cached Mappings"): what was used for this address.
-    pub fn drop_address(&mut self, asn: u32, gva: u64, format: &Format) {
-        for level in format.levels {
-            let cache = &mut self.structures[usize::from(level.number)];
-            cache.drop_if(|owner, tag| owner == u64::from(asn) && tag == gva >> level.shift);
+    /// SDM 3C, "Operations that Invalidate Cached Mappings"), or INVVPID of an individual address:
+    /// what was used for this address in these spaces, under tables of any of these formats.
+    pub fn drop_address(&mut self, asns: &[u32], gva: u64, formats: &[&Format]) {
+        if !self.has_structures() {
+            return;
+        }
+        for level in formats.iter().flat_map(|format| format.levels) {
+            let dead = gva >> level.shift;
+            self.structures[usize::from(level.number)]
+                .drop_if(|owner, tag| tag == dead && asns.iter().any(|&n| u64::from(n) == owner));
         }
     }
 
@@ -295,7 +300,7 @@ mod tests {
         c.drop_space(1);
         assert_eq!((false, false, true, true, true), state(&mut c));
         fill(&mut c);
-        c.drop_address(1, 0x20_1234, &LEVEL4);
+        c.drop_address(&[1], 0x20_1234, &[&LEVEL4]);
         assert_eq!((false, true, true, true, true), state(&mut c));
         fill(&mut c);
         c.drop_ept(Some(0x5000));

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 
 use crate::addr::AddressMap;
 use crate::mmu::caches::Caches;
+use crate::mmu::format::{IA32, LEVEL4, PAE};
 
 /// Entries of the data TLB (direct-mapped by page number).
 pub const ENTRIES: usize = 16384;
@@ -28,6 +29,8 @@ const FETCH_LIMIT: usize = 1 << 16;
 const MEMORY_LIMIT: usize = 1 << 16;
 /// log2 of the sizes of large pages, from the largest.
 const LARGE_SHIFTS: [u8; 3] = [30, 22, 21];
+/// So many numbers of a VPID's spaces are searched for one address; with more, the VPID goes.
+const NUMBERS_SEARCHED: usize = 64;
 
 /// What an entry allows and is.
 pub mod perm {
@@ -201,6 +204,7 @@ impl Tlb {
             None => {
                 let n = self.fresh();
                 self.globals.insert((vpid, ept_root), n);
+                self.numbers.insert((vpid, ept_root, pcid), asn); // `fresh` may have forgotten it
                 n
             }
         };
@@ -251,20 +255,8 @@ impl Tlb {
     /// whole page, whatever its size was (SDM 3A, "Operations that Invalidate TLBs and
     /// Paging-Structure Caches").
     pub fn invalidate(&mut self, gva: u64) {
-        let vpn = gva >> 12;
         self.caches.drop_space(self.asn);
-        match LARGE_SHIFTS.into_iter().find(|&s| self.large.contains(&(s, gva >> s))) {
-            None => self.drop_page(vpn),
-            Some(shift) => {
-                let pages = 1 << (shift - 12);
-                let first = vpn & !(pages - 1);
-                if pages < ENTRIES as u64 {
-                    (first..first + pages).for_each(|v| self.drop_page(v));
-                } else {
-                    self.drop_range(first, pages);
-                }
-            }
-        }
+        self.drop_address(&[self.asn, self.global_asn], gva);
         // The same VPID and PCID under other EPT roots count, too; they go as a whole.
         if let (true, Some((vpid, root, _))) = (self.has_two_roots, self.current) {
             self.numbers.retain(|&(v, e, _), _| v != vpid || e == root);
@@ -272,29 +264,62 @@ impl Tlb {
         }
     }
 
-    fn drop_range(&mut self, first: u64, pages: u64) {
-        let (asn, global) = (self.asn, self.global_asn);
-        let is_hit = |e: &Entry| e.vpn.wrapping_sub(first) < pages && (e.asn == asn || e.asn == global);
-        for e in self.entries.iter_mut().filter(|e| is_hit(e)) {
-            e.asn = 0;
+    /// INVVPID of an individual address: drop what translates it under this VPID, for all PCIDs and
+    /// EPT roots, global translations too.  A VPID of very many spaces goes as a whole, which the
+    /// manual allows.  The caller selects again afterwards.
+    pub fn invalidate_in(&mut self, vpid: u16, gva: u64) {
+        let locals = self.numbers.iter().filter(|(space, _)| space.0 == vpid);
+        let globals = self.globals.iter().filter(|(pair, _)| pair.0 == vpid);
+        let numbers = locals.map(|(_, &n)| n).chain(globals.map(|(_, &n)| n));
+        let numbers: Vec<u32> = numbers.take(NUMBERS_SEARCHED + 1).collect();
+        if numbers.len() > NUMBERS_SEARCHED {
+            self.drop_spaces(|v, _, _| v == vpid, |v, _| v == vpid);
+            return;
+        }
+        self.caches.drop_address(&numbers, gva, &[&LEVEL4, &PAE, &IA32]);
+        self.drop_address(&numbers, gva);
+    }
+
+    /// Drop the page that a linear address is in, whatever its size, in spaces of these numbers.
+    fn drop_address(&mut self, numbers: &[u32], gva: u64) {
+        match LARGE_SHIFTS.into_iter().find(|&s| self.large.contains(&(s, gva >> s))) {
+            None => self.drop_pages(gva >> 12, 1, numbers),
+            Some(shift) => self.drop_pages(gva >> shift << (shift - 12), 1 << (shift - 12), numbers),
+        }
+    }
+
+    fn drop_pages(&mut self, first: u64, pages: u64, numbers: &[u32]) {
+        let is_hit = |e: &Entry| e.vpn.wrapping_sub(first) < pages && numbers.contains(&e.asn);
+        if pages < ENTRIES as u64 {
+            for vpn in first..first + pages {
+                let e = &mut self.entries[vpn as usize % ENTRIES];
+                if is_hit(e) {
+                    e.asn = 0;
+                }
+                self.l1_drop(vpn);
+            }
+        } else {
+            for e in self.entries.iter_mut().filter(|e| is_hit(e)) {
+                e.asn = 0;
+            }
+            self.flush_l1();
         }
         let before = self.fetch.len();
-        self.fetch.retain(|_, e| !is_hit(e));
+        if pages.saturating_mul(numbers.len() as u64) < before as u64 {
+            for vpn in first..first + pages {
+                for &asn in numbers {
+                    self.fetch.remove(&(vpn, asn));
+                }
+            }
+        } else {
+            self.fetch.retain(|_, e| !is_hit(e));
+        }
         self.fetch_epoch += u64::from(self.fetch.len() != before);
-        self.flush_l1();
     }
 
     /// Drop the translations of one 4-KByte page in the current space, global ones too.
     pub fn drop_page(&mut self, vpn: u64) {
-        let (asn, global) = (self.asn, self.global_asn);
-        let e = &mut self.entries[vpn as usize % ENTRIES];
-        if e.vpn == vpn && (e.asn == asn || e.asn == global) {
-            e.asn = 0;
-        }
-        if self.fetch.remove(&(vpn, asn)).is_some() | self.fetch.remove(&(vpn, global)).is_some() {
-            self.fetch_epoch += 1;
-        }
-        self.l1_drop(vpn);
+        self.drop_pages(vpn, 1, &[self.asn, self.global_asn]);
     }
 
     /// The data entry of a page in the current space.

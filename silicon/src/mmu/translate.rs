@@ -175,10 +175,8 @@ impl Core {
     /// What the walker's caches must forget because of a fault.
     fn drop_cached(&mut self, space: &Space, gva: u64, refusal: Refusal) {
         let caches = &mut self.tlb.caches;
-        if caches.has_structures()
-            && let Some(format) = format_of(space)
-        {
-            caches.drop_address(self.tlb.asn, gva, format);
+        if let Some(format) = format_of(space) {
+            caches.drop_address(&[self.tlb.asn], gva, &[format]);
         }
         match refusal {
             Refusal::EptViolation { gpa, .. } | Refusal::EptMisconfig { gpa } => {

@@ -215,7 +215,7 @@ pub fn invept(core: &mut Core, kind: u64, eptp: u64) -> Result<(), VmFail> {
     Ok(())
 }
 
-/// INVVPID.  An individual address drops its whole VPID (the manual allows more to go).
+/// INVVPID.
 ///
 /// # Errors
 /// 28 for an unknown type, VPID 0 (but for all-context), a VPID over 16 bits, an address that is
@@ -233,7 +233,8 @@ pub fn invvpid(core: &mut Core, kind: u64, vpid: u64, gva: u64) -> Result<(), Vm
     }
     let v = vpid as u16;
     match kind {
-        0 | 1 => core.tlb.drop_spaces(|x, _, _| x == v, |x, _| x == v),
+        0 => core.tlb.invalidate_in(v, gva),
+        1 => core.tlb.drop_spaces(|x, _, _| x == v, |x, _| x == v),
         2 => core.tlb.drop_spaces(|x, _, _| x != 0, |x, _| x != 0),
         _ => core.tlb.drop_spaces(|x, _, _| x == v, |_, _| false),
     }
