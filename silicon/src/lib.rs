@@ -8,6 +8,7 @@ pub mod apic;
 pub mod arch;
 pub mod cpu;
 pub mod dbt;
+pub mod engine;
 pub mod features;
 pub mod mem;
 pub mod mmu;

@@ -8,8 +8,9 @@ use silicon::cpu::state::{Clock, Core, Shadow};
 use silicon::cpu::step::step;
 use silicon::cpu::trap::Trap;
 use silicon::dbt::home::Home;
+use silicon::engine::{Engine, Reference};
 use silicon::mem::Memory;
-use silicon::processor::{Engine, EngineKind, Reference};
+use silicon::processor::EngineKind;
 
 use crate::case::*;
 

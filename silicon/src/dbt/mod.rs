@@ -71,10 +71,10 @@ use crate::cpu::segment;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
+use crate::engine::Engine;
 use crate::mem::CodeWrites;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
-use crate::processor::Engine;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;

@@ -1,0 +1,51 @@
+//! What executes instructions, and the plainest way to do it.
+
+use crate::cpu::state::Core;
+use crate::cpu::step::step;
+use crate::cpu::trap::Exec;
+
+/// An executor of instructions.
+pub trait Engine: Send {
+    /// Execute until `core.countdown` is used up (or nearly, if `core.may_stop_early`),
+    /// `core.attention` is set, or a trap.  At least one instruction is tried.  Called between
+    /// instructions with no interrupt shadow, TF clear and no breakpoints armed.
+    ///
+    /// # Errors
+    /// The trap of the instruction that RIP names.
+    fn run(&mut self, core: &mut Core) -> Exec<()>;
+    /// Drop everything derived from memory or translations.
+    fn flush(&mut self, core: &mut Core);
+    /// The engine's own counters.
+    fn statistics(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// The reference engine: one instruction after the other.
+#[derive(Default)]
+pub struct Reference;
+
+impl Engine for Reference {
+    fn run(&mut self, core: &mut Core) -> Exec<()> {
+        while core.countdown > 0 {
+            let result = step(core);
+            report_code_writes(core);
+            result?;
+            if core.attention != 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+    fn flush(&mut self, _core: &mut Core) {}
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// Pass what the interpreter wrote over code on to whoever holds translations of it.
+pub(crate) fn report_code_writes(core: &mut Core) {
+    if !core.code_writes.is_empty() {
+        for (hpa, _) in core.code_writes.drain(..) {
+            core.mem.report_code_write(hpa >> 12);
+        }
+    }
+}
