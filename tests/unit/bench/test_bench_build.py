@@ -31,7 +31,6 @@ def test_a_loop_runs_natively_and_always_computes_the_same(tmp_path: Path) -> No
     first, second = (place.run(fib.command(0.01), 60) for _ in range(2))
     other = place.run(fib.command(0.02), 60)
     assert first.checksum == second.checksum != other.checksum
-    assert first.seconds > 0
 
 
 @needs_gcc
