@@ -10,6 +10,10 @@ use silicon::mmu::walk::{Access, Intent, Space, Walker};
 
 const ADDRESS: u64 = 0x3FFF_FFFF_F000;
 const EPT: u64 = 0x10000;
+/// The root above it, of an EPT with five levels.
+const EPT5: u64 = 0x12000;
+/// EPTPs without the root: write-back, page-walk length, accessed and dirty flags or none.
+const EPTPS: [u64; 4] = [EPT | 0x1E, EPT | 0x5E, EPT5 | 0x26, EPT5 | 0x66];
 const GIGA: u64 = 1 << 30;
 
 /// A guest format with a page size: what the SDM's figures say of it.
@@ -29,7 +33,7 @@ const fn guest(name: &'static str, top: u8, leaf: u8, entry: u64, bits: u8, cr4:
     Guest { name, top, leaf, entry, bits, cr4, efer }
 }
 
-const GUESTS: [Guest; 8] = [
+const GUESTS: [Guest; 11] = [
     guest("no paging", 0, 1, 0, 0, 0, 0),
     guest("IA-32 4K", 2, 1, 4, 10, 0x10, 0),
     guest("IA-32 4M", 2, 2, 4, 10, 0x10, 0),
@@ -38,6 +42,9 @@ const GUESTS: [Guest; 8] = [
     guest("Intel 64 4K", 4, 1, 8, 9, 0x20, 0x500),
     guest("Intel 64 2M", 4, 2, 8, 9, 0x20, 0x500),
     guest("Intel 64 1G", 4, 3, 8, 9, 0x20, 0x500),
+    guest("5 levels 4K", 5, 1, 8, 9, 0x1020, 0x500),
+    guest("5 levels 2M", 5, 2, 8, 9, 0x1020, 0x500),
+    guest("5 levels 1G", 5, 3, 8, 9, 0x1020, 0x500),
 ];
 
 impl Guest {
@@ -72,11 +79,16 @@ impl Oracle<'_> {
                 table
             };
             let gpa = base & ADDRESS >> shift << shift | (gva % (1 << shift));
-            return self.host(4, self.eptp, gpa, self.is_write);
+            return self.host(levels_of(self.eptp), self.eptp, gpa, self.is_write);
         }
         let index = gva >> self.guest.shift(level) & ((1 << self.guest.bits) - 1);
         let has_flags = self.eptp & 0x40 != 0;
-        let at = self.host(4, self.eptp, (table & ADDRESS) + index * self.guest.entry, has_flags);
+        let at = self.host(
+            levels_of(self.eptp),
+            self.eptp,
+            (table & ADDRESS) + index * self.guest.entry,
+            has_flags,
+        );
         let is_leaf = level == self.guest.leaf;
         self.references.push((false, level, at, 0x20 | if is_leaf && self.is_write { 0x40 } else { 0 }));
         let entry = self.mem.load(at, self.guest.entry as usize);
@@ -183,17 +195,21 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
         // Where a page may be: of a 4-level space the index of every level differs.
         let gva = match (guest.top, guest.entry) {
             (4, _) => 0x1234_5678_9ABC_u64 & 0x7FFF_FFFF_FFFF,
+            (5, _) => 0x55_1234_5678_9ABC,
             (0, _) => GIGA + 0x0567_89AB,
             _ => 0x9876_5432,
         };
         for hosts in assignments(g + 1) {
             let has_ept = hosts[0] != 0;
-            for (eptp, access) in [0, 0x40].into_iter().flat_map(|ad| {
-                let eptp = if has_ept { EPT | 0x1E | ad } else { 0 };
-                [Access::Read, Access::Write, Access::Fetch].map(|a| (eptp, a))
-            }) {
+            let eptps = if has_ept { &EPTPS[..] } else { &[0] };
+            for (eptp, access) in
+                eptps.iter().flat_map(|&eptp| [Access::Read, Access::Write, Access::Fetch].map(|a| (eptp, a)))
+            {
                 scene.wipe();
                 let root = scene.lay(guest, &hosts, gva);
+                if levels_of(eptp) == 5 {
+                    scene.put_entry(EPT5, 8, EPT | 7);
+                }
                 let what = format!("{} on {hosts:?}, {access:?}, EPTP {eptp:#x}", guest.name);
                 let mut space = Space {
                     cr0: 1 | if g == 0 { 0 } else { 1 << 31 },
@@ -217,7 +233,7 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
                     references: Vec::new(),
                 };
                 let hpa = if g == 0 {
-                    oracle.host(4, eptp, gva, oracle.is_write)
+                    oracle.host(levels_of(eptp), eptp, gva, oracle.is_write)
                 } else {
                     oracle.guest(guest.top, root, gva)
                 };
@@ -244,6 +260,10 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
                 assert_eq!((order(&expected), Ok(hpa)), (order(&log), walked.map(|w| w.hpa)), "{what}");
                 check_flags(&scene, &expected, &what);
                 check_counts(&counts, &expected, &what);
+                let depth = |level: u8| match level {
+                    0 => 0,
+                    level => usize::from(levels_of(eptp) + 1 - level),
+                };
                 let formula: usize =
                     hosts[..g].iter().map(|&l| 1 + depth(l)).sum::<usize>() + depth(hosts[g]);
                 assert_eq!(formula, log.len(), "{what}");
@@ -269,13 +289,16 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
             }
         }
     }
-    assert_eq!(6 * (3 + 27 + 9 + 27 + 9 + 243 + 81 + 27 + 8), cases);
-    assert!(uniform.contains(&(4, 4, 24)) && uniform.contains(&(3, 2, 11)) && uniform.contains(&(0, 0, 0)));
+    let with_ept = 3 + 27 + 9 + 27 + 9 + 243 + 81 + 27 + 729 + 243 + 81;
+    assert_eq!(3 * (EPTPS.len() * with_ept + GUESTS.len()), cases);
+    for case in [(5, 5, 35), (4, 5, 29), (5, 4, 29), (4, 4, 24), (3, 2, 11), (0, 0, 0)] {
+        assert!(uniform.contains(&case), "{case:?}");
+    }
 }
 
-/// How many references a host page size costs.
-fn depth(level: u8) -> usize {
-    if level == 0 { 0 } else { 5 - usize::from(level) }
+/// The levels of an EPT, as its EPTP says.
+fn levels_of(eptp: u64) -> u8 {
+    if eptp >> 3 & 7 == 4 { 5 } else { 4 }
 }
 
 /// The guest-physical address that `Scene::lay` gives the data.

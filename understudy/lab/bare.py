@@ -34,9 +34,11 @@ P_RW: Final = 0b11
 PS: Final = 1 << 7
 ACCESSED_DIRTY: Final = 0x60
 FORMATS: Final = ("ia32", "pae", "intel64")
+FIVE: Final = "intel64-5"
+"""Intel 64 with five levels: no processor here runs it, but the walker knows it."""
 
 CR0_PAGED: Final = 0x8000_0031  # PG, NE, ET, PE
-CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
+CR4_PSE, CR4_PAE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 12
 
 Listing = tuple[tuple[str, str], ...]
 
@@ -56,6 +58,9 @@ LAYOUTS: Final = {
     "ia32": Layout(((22, 10), (12, 10)), 4, CR4_PSE, (12, 22), 2),
     "pae": Layout(((30, 2), (21, 9), (12, 9)), 8, CR4_PAE, (12, 21), 2),
     "intel64": Layout(((39, 9), (30, 9), (21, 9), (12, 9)), 8, CR4_PAE, (12, 21, 30), 4),
+    FIVE: Layout(
+        ((48, 9), (39, 9), (30, 9), (21, 9), (12, 9)), 8, CR4_PAE | CR4_LA57, (12, 21, 30), 5
+    ),
 }
 
 

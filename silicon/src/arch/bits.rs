@@ -31,6 +31,8 @@ pub mod cr4 {
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
     pub const UMIP: u64 = 1 << 11;
+    /// Walked, but not [`KNOWN`]: no guest can set it.
+    pub const LA57: u64 = 1 << 12;
     pub const VMXE: u64 = 1 << 13;
     pub const FSGSBASE: u64 = 1 << 16;
     pub const PCIDE: u64 = 1 << 17;

@@ -54,6 +54,20 @@ pub static LEVEL4: Format = Format {
     is_pae: false,
 };
 
+/// "5-Level Paging".
+pub static LEVEL5: Format = Format {
+    name: "5-level paging",
+    levels: &[
+        level(5, 48, 9, false),
+        level(4, 39, 9, false),
+        level(3, 30, 9, true),
+        level(2, 21, 9, true),
+        level(1, 12, 9, false),
+    ],
+    entry_bytes: 8,
+    is_pae: false,
+};
+
 /// EPT with a page-walk length of 4.
 pub static EPT: Format = Format {
     name: "EPT",
@@ -62,13 +76,16 @@ pub static EPT: Format = Format {
     is_pae: false,
 };
 
+/// EPT with a page-walk length of 5.
+pub static EPT5: Format = Format { name: "EPT, 5 levels", ..LEVEL5 };
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_index_bits_of_every_format_tile_its_address() {
-        for (f, top) in [(&IA32, 32), (&PAE, 30), (&LEVEL4, 48), (&EPT, 48)] {
+        for (f, top) in [(&IA32, 32), (&PAE, 30), (&LEVEL4, 48), (&LEVEL5, 57), (&EPT, 48), (&EPT5, 57)] {
             let mut below = top;
             for l in f.levels {
                 assert_eq!(below, l.shift + l.bits, "{} level {}", f.name, l.number);

@@ -121,7 +121,7 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
     if s.cr0 & cr0::PG == 0 {
         None
     } else if s.efer & efer::LMA != 0 {
-        Some(&format::LEVEL4)
+        Some(if s.cr4 & cr4::LA57 != 0 { &format::LEVEL5 } else { &format::LEVEL4 })
     } else if s.cr4 & cr4::PAE != 0 {
         Some(&format::PAE)
     } else {
@@ -375,7 +375,8 @@ impl<'a> Walker<'a> {
         if let Some(page) = self.known_page(s, gpa, wanted, access == Access::Write) {
             return Ok(page);
         }
-        for level in format::EPT.levels {
+        let format = if s.eptp >> 3 & 7 == 4 { &format::EPT5 } else { &format::EPT };
+        for level in format.levels {
             let at = table + (gpa >> level.shift & 511) * 8;
             let entry = self.mem.load(at, 8);
             self.note(true, level.number, at, entry);
