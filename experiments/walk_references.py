@@ -232,7 +232,7 @@ def draw(table: Table, figure: "Figure") -> None:
         figure,
         cells,
         [f"{f} · {p}" for f, p in rows],
-        ["shadow page tables" if h == SHADOW else f"EPT, {h}" for h in hosts],
+        [h if h == SHADOW else f"EPT, {h}" for h in hosts],
         "references of one TLB miss",
     )
 
