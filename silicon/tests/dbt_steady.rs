@@ -8,6 +8,8 @@ use silicon::processor::{EngineKind, Processor};
 
 const PML4: u64 = 0x8000;
 const NOPS: usize = 64;
+/// Instructions of a round of [`long_loop`].
+const ROUND: u64 = NOPS as u64 + 2;
 
 /// 64-bit code at `at`, 2 MBytes mapped where they are in pages of 4 KBytes.
 fn machine(at: u64, code: &[u8]) -> Processor {
@@ -25,6 +27,13 @@ fn machine(at: u64, code: &[u8]) -> Processor {
     processor
 }
 
+/// 64 times nop; inc rax; jmp.
+fn long_loop() -> Processor {
+    let mut code = vec![0x90; NOPS];
+    code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
+    machine(0x1000, &code)
+}
+
 fn counter(processor: &Processor, name: &str) -> u64 {
     processor.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
@@ -35,31 +44,24 @@ fn run(processor: &mut Processor, budget: u64) {
 
 #[test]
 fn runs_that_end_anywhere_begin_no_blocks() {
-    // 64 times nop; inc rax; jmp.
-    let mut code = vec![0x90; NOPS];
-    code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
-    let mut processor = machine(0x1000, &code);
-    let round = NOPS as u64 + 2;
+    let mut processor = long_loop();
     for _ in 0..20 {
-        run(&mut processor, 3 * round + 13); // each ends somewhere else
+        run(&mut processor, 3 * ROUND + 13); // each ends somewhere else
     }
-    assert_eq!(20 * (3 * round + 13) / round, processor.core.gpr[0]);
+    assert_eq!(20 * (3 * ROUND + 13) / ROUND, processor.core.gpr[0]);
     assert_eq!(1, counter(&processor, "translated_blocks"));
 }
 
 #[test]
 fn where_runs_end_again_and_again_a_block_begins() {
-    let mut code = vec![0x90; NOPS];
-    code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
-    let mut processor = machine(0x1000, &code);
-    let round = NOPS as u64 + 2;
+    let mut processor = long_loop();
     run(&mut processor, 20); // from here on always at this place
     for _ in 0..100 {
-        run(&mut processor, 3 * round);
+        run(&mut processor, 3 * ROUND);
     }
     assert_eq!((300, 0x1014), (processor.core.gpr[0], processor.core.rip));
     let before = counter(&processor, "interpreted");
-    run(&mut processor, 3 * round);
+    run(&mut processor, 3 * ROUND);
     // What is left is the end of a budget, which is shorter than a block.
     assert!(counter(&processor, "interpreted") - before <= 20);
     assert!(counter(&processor, "translated_blocks") >= 2);
@@ -82,9 +84,7 @@ fn a_block_across_two_pages_is_translated_again_but_once() {
 
 #[test]
 fn a_slice_with_nothing_due_at_its_end_interprets_nothing() {
-    let mut code = vec![0x90; NOPS];
-    code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
-    let mut processor = machine(0x1000, &code);
+    let mut processor = long_loop();
     let mut looks = 0;
     let exit = processor.run(0, &mut || {
         looks += 1;

@@ -239,12 +239,16 @@ class Shadow(Paging):
             if wanted & ~entry:
                 self.set_entry(at, entry | wanted)
 
-    def store(self, gpa: int, size: int, value: int) -> None:
-        """Carry out the guest's write to a table, inside one page."""
+    def _hpa_to_write(self, gpa: int) -> int:
+        """Where a gpa is, once what protects its frame from writes was asked."""
         gfn = gpa >> PAGE_SHIFT
         if gfn in self.p2m.protected:
             self.p2m.touch(gfn, write=True)
-        hpa = (self.hpas.get(gfn) or self.look_up(gfn)) + (gpa & PAGE - 1)
+        return (self.hpas.get(gfn) or self.look_up(gfn)) + (gpa & PAGE - 1)
+
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Carry out the guest's write to a table, inside one page."""
+        hpa = self._hpa_to_write(gpa)
         if size == 8:
             self.write_u64(hpa, value)
         elif size == 4:
@@ -255,10 +259,7 @@ class Shadow(Paging):
 
     def set_entry(self, at: int, entry: int) -> None:
         """Write an entry of a guest's table in the processor's stead."""
-        gfn = at >> PAGE_SHIFT
-        if gfn in self.p2m.protected:
-            self.p2m.touch(gfn, write=True)
-        hpa = (self.hpas.get(gfn) or self.look_up(gfn)) + (at & PAGE - 1)
+        hpa = self._hpa_to_write(at)
         if self.regime.entry_bytes == 8:
             self.write_u64(hpa, entry)
         else:

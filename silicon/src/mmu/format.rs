@@ -69,12 +69,7 @@ pub static LEVEL5: Format = Format {
 };
 
 /// EPT with a page-walk length of 4.
-pub static EPT: Format = Format {
-    name: "EPT",
-    levels: &[level(4, 39, 9, false), level(3, 30, 9, true), level(2, 21, 9, true), level(1, 12, 9, false)],
-    entry_bytes: 8,
-    is_pae: false,
-};
+pub static EPT: Format = Format { name: "EPT", ..LEVEL4 };
 
 /// EPT with a page-walk length of 5.
 pub static EPT5: Format = Format { name: "EPT, 5 levels", ..LEVEL5 };

@@ -53,15 +53,21 @@ def package(files: dict[str, bytes], compression: str = "xz") -> bytes:
     return out
 
 
+def put_client(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Let a script be the package client; it finds the folder in $FAKE."""
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    for program in ("apt-get", "apt-cache"):
+        (programs / program).write_text(script)
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+
+
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "fake"
-    (folder / "bin").mkdir(parents=True)
-    for program in ("apt-get", "apt-cache"):
-        (folder / "bin" / program).write_text(APT)
-        (folder / "bin" / program).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(folder))
+    put_client(monkeypatch, folder, APT)
     (folder / "names").write_text(f"{KERNEL}\nlinux-image-6.1.0-9-cloud-amd64\nbusybox-static\n")
     (folder / f"{KERNEL}.deb").write_bytes(package({"boot/vmlinuz-6.1.0-50": b"a kernel"}))
     (folder / "debian.sources").write_text("URIs: mirror:/debian/\nSigned-By: /keys/debian.gpg\n")

@@ -1,14 +1,13 @@
 """Packages for a guest, against a package client of a few lines."""
 
 import io
-import os
 import stat
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.unit.guests.test_debian import package
+from tests.unit.guests.test_debian import package, put_client
 from tests.unit.guests.test_initramfs import unpack
 from understudy.guests import GuestError, deb, packages
 from understudy.guests.cache import Cache
@@ -33,11 +32,7 @@ LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for program in ("apt-get", "apt-cache"):
-        (tmp_path / program).write_text(APT)
-        (tmp_path / program).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(tmp_path))
+    put_client(monkeypatch, tmp_path, APT)
     tool = {"usr/bin/tool": b"a tool", "usr/share/doc/tool/copyright": b"words"}
     (tmp_path / "tool_1%3a2-3_amd64.deb").write_bytes(package(tool))
     (tmp_path / "libneeded_4_amd64.deb").write_bytes(package({LOADER: b"a loader"}))
