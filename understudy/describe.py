@@ -10,11 +10,11 @@ import iced_x86 as iced
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
-from understudy.memory import GuestMemoryError
+from understudy.machine.p2m import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault, Translation
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",

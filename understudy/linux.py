@@ -21,7 +21,7 @@ from understudy.guests import packages as debian_packages
 from understudy.guests.agent import Agent, Exited, Output, Send
 from understudy.guests.apt import Progress
 from understudy.guests.entry import GuestError
-from understudy.host import Host
+from understudy.machine.host import Host
 from understudy.vm import Stop
 
 # How much of what the console showed is kept; a guest may print for ever.

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import zstandard
 
-from understudy.events import EventState
-from understudy.execution.control_registers import Values
-from understudy.host import PAGE, PAGE_SHIFT, Host, OutOfFrames
-from understudy.msrs import MsrState
-from understudy.vcpu import VcpuState
+from understudy.execution.vmx.control_registers import Values
+from understudy.machine.frames import PAGE, PAGE_SHIFT, OutOfFrames
+from understudy.machine.host import Host
+from understudy.vcpu.events import EventState
+from understudy.vcpu.loop import VcpuState
+from understudy.vcpu.msrs import MsrState
 
 if TYPE_CHECKING:
     from understudy.vm import VM

@@ -15,20 +15,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
+from understudy.answers.translation import load_pdptes
 from understudy.arch.msr import InterruptCommand, Msr
-from understudy.cpu_model import CpuModel
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
-from understudy.execution.control_registers import check_mode
-from understudy.exits import Stop
-from understudy.host import PAGE, Host, bytes_of
+from understudy.execution.vmx.control_registers import check_mode
 from understudy.inspection import Inspection
-from understudy.memory import GuestMemory
-from understudy.mmu_exits import load_pdptes
+from understudy.machine.frames import PAGE, bytes_of
+from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.silicon import host_features
-from understudy.vcpu import Goal, GuestClock, Vcpu
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.loop import Goal, GuestClock, Vcpu
+from understudy.verdict import Stop
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry

@@ -11,7 +11,7 @@ import pytest
 
 from tests.matrix import programs as p
 from understudy import silicon
-from understudy.host import PAGE_SHIFT
+from understudy.machine.frames import PAGE_SHIFT
 from understudy.snapshot import SnapshotError
 from understudy.vm import VM
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.matrix import programs as p
 from tests.matrix.lockstep import ENGINES, Pair
-from understudy.execution.initial_state import GPR_NAMES as GPR
+from understudy.execution.vmx.fields import GPR_NAMES as GPR
 from understudy.guests.entry import CR0_ET, CR0_NE, CR0_PE, CR0_PG, PAGE_TABLES_GPA
 from understudy.vm import VM
 

@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 from tests.guests.fetched import fetched
-from understudy.execution.control_registers import UnrestrictedNeeded
+from understudy.execution.vmx.control_registers import UnrestrictedNeeded
 from understudy.guests import hello, loader
 from understudy.linux import VM
 

@@ -20,11 +20,11 @@ from tests.property.paging_oracle import (
     Outcome,
     Shape,
 )
+from understudy.answers.translation import load_pdptes
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
-from understudy.exits import Stop, Verdict
-from understudy.mmu_exits import load_pdptes
-from understudy.vcpu import Goal, Vcpu
+from understudy.vcpu.loop import Goal, Vcpu
+from understudy.verdict import Stop, Verdict
 from understudy.vm import VM
 
 CODE_GFN, FIXED_GFN = 0x10, 0x20

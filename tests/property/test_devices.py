@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from understudy.clock import ManualClock
 from understudy.devices import Device
 from understudy.devices.acpi import Acpi
-from understudy.devices.bus import Bus, Line
 from understudy.devices.debug_exit import DebugExit
 from understudy.devices.i8042 import I8042
 from understudy.devices.ioapic import IoApic
@@ -27,6 +26,7 @@ from understudy.devices.pic8259 import Pic8259
 from understudy.devices.pit8254 import Pit8254
 from understudy.devices.rtc import Rtc
 from understudy.devices.uart16550 import Uart16550
+from understudy.machine.bus import Bus, Line
 
 RAM = 1 << 16
 

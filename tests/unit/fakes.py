@@ -292,9 +292,9 @@ class FakeApic:
 def fake_machine(features: dict[str, bool] | None = None) -> Iterator[None]:
     """Inside, `VM` and `Host` are made of fakes."""
     with (
-        patch("understudy.host.Memory", FakeMemory),
-        patch("understudy.host.Processor", FakeProcessor),
-        patch("understudy.vcpu.LocalApic", FakeApic),
+        patch("understudy.machine.host.Memory", FakeMemory),
+        patch("understudy.machine.host.Processor", FakeProcessor),
+        patch("understudy.vcpu.loop.LocalApic", FakeApic),
         patch("understudy.vm.host_features", lambda: features or {}),
     ):
         yield

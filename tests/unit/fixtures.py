@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.unit.fakes import FakeApic, FakeExit, FakeProcessor, Step, fake_machine
 from understudy.arch.vmcs import Vmcs
-from understudy.exits import Stop
+from understudy.verdict import Stop
 from understudy.vm import VM
 
 LONG_MODE = {

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import fake_machine
-from understudy.host import Frames, Host, OutOfFrames, bytes_of
+from understudy.machine.frames import Frames, OutOfFrames, bytes_of
+from understudy.machine.host import Host
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import fake_machine
-from understudy.host import Host
-from understudy.memory import GuestMemory, GuestMemoryError, P2m
+from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import GuestMemoryError, P2m
 
 CHANGES = st.lists(
     st.tuples(st.integers(0, 30), st.integers(1, 8), st.none() | st.integers(0, 40)), max_size=25

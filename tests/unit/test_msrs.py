@@ -6,8 +6,8 @@ from tests.unit.fixtures import bench
 from understudy.arch.cpuid import Leaf1Ecx, Leaf1Edx, Leaf7Ebx, Leaf7Edx
 from understudy.arch.msr import ArchCapabilities, Msr
 from understudy.arch.vmcs import Vmcs
-from understudy.cpu_model import CpuModel
-from understudy.msrs import ARCH_CAPABILITIES, MTRR_TYPES
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.msrs import ARCH_CAPABILITIES, MTRR_TYPES
 
 
 def test_the_processor_has_none_of_the_known_defects() -> None:

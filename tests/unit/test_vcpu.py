@@ -8,7 +8,7 @@ from tests.unit.fakes import NEVER, FakeExit, FakeProcessor
 from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
-from understudy.exits import Stop
+from understudy.verdict import Stop
 
 CPUID = FakeExit(Reason.CPUID, length=2)
 HLT = FakeExit(Reason.HLT, length=1)

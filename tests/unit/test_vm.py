@@ -6,7 +6,7 @@ from tests.unit.fakes import FakeExit, fake_machine
 from tests.unit.fixtures import bench
 from understudy.arch.exit_reason import Reason
 from understudy.devices.message import Delivery, Message
-from understudy.host import Host
+from understudy.machine.host import Host
 from understudy.vm import VM
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from understudy.exits import Stop
+from understudy.verdict import Stop
 
 if TYPE_CHECKING:
     from understudy.vm import VM

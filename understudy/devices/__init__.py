@@ -13,8 +13,8 @@ import pkgutil
 from typing import Any, ClassVar
 
 from understudy.clock import Alarm
-from understudy.devices.bus import Line
-from understudy.devices.snapshot import plain, restore
+from understudy.machine.bus import Line
+from understudy.state import plain, restore
 
 
 class Device:

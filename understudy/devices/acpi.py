@@ -18,7 +18,7 @@ from understudy.arch.bits import Bit, Bits, Field
 from understudy.clock import NS_PER_SECOND, Alarm, Clock
 from understudy.devices import Device
 from understudy.devices.acpi_tables import PM1_CONTROL, PM_PORTS, PM_TIMER, S5
-from understudy.devices.bus import Line
+from understudy.machine.bus import Line
 
 # --- The specification ---
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from understudy.arch.bits import Bit, Bits
 from understudy.devices import Device
-from understudy.devices.bus import Line
+from understudy.machine.bus import Line
 
 # --- The data sheet ---
 

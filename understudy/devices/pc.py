@@ -14,7 +14,6 @@ from typing import Any
 from understudy.clock import NS_PER_SECOND, Clock
 from understudy.devices import Device, acpi_tables, pci
 from understudy.devices.acpi import Acpi
-from understudy.devices.bus import Bus, Line
 from understudy.devices.debug_exit import DebugExit
 from understudy.devices.i8042 import I8042
 from understudy.devices.ioapic import IoApic
@@ -24,6 +23,7 @@ from understudy.devices.pic8259 import Pic8259
 from understudy.devices.pit8254 import Pit8254
 from understudy.devices.rtc import Rtc
 from understudy.devices.uart16550 import Uart16550
+from understudy.machine.bus import Bus, Line
 
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run

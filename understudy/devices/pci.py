@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
-from understudy.devices.bus import Bus, Line, SharedLine
+from understudy.machine.bus import Bus, Line, SharedLine
 
 # --- The specification ---
 

@@ -17,7 +17,7 @@ from typing import Any
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.clock import NS_PER_SECOND, Alarm, Clock
 from understudy.devices import Device
-from understudy.devices.bus import Line
+from understudy.machine.bus import Line
 
 # --- The data sheet ---
 

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from understudy.host import Host
+from understudy.machine.host import Host
 
 if TYPE_CHECKING:
-    from understudy.cpu_model import CpuModel
     from understudy.paging import Paging
     from understudy.silicon import Exit, Processor
+    from understudy.vcpu.cpu_model import CpuModel
 
 
 class Execution(ABC):

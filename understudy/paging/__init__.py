@@ -16,11 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
-from understudy.host import Host
-from understudy.memory import P2m
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 
 if TYPE_CHECKING:
-    from understudy.execution.vmx import Vmx
+    from understudy.execution.vmx.technique import Vmx
     from understudy.silicon import Exit, Processor
 
 

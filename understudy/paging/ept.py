@@ -18,8 +18,9 @@ from typing import Any, Final
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import EptPointer, EptViolation
-from understudy.host import PAGE_SHIFT, Host, bytes_of
-from understudy.memory import P2m
+from understudy.machine.frames import PAGE_SHIFT, bytes_of
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import Paging, PagingError
 from understudy.silicon import Exit
 

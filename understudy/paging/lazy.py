@@ -12,8 +12,9 @@ synchronization point none is.
 
 from typing import Any
 
-from understudy.host import PAGE, PAGE_SHIFT, Host
-from understudy.memory import P2m
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror, Place

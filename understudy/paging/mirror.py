@@ -16,8 +16,9 @@ and allows writes to a page only if it was dirty and the frame is not traced.
 from abc import abstractmethod
 from typing import Any, Final
 
-from understudy.host import PAGE, PAGE_SHIFT, Host
-from understudy.memory import P2m
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import Answer
 from understudy.paging.guest_walk import (
     ACCESSED,

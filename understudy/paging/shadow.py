@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.msr import EFER
 from understudy.arch.vmcs import Vmcs
-from understudy.host import PAGE, PAGE_SHIFT, Host
-from understudy.memory import P2m
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
@@ -41,7 +42,7 @@ from understudy.paging.guest_walk import (
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
-    from understudy.execution.vmx import Vmx
+    from understudy.execution.vmx.technique import Vmx
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 """An entry that names a table and leaves all rights to the entries below."""

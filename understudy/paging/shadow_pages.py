@@ -12,7 +12,7 @@ page; if it names a table, `is_stale` is set.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from understudy.host import PAGE, PAGE_SHIFT
+from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,

@@ -13,8 +13,9 @@ tables may be discarded at any time.
 
 from typing import Any, Final
 
-from understudy.host import PAGE, PAGE_SHIFT, Host
-from understudy.memory import P2m
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import Answer
 from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
 from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow, page_entry

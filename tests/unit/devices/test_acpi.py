@@ -10,7 +10,7 @@ import pytest
 from understudy.clock import NS_PER_SECOND, ManualClock
 from understudy.devices import acpi_tables, aml
 from understudy.devices.acpi import HALF, PM_HZ, Acpi
-from understudy.devices.bus import Line
+from understudy.machine.bus import Line
 
 
 class Bench:

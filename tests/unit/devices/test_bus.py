@@ -2,8 +2,8 @@
 
 import pytest
 
-from understudy.devices.bus import Bus, Line, SharedLine
 from understudy.devices.debug_exit import DebugExit
+from understudy.machine.bus import Bus, Line, SharedLine
 
 
 def test_debug_exit_gets_the_value_of_any_size() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from understudy.devices.bus import Line
 from understudy.devices.i8042 import I8042
+from understudy.machine.bus import Line
 
 
 class Bench:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from understudy.devices.bus import Bus
 from understudy.devices.pci import MMIO_WINDOW, Function, Pci, irq_of
+from understudy.machine.bus import Bus
 
 
 class Toy:

@@ -3,8 +3,8 @@
 import pytest
 
 from understudy.clock import ManualClock
-from understudy.devices.bus import Line
 from understudy.devices.pit8254 import Pit8254, ns_at, ticks_at
+from understudy.machine.bus import Line
 
 
 class Bench:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from understudy.clock import NS_PER_SECOND, ManualClock
-from understudy.devices.bus import Line
 from understudy.devices.rtc import Rtc
+from understudy.machine.bus import Line
 
 EPOCH = int(datetime(2023, 12, 31, 23, 59, 58, tzinfo=UTC).timestamp()) * NS_PER_SECOND
 

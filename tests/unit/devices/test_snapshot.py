@@ -6,7 +6,7 @@ import pytest
 
 from understudy.arch.bits import Bit, Bits
 from understudy.devices import Device
-from understudy.devices.snapshot import plain, restore
+from understudy.state import plain, restore
 
 
 class Flags(Bits, width=8):

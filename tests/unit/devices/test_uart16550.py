@@ -1,7 +1,7 @@
 """16550: registers against the data sheet, and nothing typed is lost."""
 
-from understudy.devices.bus import Line
 from understudy.devices.uart16550 import IIR, LSR, MSR, Uart16550
+from understudy.machine.bus import Line
 
 RBR, IER, FCR, LCR, MCR, LSR_, MSR_, SCR = range(8)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from iced_x86 import Mnemonic
 
-from understudy.execution.arithmetic import AF, CF, OF, OPERATIONS, PF, SF, ZF, flags_of
+from understudy.instructions.arithmetic import AF, CF, OF, OPERATIONS, PF, SF, ZF, flags_of
 
 SIZES = st.sampled_from([8, 16, 32, 64])
 

@@ -15,8 +15,8 @@ from understudy.arch.vmx_controls import (
     SecondaryControls,
     allowed,
 )
-from understudy.execution.initial_state import with_defaults
-from understudy.execution.vmx import PASSED
+from understudy.execution.vmx.fields import with_defaults
+from understudy.execution.vmx.technique import PASSED
 from understudy.vm import VM
 
 
@@ -86,7 +86,7 @@ def test_firmware_without_vmx_is_named() -> None:
             return 1 if index == Msr.IA32_FEATURE_CONTROL else super().rdmsr(index)
 
     with fake_machine(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.host.Processor", Locked)
+        patch.setattr("understudy.machine.host.Processor", Locked)
         with pytest.raises(MissingControls, match="IA32_FEATURE_CONTROL"):
             VM("16M")
 

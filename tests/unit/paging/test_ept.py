@@ -7,8 +7,8 @@ import pytest
 
 from tests.unit.fakes import FakeExit, FakeProcessor, fake_machine
 from understudy.arch.exit_reason import Reason
-from understudy.host import Host
-from understudy.memory import P2m
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
 from understudy.paging import PagingError
 from understudy.paging.ept import AD, LARGE, RWX, Ept
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.unit.fakes import fake_machine
-from understudy.host import Host
+from understudy.machine.host import Host
 from understudy.paging.shadow_pages import (
     DIRECT,
     FEW,

@@ -12,23 +12,23 @@ exception that hardware would raise.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.arch.vmcs import EptViolation, EventType, InterruptionInformation, Vmcs
-from understudy.execution import mmio, portio
-from understudy.execution.task_switch import TaskFault, TaskSwitch
-from understudy.memory import GuestMemoryError
+from understudy.instructions import device_access as mmio
+from understudy.instructions import port_strings as portio
+from understudy.instructions.task_switch import TaskFault, TaskSwitch
+from understudy.machine.p2m import GuestMemoryError
 from understudy.paging import PagingError
 from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit
+from understudy.verdict import RESUME, Stop, Verdict
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 LOW32: Final = 0xFFFF_FFFF
 VALID: Final = InterruptionInformation.VALID.mask
@@ -37,31 +37,6 @@ EXTENDED_FEATURES: Final = 0x8000_0001
 SYSCALL: Final = LeafExt1Edx.SYSCALL.mask
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
-
-
-class Verdict(Enum):
-    """What an exit leads to, if not a stop."""
-
-    RESUME = 0
-
-
-RESUME: Final = Verdict.RESUME
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why `VM.go` came back.
-
-    kind: poweroff, reset, triple-fault, debug-exit, budget, until, deadline, wall, stuck, stopped,
-    error.
-    """
-
-    kind: str
-    detail: str = ""
-    status: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
 Handler = Callable[["Vcpu", Exit], "Verdict | Stop"]

@@ -18,7 +18,7 @@ from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
 from understudy.arch.vmcs import Vmcs
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 MASK64: Final = (1 << 64) - 1
 EOI_OFFSET: Final = 0xB0

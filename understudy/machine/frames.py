@@ -1,4 +1,4 @@
-"""The physical machine: its memory, who owns which frame, and its processors.
+"""Who owns which frame of host-physical memory.
 
 Frames are numbered by pfn (hpa >> 12).  The allocator keeps free runs, not a bitmap, because
 guests get few and large ones; a run that is allocated costs the computer nothing until it is
@@ -11,8 +11,6 @@ import re
 import threading
 from bisect import bisect_left, insort
 from typing import Final
-
-from understudy.silicon import Memory, Processor
 
 PAGE: Final = 4096
 PAGE_SHIFT: Final = 12
@@ -108,46 +106,3 @@ class Frames:
             run for run in ((start, first - start), (first + count, start + length - first - count))
             if run[1]
         ]  # fmt: skip
-
-
-class Host:
-    """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
-
-    def __init__(self, ram: int | str = "4G") -> None:
-        size = bytes_of(ram) & ~(PAGE - 1)
-        if size < 64 * PAGE:
-            raise ValueError(f"Host(ram={ram!r}): expected at least {64 * PAGE} bytes")
-        self.memory = Memory(size)
-        self.frames = Frames(1, size // PAGE - 1)
-        self.processors: list[Processor] = []
-
-    def plug(self, engine: str, clock: str) -> Processor:
-        """A new processor on this host's memory, at reset."""
-        processor = Processor(self.memory, engine, clock, 0)
-        self.processors.append(processor)
-        return processor
-
-    def unplug(self, processor: Processor) -> None:
-        """Remove a processor."""
-        if processor in self.processors:
-            self.processors.remove(processor)
-
-    def frame(self) -> int:
-        """The hpa of one zeroed frame for the hypervisor's own structures."""
-        hpa = self.frames.allocate() << PAGE_SHIFT
-        self.memory.fill(hpa, PAGE)
-        return hpa
-
-    def release(self, pfn: int, count: int = 1) -> None:
-        """Give frames back, contents and all."""
-        self.memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
-        self.frames.free(pfn, count)
-
-    def inspect(self) -> dict[str, object]:
-        """What there is and what it costs, for people."""
-        return {
-            "bytes": self.memory.size,
-            "resident_bytes": self.memory.resident_bytes(),
-            "free_bytes": self.frames.free_count * PAGE,
-            "processors": len(self.processors),
-        }

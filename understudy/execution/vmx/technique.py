@@ -30,19 +30,20 @@ from understudy.arch.vmx_controls import (
     allowed,
 )
 from understudy.execution import Execution
-from understudy.execution.control_registers import (
+from understudy.execution.vmx.control_registers import (
     ControlRegisters,
     InHypervisor,
     InProcessor,
     Values,
 )
-from understudy.execution.initial_state import MSR_NAMES, REGISTER_FIELDS, with_defaults
-from understudy.host import PAGE, PAGE_SHIFT, Host
+from understudy.execution.vmx.fields import MSR_NAMES, REGISTER_FIELDS, with_defaults
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
 
 if TYPE_CHECKING:
-    from understudy.cpu_model import CpuModel
+    from understudy.vcpu.cpu_model import CpuModel
 
 PASSED: Final = (
     Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_ESP, Msr.IA32_SYSENTER_EIP, Msr.IA32_PAT,

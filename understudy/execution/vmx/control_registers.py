@@ -23,7 +23,7 @@ from understudy.arch.vmx_controls import EntryControls, PrimaryControls, Seconda
 from understudy.paging.guest_walk import Regime
 
 if TYPE_CHECKING:
-    from understudy.execution.vmx import Vmx
+    from understudy.execution.vmx.technique import Vmx
     from understudy.paging import Paging
 
 MASK64: Final = (1 << 64) - 1

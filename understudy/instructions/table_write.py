@@ -16,8 +16,8 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from understudy.arch.cr import RFLAGS
-from understudy.execution.arithmetic import OPERATIONS, flags_of
-from understudy.execution.mmio import (
+from understudy.instructions.arithmetic import OPERATIONS, flags_of
+from understudy.instructions.device_access import (
     STORES,
     STRINGS,
     Unsupported,
@@ -25,12 +25,12 @@ from understudy.execution.mmio import (
     string,
     write_register,
 )
-from understudy.execution.portio import DF, RCX, RDI, RSI
-from understudy.memory import GuestMemoryError
+from understudy.instructions.port_strings import DF, RCX, RDI, RSI
+from understudy.machine.p2m import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 CS_ATTR, CS_BASE, RIP, RFLAGS_FIELD = 0x4816, 0x6808, 0x681E, 0x6820
 LONGEST: Final = 15

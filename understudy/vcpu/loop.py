@@ -18,21 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from understudy.answers.instructions import TABLE, unknown
+from understudy.answers.translation import read_efer, write_efer
 from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.arch.msr import Msr
 from understudy.clock import Clock, Timer
-from understudy.cpu_model import CpuModel
 from understudy.describe import describe
-from understudy.events import WITH_LENGTH, Events
-from understudy.execution.vmx import Vmx
-from understudy.exits import RESUME, TABLE, Stop, Verdict, unknown
-from understudy.mmu_exits import read_efer, write_efer
-from understudy.msrs import Msrs
+from understudy.execution.vmx.technique import Vmx
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault, Translation
 from understudy.silicon import Exit, LocalApic, Processor
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.events import WITH_LENGTH, Events
+from understudy.vcpu.msrs import Msrs
+from understudy.verdict import RESUME, Stop, Verdict
 
 if TYPE_CHECKING:
     from understudy.vm import VM

@@ -11,13 +11,13 @@ under every technique.
 
 from typing import TYPE_CHECKING, Final
 
+from understudy.answers.instructions import handles, triple_fault, unknown
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import CrAccess, EventType, InterruptionInformation, Vmcs
-from understudy.execution import mmio
-from understudy.execution.control_registers import (
+from understudy.execution.vmx.control_registers import (
     FIXED,
     InHypervisor,
     Refused,
@@ -27,15 +27,16 @@ from understudy.execution.control_registers import (
     check_efer,
     check_mode,
 )
-from understudy.execution.table_write import write_table
-from understudy.exits import RESUME, Stop, Verdict, handles, triple_fault, unknown
-from understudy.memory import GuestMemoryError
+from understudy.instructions import device_access as mmio
+from understudy.instructions.table_write import write_table
+from understudy.machine.p2m import GuestMemoryError
 from understudy.paging import Fault, PagingError
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
 from understudy.silicon import Exit
+from understudy.verdict import RESUME, Stop, Verdict
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 VALID: Final = InterruptionInformation.VALID.mask
 TYPE_SHIFT: Final = InterruptionInformation.TYPE.low

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.vmcs import EventType, InterruptionInformation, Vmcs
-from understudy.execution.vmx import VPID
+from understudy.execution.vmx.technique import VPID
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 CALL, IRET, JUMP, GATE = range(4)
 ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
-from understudy.execution.arithmetic import OPERATIONS, flags_of
-from understudy.execution.portio import (
+from understudy.instructions.arithmetic import OPERATIONS, flags_of
+from understudy.instructions.port_strings import (
     BURST,
     CYCLE_NS,
     DF,
@@ -31,13 +31,13 @@ from understudy.execution.portio import (
     pieces,
     store,
 )
-from understudy.memory import GuestMemoryError
+from understudy.machine.p2m import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault, Translation
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
 
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 CS_ATTR, CS_BASE, RIP, RFLAGS = 0x4816, 0x6808, 0x681E, 0x6820
 MEMORY_KINDS: Final = frozenset({OpKind.MEMORY})

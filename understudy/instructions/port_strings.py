@@ -14,7 +14,7 @@ from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit
 
 if TYPE_CHECKING:
-    from understudy.vcpu import Vcpu
+    from understudy.vcpu.loop import Vcpu
 
 BURST: Final = 1024
 CYCLE_NS: Final = 1000  # a bus cycle of a PC: what an access to a device waits for

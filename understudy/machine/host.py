@@ -1,0 +1,50 @@
+"""The physical machine: its memory, who owns which frame, and its processors.
+
+Invariants: a frame belongs to at most one owner; what is released is given back to the computer.
+"""
+
+from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames, bytes_of
+from understudy.silicon import Memory, Processor
+
+
+class Host:
+    """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
+
+    def __init__(self, ram: int | str = "4G") -> None:
+        size = bytes_of(ram) & ~(PAGE - 1)
+        if size < 64 * PAGE:
+            raise ValueError(f"Host(ram={ram!r}): expected at least {64 * PAGE} bytes")
+        self.memory = Memory(size)
+        self.frames = Frames(1, size // PAGE - 1)
+        self.processors: list[Processor] = []
+
+    def plug(self, engine: str, clock: str) -> Processor:
+        """A new processor on this host's memory, at reset."""
+        processor = Processor(self.memory, engine, clock, 0)
+        self.processors.append(processor)
+        return processor
+
+    def unplug(self, processor: Processor) -> None:
+        """Remove a processor."""
+        if processor in self.processors:
+            self.processors.remove(processor)
+
+    def frame(self) -> int:
+        """The hpa of one zeroed frame for the hypervisor's own structures."""
+        hpa = self.frames.allocate() << PAGE_SHIFT
+        self.memory.fill(hpa, PAGE)
+        return hpa
+
+    def release(self, pfn: int, count: int = 1) -> None:
+        """Give frames back, contents and all."""
+        self.memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+        self.frames.free(pfn, count)
+
+    def inspect(self) -> dict[str, object]:
+        """What there is and what it costs, for people."""
+        return {
+            "bytes": self.memory.size,
+            "resident_bytes": self.memory.resident_bytes(),
+            "free_bytes": self.frames.free_count * PAGE,
+            "processors": len(self.processors),
+        }
