@@ -121,7 +121,7 @@ class VM:
         is_wall = self.clock_kind == "wall"
         board = PC(
             self.clock,
-            self.memory.write,
+            self.memory,
             power_off=lambda: self.vcpu.request(Stop("poweroff")),
             reset=lambda: self.vcpu.request(Stop("reset")),
             debug_exit=lambda code: self.vcpu.request(Stop("debug-exit", f"code {code}", code)),

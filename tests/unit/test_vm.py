@@ -80,7 +80,7 @@ def test_an_nmi_to_oneself(icr: int, nmis: int) -> None:
 
 def test_typing_goes_through_the_serial_port() -> None:
     with bench() as b:
-        b.vm.pc.com1.write(0x3FC, 0x0B, 1)  # the guest is ready to hear: RTS
+        b.vm.pc.com1.write(0, 4, 0x0B, 1)  # the guest is ready to hear: RTS
         b.vm.console.send(b"ls\n")
         b.play(FakeExit(Reason.CPUID, length=2))
         b.play(FakeExit(Reason.IO_INSTRUCTION, 0x3F8 << 16 | 8, 1))
