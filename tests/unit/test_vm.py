@@ -89,8 +89,7 @@ def test_typing_goes_through_the_serial_port() -> None:
 
 def test_power_off_and_reset_end_the_run() -> None:
     with bench() as b:
-        board = b.vm.pc
-        board.i8042.write(0x64, 0xFE, 1)
+        b.vm.bus.port_write(0x64, 1, 0xFE)
         assert b.play().kind == "reset"
         b.processor.script.clear()
 

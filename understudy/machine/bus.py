@@ -146,7 +146,7 @@ class Bus:
         # By port << 4 | size.  A tuple, not functools.partial: CPython calls a Python method
         # from Python faster than through C.
         self._reads: dict[int, tuple[Read, int, int]] = {}
-        self._writes: dict[int, tuple[Write, int, int]] = {}
+        self._writes: dict[int, tuple[Write, int, int, int]] = {}
         self._mmio: list[Region] = []
         self._pages: dict[int, tuple[Window, ...]] = {}  # by gpa >> 12, from _mmio as needed
         self._strays: dict[tuple[str, int], int] = {}
@@ -175,7 +175,7 @@ class Bus:
             for size in PORT_SIZES:
                 if size <= region.width and port + size <= end:
                     self._reads[port << 4 | size] = read, number, port - base
-                    self._writes[port << 4 | size] = write, number, port - base
+                    self._writes[port << 4 | size] = write, number, port - base, ONES[size]
 
     def release(self, region: Region) -> None:
         """Nobody answers there any more."""
@@ -222,8 +222,8 @@ class Bus:
         """OUT of 1, 2 or 4 bytes."""
         found = self._writes.get(port << 4 | size)
         if found is not None:
-            write, region, offset = found
-            write(region, offset, value & ONES[size], size)
+            write, region, offset, mask = found
+            write(region, offset, value & mask, size)
         elif size == 1:
             try:
                 self._strays["port", port] += 1
