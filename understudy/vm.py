@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from understudy import inspection
 from understudy.answers.control_registers import load_pdptes, offer_efer
 from understudy.arch.msr import Msr
+from understudy.console import Console
 from understudy.describe import describe
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
@@ -45,24 +46,6 @@ SMALLEST, LARGEST = 1 << 20, 1 << 38
 PHYSICAL_BITS = 46  # as the silicon has them
 UNEXPECTED = frozenset({"error", "stuck", "triple-fault"})  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
-
-
-class Console:
-    """A serial line to the guest."""
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self.on_output: list[Callable[[bytes], None]] = []
-        self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
-
-    def transmit(self, data: bytes) -> None:
-        """The guest has sent this."""
-        for listener in self.on_output:
-            listener(data)
-
-    def send(self, data: bytes) -> None:
-        """Type this; from any thread.  The guest gets it when it runs."""
-        self._post(lambda: self.receive(data))
 
 
 class VM:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from understudy.guests.entry import GuestError
-from understudy.linux import VM as LinuxVM
 from understudy.image import owned
+from understudy.linux import VM as LinuxVM
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")

@@ -11,8 +11,8 @@ import pytest
 
 from tests.matrix import programs as p
 from understudy import silicon
-from understudy.machine.frames import PAGE_SHIFT
 from understudy.image import SnapshotError
+from understudy.machine.frames import PAGE_SHIFT
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")

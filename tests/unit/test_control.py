@@ -105,7 +105,7 @@ def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:
     file = tmp_path / "snapshot"
     assert ask(path, {"do": "save", "file": str(file)})["bytes"] == file.stat().st_size
     with VM.restore(file.read_bytes()) as again:
-        assert again.vcpu.execution.registers()["rip"] == CODE
+        assert again.vcpus[0].guest.registers()["rip"] == CODE
     assert {f.name for f in tmp_path.iterdir()} == {"snapshot", "vm.sock"}
 
 

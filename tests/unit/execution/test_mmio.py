@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
-from understudy.answers.instructions import TABLE
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
 
 DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM

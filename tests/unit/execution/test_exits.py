@@ -4,11 +4,11 @@ import pytest
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, bench
-from understudy.answers.instructions import TABLE, handles
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE, handles
 
 VALID = 1 << 31
 GP, UD = VALID | 1 << 11 | 3 << 8 | 13, VALID | 3 << 8 | 6
