@@ -12,13 +12,17 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import zstandard
 
+from understudy import state
+from understudy.config import Config
 from understudy.execution.vmx.control_registers import Values
 from understudy.machine.frames import PAGE, PAGE_SHIFT, OutOfFrames
 from understudy.machine.host import Host
+from understudy.state import plain
 from understudy.vcpu.events import EventState
 from understudy.vcpu.loop import VcpuState
 from understudy.vcpu.msrs import MsrState
@@ -58,11 +62,7 @@ def _header(vm: "VM") -> dict[str, Any]:
     vcpu, pages, execution = vm.vcpu, vm.pages, vm.vcpu.execution
     events = vcpu.events.save()
     return {
-        "vm": {
-            "memory": vm.memory.size, "clock": vm.clock_kind, "engine": vm.engine,
-            "name": vm.name, "paging": pages.name, "largest_page": vm.largest_page,
-            "smap": vm.smap,
-        },
+        "config": plain(vm.config),
         "host": vm.host.memory.size,
         "p2m": [list(extent) for extent in vm.memory.p2m],
         "pages": pages.save(),
@@ -130,9 +130,8 @@ def restore(cls: type[AnyVM], data: bytes, host: Host | None, engine: str | None
         size = header["host"]
         if host is not None and host.memory.size < size:
             raise SnapshotError(f"the host has {host.memory.size} bytes, the snapshot needs {size}")
-        options = dict(header["vm"])
-        options["engine"] = engine or options["engine"]
-        vm = cls(options.pop("memory"), host=host or Host(size), **options)
+        config = state.restore(Config, header["config"], "config")
+        vm = cls(replace(config, engine=engine or config.engine), host=host or Host(size))
         vm.is_closed = True  # until it is whole: nothing is left to close if this fails
         _return_to_frames(vm, header)
         try:

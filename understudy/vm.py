@@ -11,32 +11,34 @@ to its consoles.  Nothing is shared between VMs but the host they were given.
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.translation import load_pdptes
 from understudy.arch.msr import InterruptCommand, Msr
+from understudy.config import Config, check_choice
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import check_mode
 from understudy.inspection import Inspection
-from understudy.machine.frames import PAGE, bytes_of
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
+from understudy.quantities import bytes_of
 from understudy.silicon import host_features
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Goal, GuestClock, Vcpu
-from understudy.verdict import Stop
+from understudy.verdict import Stop, StopKind
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
-SMALLEST, LARGEST = 1 << 20, 1 << 38
 PHYSICAL_BITS = 46  # as the silicon has them
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
@@ -59,62 +61,58 @@ class Console:
         self._post(lambda: self.receive(data))
 
 
-class VM:
-    """One virtual machine.
+def check_names(config: Config) -> None:
+    """ValueError if a Config names what no room of this house has."""
+    check_choice("execution", config.execution, Execution.ALL)
+    check_choice("paging", config.paging, Paging.ALL)
 
-    clock: "virtual" (time is instructions retired, idle time is skipped) or "wall".  engine:
-    "dbt" or "reference".  paging: a name in `Paging.ALL`; largest_page: the largest EPT page.
-    """
+
+class VM:
+    """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
         self,
-        memory: int | str = "256M",
+        config: Config | int | str | None = None,
         *,
-        clock: str = "virtual",
-        engine: str = "dbt",
         host: Host | None = None,
-        name: str = "vm",
-        paging: str = "ept",
-        largest_page: int | str = "1G",
-        smap: bool = False,
+        **options: Any,
     ) -> None:
-        self._check(memory, clock, engine, paging)
-        self.name, self.clock_kind, self.engine = name, clock, engine
-        self.largest_page, self.smap = largest_page, smap
-        size = bytes_of(memory)
+        self.config = config = Config.of(config, **options)
+        check_names(config)
+        size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
         self.memory.populate()
-        self.processor = self.host.plug(engine, clock)
+        self.processor = self.host.plug(config.engine, config.clock)
         self.clock = GuestClock(self.processor)
         self.clock.offset = -self.processor.tsc
         self.console, self.agent_port = Console(self.post), Console(self.post)
         self.pc = self._board(size)
         self.bus = self.pc.bus
-        self.pages = Paging.ALL[paging](self.host, self.memory.p2m, largest=largest_page)
-        model = CpuModel(
-            host_features(), smap, 0, PHYSICAL_BITS, self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+        self.pages = Paging.ALL[config.paging](
+            self.host, self.memory.p2m, largest=config.largest_page
         )
+        fixed = self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+        model = CpuModel(host_features(), config.smap, 0, PHYSICAL_BITS, fixed)
         self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
         self._wire()
         self.pc.install_tables()
         self.is_closed = False
 
-    @classmethod
-    def _check(cls, memory: int | str, clock: str, engine: str, paging: str) -> None:
-        size = bytes_of(memory)
-        if not SMALLEST <= size <= LARGEST or size % PAGE:
-            raise ValueError(
-                f"memory {memory!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-            )
-        cls._check_choice("clock", clock, ("virtual", "wall"))
-        cls._check_choice("engine", engine, ("dbt", "reference"))
-        cls._check_choice("paging", paging, tuple(Paging.ALL))
+    @property
+    def name(self) -> str:
+        """What the VM is called."""
+        return self.config.name
 
-    @staticmethod
-    def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+    @property
+    def clock_kind(self) -> str:
+        """Where guest time comes from: "virtual" or "wall"."""
+        return self.config.clock
+
+    @property
+    def engine(self) -> str:
+        """What executes the guest's instructions."""
+        return self.config.engine
 
     def _board(self, size: int) -> PC:
         console, agent = self.console, self.agent_port
@@ -122,9 +120,11 @@ class VM:
         board = PC(
             self.clock,
             self.memory.write,
-            power_off=lambda: self.vcpu.request(Stop("poweroff")),
-            reset=lambda: self.vcpu.request(Stop("reset")),
-            debug_exit=lambda code: self.vcpu.request(Stop("debug-exit", f"code {code}", code)),
+            power_off=lambda: self.vcpu.request(Stop(StopKind.POWEROFF)),
+            reset=lambda: self.vcpu.request(Stop(StopKind.RESET)),
+            debug_exit=lambda code: self.vcpu.request(
+                Stop(StopKind.DEBUG_EXIT, f"code {code}", code)
+            ),
             deliver=self._deliver,
             extint=self._extint,
             com1=console.transmit,
@@ -158,7 +158,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -166,18 +166,19 @@ class VM:
 
         ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
         """
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        largest = self.config.largest_page
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
         try:
             check_mode(self.vcpu.execution.control.get().cr0, pages)
         except ValueError:
             pages.close()
             raise
-        self.pages = pages
+        self.pages, self.config = pages, replace(self.config, paging=name)
         self.pages.continue_counts(old)
         self.vcpu.execution.use(self.pages)
         old.close()
@@ -248,14 +249,14 @@ class VM:
             raise RuntimeError(f"{self.name} is closed")
         vcpu = self.vcpu
         if until is not None and until():
-            return Stop("until")
+            return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop("deadline", text)))
+            alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop(StopKind.DEADLINE, text)))
         if wall_seconds is not None:
-            late = Stop("wall", f"{wall_seconds} s")
+            late = Stop(StopKind.WALL, f"{wall_seconds} s")
             timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
             timer.daemon = True
             timer.start()
@@ -279,8 +280,8 @@ class VM:
         self.vcpu.post(action)
 
     def stop(self, reason: str = "asked to") -> None:
-        """From any thread: end `go` soon (Stop kind "wall")."""
-        self._interrupt(Stop("wall", reason))
+        """From any thread: end `go` soon, as `StopKind.STOPPED`."""
+        self._interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 

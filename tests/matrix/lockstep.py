@@ -16,6 +16,7 @@ import pytest
 from understudy.guests.entry import GuestError
 from understudy.linux import VM as LinuxVM
 from understudy.snapshot import owned
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")
@@ -82,7 +83,7 @@ class Pair:
         self.stops = [
             vm.go(budget=instructions, **limits).kind for vm in (self.dbt, self.reference)
         ]
-        return self.stops == ["budget", "budget"]
+        return self.stops == [StopKind.BUDGET, StopKind.BUDGET]
 
     def agrees(self, with_memory: bool = False) -> bool:
         """Whether nothing differs."""

@@ -25,7 +25,7 @@ from understudy.machine.p2m import GuestMemoryError
 from understudy.paging import PagingError
 from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 if TYPE_CHECKING:
     from understudy.vcpu.loop import Vcpu
@@ -240,7 +240,8 @@ def look_around(vcpu: "Vcpu", exit: Exit) -> Verdict:
 @handles(Reason.TRIPLE_FAULT)
 def triple_fault(vcpu: "Vcpu", exit: Exit) -> Stop:
     """A PC resets now; a hypervisor can say where it happened."""
-    return Stop("triple-fault", "the guest's double-fault delivery failed\n" + vcpu.describe())
+    problem = "the guest's double-fault delivery failed\n"
+    return Stop(StopKind.TRIPLE_FAULT, problem + vcpu.describe())
 
 
 @handles(Reason.INVALID_GUEST_STATE, Reason.MSR_LOADING, Reason.MACHINE_CHECK)
@@ -255,7 +256,7 @@ def entry_failure(vcpu: "Vcpu", exit: Exit) -> Stop:
 @handles(Reason.BUDGET)
 def budget(vcpu: "Vcpu", exit: Exit) -> Stop:
     """The instructions that the run was given are used up."""
-    return Stop("budget")
+    return Stop(StopKind.BUDGET)
 
 
 @handles(Reason.KICK)

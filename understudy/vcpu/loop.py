@@ -33,7 +33,7 @@ from understudy.silicon import Exit, LocalApic, Processor
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import WITH_LENGTH, Events
 from understudy.vcpu.msrs import Msrs
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -123,7 +123,7 @@ class Vcpu:
             processor.kick()
         while True:
             if end is not None and budget <= 0:
-                return Stop("budget")
+                return Stop(StopKind.BUDGET)
             if inside:
                 exit = processor.run(budget)
             else:
@@ -145,7 +145,7 @@ class Vcpu:
             if verdict is not RESUME:
                 return verdict
             if until is not None and until():
-                return Stop("until")
+                return Stop(StopKind.UNTIL)
             if end is not None:
                 budget = end - self.retired
 
@@ -168,8 +168,13 @@ class Vcpu:
             self.processor.kick()
 
     def request(self, stop: Stop) -> None:
-        """End the run before the next entry.  The first request counts."""
-        if self.requested is None:
+        """End the run before the next entry.
+
+        The first request counts, but any counts more than the end of a slice of wall time, after
+        which the guest would go on.
+        """
+        first = self.requested
+        if first is None or (first.kind is StopKind.WALL and stop.kind is not StopKind.WALL):
             self.requested = stop
         self.attention = True
 
@@ -222,7 +227,7 @@ class Vcpu:
             if self.requested is not None:
                 return
             if not self.events.execution.interrupt_flag():
-                self.request(Stop("stuck", "halted with RFLAGS.IF=0\n" + self.describe()))
+                self.request(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0\n" + self.describe()))
                 return
             if not self._idle():
                 return
@@ -241,7 +246,7 @@ class Vcpu:
                 self.wake.wait(None if deadline == NEVER else max(left, 0) / 1e9)
             return True
         if deadline == NEVER:
-            self.request(Stop("stuck", "halted, and no timer is armed\n" + self.describe()))
+            self.request(Stop(StopKind.STUCK, "halted, and no timer is armed\n" + self.describe()))
             return False
         left = -(-deadline >> self.shift << self.shift) - self.clock.now()
         if left > 0:
@@ -344,7 +349,7 @@ class Vcpu:
 
     def error(self, problem: str) -> Stop:
         """A stop that shows the whole state."""
-        return Stop("error", problem + "\n" + self.describe())
+        return Stop(StopKind.ERROR, problem + "\n" + self.describe())
 
     def describe(self) -> str:
         """The decoded state, for people."""
