@@ -166,7 +166,14 @@ class Config:
         "--triple-fault",
         **_one_of("auto", "reset", "stop"),
     )
-    smap: bool = option(False, "Show the guest SMAP, which costs it speed.", check=_switch)
+    cpu: str = option(
+        "understudy",
+        "The processor that the guest sees: understudy, max or baseline, and features to add or "
+        "take away, like max,-smap; help lists them.",
+        "--cpu",
+        metavar="MODEL,+FEATURE,-FEATURE",
+        check=_text,
+    )
     name: str = option("vm", "What the VM is called.", check=_text)
     devices: tuple[DeviceRow, ...] = option((), "Devices beside those of every board.", check=_rows)
 

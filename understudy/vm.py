@@ -30,6 +30,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.silicon import host_features
+from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Goal, GuestClock, Vcpu
 from understudy.verdict import Stop, StopKind
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Console", "Stop"]
 
+ANY_CR4 = (1 << 64) - 1
 PHYSICAL_BITS = 46  # as the silicon has them
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
@@ -65,6 +67,7 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
+    Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
 class VM:
@@ -93,7 +96,7 @@ class VM:
             self.host, self.memory.p2m, largest=config.largest_page
         )
         fixed = self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-        model = CpuModel(host_features(), config.smap, 0, PHYSICAL_BITS, fixed)
+        model = CpuModel(host_features(), config.cpu, 0, PHYSICAL_BITS, fixed)
         self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
         self._wire()
         self.pc.install_tables()

@@ -69,7 +69,7 @@ class Machine:
         """`pages`: the addresses that will be used."""
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
-        self.vm = VM("16M", paging=paging, smap=True)
+        self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
         self.vcpu: Vcpu = self.vm.vcpu
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"

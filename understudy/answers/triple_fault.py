@@ -2,7 +2,7 @@
 
 Source: SDM 3A, "Interrupt 8 - Double Fault Exception (#DF)": a third fault shuts the processor
 down, and a PC's chipset answers that with a reset.  Kernels use it (`reboot=t` of Linux, the last
-resort of the BSDs): they load an empty IDT and execute INT3, UD2 or the like.
+resort of the BSDs): they load an empty IDT and execute INT3.
 
 Invariant: decided from what the processor shows; nothing is remembered.
 """
@@ -12,8 +12,8 @@ from typing import Final
 GATE_BYTES: Final = 8
 """The smallest gate, of the IDT in 32-bit mode; an IDT shorter than this holds none."""
 
-RAISING: Final = (b"\xcc", b"\xcd", b"\xce", b"\xf1", b"\x0f\x0b", b"\x0f\xff", b"\x0f\xb9")
-"""INT3, INT n, INTO, INT1, UD2, UD0, UD1: instructions that are there to raise an exception."""
+RAISING: Final = (b"\xcc", b"\xcd", b"\xf1")
+"""INT3, INT n, INT1.  Not UD2, with which compilers mark what cannot happen."""
 
 
 def is_deliberate(idt_limit: int, code: bytes) -> bool:

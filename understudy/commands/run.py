@@ -124,6 +124,11 @@ def run(
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
+    if said.get("cpu") in ("help", "?"):
+        from understudy.commands.cpu_help import cpu_help
+
+        typer.echo(cpu_help())
+        raise typer.Exit
     wanted = _checked(
         guest,
         kernel,
