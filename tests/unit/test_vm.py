@@ -7,6 +7,7 @@ from tests.unit.fixtures import bench
 from understudy.arch.exit_reason import Reason
 from understudy.devices.message import Delivery, Message
 from understudy.machine.host import Host
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 
@@ -94,7 +95,7 @@ def test_power_off_and_reset_end_the_run() -> None:
     with bench() as b:
         board = b.vm.pc
         board.i8042.write(0x64, 0xFE, 1)
-        assert b.play().kind == "reset"
+        assert b.play().kind == StopKind.RESET
         b.processor.script.clear()
 
 

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.vmcs import EptPointer, EptViolation
-from understudy.machine.frames import PAGE_SHIFT, bytes_of
+from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Paging, PagingError
+from understudy.quantities import bytes_of
 
 WRITE_BACK: Final = 6
 LEVELS: Final = 4

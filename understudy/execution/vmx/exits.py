@@ -20,7 +20,7 @@ from understudy.arch.vmcs import CrAccess, EptViolation, InterruptionInformation
 from understudy.guest import Event, Kind
 from understudy.silicon import Exit
 from understudy.vcpu.loop import Vcpu
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 MASK64: Final = (1 << 64) - 1
@@ -262,7 +262,7 @@ def entry_failure(vcpu: Vcpu, exit: Exit) -> Stop:
 @handles(Reason.BUDGET)
 def budget(vcpu: Vcpu, exit: Exit) -> Stop:
     """The instructions that the run was given are used up."""
-    return Stop("budget")
+    return Stop(StopKind.BUDGET)
 
 
 @handles(Reason.KICK)
