@@ -73,6 +73,7 @@ def _header(vm: "VM") -> dict[str, Any]:
         "now": vm.clock.now(),
         "offset": vm.clock.offset,
         "devices": vm.pc.save(),
+        "sessions": vm.sessions.save(),
         "vcpu": {
             "halted": vcpu.state.halted, "armed": vcpu.state.armed,
             "carried_out": vcpu.state.carried_out,
@@ -132,7 +133,6 @@ def restore(cls: type[AnyVM], data: bytes, host: Host | None, engine: str | None
             raise SnapshotError(f"the host has {host.memory.size} bytes, the snapshot needs {size}")
         config = state.restore(Config, header["config"], "config")
         vm = cls(replace(config, engine=engine or config.engine), host=host or Host(size))
-        vm.is_closed = True  # until it is whole: nothing is left to close if this fails
         _return_to_frames(vm, header)
         try:
             _load(vm, header, stream)
@@ -141,7 +141,6 @@ def restore(cls: type[AnyVM], data: bytes, host: Host | None, engine: str | None
                 vm.host.release(pfn, count)
             vm.host.unplug(vm.processor)
             raise
-        vm.is_closed = False
     except OutOfFrames as problem:
         raise SnapshotError(f"the snapshot's frames are in use on this host: {problem}") from None
     except SnapshotError:
@@ -196,6 +195,7 @@ def _load(vm: "VM", header: dict[str, Any], stream: "_Stream") -> None:
     vcpu.execution.restore_control(Values(cr0, cr3, cr4, efer, tuple(pdptes)))
     vm.clock.offset = header["offset"]
     vm.pc.load(header["devices"])
+    vm.sessions.load(header["sessions"])
     vcpu.state = VcpuState(
         saved["halted"], saved["armed"], saved["interrupted_at"], saved["carried_out"]
     )

@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from understudy import inspection
 from understudy.answers.translation import load_pdptes
 from understudy.arch.msr import InterruptCommand, Msr
+from understudy.closed import says_closed
 from understudy.config import Config, check_choice
+from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import check_mode
 from understudy.inspection import Inspection
+from understudy.interruption import interruptible
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
+from understudy.sessions import Sessions
 from understudy.silicon import host_features
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
@@ -45,22 +49,7 @@ PHYSICAL_BITS = 46  # as the silicon has them
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
-class Console:
-    """A serial line to the guest."""
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self.on_output: list[Callable[[bytes], None]] = []
-        self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
-
-    def transmit(self, data: bytes) -> None:
-        """The guest has sent this."""
-        for listener in self.on_output:
-            listener(data)
-
-    def send(self, data: bytes) -> None:
-        """Type this; from any thread.  The guest gets it when it runs."""
-        self._post(lambda: self.receive(data))
+FAILED = Stop(StopKind.STOPPED, "a callback failed")
 
 
 def check_names(config: Config) -> None:
@@ -70,6 +59,7 @@ def check_names(config: Config) -> None:
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
+@says_closed("name", "clock_kind", "engine")
 class VM:
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
@@ -89,7 +79,10 @@ class VM:
         self.processor = self.host.plug(config.engine, config.clock)
         self.clock = GuestClock(self.processor)
         self.clock.offset = -self.processor.tsc
-        self.console, self.agent_port = Console(self.post), Console(self.post)
+        self.sessions = Sessions()
+        self._problem: Exception | None = None
+        self.is_closed = False
+        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
         self.pc = self._board(size)
         self.bus = self.pc.bus
         self.pages = Paging.ALL[config.paging](
@@ -100,7 +93,6 @@ class VM:
         self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
         self._wire()
         self.pc.install_tables()
-        self.is_closed = False
 
     @property
     def name(self) -> str:
@@ -248,13 +240,16 @@ class VM:
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
         time.  wall_seconds: real time.  A KeyboardInterrupt passes through; the VM can go on.
         """
-        if self.is_closed:
-            raise RuntimeError(f"{self.name} is closed")
         vcpu = self.vcpu
+        if vcpu.is_running:
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot run it, nor can another thread"
+            )
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
+        interrupted = Stop(StopKind.STOPPED, "interrupted")
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"
             alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop(StopKind.DEADLINE, text)))
@@ -264,15 +259,27 @@ class VM:
             timer.daemon = True
             timer.start()
         try:
-            return vcpu.run(Goal(end, until))
+            with interruptible(lambda: self._interrupt(interrupted)):
+                return vcpu.run(Goal(end, until))
         finally:
             if alarm is not None:
                 alarm.cancel()
             if timer is not None:
                 timer.cancel()
                 timer.join()
-            if vcpu.requested is late:
+            if any(vcpu.requested is ours for ours in (late, interrupted, FAILED)):
                 vcpu.requested = None
+            self._raise_problem()
+
+    def fail(self, problem: Exception) -> None:
+        """From a callback that has failed: end the run, which raises this."""
+        self._problem = self._problem or problem
+        self.vcpu.request(FAILED)
+
+    def _raise_problem(self) -> None:
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
 
     def _interrupt(self, stop: Stop) -> None:
         self.vcpu.request(stop)

@@ -16,7 +16,9 @@ from understudy.commands import Refusal
 from understudy.commands.last_line import SLICE_S as LINE_S
 from understudy.commands.last_line import LastLine, Rates
 from understudy.commands.progress import StatusLine
-from understudy.linux import SLICE_S, VM, stop_in_words
+from understudy.last_words import stop_in_words
+from understudy.linux import VM
+from understudy.linux_session import SLICE_S
 from understudy.terminal import (
     ESCAPE_NAME,
     HELP_TEXT,

@@ -181,9 +181,13 @@ class Vcpu:
     def attend(self) -> Stop | None:
         """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
         self.attention = False
-        while self.posts:
-            self.posts.popleft()()
-        self._pass_time()
+        try:
+            while self.posts:
+                self.posts.popleft()()
+            self._pass_time()
+        except BaseException:
+            self.attention = True  # for the rest of it
+            raise
         if self.state.halted and self.requested is None:
             self._sleep()
         if self.requested is not None:
