@@ -143,7 +143,7 @@ def as_guest(
         vm.enter(Entry(state, "test"))
         stop = vm.go(budget=1000)
         assert stop.kind == StopKind.DEBUG_EXIT, str(stop)
-        found = vm.vcpu.execution.registers()
+        found = vm.vcpus[0].guest.registers()
         return seen(found, vm.memory.read(*TABLES)), vm.counts()["exits"]
 
 
@@ -226,7 +226,7 @@ def test_a_task_that_cannot_be_saved_faults_in_the_old_one() -> None:
             vm.memory.write(at, data)
         vm.enter(Entry(state, "test"))
         assert vm.go(budget=1000).kind == StopKind.TRIPLE_FAULT
-        assert vm.processor.registers()["cr2"] & ~0xFF == 0x4000_0000
+        assert vm.processors[0].registers()["cr2"] & ~0xFF == 0x4000_0000
 
 
 def test_a_tss_where_there_is_no_ram_ends_the_guest_with_its_state() -> None:

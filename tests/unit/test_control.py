@@ -106,7 +106,7 @@ def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:
     file = tmp_path / "snapshot"
     assert ask(path, {"do": "save", "file": str(file)})["bytes"] == file.stat().st_size
     with VM.restore(file.read_bytes()) as again:
-        assert again.vcpu.execution.registers()["rip"] == CODE
+        assert again.vcpus[0].guest.registers()["rip"] == CODE
     assert {f.name for f in tmp_path.iterdir()} == {"snapshot", "vm.sock"}
 
 
@@ -120,10 +120,10 @@ def test_stop_ends_the_run(running: Running) -> None:
 
 
 def test_stop_counts_more_than_the_end_of_a_slice(vm: VM) -> None:
-    vm.vcpu.request(Stop(StopKind.WALL, "0.25 s"))
+    vm.vcpus[0].request(Stop(StopKind.WALL, "0.25 s"))
     ACTIONS["stop"](vm, {})
     assert vm.go(budget=10).kind == StopKind.STOPPED
-    vm.vcpu.request(Stop(StopKind.POWEROFF))
+    vm.vcpus[0].request(Stop(StopKind.POWEROFF))
     ACTIONS["stop"](vm, {})
     assert vm.go(budget=10).kind == StopKind.POWEROFF
 
@@ -214,7 +214,7 @@ def test_a_request_that_the_vm_does_not_live_to_see(vm: VM, tmp_path: Path) -> N
     with ControlSocket(vm, path):  # nobody lets the VM go
         thread = threading.Thread(target=late)
         thread.start()
-        while not vm.vcpu.posts:
+        while not vm.vcpus[0].posts:
             threading.Event().wait(0.01)
     thread.join()
     assert problems == ["the VM has ended"]

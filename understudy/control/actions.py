@@ -47,7 +47,7 @@ def counts(vm: "VM", request: Request) -> dict[str, Any]:
 @action
 def describe(vm: "VM", request: Request) -> str:
     """The decoded state."""
-    vm.vcpu.leave_guest()
+    vm.vcpus[0].leave_guest()
     return vm.describe()
 
 
@@ -101,8 +101,8 @@ def address(vm: "VM", wanted: object) -> int:
         try:
             number = int(text, 0)
         except ValueError:
-            vm.vcpu.leave_guest()
-            registers = vm.vcpu.execution.registers()
+            vm.vcpus[0].leave_guest()
+            registers = vm.vcpus[0].guest.registers()
             if text not in registers:
                 raise ControlError(
                     f"address {wanted!r}: expected a number like 0xc0100000, or a register like rip"

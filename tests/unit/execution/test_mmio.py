@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
-from understudy.answers.instructions import TABLE
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.verdict import StopKind
 
@@ -229,8 +229,8 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
     with bench() as b:
         for reason in TABLE:
             b.processor.live = list(registers)
-            b.vm.vcpu.state.halted = False
-            b.vm.vcpu.requested = None
+            b.vm.vcpus[0].state.halted = False
+            b.vm.vcpus[0].requested = None
             b.processor.script.clear()
             b.processor.script.append(
                 FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)
