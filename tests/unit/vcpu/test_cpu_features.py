@@ -127,6 +127,16 @@ def test_msrs_of_hidden_features_do_not_exist() -> None:
         b.vm.vcpus[0].msrs.write(Msr.IA32_SPEC_CTRL, 1 << 10)
 
 
+@pytest.mark.parametrize(("name", "bit"), [("syscall", 0), ("lm", 8), ("nx", 11)])
+def test_efer_has_no_bit_of_a_hidden_feature(name: str, bit: int) -> None:
+    with bench({"cr0": 0x11, "cr4": 0, "efer": 0}, cpu=f"-{name}") as b:
+        with pytest.raises(KeyError):
+            b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 1 << bit)
+        b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 0)
+    with bench({"cr0": 0x11, "cr4": 0, "efer": 0}) as b:
+        b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 1 << bit)
+
+
 def test_a_guest_may_set_smap_where_it_is_shown() -> None:
     with bench(cpu="understudy,+smap") as b:
         assert b.vm.vcpus[0].model.cr4_allowed & CR4.SMAP.mask
