@@ -327,13 +327,21 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return inspection.inspect(self, gva)
+            return self._inspect(gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
             "devices": self.pc.inspect(),
             "counts": self.counts(),
         }
+
+    def _inspect(self, gva: int) -> Inspection:
+        self.vcpu.leave_guest()  # so that the execution technique holds the guest's state
+        registers = inspection.Registers(*self.vcpu.execution.control.get())
+        guest, host = inspection.reader(self.memory.read), inspection.reader(self.host.memory.read)
+        technique, pages = f"paging {self.pages.name}", self.pages
+        tables, root = pages.translation
+        return inspection.inspect(gva, technique, registers, guest, tables, root, host)
 
     def save(self) -> bytes:
         """A snapshot: memory, processor, devices."""

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+from understudy.arch.paging_formats import Format
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 
@@ -139,6 +140,11 @@ class Paging(ABC):
         """The guest has dropped all translations of its address space."""
 
     # --- looking, saving ---
+
+    @property
+    @abstractmethod
+    def translation(self) -> tuple[Format, int]:
+        """What the processor translates by: the format, and the register that names the root."""
 
     @property
     def table_count(self) -> int:

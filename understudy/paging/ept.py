@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.exit_reason import Reason
+from understudy.arch.paging_formats import EPT, Format
 from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.frames import PAGE_SHIFT, bytes_of
 from understudy.machine.host import Host
@@ -82,6 +83,10 @@ class Ept(Paging, name="ept"):
             ACCESSED_DIRTY=int(self.accessed_dirty), WALK=LEVELS - 1, MEMTYPE=WRITE_BACK
         )
         return self.root | flags
+
+    @property
+    def translation(self) -> tuple[Format, int]:
+        return EPT, self.eptp
 
     def frames(self) -> list[int]:
         return sorted(table >> PAGE_SHIFT for table in self.tables)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.msr import EFER
+from understudy.arch.paging_formats import LEVEL4, PAE, Format
 from understudy.arch.vmcs import Vmcs
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
@@ -287,6 +288,10 @@ class Shadow(Paging):
         return code
 
     # --- the hypervisor's tables ---
+
+    @property
+    def translation(self) -> tuple[Format, int]:
+        return (LEVEL4 if self.is_long else PAE), self.loaded
 
     def new_table(self) -> int:
         """The hpa of an empty table."""

@@ -25,7 +25,7 @@ from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.arch.msr import Msr
 from understudy.clock import Clock, Timer
-from understudy.describe import describe
+from understudy.describe import astray, describe, indented
 from understudy.execution.vmx.technique import Vmx
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault, Translation
@@ -348,7 +348,10 @@ class Vcpu:
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return describe(self)
+        holder = self.processor if self.processor.in_guest else self.execution
+        lines = describe(holder.registers(), self.memory)
+        lines.append(f"exits={self.named_exits()}  retired={self.processor.retired}")
+        return indented(lines + astray(self.bus.unclaimed, self.msrs.unknown))
 
     def named_exits(self) -> dict[str, int]:
         """Exits by name, those that happened.
