@@ -19,8 +19,15 @@ GENERAL = (
 )  # fmt: skip
 
 
-def describe(regs: Mapping[str, int], memory: PhysicalMemory) -> list[str]:
-    """Registers by name, control bits, segments, code and stack, as lines."""
+def describe(
+    regs: Mapping[str, int], memory: PhysicalMemory, exits: Mapping[str, int], retired: int,
+    unclaimed: Counter[tuple[str, int]], unknown_msrs: Counter[int],
+) -> str:  # fmt: skip
+    """Registers by name, control bits, segments, code and stack, and what went astray.
+
+    exits, retired: what the virtual processor has counted.  unclaimed: accesses by (kind, address)
+    that no device answered.
+    """
     lines = [
         "  ".join(f"{name:>3}={regs[name]:016x}" for name in GENERAL[i : i + 4])
         for i in range(0, len(GENERAL), 4)
@@ -37,22 +44,13 @@ def describe(regs: Mapping[str, int], memory: PhysicalMemory) -> list[str]:
         f"gdtr={regs['gdtr_base']:#x}+{regs['gdtr_limit']:#x} "
         f"idtr={regs['idtr_base']:#x}+{regs['idtr_limit']:#x}"
     )
-    return lines + _code(regs, memory) + _stack(regs, memory)
-
-
-def astray(accesses: Counter[tuple[str, int]], msrs: Counter[int]) -> list[str]:
-    """What nobody answered: accesses to devices by (kind, address), and MSRs, as lines."""
-    lines = []
-    if most := accesses.most_common(5):
-        said = ", ".join(f"{kind} {where:#x}: {n}" for (kind, where), n in most)
+    lines += _code(regs, memory) + _stack(regs, memory)
+    lines.append(f"exits={exits}  retired={retired}")
+    if stray := unclaimed.most_common(5):
+        said = ", ".join(f"{kind} {where:#x}: {n}" for (kind, where), n in stray)
         lines.append(f"accesses that no device answered: {said}")
-    if most_msrs := msrs.most_common(5):
-        lines.append("unknown MSRs: " + ", ".join(f"{m:#x}: {n}" for m, n in most_msrs))
-    return lines
-
-
-def indented(lines: list[str]) -> str:
-    """The lines as one text."""
+    if stray_msrs := unknown_msrs.most_common(5):
+        lines.append("unknown MSRs: " + ", ".join(f"{m:#x}: {n}" for m, n in stray_msrs))
     return "\n".join("  " + line for line in lines)
 
 

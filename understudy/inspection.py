@@ -111,22 +111,22 @@ class Inspection:
 
 
 def inspect(
-    gva: int, technique: str, registers: Registers, guest_memory: Reader,
-    tables: Format, root: int, host_memory: Reader,
+    gva: int, technique: str, guest: Registers, guest_memory: Reader,
+    eptp: int, real: Registers, host_memory: Reader,
 ) -> Inspection:  # fmt: skip
-    """Both walks of a linear address, as it would translate under these registers.
+    """Both walks of a linear address, as it would translate now.
 
-    `tables` and `root`: the format of the hypervisor's own tables, and the register that names
-    them (the EPTP, or the CR3 that the processor really has).
+    guest: the registers as the guest has them.  eptp: where the hypervisor's tables are; if that
+    is 0, the processor translates by those that `real` names, the registers as they really are.
     """
     if not 0 <= gva < 1 << 64:
         raise ValueError(f"linear address {gva:#x}: expected 0 to {(1 << 64) - 1:#x}")
-    guest = linear("the guest's walk", registers, gva, guest_memory, "gpa")
-    if tables is EPT:
-        ours = _ept(root, guest.address, host_memory)
+    theirs = linear("the guest's walk", guest, gva, guest_memory, "gpa")
+    if eptp:
+        ours = _ept(eptp, theirs.address, host_memory)
     else:
-        ours = _linear("the shadow's walk", tables, root, None, gva, host_memory, "hpa")
-    return Inspection(gva, technique, guest, ours)
+        ours = linear("the shadow's walk", real, gva, host_memory, "hpa")
+    return Inspection(gva, technique, theirs, ours)
 
 
 def reader(read: Callable[[int, int], bytes]) -> Reader:
@@ -148,13 +148,6 @@ def linear(title: str, registers: Registers, gva: int, read: Reader, kind: str) 
     if form is None:
         gpa = gva & 0xFFFF_FFFF
         return Walk(f"{title}: paging is off", "CR0.PG=0", (), gpa, f"{kind} {gpa:#x}")
-    return _linear(title, form, cr3, pdptes, gva, read, kind)
-
-
-def _linear(
-    title: str, form: Format, cr3: int, pdptes: Sequence[int] | None, gva: int, read: Reader,
-    kind: str,
-) -> Walk:  # fmt: skip
     title = f"{title}: {form.name}"
     if form.linear_bits <= 32:
         gva &= 0xFFFF_FFFF

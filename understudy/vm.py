@@ -10,111 +10,103 @@ to its consoles.  Nothing is shared between VMs but the host they were given.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.translation import load_pdptes
-from understudy.arch.msr import InterruptCommand, Msr
+from understudy.answers.control_registers import load_pdptes, offer_efer
+from understudy.arch.address import MAXPHYADDR
+from understudy.arch.msr import Msr
+from understudy.config import Config, check_choice
+from understudy.console import Console
+from understudy.describe import describe
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
-from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
-from understudy.execution.vmx.control_registers import check_mode
-from understudy.inspection import Inspection
-from understudy.machine.frames import PAGE, bytes_of
+from understudy.execution import Execution
+from understudy.image import Image, SnapshotError, touched
+from understudy.inspection import Inspection, Registers, reader
+from understudy.interrupts import Router
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
+from understudy.quantities import bytes_of
 from understudy.silicon import host_features
+from understudy.state import plain, restore
+from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
-from understudy.vcpu.loop import Goal, GuestClock, Vcpu
-from understudy.verdict import Stop
+from understudy.vcpu.loop import Goal, Vcpu
+from understudy.vcpu.time import GuestClock
+from understudy.verdict import Stop, StopKind
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
-SMALLEST, LARGEST = 1 << 20, 1 << 38
-PHYSICAL_BITS = 46  # as the silicon has them
+ANY_CR4 = (1 << 64) - 1
+UNEXPECTED = frozenset(
+    {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
+)  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
-class Console:
-    """A serial line to the guest."""
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self.on_output: list[Callable[[bytes], None]] = []
-        self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
-
-    def transmit(self, data: bytes) -> None:
-        """The guest has sent this."""
-        for listener in self.on_output:
-            listener(data)
-
-    def send(self, data: bytes) -> None:
-        """Type this; from any thread.  The guest gets it when it runs."""
-        self._post(lambda: self.receive(data))
+def check_names(config: Config) -> None:
+    """ValueError if a Config names what no room of this house has."""
+    check_choice("execution", config.execution, Execution.ALL)
+    check_choice("paging", config.paging, Paging.ALL)
+    Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
 class VM:
-    """One virtual machine.
-
-    clock: "virtual" (time is instructions retired, idle time is skipped) or "wall".  engine:
-    "dbt" or "reference".  paging: a name in `Paging.ALL`; largest_page: the largest EPT page.
-    """
+    """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
         self,
-        memory: int | str = "256M",
+        config: Config | int | str | None = None,
         *,
-        clock: str = "virtual",
-        engine: str = "dbt",
         host: Host | None = None,
-        name: str = "vm",
-        paging: str = "ept",
-        largest_page: int | str = "1G",
-        smap: bool = False,
+        **options: Any,
     ) -> None:
-        self._check(memory, clock, engine, paging)
-        self.name, self.clock_kind, self.engine = name, clock, engine
-        self.largest_page, self.smap = largest_page, smap
-        size = bytes_of(memory)
+        self.config = config = Config.of(config, **options)
+        check_names(config)
+        size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
         self.memory.populate()
-        self.processor = self.host.plug(engine, clock)
-        self.clock = GuestClock(self.processor)
-        self.clock.offset = -self.processor.tsc
+        self.processors = [self.host.plug(config.engine, config.clock)]
+        bootstrap = self.processors[0]
+        self.clock = GuestClock(lambda: bootstrap.tsc)
+        self.clock.offset = -bootstrap.tsc
+        self.posts: deque[Callable[[], None]] = deque()
+        self.vcpus: list[Vcpu] = []
+        self.interrupts = Router(self.vcpus)
         self.console, self.agent_port = Console(self.post), Console(self.post)
         self.pc = self._board(size)
         self.bus = self.pc.bus
-        self.pages = Paging.ALL[paging](self.host, self.memory.p2m, largest=largest_page)
-        model = CpuModel(
-            host_features(), smap, 0, PHYSICAL_BITS, self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+        self.pages = Paging.ALL[config.paging](
+            self.host, self.memory.p2m, largest=config.largest_page
         )
-        self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
-        self._wire()
+        self._add_vcpus()
         self.pc.install_tables()
         self.is_closed = False
 
-    @classmethod
-    def _check(cls, memory: int | str, clock: str, engine: str, paging: str) -> None:
-        size = bytes_of(memory)
-        if not SMALLEST <= size <= LARGEST or size % PAGE:
-            raise ValueError(
-                f"memory {memory!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-            )
-        cls._check_choice("clock", clock, ("virtual", "wall"))
-        cls._check_choice("engine", engine, ("dbt", "reference"))
-        cls._check_choice("paging", paging, tuple(Paging.ALL))
+    @property
+    def name(self) -> str:
+        """What the VM is called."""
+        return self.config.name
 
-    @staticmethod
-    def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+    @property
+    def clock_kind(self) -> str:
+        """Where guest time comes from: "virtual" or "wall"."""
+        return self.config.clock
+
+    @property
+    def engine(self) -> str:
+        """What executes the guest's instructions."""
+        return self.config.engine
 
     def _board(self, size: int) -> PC:
         console, agent = self.console, self.agent_port
@@ -122,11 +114,11 @@ class VM:
         board = PC(
             self.clock,
             self.memory.write,
-            power_off=lambda: self.vcpu.request(Stop("poweroff")),
-            reset=lambda: self.vcpu.request(Stop("reset")),
-            debug_exit=lambda code: self.vcpu.request(Stop("debug-exit", f"code {code}", code)),
-            deliver=self._deliver,
-            extint=self._extint,
+            power_off=lambda: self._request(Stop(StopKind.POWEROFF)),
+            reset=lambda: self._request(Stop(StopKind.RESET)),
+            debug_exit=lambda code: self._request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
+            deliver=self.interrupts.deliver,
+            extint=self.interrupts.extint,
             com1=console.transmit,
             com2=agent.transmit,
             ram_bytes=size,
@@ -135,17 +127,31 @@ class VM:
         console.receive, agent.receive = board.com1.receive, board.com2.receive
         return board
 
-    def _wire(self) -> None:
-        vcpu, kvmclock = self.vcpu, self.pc.kvmclock
+    def _add_vcpus(self) -> None:
+        is_wall, execution = self.clock_kind == "wall", Execution.ALL[self.config.execution]
+        for number, processor in enumerate(self.processors):
+            cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+            model = CpuModel(host_features(), self.config.cpu, number, MAXPHYADDR, cr4)
+            guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
+            vcpu = Vcpu(
+                guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
+                is_wall=is_wall,
+            )  # fmt: skip
+            self.vcpus.append(vcpu)
+            self._wire(number, vcpu)
+
+    def _wire(self, number: int, vcpu: Vcpu) -> None:
+        kvmclock, msrs = self.pc.kvmclock, vcpu.msrs
         vcpu.events.acknowledge = self.pc.acknowledge
-        vcpu.msrs.eoi = self.pc.end_of_interrupt
-        vcpu.msrs.interrupt_command = self._interrupt_command
-        vcpu.msrs.note_tsc_offset()
-        vcpu.msrs.set_virtual_wire()
+        msrs.eoi = self.pc.end_of_interrupt
+        msrs.interrupt_command = lambda icr: self.interrupts.command(vcpu, icr)
+        msrs.note_tsc_offset()
+        msrs.set_virtual_wire()
+        offer_efer(vcpu)
         for index in KVM_MSRS:
-            vcpu.msrs.extra[index] = (
-                lambda index=index: kvmclock.rdmsr(0, index),  # type: ignore[misc]
-                lambda value, index=index: kvmclock.wrmsr(0, index, value),  # type: ignore[misc]
+            msrs.extra[index] = (
+                lambda index=index: kvmclock.rdmsr(number, index),  # type: ignore[misc]
+                lambda value, index=index: kvmclock.wrmsr(number, index, value),  # type: ignore[misc]
             )
 
     # --- memory virtualisation ---
@@ -158,7 +164,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -166,70 +172,36 @@ class VM:
 
         ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
         """
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        largest = self.config.largest_page
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
         try:
-            check_mode(self.vcpu.execution.control.get().cr0, pages)
+            for vcpu in self.vcpus:
+                cr0 = vcpu.guest.control().cr0
+                vcpu.guest.check_mode(cr0, name, has_ept=bool(pages.eptp))
         except ValueError:
             pages.close()
             raise
-        self.pages = pages
+        self.pages, self.config = pages, replace(self.config, paging=name)
         self.pages.continue_counts(old)
-        self.vcpu.execution.use(self.pages)
+        for vcpu in self.vcpus:
+            vcpu.use(pages)
         old.close()
-
-    # --- wires from the board to the vCPU ---
-
-    def _deliver(self, message: Message) -> None:
-        """An interrupt message from the I/O APIC."""
-        vcpu = self.vcpu
-        match message.delivery:
-            case Delivery.FIXED | Delivery.LOWEST if message.vector >= 16:
-                vcpu.apic.raise_vector(message.vector, message.level)
-            case Delivery.NMI:
-                vcpu.events.nmi()
-            case _:
-                return
-        vcpu.attention = True
-
-    def _interrupt_command(self, icr: int) -> None:
-        """An interrupt command that left the APIC (SDM 3A, "Issuing Interprocessor Interrupts").
-
-        There is one processor; what concerns it, and did not stay inside its APIC, is an NMI.
-        """
-        command = InterruptCommand(icr)
-        if command.DELIVERY_MODE != Delivery.NMI:
-            return
-        is_x2apic = self.vcpu.msrs.apic_page == 0
-        target = icr >> 32 if is_x2apic else icr >> 56
-        everyone = 0xFFFF_FFFF if is_x2apic else 0xFF
-        match command.SHORTHAND:
-            case 0:
-                is_own = target in (self.vcpu.model.apic_id, everyone)
-            case shorthand:
-                is_own = shorthand in (1, 2)  # self; all including self
-        if is_own:
-            self.vcpu.events.nmi()
-            self.vcpu.attention = True
-
-    def _extint(self, level: bool) -> None:
-        """The 8259 pair's output."""
-        self.vcpu.events.extint = level
-        self.vcpu.apic.lint(0, level)
-        self.vcpu.attention = True
 
     # --- running ---
 
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
-        check_mode(entry.registers.get("cr0", 0), self.pages)
-        self.vcpu.leave_guest()
-        self.vcpu.execution.set_registers(dict(entry.registers))
-        load_pdptes(self.vcpu)
+        vcpu, pages = self.vcpus[0], self.pages
+        cr0 = entry.registers.get("cr0", 0)
+        vcpu.guest.check_mode(cr0, pages.name, has_ept=bool(pages.eptp))
+        vcpu.leave_guest()
+        vcpu.guest.set_registers(dict(entry.registers))
+        load_pdptes(vcpu)
 
     def go(
         self,
@@ -246,56 +218,79 @@ class VM:
         """
         if self.is_closed:
             raise RuntimeError(f"{self.name} is closed")
-        vcpu = self.vcpu
         if until is not None and until():
-            return Stop("until")
+            return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop("deadline", text)))
+            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop(StopKind.DEADLINE, text)))
         if wall_seconds is not None:
-            late = Stop("wall", f"{wall_seconds} s")
+            late = Stop(StopKind.WALL, f"{wall_seconds} s")
             timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
             timer.daemon = True
             timer.start()
         try:
-            return vcpu.run(Goal(end, until))
+            return self._described(self.vcpus[0].run(Goal(end, until)))
         finally:
             if alarm is not None:
                 alarm.cancel()
             if timer is not None:
                 timer.cancel()
                 timer.join()
-            if vcpu.requested is late:
-                vcpu.requested = None
+            for vcpu in self.vcpus:
+                if vcpu.requested is late:
+                    vcpu.requested = None
+
+    def _described(self, stop: Stop) -> Stop:
+        """With the decoded state, if something is not as it should be."""
+        if stop.kind not in UNEXPECTED:
+            return stop
+        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
+
+    def _state_in_words(self) -> str:
+        return "\n".join(
+            describe(
+                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
+                self.bus.unclaimed, vcpu.msrs.unknown,
+            )
+            for vcpu in self.vcpus
+        )  # fmt: skip
+
+    def _request(self, stop: Stop) -> None:
+        """End the run before the next entry."""
+        for vcpu in self.vcpus:
+            vcpu.request(stop)
 
     def _interrupt(self, stop: Stop) -> None:
-        self.vcpu.request(stop)
-        self.vcpu.look_now()
+        self._request(stop)
+        for vcpu in self.vcpus:
+            vcpu.look_now()
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
-        self.vcpu.post(action)
+        self.posts.append(action)
+        for vcpu in self.vcpus:
+            vcpu.look_now()
 
     def stop(self, reason: str = "asked to") -> None:
-        """From any thread: end `go` soon (Stop kind "wall")."""
-        self._interrupt(Stop("wall", reason))
+        """From any thread: end `go` soon, as `StopKind.STOPPED`."""
+        self._interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 
     @property
     def instructions(self) -> int:
         """Instructions retired."""
-        return self.vcpu.retired
+        return sum(vcpu.retired for vcpu in self.vcpus)
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        raw = self.processor.counters()
+        raw, vcpu = self.processors[0].counters(), self.vcpus[0]
         return {
             "instructions": self.instructions,
-            "exits": self.vcpu.named_exits(),
-            "kicks": self.vcpu.kicks,
+            "exits": vcpu.named_exits(),
+            "kicks": vcpu.kicks,
             "walk": {
                 dimension: {str(level): n for level, n in levels.items()}
                 for dimension, levels in raw["walk"].items()
@@ -307,14 +302,14 @@ class VM:
             "flushes": self.pages.flushes,
             "faults": dict(self.pages.faults),
             "tables": self.pages.table_count,
-            "cr_accesses": self.vcpu.named_cr_accesses(),
-            "injected": dict(sorted(self.vcpu.events.injected.items())),
+            "cr_accesses": vcpu.named_cr_accesses(),
+            "injected": dict(sorted(vcpu.events.state.injected.items())),
             "engine": dict(raw["engine"]),
         }
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self.vcpu.describe()}"
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -327,7 +322,7 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return self._inspect(gva)
+            return self._walks(gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
@@ -335,38 +330,81 @@ class VM:
             "counts": self.counts(),
         }
 
-    def _inspect(self, gva: int) -> Inspection:
-        self.vcpu.leave_guest()  # so that the execution technique holds the guest's state
-        registers = inspection.Registers(*self.vcpu.execution.control.get())
-        guest, host = inspection.reader(self.memory.read), inspection.reader(self.host.memory.read)
-        technique, pages = f"paging {self.pages.name}", self.pages
-        tables, root = pages.translation
-        return inspection.inspect(gva, technique, registers, guest, tables, root, host)
+    def _walks(self, gva: int) -> Inspection:
+        self.vcpus[0].leave_guest()
+        guest, memory = self.vcpus[0].guest, self.host.memory
+        return inspection.inspect(
+            gva, f"paging {self.pages.name}", Registers(*guest.control()), reader(self.memory.read),
+            self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
+        )  # fmt: skip
+
+    def snapshot(self) -> Image:
+        """This moment, as a value: memory, processors, devices."""
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        return Image(self._state(), tuple(touched(self.memory)))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": plain(self.config),
+            "now": self.clock.now(),
+            "offset": self.clock.offset,
+            "vcpus": [vcpu.save() for vcpu in self.vcpus],
+            "paging": self.pages.save(),
+            "board": self.pc.save(),
+        }  # fmt: skip
+
+    def _become(self, state: dict[str, Any]) -> None:
+        self.clock.offset = state["offset"]
+        self.pc.load(state["board"])
+        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
+            vcpu.load(saved)
+        if self.clock_kind == "wall":  # guest time goes on from where it was
+            self.clock.offset = state["now"] - self.processors[0].tsc
+        for vcpu in self.vcpus:
+            vcpu.msrs.note_tsc_offset()
+        self.pages.load(state["paging"])
 
     def save(self) -> bytes:
-        """A snapshot: memory, processor, devices."""
-        from understudy import snapshot
-
-        return snapshot.save(self)
+        """A snapshot as bytes."""
+        return self.snapshot().to_bytes()
 
     @classmethod
     def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
-        """The machine that `save` saw, ready to go on; on another engine if one is named."""
-        from understudy import snapshot
+        """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        return snapshot.restore(cls, data, host, engine)
+        SnapshotError if the bytes are no snapshot, or one that does not fit.
+        """
+        image = Image.of_bytes(data)
+        try:
+            config = restore(Config, image.state["config"], "config")
+            vm = cls(replace(config, engine=engine or config.engine), host=host)
+            try:
+                for gpa, piece in image.pieces:
+                    vm.memory.write(gpa, piece)
+                vm._become(image.state)
+            except BaseException:
+                vm.close()
+                raise
+        except SnapshotError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+            raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+        return vm
 
     def close(self) -> None:
         """Give everything back to the host."""
         if self.is_closed:
             return
         self.is_closed = True
-        self.vcpu.leave_guest()
-        self.vcpu.execution.close()
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+            vcpu.guest.close()
         self.pages.close()
         for extent in self.memory.p2m:
             self.host.release(extent.pfn, extent.frames)
-        self.host.unplug(self.processor)
+        for processor in self.processors:
+            self.host.unplug(processor)
 
     def __enter__(self) -> Self:
         return self

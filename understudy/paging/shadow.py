@@ -14,19 +14,16 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from understudy.arch.cr import CR4, RFLAGS
-from understudy.arch.msr import EFER
-from understudy.arch.paging_formats import LEVEL4, PAE, Format
-from understudy.arch.vmcs import Vmcs
+from understudy.arch.cr import RFLAGS
+from understudy.guest import Control, Guest
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
-    ADDRESS,
     DIRTY,
     E_FETCH,
     E_USER,
@@ -40,10 +37,7 @@ from understudy.paging.guest_walk import (
     GuestFault,
     Regime,
 )
-from understudy.silicon import Exit
-
-if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
+from understudy.paging.portable import Gfns
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 """An entry that names a table and leaves all rights to the entries below."""
@@ -51,13 +45,10 @@ PAGE_ENTRY: Final = PRESENT | ACCESSED | DIRTY
 LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
 BELOW_4G: Final = 1 << 32
-VPID: Final = 1
-ONE_ADDRESS: Final = 0  # types of INVVPID
-ONE_VPID: Final = 1
-GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
+REGIMES_KEPT: Final = 64
+MOST_IN_POOL: Final = 1 << 16
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
-IN_IA32E: Final = int(EFER(NXE=1, LMA=1, LME=1))
 
 
 class Region(NamedTuple):
@@ -72,7 +63,7 @@ class Region(NamedTuple):
 class Shadow(Paging):
     """Tables of the hypervisor's own for one virtual processor."""
 
-    execution: "Vmx"
+    guest: Guest
 
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
         super().__init__(host, p2m, largest=largest)
@@ -84,17 +75,18 @@ class Shadow(Paging):
         self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
+        self.regimes: dict[Control, Regime] = {}  # address spaces come back again and again
         self.is_long = False
         self.leaf_reserved = 0
         self.loaded = 0  # the root in use
 
-    def attach(self, execution: "Vmx") -> None:
-        super().attach(execution)
-        self.execution = execution
+    def attach(self, guest: Guest) -> None:
+        super().attach(guest)
+        self.guest = guest
 
     # --- events ---
 
-    def violation(self, exit: Exit) -> bool:
+    def violation(self, gpa: int, qualification: int) -> bool:
         return False
 
     def page_fault(self, gva: int, error: int) -> Answer:
@@ -126,7 +118,7 @@ class Shadow(Paging):
         for slot, entry in reversed(self.patched):
             self.write_u64(slot, entry)
         self.patched.clear()
-        self.execution.single_step(False)
+        self.guest.single_step(False)
         self.invalidate()
 
     def patch(self, slots: list[tuple[int, int]]) -> None:
@@ -136,7 +128,7 @@ class Shadow(Paging):
             if flags & ~entry:
                 self.patched.append((slot, entry))
                 self.write_u64(slot, entry | flags)
-        self.execution.single_step(True)
+        self.guest.single_step(True)
 
     def _is_filled(self, gva: int, error: int, region: Region) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
@@ -269,29 +261,9 @@ class Shadow(Paging):
 
     def _is_smap_armed(self) -> bool:
         """For a supervisor access; implicit ones, at CPL 3, are never exempt."""
-        execution = self.execution
-        return execution.cpl() == 3 or not execution.read(Vmcs.GUEST_RFLAGS) & AC
-
-    def code_at(self, gva: int, length: int) -> bytes:
-        code = b""
-        while length:
-            part = min(length, PAGE - (gva & PAGE - 1))
-            efer = IN_IA32E if self.is_long else EFER.NXE.mask
-            walked = self.processors[0].walk(gva, self.loaded, CR4.PAE.mask, efer)
-            level, entry = walked[-1][1::2] if walked else (0, 0)
-            if not entry & PRESENT:
-                break
-            inside = (1 << 3 + 9 * level) - 1
-            hpa = entry & ADDRESS & ~inside | gva & inside
-            code += self.memory.read(hpa, part)
-            gva, length = gva + part, length - part
-        return code
+        return self.guest.cpl() == 3 or not self.guest.rflags & AC
 
     # --- the hypervisor's tables ---
-
-    @property
-    def translation(self) -> tuple[Format, int]:
-        return (LEVEL4 if self.is_long else PAE), self.loaded
 
     def new_table(self) -> int:
         """The hpa of an empty table."""
@@ -315,48 +287,70 @@ class Shadow(Paging):
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""
         self.loaded = root
-        self.execution.write(GUEST_CR3, root)
-
-    def invalidate(self) -> None:
-        """Make the processors forget what they keep of the tables."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-            else:
-                processor.invvpid(ONE_VPID, VPID)
+        self.guest.load_root(root)
 
     def invalidate_pages(self, addresses: list[int]) -> None:
         """Make them forget the pages of the root in use that are at these canonical addresses."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-                continue
-            for gva in addresses:
-                processor.invvpid(ONE_ADDRESS, VPID, gva)
+        for guest in self.guests:
+            guest.invalidate(addresses)
 
     # --- snapshots ---
 
+    @abstractmethod
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        """The tables, as plain values without host frames."""
+
+    @abstractmethod
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        """Make the tables anew."""
+
+    @abstractmethod
+    def name_table(self, hpa: int) -> list[int]:
+        """What a table stands for."""
+
+    @abstractmethod
+    def named_table(self, name: list[int]) -> int:
+        """The hpa of the table that stands for this."""
+
     def save(self) -> dict[str, Any]:
-        return {
-            "fills": self.fills, "flushes": self.flushes, "faults": dict(self.faults),
-            "pool": self.pool, "patched": self.patched, "loaded": self.loaded,
-        }  # fmt: skip
+        steps = [  # what a step has added, and where
+            [self.name_table(slot & -PAGE), (slot & PAGE - 1) >> 3, self.read_u64(slot) & ~entry]
+            for slot, entry in self.patched
+        ]
+        now = [(slot, self.read_u64(slot)) for slot, _ in self.patched]
+        for slot, entry in reversed(self.patched):
+            self.write_u64(slot, entry)
+        tables = self.save_tables(Gfns(self.p2m))
+        for slot, entry in now:
+            self.write_u64(slot, entry)
+        return super().save() | {"tables": tables, "steps": steps, "pool": len(self.pool)}
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.fills, self.flushes = saved["fills"], saved["flushes"]
-        self.faults.update(saved["faults"])
-        self.pool, self.loaded = list(saved["pool"]), saved["loaded"]
-        self.patched = [(slot, entry) for slot, entry in saved["patched"]]
-
-    def resume(self) -> None:
+        super().load(saved)
         self.hpas.clear()
         self.read_regime()
-        if self.patched:
-            self.execution.resume_step()
+        self.load_tables(saved["tables"])
+        if not 0 <= saved["pool"] <= MOST_IN_POOL:
+            raise ValueError(f"snapshot: {saved['pool']} tables in the pool")
+        while len(self.pool) < saved["pool"]:
+            self.pool.append(self.host.frame())
+        steps = [
+            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["steps"]
+        ]
+        if any(flags & ~WRITABLE or slot % PAGE % 8 for slot, flags in steps):
+            raise ValueError("snapshot: a step adds more than the right to write")
+        if steps:
+            self.patch(steps)
 
     def read_regime(self) -> None:
         """See how the guest translates now."""
-        self.regime = self.execution.control.regime()
+        values = self.guest.paging_control()
+        known = self.regimes.get(values)
+        if known is None:
+            if len(self.regimes) >= REGIMES_KEPT:
+                self.regimes.clear()
+            known = self.regimes[values] = Regime(*values)
+        self.regime = known
         self.is_long = self.regime.format is INTEL64
         self.regions.clear()
         form = self.regime.format
