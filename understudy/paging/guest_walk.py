@@ -154,8 +154,12 @@ class Regime:
         no_execute = bool(some & NO_EXECUTE)
         if self._refuses(error, rights, no_execute, smap):
             raise GuestFault(gva, code | E_PRESENT, path=tuple(steps[:-1]))
-        frame = frame_of(steps[-1][1], shift, self.entry_bytes)
-        return Found(frame | gva & (1 << shift) - 1, shift, rights, no_execute, tuple(steps))
+        entry = steps[-1][1]
+        if shift == 12:
+            gpa = entry & form.frame | gva & 0xFFF
+        else:
+            gpa = frame_of(entry, shift, form.entry_bytes) | gva & (1 << shift) - 1
+        return Found(gpa, shift, rights, no_execute, tuple(steps))
 
     def _directory(self, read: ReadEntry, gva: int, code: int) -> int:
         """The page directory under PAE paging: by a register, if it is known what they hold."""
