@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.control_registers import load_pdptes, offer_efer
+from understudy.arch.address import MAXPHYADDR
 from understudy.arch.msr import Msr
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
@@ -27,7 +28,7 @@ from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.endings import Endings
 from understudy.execution import Execution
 from understudy.image import Image, SnapshotError, touched
-from understudy.inspection import Inspection
+from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["VM", "Console", "Stop"]
 
 ANY_CR4 = (1 << 64) - 1
-PHYSICAL_BITS = 46  # as the silicon has them
 UNEXPECTED = frozenset(
     {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
 )  # stops that show the whole state
@@ -136,7 +136,7 @@ class VM:
         is_wall, execution = self.clock_kind == "wall", Execution.ALL[self.config.execution]
         for number, processor in enumerate(self.processors):
             cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-            model = CpuModel(host_features(), self.config.cpu, number, PHYSICAL_BITS, cr4)
+            model = CpuModel(host_features(), self.config.cpu, number, MAXPHYADDR, cr4)
             guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
             vcpu = Vcpu(
                 guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
@@ -239,8 +239,16 @@ class VM:
         """With the decoded state, if something is not as it should be."""
         if stop.kind not in UNEXPECTED:
             return stop
-        state = "\n".join(describe(vcpu) for vcpu in self.vcpus)
-        return replace(stop, detail=f"{stop.detail}\n{state}")
+        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
+
+    def _state_in_words(self) -> str:
+        return "\n".join(
+            describe(
+                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
+                self.bus.unclaimed, vcpu.msrs.unknown,
+            )
+            for vcpu in self.vcpus
+        )  # fmt: skip
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
@@ -284,9 +292,7 @@ class VM:
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n" + "\n".join(
-            describe(vcpu) for vcpu in self.vcpus
-        )
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -299,13 +305,21 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return inspection.inspect(self, gva)
+            return self._walks(gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
             "devices": self.pc.inspect(),
             "counts": self.counts(),
         }
+
+    def _walks(self, gva: int) -> Inspection:
+        self.vcpus[0].leave_guest()
+        guest, memory = self.vcpus[0].guest, self.host.memory
+        return inspection.inspect(
+            gva, f"paging {self.pages.name}", Registers(*guest.control()), reader(self.memory.read),
+            self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
+        )  # fmt: skip
 
     def snapshot(self) -> Image:
         """This moment, as a value: memory, processors, devices."""

@@ -11,6 +11,7 @@ under every technique.
 from collections.abc import Callable
 from typing import Final
 
+from understudy.arch.address import PHYSICAL, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
@@ -27,7 +28,6 @@ LME: Final = EFER.LME.mask
 RELOADS_CR0: Final = int(CR0(PG=1, CD=1, NW=1))
 RELOADS_CR4: Final = int(CR4(SMEP=1, PGE=1, PAE=1, PSE=1))
 NO_FLUSH: Final = 1 << 63  # of CR3, under PCIDs
-CR3_BITS: Final = (1 << 46) - 1
 
 
 class Refused(Exception):
@@ -115,7 +115,7 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
     old = guest.paging_control()
     if old.cr4 & CR4.PCIDE.mask:
         value &= ~NO_FLUSH
-    if value & ~CR3_BITS:
+    if value & ~PHYSICAL:
         raise Refused
     pdptes = old.pdptes
     if not old.efer & LMA and old.cr4 & CR4.PAE.mask:
@@ -228,7 +228,7 @@ def invpcid(vcpu: Vcpu, kind: int, descriptor: int, length: int) -> Verdict | St
     pcid, gva = words
     has_pcids = translation.cr4 & CR4.PCIDE.mask
     is_bad = (
-        kind > 3 or pcid > 0xFFF or (kind == 0 and (gva + (1 << 47)) >> 48 & 0xFFFF)
+        kind > 3 or pcid > 0xFFF or (kind == 0 and not is_canonical(gva))
         or (kind < 2 and not has_pcids and pcid)
     )  # fmt: skip
     if is_bad:

@@ -30,6 +30,7 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
     Found,
+    frame_of,
 )
 from understudy.paging.portable import Gfns
 from understudy.paging.reverse_map import BLOCK
@@ -199,7 +200,7 @@ class Mirror(Shadow):
         if self.regime.entry_bytes == 8 or not is_page or level == 1:
             gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
             return gfn & -(1 << 9 * (level - 1)) if is_page else gfn
-        large = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32  # IA-32: half of 4 MBytes
+        large = frame_of(entry, 22, 4)  # IA-32: half of 4 MBytes
         return (large >> PAGE_SHIFT) + (index & 1) * BLOCK
 
     def _below(
