@@ -38,6 +38,11 @@ class GuestMemory:
                 self.p2m.map(gfn, pfn, part)
                 gfn += part
 
+    def clear(self) -> None:
+        """Make every byte zero."""
+        for extent in self.p2m:
+            self._memory.discard(extent.pfn << PAGE_SHIFT, extent.frames << PAGE_SHIFT)
+
     def layout(self) -> list[tuple[int, int]]:
         """Where RAM lies: (gfn, frames)."""
         low = min(self.size, LOW_END)
