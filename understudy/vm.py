@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.triple_fault import is_deliberate
+from understudy.answers.triple_fault import holds_no_gate, raises
 from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
@@ -215,8 +215,10 @@ class VM:
         if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
             return stop
         guest = self.vcpus[0].guest
-        code = guest.code_at(guest.segment_base(SegmentName.CS) + guest.rip, 2)
-        if self.config.triple_fault == "reset" or is_deliberate(guest.idtr().limit, code):
+        at = guest.segment_base(SegmentName.CS) + guest.rip
+        if self.config.triple_fault == "reset" or (
+            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
+        ):
             return Stop(StopKind.RESET, "by a triple fault")
         return stop
 
