@@ -188,7 +188,13 @@ def task_switch(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
 # --- memory ---
 
 
-@handles(Reason.EPT_VIOLATION, Reason.EPT_MISCONFIGURATION)
+@handles(Reason.EPT_MISCONFIGURATION)
+def ept_misconfiguration(vcpu: "Vcpu", exit: Exit) -> Stop:
+    """An entry of the EPT that no processor accepts is a defect of ours, never a device."""
+    return vcpu.error(str(vcpu.paging.misconfiguration(exit.gpa)))
+
+
+@handles(Reason.EPT_VIOLATION)
 def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     """The EPT refused an access.  In the order tried:
 
@@ -201,7 +207,7 @@ def ept_violation(vcpu: "Vcpu", exit: Exit) -> "Verdict | Stop":
     elif exit.qualification & EptViolation.NMI_UNBLOCKING.mask:
         vcpu.execution.block_nmis()
     try:
-        if vcpu.paging.violation(exit):
+        if vcpu.paging.violation(exit.gpa, exit.qualification):
             return RESUME
     except PagingError as problem:
         return vcpu.error(str(problem))
