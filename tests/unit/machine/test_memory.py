@@ -1,45 +1,12 @@
-"""The p2m against a dictionary, and guest memory through it."""
-
-from itertools import pairwise
+"""Guest memory through the p2m."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.unit.fakes import fake_machine
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
-
-CHANGES = st.lists(
-    st.tuples(st.integers(0, 30), st.integers(1, 8), st.none() | st.integers(0, 40)), max_size=25
-)
-
-
-@given(CHANGES)
-def test_the_p2m_is_a_map(changes: list[tuple[int, int, int | None]]) -> None:
-    p2m, oracle, heard = P2m(), dict[int, int](), list[tuple[int, int]]()
-    p2m.watchers.append(lambda gfn, count: heard.append((gfn, count)))
-    for gfn, count, pfn in changes:
-        for i in range(count):
-            oracle.pop(gfn + i, None)
-            if pfn is not None:
-                oracle[gfn + i] = pfn + i
-        if pfn is None:
-            p2m.unmap(gfn, count)
-        else:
-            p2m.map(gfn, pfn, count)
-        assert heard[-1] == (gfn, count)
-    assert {gfn: p2m.lookup(gfn) for gfn in range(50) if p2m.lookup(gfn) is not None} == oracle
-    extents = list(p2m)
-    for before, after in pairwise(extents):
-        assert before.gfn + before.frames <= after.gfn
-        joined = before.gfn + before.frames == after.gfn
-        assert not (joined and before.pfn + before.frames == after.pfn)
-    cut = p2m.within(5, 10)
-    assert {e.gfn + i: e.pfn + i for e in cut for i in range(e.frames)} == {
-        gfn: pfn for gfn, pfn in oracle.items() if 5 <= gfn < 15
-    }
+from understudy.machine.words import Flag
 
 
 @pytest.fixture
@@ -82,3 +49,59 @@ def test_what_is_no_ram_is_refused_with_what_is(memory: GuestMemory, gpa: int) -
         memory.read(gpa, 2)
     with pytest.raises(GuestMemoryError):
         memory.write(gpa, b"ab")
+
+
+class Swap:
+    """Gives frames back, protected; counts who asks."""
+
+    def __init__(self, memory: GuestMemory, *, refuses: bool = False) -> None:
+        self.frames, self.refuses = memory.host.frames, refuses
+        self.touched, self.wanted = list[int](), list[int]()
+        memory.p2m.owners = {Flag.SWAPPED: self, Flag.SEALED: self}
+
+    def write(self, p2m: P2m, gfn: int) -> None:
+        self.wanted.append(gfn)
+        if not self.refuses:
+            p2m.unprotect(gfn, 1, Flag.SEALED)
+
+    def touch(self, p2m: P2m, gfn: int) -> None:
+        self.touched.append(gfn)
+        p2m.map(gfn, self.frames.allocate(), 1, Flag.SEALED)
+
+
+def test_a_write_asks_for_each_frame_and_a_read_only_for_absent_ones(memory: GuestMemory) -> None:
+    swap = Swap(memory)
+    memory.p2m.take(2, 2)
+    memory.p2m.protect(5)
+    memory.write(0x1FF8, bytes(0x4000))
+    assert (swap.touched, swap.wanted) == ([2, 3], [2, 3, 5])
+    memory.p2m.take(8, 3)
+    memory.p2m.protect(11)
+    memory.read(0x8FFF, 0x3000)
+    assert memory.hpa(0x8000) is not None
+    memory.write(0x9000, b"x")
+    assert (swap.touched[2:], swap.wanted[3:]) == ([8, 9, 10], [9])
+    assert memory.read(0x9000, 1) == b"x"
+
+
+def test_a_write_that_is_refused_is_an_error(memory: GuestMemory) -> None:
+    Swap(memory, refuses=True)
+    memory.p2m.protect(5)
+    before = memory.read(0x5000, 8)
+    with pytest.raises(GuestMemoryError, match="owner gives no access"):
+        memory.write(0x5000, b"12345678")
+    assert memory.read(0x5000, 8) == before
+
+
+def test_writes_are_told_page_by_page_to_whoever_traces(memory: GuestMemory) -> None:
+    class Tracer:
+        def __init__(self, *gfns: int) -> None:
+            self.traced, self.heard = frozenset(gfns), list[tuple[int, int]]()
+
+        def table_written(self, gpa: int, length: int) -> None:
+            self.heard.append((gpa, length))
+
+    one, none = Tracer(2, 3), Tracer()
+    memory.p2m.tracers += [none, one]
+    memory.write(0x1FFE, bytes(0x1004))
+    assert (one.heard, none.heard) == ([(0x2000, 0x1000), (0x3000, 2)], [])
