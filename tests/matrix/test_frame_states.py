@@ -15,6 +15,7 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.dirty_log import DirtyLog
 from understudy.machine.frames import PAGE
 from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import P2m
 from understudy.machine.words import FRAMES, Flag
 from understudy.vm import VM
 
@@ -85,7 +86,7 @@ def test_a_clone_never_sees_what_its_origin_writes(
     memory, host = bench.vm.memory, bench.vm.host
     cow, log, clone = CopyOnWrite(host), DirtyLog(memory.p2m), GuestMemory(host, memory.size)
     bench.vcpu.leave_guest()
-    cow.give(clone.p2m, cow.share(memory.p2m))
+    cow.clone(memory.p2m, clone.p2m)
     before, free = clone.read(0, clone.size), host.frames.free_count
     if is_logged:
         log.start()
@@ -98,8 +99,7 @@ def test_a_clone_never_sees_what_its_origin_writes(
         assert changed <= set(log.take())
     for gfn in (DATA[0], LEAF):
         assert clone.p2m.lookup(gfn) != memory.p2m.lookup(gfn)
-    for extent in clone.p2m:
-        host.release(extent.pfn, extent.frames)
+    cow.release(clone.p2m)
     copies = memory.p2m.protected
     for gfn in range(0x900, 0x900 + 8):
         memory.write(gfn << 12, b"mine")
@@ -115,7 +115,9 @@ def test_an_ept_follows_in_large_pages() -> None:
     memory = bench.vm.memory
     cow, ept = CopyOnWrite(bench.vm.host), bench.vm.pages
     bench.vcpu.leave_guest()
-    cow.release(cow.share(memory.p2m))
+    clone = P2m()
+    cow.clone(memory.p2m, clone)
+    cow.release(clone)
     tables = ept.table_count
     bench.use()
     blocks = {piece[0] // FRAMES for piece in memory.p2m.pieces() if not piece[1] & Flag.SHARED}

@@ -12,12 +12,10 @@ from typing import Final
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import Extent, GuestMemoryError, P2m
+from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import ABSENT, Flag
 
 ZEROS: Final = bytes(PAGE)
-Shared = list[Extent]
-"""Host frames with one reference each that a p2m is still to be given."""
 
 
 class CopyOnWrite:
@@ -26,33 +24,24 @@ class CopyOnWrite:
     def __init__(self, host: Host) -> None:
         self._memory, self._frames = host.memory, host.frames
 
-    def share(self, p2m: P2m) -> Shared:
-        """Share all of a VM's memory: what a clone is to be given, or whoever asks to release.
+    def clone(self, source: P2m, target: P2m) -> None:
+        """Put the host frames of one p2m behind another, which is empty; both share them now.
 
         Frames that were taken away are brought back first: nobody but their owner knows where
-        their contents are.
+        their contents are.  Whatever else protects the source's frames does not the target's.
         """
-        if p2m.absent:
-            for gfn, word, frames in list(p2m.pieces()):
+        if source.absent:
+            for gfn, word, frames in list(source.pieces()):
                 for frame in range(gfn, gfn + frames) if word & ABSENT else ():
-                    p2m.touch(frame)
-        p2m.owners[Flag.SHARED] = self
-        shared = list(p2m)
-        for _, pfn, frames in shared:
-            self._frames.share(pfn, frames)
-        p2m.protect_all(Flag.SHARED)
-        return shared
+                    source.touch(frame)
+        self._frames.share_all([(extent.pfn, extent.frames) for extent in source])
+        source.owners[Flag.SHARED] = target.owners[Flag.SHARED] = self
+        source.protect_all(Flag.SHARED)
+        target.copy(source, Flag.SHARED)
 
-    def give(self, p2m: P2m, shared: Shared) -> None:
-        """Put shared frames behind a VM's memory; it owns the references from now on."""
-        p2m.owners[Flag.SHARED] = self
-        with p2m.batch():
-            for gfn, pfn, frames in shared:
-                p2m.map(gfn, pfn, frames, Flag.SHARED)
-
-    def release(self, shared: Shared) -> None:
-        """Nobody was given them after all."""
-        for _, pfn, frames in shared:
+    def release(self, p2m: P2m) -> None:
+        """Give up all frames of a p2m, which is empty then."""
+        for _, pfn, frames in p2m.clear():
             self._frames.free(pfn, frames)
 
     def write(self, p2m: P2m, gfn: int) -> None:

@@ -54,14 +54,26 @@ class FrameTable:
     def word(self, gfn: int) -> int:
         """What is known of a frame; no flags if it is no RAM."""
         giga = self._gigas.get(gfn >> 18)
+        if isinstance(giga, list):
+            block = giga[gfn >> 9 & 511]
+            return block + ((gfn & 511) << 12) if isinstance(block, int) else block[gfn & 511]
+        return 0 if giga is None else giga + ((gfn & 0x3FFFF) << 12)
+
+    def row(self, gfn: int, most: int) -> tuple[int, int]:
+        """The word of a frame, and how many (at most) go on from it, as far as one can see."""
+        giga = self._gigas.get(gfn >> 18)
         if giga is None:
-            return 0
+            return 0, 1
         if isinstance(giga, int):
-            return giga + ((gfn & 0x3FFFF) << 12)
-        block = giga[gfn >> 9 & 511]
+            return giga + ((gfn & 0x3FFFF) << 12), min(GIGA - (gfn & 0x3FFFF), most)
+        block, at = giga[gfn >> 9 & 511], gfn & 511
         if isinstance(block, int):
-            return block + ((gfn & 511) << 12)
-        return block[gfn & 511]
+            return block + (at << 12), min(FRAMES - at, most)
+        word = block[at]
+        end = at + 1
+        while end < FRAMES and end - at < most and block[end] - word == end - at << 12:
+            end += 1
+        return word, end - at
 
     def uniform(self, gfn: int, level: int) -> int | None:
         """The word of `gfn`, the first frame of a page of this level, if all in it are one row.
@@ -145,6 +157,20 @@ class FrameTable:
             self._breaks_in[gfn >> 9] = found
         else:
             self._close(number, blocks, n, block[0])
+
+    def _copy(self, other: "FrameTable") -> None:
+        """Become what another table is."""
+        for number, giga in other._gigas.items():
+            if isinstance(giga, list):
+                giga = [block if isinstance(block, int) else block[:] for block in giga]
+            self._gigas[number] = giga
+        self._breaks, self._breaks_in = dict(other._breaks), dict(other._breaks_in)
+        self.protected, self.absent = other.protected, other.absent
+
+    def _clear(self) -> None:
+        for table in (self._gigas, self._breaks, self._breaks_in):
+            table.clear()
+        self.protected = self.absent = 0
 
     def _fill(self, gfn: int, frames: int, word: int) -> None:
         """Put a row of words that begins with `word` in place of what was there."""

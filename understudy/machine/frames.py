@@ -10,7 +10,7 @@ none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) ha
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from understudy.machine.free_runs import FreeRuns
@@ -101,11 +101,18 @@ class Frames:
 
     def share(self, first: int, count: int) -> None:
         """One more owner for each of these frames."""
-        self._check(first, count)
+        self.share_all([(first, count)])
+
+    def share_all(self, runs: Iterable[tuple[int, int]]) -> None:
+        """One more owner for each frame of many runs (pfn, count): of all of them, or of none."""
+        runs = list(runs)
+        for run in runs:
+            self._check(*run)
         with self._lock:
-            if not self._references.all(first, count):
-                raise ValueError(f"frames {first:#x}+{count}: some of them are free, not shared")
-            self._references.add(first, count)
+            if not all(self._references.all(*run) for run in runs):
+                raise ValueError(f"{len(runs)} runs: some of the frames are free, not shared")
+            for run in runs:
+                self._references.add(*run)
 
     def free(self, first: int, count: int) -> None:
         """An owner gives a run up; what has no other owner is free again."""

@@ -126,12 +126,14 @@ class GuestMemory:
         if self.p2m.absent:
             self._touch(gpa, length, ABSENT)
         pieces, at, end = [], gpa, gpa + length
-        for gfn, pfn, frames in self.p2m.within(*_frames(gpa, length)):
-            start, stop = max(gfn << PAGE_SHIFT, gpa), min(gfn + frames << PAGE_SHIFT, end)
-            if start != at:
+        while at < end:
+            word, frames = self.p2m.row(at >> PAGE_SHIFT, (end - at >> PAGE_SHIFT) + 2)
+            if not word & PRESENT:
                 break
-            pieces.append((start + (pfn - gfn << PAGE_SHIFT), stop - start))
-            at = stop
+            offset = at & 0xFFF
+            part = min((frames << PAGE_SHIFT) - offset, end - at)
+            pieces.append((word & ADDRESS | offset, part))
+            at += part
         if at < end:
             raise GuestMemoryError(
                 f"gpa {at:#x} ({end - at} bytes): expected RAM, which lies at "

@@ -18,9 +18,9 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from understudy.machine.frame_table import MOST, FrameTable
+from understudy.machine.frame_table import GIGA, GIGA_SHIFT, MOST, FrameTable
 from understudy.machine.frames import PAGE_SHIFT
-from understudy.machine.words import ABSENT, FLAGS, PRESENT, PROTECTED, Flag
+from understudy.machine.words import ABSENT, FLAGS, PRESENT, PROTECTED, RAM, Flag
 
 Runs = Sequence[tuple[int, int]]
 """(gfn, frames), disjoint and in order."""
@@ -74,8 +74,15 @@ class P2m(FrameTable):
 
     def lookup(self, gfn: int) -> int | None:
         """The pfn behind `gfn`."""
-        word = self.word(gfn)
-        return word >> 12 if word & PRESENT else None
+        giga = self._gigas.get(gfn >> 18)  # `word`, written out: this is asked most often
+        if isinstance(giga, list):
+            block = giga[gfn >> 9 & 511]
+            word = block + ((gfn & 511) << 12) if isinstance(block, int) else block[gfn & 511]
+        elif giga is None:
+            return None
+        else:
+            word = giga + ((gfn & 0x3FFFF) << 12)
+        return word >> 12 if word & 1 else None
 
     def is_protected(self, gfn: int) -> bool:
         """Whether a frame may only be read.  (`protected` is how many there are.)"""
@@ -128,6 +135,21 @@ class P2m(FrameTable):
         """Take the host frames away.  The flag's owner is asked when one is missed."""
         _check(gfn, count)
         self._change(gfn, count, gfn << PAGE_SHIFT | flag)
+
+    def copy(self, other: "P2m", flag: int) -> None:
+        """Map, where nothing is mapped yet, what another p2m maps, with this protection alone."""
+        if self.gigabytes():
+            raise ValueError("a p2m is copied into one that maps something: expected an empty one")
+        self._copy(other)
+        self._flag_all(flag, PROTECTED & ~flag)
+        self._announce([(number << GIGA_SHIFT, GIGA) for number in self.gigabytes()])
+
+    def clear(self) -> list[Extent]:
+        """Leave nothing mapped; what was."""
+        extents, numbers = list(self), self.gigabytes()
+        self._clear()
+        self._announce([(number << GIGA_SHIFT, GIGA) for number in numbers])
+        return extents
 
     def protect(self, gfn: int, count: int = 1, flag: int = Flag.SEALED) -> None:
         """Refuse writes to RAM.  The flag's owner is asked for each."""
@@ -186,7 +208,14 @@ class P2m(FrameTable):
         _check(gfn, count)
         if (on | off) & (FLAGS ^ PROTECTED):
             raise ValueError(f"flags {on | off:#x}: expected some of {PROTECTED:#x}, which protect")
-        self._announce(self._flag(gfn, count, on, off))
+        if count > 1:
+            self._announce(self._flag(gfn, count, on, off))
+            return
+        old = self.word(gfn)
+        new = (old | on) & ~off
+        if new != old and old & RAM:
+            self._put(gfn, new)
+            self._tell(gfn, 1)
 
     def _announce(self, runs: list[tuple[int, int]]) -> None:
         if self._pending is not None:

@@ -37,6 +37,8 @@ class References:
 
     def all(self, first: int, count: int) -> bool:
         """Whether each of these frames has an owner."""
+        if count == 1:
+            return self.of(first) > 0
         for number, low, high in _parts(first, count):
             block = self._blocks.get(number, 0)
             if not (block if isinstance(block, int) else all(block[low:high])):
@@ -45,6 +47,9 @@ class References:
 
     def add(self, first: int, count: int) -> None:
         """One more owner for each of these frames."""
+        if count == 1:
+            self._open(first >> SHIFT)[first & BLOCK - 1] += 1
+            return
         for number, low, high in _parts(first, count):
             block = self._blocks.get(number, 0)
             if isinstance(block, int) and high - low == BLOCK:
@@ -60,6 +65,10 @@ class References:
 
     def drop(self, first: int, count: int) -> list[tuple[int, int]]:
         """One owner less for each of these frames, which have one; the runs that now have none."""
+        if count == 1:  # an array stays, even with nothing but zeros in it: it is used again
+            counts = self._open(first >> SHIFT)
+            counts[first & BLOCK - 1] -= 1
+            return [] if counts[first & BLOCK - 1] else [(first, 1)]
         gone: list[tuple[int, int]] = []
         for number, low, high in _parts(first, count):
             block, base = self._blocks.get(number, 0), number << SHIFT

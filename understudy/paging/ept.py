@@ -22,7 +22,7 @@ from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.frames import PAGE, PAGE_SHIFT, bytes_of
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.machine.words import PRESENT, PROTECTED, RAM, number_of
+from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of
 from understudy.paging import Paging, PagingError
 from understudy.paging.ept_entry import (
     AD,
@@ -61,6 +61,7 @@ class Ept(Paging, name="ept"):
         self.accessed_dirty = accessed_dirty
         self.memory = host.memory
         self.tables: set[int] = set()  # hpa of each table
+        self._leaves: dict[int, int] = {}  # block (gfn >> 9) -> its table, of those met lately
         self.root = self._new_table()
         self._is_stale = False
         for number in p2m.gigabytes():
@@ -81,12 +82,17 @@ class Ept(Paging, name="ept"):
 
     def load(self, saved: dict[str, Any]) -> None:
         self.root, self.tables = saved["root"], set(saved["tables"])
+        self._leaves.clear()
         self.fills = saved["fills"]
 
     def p2m_change(self, runs: Runs) -> None:
         self._is_stale = False
         for gfn, count in runs:
-            self._sync(self.root, LEVELS, gfn, gfn + count)
+            table = self._leaves.get(gfn >> 9) if count == 1 else None
+            if table is None or self.p2m.uniform(gfn & -FRAMES, 2) is not None:
+                self._sync(self.root, LEVELS, gfn, gfn + count)
+            else:  # the block is in pieces as before: its table has one entry to be changed
+                self._sync(table, 1, gfn, gfn + 1)
         if self._is_stale:
             self.invalidate()
 
@@ -190,9 +196,11 @@ class Ept(Paging, name="ept"):
 
     def _sync(self, table: int, level: int, low: int, high: int) -> None:
         """Make the entries of `table` that cover [low, high) agree with the p2m."""
-        if level == 1 and high - low >= BULK:
-            self._sync_all(table, low)
-            return
+        if level == 1:
+            self._leaves[low >> 9] = table
+            if high - low >= BULK:
+                self._sync_all(table, low)
+                return
         shift = 9 * (level - 1)
         for number in range(low >> shift, (high - 1 >> shift) + 1):
             gfn, slot = number << shift, table + (number & 0x1FF) * 8
@@ -208,7 +216,7 @@ class Ept(Paging, name="ept"):
                 # A large page is split: its parts keep its flags.
                 new = self._build(gfn, level - 1, old & AD if old & RWX else 0) | RWX
             elif is_table(old, level):
-                found = self._drop(old, level)
+                found = self._drop(old, level, gfn)
                 new |= found if new else 0
             elif old & ~AD == new:
                 continue
@@ -244,12 +252,14 @@ class Ept(Paging, name="ept"):
         self.memory.write(table, data)
         return table
 
-    def _drop(self, entry: int, level: int) -> int:
+    def _drop(self, entry: int, level: int, gfn: int) -> int:
         """Free the tables below; returns the accessed and dirty flags found in them."""
         table, flags = entry & ADDR_MASK, 0
-        for child in memoryview(self.memory.read(table, PAGE)).cast("Q"):
+        if level == 2:
+            self._leaves.pop(gfn >> 9, None)
+        for n, child in enumerate(memoryview(self.memory.read(table, PAGE)).cast("Q")):
             if is_table(child, level - 1):
-                flags |= self._drop(child, level - 1)
+                flags |= self._drop(child, level - 1, gfn + (n << 9 * (level - 2)))
             elif child & RWX:
                 flags |= child & AD
         self.tables.discard(table)

@@ -21,15 +21,13 @@ def origin(host: Host, size: int = 4 * MEGA) -> GuestMemory:
 
 
 def clone(memory: GuestMemory) -> GuestMemory:
-    cow = CopyOnWrite(memory.host)
     made = GuestMemory(memory.host, memory.size)
-    cow.give(made.p2m, cow.share(memory.p2m))
+    CopyOnWrite(memory.host).clone(memory.p2m, made.p2m)
     return made
 
 
 def close(memory: GuestMemory) -> None:
-    for extent in memory.p2m:
-        memory.host.release(extent.pfn, extent.frames)
+    CopyOnWrite(memory.host).release(memory.p2m)
 
 
 def test_a_write_is_seen_by_the_writer_alone() -> None:
@@ -87,16 +85,27 @@ def test_sharing_all_is_one_event_and_brings_back_what_was_taken() -> None:
     first.p2m.take(9, 1)
     host.release(pfn)
     heard: list[int] = []
-    cow = CopyOnWrite(host)
     first.p2m.watchers.append(lambda runs: heard.append(len(runs)))
-    shared = cow.share(first.p2m)
-    assert heard == [1, 1]  # frame 9 came back; all were protected
-    assert first.p2m.protected == 32 * MEGA // PAGE == sum(extent.frames for extent in shared)
     free = host.frames.free_count
-    cow.release(shared)
-    assert host.frames.free_count == free
+    second = clone(first)
+    assert heard == [1, 1]  # frame 9 came back; all were protected
+    assert first.p2m.protected == second.p2m.protected == 32 * MEGA // PAGE
+    close(second)
+    assert list(second.p2m) == []
+    assert host.frames.free_count == free - 1
     first.write(0x3000, b"x")
-    assert host.frames.free_count == free
+    assert host.frames.free_count == free - 1
+
+
+def test_a_clone_is_not_protected_for_other_reasons_and_needs_an_empty_place() -> None:
+    host = Host("16M")
+    first = origin(host)
+    first.p2m.protect(7, 3, Flag.LOGGED)
+    second = clone(first)
+    assert second.p2m.word(7) == first.p2m.word(7) & ~Flag.LOGGED
+    assert second.p2m.uniform(0, 2) == (first.p2m.word(0))
+    with pytest.raises(ValueError, match="expected an empty one"):
+        CopyOnWrite(host).clone(first.p2m, second.p2m)
 
 
 def test_what_is_not_there_cannot_be_copied() -> None:

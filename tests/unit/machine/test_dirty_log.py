@@ -57,8 +57,7 @@ def test_a_shared_frame_is_copied_and_logged(memory: GuestMemory, first: str) ->
     cow, log, clone = CopyOnWrite(memory.host), DirtyLog(memory.p2m), GuestMemory(memory.host, 0)
     if first == "log":
         log.start()
-    shared = cow.share(memory.p2m)
-    cow.give(clone.p2m, shared)
+    cow.clone(memory.p2m, clone.p2m)
     if first == "share":
         log.start()
     memory.write(0x5000, b"mine")

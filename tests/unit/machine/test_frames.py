@@ -65,6 +65,17 @@ def test_what_is_shared_is_free_after_the_last_owner() -> None:
     assert frames.allocate(2047) == 1
 
 
+def test_many_runs_are_shared_or_none() -> None:
+    frames = Frames(1, 2047)
+    frames.claim(1, 700)
+    frames.share_all([(1, 100), (5, 1), (100, 600)])
+    assert [frames.references(pfn) for pfn in (1, 5, 100, 699, 700)] == [2, 3, 3, 2, 1]
+    for wrong in ((701, 1), (700, 2), (0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=r"expected|some of the frames are free"):
+            frames.share_all([(1, 5), wrong])
+    assert frames.references(1) == 2
+
+
 REFUSED = [
     ("free", 0, 1), ("free", 1, 0), ("free", 1, -1), ("free", 60, 10), ("free", -5, 10),
     ("free", 1, 1 << 60), ("free", 20, 1), ("free", 15, 10), ("share", 20, 1), ("share", 1, 0),
@@ -80,7 +91,7 @@ def test_nonsense_is_refused_and_changes_nothing(what: str, first: int, second: 
     frames.claim(10, 10)
     frames.share(12, 2)
     before = [frames.references(pfn) for pfn in range(70)]
-    with pytest.raises(ValueError, match=r"expected|some of them are free"):
+    with pytest.raises(ValueError, match=r"expected|free"):
         getattr(frames, what)(first, second)
     assert [frames.references(pfn) for pfn in range(70)] == before
     assert frames.free_count == 53
@@ -171,4 +182,6 @@ def test_the_bookkeeping_does_not_grow_with_use() -> None:
     for pfn in owned:
         frames.free(pfn, 1)
     assert frames._free._length == {0: 4096}
+    frames.claim(0, 4096)
+    frames.free(0, 4096)
     assert frames._references._blocks == {}
