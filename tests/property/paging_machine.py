@@ -8,7 +8,7 @@ allowed when the address was last invalidated; under `eager`, allow now), *event
 
 from typing import Any, Final, NamedTuple
 
-from tests.property.frame_owner import FrameOwner
+from tests.frame_owner import FrameOwner
 from tests.property.paging_oracle import (
     IA32,
     INTEL64,
