@@ -109,7 +109,7 @@ def test_tables_follow_any_history_of_the_p2m(host: Host) -> None:
     free = host.frames.free_count + len(ept.tables)
     for _ in range(150):
         gfn = chance.choice([0, 1, MEGA, 3 * MEGA - 1, GIGA - 1, GIGA]) + chance.randrange(4)
-        count = chance.choice([1, 3, MEGA, 2 * MEGA])
+        count = chance.choice([1, 3, 20, MEGA, 2 * MEGA])
         probes = [gfn - 1, gfn, gfn + 1, gfn + count - 1, gfn + count, 2 * MEGA]
         probes = [probe for probe in probes if probe >= 0]
         before = {probe: p2m.word(probe) for probe in probes}
@@ -215,6 +215,16 @@ def test_more_rights_need_no_invalidation(host: Host) -> None:
     assert invalidated == []
     p2m.protect(3)
     assert len(invalidated) == 1
+
+
+def test_many_frames_that_move_are_one_invalidation(host: Host) -> None:
+    p2m = P2m()
+    p2m.map(0, 0, MEGA - 1)
+    ept = Ept(host, p2m)
+    invalidated = attached(ept)
+    p2m.map(100, 2 * MEGA, 100)
+    assert len(invalidated) == 1
+    assert translate(ept, 150) == (2 * MEGA + 50, 1)
 
 
 class Refuses:
