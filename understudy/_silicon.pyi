@@ -27,6 +27,13 @@ class Memory:
 
     def __new__(cls, size: int) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def close(self) -> None:
+        """Give the memory, its mapping and its descriptor back at once, whoever still refers to it,
+        and close the processors made on it.
+
+        Any later use raises RuntimeError; closing again does nothing.  BufferError while a
+        memoryview of it is alive, RuntimeError while one of its processors runs: then all stays.
+        """
     @property
     def size(self) -> int:
         """Bytes, a multiple of 4096."""
@@ -95,6 +102,12 @@ class Processor:
         cls, memory: Memory, engine: str = "dbt", clock: str = "virtual", apic_id: int = 0
     ) -> Self:
         """engine: "dbt" (fast) or "reference" (the plain interpreter)."""
+    def close(self) -> None:
+        """Give back at once everything that the processor has, whoever still refers to it.
+
+        Any later use raises RuntimeError, but to `kick` it or to close it again does nothing.
+        RuntimeError if it is running in another thread.
+        """
     # --- running ---
     def run(self, budget: int = 0) -> Exit:
         """Execute, in whatever mode the processor is, at most `budget` instructions (0: no limit).

@@ -1,10 +1,10 @@
 //! `Processor`: a processor, moved between threads as its users like; one of them runs it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyIndexError, PyKeyError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -13,6 +13,7 @@ use super::exit::Exit;
 use super::failure::vm_fail;
 use super::memory::Memory;
 use super::registers;
+use super::shared::{Refusal, Shared};
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::cr0;
 use crate::arch::exit;
@@ -28,32 +29,6 @@ use crate::vmx::instructions::{self as vmx, VmFail};
 /// Between two looks at Python's signals.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(10);
 
-/// The machine behind a `Processor`, and behind its `LocalApic`.
-pub struct Shared {
-    machine: Mutex<Machine>,
-    kick: Arc<AtomicBool>,
-}
-
-impl Shared {
-    /// The machine, for one who does not wait.
-    pub fn lock(&self) -> PyResult<MutexGuard<'_, Machine>> {
-        self.try_lock().ok_or_else(busy)
-    }
-
-    fn try_lock(&self) -> Option<MutexGuard<'_, Machine>> {
-        match self.machine.try_lock() {
-            Ok(machine) => Some(machine),
-            // A panic is a defect of ours, but no reason to hide the state from who looks for it.
-            Err(TryLockError::Poisoned(p)) => Some(p.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
-
-fn busy() -> PyErr {
-    PyRuntimeError::new_err("the processor is already running (in another thread): kick it first")
-}
-
 /// VMLAUNCH or VMRESUME.
 type Entry = fn(&mut Core) -> Result<Option<exit::Exit>, VmFail>;
 
@@ -61,7 +36,7 @@ type Entry = fn(&mut Core) -> Result<Option<exit::Exit>, VmFail>;
 enum End {
     Exit(exit::Exit),
     Failed(u32, &'static str),
-    Busy,
+    Refused(Refusal),
 }
 
 /// One x86-64 processor with VMX, at reset, on a `Memory`.
@@ -80,7 +55,10 @@ impl Processor {
     fn go(&self, py: Python<'_>, enter: Option<Entry>, budget: u64) -> PyResult<Exit> {
         let mut raised = None;
         let end = py.detach(|| {
-            let Some(mut machine) = self.shared.try_lock() else { return End::Busy };
+            let mut machine = match self.shared.lock() {
+                Ok(machine) => machine,
+                Err(why) => return End::Refused(why),
+            };
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -112,7 +90,7 @@ impl Processor {
             (Some(error), _) => Err(error),
             (None, End::Exit(exit)) => Ok(exit.into()),
             (None, End::Failed(number, rule)) => Err(vm_fail(py, number, rule)),
-            (None, End::Busy) => Err(busy()),
+            (None, End::Refused(why)) => Err(why.into()),
         }
     }
 
@@ -146,9 +124,21 @@ impl Processor {
                 return Err(PyValueError::new_err(words));
             }
         };
-        let machine = Machine::new(memory.get().inner().clone(), kind, clock, apic_id)?;
-        let kick = machine.core.kick.clone();
-        Ok(Self { shared: Arc::new(Shared { machine: Mutex::new(machine), kick }) })
+        let memory = memory.get();
+        let shared = Arc::new(Shared::new(Machine::new(memory.inner()?, kind, clock, apic_id)?));
+        memory.owns(&shared)?;
+        Ok(Self { shared })
+    }
+
+    /// Give back at once everything that the processor has, whoever still refers to it.
+    ///
+    /// Any later use raises RuntimeError, but to `kick` it or to close it again does nothing.
+    /// RuntimeError if it is running in another thread.
+    fn close(&self) -> PyResult<()> {
+        if let Some(machine) = self.shared.lock_if_open()? {
+            machine.close("this processor is closed");
+        }
+        Ok(())
     }
 
     /// Execute, in whatever mode the processor is, at most `budget` instructions (0: no limit).
