@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex};
 
 use crate::addr::FRAME_BYTES;
+use crate::dbt::zeroed::Zeroed;
 
 /// Writes of code that are remembered; who reads more seldom has to drop all code.
 const CODE_WRITES: usize = 4096;
@@ -29,10 +30,10 @@ pub struct Memory {
     base: *mut u8,
     size: u64,
     fd: i32,
-    dirty: Box<[AtomicU8]>,
+    dirty: Zeroed<AtomicU8>,
     /// How often a dirty mark was taken away.
     dirty_epoch: AtomicU64,
-    code: Box<[AtomicU8]>,
+    code: Zeroed<AtomicU8>,
     code_writes: Mutex<VecDeque<u64>>,
     code_write_count: AtomicU64,
     split_lock: Mutex<()>,
@@ -43,10 +44,6 @@ pub struct Memory {
 unsafe impl Send for Memory {}
 // SAFETY: as above; the marks are atomics and the log has a lock.
 unsafe impl Sync for Memory {}
-
-fn marks(frames: usize) -> Box<[AtomicU8]> {
-    (0..frames).map(|_| AtomicU8::new(0)).collect()
-}
 
 impl Memory {
     /// Make a memory of `size` bytes (rounded up to whole frames).
@@ -59,6 +56,8 @@ impl Memory {
         if len == 0 {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
+        let frames = len / FRAME_BYTES as usize;
+        let (dirty, code) = (Zeroed::new(frames)?, Zeroed::new(frames)?);
         // SAFETY: plain system calls; the results are checked; the mapping is owned by the value.
         let (fd, base) = unsafe {
             let fd = libc::memfd_create(c"understudy".as_ptr(), libc::MFD_CLOEXEC);
@@ -80,14 +79,13 @@ impl Memory {
             }
             (fd, base.cast::<u8>())
         };
-        let frames = len / FRAME_BYTES as usize;
         Ok(Arc::new(Memory {
             base,
             size,
             fd,
-            dirty: marks(frames),
+            dirty,
             dirty_epoch: AtomicU64::new(0),
-            code: marks(frames),
+            code,
             code_writes: Mutex::new(VecDeque::new()),
             code_write_count: AtomicU64::new(0),
             split_lock: Mutex::new(()),

@@ -46,7 +46,7 @@ impl Processor {
     /// # Errors
     /// If the computer has no room for the engine.
     pub fn new(mem: Arc<Memory>, kind: EngineKind, clock: Clock, apic_id: u32) -> std::io::Result<Self> {
-        let mut core = Home::new(Core::new(mem, clock, apic_id))?;
+        let mut core = Home::new(mem, clock, apic_id)?;
         let engine: Box<dyn Engine> = match kind {
             EngineKind::Reference => Box::new(Reference),
             EngineKind::Dbt => crate::dbt::engine(&mut core)?,

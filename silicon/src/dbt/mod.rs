@@ -51,6 +51,7 @@ mod system;
 pub mod tables;
 pub mod transfer;
 pub mod translate;
+pub mod zeroed;
 
 use std::io;
 
@@ -63,6 +64,7 @@ use self::glue::{Glue, Helpers};
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
+use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
 use crate::cpu::decode::Execute;
@@ -121,7 +123,7 @@ pub struct Dbt {
     /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
     generations: [u32; 2],
     /// By [`jump_index`]: two blocks found lately, the last one first.
-    recent: Vec<[Recent; 2]>,
+    recent: Zeroed<[Recent; 2]>,
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     /// How far `Memory::code_writes_since` was read.
@@ -155,7 +157,6 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
     core.jit.makers = glue.makers;
-    core.jit.jump.iter_mut().for_each(|table| table.fill(glue.indirect));
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
@@ -182,7 +183,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
         generations: [0; 2],
-        recent: vec![[Recent::default(); 2]; JUMP_ENTRIES],
+        recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
         log_position: 0,
         trap: None,
@@ -320,6 +321,9 @@ impl Dbt {
         let table = class_of(mode);
         if self.jump_modes[table] != mode {
             let other = self.jump_modes[table];
+            if core.jit.jump[table][0] == 0 {
+                core.jit.jump[table].fill(self.glue.indirect); // its first use
+            }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
             self.jump_modes[table] = mode;
         }
@@ -540,7 +544,7 @@ impl Dbt {
         self.pages.clear();
         self.middles.forget();
         self.tables_of = (0, 0, 0);
-        self.recent.fill([Recent::default(); 2]);
+        self.generations = self.generations.map(|g| g.wrapping_add(1));
         core.jit.request = NO_REQUEST;
         core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
         self.empty_jumps(core, |_| true);
