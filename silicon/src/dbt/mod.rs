@@ -55,19 +55,17 @@ pub mod zeroed;
 
 use std::io;
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
-
 use self::asm::Asm;
-use self::block::{Block, Indirect, Key, Link, Site};
+use self::block::{Block, Key, Link};
 use self::cache::Cache;
-use self::glue::{Glue, Helpers};
+use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
+use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
-use crate::cpu::decode::Execute;
 use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::Core;
@@ -98,20 +96,11 @@ struct Recent {
 pub struct Dbt {
     cache: Cache,
     fixed: usize,
-    glue: Glue,
     _registration: native::Registration,
-    encoder: Encoder,
-    info: InstructionInfoFactory,
-    has_bmi2: bool,
+    tools: Tools,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
     frames: AddressMap<u64, Vec<u32>>,
-    sites: Vec<Site>,
-    /// Instructions that are always interpreted, and their executors.
-    prepared: Vec<(Instruction, Execute)>,
-    faults: Vec<(u64, u32)>,
-    links: Vec<Link>,
-    indirects: Vec<Indirect>,
     pages: AddressMap<(u64, u64), u32>,
     middles: Middles,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
@@ -164,19 +153,11 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     Ok(Box::new(Dbt {
         cache,
         fixed,
-        glue,
         _registration: registration,
-        encoder: Encoder::new(64),
-        info: InstructionInfoFactory::new(),
-        has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        tools: Tools::new(glue),
         blocks: Vec::new(),
         index: AddressMap::default(),
         frames: AddressMap::default(),
-        sites: Vec::new(),
-        prepared: Vec::new(),
-        faults: Vec::new(),
-        links: Vec::new(),
-        indirects: Vec::new(),
         pages: AddressMap::default(),
         middles: Middles::new(),
         tables_of: (0, 0, 0),
@@ -198,6 +179,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     }))
 }
 
+            let link = self.tools.links.get(request as usize).copied();
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
@@ -210,8 +192,9 @@ impl Engine for Dbt {
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
-            self.ungrouped |= self.links.get(request as usize).is_some_and(|l| !has_groups(l.mode));
-            let block = if is_stepped { None } else { self.find(core, request)? };
+            self.ungrouped |= link.is_some_and(|l| !has_groups(l.mode));
+            let flushes = self.flushes;
+            let block = if is_stepped { None } else { self.find(core, link)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block else {
@@ -223,7 +206,9 @@ impl Engine for Dbt {
                 self.interpret_rest(core)?;
                 continue;
             }
-            self.make_link(request, block);
+            if let Some(link) = link.filter(|_| flushes == self.flushes) {
+                self.make_link(link, block);
+            }
             let before = core.countdown;
             self.enter(core, block);
             // If a group failed, and the block without groups is too long for the budget.
@@ -297,7 +282,7 @@ impl Dbt {
             if *mode != NO_MODE && which(*mode) {
                 *mode = NO_MODE;
                 for slot in self.jump_used[n].drain(..) {
-                    core.jit.jump[n][usize::from(slot)] = self.glue.indirect;
+                    core.jit.jump[n][usize::from(slot)] = self.tools.glue.indirect;
                 }
             }
         }
@@ -308,7 +293,7 @@ impl Dbt {
         let b = &self.blocks[number as usize];
         let (table, slot) = (class_of(b.key.mode), jump_index(b.key.rip));
         let entry = &mut core.jit.jump[table][slot];
-        if *entry == self.glue.indirect {
+        if *entry == self.tools.glue.indirect {
             self.jump_used[table].push(slot as u16);
         }
         *entry = b.landing;
@@ -322,7 +307,7 @@ impl Dbt {
         if self.jump_modes[table] != mode {
             let other = self.jump_modes[table];
             if core.jit.jump[table][0] == 0 {
-                core.jit.jump[table].fill(self.glue.indirect); // its first use
+                core.jit.jump[table].fill(self.tools.glue.indirect); // its first use
             }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
             self.jump_modes[table] = mode;
@@ -340,8 +325,8 @@ impl Dbt {
     }
 
     /// The block for RIP, translating it if need be; `None` if RIP's instruction is to be
-    /// interpreted.  `request`: the link that is to be made, if any.
-    fn find(&mut self, core: &mut Core, request: u64) -> Exec<Option<u32>> {
+    /// interpreted.  `link`: the one that is to be made, if any.
+    fn find(&mut self, core: &mut Core, link: Option<Link>) -> Exec<Option<u32>> {
         let Some(mut mode) = self.mode_now(core) else { return Ok(None) };
         if std::mem::take(&mut self.ungrouped) {
             mode |= MODE_UNGROUPED;
@@ -357,7 +342,7 @@ impl Dbt {
             Some(n) => n,
             // (Where a run was broken off, code would be translated that nobody jumps to.)
             None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
-            None if has_groups(mode) && self.is_cold(&key, request) => return Ok(None),
+            None if has_groups(mode) && self.is_cold(&key, link) => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
                 None => return Ok(None),
@@ -369,8 +354,8 @@ impl Dbt {
 
     /// Whether to interpret the instruction at `key` because nothing jumps there.  (To a block
     /// without groups something does.)
-    fn is_cold(&mut self, key: &Key, request: u64) -> bool {
-        let is_target = self.links.get(request as usize).is_some_and(|link| link.target == key.rip);
+    fn is_cold(&mut self, key: &Key, link: Option<Link>) -> bool {
+        let is_target = link.is_some_and(|link| link.target == key.rip);
         let in_frame = self.frames.get(&(key.hpa >> 12));
         let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n as usize]);
         !is_target && self.middles.is_cold(key, blocks)
@@ -401,30 +386,13 @@ impl Dbt {
         }
         let number = self.blocks.len() as u32;
         let second = self.second_page(core, key.rip);
-        let tools = translate::Tools {
-            glue: &self.glue,
-            encoder: &mut self.encoder,
-            info: &mut self.info,
-            has_bmi2: self.has_bmi2,
-            here: self.cache.here(),
-            how: core.jit.record.how,
-            block: number,
-            first_link: self.links.len() as u32,
-            first_indirect: self.indirects.len() as u32,
-            first_site: self.sites.len() as u32,
-            first_prepared: self.prepared.len() as u32,
-        };
+        let plan = Plan { key, number, here: self.cache.here(), how: core.jit.record.how };
         let index = &self.index;
         let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
         let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
-        let t = translate::translate(tools, key, bytes, second.as_ref(), is_known)?;
+        let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known)?;
         let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
         self.cache.append(&t.code);
-        self.sites.extend(t.sites);
-        self.prepared.extend(t.prepared);
-        self.faults.extend(t.faults);
-        self.links.extend(t.links);
-        self.indirects.extend(t.indirects);
         self.translated_blocks += 1;
         self.translated_instructions += u64::from(t.count);
         self.blocks.push(Block {
@@ -467,8 +435,7 @@ impl Dbt {
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
-    fn make_link(&mut self, request: u64, number: u32) {
-        let Some(link) = self.links.get(request as usize) else { return };
+    fn make_link(&mut self, link: Link, number: u32) {
         let b = &self.blocks[number as usize];
         if link.target != b.key.rip || link.mode != b.key.mode || b.is_dead {
             return;
@@ -484,7 +451,7 @@ impl Dbt {
         self.entered += 1;
         core.flags_to_jit();
         look(core);
-        gate::enter(self.glue.enter, core, self.blocks[number as usize].main);
+        gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
     }
@@ -497,7 +464,7 @@ impl Dbt {
             return;
         };
         let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
-        let indirect = self.glue.indirect;
+        let indirect = self.tools.glue.indirect;
         let mut dropped = 0;
         in_frame.retain(|&n| {
             let b = &mut blocks[n as usize];
@@ -536,11 +503,7 @@ impl Dbt {
         self.blocks.clear();
         self.index.clear();
         self.frames.clear();
-        self.sites.clear();
-        self.prepared.clear();
-        self.faults.clear();
-        self.links.clear();
-        self.indirects.clear();
+        self.tools.clear();
         self.pages.clear();
         self.middles.forget();
         self.tables_of = (0, 0, 0);
