@@ -170,6 +170,35 @@ class Processor:
         """Every reference of a page walk in order: (dimension "guest"|"host", level, hpa, entry).
 
         No side effects, not counted.  eptp 0: one dimension."""
+    def fetch(
+        self,
+        gva: int,
+        length: int,
+        cr0: int | None = None,
+        cr3: int | None = None,
+        cr4: int | None = None,
+        efer: int | None = None,
+        eptp: int | None = None,
+    ) -> bytes:
+        """The bytes of code at a linear address, as the guest of the current VMCS translates it: as
+        many of `length` (at most 64) as are mapped, at whatever privilege level.
+
+        Right after a VM exit, too, through the guest's own tables and the EPT, if it is on.  What is
+        given replaces the guest's own register (eptp 0: no EPT); with a cr3 the PDPTEs of PAE paging
+        are read there.  No side effects, not counted.  VmFail if something is neither given nor in a
+        current VMCS."""
+    def locate(
+        self,
+        gva: int,
+        cr0: int | None = None,
+        cr3: int | None = None,
+        cr4: int | None = None,
+        efer: int | None = None,
+        eptp: int | None = None,
+    ) -> tuple[int, int] | None:
+        """(gpa, hpa) of a linear address; None if it has none.  Arguments as for `fetch`.
+
+        Of the rights only that the EPT lets it be read is looked at.  Without EPT both are equal."""
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
     def set_walk_caches(self, structures: int, nested: int) -> None:

@@ -25,9 +25,13 @@ use crate::mmu::walk::{Access, Intent, Space, Walker};
 use crate::processor::{EngineKind, Processor as Machine};
 use crate::snapshot;
 use crate::vmx::instructions::{self as vmx, VmFail};
+use crate::vmx::space::{self, Given};
 
 /// Between two looks at Python's signals.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(10);
+
+/// Most bytes of one `fetch`.
+const FETCH_BYTES: usize = 64;
 
 /// VMLAUNCH or VMRESUME.
 type Entry = fn(&mut Core) -> Result<Option<exit::Exit>, VmFail>;
@@ -345,12 +349,8 @@ impl Processor {
         eptp: u64,
     ) -> PyResult<Vec<(&'static str, u8, u64, u64)>> {
         let mem = self.shared.lock()?.core.mem.clone();
-        let mut space = Space { cr0: cr0::PG | cr0::PE | cr0::WP, cr3, cr4, efer, pdpte: [0; 4], eptp };
-        let mut quiet = Walker::observer(&mem);
-        for i in 0..4 {
-            let gpa = (cr3 & 0xFFFF_FFE0) + 8 * i as u64;
-            space.pdpte[i] = quiet.physical(&space, gpa, Access::Read).map_or(0, |hpa| mem.load(hpa, 8));
-        }
+        let cr0 = cr0::PG | cr0::PE | cr0::WP;
+        let space = space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp });
         let mut log = Vec::new();
         let intent = Intent { access: Access::Read, user: false, smap: false };
         // Where the walk ends early, what it saw so far is the answer.
@@ -358,6 +358,53 @@ impl Processor {
         let _ = walker.walk(&space, gva, intent);
         let name = |is_host| if is_host { "host" } else { "guest" };
         Ok(log.into_iter().map(|(host, level, hpa, entry)| (name(host), level, hpa, entry)).collect())
+    }
+
+    /// The bytes of code at a linear address, as the guest of the current VMCS translates it: as
+    /// many of `length` as are mapped.  Right after a VM exit, too; what is given replaces the
+    /// guest's own register, and with a CR3 the PDPTEs are read there.  No side effects, not counted.
+    #[pyo3(signature = (gva, length, cr0=None, cr3=None, cr4=None, efer=None, eptp=None))]
+    #[allow(clippy::too_many_arguments)] // the registers of a regime
+    fn fetch<'py>(
+        &self,
+        py: Python<'py>,
+        gva: u64,
+        length: usize,
+        cr0: Option<u64>,
+        cr3: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        eptp: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let mut out = [0; FETCH_BYTES];
+        let Some(out) = out.get_mut(..length) else {
+            return Err(PyValueError::new_err(format!("{length} bytes: expected at most {FETCH_BYTES}")));
+        };
+        let machine = self.shared.lock()?;
+        let given = Given { cr0, cr3, cr4, efer, eptp };
+        let space = space::guest_space(&machine.core, given).map_err(|VmFail(n)| vm_fail(py, n, ""))?;
+        let n = space::fetch(&machine.core.mem, &space, gva, out);
+        Ok(PyBytes::new(py, &out[..n]))
+    }
+
+    /// (gpa, hpa) of a linear address, as the guest of the current VMCS translates it; None if it
+    /// does not.  Arguments as for `fetch`; rights are not looked at, but that the EPT lets it read.
+    #[pyo3(signature = (gva, cr0=None, cr3=None, cr4=None, efer=None, eptp=None))]
+    #[allow(clippy::too_many_arguments)] // the registers of a regime
+    fn locate(
+        &self,
+        py: Python<'_>,
+        gva: u64,
+        cr0: Option<u64>,
+        cr3: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        eptp: Option<u64>,
+    ) -> PyResult<Option<(u64, u64)>> {
+        let machine = self.shared.lock()?;
+        let given = Given { cr0, cr3, cr4, efer, eptp };
+        let space = space::guest_space(&machine.core, given).map_err(|VmFail(n)| vm_fail(py, n, ""))?;
+        Ok(space::locate(&machine.core.mem, &space, gva).map(|w| (w.gpa, w.hpa)))
     }
 
     /// Drop all cached translations (of memory and of code).  For host-side changes.
