@@ -66,13 +66,13 @@ use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
+use crate::code::{Holder, Writes};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
-use crate::mem::CodeWrites;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
 use crate::vmx;
@@ -100,7 +100,8 @@ pub struct Dbt {
     tools: Tools,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
-    frames: AddressMap<u64, Vec<u32>>,
+    /// By frame: the blocks that were made of code in it.
+    frames: Holder<Vec<u32>>,
     pages: AddressMap<(u64, u64), u32>,
     middles: Middles,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
@@ -115,8 +116,6 @@ pub struct Dbt {
     recent: Zeroed<[Recent; 2]>,
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
-    /// How far `Memory::code_writes_since` was read.
-    log_position: u64,
     trap: Option<Trap>,
     /// The next block is to be the version without groups.
     ungrouped: bool,
@@ -157,7 +156,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         tools: Tools::new(glue),
         blocks: Vec::new(),
         index: AddressMap::default(),
-        frames: AddressMap::default(),
+        frames: Holder::new(core.mem.clone()),
         pages: AddressMap::default(),
         middles: Middles::new(),
         tables_of: (0, 0, 0),
@@ -166,7 +165,6 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         generations: [0; 2],
         recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
-        log_position: 0,
         trap: None,
         ungrouped: false,
         translated_instructions: 0,
@@ -179,10 +177,12 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     }))
 }
 
-            let link = self.tools.links.get(request as usize).copied();
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
+        if self.frames.others_marked() {
+            self.protect(core);
+        }
         let mut is_stuck = false;
         loop {
             self.sync(core);
@@ -191,6 +191,7 @@ impl Engine for Dbt {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
+            let link = self.tools.links.get(request as usize).copied();
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
             self.ungrouped |= link.is_some_and(|l| !has_groups(l.mode));
             let flushes = self.flushes;
@@ -220,6 +221,15 @@ impl Engine for Dbt {
         }
     }
 
+    fn settle(&mut self, core: &mut Core) {
+        if !core.code_writes.is_empty() {
+            for (hpa, len) in std::mem::take(&mut core.code_writes) {
+                self.invalidate(core, hpa, len);
+                self.frames.wrote(hpa >> 12);
+            }
+        }
+    }
+
     fn flush(&mut self, core: &mut Core) {
         self.flush_code(core);
     }
@@ -241,16 +251,10 @@ impl Engine for Dbt {
 impl Dbt {
     /// Bring shortcuts up to date with what happened to translations and to code.
     fn sync(&mut self, core: &mut Core) {
-        if !core.code_writes.is_empty() {
-            for (hpa, len) in std::mem::take(&mut core.code_writes) {
-                self.invalidate(core, hpa, len);
-            }
-        }
-        let (frames, position) = core.mem.code_writes_since(self.log_position);
-        self.log_position = position;
-        let frames = match frames {
-            CodeWrites::Frames(frames) => frames,
-            CodeWrites::TooMany => self.frames.keys().copied().collect(),
+        self.settle(core);
+        let frames = match self.frames.writes() {
+            Writes::Frames(frames) => frames,
+            Writes::TooMany => self.frames.keys().copied().collect(),
         };
         for pfn in frames {
             self.invalidate(core, pfn << 12, 4096);
@@ -258,6 +262,21 @@ impl Dbt {
         self.sync_tables(core);
         let rules = core.l1_rules();
         core.tlb.own_l1(rules);
+    }
+
+    /// Give up the right to write without asking to frames that others have marked meanwhile.  What
+    /// was written with it since then they have to learn.
+    #[cold]
+    fn protect(&mut self, core: &mut Core) {
+        let (mem, base) = (core.mem.clone(), core.mem.base() as u64);
+        core.tlb.l1_protect_where(|host| {
+            let pfn = host.wrapping_sub(base) >> 12;
+            let is_code = mem.is_code(pfn);
+            if is_code {
+                self.frames.wrote(pfn);
+            }
+            is_code
+        });
     }
 
     /// Drop what the fetch and jump tables say of pages that may be mapped elsewhere now.
@@ -378,6 +397,19 @@ impl Dbt {
         if !self.cache.has_room() {
             self.flush_code(core);
         }
+        if !core.mem.contains(key.hpa, 1) {
+            return None;
+        }
+        self.hold(core, key.hpa); // before the code is read
+        let number = self.translate_held(core, key);
+        let pfn = key.hpa >> 12;
+        if self.frames.get(&pfn).is_some_and(Vec::is_empty) {
+            self.frames.release(pfn);
+        }
+        number
+    }
+
+    fn translate_held(&mut self, core: &mut Core, key: Key) -> Option<u32> {
         let room = 4096 - (key.hpa & PAGE_OFFSET);
         let mut bytes = [0; 4096];
         let bytes = &mut bytes[..room as usize];
@@ -406,22 +438,21 @@ impl Dbt {
             is_dead: false,
         });
         self.index.insert(key, number);
-        self.belongs(core, number, key.hpa);
+        self.hold(core, key.hpa).push(number);
         if let Some(hpa) = second {
-            self.belongs(core, number, hpa);
+            self.hold(core, hpa).push(number);
         }
         Some(number)
     }
 
-    /// Note that a block was made of code in a frame.
-    fn belongs(&mut self, core: &mut Core, number: u32, hpa: u64) {
-        let in_frame = self.frames.entry(hpa >> 12).or_default();
-        if in_frame.is_empty() {
-            core.mem.set_code(hpa >> 12, true);
+    /// Hold the frame of `hpa`, and nothing may be written there without asking.
+    fn hold(&mut self, core: &mut Core, hpa: u64) -> &mut Vec<u32> {
+        let (is_new, in_frame) = self.frames.hold(hpa >> 12);
+        if is_new {
             let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
-            core.tlb.l1_protect(host);
+            core.tlb.l1_protect_where(|page| page == host);
         }
-        in_frame.push(number);
+        in_frame
     }
 
     /// The page behind that of `rip`, if the program could go on there without a walk.
@@ -459,10 +490,7 @@ impl Dbt {
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
     fn invalidate(&mut self, core: &mut Core, hpa: u64, len: u64) {
         let pfn = hpa >> 12;
-        let Some(in_frame) = self.frames.get_mut(&pfn) else {
-            core.mem.set_code(pfn, false);
-            return;
-        };
+        let Some(in_frame) = self.frames.get_mut(pfn) else { return };
         let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
         let indirect = self.tools.glue.indirect;
         let mut dropped = 0;
@@ -490,19 +518,15 @@ impl Dbt {
         self.invalidated += dropped;
         self.middles.forget();
         if in_frame.is_empty() {
-            self.frames.remove(&pfn);
-            core.mem.set_code(pfn, false);
+            self.frames.release(pfn);
         }
     }
 
     fn flush_code(&mut self, core: &mut Core) {
-        for &pfn in self.frames.keys() {
-            core.mem.set_code(pfn, false);
-        }
         self.cache.truncate(self.fixed);
         self.blocks.clear();
         self.index.clear();
-        self.frames.clear();
+        self.frames.release_all();
         self.tools.clear();
         self.pages.clear();
         self.middles.forget();

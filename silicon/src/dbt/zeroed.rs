@@ -10,7 +10,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicU16};
 
 use super::Recent;
 use crate::cpu::decode::Slot;
@@ -27,6 +27,8 @@ unsafe impl Zeros for u32 {}
 unsafe impl Zeros for u64 {}
 // SAFETY: as above; an atomic has the representation of its integer.
 unsafe impl Zeros for AtomicU8 {}
+// SAFETY: as above.
+unsafe impl Zeros for AtomicU16 {}
 // SAFETY: as above.
 unsafe impl Zeros for Entry {}
 // SAFETY: as above.

@@ -403,11 +403,12 @@ impl Tlb {
         }
     }
 
-    /// Take the right to write a page at host address `host` away from generated code.
-    pub fn l1_protect(&mut self, host: u64) {
+    /// Take the right to write pages away from generated code: those at host addresses for which
+    /// `which` says so, of those that it may write.
+    pub fn l1_protect_where(&mut self, mut which: impl FnMut(u64) -> bool) {
         for t in &mut self.l1 {
             for (i, p) in t.iter_mut().enumerate() {
-                if p.host == host {
+                if p.write != nothing(i) && which(p.host) {
                     p.write = nothing(i);
                 }
             }
