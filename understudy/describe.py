@@ -24,8 +24,7 @@ GENERAL = (
 
 def describe(vcpu: "Vcpu") -> str:
     """Registers, control bits, segments, code, stack, and what the bus saw go astray."""
-    holder = vcpu.processor if vcpu.processor.in_guest else vcpu.execution
-    regs = holder.registers()
+    regs = vcpu.guest.registers()
     lines = [
         "  ".join(f"{name:>3}={regs[name]:016x}" for name in GENERAL[i : i + 4])
         for i in range(0, len(GENERAL), 4)
@@ -43,7 +42,7 @@ def describe(vcpu: "Vcpu") -> str:
         f"idtr={regs['idtr_base']:#x}+{regs['idtr_limit']:#x}"
     )
     lines += _code(vcpu, regs) + _stack(vcpu, regs)
-    lines.append(f"exits={vcpu.named_exits()}  retired={vcpu.processor.retired}")
+    lines.append(f"exits={vcpu.named_exits()}  retired={vcpu.guest.retired}")
     if stray := vcpu.bus.unclaimed.most_common(5):
         said = ", ".join(f"{kind} {where:#x}: {n}" for (kind, where), n in stray)
         lines.append(f"accesses that no device answered: {said}")

@@ -192,6 +192,10 @@ class Guest(ABC):
         """The same, cheap: only what decides how linear addresses translate is sure to be right."""
 
     @abstractmethod
+    def real_control(self) -> Control:
+        """What the processor has instead: without EPT, CR3 is the root of the hypervisor's."""
+
+    @abstractmethod
     def load_control(self, values: Control) -> None:
         """Set all of them."""
 
@@ -246,9 +250,21 @@ class Guest(ABC):
     def single_step(self, on: bool) -> None:
         """Whether to come back after one instruction."""
 
+    @property
     @abstractmethod
-    def leave(self) -> None:
-        """Come out of the guest, so that its registers can be read and written."""
+    def is_inside(self) -> bool:
+        """A run ended between two instructions, still in the guest: `run` goes on there.
+
+        Registers can be read and written only outside.
+        """
+
+    @abstractmethod
+    def run(self, budget: int) -> Exit:
+        """Go on inside the guest; else like `resume`."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """From any thread: have the guest come back soon."""
 
     # --- events ---
 
@@ -318,6 +334,10 @@ class Guest(ABC):
     def forget(self, addresses: Sequence[int] | None) -> None:
         """Drop cached translations: of the pages at these linear addresses; None: all."""
 
+    @abstractmethod
+    def forget_guest(self) -> None:
+        """Drop what the guest's own tables have led to (its CR3 was loaded in its stead)."""
+
     def invalidate(self, addresses: Sequence[int] | None = EVERYTHING) -> None:
         """From any thread: have these translations forgotten before the next instruction.
 
@@ -336,6 +356,9 @@ class Guest(ABC):
         while self._stale:
             self.forget(self._stale.pop())
 
+    @abstractmethod
+    def use(self, paging: Any) -> None:
+        """Translate by another `Paging` from now on.  The processor must be out of the guest."""
 
     # --- saving, ending ---
 

@@ -33,7 +33,6 @@ from understudy.arch.paging_entry import (
     address,
     words,
 )
-from understudy.arch.vmcs import Vmcs
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -177,8 +176,8 @@ def inspect(vm: "VM", gva: int) -> Inspection:
     """Both walks of a linear address, as it would translate now."""
     if not 0 <= gva < 1 << 64:
         raise ValueError(f"linear address {gva:#x}: expected 0 to {(1 << 64) - 1:#x}")
-    vm.vcpu.leave_guest()  # so that the VMCS holds the guest's state
-    read, memory = vm.vcpu.execution.read, vm.host.memory
+    vcpu, memory = vm.vcpus[0], vm.host.memory
+    vcpu.leave_guest()
 
     def guest_memory(gpa: int, size: int) -> int | None:
         hpa = vm.memory.hpa(gpa)
@@ -189,15 +188,12 @@ def inspect(vm: "VM", gva: int) -> Inspection:
         return int.from_bytes(memory.read(hpa, size), "little") if inside else None
 
     under_ept = vm.pages.eptp != 0
-    registers = Registers(*vm.vcpu.execution.control.get())
+    registers = Registers(*vcpu.guest.control())
     guest = linear("the guest's walk", registers, gva, guest_memory, "gpa")
     if under_ept:
         ours = _ept(vm.pages.eptp, guest.address, host_memory)
     else:
-        real = Registers(
-            read(Vmcs.GUEST_CR0), read(Vmcs.GUEST_CR3), read(Vmcs.GUEST_CR4),
-            read(Vmcs.GUEST_EFER), None,
-        )  # fmt: skip
+        real = Registers(*vcpu.guest.real_control()[:4], None)
         ours = linear("the shadow's walk", real, gva, host_memory, "hpa")
     return Inspection(gva, f"paging {vm.pages.name}", guest, ours)
 

@@ -10,25 +10,30 @@ to its consoles.  Nothing is shared between VMs but the host they were given.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.translation import load_pdptes
-from understudy.arch.msr import InterruptCommand, Msr
+from understudy.answers.control_registers import load_pdptes, offer_efer
+from understudy.arch.msr import Msr
+from understudy.describe import describe
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
-from understudy.devices.message import Delivery, Message
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
-from understudy.execution.vmx.control_registers import check_mode
+from understudy.execution import Execution
+from understudy.image import Image, SnapshotError, touched
 from understudy.inspection import Inspection
+from understudy.interrupts import Router
 from understudy.machine.frames import PAGE, bytes_of
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.silicon import host_features
 from understudy.vcpu.cpu_model import CpuModel
-from understudy.vcpu.loop import Goal, GuestClock, Vcpu
+from understudy.vcpu.loop import Goal, Vcpu
+from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ __all__ = ["VM", "Console", "Stop"]
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 PHYSICAL_BITS = 46  # as the silicon has them
+UNEXPECTED = frozenset({"error", "stuck", "triple-fault"})  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
@@ -85,18 +91,18 @@ class VM:
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
         self.memory.populate()
-        self.processor = self.host.plug(engine, clock)
-        self.clock = GuestClock(self.processor)
-        self.clock.offset = -self.processor.tsc
+        self.processors = [self.host.plug(engine, clock)]
+        bootstrap = self.processors[0]
+        self.clock = GuestClock(lambda: bootstrap.tsc)
+        self.clock.offset = -bootstrap.tsc
+        self.posts: deque[Callable[[], None]] = deque()
+        self.vcpus: list[Vcpu] = []
+        self.interrupts = Router(self.vcpus)
         self.console, self.agent_port = Console(self.post), Console(self.post)
         self.pc = self._board(size)
         self.bus = self.pc.bus
         self.pages = Paging.ALL[paging](self.host, self.memory.p2m, largest=largest_page)
-        model = CpuModel(
-            host_features(), smap, 0, PHYSICAL_BITS, self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-        )
-        self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
-        self._wire()
+        self._add_vcpus()
         self.pc.install_tables()
         self.is_closed = False
 
@@ -122,11 +128,11 @@ class VM:
         board = PC(
             self.clock,
             self.memory.write,
-            power_off=lambda: self.vcpu.request(Stop("poweroff")),
-            reset=lambda: self.vcpu.request(Stop("reset")),
-            debug_exit=lambda code: self.vcpu.request(Stop("debug-exit", f"code {code}", code)),
-            deliver=self._deliver,
-            extint=self._extint,
+            power_off=lambda: self._request(Stop("poweroff")),
+            reset=lambda: self._request(Stop("reset")),
+            debug_exit=lambda code: self._request(Stop("debug-exit", f"code {code}", code)),
+            deliver=self.interrupts.deliver,
+            extint=self.interrupts.extint,
             com1=console.transmit,
             com2=agent.transmit,
             ram_bytes=size,
@@ -135,17 +141,31 @@ class VM:
         console.receive, agent.receive = board.com1.receive, board.com2.receive
         return board
 
-    def _wire(self) -> None:
-        vcpu, kvmclock = self.vcpu, self.pc.kvmclock
+    def _add_vcpus(self) -> None:
+        is_wall, execution = self.clock_kind == "wall", Execution.ALL["vmx"]
+        for number, processor in enumerate(self.processors):
+            cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+            model = CpuModel(host_features(), self.smap, number, PHYSICAL_BITS, cr4)
+            guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
+            vcpu = Vcpu(
+                guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
+                is_wall=is_wall,
+            )  # fmt: skip
+            self.vcpus.append(vcpu)
+            self._wire(number, vcpu)
+
+    def _wire(self, number: int, vcpu: Vcpu) -> None:
+        kvmclock, msrs = self.pc.kvmclock, vcpu.msrs
         vcpu.events.acknowledge = self.pc.acknowledge
-        vcpu.msrs.eoi = self.pc.end_of_interrupt
-        vcpu.msrs.interrupt_command = self._interrupt_command
-        vcpu.msrs.note_tsc_offset()
-        vcpu.msrs.set_virtual_wire()
+        msrs.eoi = self.pc.end_of_interrupt
+        msrs.interrupt_command = lambda icr: self.interrupts.command(vcpu, icr)
+        msrs.note_tsc_offset()
+        msrs.set_virtual_wire()
+        offer_efer(vcpu)
         for index in KVM_MSRS:
-            vcpu.msrs.extra[index] = (
-                lambda index=index: kvmclock.rdmsr(0, index),  # type: ignore[misc]
-                lambda value, index=index: kvmclock.wrmsr(0, index, value),  # type: ignore[misc]
+            msrs.extra[index] = (
+                lambda index=index: kvmclock.rdmsr(number, index),  # type: ignore[misc]
+                lambda value, index=index: kvmclock.wrmsr(number, index, value),  # type: ignore[misc]
             )
 
     # --- memory virtualisation ---
@@ -173,63 +193,28 @@ class VM:
         old.finish_step()
         pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
         try:
-            check_mode(self.vcpu.execution.control.get().cr0, pages)
+            for vcpu in self.vcpus:
+                cr0 = vcpu.guest.control().cr0
+                vcpu.guest.check_mode(cr0, name, has_ept=bool(pages.eptp))
         except ValueError:
             pages.close()
             raise
         self.pages = pages
         self.pages.continue_counts(old)
-        self.vcpu.execution.use(self.pages)
+        for vcpu in self.vcpus:
+            vcpu.use(pages)
         old.close()
-
-    # --- wires from the board to the vCPU ---
-
-    def _deliver(self, message: Message) -> None:
-        """An interrupt message from the I/O APIC."""
-        vcpu = self.vcpu
-        match message.delivery:
-            case Delivery.FIXED | Delivery.LOWEST if message.vector >= 16:
-                vcpu.apic.raise_vector(message.vector, message.level)
-            case Delivery.NMI:
-                vcpu.events.nmi()
-            case _:
-                return
-        vcpu.attention = True
-
-    def _interrupt_command(self, icr: int) -> None:
-        """An interrupt command that left the APIC (SDM 3A, "Issuing Interprocessor Interrupts").
-
-        There is one processor; what concerns it, and did not stay inside its APIC, is an NMI.
-        """
-        command = InterruptCommand(icr)
-        if command.DELIVERY_MODE != Delivery.NMI:
-            return
-        is_x2apic = self.vcpu.msrs.apic_page == 0
-        target = icr >> 32 if is_x2apic else icr >> 56
-        everyone = 0xFFFF_FFFF if is_x2apic else 0xFF
-        match command.SHORTHAND:
-            case 0:
-                is_own = target in (self.vcpu.model.apic_id, everyone)
-            case shorthand:
-                is_own = shorthand in (1, 2)  # self; all including self
-        if is_own:
-            self.vcpu.events.nmi()
-            self.vcpu.attention = True
-
-    def _extint(self, level: bool) -> None:
-        """The 8259 pair's output."""
-        self.vcpu.events.extint = level
-        self.vcpu.apic.lint(0, level)
-        self.vcpu.attention = True
 
     # --- running ---
 
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
-        check_mode(entry.registers.get("cr0", 0), self.pages)
-        self.vcpu.leave_guest()
-        self.vcpu.execution.set_registers(dict(entry.registers))
-        load_pdptes(self.vcpu)
+        vcpu, pages = self.vcpus[0], self.pages
+        cr0 = entry.registers.get("cr0", 0)
+        vcpu.guest.check_mode(cr0, pages.name, has_ept=bool(pages.eptp))
+        vcpu.leave_guest()
+        vcpu.guest.set_registers(dict(entry.registers))
+        load_pdptes(vcpu)
 
     def go(
         self,
@@ -246,37 +231,52 @@ class VM:
         """
         if self.is_closed:
             raise RuntimeError(f"{self.name} is closed")
-        vcpu = self.vcpu
         if until is not None and until():
             return Stop("until")
         end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop("deadline", text)))
+            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop("deadline", text)))
         if wall_seconds is not None:
             late = Stop("wall", f"{wall_seconds} s")
             timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
             timer.daemon = True
             timer.start()
         try:
-            return vcpu.run(Goal(end, until))
+            return self._described(self.vcpus[0].run(Goal(end, until)))
         finally:
             if alarm is not None:
                 alarm.cancel()
             if timer is not None:
                 timer.cancel()
                 timer.join()
-            if vcpu.requested is late:
-                vcpu.requested = None
+            for vcpu in self.vcpus:
+                if vcpu.requested is late:
+                    vcpu.requested = None
+
+    def _described(self, stop: Stop) -> Stop:
+        """With the decoded state, if something is not as it should be."""
+        if stop.kind not in UNEXPECTED:
+            return stop
+        state = "\n".join(describe(vcpu) for vcpu in self.vcpus)
+        return replace(stop, detail=f"{stop.detail}\n{state}")
+
+    def _request(self, stop: Stop) -> None:
+        """End the run before the next entry."""
+        for vcpu in self.vcpus:
+            vcpu.request(stop)
 
     def _interrupt(self, stop: Stop) -> None:
-        self.vcpu.request(stop)
-        self.vcpu.look_now()
+        self._request(stop)
+        for vcpu in self.vcpus:
+            vcpu.look_now()
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
-        self.vcpu.post(action)
+        self.posts.append(action)
+        for vcpu in self.vcpus:
+            vcpu.look_now()
 
     def stop(self, reason: str = "asked to") -> None:
         """From any thread: end `go` soon (Stop kind "wall")."""
@@ -287,15 +287,15 @@ class VM:
     @property
     def instructions(self) -> int:
         """Instructions retired."""
-        return self.vcpu.retired
+        return sum(vcpu.retired for vcpu in self.vcpus)
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        raw = self.processor.counters()
+        raw, vcpu = self.processors[0].counters(), self.vcpus[0]
         return {
             "instructions": self.instructions,
-            "exits": self.vcpu.named_exits(),
-            "kicks": self.vcpu.kicks,
+            "exits": vcpu.named_exits(),
+            "kicks": vcpu.kicks,
             "walk": {
                 dimension: {str(level): n for level, n in levels.items()}
                 for dimension, levels in raw["walk"].items()
@@ -307,14 +307,16 @@ class VM:
             "flushes": self.pages.flushes,
             "faults": dict(self.pages.faults),
             "tables": self.pages.table_count,
-            "cr_accesses": self.vcpu.named_cr_accesses(),
-            "injected": dict(sorted(self.vcpu.events.injected.items())),
+            "cr_accesses": vcpu.named_cr_accesses(),
+            "injected": dict(sorted(vcpu.events.state.injected.items())),
             "engine": dict(raw["engine"]),
         }
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self.vcpu.describe()}"
+        return f"{self.name} at guest time {self.clock.now()} ns\n" + "\n".join(
+            describe(vcpu) for vcpu in self.vcpus
+        )
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -335,30 +337,78 @@ class VM:
             "counts": self.counts(),
         }
 
-    def save(self) -> bytes:
-        """A snapshot: memory, processor, devices."""
-        from understudy import snapshot
+    def snapshot(self) -> Image:
+        """This moment, as a value: memory, processors, devices."""
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        return Image(self._state(), tuple(touched(self.memory)))
 
-        return snapshot.save(self)
+    def _state(self) -> dict[str, Any]:
+        return {
+            "vm": {
+                "memory": self.memory.size, "clock": self.clock_kind, "engine": self.engine,
+                "name": self.name, "paging": self.pages.name, "largest_page": self.largest_page,
+                "smap": self.smap,
+            },
+            "now": self.clock.now(),
+            "offset": self.clock.offset,
+            "vcpus": [vcpu.save() for vcpu in self.vcpus],
+            "paging": self.pages.save(),
+            "board": self.pc.save(),
+        }  # fmt: skip
+
+    def _become(self, state: dict[str, Any]) -> None:
+        self.clock.offset = state["offset"]
+        self.pc.load(state["board"])
+        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
+            vcpu.load(saved)
+        if self.clock_kind == "wall":  # guest time goes on from where it was
+            self.clock.offset = state["now"] - self.processors[0].tsc
+        for vcpu in self.vcpus:
+            vcpu.msrs.note_tsc_offset()
+        self.pages.load(state["paging"])
+
+    def save(self) -> bytes:
+        """A snapshot as bytes."""
+        return self.snapshot().to_bytes()
 
     @classmethod
     def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
-        """The machine that `save` saw, ready to go on; on another engine if one is named."""
-        from understudy import snapshot
+        """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        return snapshot.restore(cls, data, host, engine)
+        SnapshotError if the bytes are no snapshot, or one that does not fit.
+        """
+        image = Image.of_bytes(data)
+        try:
+            options = dict(image.state["vm"])
+            options["engine"] = engine or options["engine"]
+            vm = cls(options.pop("memory"), host=host, **options)
+            try:
+                for gpa, piece in image.pieces:
+                    vm.memory.write(gpa, piece)
+                vm._become(image.state)
+            except BaseException:
+                vm.close()
+                raise
+        except SnapshotError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+            raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+        return vm
 
     def close(self) -> None:
         """Give everything back to the host."""
         if self.is_closed:
             return
         self.is_closed = True
-        self.vcpu.leave_guest()
-        self.vcpu.execution.close()
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+            vcpu.guest.close()
         self.pages.close()
         for extent in self.memory.p2m:
             self.host.release(extent.pfn, extent.frames)
-        self.host.unplug(self.processor)
+        for processor in self.processors:
+            self.host.unplug(processor)
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ import pytest
 
 from understudy.guests.entry import GuestError
 from understudy.linux import VM as LinuxVM
-from understudy.snapshot import owned
+from understudy.image import owned
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")
@@ -111,7 +111,7 @@ class Pair:
 
 
 def _seen(vm: VM) -> dict[str, Any]:
-    processor = vm.processor
+    processor = vm.processors[0]
     state = {"fxsave": processor.fxsave().hex(), "tsc": processor.tsc}
     return processor.registers() | state | counted(vm)
 

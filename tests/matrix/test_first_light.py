@@ -12,7 +12,7 @@ import pytest
 from tests.matrix import programs as p
 from understudy import silicon
 from understudy.machine.frames import PAGE_SHIFT
-from understudy.snapshot import SnapshotError
+from understudy.image import SnapshotError
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")
@@ -118,7 +118,7 @@ def test_a_guest_that_cannot_go_on_is_reported_decoded(vm: VM) -> None:
         assert stop.kind == kind, stop
         assert words in stop.detail
         assert "cr0=CR0(PG" in stop.detail
-        vm.vcpu.state.halted = False
+        vm.vcpus[0].state.halted = False
 
 
 def test_a_hung_guest_is_ended_by_each_limit(vm: VM) -> None:
@@ -163,7 +163,7 @@ def outcome(vm: VM) -> tuple[int, int, dict[str, int], dict[str, int], int]:
     counts = vm.counts()
     return (
         vm.clock.now(), counts["instructions"], counts["exits"], counts["injected"],
-        vm.processor.state_hash(),
+        vm.processors[0].state_hash(),
     )  # fmt: skip
 
 

@@ -187,13 +187,13 @@ def test_an_endless_string_instruction(engine: str, instruction: str) -> None:
         before = COUNT
         for _ in range(3):
             assert vm.go(wall_seconds=0.05).kind == "wall"
-            left = vm.processor.gpr(1)
+            left = vm.processors[0].gpr(1)
             assert 0 < left < before
             moved = (COUNT - left) * (8 if instruction == "stosq" else 1)
             if instruction not in ("scasb", "stosq"):
-                assert vm.processor.gpr(6) == FAR + moved
+                assert vm.processors[0].gpr(6) == FAR + moved
             if instruction != "lodsb":
-                assert vm.processor.gpr(7) == FAR + 8 * 0x1000 + moved
+                assert vm.processors[0].gpr(7) == FAR + 8 * 0x1000 + moved
             assert f"rip={p.CODE:016x}" in vm.describe()
             before = left
 

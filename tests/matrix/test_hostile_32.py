@@ -151,8 +151,8 @@ def outcome(paging: str, seed: int) -> tuple[Stop, dict[str, Any]]:
     """How a kernel ends under a technique, and all that it can know then."""
     with random_kernel("dbt", seed, paging) as vm:
         stop = vm.go(budget=BUDGET, deadline_ns=GUEST_NS, wall_seconds=60)
-        vm.vcpu.leave_guest()
-        registers = vm.vcpu.execution.registers()
+        vm.vcpus[0].leave_guest()
+        registers = vm.vcpus[0].guest.registers()
         registers["rflags"] &= ~RF  # an exit in the midst of an instruction sets it
         seen: dict[str, Any] = {"end": str(stop).partition("\n")[0]}
         for flags in (TSS_A + 0x24, TSS_B + 0x24):

@@ -71,7 +71,7 @@ def test_the_change_comes_with_the_next_exit() -> None:
         vm.enter(loader.load(vm.memory, hello.image()))
         vm.paging = "lazy"
         assert vm.paging == "ept"
-        vm.vcpu.attend()
+        vm.vcpus[0].attend()
         assert vm.paging == vm.counts()["paging"] == "lazy"
 
 
@@ -79,5 +79,5 @@ def test_real_mode_keeps_the_technique_that_can_run_it() -> None:
     with VM("16M") as vm:
         vm.paging = "lazy"
         with pytest.raises(UnrestrictedNeeded, match="use paging ept, not lazy"):
-            vm.vcpu.attend()
+            vm.vcpus[0].attend()
         assert vm.paging == vm.counts()["paging"] == "ept"

@@ -142,7 +142,7 @@ def as_guest(
         vm.enter(Entry(state, "test"))
         stop = vm.go(budget=1000)
         assert stop.kind == "debug-exit", str(stop)
-        found = vm.vcpu.execution.registers()
+        found = vm.vcpus[0].guest.registers()
         return seen(found, vm.memory.read(*TABLES)), vm.counts()["exits"]
 
 
@@ -225,7 +225,7 @@ def test_a_task_that_cannot_be_saved_faults_in_the_old_one() -> None:
             vm.memory.write(at, data)
         vm.enter(Entry(state, "test"))
         assert vm.go(budget=1000).kind == "triple-fault"
-        assert vm.processor.registers()["cr2"] & ~0xFF == 0x4000_0000
+        assert vm.processors[0].registers()["cr2"] & ~0xFF == 0x4000_0000
 
 
 def test_a_tss_where_there_is_no_ram_ends_the_guest_with_its_state() -> None:

@@ -70,7 +70,7 @@ class Machine:
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
         self.vm = VM("16M", paging=paging, smap=True)
-        self.vcpu: Vcpu = self.vm.vcpu
+        self.vcpu: Vcpu = self.vm.vcpus[0]
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
         self.oracle = Oracle(shape, {gfn: bytearray(4096) for gfn in (*TABLES, *DATA)})
@@ -93,7 +93,7 @@ class Machine:
         self.sealed: dict[int, bytes] = {}  # gfn -> its contents while it is protected
         self.copy_on_write = False
         self.homes: dict[int, int] = {}  # gfn -> pfn of its contents while it is taken away
-        self.vm.vcpu.execution.set_registers(
+        self.vm.vcpus[0].guest.set_registers(
             {"cr0": self.cr0, "cr3": self.oracle.root, "cr4": self.cr4, "efer": self.efer}
         )
         self.load_cr3(ROOTS[0], is_first=True)

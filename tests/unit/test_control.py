@@ -119,10 +119,10 @@ def test_stop_ends_the_run(running: Running) -> None:
 
 
 def test_stop_counts_more_than_the_end_of_a_slice(vm: VM) -> None:
-    vm.vcpu.request(Stop("wall", "0.25 s"))
+    vm.vcpus[0].request(Stop("wall", "0.25 s"))
     ACTIONS["stop"](vm, {})
     assert vm.go(budget=10).kind == "stopped"
-    vm.vcpu.request(Stop("poweroff"))
+    vm.vcpus[0].request(Stop("poweroff"))
     ACTIONS["stop"](vm, {})
     assert vm.go(budget=10).kind == "poweroff"
 
@@ -213,7 +213,7 @@ def test_a_request_that_the_vm_does_not_live_to_see(vm: VM, tmp_path: Path) -> N
     with ControlSocket(vm, path):  # nobody lets the VM go
         thread = threading.Thread(target=late)
         thread.start()
-        while not vm.vcpu.posts:
+        while not vm.vcpus[0].posts:
             threading.Event().wait(0.01)
     thread.join()
     assert problems == ["the VM has ended"]

@@ -68,7 +68,7 @@ def test_an_unknown_msr_is_a_general_protection_fault_and_is_counted() -> None:
         b.play(FakeExit(Reason.WRMSR, length=2))
         assert b.injected == GP
         assert b.rip == CODE
-        assert b.vm.vcpu.msrs.unknown == {0x1234: 2}
+        assert b.vm.vcpus[0].msrs.unknown == {0x1234: 2}
         assert "unknown MSRs: 0x1234: 2" in b.vm.describe()
 
 
@@ -235,7 +235,7 @@ def test_an_instruction_that_is_done_ends_the_resume_flag_and_one_that_faults_se
 
 def test_a_double_fault_is_no_fault_and_clears_the_resume_flag() -> None:
     with bench({"rflags": 0x1_0202}) as b:
-        b.vm.vcpu.fault(Vector.DF, 0)
+        b.vm.vcpus[0].fault(Vector.DF, 0)
         assert b.field(Vmcs.GUEST_RFLAGS) == 0x202
 
 

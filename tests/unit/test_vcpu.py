@@ -63,7 +63,7 @@ def test_the_timer_holds_the_nearest_deadline_never_early() -> None:
         b.play()
         assert timer(b) == -(-650 // RATE)
         b.apic.timer = NEVER
-        b.vm.vcpu.look()
+        b.vm.vcpus[0].look()
         b.play()
         now = clock.now() - 1  # the last entry took a tick
         assert timer(b) == -(-1000 // RATE) - now // RATE
@@ -74,7 +74,7 @@ def test_the_timer_is_written_only_when_the_deadline_changes() -> None:
         b.vm.clock.at(1000, lambda: None)
         b.play(CPUID)
         b.processor.written.clear()
-        b.vm.vcpu.look()
+        b.vm.vcpus[0].look()
         b.play(CPUID)
         assert Vmcs.PREEMPTION_TIMER_VALUE not in b.processor.written
         b.vm.clock.at(500, lambda: None)  # arming one makes the loop look by itself
@@ -133,7 +133,7 @@ def test_sleep_skips_virtual_time_to_the_next_event() -> None:
         b.play(HLT)
         assert b.apic.ticked == [5_000_000]
         assert b.injected == 1 << 31 | 0xEC
-        assert b.vm.vcpu.state.halted is False
+        assert b.vm.vcpus[0].state.halted is False
 
 
 def test_sleep_goes_on_through_timers_that_wake_nobody() -> None:
@@ -157,7 +157,7 @@ def test_a_sleep_without_end_is_stuck_and_stays_so(rflags: int, words: str) -> N
             assert stop.kind == "stuck"
             assert words in stop.detail
         assert b.processor.entries == 1
-        b.vm.vcpu.events.nmi()
+        b.vm.vcpus[0].events.nmi()
         b.play()
         assert b.injected == 1 << 31 | 2 << 8 | 2
 
@@ -211,7 +211,7 @@ def test_a_wish_after_a_budget_leaves_the_guest_first() -> None:
 def test_wall_time_sleeps_until_something_is_posted() -> None:
     with bench(clock="wall") as b:
         b.processor.script.append(HLT)
-        timer = threading.Timer(0.05, lambda: b.vm.post(b.vm.vcpu.events.nmi))
+        timer = threading.Timer(0.05, lambda: b.vm.post(b.vm.vcpus[0].events.nmi))
         timer.start()
         b.play()
         assert b.injected == 1 << 31 | 2 << 8 | 2
@@ -221,8 +221,8 @@ def test_wall_limits_end_a_sleep_and_leave_no_trace() -> None:
     with bench(clock="wall") as b:
         b.processor.script.append(HLT)
         assert b.vm.go(wall_seconds=0.02).kind == "wall"
-        assert b.vm.vcpu.requested is None
-        b.vm.vcpu.events.nmi()
+        assert b.vm.vcpus[0].requested is None
+        b.vm.vcpus[0].events.nmi()
         assert b.play().kind == "budget"
 
 
@@ -235,5 +235,5 @@ def test_an_exception_in_a_device_passes_through_and_the_run_can_go_on() -> None
         b.processor.script.append(interrupted)
         with pytest.raises(KeyboardInterrupt):
             b.vm.go()
-        assert not b.vm.vcpu.is_running
+        assert not b.vm.vcpus[0].is_running
         assert b.play(CPUID).kind == "budget"

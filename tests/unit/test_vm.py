@@ -58,7 +58,7 @@ def test_interrupt_messages_reach_the_apic() -> None:
         deliver(Message(0x40, 0, delivery=Delivery.SMI))
         assert b.apic.irr == {0x31, 0x32}
         deliver(Message(0, 0, delivery=Delivery.NMI))
-        assert b.vm.vcpu.events.nmis == 1
+        assert b.vm.vcpus[0].events.nmis == 1
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_interrupt_messages_reach_the_apic() -> None:
 )
 def test_an_nmi_to_oneself(icr: int, nmis: int) -> None:
     with bench() as b:
-        b.vm.vcpu.msrs.interrupt_command(icr)
-        assert b.vm.vcpu.events.nmis == nmis
+        b.vm.vcpus[0].msrs.interrupt_command(icr)
+        assert b.vm.vcpus[0].events.nmis == nmis
 
 
 def test_typing_goes_through_the_serial_port() -> None:

@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 
     from understudy.vcpu.loop import Vcpu
 
-CS_ATTR, CS_BASE, RIP, RFLAGS = 0x4816, 0x6808, 0x681E, 0x6820
+CS = 1
 MEMORY_KINDS: Final = frozenset({OpKind.MEMORY})
-SEGMENT_BASE: Final = {
-    Register.ES: 0x6806, Register.CS: 0x6808, Register.SS: 0x680A, Register.DS: 0x680C,
-    Register.FS: 0x680E, Register.GS: 0x6810,
+SEGMENT: Final = {
+    Register.ES: 0, Register.CS: 1, Register.SS: 2, Register.DS: 3, Register.FS: 4, Register.GS: 5,
 }  # fmt: skip
 
 
@@ -59,9 +58,8 @@ def decode(code: bytes, bits: int) -> iced.Instruction:
 
 def access(vcpu: "Vcpu", gpa: int) -> None:
     """Carry out the instruction at RIP, whose memory operand is a device at `gpa`."""
-    read = vcpu.execution.read
-    attr, start = read(CS_ATTR), read(CS_BASE) + read(RIP)
-    bits = 64 if attr & 0x2000 else 32 if attr & 0x4000 else 16
+    guest = vcpu.guest
+    start, bits = guest.segment_base(CS) + guest.rip, guest.code_bits()
     translation = vcpu.translation()
     try:
         instruction = _fetch(vcpu, translation, start, bits)
@@ -172,13 +170,13 @@ def _plain(vcpu: "Vcpu", gpa: int, instruction: iced.Instruction) -> None:
 
 def _compute(vcpu: "Vcpu", operands: _Operands, operation: object) -> None:
     """Read operand 0 (and 1), compute, set the flags, write operand 0 if the result is kept."""
-    flags = vcpu.execution.read(RFLAGS)
+    flags = vcpu.guest.rflags
     left = operands.read(0)
     right = operands.read(1) if operands.instruction.op_count > 1 else 0
     result, flags = flags_of(operation, left, right, 8 * operands.size(0), flags)
     if result is not None:
         operands.write(0, result)
-    vcpu.execution.write(RFLAGS, flags)
+    vcpu.guest.rflags = flags
 
 
 def _mov(operands: _Operands) -> None:
@@ -233,7 +231,7 @@ def string(
     mask = min(NARROW_KINDS.get(kind, (1 << 64) - 1) for kind in kinds)
     repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
     left = vcpu.gpr(RCX) & mask if repeats else 1
-    step = -size if vcpu.execution.read(RFLAGS) & DF else size
+    step = -size if vcpu.guest.rflags & DF else size
     source = _base(vcpu, instruction.memory_segment, bits)
     target = _base(vcpu, Register.ES, bits)
     has_source, has_target = instruction.mnemonic not in STORES, instruction.mnemonic not in LOADS
@@ -269,4 +267,4 @@ def string(
 def _base(vcpu: "Vcpu", segment: "RegisterNumber", bits: int) -> int:
     if bits == 64 and segment not in (Register.FS, Register.GS):
         return 0
-    return vcpu.execution.read(SEGMENT_BASE[segment])
+    return vcpu.guest.segment_base(SEGMENT[segment])

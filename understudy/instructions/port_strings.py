@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from understudy.arch.vmcs import IoAccess
 from understudy.paging.guest_walk import GuestFault
-from understudy.silicon import Exit
 
 if TYPE_CHECKING:
     from understudy.vcpu.loop import Vcpu
@@ -22,18 +21,17 @@ DF: Final = 1 << 10
 RCX, RSI, RDI = 1, 6, 7
 
 
-def string(vcpu: "Vcpu", exit: Exit) -> None:
-    """Carry out (a burst of) an INS or OUTS."""
-    access = IoAccess(exit.qualification & 0xFFFF_FFFF)
+def string(vcpu: "Vcpu", access: IoAccess, gva: int, address_bits: int, length: int) -> None:
+    """Carry out (a burst of) an INS or OUTS, whose memory operand begins at `gva`."""
     size, register = access.SIZE + 1, RDI if access.IN else RSI
-    mask = (0xFFFF, 0xFFFF_FFFF, (1 << 64) - 1, (1 << 64) - 1)[exit.instr_info >> 7 & 3]
-    step = -size if vcpu.execution.read(0x6820) & DF else size
+    mask = (1 << address_bits) - 1
+    step = -size if vcpu.guest.rflags & DF else size
     left = vcpu.gpr(RCX) & mask if access.REP else 1
     count = min(left, BURST)
     done = 0
     try:
         for done in range(count):
-            _element(vcpu, access, exit.gla + done * step, size)
+            _element(vcpu, access, gva + done * step, size)
         done = count
     except GuestFault as fault:
         vcpu.guest_fault(fault)
@@ -42,7 +40,7 @@ def string(vcpu: "Vcpu", exit: Exit) -> None:
     if access.REP:
         advance(vcpu, RCX, -done, mask)
     if done == left:
-        vcpu.skip(exit.length)
+        vcpu.skip(length)
 
 
 def _element(vcpu: "Vcpu", access: IoAccess, gva: int, size: int) -> None:

@@ -18,6 +18,7 @@ from iced_x86 import Mnemonic, OpKind, Register
 from understudy.arch.cr import RFLAGS
 from understudy.instructions.arithmetic import OPERATIONS, flags_of
 from understudy.instructions.device_access import (
+    SEGMENT,
     STORES,
     STRINGS,
     Unsupported,
@@ -32,7 +33,7 @@ from understudy.paging.guest_walk import GuestFault
 if TYPE_CHECKING:
     from understudy.vcpu.loop import Vcpu
 
-CS_ATTR, CS_BASE, RIP, RFLAGS_FIELD = 0x4816, 0x6808, 0x681E, 0x6820
+CS = 1
 LONGEST: Final = 15
 PAGE: Final = 4096
 KEPT: Final = 4096  # plans before all are forgotten
@@ -71,13 +72,11 @@ _plans: dict[tuple[bytes, int], Plan | None] = {}
 
 def write_table(vcpu: "Vcpu", gva: int, gpa: int) -> bool:
     """Carry out the instruction at RIP, which writes to a table at `gpa`.  False: not done."""
-    execution = vcpu.execution
-    attr = execution.read(CS_ATTR)
-    bits = 64 if attr & 0x2000 else 32 if attr & 0x4000 else 16
-    at = execution.read(RIP)
+    guest = vcpu.guest
+    bits, at = guest.code_bits(), guest.rip
     if bits != 64:
-        at += execution.read(CS_BASE)
-    code = vcpu.paging.code_at(at & (1 << 64) - 1, LONGEST)
+        at += guest.segment_base(CS)
+    code = guest.code_at(at & (1 << 64) - 1, LONGEST)
     try:
         plan = _plans[code, bits]
     except KeyError:
@@ -122,7 +121,7 @@ def _run(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
     mask = ADDRESSES.get(instruction.op0_kind)
     if mask is None or not instruction.has_rep_prefix:
         return False
-    if vcpu.execution.read(RFLAGS_FIELD) & DF:
+    if vcpu.guest.rflags & DF:
         return False
     if is_move and instruction.memory_segment in (Register.FS, Register.GS):
         return False
@@ -163,7 +162,7 @@ def _run(vcpu: "Vcpu", plan: Plan, bits: int) -> bool:
 def _is_flat(vcpu: "Vcpu", instruction: iced.Instruction, is_move: bool) -> bool:
     """Whether the segments of a string instruction begin at 0."""
     segments = [Register.ES, instruction.memory_segment] if is_move else [Register.ES]
-    return not any(vcpu.execution.read(SEGMENT_BASES[segment]) for segment in segments)
+    return not any(vcpu.guest.segment_base(SEGMENT[segment]) for segment in segments)
 
 
 def _begins_before(vcpu: "Vcpu", instruction: iced.Instruction, gva: int) -> bool:
@@ -182,14 +181,8 @@ def _begins_before(vcpu: "Vcpu", instruction: iced.Instruction, gva: int) -> boo
         address &= LOW32
     segment = instruction.memory_segment
     if not is_64 or segment in (Register.FS, Register.GS):
-        address += vcpu.execution.read(SEGMENT_BASES[segment])
+        address += vcpu.guest.segment_base(SEGMENT[segment])
     return address & (MASK64 if is_64 else LOW32) != gva
-
-
-SEGMENT_BASES: Final[dict[int, int]] = {
-    Register.FS: 0x680E, Register.GS: 0x6810, Register.ES: 0x6806, Register.CS: 0x6808,
-    Register.SS: 0x680A, Register.DS: 0x680C,
-}  # fmt: skip
 
 
 # --- what instructions do ---
@@ -240,8 +233,8 @@ def _two_operands(instruction: iced.Instruction, mnemonic: int, size: int) -> Ac
         def change_bit(vcpu: "Vcpu", gpa: int) -> None:
             old = load(vcpu, gpa, size)
             store(vcpu, gpa, size, change(old, bit))
-            flags = vcpu.execution.read(RFLAGS_FIELD) & ~CF
-            vcpu.execution.write(RFLAGS_FIELD, flags | CF if old & bit else flags)
+            flags = vcpu.guest.rflags & ~CF
+            vcpu.guest.rflags = flags | CF if old & bit else flags
 
         return change_bit
     if mnemonic == Mnemonic.CMPXCHG:
@@ -251,12 +244,12 @@ def _two_operands(instruction: iced.Instruction, mnemonic: int, size: int) -> Ac
         return None
 
     def compute(vcpu: "Vcpu", gpa: int) -> None:
-        flags = vcpu.execution.read(RFLAGS_FIELD)
+        flags = vcpu.guest.rflags
         old, other = load(vcpu, gpa, size), source(vcpu)
         result, flags = flags_of(operation, old, other, 8 * size, flags)
         if result is not None:
             store(vcpu, gpa, size, result & mask)
-        vcpu.execution.write(RFLAGS_FIELD, flags)
+        vcpu.guest.rflags = flags
 
     return compute
 
@@ -280,7 +273,7 @@ def _cmpxchg(instruction: iced.Instruction, size: int, source: Callable[["Vcpu"]
     compare = OPERATIONS[Mnemonic.CMP]
 
     def action(vcpu: "Vcpu", gpa: int) -> None:
-        flags = vcpu.execution.read(RFLAGS_FIELD)
+        flags = vcpu.guest.rflags
         old, expected = load(vcpu, gpa, size), read_register(vcpu, accumulator)
         _, flags = flags_of(compare, expected, old, 8 * size, flags)
         if old == expected:
@@ -288,13 +281,13 @@ def _cmpxchg(instruction: iced.Instruction, size: int, source: Callable[["Vcpu"]
         else:
             store(vcpu, gpa, size, old)
             write_register(vcpu, accumulator, old)
-        vcpu.execution.write(RFLAGS_FIELD, flags)
+        vcpu.guest.rflags = flags
 
     return action
 
 
 def _cmpxchg8b(vcpu: "Vcpu", gpa: int) -> None:
-    flags = vcpu.execution.read(RFLAGS_FIELD) & ~ZF
+    flags = vcpu.guest.rflags & ~ZF
     old = load(vcpu, gpa, 8)
     low = 0xFFFF_FFFF
     eax, ecx, edx, ebx = (vcpu.read_gpr(n) & low for n in range(4))
@@ -305,7 +298,7 @@ def _cmpxchg8b(vcpu: "Vcpu", gpa: int) -> None:
         store(vcpu, gpa, 8, old)
         vcpu.write_gpr(0, old & low)
         vcpu.write_gpr(2, old >> 32)
-    vcpu.execution.write(RFLAGS_FIELD, flags)
+    vcpu.guest.rflags = flags
 
 
 def load(vcpu: "Vcpu", gpa: int, size: int) -> int:

@@ -144,7 +144,7 @@ def step_to(vm: "VM", address: int) -> None:
         stop = vm.go(budget=1)
         if stop.kind != "budget":
             raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
-        if vm.processor.registers()["rip"] == address:
+        if vm.processors[0].registers()["rip"] == address:
             return
     raise RuntimeError(f"the guest did not come to {address:#x} within {STEPS} instructions")
 

@@ -14,15 +14,11 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
+from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
-
-if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
-    from understudy.silicon import Exit, Processor
-
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -66,16 +62,21 @@ class Paging(ABC):
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
         """`largest` is the largest page that the technique's own tables may use."""
         self.host, self.p2m = host, p2m
-        self.processors: list[Processor] = []
+        self.guests: list[Guest] = []  # who translate by these tables
         self.fills = 0  # entries added because an access needed them
         self.flushes = 0  # times that all entries of an address space were dropped
         self.faults = dict.fromkeys((Fault.TRUE, Fault.HIDDEN, Fault.TRACE, Fault.DEVICE), 0)
         self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
 
-    def attach(self, execution: "Vmx") -> None:
+    def attach(self, guest: Guest) -> None:
         """A virtual processor is going to use this technique's tables."""
-        self.processors.append(execution.processor)
+        self.guests.append(guest)
+
+    def invalidate(self) -> None:
+        """Make every processor forget what it keeps of these tables, before it goes on."""
+        for guest in self.guests:
+            guest.invalidate()
 
     def continue_counts(self, other: "Paging") -> None:
         """Count on from what the technique before this one has counted."""
@@ -101,11 +102,15 @@ class Paging(ABC):
         """These guest frames have moved, come or gone, or may be written or not any more."""
 
     @abstractmethod
-    def violation(self, exit: "Exit") -> bool:
+    def violation(self, gpa: int, qualification: int) -> bool:
         """An access that the EPT refused.  True: it now allows it, resume the guest.
 
-        False: there is no RAM, the access is for a device.
+        False: there is no RAM, the access is for a device.  `qualification`: `EptViolation`.
         """
+
+    def misconfiguration(self, gpa: int) -> str:
+        """What is wrong with the EPT's entries for this gpa, in words."""
+        return f"EPT misconfiguration at gpa {gpa:#x}, though there is no EPT"
 
     def page_fault(self, gva: int, error: int) -> Answer:
         """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
@@ -118,10 +123,6 @@ class Paging(ABC):
     def store(self, gpa: int, size: int, value: int) -> None:
         """Carry out the guest's write to a traced table, inside one page."""
         raise PagingError(f"a write to gpa {gpa:#x}: nothing is traced")
-
-    def code_at(self, gva: int, length: int) -> bytes:
-        """The bytes that the processor has just fetched here, as many as are mapped."""
-        raise PagingError(f"the code at {gva:#x}: nothing is traced")
 
     def finish_step(self) -> None:  # noqa: B027
         """The instruction that was let through is done."""

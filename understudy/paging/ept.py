@@ -16,13 +16,11 @@ is not what it was.
 from typing import Any, Final
 
 from understudy.arch.bits import Bit, Bits, Field
-from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.frames import PAGE_SHIFT, bytes_of
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Paging, PagingError
-from understudy.silicon import Exit
 
 WRITE_BACK: Final = 6
 LEVELS: Final = 4
@@ -99,29 +97,21 @@ class Ept(Paging, name="ept"):
         if self._is_stale:
             self.invalidate()
 
-    def violation(self, exit: Exit) -> bool:
-        gfn = exit.gpa >> PAGE_SHIFT
-        is_write = bool(exit.qualification & WRITE)
+    def violation(self, gpa: int, qualification: int) -> bool:
+        gfn = gpa >> PAGE_SHIFT
+        is_write = bool(qualification & WRITE)
         was_there = self.p2m.lookup(gfn) is not None
-        if exit.reason != Reason.EPT_VIOLATION or not self.p2m.touch(gfn, write=is_write):
+        if not self.p2m.touch(gfn, write=is_write):
             return False
-        is_refused = is_write and exit.qualification & READ_ONLY == READABLE
+        is_refused = is_write and qualification & READ_ONLY == READABLE
         if was_there and self._reaches(gfn) and not is_refused:
             raise PagingError(
-                f"EPT violation at gpa {exit.gpa:#x}, qualification {exit.qualification:#x}: the "
+                f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the "
                 "entry allows the access, so the processor uses a stale translation"
             )
         self.fills += 1
         self.p2m_change(gfn, 1)
         return True
-
-    def invalidate(self) -> None:
-        """Make every processor forget what it keeps of these tables."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-            else:
-                processor.invept(1, self.eptp)
 
     def entries(self, gpa: int) -> list[int]:
         """The entries on the way to `gpa`, from the root down."""

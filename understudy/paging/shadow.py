@@ -14,18 +14,16 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from understudy.arch.cr import CR4, RFLAGS
-from understudy.arch.msr import EFER
-from understudy.arch.vmcs import Vmcs
+from understudy.arch.cr import RFLAGS
+from understudy.guest import Control, Guest
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
-    ADDRESS,
     DIRTY,
     E_FETCH,
     E_USER,
@@ -39,10 +37,6 @@ from understudy.paging.guest_walk import (
     GuestFault,
     Regime,
 )
-from understudy.silicon import Exit
-
-if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 """An entry that names a table and leaves all rights to the entries below."""
@@ -50,13 +44,9 @@ PAGE_ENTRY: Final = PRESENT | ACCESSED | DIRTY
 LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
 BELOW_4G: Final = 1 << 32
-VPID: Final = 1
-ONE_ADDRESS: Final = 0  # types of INVVPID
-ONE_VPID: Final = 1
-GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
+REGIMES_KEPT: Final = 64
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
-IN_IA32E: Final = int(EFER(NXE=1, LMA=1, LME=1))
 
 
 class Region(NamedTuple):
@@ -71,7 +61,7 @@ class Region(NamedTuple):
 class Shadow(Paging):
     """Tables of the hypervisor's own for one virtual processor."""
 
-    execution: "Vmx"
+    guest: Guest
 
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
         super().__init__(host, p2m, largest=largest)
@@ -83,17 +73,18 @@ class Shadow(Paging):
         self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
+        self.regimes: dict[Control, Regime] = {}  # address spaces come back again and again
         self.is_long = False
         self.leaf_reserved = 0
         self.loaded = 0  # the root in use
 
-    def attach(self, execution: "Vmx") -> None:
-        super().attach(execution)
-        self.execution = execution
+    def attach(self, guest: Guest) -> None:
+        super().attach(guest)
+        self.guest = guest
 
     # --- events ---
 
-    def violation(self, exit: Exit) -> bool:
+    def violation(self, gpa: int, qualification: int) -> bool:
         return False
 
     def page_fault(self, gva: int, error: int) -> Answer:
@@ -125,7 +116,7 @@ class Shadow(Paging):
         for slot, entry in reversed(self.patched):
             self.write_u64(slot, entry)
         self.patched.clear()
-        self.execution.single_step(False)
+        self.guest.single_step(False)
         self.invalidate()
 
     def patch(self, slots: list[tuple[int, int]]) -> None:
@@ -135,7 +126,7 @@ class Shadow(Paging):
             if flags & ~entry:
                 self.patched.append((slot, entry))
                 self.write_u64(slot, entry | flags)
-        self.execution.single_step(True)
+        self.guest.single_step(True)
 
     def _is_filled(self, gva: int, error: int, region: Region) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
@@ -268,23 +259,7 @@ class Shadow(Paging):
 
     def _is_smap_armed(self) -> bool:
         """For a supervisor access; implicit ones, at CPL 3, are never exempt."""
-        execution = self.execution
-        return execution.cpl() == 3 or not execution.read(Vmcs.GUEST_RFLAGS) & AC
-
-    def code_at(self, gva: int, length: int) -> bytes:
-        code = b""
-        while length:
-            part = min(length, PAGE - (gva & PAGE - 1))
-            efer = IN_IA32E if self.is_long else EFER.NXE.mask
-            walked = self.processors[0].walk(gva, self.loaded, CR4.PAE.mask, efer)
-            level, entry = walked[-1][1::2] if walked else (0, 0)
-            if not entry & PRESENT:
-                break
-            inside = (1 << 3 + 9 * level) - 1
-            hpa = entry & ADDRESS & ~inside | gva & inside
-            code += self.memory.read(hpa, part)
-            gva, length = gva + part, length - part
-        return code
+        return self.guest.cpl() == 3 or not self.guest.rflags & AC
 
     # --- the hypervisor's tables ---
 
@@ -310,24 +285,12 @@ class Shadow(Paging):
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""
         self.loaded = root
-        self.execution.write(GUEST_CR3, root)
-
-    def invalidate(self) -> None:
-        """Make the processors forget what they keep of the tables."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-            else:
-                processor.invvpid(ONE_VPID, VPID)
+        self.guest.load_root(root)
 
     def invalidate_pages(self, addresses: list[int]) -> None:
         """Make them forget the pages of the root in use that are at these canonical addresses."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-                continue
-            for gva in addresses:
-                processor.invvpid(ONE_ADDRESS, VPID, gva)
+        for guest in self.guests:
+            guest.invalidate(addresses)
 
     # --- snapshots ---
 
@@ -347,11 +310,17 @@ class Shadow(Paging):
         self.hpas.clear()
         self.read_regime()
         if self.patched:
-            self.execution.resume_step()
+            self.guest.single_step(True)
 
     def read_regime(self) -> None:
         """See how the guest translates now."""
-        self.regime = self.execution.control.regime()
+        values = self.guest.paging_control()
+        known = self.regimes.get(values)
+        if known is None:
+            if len(self.regimes) >= REGIMES_KEPT:
+                self.regimes.clear()
+            known = self.regimes[values] = Regime(*values)
+        self.regime = known
         self.is_long = self.regime.format is INTEL64
         self.regions.clear()
         form = self.regime.format

@@ -12,13 +12,14 @@ Invariants: a reserved bit that is set is #GP(0); an MSR that the CPU model hide
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
-from understudy.arch.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from understudy.vcpu.loop import Vcpu
+from understudy.guest import Guest
+from understudy.silicon import LocalApic
+from understudy.state import Part
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.time import GuestClock
 
 MASK64: Final = (1 << 64) - 1
 EOI_OFFSET: Final = 0xB0
@@ -83,19 +84,31 @@ class MsrState:
     values: dict[int, int] = field(default_factory=dict)
 
 
-class Msrs:
+class Msrs(Part):
     """The MSRs of one vCPU."""
 
-    def __init__(self, vcpu: "Vcpu") -> None:
-        self.vcpu, self.apic = vcpu, vcpu.apic
-        self.now = vcpu.clock.now
+    state: MsrState
+
+    def __init__(
+        self, guest: Guest, apic: LocalApic, clock: GuestClock, model: CpuModel,
+        look: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`look` is called when something has changed that the run loop must see."""
+        self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
+        self.look, self.now = look, clock.now
         self.unknown: Counter[int] = Counter()
-        self.state = MsrState(reset_values(vcpu.model.physical_bits))
+        self.state = MsrState(reset_values(model.physical_bits))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
         self.eoi: Callable[[int], None] = lambda vector: None  # to the I/O APICs
         self.interrupt_command: Callable[[int], None] = lambda icr: None
         self.note_apic_base()
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The APIC and the clock are restored already: they say where its page is now."""
+        super().load(saved)
+        self.note_apic_base()
+        self.note_tsc_offset()
 
     # --- RDMSR and WRMSR: KeyError is #GP(0) ---
 
@@ -116,7 +129,7 @@ class Msrs:
                 deadline = self.apic.rdmsr(index, self.now())
                 return deadline + self._tsc_ahead() & MASK64 if deadline else 0
             case Msr.IA32_DEBUGCTL:
-                return self.vcpu.execution.read(Vmcs.GUEST_DEBUGCTL)
+                return self.guest.debugctl
         self._no_such(index)
         raise KeyError(index)
 
@@ -125,7 +138,7 @@ class Msrs:
         if index == Msr.IA32_TSC_DEADLINE:
             deadline = value - self._tsc_ahead() & MASK64 if value else 0
             self.apic.wrmsr(index, deadline, self.now())
-            self.vcpu.attention = True
+            self.look()
         elif 0x800 <= index <= 0x8FF or index == Msr.IA32_APIC_BASE:
             self._write_apic_msr(index, value)
         elif index in self.state.values:
@@ -142,7 +155,7 @@ class Msrs:
             case Msr.IA32_PRED_CMD if not value & ~1:
                 pass  # a barrier for predictors that this processor does not have
             case Msr.IA32_DEBUGCTL if not value & ~3:
-                self.vcpu.execution.write(Vmcs.GUEST_DEBUGCTL, value & 2)  # BTF; no LBR
+                self.guest.debugctl = value & 2  # BTF; no LBR
             case _:
                 self._no_such(index)
                 raise KeyError(index)
@@ -167,7 +180,7 @@ class Msrs:
             case Msr.IA32_TSC_ADJUST:
                 self._set_adjust(value)
             case _ if index in _PHYS:
-                reserved = MASK64 << self.vcpu.model.physical_bits & MASK64
+                reserved = MASK64 << self.model.physical_bits & MASK64
                 reserved |= 0x7FF if index & 1 else 0xF00
                 ok = not value & reserved and (index & 1 or value & 0xFF in MTRR_TYPES) != 0
             case _:  # the fixed-range MTRRs
@@ -194,9 +207,8 @@ class Msrs:
         self.note_tsc_offset()
 
     def note_tsc_offset(self) -> None:
-        """Write the VMCS's TSC offset: guest TSC = processor's TSC + it."""
-        offset = self.vcpu.clock.offset + self._tsc_ahead()
-        self.vcpu.execution.write(Vmcs.TSC_OFFSET, offset & MASK64)
+        """Tell the processor how far the guest's TSC is ahead of its own."""
+        self.guest.set_tsc_offset(self.clock.offset + self._tsc_ahead() & MASK64)
 
     # --- the local APIC, by MSR and by its page ---
 
@@ -219,7 +231,7 @@ class Msrs:
 
     def _write_apic_msr(self, index: int, value: int) -> None:
         icr = self.apic.wrmsr(index, value, self.now())
-        self.vcpu.attention = True
+        self.look()
         if index == Msr.X2APIC_EOI:
             self._broadcast_eoi()
         elif index == Msr.IA32_APIC_BASE:
@@ -239,7 +251,7 @@ class Msrs:
         if size != 4 or offset & 0xF:
             return  # undefined on hardware; here it does nothing
         icr = self.apic.write(offset, value, self.now())
-        self.vcpu.attention = True
+        self.look()
         if offset == EOI_OFFSET:
             self._broadcast_eoi()
         if icr is not None:

@@ -228,8 +228,8 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
     with bench() as b:
         for reason in TABLE:
             b.processor.live = list(registers)
-            b.vm.vcpu.state.halted = False
-            b.vm.vcpu.requested = None
+            b.vm.vcpus[0].state.halted = False
+            b.vm.vcpus[0].requested = None
             b.processor.script.clear()
             b.processor.script.append(
                 FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)

@@ -13,11 +13,18 @@ CR4.VMXE nor CR0.NE's fixed value (read shadows); on entry the interruption-info
 valid only if `inject` was called since the last exit.
 """
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER, FeatureControl, Msr
-from understudy.arch.vmcs import SEGMENTS, Interruptibility, InterruptionInformation, Vmcs
+from understudy.arch.vmcs import (
+    SEGMENTS,
+    AccessRights,
+    Interruptibility,
+    InterruptionInformation,
+    Vmcs,
+)
 from understudy.arch.vmx_controls import (
     EntryControls,
     ExitControls,
@@ -31,12 +38,27 @@ from understudy.arch.vmx_controls import (
 )
 from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import (
+    FIXED,
     ControlRegisters,
     InHypervisor,
     InProcessor,
-    Values,
 )
-from understudy.execution.vmx.fields import MSR_NAMES, REGISTER_FIELDS, with_defaults
+from understudy.execution.vmx.exits import TABLE
+from understudy.execution.vmx.fields import (
+    BY_CONTROL,
+    KEPT,
+    MSR_NAMES,
+    REGISTER_FIELDS,
+    with_defaults,
+)
+from understudy.guest import (
+    RSP,
+    Control,
+    Event,
+    Segment,
+    TableRegister,
+    UnsupportedMode,
+)
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.paging import Paging
@@ -67,25 +89,41 @@ SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
 SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
 ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
+VALID: Final = InterruptionInformation.VALID.mask
+TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
 PE: Final = CR0.PE.mask
+GUEST_RSP: Final = int(Vmcs.GUEST_RSP)
+GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
+SELECTOR, BASE = int(Vmcs.GUEST_ES), int(Vmcs.GUEST_ES_BASE)  # of ES; the next has two more
+LIMIT, RIGHTS = int(Vmcs.GUEST_ES_LIMIT), int(Vmcs.GUEST_ES_ACCESS_RIGHTS)
+CS_RIGHTS, SS_RIGHTS = int(Vmcs.GUEST_CS_ACCESS_RIGHTS), int(Vmcs.GUEST_SS_ACCESS_RIGHTS)
+CODE64, CODE32 = AccessRights.L.mask, AccessRights.DB.mask
+ONE_ADDRESS, ONE_CONTEXT = 0, 1  # types of INVVPID and INVEPT
+PRESENT: Final = 1
+ADDRESS: Final = 0xF_FFFF_FFFF_F000
+WINDOWS: Final = int(PrimaryControls(INTERRUPT_WINDOW_EXITING=1, NMI_WINDOW_EXITING=1))
+"""Controls that `window` sets."""
 
 
 class Vmx(Execution, name="vmx"):
     """A vCPU on one processor in VMX operation."""
 
+    cr0_always_exits = FIXED
+
     def __init__(
         self, host: Host, processor: Processor, paging: Paging, model: "CpuModel",
         *, keep_timer: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(host, processor, paging, model)
+        super().__init__(host, processor, paging, model, keep_timer=keep_timer)
+        self.table = dict(TABLE)
         self.read, self.write = processor.vmread, processor.vmwrite
-        self.keep_timer = keep_timer
+        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
         self.region, self.vmcs, self.bitmap = host.frame(), host.frame(), host.frame()
         self.host_table = host.frame()
         self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
         self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
         self._enter_operation()
-        self.control: ControlRegisters = self._kind(paging)(self)
+        self.kept = self._keep_control(paging)
         self._execution_controls()
         self._exit_and_entry_controls()
         self._host_state()
@@ -104,17 +142,16 @@ class Vmx(Execution, name="vmx"):
         for pfn in self.frames():
             self.host.release(pfn)
 
-    @staticmethod
-    def _kind(paging: Paging) -> type[ControlRegisters]:
-        return InProcessor if paging.eptp else InHypervisor
+    def _keep_control(self, paging: Paging) -> ControlRegisters:
+        kind = InProcessor if paging.eptp else InHypervisor
+        return kind(self.read, self.write, self.intercept, paging, self.model, self.cr4_fixed)
 
     def use(self, paging: Paging) -> None:
-        """Translate by another technique from now on.  The processor must be out of the guest."""
-        values = self.control.get()
-        self.paging, self.control = paging, self._kind(paging)(self)
+        values = self.control()
+        self.paging, self.kept = paging, self._keep_control(paging)
         self._choose_exits()
         paging.attach(self)
-        self.control.load(values)
+        self.load_control(values)
         paging.mode_change()
         self.processor.flush()
 
@@ -180,13 +217,13 @@ class Vmx(Execution, name="vmx"):
             RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
         )  # fmt: skip
         self.primary = int(allowed(
-            PrimaryControls(wanted | self.control.primary),
+            PrimaryControls(wanted | self.kept.primary),
             PrimaryControls(0),
             self._capability(Msr.IA32_VMX_TRUE_PROCBASED_CTLS, Msr.IA32_VMX_PROCBASED_CTLS),
         ))  # fmt: skip
         self.current_primary = self.primary
         secondary = allowed(
-            SecondaryControls(self.control.secondary | SecondaryControls(ENABLE_VPID=1)),
+            SecondaryControls(self.kept.secondary | SecondaryControls(ENABLE_VPID=1)),
             SecondaryControls(
                 ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
             ),
@@ -248,7 +285,7 @@ class Vmx(Execution, name="vmx"):
         state = with_defaults(values)
         gprs = list(self.processor.gprs())
         late = {}
-        control = Values(state.pop("cr0"), state.pop("cr3"), state.pop("cr4"), state.pop("efer"))
+        control = Control(state.pop("cr0"), state.pop("cr3"), state.pop("cr4"), state.pop("efer"))
         for name, value in state.items():
             if name in REGISTER_FIELDS:
                 self.write(REGISTER_FIELDS[name], value)
@@ -259,7 +296,7 @@ class Vmx(Execution, name="vmx"):
             else:
                 late[name] = value
         self.processor.set_gprs(tuple(gprs))
-        self.control.load(control)
+        self.load_control(control)
         self.paging.mode_change()
         self.processor.set_registers({name: late.pop(name) for name in LIVE & late.keys()})
         if unknown := late.keys() - {"cr8"}:
@@ -268,18 +305,118 @@ class Vmx(Execution, name="vmx"):
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
 
-    def is_code64(self) -> bool:
-        """CS.L: the guest executes 64-bit code."""
-        return bool(self.read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000)
-
     def registers(self) -> dict[str, int]:
+        if self.processor.in_guest:
+            return self.processor.registers()
         live = self.processor.gprs()
         out = {name: live[n] for n, name in enumerate(GPRS)}
         out |= {name: self.read(field) for name, field in REGISTER_FIELDS.items()}
-        out |= self.control.get()._asdict()
+        out |= self.control()._asdict()
         del out["pdptes"]
         out |= {name: self.processor.rdmsr(index) for name, index in MSR_NAMES.items()}
         return out
+
+    def gpr(self, n: int) -> int:
+        return self.read(GUEST_RSP) if n == RSP else self.read_gpr(n)
+
+    def set_gpr(self, n: int, value: int) -> None:
+        if n == RSP:
+            self.write(GUEST_RSP, value)
+        else:
+            self.write_gpr(n, value)
+
+    @property
+    def rip(self) -> int:
+        return self.read(RIP)
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self.write(RIP, value)
+
+    @property
+    def rflags(self) -> int:
+        return self.read(RFLAGS_FIELD)
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        self.write(RFLAGS_FIELD, value)
+
+    @property
+    def dr7(self) -> int:
+        return self.read(Vmcs.GUEST_DR7)
+
+    @dr7.setter
+    def dr7(self, value: int) -> None:
+        self.write(Vmcs.GUEST_DR7, value)
+
+    def add_dr6(self, bits: int) -> None:
+        self.processor.set_registers({"dr6": self.processor.registers()["dr6"] | bits})
+
+    def set_cr2(self, value: int) -> None:
+        self.processor.set_registers({"cr2": value})
+
+    @property
+    def debugctl(self) -> int:
+        return self.read(Vmcs.GUEST_DEBUGCTL)
+
+    @debugctl.setter
+    def debugctl(self, value: int) -> None:
+        self.write(Vmcs.GUEST_DEBUGCTL, value)
+
+    # --- modes and segments ---
+
+    def segment(self, n: int) -> Segment:
+        read, at = self.read, 2 * n
+        return Segment(read(SELECTOR + at), read(BASE + at), read(LIMIT + at), read(RIGHTS + at))
+
+    def set_segment(self, n: int, segment: Segment) -> None:
+        for first, value in zip((SELECTOR, BASE, LIMIT, RIGHTS), segment, strict=True):
+            self.write(first + 2 * n, value)
+
+    def segment_base(self, n: int) -> int:
+        return self.read(BASE + 2 * n)
+
+    def gdtr(self) -> TableRegister:
+        return TableRegister(self.read(Vmcs.GUEST_GDTR_BASE), self.read(Vmcs.GUEST_GDTR_LIMIT))
+
+    def cpl(self) -> int:
+        return self.read(SS_RIGHTS) >> 5 & 3
+
+    def code_bits(self) -> int:
+        rights = self.read(CS_RIGHTS)
+        return 64 if rights & CODE64 else 32 if rights & CODE32 else 16
+
+    def is_code64(self) -> bool:
+        return bool(self.read(CS_RIGHTS) & CODE64)
+
+    # --- control registers ---
+
+    def control(self) -> Control:
+        return self.kept.get()
+
+    def paging_control(self) -> Control:
+        return self.kept.paging_control()
+
+    def real_control(self) -> Control:
+        read = self.read
+        return Control(
+            read(Vmcs.GUEST_CR0), read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
+        )
+
+    def load_control(self, values: Control) -> None:
+        self.kept.load(values)
+
+    def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
+        assert isinstance(self.kept, InHypervisor)
+        self.kept.note_cr3(cr3, pdptes)
+
+    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
+        """SDM 3C, "Unrestricted Guests"."""
+        if not cr0 & PE and not has_ept:
+            raise UnsupportedMode(
+                "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
+                f"use paging ept, not {technique}"
+            )
 
     # --- entering ---
 
@@ -290,24 +427,11 @@ class Vmx(Execution, name="vmx"):
             self.resume = self.processor.vmresume
         return exit
 
-    def relaunch(self, launched: bool) -> None:
-        """After a snapshot was loaded: whether the VMCS is in the launched state."""
-        self.resume = self.processor.vmresume if launched else self._launch
-
-    def restore_control(self, values: Values) -> None:
-        """After a snapshot was loaded: what of these registers is in no field of the VMCS."""
-        self.control.values = values
-        self.paging.resume()
-
-    @property
-    def is_launched(self) -> bool:
-        return self.resume != self._launch
-
     def skip(self, length: int) -> None:
         read, write = self.read, self.write
         rip = read(RIP)
         after = rip + length
-        if (rip ^ after) >> 32 and not read(Vmcs.GUEST_CS_ACCESS_RIGHTS) & 0x2000:
+        if (rip ^ after) >> 32 and not read(CS_RIGHTS) & CODE64:
             after &= 0xFFFF_FFFF
         write(RIP, after & MASK64)
         if shadow := read(INTERRUPTIBILITY) & SHADOW:
@@ -318,17 +442,27 @@ class Vmx(Execution, name="vmx"):
         if flags & TF:
             write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
 
-    def set_resume_flag(self, wanted: bool) -> None:
-        """RFLAGS.RF: whether the next instruction's breakpoint is not met (again)."""
-        flags = self.read(RFLAGS_FIELD)
-        self.write(RFLAGS_FIELD, flags | RF if wanted else flags & ~RF)
+    def clear_blocking(self) -> None:
+        self.write(INTERRUPTIBILITY, 0)
+        self.write(PENDING_DEBUG, 0)
 
-    def inject(self, info: int, error: int, length: int) -> None:
-        if info & ERROR_CODE:
-            if self.read(Vmcs.GUEST_CR0) & PE:
-                self.write(Vmcs.ENTRY_EXCEPTION_ERROR_CODE, error)
-            else:
-                info &= ~ERROR_CODE  # real mode pushes no error codes
+    @property
+    def is_inside(self) -> bool:
+        return self.processor.in_guest
+
+    def run(self, budget: int) -> Exit:
+        return self.processor.run(budget)
+
+    def kick(self) -> None:
+        self.processor.kick()
+
+    def inject(self, event: Event) -> None:
+        vector, kind, error, length = event
+        info = VALID | kind << TYPE_SHIFT | vector
+        # Real mode pushes no error codes.
+        if error is not None and self.read(Vmcs.GUEST_CR0) & PE:
+            info |= ERROR_CODE
+            self.write(Vmcs.ENTRY_EXCEPTION_ERROR_CODE, error)
         if length:
             self.write(Vmcs.ENTRY_INSTRUCTION_LENGTH, length)
         self.write(INFO, info)
@@ -351,21 +485,11 @@ class Vmx(Execution, name="vmx"):
         self.current_primary = controls | flag if on else controls & ~flag
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
-    def resume_step(self) -> None:
-        """A snapshot was loaded that was taken in the middle of one: the VMCS knows already."""
-        self.primary |= PrimaryControls.MONITOR_TRAP_FLAG.mask
-
     def takes_interrupts(self) -> bool:
         return bool(self.read(RFLAGS_FIELD) & IF) and not self.read(INTERRUPTIBILITY) & SHADOW
 
     def takes_nmis(self) -> bool:
         return not self.read(INTERRUPTIBILITY) & NMI_BLOCKED
-
-    def interrupt_flag(self) -> bool:
-        return bool(self.read(RFLAGS_FIELD) & IF)
-
-    def cpl(self) -> int:
-        return self.read(Vmcs.GUEST_SS_ACCESS_RIGHTS) >> 5 & 3
 
     def block_nmis(self) -> None:
         """An IRET that unblocked NMIs did not complete."""
@@ -375,8 +499,93 @@ class Vmx(Execution, name="vmx"):
         """An NMI that is to be delivered again must find NMIs unblocked."""
         self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~Interruptibility.NMI.mask)
 
+    # --- time ---
+
+    @property
+    def tsc(self) -> int:
+        return self.processor.tsc
+
+    @property
+    def retired(self) -> int:
+        return self.processor.retired
+
+    def set_tsc_offset(self, offset: int) -> None:
+        self.write(Vmcs.TSC_OFFSET, offset & MASK64)
+
+    def advance(self, ticks: int) -> None:
+        self.processor.advance(ticks)
+
     def arm(self, ticks: int) -> None:
         self.write(TIMER, ticks if ticks < 0xFFFF_FFFF else 0xFFFF_FFFF)
+
+    # --- translations ---
+
+    def load_root(self, hpa: int) -> None:
+        self.write(GUEST_CR3, hpa)
+
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        read = self.read
+        return {
+            "processor": self.processor.save().hex(),
+            "fields": {name: read(field) for name, field in KEPT.items()},
+            "control": list(self.control()),
+            "windows": self.current_primary & WINDOWS,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The VMCS is made anew: of a snapshot it holds guest registers and nothing else."""
+        processor = self.processor
+        processor.load(bytes.fromhex(saved["processor"]))
+        if processor.in_guest:
+            raise ValueError("snapshot: the processor was saved inside the guest")
+        processor.vmxoff()
+        self._enter_operation()
+        self._execution_controls()
+        self._exit_and_entry_controls()
+        self._host_state()
+        self.resume = self._launch
+        cr0, cr3, cr4, efer, pdptes = saved["control"]
+        self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
+        self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
+        for name, field in KEPT.items():
+            if name not in BY_CONTROL:
+                self.write(field, saved["fields"][name])
+        self.current_primary = self.primary | saved["windows"] & WINDOWS
+        self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
+
+    def code_at(self, gva: int, length: int) -> bytes:
+        read, eptp = self.read, self.paging.eptp
+        cr3, cr4, efer = read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
+        memory, code = self.host.memory, b""
+        while length:
+            part = min(length, PAGE - (gva & PAGE - 1))
+            walked = self.processor.walk(gva, cr3, cr4, efer, eptp)
+            level, entry = walked[-1][1::2] if walked else (0, 0)
+            if not entry & PRESENT:
+                break
+            inside = (1 << 3 + 9 * level) - 1
+            hpa = entry & ADDRESS & ~inside | gva & inside
+            code += memory.read(hpa, part)
+            gva, length = gva + part, length - part
+        return code
+
+    def forget(self, addresses: Sequence[int] | None) -> None:
+        processor = self.processor
+        if processor.in_guest:
+            processor.flush()
+        elif self.paging.eptp:
+            processor.invept(ONE_CONTEXT, self.paging.eptp)
+        elif addresses is None:
+            processor.invvpid(ONE_CONTEXT, VPID)
+        else:
+            for gva in addresses:
+                processor.invvpid(ONE_ADDRESS, VPID, gva)
+
+    def forget_guest(self) -> None:
+        """What the guest's own tables have led to: it has loaded CR3 by a task switch."""
+        self.processor.invvpid(ONE_CONTEXT, VPID)
 
 
 GPRS: Final = (
