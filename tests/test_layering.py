@@ -17,7 +17,7 @@ RUST = list(files("silicon/src", ".rs"))
 # named here is part of the hypervisor.
 _HYPERVISOR = ("*",)
 LAYERS = (
-    ("silicon", "arch", "clock", "state", "verdict", "machine"),
+    ("silicon", "arch", "clock", "config", "quantities", "state", "verdict", "machine"),
     ("devices",),
     ("guests",),
     _HYPERVISOR,

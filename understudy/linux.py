@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from understudy import vm as machine
+from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
 from understudy.guests import packages as debian_packages
@@ -22,7 +23,7 @@ from understudy.guests.agent import Agent, Exited, Output, Send
 from understudy.guests.apt import Progress
 from understudy.guests.entry import GuestError
 from understudy.machine.host import Host
-from understudy.vm import Stop
+from understudy.verdict import Stop, StopKind
 
 # How much of what the console showed is kept; a guest may print for ever.
 CONSOLE_KEPT_BYTES = 1 << 20
@@ -97,23 +98,26 @@ class VM(machine.VM):
         cls,
         guest: str | Path = "cloud-amd64",
         *,
-        memory: str = "256M",
         initrd: str | Path | None = None,
         append: str = "",
-        clock: str = "virtual",
-        engine: str = "dbt",
-        paging: str = "ept",
         host: Host | None = None,
         packages: Sequence[str] = (),
         progress: Progress | None = None,
+        config: Config | None = None,
+        **options: Any,
     ) -> Self:
         """Make a VM with `guest` loaded, ready to run.
 
         `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
         cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
         kernel's command line.  `packages` are Debian's, by name: they and what they depend on are
-        unpacked into the guest's file system (fetched like the guest).  The rest is as for `VM`.
+        unpacked into the guest's file system (fetched like the guest).  The rest is as for `VM`:
+        a `config`, or its fields, such as `memory="1G"`.
         """
+        if config is None:
+            options.setdefault("name", str(guest))
+        config = Config.of(config, **options)
+        machine.check_names(config)
         kernel: Path | bytes
         ramdisk: Path | None = Path(initrd) if initrd is not None else None
         if isinstance(guest, Path):
@@ -126,11 +130,12 @@ class VM(machine.VM):
             append = f"{fetched.append} {append}".strip()
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
-        vm = cls(memory, clock=clock, engine=engine, paging=paging, host=host, name=str(guest))
+        vm = cls(config, host=host)
         try:
             vm.listen()
             # In virtual time two runs are the same run, with the same random numbers.
-            seed = os.urandom(SEED_BYTES) if clock == "wall" else bytes(range(1, SEED_BYTES + 1))
+            is_wall = config.clock == "wall"
+            seed = os.urandom(SEED_BYTES) if is_wall else bytes(range(1, SEED_BYTES + 1))
             entry = loader.load(
                 vm.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed
             )
@@ -251,7 +256,7 @@ class VM(machine.VM):
         try:
             self.run_until(lambda: False, "the power-off", timeout_guest_s, timeout_wall_s)
         except GuestStopped as stopped:
-            if stopped.stop.kind != "poweroff":
+            if stopped.stop.kind != StopKind.POWEROFF:
                 raise
 
     # --- Running ----------------------------------------------------------------------------
@@ -274,16 +279,16 @@ class VM(machine.VM):
             stop = self.go(until=done, deadline_ns=deadline_ns, wall_seconds=span)
             if self.on_slice is not None:
                 self.on_slice()
-            if stop.kind == "deadline" and not done():
+            if stop.kind == StopKind.DEADLINE and not done():
                 limit = f"{timeout_guest_s:g} s of guest time"
                 raise GuestTimeout(f"{awaited} did not come within {limit}")
-            if stop.kind not in ("until", "wall", "deadline"):
+            if stop.kind not in (StopKind.UNTIL, StopKind.WALL, StopKind.DEADLINE):
                 line = f"the guest ended ({stop_in_words(stop)}) before {awaited} came"
                 raise GuestStopped(line, stop, self.last_words(stop))
 
     def last_words(self, stop: Stop) -> str:
         """What helps to find out why a guest ended: nothing after a power-off."""
-        if stop.kind in ("poweroff", "debug-exit"):
+        if stop.kind in (StopKind.POWEROFF, StopKind.DEBUG_EXIT):
             return ""
         tail = "\n".join(self.console_text.splitlines()[-12:])
         state = self.state_in_words(stop)
@@ -326,13 +331,13 @@ def _say_nothing(_text: str, _share: float | None) -> None:
 
 
 _WORDS = {
-    "poweroff": "it powered itself off",
-    "reset": "it asked for a reset, which understudy does not carry out",
-    "triple-fault": "a triple fault, it could not deliver an exception",
-    "stuck": "halted, and nothing can wake it",
-    "stopped": "somebody stopped it",
-    "debug-exit": "it asked to end through the debug-exit port",
-    "error": "understudy cannot go on with it",
+    StopKind.POWEROFF: "it powered itself off",
+    StopKind.RESET: "it asked for a reset, which understudy does not carry out",
+    StopKind.TRIPLE_FAULT: "a triple fault, it could not deliver an exception",
+    StopKind.STUCK: "halted, and nothing can wake it",
+    StopKind.STOPPED: "somebody stopped it",
+    StopKind.DEBUG_EXIT: "it asked to end through the debug-exit port",
+    StopKind.ERROR: "understudy cannot go on with it",
 }
 
 
@@ -340,4 +345,4 @@ def stop_in_words(stop: Stop) -> str:
     """How a guest ended, in one line."""
     words = _WORDS.get(stop.kind, stop.kind)
     detail = stop.detail.partition("\n")[0]
-    return f"{words}: {detail}" if detail and stop.kind != "poweroff" else words
+    return f"{words}: {detail}" if detail and stop.kind != StopKind.POWEROFF else words

@@ -62,8 +62,12 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (kind,) = [a for a in args if a is not type(None)]
-        return restore(kind, value, where)
+        kinds = [a for a in args if a is not type(None)]
+        fitting = [a for a in kinds if a is type(value)] if len(kinds) > 1 else kinds
+        if not fitting:
+            names = " or ".join(a.__name__ for a in kinds)
+            raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {names}")
+        return restore(fitting[0], value, where)
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
@@ -80,6 +84,8 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
     if origin is list:
         return [restore(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is tuple:
+        if args[-1] is Ellipsis:
+            args = (args[0],) * len(value)
         if len(args) != len(value):
             raise ValueError(f"snapshot: {where} has {len(value)} items, expected {len(args)}")
         return tuple(restore(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))  # noqa: B905

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from understudy import inspection
 from understudy.answers.control_registers import load_pdptes, offer_efer
 from understudy.arch.msr import Msr
+from understudy.config import Config, check_choice
+from understudy.console import Console
 from understudy.describe import describe
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
@@ -26,72 +28,55 @@ from understudy.execution import Execution
 from understudy.image import Image, SnapshotError, touched
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
-from understudy.machine.frames import PAGE, bytes_of
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
+from understudy.quantities import bytes_of
 from understudy.silicon import host_features
+from understudy.state import plain, restore
+from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.vcpu.time import GuestClock
-from understudy.verdict import Stop
+from understudy.verdict import Stop, StopKind
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
-SMALLEST, LARGEST = 1 << 20, 1 << 38
+ANY_CR4 = (1 << 64) - 1
 PHYSICAL_BITS = 46  # as the silicon has them
-UNEXPECTED = frozenset({"error", "stuck", "triple-fault"})  # stops that show the whole state
+UNEXPECTED = frozenset(
+    {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
+)  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
-class Console:
-    """A serial line to the guest."""
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self.on_output: list[Callable[[bytes], None]] = []
-        self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
-
-    def transmit(self, data: bytes) -> None:
-        """The guest has sent this."""
-        for listener in self.on_output:
-            listener(data)
-
-    def send(self, data: bytes) -> None:
-        """Type this; from any thread.  The guest gets it when it runs."""
-        self._post(lambda: self.receive(data))
+def check_names(config: Config) -> None:
+    """ValueError if a Config names what no room of this house has."""
+    check_choice("execution", config.execution, Execution.ALL)
+    check_choice("paging", config.paging, Paging.ALL)
+    Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
 class VM:
-    """One virtual machine.
-
-    clock: "virtual" (time is instructions retired, idle time is skipped) or "wall".  engine:
-    "dbt" or "reference".  paging: a name in `Paging.ALL`; largest_page: the largest EPT page.
-    """
+    """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
         self,
-        memory: int | str = "256M",
+        config: Config | int | str | None = None,
         *,
-        clock: str = "virtual",
-        engine: str = "dbt",
         host: Host | None = None,
-        name: str = "vm",
-        paging: str = "ept",
-        largest_page: int | str = "1G",
-        smap: bool = False,
+        **options: Any,
     ) -> None:
-        self._check(memory, clock, engine, paging)
-        self.name, self.clock_kind, self.engine = name, clock, engine
-        self.largest_page, self.smap = largest_page, smap
-        size = bytes_of(memory)
+        self.config = config = Config.of(config, **options)
+        check_names(config)
+        size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
         self.memory.populate()
-        self.processors = [self.host.plug(engine, clock)]
+        self.processors = [self.host.plug(config.engine, config.clock)]
         bootstrap = self.processors[0]
         self.clock = GuestClock(lambda: bootstrap.tsc)
         self.clock.offset = -bootstrap.tsc
@@ -101,26 +86,27 @@ class VM:
         self.console, self.agent_port = Console(self.post), Console(self.post)
         self.pc = self._board(size)
         self.bus = self.pc.bus
-        self.pages = Paging.ALL[paging](self.host, self.memory.p2m, largest=largest_page)
+        self.pages = Paging.ALL[config.paging](
+            self.host, self.memory.p2m, largest=config.largest_page
+        )
         self._add_vcpus()
         self.pc.install_tables()
         self.is_closed = False
 
-    @classmethod
-    def _check(cls, memory: int | str, clock: str, engine: str, paging: str) -> None:
-        size = bytes_of(memory)
-        if not SMALLEST <= size <= LARGEST or size % PAGE:
-            raise ValueError(
-                f"memory {memory!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-            )
-        cls._check_choice("clock", clock, ("virtual", "wall"))
-        cls._check_choice("engine", engine, ("dbt", "reference"))
-        cls._check_choice("paging", paging, tuple(Paging.ALL))
+    @property
+    def name(self) -> str:
+        """What the VM is called."""
+        return self.config.name
 
-    @staticmethod
-    def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+    @property
+    def clock_kind(self) -> str:
+        """Where guest time comes from: "virtual" or "wall"."""
+        return self.config.clock
+
+    @property
+    def engine(self) -> str:
+        """What executes the guest's instructions."""
+        return self.config.engine
 
     def _board(self, size: int) -> PC:
         console, agent = self.console, self.agent_port
@@ -128,9 +114,9 @@ class VM:
         board = PC(
             self.clock,
             self.memory.write,
-            power_off=lambda: self._request(Stop("poweroff")),
-            reset=lambda: self._request(Stop("reset")),
-            debug_exit=lambda code: self._request(Stop("debug-exit", f"code {code}", code)),
+            power_off=lambda: self._request(Stop(StopKind.POWEROFF)),
+            reset=lambda: self._request(Stop(StopKind.RESET)),
+            debug_exit=lambda code: self._request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
             deliver=self.interrupts.deliver,
             extint=self.interrupts.extint,
             com1=console.transmit,
@@ -142,10 +128,10 @@ class VM:
         return board
 
     def _add_vcpus(self) -> None:
-        is_wall, execution = self.clock_kind == "wall", Execution.ALL["vmx"]
+        is_wall, execution = self.clock_kind == "wall", Execution.ALL[self.config.execution]
         for number, processor in enumerate(self.processors):
             cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-            model = CpuModel(host_features(), self.smap, number, PHYSICAL_BITS, cr4)
+            model = CpuModel(host_features(), self.config.cpu, number, PHYSICAL_BITS, cr4)
             guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
             vcpu = Vcpu(
                 guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
@@ -178,7 +164,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -186,12 +172,13 @@ class VM:
 
         ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
         """
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        largest = self.config.largest_page
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -199,7 +186,7 @@ class VM:
         except ValueError:
             pages.close()
             raise
-        self.pages = pages
+        self.pages, self.config = pages, replace(self.config, paging=name)
         self.pages.continue_counts(old)
         for vcpu in self.vcpus:
             vcpu.use(pages)
@@ -232,14 +219,14 @@ class VM:
         if self.is_closed:
             raise RuntimeError(f"{self.name} is closed")
         if until is not None and until():
-            return Stop("until")
+            return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
         timer = late = alarm = None
         if deadline_ns is not None:
             text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop("deadline", text)))
+            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop(StopKind.DEADLINE, text)))
         if wall_seconds is not None:
-            late = Stop("wall", f"{wall_seconds} s")
+            late = Stop(StopKind.WALL, f"{wall_seconds} s")
             timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
             timer.daemon = True
             timer.start()
@@ -279,8 +266,8 @@ class VM:
             vcpu.look_now()
 
     def stop(self, reason: str = "asked to") -> None:
-        """From any thread: end `go` soon (Stop kind "wall")."""
-        self._interrupt(Stop("wall", reason))
+        """From any thread: end `go` soon, as `StopKind.STOPPED`."""
+        self._interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 
@@ -345,11 +332,7 @@ class VM:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "vm": {
-                "memory": self.memory.size, "clock": self.clock_kind, "engine": self.engine,
-                "name": self.name, "paging": self.pages.name, "largest_page": self.largest_page,
-                "smap": self.smap,
-            },
+            "config": plain(self.config),
             "now": self.clock.now(),
             "offset": self.clock.offset,
             "vcpus": [vcpu.save() for vcpu in self.vcpus],
@@ -380,9 +363,8 @@ class VM:
         """
         image = Image.of_bytes(data)
         try:
-            options = dict(image.state["vm"])
-            options["engine"] = engine or options["engine"]
-            vm = cls(options.pop("memory"), host=host, **options)
+            config = restore(Config, image.state["config"], "config")
+            vm = cls(replace(config, engine=engine or config.engine), host=host)
             try:
                 for gpa, piece in image.pieces:
                     vm.memory.write(gpa, piece)

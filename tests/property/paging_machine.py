@@ -24,7 +24,7 @@ from understudy.answers.translation import load_pdptes
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.vcpu.loop import Goal, Vcpu
-from understudy.verdict import Stop, Verdict
+from understudy.verdict import Stop, StopKind, Verdict
 from understudy.vm import VM
 
 CODE_GFN, FIXED_GFN = 0x10, 0x20
@@ -69,7 +69,7 @@ class Machine:
         """`pages`: the addresses that will be used."""
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
-        self.vm = VM("16M", paging=paging, smap=True)
+        self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
         self.vcpu: Vcpu = self.vm.vcpus[0]
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
@@ -150,9 +150,9 @@ class Machine:
         vcpu.processor.set_gpr(1, ecx)
         events, exits = vcpu.events, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
-        if stop.kind == "done":
+        if stop.kind == StopKind.DEBUG_EXIT:
             return Done(None, 0, vcpu.processor.gpr(0) & 0xFFFF_FFFF)
-        assert stop.kind == "until", stop
+        assert stop.kind == StopKind.UNTIL, stop
         assert events.staged is not None, "one instruction exits again and again"
         info, error, _ = events.staged
         events.staged = None
@@ -388,7 +388,7 @@ class Machine:
 
 
 def _stop(vcpu: Vcpu, exit: Any) -> Stop:
-    return Stop("done")
+    return Stop(StopKind.DEBUG_EXIT)
 
 
 def _true_fault(vcpu: Vcpu, exit: Any) -> Verdict:

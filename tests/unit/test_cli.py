@@ -42,6 +42,10 @@ def _one_line(err: str) -> str:
         (["run", "--guest", "hello", "--memory", "256"], "expected a size like 256M or 1G"),
         (["run", "--guest", "hello", "--clock", "sundial"], "sundial"),
         (["run", "--guest", "hello", "--engine", "steam"], "steam"),
+        (["run", "--guest", "hello", "--cpu", "z80"], "cpu 'z80': expected one of understudy, max"),
+        (["run", "--guest", "hello", "--cpu", "max,+warp"], "cpu feature 'warp': expected one of"),
+        (["run", "--guest", "hello", "--paging", "none"], "expected one of eager, ept, lazy, vtlb"),
+        (["run", "--guest", "hello", "--triple-fault", "x"], "expected one of auto, reset, stop"),
         (["run", "--guest", "hello", "--timeout", "soon"], "expected a time like 90s"),
         (["run", "--guest", "hello", "--exec", " "], "--exec is empty"),
         (["run", "--guest"], "requires an argument"),
@@ -89,6 +93,14 @@ def test_version(run: Run) -> None:
     status, out, _ = run("--version")
     assert status == 0
     assert out == f"understudy {cli.installed_version()}\n"
+
+
+def test_cpu_help_lists_what_can_be_chosen(run: Run) -> None:
+    for word in ("help", "?"):
+        status, out, err = run("run", "--cpu", word)
+        assert (status, err) == (0, "")
+        assert all(f"\n{model}: " in out for model in ("understudy", "max", "baseline"))
+        assert " smap " in out and "tsc_deadline" in out
 
 
 class _Panic(BaseException):

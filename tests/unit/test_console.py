@@ -13,7 +13,7 @@ from understudy.commands.console import SETTLE_NS
 from understudy.commands.progress import StatusLine
 from understudy.linux import VM
 from understudy.terminal import Input, Output
-from understudy.vm import Stop
+from understudy.verdict import Stop, StopKind
 
 
 class Waiting:
@@ -39,7 +39,7 @@ class Waiting:
         for listener in self.on_output:
             listener(data)
         if self.typed.endswith(b"off\n"):
-            self._stop = Stop("poweroff")
+            self._stop = Stop(StopKind.POWEROFF)
 
     def counts(self) -> dict[str, Any]:
         return {"instructions": 1234567, "exits": {"HLT": 5, "CPUID": 70}}
@@ -58,13 +58,13 @@ class Waiting:
             self._changed.notify()
 
     def stop(self, reason: str) -> None:
-        self._stop = Stop("wall", reason)
+        self._stop = Stop(StopKind.STOPPED, reason)
 
     def go(self, *, wall_seconds: float | None = None) -> Stop:
         while self._stop is None:
             with self._changed:
                 if not self._posts and not self._changed.wait(wall_seconds):
-                    return Stop("wall")
+                    return Stop(StopKind.WALL)
                 posts, self._posts = self._posts, []
             for action in posts:
                 action()
@@ -107,7 +107,7 @@ def _session(
 
 def test_what_is_typed_arrives_and_what_is_printed_is_shown(pipe: tuple[int, int]) -> None:
     ended, vm = _session([b"ls\n", b"poweroff\n"], pipe[1], interactive=True)
-    assert ended == Stop("poweroff")
+    assert ended == Stop(StopKind.POWEROFF)
     assert vm.typed == os.read(pipe[0], 100) == b"ls\npoweroff\n"
 
 
@@ -130,7 +130,7 @@ def test_wishes_are_answered_on_standard_error(
 
 def test_in_a_pipe_the_escape_key_is_a_byte_like_any_other(pipe: tuple[int, int]) -> None:
     ended, vm = _session([b"\x1dq poweroff\n"], pipe[1], interactive=False)
-    assert ended == Stop("poweroff")
+    assert ended == Stop(StopKind.POWEROFF)
     assert vm.typed == b"\x1dq poweroff\n"
 
 
@@ -159,7 +159,7 @@ def test_what_is_piped_in_waits_for_a_prompt() -> None:
 
     vm.post(boot)
     ended = session.run(cast(Output, _Recorder(shown)))
-    assert ended == Stop("poweroff")
+    assert ended == Stop(StopKind.POWEROFF)
     assert vm.typed == b"poweroff\n"
 
 
@@ -181,14 +181,16 @@ def test_the_end_of_input_is_not_the_end_of_the_guest(pipe: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("stop", "status"), [(Stop("poweroff"), 0), (Stop("debug-exit", "code 7", 7), 7)]
+    ("stop", "status"), [(Stop(StopKind.POWEROFF), 0), (Stop(StopKind.DEBUG_EXIT, "code 7", 7), 7)]
 )
 def test_a_guest_that_ends_by_itself(stop: Stop, status: int) -> None:
     assert console._status(cast(VM, Waiting()), stop) == status
 
 
-@pytest.mark.parametrize("kind", ["reset", "triple-fault", "stuck", "error"])
-def test_a_guest_that_dies_is_one_line_and_its_state(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [StopKind.RESET, StopKind.TRIPLE_FAULT, StopKind.STUCK, StopKind.ERROR]
+)
+def test_a_guest_that_dies_is_one_line_and_its_state(kind: StopKind) -> None:
     with pytest.raises(Refusal, match=r"^the guest ended: .+: what happened$") as caught:
         console._status(cast(VM, Waiting()), Stop(kind, "what happened\nrip 0"))
     assert caught.value.status == 1

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import fake_machine
-from understudy.machine.frames import Frames, OutOfFrames, bytes_of
+from understudy.machine.frames import Frames, OutOfFrames
 from understudy.machine.host import Host
+from understudy.quantities import bytes_of
 
 
 @pytest.mark.parametrize(

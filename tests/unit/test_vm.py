@@ -7,6 +7,7 @@ from tests.unit.fixtures import bench
 from understudy.arch.exit_reason import Reason
 from understudy.devices.message import Delivery, Message
 from understudy.machine.host import Host
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 
@@ -51,14 +52,17 @@ def test_acpi_tables_are_there_and_ram_above_them_is_untouched() -> None:
 
 def test_interrupt_messages_reach_the_apic() -> None:
     with bench() as b:
-        deliver = b.vm._deliver
+        deliver = b.vm.interrupts.deliver
+        b.apic.registers |= {0xD0: 1 << 24, 0xE0: 0xFFFF_FFFF}  # logical ID 1, flat model
         deliver(Message(0x31, 0))
         deliver(Message(0x32, 1, logical=True, delivery=Delivery.LOWEST, level=True))
         deliver(Message(0x05, 0))  # illegal vector
         deliver(Message(0x40, 0, delivery=Delivery.SMI))
+        deliver(Message(0x41, 1))  # to a processor that there is not
+        deliver(Message(0x42, 2, logical=True))
         assert b.apic.irr == {0x31, 0x32}
         deliver(Message(0, 0, delivery=Delivery.NMI))
-        assert b.vm.vcpus[0].events.nmis == 1
+        assert b.vm.vcpus[0].events.state.nmis == 1
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_interrupt_messages_reach_the_apic() -> None:
 def test_an_nmi_to_oneself(icr: int, nmis: int) -> None:
     with bench() as b:
         b.vm.vcpus[0].msrs.interrupt_command(icr)
-        assert b.vm.vcpus[0].events.nmis == nmis
+        assert b.vm.vcpus[0].events.state.nmis == nmis
 
 
 def test_typing_goes_through_the_serial_port() -> None:
@@ -91,7 +95,7 @@ def test_power_off_and_reset_end_the_run() -> None:
     with bench() as b:
         board = b.vm.pc
         board.i8042.write(0x64, 0xFE, 1)
-        assert b.play().kind == "reset"
+        assert b.play().kind == StopKind.RESET
         b.processor.script.clear()
 
 
@@ -113,4 +117,4 @@ def test_vms_share_no_state() -> None:
         one.bus.port_read(0x999, 1)
         assert two.memory.read(0x5000, 3) == b"\0\0\0"
         assert not two.bus.unclaimed
-        assert one.vcpu.table is not two.vcpu.table
+        assert one.vcpus[0].table is not two.vcpus[0].table

@@ -12,7 +12,7 @@ from typing import Final
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
 from understudy.vcpu.loop import Vcpu
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 RAX, RCX, RDX, RBX = range(4)
@@ -96,4 +96,4 @@ def cache_control(vcpu: Vcpu, length: int) -> Verdict:
 
 def triple_fault(vcpu: Vcpu) -> Stop:
     """A PC resets now; a hypervisor can say where it happened."""
-    return Stop("triple-fault", "the guest's double-fault delivery failed")
+    return Stop(StopKind.TRIPLE_FAULT, "the guest's double-fault delivery failed")

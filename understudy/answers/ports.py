@@ -11,15 +11,14 @@ from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Verdict
 
 RAX = 0
-KEPT = {1: ~0xFF & (1 << 64) - 1, 2: ~0xFFFF & (1 << 64) - 1}  # of RAX, by the access's size
-MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
 
 
 def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """IN of 1, 2 or 4 bytes to AL, AX or EAX."""
     value = vcpu.bus.port_read(port, size)
     if size < 4:
-        value |= vcpu.read_gpr(RAX) & KEPT[size]
+        kept = (1 << 8 * size) - 1
+        value = vcpu.read_gpr(RAX) & ~kept | value & kept
     vcpu.write_gpr(RAX, value)
     vcpu.time.debt += CYCLE_NS
     vcpu.skip(length)
@@ -28,7 +27,7 @@ def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
 
 def write(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """OUT of 1, 2 or 4 bytes from AL, AX or EAX."""
-    vcpu.bus.port_write(port, size, vcpu.read_gpr(RAX) & MASKS[size])
+    vcpu.bus.port_write(port, size, vcpu.read_gpr(RAX) & (1 << 8 * size) - 1)
     vcpu.time.debt += CYCLE_NS
     vcpu.skip(length)
     return RESUME

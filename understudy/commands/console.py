@@ -28,7 +28,7 @@ from understudy.terminal import (
     note,
     window_sizes,
 )
-from understudy.vm import Stop
+from understudy.verdict import Stop, StopKind
 
 # What is piped in is typed at the first prompt, or when the guest has run for this long.
 HOLD_NS = 10_000_000_000
@@ -99,6 +99,7 @@ class _Session:
         self._window = (0, 0)
         self._keyboard: Input | None = None
         self._quits = False
+        self._looks_after = False  # the run has been stopped for what we show, and goes on
         # What comes by a pipe waits for a prompt: a kernel that starts its serial driver throws
         # away what has been typed.  A guest without prompts gets it a little later.
         self._held = bytearray()
@@ -129,7 +130,9 @@ class _Session:
             stop = vm.go(wall_seconds=self._slice_s(quiet=not screen.wrote))
             if self._quits:
                 return None
-            if stop.kind != "wall":
+            if self._looks_after and stop.kind == StopKind.STOPPED:
+                self._looks_after = False
+            elif stop.kind != StopKind.WALL:
                 return stop
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
                 raise Refusal("the time that --timeout gave is over; the guest was still running")
@@ -215,6 +218,7 @@ class _Session:
                     self.resized(*self._window)
                 case Wish.LINE:
                     self.watch()
+                    self._looks_after = True
                     self._vm.stop("to look after the last line")
                 case Wish.HELP:
                     note(HELP_TEXT)
@@ -234,9 +238,9 @@ def counts_in_words(vm: VM) -> str:
 def _status(vm: VM, stop: Stop) -> int:
     """The status for the shell after a guest has ended by itself."""
     match stop.kind:
-        case "poweroff":
+        case StopKind.POWEROFF:
             return 0
-        case "debug-exit":
+        case StopKind.DEBUG_EXIT:
             return stop.status or 0
         case _:
             raise Refusal(f"the guest ended: {stop_in_words(stop)}", detail=vm.state_in_words(stop))

@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from understudy.verdict import Stop
-
 if TYPE_CHECKING:
     from understudy.vm import VM
 
@@ -90,10 +88,7 @@ def save(vm: "VM", request: Request) -> dict[str, Any]:
 @action
 def stop(vm: "VM", request: Request) -> str:
     """End the VM, as if its power were cut."""
-    vcpu = vm.vcpus[0]
-    if vcpu.requested is not None and vcpu.requested.kind == "wall":
-        vcpu.requested = None  # the end of a slice of time, after which the guest would go on
-    vcpu.request(Stop("stopped", "asked to through the control socket"))
+    vm.stop("asked to through the control socket")
     return "stopping"
 
 

@@ -7,15 +7,14 @@ the processor says and asks `answers/` what to do.  The vCPU's run loop (`vcpu/l
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, ClassVar
+from abc import abstractmethod
+from typing import ClassVar
 
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.paging import Paging
-
-if TYPE_CHECKING:
-    from understudy.silicon import Processor
-    from understudy.vcpu.cpu_model import CpuModel
+from understudy.silicon import Processor
+from understudy.vcpu.cpu_model import CpuModel
 
 
 class Execution(Guest):
@@ -30,19 +29,17 @@ class Execution(Guest):
         cls.name = name
         Execution.ALL[name] = cls
 
+    @abstractmethod
     def __init__(
         self,
         host: Host,
-        processor: "Processor",
+        processor: Processor,
         paging: Paging,
-        model: "CpuModel",
+        model: CpuModel,
         *,
         keep_timer: bool = True,
     ) -> None:
-        """`keep_timer`: the deadline of `arm` goes on counting over exits."""
-        super().__init__()
-        self.host, self.processor, self.paging, self.model = host, processor, paging, model
-        self.keep_timer = keep_timer
+        """`keep_timer`: what `arm` was told goes on counting over exits."""
 
 
 for _module in pkgutil.iter_modules(__path__):

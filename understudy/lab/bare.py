@@ -23,6 +23,7 @@ from understudy.guests.entry import (
     protected_mode,
     write_gdt,
 )
+from understudy.verdict import StopKind
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -142,7 +143,7 @@ def step_to(vm: "VM", address: int) -> None:
     """Run, instruction by instruction, until the one at `address` is next."""
     for _ in range(STEPS):
         stop = vm.go(budget=1)
-        if stop.kind != "budget":
+        if stop.kind != StopKind.BUDGET:
             raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
         if vm.processors[0].registers()["rip"] == address:
             return
@@ -152,6 +153,6 @@ def step_to(vm: "VM", address: int) -> None:
 def mark(vm: "VM") -> int:
     """Run to the next OUT to the debug-exit port; what was written there."""
     stop = vm.go(budget=LONGEST)
-    if stop.kind != "debug-exit":
+    if stop.kind != StopKind.DEBUG_EXIT:
         raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
     return stop.status

@@ -7,24 +7,12 @@ touched, and one that is freed is given back.
 Invariants: a frame belongs to at most one owner; frame 0 to none, so that hpa 0 is never valid.
 """
 
-import re
 import threading
 from bisect import bisect_left, insort
 from typing import Final
 
 PAGE: Final = 4096
 PAGE_SHIFT: Final = 12
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def bytes_of(size: int | str) -> int:
-    """'256M', '4G', or a number of bytes.  ValueError says what was expected."""
-    if isinstance(size, int):
-        return size
-    match = re.fullmatch(r"(\d+)\s*([KMGT]?)(i?B)?", size.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"size {size!r}: expected a number with K, M, G or T, such as 256M")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 class OutOfFrames(MemoryError):

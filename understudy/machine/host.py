@@ -3,7 +3,8 @@
 Invariants: a frame belongs to at most one owner; what is released is given back to the computer.
 """
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames, bytes_of
+from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
+from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
 
 

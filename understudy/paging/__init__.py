@@ -14,11 +14,13 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
+from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -42,6 +44,15 @@ class Answer(NamedTuple):
 
     kind: str  # one of `Fault`
     gpa: int | None = None  # where the access goes, if it is to be carried out
+
+
+@dataclass
+class PagingState:
+    """What every technique counts."""
+
+    fills: int
+    flushes: int
+    faults: dict[str, int]
 
 
 class Paging(ABC):
@@ -146,16 +157,16 @@ class Paging(ABC):
         """Tables (shadow pages, EPT pages) that are alive."""
         return len(self.frames())
 
-    @abstractmethod
     def save(self) -> dict[str, Any]:
-        """What a snapshot must keep beside the frames, as plain values."""
+        """What a snapshot must keep, as plain values: counts, and the tables in gfns."""
+        counts = PagingState(self.fills, self.flushes, dict(self.faults))
+        return {"counts": plain(counts)}
 
-    @abstractmethod
     def load(self, saved: dict[str, Any]) -> None:
-        """Become what was saved; the frames are restored by others."""
-
-    def resume(self) -> None:  # noqa: B027
-        """All of a snapshot was loaded."""
+        """Become what was saved: tables are made anew.  The guest's registers are restored."""
+        counts = restore(PagingState, saved["counts"], "paging")
+        self.fills, self.flushes = counts.fills, counts.flushes
+        self.faults |= counts.faults
 
     @abstractmethod
     def frames(self) -> list[int]:

@@ -13,14 +13,15 @@ flags survive splitting and merging; processors hear (INVEPT) of every entry tha
 is not what it was.
 """
 
-from typing import Any, Final
+from typing import Final
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.vmcs import EptPointer, EptViolation
-from understudy.machine.frames import PAGE_SHIFT, bytes_of
+from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Paging, PagingError
+from understudy.quantities import bytes_of
 
 WRITE_BACK: Final = 6
 LEVELS: Final = 4
@@ -83,13 +84,6 @@ class Ept(Paging, name="ept"):
 
     def frames(self) -> list[int]:
         return sorted(table >> PAGE_SHIFT for table in self.tables)
-
-    def save(self) -> dict[str, Any]:
-        return {"root": self.root, "tables": sorted(self.tables), "fills": self.fills}
-
-    def load(self, saved: dict[str, Any]) -> None:
-        self.root, self.tables = saved["root"], set(saved["tables"])
-        self.fills = saved["fills"]
 
     def p2m_change(self, gfn: int, count: int) -> None:
         self._is_stale = False

@@ -31,6 +31,7 @@ from understudy.paging.guest_walk import (
     WRITABLE,
     Found,
 )
+from understudy.paging.portable import Gfns
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
 from understudy.paging.shadow_pages import COMPOSED, DIRECT, ShadowPage, ShadowPages
@@ -366,9 +367,9 @@ class Mirror(Shadow):
 
     # --- snapshots ---
 
-    def save(self) -> dict[str, Any]:
-        return super().save() | {
-            "pages": self.tables.save(),
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        return {
+            "pages": self.tables.save(gfns),
             "stepped": self.stepped,
             "roots": [[list(key), list(self.key(root))] for key, root in self.roots.items()],
             "root": list(self.key(self.root)),
@@ -379,18 +380,22 @@ class Mirror(Shadow):
         """By which `ShadowPages.pages` finds it."""
         return page.gfn, page.level, page.quadrant
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
+    def load_tables(self, saved: dict[str, Any]) -> None:
         self.tables.clear()
-        self.pool, self.stepped = list(saved["pool"]), list(saved["stepped"])
+        self.stepped = list(saved["stepped"])
         self.tables.load(saved["pages"])
         pages = self.tables.pages
         self.roots = {tuple(key): pages[tuple(page)] for key, page in saved["roots"]}
         self.root = pages[tuple(saved["root"])]
+        self.use_root(self.root.hpa)
+        self.invalidate()
 
-    def resume(self) -> None:
-        super().resume()
-        self.tables.load_entries()
+    def name_table(self, hpa: int) -> list[int]:
+        return list(self.key(self.tables.at[hpa]))
+
+    def named_table(self, name: list[int]) -> int:
+        gfn, level, quadrant = name
+        return self.tables.pages[gfn, level, quadrant].hpa
 
     def frames(self) -> list[int]:
         tables = [*self.pool, *(page.hpa for page in self.tables.pages.values())]

@@ -37,6 +37,7 @@ from understudy.paging.guest_walk import (
     GuestFault,
     Regime,
 )
+from understudy.paging.portable import Gfns
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 """An entry that names a table and leaves all rights to the entries below."""
@@ -45,6 +46,7 @@ LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
 BELOW_4G: Final = 1 << 32
 REGIMES_KEPT: Final = 64
+MOST_IN_POOL: Final = 1 << 16
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
 
@@ -294,23 +296,51 @@ class Shadow(Paging):
 
     # --- snapshots ---
 
+    @abstractmethod
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        """The tables, as plain values without host frames."""
+
+    @abstractmethod
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        """Make the tables anew."""
+
+    @abstractmethod
+    def name_table(self, hpa: int) -> list[int]:
+        """What a table stands for."""
+
+    @abstractmethod
+    def named_table(self, name: list[int]) -> int:
+        """The hpa of the table that stands for this."""
+
     def save(self) -> dict[str, Any]:
-        return {
-            "fills": self.fills, "flushes": self.flushes, "faults": dict(self.faults),
-            "pool": self.pool, "patched": self.patched, "loaded": self.loaded,
-        }  # fmt: skip
+        steps = [  # what a step has added, and where
+            [self.name_table(slot & -PAGE), (slot & PAGE - 1) >> 3, self.read_u64(slot) & ~entry]
+            for slot, entry in self.patched
+        ]
+        now = [(slot, self.read_u64(slot)) for slot, _ in self.patched]
+        for slot, entry in reversed(self.patched):
+            self.write_u64(slot, entry)
+        tables = self.save_tables(Gfns(self.p2m))
+        for slot, entry in now:
+            self.write_u64(slot, entry)
+        return super().save() | {"tables": tables, "steps": steps, "pool": len(self.pool)}
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.fills, self.flushes = saved["fills"], saved["flushes"]
-        self.faults.update(saved["faults"])
-        self.pool, self.loaded = list(saved["pool"]), saved["loaded"]
-        self.patched = [(slot, entry) for slot, entry in saved["patched"]]
-
-    def resume(self) -> None:
+        super().load(saved)
         self.hpas.clear()
         self.read_regime()
-        if self.patched:
-            self.guest.single_step(True)
+        self.load_tables(saved["tables"])
+        if not 0 <= saved["pool"] <= MOST_IN_POOL:
+            raise ValueError(f"snapshot: {saved['pool']} tables in the pool")
+        while len(self.pool) < saved["pool"]:
+            self.pool.append(self.host.frame())
+        steps = [
+            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["steps"]
+        ]
+        if any(flags & ~WRITABLE or slot % PAGE % 8 for slot, flags in steps):
+            raise ValueError("snapshot: a step adds more than the right to write")
+        if steps:
+            self.patch(steps)
 
     def read_regime(self) -> None:
         """See how the guest translates now."""

@@ -18,6 +18,7 @@ from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Answer
 from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
+from understudy.paging.portable import Gfns, packed, unpacked
 from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow, page_entry
 
 DIRECTORY_SHIFT: Final = 30
@@ -161,19 +162,49 @@ class Vtlb(Shadow, name="vtlb"):
 
     # --- snapshots ---
 
-    def save(self) -> dict[str, Any]:
-        return super().save() | {
-            "root": self.root, "pointers": list(self.pointers.items()),
-            "leaves": list(self.leaves.items()),
-            "directories": list(self.directories.items()), "pieces": sorted(self.pieces),
-        }  # fmt: skip
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        leaves, directories = self.leaves.items(), self.directories.items()
+        return {
+            "pointers": list(self.pointers),
+            "directories": [[key, packed(self._pages(hpa), gfns)] for key, hpa in directories],
+            "leaves": [[key, packed(self._entries(hpa), gfns)] for key, hpa in leaves],
+            "pieces": sorted(self.pieces),
+        }
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
-        self.root = saved["root"]
-        self.pointers, self.directories = dict(saved["pointers"]), dict(saved["directories"])
-        self.leaves = dict(saved["leaves"])
+    def _entries(self, table: int) -> list[tuple[int, int]]:
+        words = memoryview(self.memory.read(table, PAGE)).cast("Q")
+        return [(index, entry) for index, entry in enumerate(words) if entry]
+
+    def _pages(self, directory: int) -> list[tuple[int, int]]:
+        return [(index, entry) for index, entry in self._entries(directory) if entry & LARGE]
+
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        self.use_root(self.root)
+        self.discard()
         self.pieces = {(shift, number) for shift, number in saved["pieces"]}
+        for key, text in saved["directories"]:
+            directory = self._directory(key << DIRECTORY_SHIFT)
+            for index, gfn, flags in unpacked(text, self.p2m):
+                if large := self.large_frame(gfn):
+                    self.write_u64(directory + 8 * index, large | flags)
+        for key, text in saved["leaves"]:
+            gva = key << LARGE_SHIFT
+            leaf = self.leaves[key] = self.new_table()
+            self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
+            for index, gfn, flags in unpacked(text, self.p2m):
+                self.write_u64(leaf + 8 * index, self.look_up(gfn) | flags)
+
+    def name_table(self, hpa: int) -> list[int]:
+        kinds = ({0: self.root}, self.pointers, self.directories, self.leaves)
+        for kind, tables in enumerate(kinds):
+            for key, table in tables.items():
+                if table == hpa:
+                    return [kind, key]
+        raise KeyError(hpa)
+
+    def named_table(self, name: list[int]) -> int:
+        kind, key = name
+        return ({0: self.root}, self.pointers, self.directories, self.leaves)[kind][key]
 
     def frames(self) -> list[int]:
         tables = [self.root, *self.pool]

@@ -28,7 +28,7 @@ from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
 from understudy.vcpu.time import Deadlines, GuestClock
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
 AC: Final = 1 << 18  # of RFLAGS
@@ -111,7 +111,7 @@ class Vcpu:
             guest.kick()
         while True:
             if end is not None and budget <= 0:
-                return Stop("budget")
+                return Stop(StopKind.BUDGET)
             if inside:
                 exit = guest.run(budget)
             else:
@@ -135,7 +135,7 @@ class Vcpu:
             if verdict is not RESUME:
                 return verdict  # type: ignore[no-any-return]
             if until is not None and until():
-                return Stop("until")
+                return Stop(StopKind.UNTIL)
             if end is not None:
                 budget = end - self.retired
 
@@ -155,8 +155,13 @@ class Vcpu:
             self.guest.kick()
 
     def request(self, stop: Stop) -> None:
-        """End the run before the next entry.  The first request counts."""
-        if self.requested is None:
+        """End the run before the next entry.
+
+        The first request counts, but any counts more than the end of a slice of wall time, after
+        which the guest would go on.
+        """
+        first = self.requested
+        if first is None or (first.kind is StopKind.WALL and stop.kind is not StopKind.WALL):
             self.requested = stop
         self.attention = True
 
@@ -183,10 +188,10 @@ class Vcpu:
             if self.requested is not None:
                 return
             if not self.guest.interrupt_flag():
-                self.request(Stop("stuck", "halted with RFLAGS.IF=0"))
+                self.request(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
                 return
             if not self.time.idle(self._has_news):
-                self.request(Stop("stuck", "halted, and no timer is armed"))
+                self.request(Stop(StopKind.STUCK, "halted, and no timer is armed"))
                 return
             while self.posts:
                 self.posts.popleft()()
@@ -278,7 +283,7 @@ class Vcpu:
 
     def error(self, problem: str) -> Stop:
         """A stop because something cannot be; the VM adds the whole state."""
-        return Stop("error", problem)
+        return Stop(StopKind.ERROR, problem)
 
     def unknown(self, exit: Exit) -> Stop:
         """Nothing answers this exit: name it and stop."""

@@ -45,6 +45,7 @@ CONSTANTS: Final[dict[int, int]] = {
 """Read-only MSRs."""
 
 SPEC_CTRL_BITS: Final = int(SpecCtrl(BHI_DIS_S=1, IBRS=1, STIBP=1))
+NO_BHI_CTRL: Final = int(SpecCtrl(IBRS=1, STIBP=1))
 MTRR_TYPES: Final = frozenset({0, 1, 4, 5, 6})
 WRITE_BACK: Final = 6
 MISC_ENABLE_RESET: Final = 1 << 12 | 1 << 11 | 1  # no PEBS, no BTS, fast strings
@@ -100,6 +101,9 @@ class Msrs(Part):
         self.state = MsrState(reset_values(model.physical_bits))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
+        self.hidden = model.hidden_msrs
+        self.lacks_x2apic = Msr.X2APIC_EOI in self.hidden
+        self.spec_ctrl = SPEC_CTRL_BITS if "bhi_ctrl" in model.shown else NO_BHI_CTRL
         self.eoi: Callable[[int], None] = lambda vector: None  # to the I/O APICs
         self.interrupt_command: Callable[[int], None] = lambda icr: None
         self.note_apic_base()
@@ -114,6 +118,9 @@ class Msrs(Part):
 
     def read(self, index: int) -> int:
         """RDMSR."""
+        if index in self.hidden:
+            self._no_such(index)
+            raise KeyError(index)
         if 0x800 <= index <= 0x8FF or index == Msr.IA32_APIC_BASE:
             return self.apic.rdmsr(index, self.now())
         if (value := self.state.values.get(index)) is not None:
@@ -135,6 +142,9 @@ class Msrs(Part):
 
     def write(self, index: int, value: int) -> None:
         """WRMSR."""
+        if index in self.hidden:
+            self._no_such(index)
+            raise KeyError(index)
         if index == Msr.IA32_TSC_DEADLINE:
             deadline = value - self._tsc_ahead() & MASK64 if value else 0
             self.apic.wrmsr(index, deadline, self.now())
@@ -165,7 +175,7 @@ class Msrs(Part):
         ok = True
         match index:
             case Msr.IA32_SPEC_CTRL:
-                ok = not value & ~SPEC_CTRL_BITS
+                ok = not value & ~self.spec_ctrl
             case Msr.IA32_MISC_ENABLE:
                 ok = not value & ~(MISC_ENABLE_RESET | MISC_ENABLE_WRITABLE)
                 value |= 1 << 12 | 1 << 11
@@ -230,6 +240,8 @@ class Msrs(Part):
         return gpa >> 12 == self.apic_page != 0
 
     def _write_apic_msr(self, index: int, value: int) -> None:
+        if index == Msr.IA32_APIC_BASE and value & ApicBase.EXTD.mask and self.lacks_x2apic:
+            raise KeyError(index)
         icr = self.apic.wrmsr(index, value, self.now())
         self.look()
         if index == Msr.X2APIC_EOI:

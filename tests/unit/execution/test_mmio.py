@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
-from understudy.answers.instructions import TABLE
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
+from understudy.verdict import StopKind
 
 DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
 RAX, RCX, RDX, RBX, RSI, RDI = 0, 1, 2, 3, 6, 7
@@ -189,7 +190,7 @@ def test_what_is_not_emulated_is_named() -> None:
         b.vm.memory.write(CODE, bytes.fromhex("0f 58 07"))
         b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE))
         stop = b.vm.go()
-        assert stop.kind == "error"
+        assert stop.kind == StopKind.ERROR
         assert "addps xmm0,[rdi]" in stop.detail
 
 
@@ -216,7 +217,7 @@ def test_no_instruction_raises(code: bytes, registers: list[int], attr: int) -> 
         b.vm.memory.write(CODE, code)
         b.processor.script.extend([FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE)])
         b.processor.script.append(FakeExit(Reason.BUDGET))
-        assert b.vm.go().kind in ("budget", "error")
+        assert b.vm.go().kind in (StopKind.BUDGET, StopKind.ERROR)
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,7 +16,7 @@ from understudy.arch.vmx_controls import (
     allowed,
 )
 from understudy.execution.vmx.fields import with_defaults
-from understudy.execution.vmx.technique import PASSED
+from understudy.execution.vmx.operation import PASSED
 from understudy.vm import VM
 
 
@@ -136,8 +136,8 @@ def test_reset_begins_at_the_reset_vector() -> None:
 def test_the_guest_does_not_see_the_hosts_bits() -> None:
     with bench() as b:
         execution = b.vm.vcpus[0].guest
-        assert execution.control.get().cr0 & 0x20 == 0
-        assert execution.control.get().cr4 == 0x20
+        assert execution.control().cr0 & 0x20 == 0
+        assert execution.control().cr4 == 0x20
         mask = b.field(Vmcs.CR4_GUEST_HOST_MASK)
         assert mask & 1 << 13  # VMXE
         assert mask & 1 << 21  # SMAP, which is off

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.fakes import FakeExit, FakeProcessor, fake_machine
-from understudy.arch.exit_reason import Reason
+from tests.unit.fakes import fake_machine
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import PagingError
@@ -64,8 +63,9 @@ def test_a_change_splits_a_page_and_healing_merges_it(host: Host) -> None:
     p2m = P2m()
     p2m.map(0, GIGA, GIGA)
     ept = Ept(host, p2m)
-    processor = FakeProcessor()
-    ept.attach(SimpleNamespace(processor=processor))  # type: ignore[arg-type]
+    invalidated: list[object] = []
+    guest = SimpleNamespace(invalidate=lambda: invalidated.append(None))
+    ept.attach(guest)  # type: ignore[arg-type]
     root = ept.root
     slot = ept.entries(0)[0] & ~0xFFF & (1 << 52) - 1
     host.memory.write_u64(slot, host.memory.read_u64(slot) | AD)  # the guest has written to it
@@ -74,7 +74,7 @@ def test_a_change_splits_a_page_and_healing_merges_it(host: Host) -> None:
     assert translate(ept, 701) == (GIGA + 701, 1)
     assert translate(ept, 5) == (GIGA + 5, 2)
     assert ept.entries(5 << 12)[-1] & AD == AD
-    assert processor.invalidated == [(1, ept.eptp)]
+    assert len(invalidated) == 1
     p2m.map(700, GIGA + 700, 1)
     assert translate(ept, 700) == (GIGA + 700, 3)
     assert ept.entries(0)[-1] & AD == AD
@@ -85,15 +85,15 @@ def test_a_change_splits_a_page_and_healing_merges_it(host: Host) -> None:
 def test_what_was_absent_needs_no_invalidation(host: Host) -> None:
     p2m = P2m()
     ept = Ept(host, p2m)
-    processor = FakeProcessor()
-    ept.attach(SimpleNamespace(processor=processor))  # type: ignore[arg-type]
+    invalidated: list[object] = []
+    guest = SimpleNamespace(invalidate=lambda: invalidated.append(None))
+    ept.attach(guest)  # type: ignore[arg-type]
     p2m.map(5, 5, 3)
-    assert processor.invalidated == []
+    assert invalidated == []
     p2m.unmap(6, 1)
-    assert len(processor.invalidated) == 1
-    processor.in_guest = True
+    assert len(invalidated) == 1
     p2m.unmap(5, 1)
-    assert processor.invalidated[-1] == (0, 0)
+    assert len(invalidated) == 2
 
 
 def test_tables_follow_any_history_of_the_p2m(host: Host) -> None:
@@ -121,12 +121,10 @@ def test_a_violation_is_a_fill_or_a_device(host: Host) -> None:
     p2m = P2m()
     p2m.map(0, 0, 8)
     ept = Ept(host, p2m)
-    outside = FakeExit(Reason.EPT_VIOLATION, gpa=0x9000)
-    assert not ept.violation(outside)  # type: ignore[arg-type]
-    inside = FakeExit(Reason.EPT_VIOLATION, gpa=0x3000)
+    assert not ept.violation(0x9000, 0)
     with pytest.raises(PagingError, match="stale translation"):
-        ept.violation(inside)  # type: ignore[arg-type]
+        ept.violation(0x3000, 0)
     host.memory.fill(ept.root, 4096)
-    assert ept.violation(inside)  # type: ignore[arg-type]
+    assert ept.violation(0x3000, 0)
     assert translate(ept, 3) == (3, 1)
     assert ept.fills == 1

@@ -20,7 +20,7 @@ from understudy.arch.vmcs import CrAccess, EptViolation, InterruptionInformation
 from understudy.guest import Event, Kind
 from understudy.silicon import Exit
 from understudy.vcpu.loop import Vcpu
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 MASK64: Final = (1 << 64) - 1
@@ -74,16 +74,19 @@ def interrupted(exit: Exit) -> Event | None:
 
 @handles(Reason.CPUID)
 def cpuid(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """SDM 2A, "CPUID - CPU Identification"."""
     return instructions.cpuid(vcpu, exit.length)
 
 
 @handles(Reason.HLT)
 def hlt(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """ "HLT exiting" is set."""
     return instructions.hlt(vcpu, exit.length)
 
 
 @handles(Reason.IO_INSTRUCTION)
 def io_instruction(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+    """ "Unconditional I/O exiting" is set."""
     access = exit.qualification
     if access & STRING:
         address_bits = (16, 32, 64, 64)[exit.instr_info >> 7 & 3]
@@ -95,16 +98,19 @@ def io_instruction(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
 
 @handles(Reason.RDMSR)
 def rdmsr(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """An MSR whose bit in the MSR bitmap is set."""
     return instructions.rdmsr(vcpu, exit.length)
 
 
 @handles(Reason.WRMSR)
 def wrmsr(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """An MSR whose bit in the MSR bitmap is set."""
     return instructions.wrmsr(vcpu, exit.length)
 
 
 @handles(Reason.VMCALL)
 def vmcall(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """VMCALL always exits."""
     return instructions.vmcall(vcpu, exit.length)
 
 
@@ -115,21 +121,25 @@ def vmcall(vcpu: Vcpu, exit: Exit) -> Verdict:
     Reason.RSM, Reason.ENCLS,
 )  # fmt: skip
 def not_offered(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """Instructions that always exit, or that a control makes exit, and that nobody is offered."""
     return instructions.not_offered(vcpu)
 
 
 @handles(Reason.RDPMC)
 def rdpmc(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """ "RDPMC exiting" is set."""
     return instructions.rdpmc(vcpu)
 
 
 @handles(Reason.INVD, Reason.WBINVD)
 def cache_control(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """INVD always exits; WBINVD does by a control."""
     return instructions.cache_control(vcpu, exit.length)
 
 
 @handles(Reason.TASK_SWITCH)
 def switch(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+    """SDM 3C, "Exit Qualification for Task Switches"."""
     selector, source = exit.qualification & 0xFFFF, exit.qualification >> 30 & 3
     return task_switch.task_switch(vcpu, selector, source, interrupted(exit), exit.length)
 
@@ -139,6 +149,7 @@ def switch(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
 
 @handles(Reason.CR_ACCESS)
 def cr_access(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+    """SDM 3C, "Exit Qualification for Control-Register Accesses"."""
     access = CrAccess(exit.qualification & LOW32)
     number, kind = access.NUMBER, access.ACCESS
     if number == 3 and vcpu.paging.eptp:
@@ -156,6 +167,7 @@ def cr_access(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
 
 @handles(Reason.INVLPG)
 def invlpg(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """The qualification is the linear address."""
     return registers.invlpg(vcpu, exit.qualification, exit.length)
 
 
@@ -188,6 +200,7 @@ def exception(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
 
 @handles(Reason.EPT_VIOLATION)
 def ept_violation(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+    """SDM 3C, "Exit Qualification for EPT Violations"."""
     qualification, event = exit.qualification, interrupted(exit)
     if event is None and qualification & NMI_UNBLOCKING:
         vcpu.guest.block_nmis()
@@ -202,6 +215,7 @@ def ept_violation(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
 
 @handles(Reason.EPT_MISCONFIGURATION)
 def ept_misconfiguration(vcpu: Vcpu, exit: Exit) -> Stop:
+    """SDM 3C, "EPT Misconfigurations"."""
     return memory.ept_misconfiguration(vcpu, exit.gpa)
 
 
@@ -232,6 +246,7 @@ def look_around(vcpu: Vcpu, exit: Exit) -> Verdict:
 
 @handles(Reason.TRIPLE_FAULT)
 def triple_fault(vcpu: Vcpu, exit: Exit) -> Stop:
+    """The guest could deliver neither an exception nor a double fault."""
     return instructions.triple_fault(vcpu)
 
 
@@ -247,7 +262,7 @@ def entry_failure(vcpu: Vcpu, exit: Exit) -> Stop:
 @handles(Reason.BUDGET)
 def budget(vcpu: Vcpu, exit: Exit) -> Stop:
     """The instructions that the run was given are used up."""
-    return Stop("budget")
+    return Stop(StopKind.BUDGET)
 
 
 @handles(Reason.KICK)

@@ -100,3 +100,11 @@ KEPT: Final[dict[str, int]] = REGISTER_FIELDS | {
 """Fields that a snapshot keeps; all others follow from the techniques that the VM was given."""
 BY_CONTROL: Final = frozenset({"cr3", "efer"})
 """Those of them that come with the control registers."""
+
+
+GPRS: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+LIVE: Final = frozenset({"cr2", "dr0", "dr1", "dr2", "dr3", "dr6"})
+"""Registers that neither entries nor exits touch."""

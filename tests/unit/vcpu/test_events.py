@@ -5,6 +5,7 @@ from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
+from understudy.guest import Event, Kind
 
 INTERRUPT_WINDOW = PrimaryControls.INTERRUPT_WINDOW_EXITING.mask
 NMI_WINDOW = PrimaryControls.NMI_WINDOW_EXITING.mask
@@ -50,16 +51,16 @@ def test_the_8259s_come_first_if_the_apic_lets_them_through() -> None:
         b.apic.irr = {0x30}
         vectors = [0x21]
         b.vm.vcpus[0].events.acknowledge = vectors.pop
-        b.vm._extint(True)
+        b.vm.interrupts.extint(True)
         b.apic.extint_open = True
-        b.vm.vcpus[0].clock.changed()
+        b.vm.vcpus[0].look()
         b.play()
         assert b.injected == VALID | 0x21
         assert vectors == []
         assert b.apic.lints == [(0, True)]
     with bench() as b:
         b.apic.extint_open = False
-        b.vm._extint(True)
+        b.vm.interrupts.extint(True)
         b.play()
         assert b.injected == 0
         assert windows(b) == 0
@@ -74,7 +75,7 @@ def test_an_nmi_precedes_interrupts_and_waits_for_its_own_window() -> None:
         b.vm.vcpus[0].look()
         b.play()
         assert b.injected == NMI
-        assert events.nmis == 1  # one delivered, one latched, one lost
+        assert events.state.nmis == 1  # one delivered, one latched, one lost
         assert windows(b) == INTERRUPT_WINDOW | NMI_WINDOW
         b.processor.vmcs[Vmcs.ENTRY_INTERRUPTION_INFORMATION] = 0
         b.processor.vmcs[Vmcs.GUEST_INTERRUPTIBILITY_STATE] = 8  # blocking by NMI
@@ -103,13 +104,13 @@ def test_an_event_whose_delivery_was_interrupted_is_delivered_again_first() -> N
 def test_a_software_interrupt_keeps_its_length_and_an_nmi_is_unblocked() -> None:
     with bench() as b:
         events = b.vm.vcpus[0].events
-        events.requeue(FakeExit(48, idt_info=VALID | 4 << 8 | 0x80, length=2))  # type: ignore[arg-type]
+        events.requeue(Event(0x80, Kind.SOFTWARE_INTERRUPT, length=2))
         b.vm.vcpus[0].look()
         b.play()
         assert b.injected == VALID | 4 << 8 | 0x80
         assert b.field(Vmcs.ENTRY_INSTRUCTION_LENGTH) == 2
         b.processor.vmcs[Vmcs.GUEST_INTERRUPTIBILITY_STATE] = 8
-        events.requeue(FakeExit(48, idt_info=NMI))  # type: ignore[arg-type]
+        events.requeue(Event(2, Kind.NMI))
         b.vm.vcpus[0].look()
         b.play()
         assert b.injected == NMI

@@ -153,12 +153,6 @@ def test_what_is_hidden_is_hidden() -> None:
     assert model.answer(0xD, 0) == (0, 0, 0, 0)
 
 
-def test_smap_is_a_switch() -> None:
-    assert not Leaf7Ebx(CpuModel().answer(7, 0)[1]).SMAP
-    assert Leaf7Ebx(CpuModel(smap=True).answer(7, 0)[1]).SMAP
-    assert CpuModel(smap=True).cr4_allowed.SMAP
-
-
 def test_ranges_end_as_on_intel_processors() -> None:
     model = CpuModel()
     last = model.answer(model.answer(0, 0)[0], 0)

@@ -8,7 +8,7 @@ from tests.unit.fakes import NEVER, FakeExit, FakeProcessor
 from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
-from understudy.verdict import Stop
+from understudy.verdict import Stop, StopKind
 
 CPUID = FakeExit(Reason.CPUID, length=2)
 HLT = FakeExit(Reason.HLT, length=1)
@@ -24,8 +24,8 @@ def timer(b: Bench) -> int:
 def test_the_first_entry_is_a_launch_and_a_budget_goes_on_inside() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID, BUDGET, CPUID, BUDGET])
-        assert b.vm.go(budget=100).kind == "budget"
-        assert b.vm.go(budget=100).kind == "budget"
+        assert b.vm.go(budget=100).kind == StopKind.BUDGET
+        assert b.vm.go(budget=100).kind == StopKind.BUDGET
         assert b.processor.calls[-4:] == ["vmlaunch", "vmresume", "run", "vmresume"]
 
 
@@ -33,7 +33,7 @@ def test_a_failed_launch_is_launched_again() -> None:
     with bench() as b:
         failed = FakeExit(Reason.INVALID_GUEST_STATE, entry_failure=True)
         b.processor.script.extend([failed, CPUID, BUDGET])
-        assert b.vm.go().kind == "error"
+        assert b.vm.go().kind == StopKind.ERROR
         b.vm.go()
         assert b.processor.calls[-3:] == ["vmlaunch", "vmlaunch", "vmresume"]
 
@@ -41,17 +41,17 @@ def test_a_failed_launch_is_launched_again() -> None:
 def test_an_exhausted_budget_enters_no_more() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID] * 5)
-        assert b.vm.go(budget=3) == Stop("budget")
+        assert b.vm.go(budget=3) == Stop(StopKind.BUDGET)
         assert b.processor.entries == 3
-        assert b.vm.go(budget=0) == Stop("budget")
+        assert b.vm.go(budget=0) == Stop(StopKind.BUDGET)
         assert b.processor.entries == 3
 
 
 def test_until_is_asked_after_each_exit() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID] * 5)
-        assert b.vm.go(until=lambda: b.processor.entries == 2).kind == "until"
-        assert b.vm.go(until=lambda: True).kind == "until"
+        assert b.vm.go(until=lambda: b.processor.entries == 2).kind == StopKind.UNTIL
+        assert b.vm.go(until=lambda: True).kind == StopKind.UNTIL
         assert b.processor.entries == 2
 
 
@@ -154,7 +154,7 @@ def test_a_sleep_without_end_is_stuck_and_stays_so(rflags: int, words: str) -> N
         b.processor.script.append(HLT)
         for _ in range(2):
             stop = b.vm.go()
-            assert stop.kind == "stuck"
+            assert stop.kind == StopKind.STUCK
             assert words in stop.detail
         assert b.processor.entries == 1
         b.vm.vcpus[0].events.nmi()
@@ -165,7 +165,7 @@ def test_a_sleep_without_end_is_stuck_and_stays_so(rflags: int, words: str) -> N
 def test_a_deadline_in_guest_time_ends_a_sleep() -> None:
     with bench() as b:
         b.processor.script.append(HLT)
-        assert b.vm.go(deadline_ns=10_000).kind == "deadline"
+        assert b.vm.go(deadline_ns=10_000).kind == StopKind.DEADLINE
         assert b.vm.clock.now() >= 10_000
         b.apic.irr = {0x33}
         b.play()
@@ -220,10 +220,10 @@ def test_wall_time_sleeps_until_something_is_posted() -> None:
 def test_wall_limits_end_a_sleep_and_leave_no_trace() -> None:
     with bench(clock="wall") as b:
         b.processor.script.append(HLT)
-        assert b.vm.go(wall_seconds=0.02).kind == "wall"
+        assert b.vm.go(wall_seconds=0.02).kind == StopKind.WALL
         assert b.vm.vcpus[0].requested is None
         b.vm.vcpus[0].events.nmi()
-        assert b.play().kind == "budget"
+        assert b.play().kind == StopKind.BUDGET
 
 
 def test_an_exception_in_a_device_passes_through_and_the_run_can_go_on() -> None:
@@ -236,4 +236,4 @@ def test_an_exception_in_a_device_passes_through_and_the_run_can_go_on() -> None
         with pytest.raises(KeyboardInterrupt):
             b.vm.go()
         assert not b.vm.vcpus[0].is_running
-        assert b.play(CPUID).kind == "budget"
+        assert b.play(CPUID).kind == StopKind.BUDGET
