@@ -152,6 +152,10 @@ class Guest(ABC):
     def set_registers(self, values: dict[str, int]) -> None:
         """Set all registers; those not named are as after reset, flat in protected mode."""
 
+    @abstractmethod
+    def fxsave(self) -> bytes:
+        """The x87 and SSE state, as FXSAVE64 writes it."""
+
     # --- modes and segments ---
 
     @abstractmethod
