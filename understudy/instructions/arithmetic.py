@@ -2,8 +2,8 @@
 
 Source: SDM 1, "Status Flags", and the instructions' own pages in SDM 2.
 
-Invariant: results and flags are those of the silicon; flags that the SDM leaves undefined keep
-their old value.
+Invariant: results and flags are those of the silicon, which clears AF where the SDM leaves it
+undefined (logic).
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def computer(operation: Operation, bits: int) -> Compute:
 
         def logic(left: int, right: int, flags: int) -> tuple[int, int]:
             result = compute(left, right, 0)
-            flags = flags & ~(CF | PF | ZF | SF | OF) | _PARITY[result & 0xFF]
+            flags = flags & ~(CF | PF | AF | ZF | SF | OF) | _PARITY[result & 0xFF]
             if not result:
                 flags |= ZF
             elif result & sign:

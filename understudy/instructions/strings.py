@@ -3,9 +3,9 @@
 Source: SDM 1, "String Operations"; SDM 2, "REP/REPE/REPZ/REPNE/REPNZ - Repeat String Operation
 Prefix" and the instructions' own pages.
 
-Invariants: a page fault leaves the registers as after the last whole element, and of an element that
-faults nothing is read from a device or written; a burst is at most `BURST` elements, so that events
-can come in between.
+Invariants: a page fault leaves the registers as after the last whole element, but the flags as
+before the instruction; of an element that faults nothing is read from a device or written; a burst
+is at most `BURST` elements, so that events can come in between.
 """
 
 from typing import Final, NamedTuple
@@ -28,6 +28,7 @@ from understudy.instructions.operands import (
     writer,
 )
 from understudy.instructions.surroundings import Surroundings, load, store
+from understudy.paging.guest_walk import GuestFault
 
 BURST: Final = 1024
 DF: Final = 1 << 10
@@ -122,9 +123,10 @@ def burst(around: Surroundings, plan: StringPlan, cost: int) -> bool:
     """
     guest, mask = around.guest, plan.mask
     left = guest.gpr(RCX) & mask if plan.repeats else 1
-    most = 1 if guest.rflags & TF else BURST  # a single step is one element
+    before = guest.rflags
+    most = 1 if before & TF else BURST  # a single step is one element
     count, done, is_over = min(left, most), 0, left <= most
-    step = -plan.size if guest.rflags & DF else plan.size
+    step = -plan.size if before & DF else plan.size
     elements = Elements(around, plan)
     try:
         while done < count:
@@ -136,8 +138,13 @@ def burst(around: Surroundings, plan: StringPlan, cost: int) -> bool:
                 if plan.ends_on is not None and guest.rflags & ZF == plan.ends_on:
                     is_over = True
                     break
+    except GuestFault:
+        guest.rflags = before
+        raise
     finally:
         around.spend(done * cost)
+    if not is_over and most > 1:
+        guest.rflags = before
     return is_over
 
 
