@@ -61,7 +61,7 @@ def is_observed(row: Row) -> bool:
 def guest_levels(row: Row) -> int:
     """Levels of the guest's walk that are read in memory."""
     layout = LAYOUTS[row["format"]]
-    below = sum(1 for shift, _ in layout.levels if shift < PAGES[row["page"]])
+    below = sum(1 for level in layout.form.levels if level.shift < PAGES[row["page"]])
     return layout.memory_levels - below
 
 

@@ -156,6 +156,10 @@ class Guest(ABC):
     def fxsave(self) -> bytes:
         """The x87 and SSE state, as FXSAVE64 writes it."""
 
+    @abstractmethod
+    def reset(self) -> None:
+        """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
+
     # --- modes and segments ---
 
     @abstractmethod
@@ -172,6 +176,9 @@ class Guest(ABC):
 
     @abstractmethod
     def gdtr(self) -> TableRegister: ...
+
+    @abstractmethod
+    def idtr(self) -> TableRegister: ...
 
     @abstractmethod
     def cpl(self) -> int:

@@ -1,15 +1,13 @@
-"""A virtual machine: memory, one vCPU, a PC's devices, and the techniques it was given.
+"""A virtual machine: memory, vCPUs, a PC's devices, and the techniques it was given.
 
     vm = VM(memory="256M")
-    vm.enter(loader.load(vm.memory, kernel))
+    vm.boot(lambda machine: loader.load(machine.memory, kernel))
     stop = vm.go(until=done)
 
 Invariants: a VM belongs to one thread at a time; another thread may only `post`, `kick` and send
 to its consoles.  Nothing is shared between VMs but the host they were given.
 """
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,25 +15,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.control_registers import load_pdptes, offer_efer
-from understudy.arch.msr import Msr
+from understudy.answers.triple_fault import holds_no_gate, raises
+from understudy.assembly import board_of, check_names, paging_of, vcpu_of
+from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.describe import describe
-from understudy.devices.kvmclock import MSRS as KVM_MSRS
-from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
-from understudy.execution import Execution
+from understudy.endings import Endings
+from understudy.guest import SegmentName
 from understudy.image import Image, SnapshotError, touched
-from understudy.inspection import Inspection
+from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
+from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
-from understudy.silicon import host_features
+from understudy.sessions import Sessions
 from understudy.state import plain, restore
-from understudy.vcpu.cpu_features import Choice
-from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
@@ -45,21 +42,13 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Console", "Stop"]
 
-ANY_CR4 = (1 << 64) - 1
-PHYSICAL_BITS = 46  # as the silicon has them
 UNEXPECTED = frozenset(
     {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
 )  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
-def check_names(config: Config) -> None:
-    """ValueError if a Config names what no room of this house has."""
-    check_choice("execution", config.execution, Execution.ALL)
-    check_choice("paging", config.paging, Paging.ALL)
-    Choice.of(config.cpu).made(host_features(), ANY_CR4)
-
-
+@says_closed("name", "clock_kind", "engine")
 class VM:
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
@@ -82,16 +71,26 @@ class VM:
         self.clock.offset = -bootstrap.tsc
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
-        self.interrupts = Router(self.vcpus)
-        self.console, self.agent_port = Console(self.post), Console(self.post)
-        self.pc = self._board(size)
-        self.bus = self.pc.bus
-        self.pages = Paging.ALL[config.paging](
-            self.host, self.memory.p2m, largest=config.largest_page
-        )
-        self._add_vcpus()
-        self.pc.install_tables()
+        self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.sessions = Sessions()
         self.is_closed = False
+        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
+        self.pc = board_of(
+            config, self.clock, self.memory, self.interrupts, self.endings.request,
+            self.console, self.agent_port,
+        )  # fmt: skip
+        self.bus = self.pc.bus
+        self.pages = paging_of(config, self.host, self.memory)
+        for processor in self.processors:
+            vcpu = vcpu_of(
+                config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
+                self.posts, self.clock,
+            )  # fmt: skip
+            self.vcpus.append(vcpu)
+        self.machine = Machine(self.memory, self.vcpus, self.pc)
+        self.pc.install_tables()
+        self._load: Callable[[Machine], Entry] | None = None
+        self.on_reset: list[Callable[[], None]] = []  # called after each
 
     @property
     def name(self) -> str:
@@ -107,52 +106,6 @@ class VM:
     def engine(self) -> str:
         """What executes the guest's instructions."""
         return self.config.engine
-
-    def _board(self, size: int) -> PC:
-        console, agent = self.console, self.agent_port
-        is_wall = self.clock_kind == "wall"
-        board = PC(
-            self.clock,
-            self.memory.write,
-            power_off=lambda: self._request(Stop(StopKind.POWEROFF)),
-            reset=lambda: self._request(Stop(StopKind.RESET)),
-            debug_exit=lambda code: self._request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
-            deliver=self.interrupts.deliver,
-            extint=self.interrupts.extint,
-            com1=console.transmit,
-            com2=agent.transmit,
-            ram_bytes=size,
-            epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
-        )
-        console.receive, agent.receive = board.com1.receive, board.com2.receive
-        return board
-
-    def _add_vcpus(self) -> None:
-        is_wall, execution = self.clock_kind == "wall", Execution.ALL[self.config.execution]
-        for number, processor in enumerate(self.processors):
-            cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-            model = CpuModel(host_features(), self.config.cpu, number, PHYSICAL_BITS, cr4)
-            guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
-            vcpu = Vcpu(
-                guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
-                is_wall=is_wall,
-            )  # fmt: skip
-            self.vcpus.append(vcpu)
-            self._wire(number, vcpu)
-
-    def _wire(self, number: int, vcpu: Vcpu) -> None:
-        kvmclock, msrs = self.pc.kvmclock, vcpu.msrs
-        vcpu.events.acknowledge = self.pc.acknowledge
-        msrs.eoi = self.pc.end_of_interrupt
-        msrs.interrupt_command = lambda icr: self.interrupts.command(vcpu, icr)
-        msrs.note_tsc_offset()
-        msrs.set_virtual_wire()
-        offer_efer(vcpu)
-        for index in KVM_MSRS:
-            msrs.extra[index] = (
-                lambda index=index: kvmclock.rdmsr(number, index),  # type: ignore[misc]
-                lambda value, index=index: kvmclock.wrmsr(number, index, value),  # type: ignore[misc]
-            )
 
     # --- memory virtualisation ---
 
@@ -194,14 +147,33 @@ class VM:
 
     # --- running ---
 
+    def boot(self, load: "Callable[[Machine], Entry]") -> None:
+        """Have a loader put a guest into memory, and start there; again after each reset."""
+        self.enter(load(self.machine))
+        self._load = load
+
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
-        vcpu, pages = self.vcpus[0], self.pages
-        cr0 = entry.registers.get("cr0", 0)
-        vcpu.guest.check_mode(cr0, pages.name, has_ept=bool(pages.eptp))
-        vcpu.leave_guest()
-        vcpu.guest.set_registers(dict(entry.registers))
-        load_pdptes(vcpu)
+        self.vcpus[0].set_registers(dict(entry.registers))
+
+    def reset(self) -> None:
+        """What the reset button does: nothing is left of what ran, the guest starts again.
+
+        RuntimeError if the VM has nothing to boot from (`boot` has not been called).
+        """
+        if self._load is None:
+            raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        self.pages.finish_step()
+        self.memory.clear()
+        self.pc.reset()
+        self.pc.install_tables()
+        for vcpu in self.vcpus:
+            vcpu.reset()
+        self.enter(self._load(self.machine))
+        for listener in self.on_reset:
+            listener()
 
     def go(
         self,
@@ -210,54 +182,60 @@ class VM:
         until: Callable[[], bool] | None = None,
         deadline_ns: int | None = None,
         wall_seconds: float | None = None,
+        reboot: bool | None = None,
     ) -> Stop:
         """Run until one of these, or until the guest ends.
 
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
-        time.  wall_seconds: real time.  A KeyboardInterrupt passes through; the VM can go on.
+        time.  wall_seconds: real time.  reboot: whether a guest that resets itself starts again
+        (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
+        through; the VM can go on.
         """
-        if self.is_closed:
-            raise RuntimeError(f"{self.name} is closed")
+        if any(vcpu.is_running for vcpu in self.vcpus):
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot run it, nor can another thread"
+            )
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
-        timer = late = alarm = None
-        if deadline_ns is not None:
-            text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop(StopKind.DEADLINE, text)))
-        if wall_seconds is not None:
-            late = Stop(StopKind.WALL, f"{wall_seconds} s")
-            timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
-            timer.daemon = True
-            timer.start()
-        try:
-            return self._described(self.vcpus[0].run(Goal(end, until)))
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-            if timer is not None:
-                timer.cancel()
-                timer.join()
-            for vcpu in self.vcpus:
-                if vcpu.requested is late:
-                    vcpu.requested = None
+        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
+        with self.endings.within(deadline_ns, wall_seconds):
+            while True:
+                stop = self._meant(self.vcpus[0].run(Goal(end, until)))
+                if stop.kind is not StopKind.RESET or not again:
+                    return self._described(stop)
+                self.reset()
+
+    def fail(self, problem: Exception) -> None:
+        """From a callback that has failed: end the run, which raises this."""
+        self.endings.fail(problem)
+
+    def _meant(self, stop: Stop) -> Stop:
+        """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
+        if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
+            return stop
+        guest = self.vcpus[0].guest
+        at = guest.segment_base(SegmentName.CS) + guest.rip
+        if self.config.triple_fault == "reset" or (
+            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
+        ):
+            return Stop(StopKind.RESET, "by a triple fault")
+        return stop
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
         if stop.kind not in UNEXPECTED:
             return stop
-        state = "\n".join(describe(vcpu) for vcpu in self.vcpus)
-        return replace(stop, detail=f"{stop.detail}\n{state}")
+        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
 
-    def _request(self, stop: Stop) -> None:
-        """End the run before the next entry."""
-        for vcpu in self.vcpus:
-            vcpu.request(stop)
-
-    def _interrupt(self, stop: Stop) -> None:
-        self._request(stop)
-        for vcpu in self.vcpus:
-            vcpu.look_now()
+    def _state_in_words(self) -> str:
+        return "\n".join(
+            describe(
+                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
+                self.bus.unclaimed, vcpu.msrs.unknown,
+            )
+            for vcpu in self.vcpus
+        )  # fmt: skip
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
@@ -267,7 +245,7 @@ class VM:
 
     def stop(self, reason: str = "asked to") -> None:
         """From any thread: end `go` soon, as `StopKind.STOPPED`."""
-        self._interrupt(Stop(StopKind.STOPPED, reason))
+        self.endings.interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 
@@ -301,9 +279,7 @@ class VM:
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n" + "\n".join(
-            describe(vcpu) for vcpu in self.vcpus
-        )
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -316,13 +292,21 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return inspection.inspect(self, gva)
+            return self._walks(gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
             "devices": self.pc.inspect(),
             "counts": self.counts(),
         }
+
+    def _walks(self, gva: int) -> Inspection:
+        self.vcpus[0].leave_guest()
+        guest, memory = self.vcpus[0].guest, self.host.memory
+        return inspection.inspect(
+            gva, f"paging {self.pages.name}", Registers(*guest.control()), reader(self.memory.read),
+            self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
+        )  # fmt: skip
 
     def snapshot(self) -> Image:
         """This moment, as a value: memory, processors, devices."""
@@ -338,6 +322,7 @@ class VM:
             "vcpus": [vcpu.save() for vcpu in self.vcpus],
             "paging": self.pages.save(),
             "board": self.pc.save(),
+            "sessions": self.sessions.save(),
         }  # fmt: skip
 
     def _become(self, state: dict[str, Any]) -> None:
@@ -350,6 +335,7 @@ class VM:
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
         self.pages.load(state["paging"])
+        self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
         """A snapshot as bytes."""

@@ -14,9 +14,7 @@ PREFIXES = (b"", b"\x66", b"\xf2", b"\xf3", b"\x67")
 MAPS = (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")
 REX = (b"", b"\x48", b"\x44")
 RM = {16: 7, 32: 3, 64: 3}  # [BX], [EBX], [RBX]
-MEMORY = frozenset(
-    getattr(OpKind, name) for name in dir(OpKind) if name.startswith("MEMORY")
-)
+MEMORY = frozenset(getattr(OpKind, name) for name in dir(OpKind) if name.startswith("MEMORY"))
 
 
 def has_memory(instruction: iced.Instruction) -> bool:

@@ -11,12 +11,13 @@ under every technique.
 from collections.abc import Callable
 from typing import Final
 
+from understudy.arch.address import PHYSICAL, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
 from understudy.guest import Control, UnsupportedMode
 from understudy.instructions.strings import Places
-from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
+from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, Verdict
 
@@ -27,7 +28,6 @@ LME: Final = EFER.LME.mask
 RELOADS_CR0: Final = int(CR0(PG=1, CD=1, NW=1))
 RELOADS_CR4: Final = int(CR4(SMEP=1, PGE=1, PAE=1, PSE=1))
 NO_FLUSH: Final = 1 << 63  # of CR3, under PCIDs
-CR3_BITS: Final = (1 << 46) - 1
 
 
 class Refused(Exception):
@@ -103,7 +103,7 @@ def _write_cr0(vcpu: Vcpu, value: int) -> None:
     values = old._replace(cr0=new, efer=efer)
     guest.check_mode(new, paging.name, has_ept=bool(paging.eptp))
     if (new ^ old.cr0) & RELOADS_CR0:
-        values = values._replace(pdptes=_pdptes(vcpu, Regime(*values)))
+        values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     if not (new ^ old.cr0) & guest.cr0_always_exits:
         vcpu.retire()
@@ -115,11 +115,11 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
     old = guest.paging_control()
     if old.cr4 & CR4.PCIDE.mask:
         value &= ~NO_FLUSH
-    if value & ~CR3_BITS:
+    if value & ~PHYSICAL:
         raise Refused
     pdptes = old.pdptes
     if not old.efer & LMA and old.cr4 & CR4.PAE.mask:
-        pdptes = _pdptes(vcpu, Regime(old.cr0, value, old.cr4, old.efer))
+        pdptes = vcpu.pdptes(Regime(old.cr0, value, old.cr4, old.efer))
     guest.note_cr3(value, pdptes)
     vcpu.paging.cr3_write()
     vcpu.retire()
@@ -132,7 +132,7 @@ def _write_cr4(vcpu: Vcpu, value: int) -> None:
     check_cr4(value, old, int(vcpu.model.cr4_allowed))
     values = old._replace(cr4=value)
     if (value ^ old.cr4) & RELOADS_CR4:
-        values = values._replace(pdptes=_pdptes(vcpu, Regime(*values)))
+        values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     vcpu.retire()
     vcpu.paging.mode_change()
@@ -160,25 +160,12 @@ WRITES: Final[dict[int, Callable[[Vcpu, int], None]]] = {
 READS: Final[dict[int, Callable[[Vcpu], int]]] = {3: _read_cr3, 8: _read_cr8}
 
 
-def _pdptes(vcpu: Vcpu, regime: Regime) -> tuple[int, ...]:
-    if regime.format is not PAE_FORMAT:
-        return (0, 0, 0, 0)
-    return regime.load_pdptes(entries_of(vcpu.memory))
-
-
-def load_pdptes(vcpu: Vcpu) -> None:
-    """A guest that begins with PAE paging on: load what a MOV to CR3 would have."""
-    values = vcpu.guest.control()
-    if Regime(*values).format is PAE_FORMAT:
-        vcpu.guest.load_control(values._replace(pdptes=_pdptes(vcpu, Regime(*values))))
-        vcpu.paging.mode_change()
-
-
 # --- IA32_EFER ---
 
 
 def offer_efer(vcpu: Vcpu) -> None:
     """Answer RDMSR and WRMSR of IA32_EFER, where they exit."""
+    hidden = ~vcpu.model.efer_allowed
 
     def read_efer() -> int:
         vcpu.retire()
@@ -186,6 +173,8 @@ def offer_efer(vcpu: Vcpu) -> None:
 
     def write_efer(value: int) -> None:
         """KeyError is #GP(0)."""
+        if value & hidden:
+            raise KeyError(Msr.IA32_EFER)
         old = vcpu.guest.control()
         try:
             vcpu.guest.load_control(old._replace(efer=check_efer(value, old)))
@@ -223,7 +212,7 @@ def invpcid(vcpu: Vcpu, kind: int, descriptor: int, length: int) -> Verdict | St
     pcid, gva = (int.from_bytes(data[n : n + 8], "little") for n in (0, 8))
     has_pcids = translation.cr4 & CR4.PCIDE.mask
     is_bad = (
-        kind > 3 or pcid > 0xFFF or (kind == 0 and (gva + (1 << 47)) >> 48 & 0xFFFF)
+        kind > 3 or pcid > 0xFFF or (kind == 0 and not is_canonical(gva))
         or (kind < 2 and not has_pcids and pcid)
     )  # fmt: skip
     if is_bad:

@@ -17,7 +17,7 @@ instruction needs is refused, no device is read or written.
 from types import TracebackType
 from typing import Final, NamedTuple
 
-from understudy.instructions.footprint import NotDecoded, Touch, footprint
+from understudy.instructions.footprint import NotDecoded, Touch, faults_first, footprint
 from understudy.instructions.operands import pieces
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.instructions.surroundings import load, store
@@ -85,7 +85,7 @@ def execute(vcpu: Vcpu, gpa: int) -> Verdict | Stop:
         parts = _parts(vcpu, footprint(guest, guest.fxsave))
     except NotDecoded as problem:
         return vcpu.error(f"gpa {gpa:#x}: {problem}")
-    will_fault = any(part.gpa is None for part in parts)
+    will_fault = faults_first(guest) or any(part.gpa is None for part in parts)
     devices = [(at, n, touch) for at, n, touch in parts
                if at is not None and vcpu.memory.hpa(at) is None]  # fmt: skip
     contents = [(at, load(vcpu, at, n) if touch.reads and not will_fault else bytes(n))

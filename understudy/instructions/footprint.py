@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import iced_x86 as iced
-from iced_x86 import Mnemonic, OpAccess, OpKind, Register
+from iced_x86 import Mnemonic, OpAccess, OpKind
 
+from understudy.arch.cr import CR0
 from understudy.guest import RSP, Guest, SegmentName
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import (
@@ -26,6 +27,7 @@ from understudy.instructions.operands import (
     MASKS,
     effective_address,
     linear,
+    operand_address,
     reader,
     register_place,
     segment_base,
@@ -47,11 +49,25 @@ FXSAVE_BYTES: Final = {16: 288, 32: 288, 64: 416}  # that are written, of 512; b
 XMM_AT: Final = 160  # in the image of FXSAVE
 ST_AT: Final = 32
 
+X87: Final = frozenset({
+    iced.CpuidFeature.FPU, iced.CpuidFeature.FPU287, iced.CpuidFeature.FPU387,
+    iced.CpuidFeature.FXSR,
+})  # fmt: skip
+STATE: Final = frozenset({Mnemonic.LDMXCSR, Mnemonic.STMXCSR})
+UNALIGNED: Final = frozenset({
+    Mnemonic.MOVUPS, Mnemonic.MOVUPD, Mnemonic.MOVDQU, Mnemonic.LDDQU, Mnemonic.PCMPESTRI,
+    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM,
+})  # fmt: skip
+"""SSE instructions that take 16 bytes from anywhere."""
+
 _factory: Final = iced.InstructionInfoFactory()
 
 
 class Touch(NamedTuple):
-    """Bytes that the instruction accesses, at a linear address."""
+    """Bytes that the instruction accesses, at a linear address.
+
+    Neither read nor written: it may, or it only asks whether it could.
+    """
 
     gva: int
     size: int
@@ -86,10 +102,37 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
     if mnemonic in MASKED:
         return _masked(touches[0], instruction, fxsave())
     if mnemonic in FXSAVES:
-        return [touch._replace(size=FXSAVE_BYTES[bits]) for touch in touches]
+        area = touches[0]
+        return [area._replace(size=FXSAVE_BYTES[bits]), area._replace(writes=False)]
     if mnemonic == Mnemonic.POP and instruction.op0_kind == OpKind.MEMORY:
         return [_popped(instruction, guest, bits, touches[0]), *touches[1:]]
     return touches
+
+
+def faults_first(guest: Guest) -> bool:
+    """Whether the instruction at RIP is sure to fault before it looks at its memory operand.
+
+    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an operand that is not aligned.
+    """
+    instruction, bits = instruction_at(guest)
+    registers = [instruction.op_register(n) for n in range(instruction.op_count)
+                 if instruction.op_kind(n) == OpKind.REGISTER]  # fmt: skip
+    uses_xmm = any(iced.RegisterExt.is_xmm(register) for register in registers)
+    features = instruction.cpuid_features()
+    if (
+        uses_xmm
+        or any(iced.RegisterExt.is_mm(register) for register in registers)
+        or any(feature in X87 for feature in features)
+        or instruction.mnemonic in STATE
+    ) and guest.control().cr0 & (CR0.TS.mask | CR0.EM.mask):
+        return True
+    if not uses_xmm or iced.MemorySizeExt.size(instruction.memory_size) != 16:
+        return False
+    if instruction.mnemonic in UNALIGNED or instruction.is_ip_rel_memory_operand:
+        return False
+    if OpKind.MEMORY not in (instruction.op_kind(n) for n in range(instruction.op_count)):
+        return False
+    return bool(operand_address(instruction, bits)(guest) & 15)
 
 
 def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
@@ -134,7 +177,8 @@ def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[T
     else:  # MMn is the physical register n, and the image begins with the top of the stack
         at = ST_AT + 16 * (number - (image[3] >> 3) & 7)
     mask = image[at : at + touch.size]
-    return [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
+    written = [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
+    return [*written, touch._replace(writes=False)]
 
 
 def _popped(instruction: iced.Instruction, guest: Guest, bits: int, touch: Touch) -> Touch:

@@ -99,8 +99,10 @@ def source(instruction: iced.Instruction, n: int, size: int) -> Read | None:
 
 def target(instruction: iced.Instruction, n: int) -> Write | None:
     """Where a result goes that does not go to memory.  None: to no general register."""
-    register = instruction.op_register(n) if instruction.op_kind(n) == OpKind.REGISTER else 0
-    return writer(register) if register and iced.RegisterExt.is_gpr(register) else None
+    if instruction.op_kind(n) != OpKind.REGISTER:
+        return None
+    register = instruction.op_register(n)
+    return writer(register) if iced.RegisterExt.is_gpr(register) else None
 
 
 # --- addresses ---

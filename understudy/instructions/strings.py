@@ -8,6 +8,7 @@ before the instruction; of an element that faults nothing is read from a device 
 is at most `BURST` elements, so that events can come in between.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import iced_x86 as iced
@@ -170,8 +171,11 @@ class Elements:
         self.registers = [RSI] * (family not in (STOS, SCAS)) + [RDI] * (family is not LODS)
         self.accumulator = reader(ACCUMULATORS[plan.size])
         self.accumulate = writer(ACCUMULATORS[plan.size])
-        self.one = {MOVS: self._move, STOS: self._store, LODS: self._load, CMPS: self._compare,
-                    SCAS: self._scan}[family]  # fmt: skip
+        actions: dict[tuple[int, ...], Callable[[], None]] = {
+            MOVS: self._move, STOS: self._store, LODS: self._load, CMPS: self._compare,
+            SCAS: self._scan,
+        }  # fmt: skip
+        self.one = actions[family]
 
     def advance(self, step: int) -> None:
         for number in self.registers:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from understudy.arch.address import MAXPHYADDR
 from understudy.arch.bits import Bits
 from understudy.arch.cpuid import (
     KvmFeatures,
@@ -74,7 +75,7 @@ class CpuModel:
     features: Mapping[str, bool] = field(default_factory=dict)  # of the computer, by short name
     text: str = "understudy"  # what the user chose, as `Choice.of` reads it
     apic_id: int = 0
-    physical_bits: int = 40
+    physical_bits: int = MAXPHYADDR
     cr4_available: int = (1 << 64) - 1  # IA32_VMX_CR4_FIXED1
 
     def __post_init__(self) -> None:

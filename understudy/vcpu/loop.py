@@ -21,7 +21,13 @@ from understudy.guest import Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.paging.guest_walk import GuestFault, Translation
+from understudy.paging.guest_walk import (
+    PAE_FORMAT,
+    GuestFault,
+    Regime,
+    Translation,
+    entries_of,
+)
 from understudy.silicon import Exit, LocalApic
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.cpu_model import CpuModel
@@ -158,7 +164,7 @@ class Vcpu:
                 answer = self.table.get(exit.reason)
                 verdict = self.unknown(exit) if answer is None else answer(self, exit)
                 if verdict is not RESUME:
-                    return verdict  # type: ignore[no-any-return]
+                    return verdict
         finally:
             self.is_stepping = False
             self.leave_guest()
@@ -196,9 +202,13 @@ class Vcpu:
         """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
         self.attention = False
         self.guest.pay()
-        while self.posts:
-            self.posts.popleft()()
-        self.time.fire()
+        try:
+            while self.posts:
+                self.posts.popleft()()
+            self.time.fire()
+        except BaseException:
+            self.attention = True  # for the rest of it
+            raise
         if self.state.halted and self.requested is None:
             self._sleep()
         if self.requested is not None:
@@ -349,6 +359,44 @@ class Vcpu:
             exit = self.guest.run(0)
             if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
                 self.table[exit.reason](self, exit)
+
+    # --- registers, reset ---
+
+    def registers(self) -> dict[str, int]:
+        """All registers, by the names of `silicon.Processor.registers`."""
+        self.leave_guest()
+        return self.guest.registers()
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set all registers; those not named are as after reset.
+
+        UnsupportedMode if the techniques of this VM cannot run a guest so.
+        """
+        cr0 = values.get("cr0", 0)
+        self.guest.check_mode(cr0, self.paging.name, has_ept=bool(self.paging.eptp))
+        self.leave_guest()
+        self.guest.set_registers(values)
+        control = self.guest.control()
+        if Regime(*control).format is PAE_FORMAT:  # what a MOV to CR3 would have loaded
+            self.guest.load_control(control._replace(pdptes=self.pdptes(Regime(*control))))
+            self.paging.mode_change()
+
+    def pdptes(self, regime: Regime) -> tuple[int, ...]:
+        """What the processor would load; GuestFault if it would not."""
+        if regime.format is not PAE_FORMAT:
+            return (0, 0, 0, 0)
+        return regime.load_pdptes(entries_of(self.memory))
+
+    def reset(self) -> None:
+        """As after power-on, but for what is counted; `set_registers` says where it starts."""
+        model = self.model
+        self.apic.load(LocalApic(model.apic_id, model.apic_id == 0).save())
+        self.msrs.as_firmware_leaves_them()
+        self.events.clear()
+        self.guest.reset()
+        self.state.halted = False
+        self.time.armed = self.time.debt = 0
+        self.attention, self.requested = True, None
 
     # --- snapshots ---
 

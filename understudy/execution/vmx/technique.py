@@ -33,7 +33,6 @@ from understudy.execution.vmx.guest_state import (
 )
 from understudy.execution.vmx.operation import VPID, Operation
 from understudy.guest import Control, Event
-from understudy.machine.frames import PAGE
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
