@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz bench lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz bench boots lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -117,6 +117,9 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
+
+boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
+	@$(BIN)/python -m tests.matrix.boots
 
 lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: QUICK=1)
 	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)

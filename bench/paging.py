@@ -47,7 +47,7 @@ class Stopwatch:
     def __init__(self, vm: VM) -> None:
         self.seconds, self.exits = 0.0, 0
         for reason in OF_PAGING:
-            vm.vcpu.table[reason] = self._timed(vm.vcpu.table[reason])
+            vm.vcpus[0].table[reason] = self._timed(vm.vcpus[0].table[reason])
 
     def _timed(self, answer: Callable[..., Any]) -> Callable[..., Any]:
         clock = time.thread_time

@@ -68,8 +68,8 @@ def measure(walk: str, structures: int, nested: int, names: int) -> dict[str, An
 
         else:
             vm = stack.enter_context(VM(DATA + REGION, largest_page=walk))
-            processor = vm.processor
-            vm.vcpu.execution.set_registers(prepare(vm.memory, names))
+            processor = vm.processors[0]
+            vm.vcpus[0].guest.set_registers(prepare(vm.memory, names))
 
             def run(budget: int) -> None:
                 vm.go(budget=budget or None)

@@ -61,7 +61,7 @@ def is_observed(row: Row) -> bool:
 def guest_levels(row: Row) -> int:
     """Levels of the guest's walk that are read in memory."""
     layout = LAYOUTS[row["format"]]
-    below = sum(1 for shift, _ in layout.levels if shift < PAGES[row["page"]])
+    below = sum(1 for level in layout.form.levels if level.shift < PAGES[row["page"]])
     return layout.memory_levels - below
 
 
@@ -89,7 +89,7 @@ def observe(format: str, page: str, host: str) -> dict[str, Any]:
             vm.host.memory.write(root, ((eptp & -4096) | TABLE).to_bytes(8, "little"))
             eptp = root | eptp & 0xFC7 | WALK_5
         efer = LMA_LME if format in ("intel64", FIVE) else 0
-        seen = vm.processor.walk(WINDOW, tables.root, tables.layout.cr4, efer, eptp)
+        seen = vm.processors[0].walk(WINDOW, tables.root, tables.layout.cr4, efer, eptp)
     dimensions = [dimension for dimension, *_ in seen]
     return {
         "guest_references": dimensions.count("guest"),
@@ -122,13 +122,13 @@ def measure(format: str, page: str, host: str) -> dict[str, Any]:
         before = references(vm)
         step_to(vm, start + 7)
         after = first = references(vm)
-        if vm.processor.gpr(0) != MARK:
-            raise RuntimeError(f"the guest read {vm.processor.gpr(0):#x}, expected {MARK:#x}")
+        if vm.processors[0].gpr(0) != MARK:
+            raise RuntimeError(f"the guest read {vm.processors[0].gpr(0):#x}, expected {MARK:#x}")
         step_to(vm, start + 9)
         hit = references(vm)
         order = walk_order(vm, gva)
         if host == SHADOW:  # the first load filled the shadow; a miss now walks it
-            vm.processor.flush()
+            vm.processors[0].flush()
             step_to(vm, start + 10)
             before = references(vm)
             step_to(vm, start + 12)
@@ -145,10 +145,10 @@ def measure(format: str, page: str, host: str) -> dict[str, Any]:
 
 def walk_order(vm: VM, gva: int) -> str:
     """The walk as the observer lists it: `h4 h3 h2 h1 g4 …`."""
-    vm.vcpu.leave_guest()
-    state = vm.vcpu.execution.registers()
+    vm.vcpus[0].leave_guest()
+    state = vm.vcpus[0].guest.registers()
     return in_words(
-        vm.processor.walk(gva, state["cr3"], state["cr4"], state["efer"], vm.pages.eptp)
+        vm.processors[0].walk(gva, state["cr3"], state["cr4"], state["efer"], vm.pages.eptp)
     )
 
 

@@ -164,6 +164,10 @@ class Processor:
         """The host-physical address behind a linear address, now; no side effects, not counted."""
     def read_linear(self, gva: int, length: int) -> bytes:
         """Memory at a linear address, through the live tables.  ValueError if unmapped."""
+    def read_guest(self, gva: int, length: int) -> bytes:
+        """Memory at a linear address of the guest of the current VMCS, as much as is mapped.
+
+        Outside the guest; no side effects, not counted."""
     def walk(
         self, gva: int, cr3: int, cr4: int, efer: int, eptp: int = 0
     ) -> list[tuple[str, int, int, int]]:

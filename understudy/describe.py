@@ -4,17 +4,14 @@ Source: the registers by the SDM's names, bits decoded, the code at RIP disassem
 the stack.  Invariant: describing changes nothing and never raises for what a guest has done.
 """
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
 
 import iced_x86 as iced
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
-from understudy.machine.p2m import GuestMemoryError
-from understudy.paging.guest_walk import GuestFault, Translation
-
-if TYPE_CHECKING:
-    from understudy.vcpu.loop import Vcpu
+from understudy.paging.guest_walk import GuestFault, PhysicalMemory, Translation
 
 GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
@@ -22,10 +19,15 @@ GENERAL = (
 )  # fmt: skip
 
 
-def describe(vcpu: "Vcpu") -> str:
-    """Registers, control bits, segments, code, stack, and what the bus saw go astray."""
-    holder = vcpu.processor if vcpu.processor.in_guest else vcpu.execution
-    regs = holder.registers()
+def describe(
+    regs: Mapping[str, int], memory: PhysicalMemory, exits: Mapping[str, int], retired: int,
+    unclaimed: Counter[tuple[str, int]], unknown_msrs: Counter[int],
+) -> str:  # fmt: skip
+    """Registers by name, control bits, segments, code and stack, and what went astray.
+
+    exits, retired: what the virtual processor has counted.  unclaimed: accesses by (kind, address)
+    that no device answered.
+    """
     lines = [
         "  ".join(f"{name:>3}={regs[name]:016x}" for name in GENERAL[i : i + 4])
         for i in range(0, len(GENERAL), 4)
@@ -42,37 +44,37 @@ def describe(vcpu: "Vcpu") -> str:
         f"gdtr={regs['gdtr_base']:#x}+{regs['gdtr_limit']:#x} "
         f"idtr={regs['idtr_base']:#x}+{regs['idtr_limit']:#x}"
     )
-    lines += _code(vcpu, regs) + _stack(vcpu, regs)
-    lines.append(f"exits={vcpu.named_exits()}  retired={vcpu.processor.retired}")
-    if stray := vcpu.bus.unclaimed.most_common(5):
+    lines += _code(regs, memory) + _stack(regs, memory)
+    lines.append(f"exits={exits}  retired={retired}")
+    if stray := unclaimed.most_common(5):
         said = ", ".join(f"{kind} {where:#x}: {n}" for (kind, where), n in stray)
         lines.append(f"accesses that no device answered: {said}")
-    if stray_msrs := vcpu.msrs.unknown.most_common(5):
+    if stray_msrs := unknown_msrs.most_common(5):
         lines.append("unknown MSRs: " + ", ".join(f"{m:#x}: {n}" for m, n in stray_msrs))
     return "\n".join("  " + line for line in lines)
 
 
-def translation_of(regs: dict[str, int]) -> Translation:
+def translation_of(regs: Mapping[str, int]) -> Translation:
     """How linear addresses translate under these registers, for a supervisor."""
     return Translation(regs["cr0"], regs["cr3"], regs["cr4"], regs["efer"])
 
 
-def linear_bytes(vcpu: "Vcpu", regs: dict[str, int], gva: int, length: int) -> bytes:
+def linear_bytes(memory: PhysicalMemory, regs: Mapping[str, int], gva: int, length: int) -> bytes:
     """As many of the bytes as can be read."""
     translation, out = translation_of(regs), b""
     while len(out) < length:
         part = min(length - len(out), 0x1000 - (gva & 0xFFF))
         try:
-            gpa = translation.gpa(vcpu.memory, gva, mark=False)
-            out += vcpu.memory.read(gpa, part)
-        except (GuestFault, GuestMemoryError):
+            gpa = translation.gpa(memory, gva, mark=False)
+            out += memory.read(gpa, part)
+        except (GuestFault, IndexError):
             break
         gva += part
     return out
 
 
-def _code(vcpu: "Vcpu", regs: dict[str, int]) -> list[str]:
-    code = linear_bytes(vcpu, regs, regs["cs_base"] + regs["rip"], 32)
+def _code(regs: Mapping[str, int], memory: PhysicalMemory) -> list[str]:
+    code = linear_bytes(memory, regs, regs["cs_base"] + regs["rip"], 32)
     if not code:
         return ["code: the bytes at rip are not mapped to RAM"]
     bits = 64 if regs["cs_attr"] & 0x2000 else 32 if regs["cs_attr"] & 0x4000 else 16
@@ -84,8 +86,8 @@ def _code(vcpu: "Vcpu", regs: dict[str, int]) -> list[str]:
     return lines
 
 
-def _stack(vcpu: "Vcpu", regs: dict[str, int]) -> list[str]:
-    raw = linear_bytes(vcpu, regs, regs["ss_base"] + regs["rsp"], 64)
+def _stack(regs: Mapping[str, int], memory: PhysicalMemory) -> list[str]:
+    raw = linear_bytes(memory, regs, regs["ss_base"] + regs["rsp"], 64)
     words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw) & ~7, 8)]
     if not words:
         return ["stack: the bytes at rsp are not mapped to RAM"]

@@ -14,72 +14,20 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from understudy.arch.bits import Bits
-from understudy.arch.cr import CR0, CR4
-from understudy.arch.msr import EFER
-from understudy.arch.paging_entry import (
-    PDE2M,
-    PDE4M,
-    PDE32,
-    PDPTE1G,
-    PTE,
-    PTE32,
-    EptPage,
-    EptTable,
-    PdpteRegister,
-    Table,
-    address,
-    words,
-)
-from understudy.arch.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from understudy.vm import VM
+from understudy.arch import paging_formats
+from understudy.arch.address import is_canonical
+from understudy.arch.paging_entry import address, words
+from understudy.arch.paging_formats import EPT, Format, Level, descend
 
 Reader = Callable[[int, int], int | None]  # (address, bytes) to a value; None: no memory there
-LARGE: Final = 1 << 7
 ABSENT: Final = {  # by whether it is the EPT, and what it leads to
     (True, "hpa"): "not mapped: EPT violation",
     (False, "hpa"): "no entry: an access is a hidden fault if the guest's tables allow it",
     (False, "gpa"): "not mapped: #PF, P=0 in its error code",
 }
 WIDE: Final = 100  # columns from which on the walks stand side by side
-
-
-class Level(NamedTuple):
-    """One level of a format: the entry's name, its index, its layouts."""
-
-    name: str
-    shift: int
-    bits: int
-    table: type[Bits] | None  # an entry that references a table
-    page: type[Bits] | None  # one that maps a page
-
-
-class Format(NamedTuple):
-    """A paging mode, from the root down.  The names are the manual's."""
-
-    name: str
-    entry_bytes: int
-    levels: tuple[Level, ...]
-    is_present: int = 1  # any of these bits
-
-
-IA32: Final = Format("32-bit paging", 4, (
-    Level("PDE", 22, 10, PDE32, None), Level("PTE", 12, 10, None, PTE32)))  # fmt: skip
-IA32_PSE: Final = Format("32-bit paging", 4, (
-    Level("PDE", 22, 10, PDE32, PDE4M), Level("PTE", 12, 10, None, PTE32)))  # fmt: skip
-PAE: Final = Format("PAE paging", 8, (
-    Level("PDPTE", 30, 2, PdpteRegister, None), Level("PDE", 21, 9, Table, PDE2M),
-    Level("PTE", 12, 9, None, PTE)))  # fmt: skip
-LEVEL4: Final = Format("4-level paging", 8, (
-    Level("PML4E", 39, 9, Table, None), Level("PDPTE", 30, 9, Table, PDPTE1G),
-    Level("PDE", 21, 9, Table, PDE2M), Level("PTE", 12, 9, None, PTE)))  # fmt: skip
-EPT: Final = Format("EPT", 8, (
-    Level("PML4E", 39, 9, EptTable, None), Level("PDPTE", 30, 9, EptTable, EptPage),
-    Level("PDE", 21, 9, EptTable, EptPage), Level("PTE", 12, 9, None, EptPage)), 7)  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -117,17 +65,6 @@ class Registers(NamedTuple):
     cr4: int
     efer: int
     pdptes: Sequence[int] | None  # of PAE paging; None: read where CR3 points
-
-    @property
-    def format(self) -> Format | None:
-        """None while paging is off."""
-        if not self.cr0 & CR0.PG.mask:
-            return None
-        if self.efer & EFER.LMA.mask:
-            return LEVEL4
-        if self.cr4 & CR4.PAE.mask:
-            return PAE
-        return IA32_PSE if self.cr4 & CR4.PSE.mask else IA32
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,98 +110,116 @@ class Inspection:
     __repr__ = __str__
 
 
-def inspect(vm: "VM", gva: int) -> Inspection:
-    """Both walks of a linear address, as it would translate now."""
+def inspect(
+    gva: int, technique: str, guest: Registers, guest_memory: Reader,
+    eptp: int, real: Registers, host_memory: Reader,
+) -> Inspection:  # fmt: skip
+    """Both walks of a linear address, as it would translate now.
+
+    guest: the registers as the guest has them.  eptp: where the hypervisor's tables are; if that
+    is 0, the processor translates by those that `real` names, the registers as they really are.
+    """
     if not 0 <= gva < 1 << 64:
         raise ValueError(f"linear address {gva:#x}: expected 0 to {(1 << 64) - 1:#x}")
-    vm.vcpu.leave_guest()  # so that the VMCS holds the guest's state
-    read, memory = vm.vcpu.execution.read, vm.host.memory
-
-    def guest_memory(gpa: int, size: int) -> int | None:
-        hpa = vm.memory.hpa(gpa)
-        return None if hpa is None else int.from_bytes(memory.read(hpa, size), "little")
-
-    def host_memory(hpa: int, size: int) -> int | None:
-        inside = hpa + size <= memory.size
-        return int.from_bytes(memory.read(hpa, size), "little") if inside else None
-
-    under_ept = vm.pages.eptp != 0
-    registers = Registers(*vm.vcpu.execution.control.get())
-    guest = linear("the guest's walk", registers, gva, guest_memory, "gpa")
-    if under_ept:
-        ours = _ept(vm.pages.eptp, guest.address, host_memory)
+    theirs = linear("the guest's walk", guest, gva, guest_memory, "gpa")
+    if eptp:
+        ours = _ept(eptp, theirs.address, host_memory)
     else:
-        real = Registers(
-            read(Vmcs.GUEST_CR0), read(Vmcs.GUEST_CR3), read(Vmcs.GUEST_CR4),
-            read(Vmcs.GUEST_EFER), None,
-        )  # fmt: skip
         ours = linear("the shadow's walk", real, gva, host_memory, "hpa")
-    return Inspection(gva, f"paging {vm.pages.name}", guest, ours)
+    return Inspection(gva, technique, theirs, ours)
+
+
+def reader(read: Callable[[int, int], bytes]) -> Reader:
+    """A memory's `read` as a walk wants it."""
+
+    def word(at: int, size: int) -> int | None:
+        try:
+            return int.from_bytes(read(at, size), "little")
+        except IndexError:
+            return None
+
+    return word
 
 
 def linear(title: str, registers: Registers, gva: int, read: Reader, kind: str) -> Walk:
     """The walk of a linear address."""
-    form = registers.format
+    cr0, cr3, cr4, efer, pdptes = registers
+    form = paging_formats.choose(cr0, cr4, efer)
     if form is None:
         gpa = gva & 0xFFFF_FFFF
         return Walk(f"{title}: paging is off", "CR0.PG=0", (), gpa, f"{kind} {gpa:#x}")
     title = f"{title}: {form.name}"
-    if form is LEVEL4:
-        top = gva >> 47
-        if top not in (0, (1 << 17) - 1):
-            return Walk(title, "", (), None, "not canonical: #GP(0) or #SS(0), no walk")
-        root = registers.cr3 & 0x3FFF_FFFF_F000
-    else:
+    if form.linear_bits <= 32:
         gva &= 0xFFFF_FFFF
-        root = registers.cr3 & (0xFFFF_FFE0 if form is PAE else 0xFFFF_F000)
-    named = f"CR3 {registers.cr3:#x}"
-    return _walk(title, named, form, root, gva, read, kind, registers.pdptes)
+    elif not is_canonical(gva, form.linear_bits):
+        return Walk(title, "", (), None, "not canonical: #GP(0) or #SS(0), no walk")
+    return _walk(title, f"CR3 {cr3:#x}", form, cr3 & form.root, gva, read, kind, pdptes)
 
 
 def _ept(eptp: int, gpa: int | None, read: Reader) -> Walk:
     if gpa is None:
         return Walk("EPT", f"EPTP {eptp:#x}", (), None, "not reached: there is no gpa")
-    root = eptp & 0x3FFF_FFFF_F000
-    return _walk(
-        f"EPT's walk of gpa {gpa:#x}", f"EPTP {eptp:#x}", EPT, root, gpa, read, "hpa", None
-    )
+    title = f"EPT's walk of gpa {gpa:#x}"
+    return _walk(title, f"EPTP {eptp:#x}", EPT, eptp & EPT.root, gpa, read, "hpa", None)
 
 
 def _walk(
     title: str, named: str, form: Format, table: int, place: int, read: Reader, kind: str,
     pdptes: Sequence[int] | None,
 ) -> Walk:  # fmt: skip
-    steps: list[Step] = []
+    missing: list[int] = []
 
-    def ended(result: int | None, end: str) -> Walk:
-        return Walk(title, named, tuple(steps), result, end)
-
-    for level in form.levels:
-        index = place >> level.shift & (1 << level.bits) - 1
-        at: int | None = table + index * form.entry_bytes
-        raw = read(table + index * form.entry_bytes, form.entry_bytes)
-        if level.table is PdpteRegister and pdptes is not None:
-            at, raw = None, pdptes[index]
+    def read_entry(at: int, size: int) -> int:
+        raw = read(at, size)
         if raw is None:
-            return ended(None, f"the {level.name} would lie at {at:#x}, where there is no memory")
-        if not raw & form.is_present:
-            steps.append(Step(level.name, index, at, raw, "not present", ()))
-            return ended(None, ABSENT[form is EPT, kind])
-        is_page = level.table is None or (level.page is not None and bool(raw & LARGE))
-        layout = level.page if is_page else level.table
-        assert layout is not None
-        entry = layout(raw)
-        table = address(entry)
-        size = _size(1 << level.shift)
-        meaning = (
-            f"maps a {size} page at {table:#x}" if is_page else f"names the table at {table:#x}"
-        )
-        steps.append(Step(level.name, index, at, raw, meaning, tuple(words(entry))))
-        if is_page:
-            offset = (1 << level.shift) - 1
-            result = table & ~offset | place & offset
-            return ended(result, f"{kind} {result:#x}: {_rights(form, steps)}")
-    raise AssertionError("the last level maps a page")
+            missing.append(at)
+        return raw or 0
+
+    levels, path = form.levels, [*_registers(form, read_entry, table, place, pdptes)]
+    if not path or path[0][1] & form.present:
+        table = path[0][1] & form.frame if path else table
+        path += descend(form, form.lenient_rows, read_entry, table, place)[-1]
+    if missing:
+        steps = [_step(*row, place) for row in zip(levels, path[:-1], strict=False)]
+        name = levels[len(steps)].name
+        end = f"the {name} would lie at {missing[0]:#x}, where there is no memory"
+        return Walk(title, named, tuple(steps), None, end)
+    steps = [_step(*row, place) for row in zip(levels, path, strict=False)]
+    entry, level = path[-1][1], levels[len(path) - 1]
+    if not entry & form.present:
+        steps[-1] = steps[-1]._replace(meaning="not present", words=())
+        return Walk(title, named, tuple(steps), None, ABSENT[form is EPT, kind])
+    inside = (1 << level.shift) - 1
+    result = paging_formats.frame_of(entry, level.shift, form.entry_bytes) | place & inside
+    end = f"{kind} {result:#x}: {_rights(form, steps)}"
+    return Walk(title, named, tuple(steps), result, end)
+
+
+def _registers(
+    form: Format, read: paging_formats.ReadEntry, table: int, place: int,
+    pdptes: Sequence[int] | None,
+) -> list[tuple[int | None, int]]:  # fmt: skip
+    """The entry that is a register under PAE paging; read in memory if nobody says what it is."""
+    if not form.registers:
+        return []
+    index = place >> form.levels[0].shift
+    if pdptes is not None:
+        return [(None, pdptes[index])]
+    at = table + index * form.entry_bytes
+    return [(at, read(at, form.entry_bytes))]
+
+
+def _step(level: Level, step: tuple[int | None, int], place: int) -> Step:
+    """An entry in words."""
+    at, raw = step
+    is_page = level.table is None or (level.may_map and bool(raw & paging_formats.LARGE))
+    layout = level.page if is_page else level.table
+    assert layout is not None
+    entry = layout(raw)
+    what = f"maps a {_size(1 << level.shift)} page" if is_page else "names the table"
+    index = place >> level.shift & (1 << level.bits) - 1
+    said = f"{what} at {address(entry):#x}"
+    return Step(level.name, index, at, raw, said, tuple(words(entry)))
 
 
 def _rights(form: Format, steps: Sequence[Step]) -> str:

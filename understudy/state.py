@@ -1,4 +1,6 @@
-"""State dataclasses to plain values and back, for snapshots and for looking at.
+"""Parts that keep their state, and their state as plain values and back.
+
+A part has one dataclass, `state`, with all that a snapshot must keep; the rest of it is wiring.
 
 Plain means what JSON has: dict, list, str, int, bool, None.  Byte arrays become hex strings.
 Source: ours.  Invariants: `restore(type(x), plain(x)) == x` for every state dataclass, and
@@ -6,10 +8,34 @@ Source: ours.  Invariants: `restore(type(x), plain(x)) == x` for every state dat
 """
 
 import types
+from collections import Counter
 from dataclasses import fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Protocol, Union, get_args, get_origin, get_type_hints
 
-from understudy.arch.bits import Bits
+PLAIN: Final[dict[Any, type]] = {bytearray: str, bytes: str, tuple: list, Counter: dict}
+"""What values of these types become."""
+
+
+class Kept(Protocol):
+    """What can be in a snapshot."""
+
+    def save(self) -> dict[str, Any]: ...
+    def load(self, saved: dict[str, Any]) -> None: ...
+
+
+class Part:
+    """Whatever keeps itself in snapshots."""
+
+    state: Any  # a dataclass of plain values
+
+    def save(self) -> dict[str, Any]:
+        """Everything that a snapshot must keep, as plain values."""
+        saved: dict[str, Any] = plain(self.state)
+        return saved
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Become what was saved.  ValueError if it does not fit."""
+        self.state = restore(type(self.state), saved, type(self).__name__)
 
 
 def plain(value: Any) -> Any:
@@ -24,7 +50,7 @@ def plain(value: Any) -> Any:
         case bytes() | bytearray():
             return value.hex()
         case dict():
-            return {str(k): plain(v) for k, v in value.items()}
+            return {_key(k): plain(v) for k, v in value.items()}
         case list() | tuple():
             return [plain(v) for v in value]
     raise TypeError(f"state holds a {type(value).__name__}; expected plain values or dataclasses")
@@ -36,12 +62,22 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (kind,) = [a for a in args if a is not type(None)]
-        return restore(kind, value, where)
+        kinds = [a for a in args if a is not type(None)]
+        fitting = (
+            [a for a in kinds if (get_origin(a) or a) is type(value)] if len(kinds) > 1 else kinds
+        )
+        if not fitting:
+            names = " or ".join(str(getattr(a, "__name__", a)) for a in kinds)
+            raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {names}")
+        return restore(fitting[0], value, where)
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
-    expected = {bytearray: str, bytes: str, tuple: list}.get(origin or kind, origin or kind)
-    if isinstance(kind, type) and issubclass(kind, Bits):
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        hints = get_type_hints(kind)
+        args = tuple(hints[name] for name in kind._fields)
+        return kind(*restore(tuple[args], value, where))  # type: ignore[valid-type]
+    expected = PLAIN.get(origin or kind, origin or kind)
+    if isinstance(kind, type) and issubclass(kind, int) and kind is not bool:
         expected = int
     if type(value) is not expected:
         raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {expected.__name__}")
@@ -50,12 +86,20 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
     if origin is list:
         return [restore(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is tuple:
+        if args[-1] is Ellipsis:
+            args = (args[0],) * len(value)
         if len(args) != len(value):
             raise ValueError(f"snapshot: {where} has {len(value)} items, expected {len(args)}")
         return tuple(restore(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value)))  # noqa: B905
     if origin is dict:
         return {args[0](k): restore(args[1], v, f"{where}[{k}]") for k, v in value.items()}
+    if origin is Counter:
+        return Counter({args[0](k): restore(int, v, f"{where}[{k}]") for k, v in value.items()})
     return kind(value)
+
+
+def _key(key: Any) -> str:
+    return str(int(key) if isinstance(key, int) else key)
 
 
 def _dataclass(kind: type, value: Any, where: str) -> Any:

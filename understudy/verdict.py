@@ -1,7 +1,7 @@
 """What comes of an exit: the guest goes on, or the run stops, and why."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Final
 
 
@@ -14,17 +14,29 @@ class Verdict(Enum):
 RESUME: Final = Verdict.RESUME
 
 
+class StopKind(StrEnum):
+    """Why a run came back."""
+
+    POWEROFF = "poweroff"  # the guest switched itself off
+    RESET = "reset"  # it asked for a reset
+    TRIPLE_FAULT = "triple-fault"  # it could not deliver an exception
+    DEBUG_EXIT = "debug-exit"  # it wrote to the debug-exit port; `status` says what
+    STUCK = "stuck"  # it halted, and nothing can wake it
+    ERROR = "error"  # the hypervisor cannot go on with it
+    BUDGET = "budget"  # as many instructions as were asked for have retired
+    UNTIL = "until"  # what was waited for is there
+    DEADLINE = "deadline"  # a limit of guest time
+    WALL = "wall"  # a limit of wall time: the end of a slice, after which the guest may go on
+    STOPPED = "stopped"  # somebody asked for it, `VM.stop` or the control socket
+
+
 @dataclass(frozen=True)
 class Stop:
-    """Why `VM.go` came back.
+    """Why `VM.go` came back."""
 
-    kind: poweroff, reset, triple-fault, debug-exit, budget, until, deadline, wall, stuck, stopped,
-    error.
-    """
-
-    kind: str
+    kind: StopKind
     detail: str = ""
     status: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+        return f"{self.kind}: {self.detail}" if self.detail else str(self.kind)

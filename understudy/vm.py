@@ -1,152 +1,119 @@
-"""A virtual machine: memory, one vCPU, a PC's devices, and the techniques it was given.
+"""A virtual machine: memory, vCPUs, a PC's devices, and the techniques it was given.
 
     vm = VM(memory="256M")
-    vm.enter(loader.load(vm.memory, kernel))
+    vm.boot(lambda machine: loader.load(machine.memory, kernel))
     stop = vm.go(until=done)
 
 Invariants: a VM belongs to one thread at a time; another thread may only `post`, `kick` and send
 to its consoles.  Nothing is shared between VMs but the host they were given.
 """
 
-import threading
-import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.translation import load_pdptes
-from understudy.arch.msr import InterruptCommand, Msr
-from understudy.devices.kvmclock import MSRS as KVM_MSRS
-from understudy.devices.message import Delivery, Message
-from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
-from understudy.execution.vmx.control_registers import check_mode
-from understudy.inspection import Inspection
-from understudy.machine.frames import PAGE, bytes_of
+from understudy.answers.triple_fault import holds_no_gate, raises
+from understudy.assembly import board_of, check_names, paging_of, vcpu_of
+from understudy.closed import says_closed
+from understudy.config import Config, check_choice
+from understudy.console import Console
+from understudy.counting import counted
+from understudy.describe import describe
+from understudy.endings import Endings
+from understudy.guest import SegmentName
+from understudy.image import Contents, Image, Shared, touched
+from understudy.image_file import SnapshotError, mapped, pack
+from understudy.inspection import Inspection, Registers, reader
+from understudy.interrupts import Router
 from understudy.machine.host import Host
+from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.silicon import host_features
-from understudy.vcpu.cpu_model import CpuModel
-from understudy.vcpu.loop import Goal, GuestClock, Vcpu
-from understudy.verdict import Stop
+from understudy.quantities import bytes_of
+from understudy.sessions import Sessions
+from understudy.state import plain, restore
+from understudy.vcpu.loop import Goal, Vcpu
+from understudy.vcpu.time import GuestClock
+from understudy.verdict import Stop, StopKind
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
-SMALLEST, LARGEST = 1 << 20, 1 << 38
-PHYSICAL_BITS = 46  # as the silicon has them
+UNEXPECTED = frozenset(
+    {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
+)  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
-class Console:
-    """A serial line to the guest."""
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self.on_output: list[Callable[[bytes], None]] = []
-        self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
-
-    def transmit(self, data: bytes) -> None:
-        """The guest has sent this."""
-        for listener in self.on_output:
-            listener(data)
-
-    def send(self, data: bytes) -> None:
-        """Type this; from any thread.  The guest gets it when it runs."""
-        self._post(lambda: self.receive(data))
-
-
+@says_closed("name", "clock_kind", "engine")
 class VM:
-    """One virtual machine.
-
-    clock: "virtual" (time is instructions retired, idle time is skipped) or "wall".  engine:
-    "dbt" or "reference".  paging: a name in `Paging.ALL`; largest_page: the largest EPT page.
-    """
+    """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
         self,
-        memory: int | str = "256M",
+        config: Config | int | str | None = None,
         *,
-        clock: str = "virtual",
-        engine: str = "dbt",
         host: Host | None = None,
-        name: str = "vm",
-        paging: str = "ept",
-        largest_page: int | str = "1G",
-        smap: bool = False,
+        contents: Contents | None = None,
+        **options: Any,
     ) -> None:
-        self._check(memory, clock, engine, paging)
-        self.name, self.clock_kind, self.engine = name, clock, engine
-        self.largest_page, self.smap = largest_page, smap
-        size = bytes_of(memory)
+        """`contents`: what is in its memory from the beginning (None: zeros)."""
+        self.config = config = Config.of(config, **options)
+        check_names(config)
+        size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
-        self.memory.populate()
-        self.processor = self.host.plug(engine, clock)
-        self.clock = GuestClock(self.processor)
-        self.clock.offset = -self.processor.tsc
-        self.console, self.agent_port = Console(self.post), Console(self.post)
-        self.pc = self._board(size)
-        self.bus = self.pc.bus
-        self.pages = Paging.ALL[paging](self.host, self.memory.p2m, largest=largest_page)
-        model = CpuModel(
-            host_features(), smap, 0, PHYSICAL_BITS, self.processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-        )
-        self.vcpu = Vcpu(self, self.processor, self.pages, model, self.clock)
-        self._wire()
-        self.pc.install_tables()
+        if contents is None:
+            self.memory.populate()
+        else:
+            contents.fill(self.memory)
+        self.processors = [self.host.plug(config.engine, config.clock)]
+        bootstrap = self.processors[0]
+        self.clock = GuestClock(lambda: bootstrap.tsc)
+        self.clock.offset = -bootstrap.tsc
+        self.posts: deque[Callable[[], None]] = deque()
+        self.vcpus: list[Vcpu] = []
+        self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.sessions = Sessions()
         self.is_closed = False
+        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
+        self.pc = board_of(
+            config, self.clock, self.memory, self.interrupts, self.endings.request,
+            self.console, self.agent_port,
+        )  # fmt: skip
+        self.bus = self.pc.bus
+        self.pages = paging_of(config, self.host, self.memory)
+        for processor in self.processors:
+            vcpu = vcpu_of(
+                config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
+                self.posts, self.clock,
+            )  # fmt: skip
+            self.vcpus.append(vcpu)
+        self.machine = Machine(self.memory, self.vcpus, self.pc)
+        self.pc.install_tables()
+        self._load: Callable[[Machine], Entry] | None = None
+        self.on_reset: list[Callable[[], None]] = []  # called after each
 
-    @classmethod
-    def _check(cls, memory: int | str, clock: str, engine: str, paging: str) -> None:
-        size = bytes_of(memory)
-        if not SMALLEST <= size <= LARGEST or size % PAGE:
-            raise ValueError(
-                f"memory {memory!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-            )
-        cls._check_choice("clock", clock, ("virtual", "wall"))
-        cls._check_choice("engine", engine, ("dbt", "reference"))
-        cls._check_choice("paging", paging, tuple(Paging.ALL))
+    @property
+    def name(self) -> str:
+        """What the VM is called."""
+        return self.config.name
 
-    @staticmethod
-    def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-        if value not in known:
-            raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+    @property
+    def clock_kind(self) -> str:
+        """Where guest time comes from: "virtual" or "wall"."""
+        return self.config.clock
 
-    def _board(self, size: int) -> PC:
-        console, agent = self.console, self.agent_port
-        is_wall = self.clock_kind == "wall"
-        board = PC(
-            self.clock,
-            self.memory.write,
-            power_off=lambda: self.vcpu.request(Stop("poweroff")),
-            reset=lambda: self.vcpu.request(Stop("reset")),
-            debug_exit=lambda code: self.vcpu.request(Stop("debug-exit", f"code {code}", code)),
-            deliver=self._deliver,
-            extint=self._extint,
-            com1=console.transmit,
-            com2=agent.transmit,
-            ram_bytes=size,
-            epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
-        )
-        console.receive, agent.receive = board.com1.receive, board.com2.receive
-        return board
-
-    def _wire(self) -> None:
-        vcpu, kvmclock = self.vcpu, self.pc.kvmclock
-        vcpu.events.acknowledge = self.pc.acknowledge
-        vcpu.msrs.eoi = self.pc.end_of_interrupt
-        vcpu.msrs.interrupt_command = self._interrupt_command
-        vcpu.msrs.note_tsc_offset()
-        vcpu.msrs.set_virtual_wire()
-        for index in KVM_MSRS:
-            vcpu.msrs.extra[index] = (
-                lambda index=index: kvmclock.rdmsr(0, index),  # type: ignore[misc]
-                lambda value, index=index: kvmclock.wrmsr(0, index, value),  # type: ignore[misc]
-            )
+    @property
+    def engine(self) -> str:
+        """What executes the guest's instructions."""
+        return self.config.engine
 
     # --- memory virtualisation ---
 
@@ -158,7 +125,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -166,70 +133,55 @@ class VM:
 
         ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
         """
-        self._check_choice("paging", name, tuple(Paging.ALL))
+        check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.largest_page)
+        largest = self.config.largest_page
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
         try:
-            check_mode(self.vcpu.execution.control.get().cr0, pages)
+            for vcpu in self.vcpus:
+                cr0 = vcpu.guest.control().cr0
+                vcpu.guest.check_mode(cr0, name, has_ept=bool(pages.eptp))
         except ValueError:
             pages.close()
             raise
-        self.pages = pages
+        self.pages, self.config = pages, replace(self.config, paging=name)
         self.pages.continue_counts(old)
-        self.vcpu.execution.use(self.pages)
+        for vcpu in self.vcpus:
+            vcpu.use(pages)
         old.close()
-
-    # --- wires from the board to the vCPU ---
-
-    def _deliver(self, message: Message) -> None:
-        """An interrupt message from the I/O APIC."""
-        vcpu = self.vcpu
-        match message.delivery:
-            case Delivery.FIXED | Delivery.LOWEST if message.vector >= 16:
-                vcpu.apic.raise_vector(message.vector, message.level)
-            case Delivery.NMI:
-                vcpu.events.nmi()
-            case _:
-                return
-        vcpu.attention = True
-
-    def _interrupt_command(self, icr: int) -> None:
-        """An interrupt command that left the APIC (SDM 3A, "Issuing Interprocessor Interrupts").
-
-        There is one processor; what concerns it, and did not stay inside its APIC, is an NMI.
-        """
-        command = InterruptCommand(icr)
-        if command.DELIVERY_MODE != Delivery.NMI:
-            return
-        is_x2apic = self.vcpu.msrs.apic_page == 0
-        target = icr >> 32 if is_x2apic else icr >> 56
-        everyone = 0xFFFF_FFFF if is_x2apic else 0xFF
-        match command.SHORTHAND:
-            case 0:
-                is_own = target in (self.vcpu.model.apic_id, everyone)
-            case shorthand:
-                is_own = shorthand in (1, 2)  # self; all including self
-        if is_own:
-            self.vcpu.events.nmi()
-            self.vcpu.attention = True
-
-    def _extint(self, level: bool) -> None:
-        """The 8259 pair's output."""
-        self.vcpu.events.extint = level
-        self.vcpu.apic.lint(0, level)
-        self.vcpu.attention = True
 
     # --- running ---
 
+    def boot(self, load: "Callable[[Machine], Entry]") -> None:
+        """Have a loader put a guest into memory, and start there; again after each reset."""
+        self.enter(load(self.machine))
+        self._load = load
+
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
-        check_mode(entry.registers.get("cr0", 0), self.pages)
-        self.vcpu.leave_guest()
-        self.vcpu.execution.set_registers(dict(entry.registers))
-        load_pdptes(self.vcpu)
+        self.vcpus[0].set_registers(dict(entry.registers))
+
+    def reset(self) -> None:
+        """What the reset button does: nothing is left of what ran, the guest starts again.
+
+        RuntimeError if the VM has nothing to boot from (`boot` has not been called).
+        """
+        if self._load is None:
+            raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        self.pages.finish_step()
+        self.memory.clear()
+        self.pc.reset()
+        self.pc.install_tables()
+        for vcpu in self.vcpus:
+            vcpu.reset()
+        self.enter(self._load(self.machine))
+        for listener in self.on_reset:
+            listener()
 
     def go(
         self,
@@ -238,83 +190,85 @@ class VM:
         until: Callable[[], bool] | None = None,
         deadline_ns: int | None = None,
         wall_seconds: float | None = None,
+        reboot: bool | None = None,
     ) -> Stop:
         """Run until one of these, or until the guest ends.
 
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
-        time.  wall_seconds: real time.  A KeyboardInterrupt passes through; the VM can go on.
+        time.  wall_seconds: real time.  reboot: whether a guest that resets itself starts again
+        (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
+        through; the VM can go on.
         """
-        if self.is_closed:
-            raise RuntimeError(f"{self.name} is closed")
-        vcpu = self.vcpu
+        if any(vcpu.is_running for vcpu in self.vcpus):
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot run it, nor can another thread"
+            )
         if until is not None and until():
-            return Stop("until")
+            return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
-        timer = late = alarm = None
-        if deadline_ns is not None:
-            text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: vcpu.request(Stop("deadline", text)))
-        if wall_seconds is not None:
-            late = Stop("wall", f"{wall_seconds} s")
-            timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
-            timer.daemon = True
-            timer.start()
-        try:
-            return vcpu.run(Goal(end, until))
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-            if timer is not None:
-                timer.cancel()
-                timer.join()
-            if vcpu.requested is late:
-                vcpu.requested = None
+        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
+        with self.endings.within(deadline_ns, wall_seconds):
+            while True:
+                stop = self._meant(self.vcpus[0].run(Goal(end, until)))
+                if stop.kind is not StopKind.RESET or not again:
+                    return self._described(stop)
+                self.reset()
 
-    def _interrupt(self, stop: Stop) -> None:
-        self.vcpu.request(stop)
-        self.vcpu.look_now()
+    def fail(self, problem: Exception) -> None:
+        """From a callback that has failed: end the run, which raises this."""
+        self.endings.fail(problem)
+
+    def _meant(self, stop: Stop) -> Stop:
+        """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
+        if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
+            return stop
+        guest = self.vcpus[0].guest
+        at = guest.segment_base(SegmentName.CS) + guest.rip
+        if self.config.triple_fault == "reset" or (
+            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
+        ):
+            return Stop(StopKind.RESET, "by a triple fault")
+        return stop
+
+    def _described(self, stop: Stop) -> Stop:
+        """With the decoded state, if something is not as it should be."""
+        if stop.kind not in UNEXPECTED:
+            return stop
+        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
+
+    def _state_in_words(self) -> str:
+        return "\n".join(
+            describe(
+                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
+                self.bus.unclaimed, vcpu.msrs.unknown,
+            )
+            for vcpu in self.vcpus
+        )  # fmt: skip
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
-        self.vcpu.post(action)
+        self.posts.append(action)
+        for vcpu in self.vcpus:
+            vcpu.look_now()
 
     def stop(self, reason: str = "asked to") -> None:
-        """From any thread: end `go` soon (Stop kind "wall")."""
-        self._interrupt(Stop("wall", reason))
+        """From any thread: end `go` soon, as `StopKind.STOPPED`."""
+        self.endings.interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 
     @property
     def instructions(self) -> int:
         """Instructions retired."""
-        return self.vcpu.retired
+        return sum(vcpu.retired for vcpu in self.vcpus)
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        raw = self.processor.counters()
-        return {
-            "instructions": self.instructions,
-            "exits": self.vcpu.named_exits(),
-            "kicks": self.vcpu.kicks,
-            "walk": {
-                dimension: {str(level): n for level, n in levels.items()}
-                for dimension, levels in raw["walk"].items()
-            },
-            "walk_caches": raw["walk_caches"],
-            "tlb": {"misses": raw["tlb_misses"], "instruction_misses": raw["itlb_misses"]},
-            "paging": self.pages.name,
-            "fills": self.pages.fills,
-            "flushes": self.pages.flushes,
-            "faults": dict(self.pages.faults),
-            "tables": self.pages.table_count,
-            "cr_accesses": self.vcpu.named_cr_accesses(),
-            "injected": dict(sorted(self.vcpu.events.injected.items())),
-            "engine": dict(raw["engine"]),
-        }
+        return counted(self.vcpus, self.processors, self.pages)
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self.vcpu.describe()}"
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -327,7 +281,7 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return inspection.inspect(self, gva)
+            return self._walks(gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
@@ -335,30 +289,94 @@ class VM:
             "counts": self.counts(),
         }
 
-    def save(self) -> bytes:
-        """A snapshot: memory, processor, devices."""
-        from understudy import snapshot
+    def _walks(self, gva: int) -> Inspection:
+        self.vcpus[0].leave_guest()
+        guest, memory = self.vcpus[0].guest, self.host.memory
+        return inspection.inspect(
+            gva, f"paging {self.pages.name}", Registers(*guest.control()), reader(self.memory.read),
+            self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
+        )  # fmt: skip
 
-        return snapshot.save(self)
+    def snapshot(self) -> "Image[Self]":
+        """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
+        state = self._state()
+        contents = Shared(self.host, self.memory.p2m)
+        return Image(state, contents, type(self)._of_image, self.host, self._load)
+
+    def _state(self) -> dict[str, Any]:
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        return {
+            "config": plain(self.config),
+            "now": self.clock.now(),
+            "offset": self.clock.offset,
+            "vcpus": [vcpu.save() for vcpu in self.vcpus],
+            "paging": self.pages.save(),
+            "board": self.pc.save(),
+            "sessions": self.sessions.save(),
+        }  # fmt: skip
+
+    def _become(self, state: dict[str, Any]) -> None:
+        self.clock.offset = state["offset"]
+        self.pc.load(state["board"])
+        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
+            vcpu.load(saved)
+        if self.clock_kind == "wall":  # guest time goes on from where it was
+            self.clock.offset = state["now"] - self.processors[0].tsc
+        for vcpu in self.vcpus:
+            vcpu.msrs.note_tsc_offset()
+        self.pages.load(state["paging"])
+        self.sessions.load(state["sessions"])
+
+    def save(self) -> bytes:
+        """This moment as bytes, for a file; nothing changes for the VM."""
+        return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
-    def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
-        """The machine that `save` saw, ready to go on; on another engine if one is named."""
-        from understudy import snapshot
+    def restore(
+        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None
+    ) -> Self:
+        """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        return snapshot.restore(cls, data, host, engine)
+        data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
+        does not fit.
+        """
+        if isinstance(data, bytes):
+            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
+        with data.open("rb") as file:
+            view = mapped(file.fileno())
+        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+
+    @classmethod
+    def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
+        try:
+            config = restore(Config, image.state["config"], "config")
+            config = replace(config, engine=engine or config.engine)
+            vm = cls(config, host=host, contents=image.contents)
+            try:
+                vm._become(image.state)
+                vm._load = image.load
+            except BaseException:
+                vm.close()
+                raise
+        except SnapshotError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+            raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+        return vm
 
     def close(self) -> None:
         """Give everything back to the host."""
         if self.is_closed:
             return
         self.is_closed = True
-        self.vcpu.leave_guest()
-        self.vcpu.execution.close()
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+            vcpu.guest.close()
         self.pages.close()
-        for extent in self.memory.p2m:
-            self.host.release(extent.pfn, extent.frames)
-        self.host.unplug(self.processor)
+        self.memory.close()
+        for processor in self.processors:
+            self.host.unplug(processor)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from tests.guests.fetched import fetched
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import loader
 from understudy.linux import VM, GuestStopped
+from understudy.verdict import StopKind
 
 pytestmark = pytest.mark.real_guest
 
@@ -76,4 +77,4 @@ def test_a_guest_that_powers_itself_off_ends_so() -> None:
     fetched("cloud-amd64")
     with VM.linux("cloud-amd64", memory="128M") as vm, pytest.raises(GuestStopped) as stopped:
         vm.run("poweroff -f")
-    assert stopped.value.stop.kind == "poweroff"
+    assert stopped.value.stop.kind == StopKind.POWEROFF

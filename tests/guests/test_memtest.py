@@ -12,6 +12,7 @@ from tests.guests.fetched import fetched
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import loader
 from understudy.linux import VM
+from understudy.verdict import StopKind
 
 pytestmark = pytest.mark.real_guest
 
@@ -36,7 +37,7 @@ def test_its_first_tests_pass(method: str) -> None:
         while max(seen, default=0) < LATER:
             assert vm.instructions < INSTRUCTIONS, f"it tested only {seen}"
             stop = vm.go(budget=SLICE, wall_seconds=200)
-            assert stop.kind == "budget", stop
+            assert stop.kind == StopKind.BUDGET, stop
             tests = re.findall(r"#(\d+) {1,2}\[([^]]+)\]", vm.console_text)
             seen = {int(number): name for number, name in tests}
         assert seen[0].startswith("Address test, walking ones"), seen

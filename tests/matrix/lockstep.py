@@ -15,7 +15,7 @@ import pytest
 
 from understudy.guests.entry import GuestError
 from understudy.linux import VM as LinuxVM
-from understudy.snapshot import owned
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")
@@ -54,8 +54,14 @@ def type_at_prompt(vm: VM, text: str) -> None:
 
 
 def memory_hash(vm: VM) -> list[int]:
-    """A hash of each run of frames that belongs to the VM: RAM, EPT, VMCS."""
-    return [vm.host.memory.hash(pfn << 12, count << 12) for pfn, count in owned(vm)]
+    """A hash of each 2 MBytes of the guest's RAM, wherever it lies on the host."""
+    pieces = [
+        extent
+        for gfn, count in vm.memory.layout()
+        for first in range(gfn, gfn + count, 512)
+        for extent in vm.memory.p2m.within(first, min(512, gfn + count - first))
+    ]
+    return [vm.host.memory.hash(e.pfn << 12, e.frames << 12) for e in pieces]
 
 
 def counted(vm: VM) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class Pair:
         self.stops = [
             vm.go(budget=instructions, **limits).kind for vm in (self.dbt, self.reference)
         ]
-        return self.stops == ["budget", "budget"]
+        return self.stops == [StopKind.BUDGET, StopKind.BUDGET]
 
     def agrees(self, with_memory: bool = False) -> bool:
         """Whether nothing differs."""
@@ -111,7 +117,7 @@ class Pair:
 
 
 def _seen(vm: VM) -> dict[str, Any]:
-    processor = vm.processor
+    processor = vm.processors[0]
     state = {"fxsave": processor.fxsave().hex(), "tsc": processor.tsc}
     return processor.registers() | state | counted(vm)
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.matrix.lockstep import PROMPT, counted, linux, memory_hash
 from understudy.guests import hello, loader
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 CI_INSTRUCTIONS = 60_000_000
@@ -45,7 +46,7 @@ class Run:
         left = None if self.limit is None else self.limit - self.vm.instructions
         budget = left if budget is None or (left is not None and left < budget) else budget
         kind = self.vm.go(budget=budget, wall_seconds=WALL_S).kind
-        return "limit" if kind == "budget" and self.vm.instructions == self.limit else kind
+        return "limit" if kind == StopKind.BUDGET and self.vm.instructions == self.limit else kind
 
     def move(self, engine: str) -> None:
         """Save, close, restore."""
@@ -81,7 +82,7 @@ def stretches(largest: int) -> Iterator[int]:
 
 def chopped(run: Run, length: int) -> str:
     budgets = stretches(length // 20)
-    while (kind := run.go(next(budgets))) == "budget":
+    while (kind := run.go(next(budgets))) == StopKind.BUDGET:
         pass
     return kind
 
@@ -92,7 +93,7 @@ def moved(*engines: str) -> Way:
     def run_and_move(run: Run, length: int) -> str:
         chance = random.Random(5)
         for engine in engines:
-            assert run.go(chance.randrange(1, length // len(engines))) == "budget"
+            assert run.go(chance.randrange(1, length // len(engines))) == StopKind.BUDGET
             run.move(engine)
         return run.go()
 
@@ -133,7 +134,7 @@ def check(way: str, guest: str, engine: str, limit: int | None, end: str) -> Non
 @pytest.mark.parametrize("engine", ["dbt", "reference"])
 @pytest.mark.parametrize("way", WAYS)
 def test_hello(way: str, engine: str) -> None:
-    check(way, "hello", engine, None, "poweroff")
+    check(way, "hello", engine, None, StopKind.POWEROFF)
     assert expected("hello", None)["console"] == hello.MESSAGE
 
 
@@ -152,7 +153,7 @@ def test_the_beginning_of_linux(guest: str, way: str) -> None:
 @pytest.mark.parametrize("guest", ["cloud-amd64", "686-pae"])
 def test_a_whole_boot_of_linux(guest: str, way: str) -> None:
     """To the prompt, and from there to the power-off."""
-    check(way, guest, "dbt", None, "poweroff")
+    check(way, guest, "dbt", None, StopKind.POWEROFF)
 
 
 def test_the_comparison_can_fail() -> None:

@@ -11,6 +11,7 @@ from tests.matrix import programs as p
 from tests.matrix.lockstep import assert_agreement, linux, type_at_prompt
 from understudy.guests.debian import user_land
 from understudy.guests.entry import GuestError
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 STEP = 10_000
@@ -26,7 +27,7 @@ def interrupts(engine: str) -> VM:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_small_guest(step: int) -> None:
-    assert assert_agreement(interrupts, step=step, memory_every=10) == "debug-exit"
+    assert assert_agreement(interrupts, step=step, memory_every=10) == StopKind.DEBUG_EXIT
 
 
 COUNT_AND_READ = """
@@ -79,7 +80,7 @@ def test_a_whole_boot_of_linux(guest: str) -> None:
         type_at_prompt(vm, "poweroff\n")
         return vm
 
-    assert assert_agreement(typed, step=STEP, memory_every=5_000) == "poweroff"
+    assert assert_agreement(typed, step=STEP, memory_every=5_000) == StopKind.POWEROFF
 
 
 @pytest.mark.slow
@@ -97,4 +98,4 @@ def test_programs_of_32_bits_on_a_kernel_of_64() -> None:
         type_at_prompt(vm, "md5sum /bin/busybox; poweroff\n")
         return vm
 
-    assert assert_agreement(typed, step=STEP, memory_every=5_000) == "poweroff"
+    assert assert_agreement(typed, step=STEP, memory_every=5_000) == StopKind.POWEROFF

@@ -11,8 +11,9 @@ import pytest
 
 from tests.matrix import programs as p
 from understudy import silicon
+from understudy.image_file import SnapshotError
 from understudy.machine.frames import PAGE_SHIFT
-from understudy.snapshot import SnapshotError
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 ENGINES = ("dbt", "reference")
@@ -32,14 +33,14 @@ def test_a_line_on_the_serial_port(vm: VM) -> None:
     vm.console.on_output.append(heard.append)
     p.start(vm, p.HELLO)
     stop = vm.go(wall_seconds=60)
-    assert (stop.kind, stop.status) == ("debug-exit", 42), stop
+    assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 42), stop
     assert b"".join(heard) == b"hello\n"
     assert vm.counts()["exits"] == {"IO_INSTRUCTION": 7}
 
 
 def test_cpuid_exits_each_time(vm: VM) -> None:
     p.start(vm, p.CPUID_LOOP)
-    assert vm.go(wall_seconds=60).kind == "debug-exit"
+    assert vm.go(wall_seconds=60).kind == StopKind.DEBUG_EXIT
     counts = vm.counts()
     assert counts["exits"] == {"CPUID": 1000, "IO_INSTRUCTION": 1}
     assert counts["instructions"] == 1 + 3 * 1000 + 1  # what exits is not retired
@@ -51,7 +52,7 @@ def test_computing_needs_no_exits(vm: VM) -> None:
     value = 0
     for _ in range(100_000):
         value = (value * 1664525 + 1013904223) & 0xFFFF_FFFF
-    assert (stop.kind, stop.status) == ("debug-exit", value)
+    assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, value)
     assert vm.counts()["exits"] == {"IO_INSTRUCTION": 1}
     assert vm.instructions == 3 + 5 * 100_000
 
@@ -62,14 +63,14 @@ def test_strings_of_ports(vm: VM) -> None:
     text = bytes(range(32, 127)) * 60
     vm.memory.write(p.DATA, text)
     p.start(vm, p.OUTSB)
-    assert vm.go(wall_seconds=60).kind == "debug-exit"
+    assert vm.go(wall_seconds=60).kind == StopKind.DEBUG_EXIT
     assert b"".join(heard) == text[:5000]
 
 
 def test_device_memory(vm: VM) -> None:
     p.start(vm, p.IOAPIC_VERSION)
     stop = vm.go(wall_seconds=60)
-    assert (stop.kind, stop.status & 0xFF) == ("debug-exit", IOAPIC_VERSION)
+    assert (stop.kind, stop.status & 0xFF) == (StopKind.DEBUG_EXIT, IOAPIC_VERSION)
     assert vm.counts()["exits"] == {"IO_INSTRUCTION": 1, "EPT_VIOLATION": 2}
 
 
@@ -77,7 +78,7 @@ def test_the_apic_timer_wakes_a_halted_guest(vm: VM) -> None:
     idt = p.handle(vm, 0x40, p.DEADLINE_HANDLER)
     p.start(vm, p.DEADLINES, **idt)
     stop = vm.go(wall_seconds=60)
-    assert (stop.kind, stop.status) == ("debug-exit", 3), stop
+    assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 3), stop
     assert 3_000_000 <= vm.clock.now() < 3_000_500 + 1000  # the last OUT takes 1 us
     counts = vm.counts()
     assert counts["injected"] == {"0x40": 3}
@@ -88,7 +89,7 @@ def test_the_8254_interrupts_through_the_8259s(vm: VM) -> None:
     idt = p.handle(vm, 0x20, p.PIT_HANDLER)
     p.start(vm, p.PIT, **idt)
     stop = vm.go(wall_seconds=60)
-    assert (stop.kind, stop.status) == ("debug-exit", 5), stop
+    assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 5), stop
     assert vm.counts()["injected"] == {"0x20": 5}
     period = 4096 * 1_000_000_000 // 1_193_182
     # Mode 2 begins with the output high: a first edge at once, then one a period.
@@ -99,7 +100,7 @@ def test_an_unknown_msr_faults(vm: VM) -> None:
     idt = p.handle(vm, 13, p.GP_HANDLER)
     p.start(vm, p.UNKNOWN_MSR, **idt)
     stop = vm.go(wall_seconds=60)
-    assert (stop.kind, stop.status) == ("debug-exit", 13), stop
+    assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 13), stop
 
 
 def test_interpreted_and_native_instructions_side_by_side(vm: VM) -> None:
@@ -109,25 +110,25 @@ def test_interpreted_and_native_instructions_side_by_side(vm: VM) -> None:
 
 def test_a_guest_that_cannot_go_on_is_reported_decoded(vm: VM) -> None:
     for program, kind, words in (
-        (p.UD2, "triple-fault", "ud2"),
-        (p.CLI_HLT, "stuck", "RFLAGS.IF=0"),
-        (p.NOWHERE, "error", "executes at gpa 0x80000000"),
+        (p.UD2, StopKind.TRIPLE_FAULT, "ud2"),
+        (p.CLI_HLT, StopKind.STUCK, "RFLAGS.IF=0"),
+        (p.NOWHERE, StopKind.ERROR, "executes at gpa 0x80000000"),
     ):
         p.start(vm, program, idtr_limit=0)
         stop = vm.go(wall_seconds=60)
         assert stop.kind == kind, stop
         assert words in stop.detail
         assert "cr0=CR0(PG" in stop.detail
-        vm.vcpu.state.halted = False
+        vm.vcpus[0].state.halted = False
 
 
 def test_a_hung_guest_is_ended_by_each_limit(vm: VM) -> None:
     p.start(vm, p.SPIN)
-    assert vm.go(budget=10_000).kind == "budget"
+    assert vm.go(budget=10_000).kind == StopKind.BUDGET
     assert vm.instructions == 10_000
-    assert vm.go(wall_seconds=0.05).kind == "wall"
+    assert vm.go(wall_seconds=0.05).kind == StopKind.WALL
     now = vm.clock.now()
-    assert vm.go(deadline_ns=now + 100_000, wall_seconds=60).kind == "deadline"
+    assert vm.go(deadline_ns=now + 100_000, wall_seconds=60).kind == StopKind.DEADLINE
     assert now + 100_000 <= vm.clock.now() < now + 101_000
 
 
@@ -163,7 +164,7 @@ def outcome(vm: VM) -> tuple[int, int, dict[str, int], dict[str, int], int]:
     counts = vm.counts()
     return (
         vm.clock.now(), counts["instructions"], counts["exits"], counts["injected"],
-        vm.processor.state_hash(),
+        vm.processors[0].state_hash(),
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def test_two_runs_are_one_run(engine: str) -> None:
     results = []
     for _ in range(2):
         with timers(engine) as vm:
-            assert vm.go(wall_seconds=60).kind == "debug-exit"
+            assert vm.go(wall_seconds=60).kind == StopKind.DEBUG_EXIT
             results.append(outcome(vm))
     assert results[0] == results[1]
 
@@ -184,9 +185,9 @@ def test_a_chopped_run_is_the_same_run(engine: str) -> None:
         expected = outcome(whole)
     chance = random.Random(7)
     with timers(engine) as chopped:
-        while (stop := chopped.go(budget=chance.randrange(1, 12))).kind == "budget":
+        while (stop := chopped.go(budget=chance.randrange(1, 12))).kind == StopKind.BUDGET:
             pass
-        assert stop.kind == "debug-exit"
+        assert stop.kind == StopKind.DEBUG_EXIT
         assert outcome(chopped)[:4] == expected[:4]
 
 
@@ -196,11 +197,11 @@ def test_a_saved_and_loaded_run_is_the_same_run(engine: str) -> None:
         whole.go(wall_seconds=60)
         expected = outcome(whole)
     vm = timers(engine)
-    while (stop := vm.go(budget=7)).kind == "budget":
+    while (stop := vm.go(budget=7)).kind == StopKind.BUDGET:
         saved = vm.save()
         vm.close()
         vm = VM.restore(saved)
-    assert stop.kind == "debug-exit"
+    assert stop.kind == StopKind.DEBUG_EXIT
     assert outcome(vm)[:4] == expected[:4]
     vm.close()
 

@@ -23,7 +23,8 @@ from tests.matrix.test_hostile import (
 from tests.matrix.test_task_switch import CODE, DATA, descriptor, gate
 from understudy.guests.entry import CR0_ET, CR0_NE, CR0_PE, CR0_PG, Entry, protected_mode
 from understudy.paging import Paging
-from understudy.vm import VM, Stop
+from understudy.verdict import Stop, StopKind
+from understudy.vm import VM
 
 SLOW = pytest.mark.slow
 SEEDS = [*range(40), *(pytest.param(seed, marks=SLOW) for seed in range(40, 400))]
@@ -151,8 +152,8 @@ def outcome(paging: str, seed: int) -> tuple[Stop, dict[str, Any]]:
     """How a kernel ends under a technique, and all that it can know then."""
     with random_kernel("dbt", seed, paging) as vm:
         stop = vm.go(budget=BUDGET, deadline_ns=GUEST_NS, wall_seconds=60)
-        vm.vcpu.leave_guest()
-        registers = vm.vcpu.execution.registers()
+        vm.vcpus[0].leave_guest()
+        registers = vm.vcpus[0].guest.registers()
         registers["rflags"] &= ~RF  # an exit in the midst of an instruction sets it
         seen: dict[str, Any] = {"end": str(stop).partition("\n")[0]}
         for flags in (TSS_A + 0x24, TSS_B + 0x24):
@@ -165,7 +166,7 @@ def outcome(paging: str, seed: int) -> tuple[Stop, dict[str, Any]]:
 @pytest.mark.parametrize("seed", FEWER)
 def test_every_technique_makes_the_same_of_it(seed: int) -> None:
     ends = {paging: outcome(paging, seed) for paging in TECHNIQUES}
-    assert "wall" not in {stop.kind for stop, _ in ends.values()}
+    assert StopKind.WALL not in {stop.kind for stop, _ in ends.values()}
     expected = ends["ept"][1]
     for paging, (stop, seen) in ends.items():
         if "real-address mode" not in stop.detail:  # which only EPT can run
@@ -182,5 +183,5 @@ def test_real_address_mode_without_ept_is_refused_loudly(paging: str) -> None:
         state = protected_mode("test", HANDLER).registers | {"rax": CR0_ET}
         vm.enter(Entry(state, "test"))
         stop = vm.go(budget=10)
-        assert stop.kind == "error"
+        assert stop.kind == StopKind.ERROR
         assert stop.detail.startswith("real-address mode (CR0.PE=0) needs EPT")

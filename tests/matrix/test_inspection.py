@@ -26,9 +26,9 @@ def test_the_processors_walker_agrees(guest: str) -> None:
     vm = linux("dbt", guest)
     try:
         vm.go(budget=INSTRUCTIONS)
-        vm.vcpu.leave_guest()
-        before = vm.processor.state_hash()
-        registers = vm.vcpu.execution.registers()
+        vm.vcpus[0].leave_guest()
+        before = vm.processors[0].state_hash()
+        registers = vm.vcpus[0].guest.registers()
         rip = registers["rip"]
         places = {
             rip + sign * (step << 12) for step in (0, 1, 77, 3000, 50_000) for sign in (1, -1)
@@ -40,7 +40,7 @@ def test_the_processors_walker_agrees(guest: str) -> None:
                 gva &= 0xFFFF_FFFF
             found = vm.inspect(gva)
             assert found.guest.title.endswith(FORMATS[guest])
-            walked = vm.processor.walk(
+            walked = vm.processors[0].walk(
                 gva, registers["cr3"], registers["cr4"], registers["efer"], vm.pages.eptp
             )
             ours, theirs = references(vm, found)
@@ -50,7 +50,7 @@ def test_the_processors_walker_agrees(guest: str) -> None:
                 assert theirs == [e for kind, _, _, e in walked if kind == "host"][-len(theirs) :]
                 assert found.ours.address == vm.memory.hpa(found.guest.address)
         assert mapped >= 5
-        assert vm.processor.state_hash() == before
+        assert vm.processors[0].state_hash() == before
     finally:
         vm.close()
 
@@ -60,8 +60,8 @@ def test_a_shadow_leads_where_the_guests_tables_and_the_p2m_lead(guest: str) -> 
     vm = linux("dbt", guest, paging="vtlb")
     try:
         vm.go(budget=INSTRUCTIONS)
-        vm.vcpu.leave_guest()
-        registers = vm.vcpu.execution.registers()
+        vm.vcpus[0].leave_guest()
+        registers = vm.vcpus[0].guest.registers()
         filled = 0
         for name in ("rip", "rsp", "idtr_base", "gdtr_base"):
             found = vm.inspect(registers[name])

@@ -13,6 +13,7 @@ from tests.guests.fetched import fetched
 from understudy import vm as machine
 from understudy.linux import VM
 from understudy.paging import Paging
+from understudy.verdict import StopKind
 
 COMMAND = "sh -c 'for n in 1 2 3; do uname -a | wc -c; done; dmesg | tail -1; exit 3'"
 OF_SHADOWS = {"EXCEPTION_OR_NMI", "INVLPG", "INVPCID"}
@@ -46,7 +47,7 @@ def run(guest: str, paging: str) -> Run:
 
 def check(guest: str, paging: str) -> None:
     expected, got = run(guest, "ept"), run(guest, paging)
-    assert (got.status, got.end) == (3, "poweroff")
+    assert (got.status, got.end) == (3, StopKind.POWEROFF)
     assert got[:-1] == expected[:-1]
     shadowed, plain = got.counts["exits"], expected.counts["exits"]
     assert not OF_SHADOWS & plain.keys()

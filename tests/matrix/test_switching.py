@@ -13,6 +13,7 @@ from tests.guests.fetched import fetched
 from understudy.execution.vmx.control_registers import UnrestrictedNeeded
 from understudy.guests import hello, loader
 from understudy.linux import VM
+from understudy.verdict import StopKind
 
 PROMPT, COMMANDS = "understudy# ", b"uname -a; ls / | wc -l; poweroff -f\n"
 ROUND = ("vtlb", "eager", "lazy", "ept")
@@ -34,7 +35,7 @@ def run(guest: str, step: int | None) -> tuple[str, str, int, int, int]:
         vm.console.on_output.append(hear)
         for name in itertools.cycle(ROUND):
             stop = vm.go(budget=step, wall_seconds=600)
-            if stop.kind != "budget":
+            if stop.kind != StopKind.BUDGET:
                 return stop.kind, vm.console_text, vm.instructions, vm.clock.now(), changes
             vm.paging = name
             changes += 1
@@ -43,7 +44,7 @@ def run(guest: str, step: int | None) -> tuple[str, str, int, int, int]:
 
 def check(guest: str, step: int, at_least: int) -> None:
     expected, got = run(guest, None), run(guest, step)
-    assert expected[0] == "poweroff"
+    assert expected[0] == StopKind.POWEROFF
     assert got[:-1] == expected[:-1]
     assert got[-1] >= at_least
 
@@ -71,7 +72,7 @@ def test_the_change_comes_with_the_next_exit() -> None:
         vm.enter(loader.load(vm.memory, hello.image()))
         vm.paging = "lazy"
         assert vm.paging == "ept"
-        vm.vcpu.attend()
+        vm.vcpus[0].attend()
         assert vm.paging == vm.counts()["paging"] == "lazy"
 
 
@@ -79,5 +80,5 @@ def test_real_mode_keeps_the_technique_that_can_run_it() -> None:
     with VM("16M") as vm:
         vm.paging = "lazy"
         with pytest.raises(UnrestrictedNeeded, match="use paging ept, not lazy"):
-            vm.vcpu.attend()
+            vm.vcpus[0].attend()
         assert vm.paging == vm.counts()["paging"] == "ept"

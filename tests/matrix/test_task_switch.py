@@ -14,6 +14,7 @@ import pytest
 from tests.matrix.programs import assemble
 from understudy.guests.entry import Entry, protected_mode
 from understudy.silicon import Memory, Processor
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 GDT, IDT, LDT, TSS_A, TSS_B, TSS_16 = 0x1000, 0x2000, 0x2800, 0x3000, 0x3100, 0x3200
@@ -141,8 +142,8 @@ def as_guest(
             vm.memory.write(at, data)
         vm.enter(Entry(state, "test"))
         stop = vm.go(budget=1000)
-        assert stop.kind == "debug-exit", str(stop)
-        found = vm.vcpu.execution.registers()
+        assert stop.kind == StopKind.DEBUG_EXIT, str(stop)
+        found = vm.vcpus[0].guest.registers()
         return seen(found, vm.memory.read(*TABLES)), vm.counts()["exits"]
 
 
@@ -224,8 +225,8 @@ def test_a_task_that_cannot_be_saved_faults_in_the_old_one() -> None:
         for at, data in image.items():
             vm.memory.write(at, data)
         vm.enter(Entry(state, "test"))
-        assert vm.go(budget=1000).kind == "triple-fault"
-        assert vm.processor.registers()["cr2"] & ~0xFF == 0x4000_0000
+        assert vm.go(budget=1000).kind == StopKind.TRIPLE_FAULT
+        assert vm.processors[0].registers()["cr2"] & ~0xFF == 0x4000_0000
 
 
 def test_a_tss_where_there_is_no_ram_ends_the_guest_with_its_state() -> None:
@@ -238,4 +239,4 @@ def test_a_tss_where_there_is_no_ram_ends_the_guest_with_its_state() -> None:
             vm.memory.write(at, data)
         vm.enter(Entry(registers("off"), "test"))
         stop = vm.go(budget=1000)
-        assert stop.kind == "error" and "a task switch: gpa 0x8000000" in stop.detail
+        assert stop.kind == StopKind.ERROR and "a task switch: gpa 0x8000000" in stop.detail

@@ -41,13 +41,13 @@ def test_a_miss_takes_as_many_references_as_the_formula_says(
     with VM(RAM[host], engine=engine, largest_page=host) as vm:
         p.start(vm, "90 | nop\n8b 03 | mov eax, [rbx]\n8b 03 | mov eax, [rbx]\n90 | nop\n")
         vm.memory.write(p.DATA, b"\x2a\0\0\0")
-        entry = vm.vcpu.execution.registers() | {"rbx": map_data(vm, guest)}
-        vm.vcpu.execution.set_registers(entry)
+        entry = vm.vcpus[0].guest.registers() | {"rbx": map_data(vm, guest)}
+        vm.vcpus[0].guest.set_registers(entry)
         vm.go(budget=1)  # the page of the code is in the TLB now
         before = references(vm)
         vm.go(budget=1)
         after = references(vm)
-        assert vm.processor.gpr(0) == 0x2A
+        assert vm.processors[0].gpr(0) == 0x2A
         g, h = LEVELS[guest], LEVELS[host]
         assert after["guest"] - before["guest"] == g
         assert after["host"] - before["host"] == (g + 1) * h

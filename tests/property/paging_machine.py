@@ -8,6 +8,7 @@ allowed when the address was last invalidated; under `eager`, allow now), *event
 
 from typing import Any, Final, NamedTuple
 
+from tests.frame_owner import FrameOwner
 from tests.property.paging_oracle import (
     IA32,
     INTEL64,
@@ -24,7 +25,7 @@ from understudy.answers.translation import load_pdptes
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.vcpu.loop import Goal, Vcpu
-from understudy.verdict import Stop, Verdict
+from understudy.verdict import Stop, StopKind, Verdict
 from understudy.vm import VM
 
 CODE_GFN, FIXED_GFN = 0x10, 0x20
@@ -69,8 +70,8 @@ class Machine:
         """`pages`: the addresses that will be used."""
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
-        self.vm = VM("16M", paging=paging, smap=True)
-        self.vcpu: Vcpu = self.vm.vcpu
+        self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
+        self.vcpu: Vcpu = self.vm.vcpus[0]
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
         self.oracle = Oracle(shape, {gfn: bytearray(4096) for gfn in (*TABLES, *DATA)})
@@ -88,12 +89,11 @@ class Machine:
         self.cr0, self.efer = CR0 | WP, (NXE if mode.nxe else 0) | (LONG if self.is_long else 0)
         self.cr4 = PGE | (CR4_PSE if shape is IA32 else CR4_PAE)
         self.oracle.root = ROOTS[0] << 12
-        self.vm.memory.p2m.on_touch = self.give_back
-        self.vm.memory.p2m.on_write = self.allow
+        FrameOwner(self.allow, self.give_back).own(self.vm.memory.p2m)
         self.sealed: dict[int, bytes] = {}  # gfn -> its contents while it is protected
         self.copy_on_write = False
         self.homes: dict[int, int] = {}  # gfn -> pfn of its contents while it is taken away
-        self.vm.vcpu.execution.set_registers(
+        self.vm.vcpus[0].guest.set_registers(
             {"cr0": self.cr0, "cr3": self.oracle.root, "cr4": self.cr4, "efer": self.efer}
         )
         self.load_cr3(ROOTS[0], is_first=True)
@@ -150,9 +150,9 @@ class Machine:
         vcpu.processor.set_gpr(1, ecx)
         events, exits = vcpu.events, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
-        if stop.kind == "done":
+        if stop.kind == StopKind.DEBUG_EXIT:
             return Done(None, 0, vcpu.processor.gpr(0) & 0xFFFF_FFFF)
-        assert stop.kind == "until", stop
+        assert stop.kind == StopKind.UNTIL, stop
         assert events.staged is not None, "one instruction exits again and again"
         info, error, _ = events.staged
         events.staged = None
@@ -388,7 +388,7 @@ class Machine:
 
 
 def _stop(vcpu: Vcpu, exit: Any) -> Stop:
-    return Stop("done")
+    return Stop(StopKind.DEBUG_EXIT)
 
 
 def _true_fault(vcpu: Vcpu, exit: Any) -> Verdict:

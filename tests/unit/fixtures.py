@@ -64,7 +64,7 @@ def bench(
         vm.memory.write_u64(0x2000, 0x87)
         vm.memory.write_u64(0x2018, 3 << 30 | 0x87)
         vm.enter(EntryLike(LONG_MODE | (registers or {})))  # type: ignore[arg-type]
-        processor, apic = vm.processor, vm.vcpu.apic
+        processor, apic = vm.processors[0], vm.vcpus[0].apic
         assert isinstance(processor, FakeProcessor)
         assert isinstance(apic, FakeApic)
         yield Bench(vm, processor, apic)

@@ -42,6 +42,10 @@ def _one_line(err: str) -> str:
         (["run", "--guest", "hello", "--memory", "256"], "expected a size like 256M or 1G"),
         (["run", "--guest", "hello", "--clock", "sundial"], "sundial"),
         (["run", "--guest", "hello", "--engine", "steam"], "steam"),
+        (["run", "--guest", "hello", "--cpu", "z80"], "cpu 'z80': expected one of understudy, max"),
+        (["run", "--guest", "hello", "--cpu", "max,+warp"], "cpu feature 'warp': expected one of"),
+        (["run", "--guest", "hello", "--paging", "none"], "expected one of eager, ept, lazy, vtlb"),
+        (["run", "--guest", "hello", "--triple-fault", "x"], "expected one of auto, reset, stop"),
         (["run", "--guest", "hello", "--timeout", "soon"], "expected a time like 90s"),
         (["run", "--guest", "hello", "--exec", " "], "--exec is empty"),
         (["run", "--guest"], "requires an argument"),
@@ -89,6 +93,14 @@ def test_version(run: Run) -> None:
     status, out, _ = run("--version")
     assert status == 0
     assert out == f"understudy {cli.installed_version()}\n"
+
+
+def test_cpu_help_lists_what_can_be_chosen(run: Run) -> None:
+    for word in ("help", "?"):
+        status, out, err = run("run", "--cpu", word)
+        assert (status, err) == (0, "")
+        assert all(f"\n{model}: " in out for model in ("understudy", "max", "baseline"))
+        assert " smap " in out and "tsc_deadline" in out
 
 
 class _Panic(BaseException):
@@ -151,6 +163,35 @@ def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:
     assert child.returncode != 0
     assert child.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("--version", 0), ("doctor", 0), ("run --guest hello", 0), ("control nowhere", 1)],
+)
+def test_closed_streams_are_no_bug(tmp_path: Path, closed: str, command: str, status: int) -> None:
+    child = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m understudy {command} {closed}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert child.returncode == status
+    assert "bug" not in child.stderr and "Traceback" not in child.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nowhere_to_complain_leaves_the_status() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m understudy run 2>/dev/full"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -16,7 +16,8 @@ from understudy.control.actions import ACTIONS
 from understudy.guests.entry import Entry, protected_mode
 from understudy.inspection import Inspection
 from understudy.paging import Paging
-from understudy.vm import VM, Stop
+from understudy.verdict import Stop, StopKind
+from understudy.vm import VM
 
 CODE = 0x1000
 
@@ -105,7 +106,7 @@ def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:
     file = tmp_path / "snapshot"
     assert ask(path, {"do": "save", "file": str(file)})["bytes"] == file.stat().st_size
     with VM.restore(file.read_bytes()) as again:
-        assert again.vcpu.execution.registers()["rip"] == CODE
+        assert again.vcpus[0].guest.registers()["rip"] == CODE
     assert {f.name for f in tmp_path.iterdir()} == {"snapshot", "vm.sock"}
 
 
@@ -114,17 +115,17 @@ def test_stop_ends_the_run(running: Running) -> None:
     assert ask(path, {"do": "stop"}) == "stopping"
     while not ends:
         threading.Event().wait(0.01)
-    assert ends[0].kind == "stopped"
-    assert vm.go(budget=10).kind == "budget"  # it could go on
+    assert ends[0].kind == StopKind.STOPPED
+    assert vm.go(budget=10).kind == StopKind.BUDGET  # it could go on
 
 
 def test_stop_counts_more_than_the_end_of_a_slice(vm: VM) -> None:
-    vm.vcpu.request(Stop("wall", "0.25 s"))
+    vm.vcpus[0].request(Stop(StopKind.WALL, "0.25 s"))
     ACTIONS["stop"](vm, {})
-    assert vm.go(budget=10).kind == "stopped"
-    vm.vcpu.request(Stop("poweroff"))
+    assert vm.go(budget=10).kind == StopKind.STOPPED
+    vm.vcpus[0].request(Stop(StopKind.POWEROFF))
     ACTIONS["stop"](vm, {})
-    assert vm.go(budget=10).kind == "poweroff"
+    assert vm.go(budget=10).kind == StopKind.POWEROFF
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_a_request_that_the_vm_does_not_live_to_see(vm: VM, tmp_path: Path) -> N
     with ControlSocket(vm, path):  # nobody lets the VM go
         thread = threading.Thread(target=late)
         thread.start()
-        while not vm.vcpu.posts:
+        while not vm.vcpus[0].posts:
             threading.Event().wait(0.01)
     thread.join()
     assert problems == ["the VM has ended"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from understudy.commands.quantities import bytes_in_words, parse_size, parse_span
+from understudy.quantities import bytes_in_words, parse_size, parse_span
 
 
 @pytest.mark.parametrize(

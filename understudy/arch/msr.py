@@ -6,6 +6,7 @@ MSRs".
 
 from enum import IntEnum
 
+from understudy.arch.address import TOP
 from understudy.arch.bits import Bit, Bits, Field
 
 
@@ -92,7 +93,7 @@ class EFER(Bits, width=64):
 class ApicBase(Bits, width=64):
     """IA32_APIC_BASE.  SDM 3A, "Local APIC Status and Location"."""
 
-    ADDR = Field(51, 12)
+    ADDR = Field(TOP, 12)
     EN = Bit(11)  # global enable
     EXTD = Bit(10)  # x2APIC mode
     BSP = Bit(8)  # bootstrap processor

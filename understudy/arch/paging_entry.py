@@ -4,11 +4,12 @@ Source: SDM 3A, "32-Bit Paging", "PAE Paging", "4-Level Paging and 5-Level Pagin
 Translation Mechanism".
 
 What the processor ignores is a field here, too (AVL, IGNORED), so that what no field names is
-reserved.  Addresses have MAXPHYADDR = 46 bits, as this machine's.
+reserved (but for what `paging_formats` adds level by level).
 """
 
 from typing import Final
 
+from understudy.arch.address import TOP
 from understudy.arch.bits import Bit, Bits, Field
 
 
@@ -64,7 +65,7 @@ class PDE4M(Bits, width=32):
 class PdpteRegister(Bits, width=64):
     """Page-directory-pointer-table entry of PAE paging: a register that loads of CR3 fill."""
 
-    ADDR = Field(45, 12)
+    ADDR = Field(TOP, 12)
     AVL = Field(11, 9)
     PCD = Bit(4)
     PWT = Bit(3)
@@ -76,7 +77,7 @@ class Table(Bits, width=64):
 
     XD = Bit(63)  # execute-disable, if IA32_EFER.NXE
     IGNORED = Field(62, 52)
-    ADDR = Field(45, 12)
+    ADDR = Field(TOP, 12)
     AVL = Field(11, 8)
     PS = Bit(7)
     UNUSED = Bit(6)
@@ -93,7 +94,7 @@ class PTE(Bits, width=64):
 
     XD = Bit(63)
     IGNORED = Field(62, 52)
-    ADDR = Field(45, 12)
+    ADDR = Field(TOP, 12)
     AVL = Field(11, 9)
     G = Bit(8)
     PAT = Bit(7)
@@ -111,7 +112,7 @@ class PDE2M(Bits, width=64):
 
     XD = Bit(63)
     IGNORED = Field(62, 52)
-    ADDR = Field(45, 21)
+    ADDR = Field(TOP, 21)
     PAT = Bit(12)
     AVL = Field(11, 9)
     G = Bit(8)
@@ -130,7 +131,7 @@ class PDPTE1G(Bits, width=64):
 
     XD = Bit(63)
     IGNORED = Field(62, 52)
-    ADDR = Field(45, 30)
+    ADDR = Field(TOP, 30)
     PAT = Bit(12)
     AVL = Field(11, 9)
     G = Bit(8)
@@ -148,7 +149,7 @@ class EptTable(Bits, width=64):
     """An EPT entry that references a table."""
 
     IGNORED = Field(63, 52)
-    ADDR = Field(45, 12)
+    ADDR = Field(TOP, 12)
     AVL = Field(11, 9)
     A = Bit(8)  # if enabled in the EPT pointer
     PS = Bit(7)
@@ -161,7 +162,7 @@ class EptPage(Bits, width=64):
     """An EPT entry that maps a page.  Of a large page's, low bits of ADDR are reserved."""
 
     IGNORED = Field(63, 52)
-    ADDR = Field(45, 12)
+    ADDR = Field(TOP, 12)
     AVL = Field(11, 10)
     D = Bit(9)
     A = Bit(8)

@@ -10,6 +10,7 @@ list needs no second table.
 
 from enum import IntEnum
 
+from understudy.arch.address import TOP
 from understudy.arch.bits import Bit, Bits, Field
 
 
@@ -238,7 +239,7 @@ class Interruptibility(Bits, width=32):
 class EptPointer(Bits, width=64):
     """SDM 3C, "Extended-Page-Table Pointer (EPTP)"."""
 
-    ADDR = Field(51, 12)  # physical address of the PML4 table, >> 12
+    ADDR = Field(TOP, 12)  # physical address of the PML4 table, >> 12
     ACCESSED_DIRTY = Bit(6)  # enable accessed and dirty flags
     WALK = Field(5, 3)  # page-walk length - 1
     MEMTYPE = Field(2, 0)  # of the tables themselves: 0 UC, 6 WB

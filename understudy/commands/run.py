@@ -10,7 +10,6 @@ import json
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,25 +17,13 @@ import typer
 
 from understudy.commands import Refusal
 from understudy.commands.progress import StatusLine, Steps
-from understudy.commands.quantities import parse_size, parse_span
+from understudy.commands.vm_options import Said, with_vm_options
+from understudy.config import Config
+from understudy.quantities import bytes_in_words, bytes_of, parse_span
 from understudy.terminal import ending_signals, is_interactive
 
 if TYPE_CHECKING:
     from understudy.linux import VM
-
-
-class ClockChoice(StrEnum):
-    """Where guest time comes from."""
-
-    VIRTUAL = "virtual"
-    WALL = "wall"
-
-
-class EngineChoice(StrEnum):
-    """What executes the guest's instructions."""
-
-    DBT = "dbt"
-    REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -47,10 +34,7 @@ class Wanted:
     initrd: Path | None
     append: str
     packages: tuple[str, ...]
-    memory: str
-    clock: str
-    engine: str
-    paging: str
+    config: Config
     command: str | None
     counts: Path | None
     watch: bool
@@ -59,7 +43,9 @@ class Wanted:
     interactive: bool
 
 
+@with_vm_options
 def run(
+    *,
     guest: Annotated[
         str | None,
         typer.Option("--guest", "-g", metavar="NAME", help="A guest by name: see fetch --list."),
@@ -84,28 +70,7 @@ def run(
             help="A Debian package to have in the guest, with all it needs.  May be repeated.",
         ),
     ] = None,
-    memory: Annotated[
-        str, typer.Option("--memory", "-m", metavar="SIZE", help="RAM, like 256M or 1G.")
-    ] = "256M",
-    clock: Annotated[
-        ClockChoice | None,
-        typer.Option(
-            "--clock",
-            help="virtual: time is instructions, every run is the same, idling costs nothing; "
-            "wall: real time.  Default: wall at a terminal, else virtual.",
-        ),
-    ] = None,
-    engine: Annotated[
-        EngineChoice, typer.Option("--engine", help="dbt: fast; reference: plain and slow.")
-    ] = EngineChoice.DBT,
-    paging: Annotated[
-        str,
-        typer.Option(
-            "--paging",
-            metavar="NAME",
-            help="How memory is virtualised: ept, or shadow tables (eager, lazy, vtlb).",
-        ),
-    ] = "ept",
+    said: Said,
     command: Annotated[
         str | None,
         typer.Option(
@@ -139,7 +104,8 @@ def run(
 ) -> None:
     """Boot a guest; its console is this terminal.  Ctrl-] h shows the keys, Ctrl-] q ends it.
 
-    Without a terminal, standard input is typed at the guest's first prompt.
+    Without a terminal, standard input is typed at the guest's first prompt; when it has ended and
+    the guest is back at its prompt, the run ends (not with --control).
 
     The status is 0 after a power-off, the command's own with --exec, and not 0 otherwise.
 
@@ -159,16 +125,18 @@ def run(
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
+    if said.get("cpu") in ("help", "?"):
+        from understudy.commands.cpu_help import cpu_help
+
+        typer.echo(cpu_help())
+        raise typer.Exit
     wanted = _checked(
         guest,
         kernel,
         initrd,
         append,
         tuple(packages or ()),
-        memory,
-        clock,
-        engine,
-        paging,
+        said,
         command,
         counts,
         watch,
@@ -186,10 +154,7 @@ def _checked(
     initrd: Path | None,
     append: str,
     packages: tuple[str, ...],
-    memory: str,
-    clock: ClockChoice | None,
-    engine: EngineChoice,
-    paging: str,
+    said: Said,
     command: str | None,
     counts: Path | None,
     watch: bool,
@@ -208,10 +173,6 @@ def _checked(
         if file is not None and not file.is_file():
             raise Refusal(f"{file}: no such file" if not file.exists() else f"{file}: not a file")
     try:
-        parse_size(memory)
-    except ValueError as error:
-        raise typer.BadParameter(f"--memory: {error}") from None
-    try:
         timeout_s = parse_span(timeout) if timeout is not None else None
     except ValueError as error:
         raise typer.BadParameter(f"--timeout: {error}") from None
@@ -221,16 +182,18 @@ def _checked(
     interactive = command is None and is_interactive()
     if watch and not interactive:
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
-    chosen = clock or (ClockChoice.WALL if interactive else ClockChoice.VIRTUAL)
+    chosen = guest if guest is not None else kernel or Path()
+    try:
+        clock = "wall" if interactive else "virtual"
+        config = Config.of(**{"clock": clock, "name": str(chosen), **said})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     return Wanted(
-        guest=guest if guest is not None else kernel or Path(),
+        guest=chosen,
         initrd=initrd,
         append=append,
         packages=packages,
-        memory=memory,
-        clock=chosen.value,
-        engine=engine.value,
-        paging=paging,
+        config=config,
         command=command,
         counts=counts,
         watch=watch,
@@ -263,10 +226,7 @@ def _carry_out(wanted: Wanted) -> int:
                     initrd=initrd,
                     append=append,
                     packages=wanted.packages,
-                    memory=wanted.memory,
-                    clock=wanted.clock,
-                    engine=wanted.engine,
-                    paging=wanted.paging,
+                    config=wanted.config,
                     progress=steps,
                 )
             stack.enter_context(vm)
@@ -277,7 +237,12 @@ def _carry_out(wanted: Wanted) -> int:
             if wanted.command is not None:
                 return execute(vm, wanted.command, wanted.timeout_s, line)
             return converse(
-                vm, wanted.timeout_s, line, interactive=wanted.interactive, watch=wanted.watch
+                vm,
+                wanted.timeout_s,
+                line,
+                interactive=wanted.interactive,
+                watch=wanted.watch,
+                stays=wanted.control is not None,
             )
         except (GuestError, LinuxError) as error:
             line.clear()
@@ -287,7 +252,8 @@ def _carry_out(wanted: Wanted) -> int:
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None
         except MemoryError as error:
-            raise Refusal(str(error) or f"this computer cannot give {wanted.memory}") from None
+            size = bytes_in_words(bytes_of(wanted.config.memory))
+            raise Refusal(str(error) or f"this computer cannot give {size}") from None
 
 
 def _write_counts(vm: "VM", file: Path) -> None:

@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from understudy.verdict import Stop
-
 if TYPE_CHECKING:
     from understudy.vm import VM
 
@@ -49,7 +47,7 @@ def counts(vm: "VM", request: Request) -> dict[str, Any]:
 @action
 def describe(vm: "VM", request: Request) -> str:
     """The decoded state."""
-    vm.vcpu.leave_guest()
+    vm.vcpus[0].leave_guest()
     return vm.describe()
 
 
@@ -90,10 +88,7 @@ def save(vm: "VM", request: Request) -> dict[str, Any]:
 @action
 def stop(vm: "VM", request: Request) -> str:
     """End the VM, as if its power were cut."""
-    vcpu = vm.vcpu
-    if vcpu.requested is not None and vcpu.requested.kind == "wall":
-        vcpu.requested = None  # the end of a slice of time, after which the guest would go on
-    vcpu.request(Stop("stopped", "asked to through the control socket"))
+    vm.stop("asked to through the control socket")
     return "stopping"
 
 
@@ -106,8 +101,8 @@ def address(vm: "VM", wanted: object) -> int:
         try:
             number = int(text, 0)
         except ValueError:
-            vm.vcpu.leave_guest()
-            registers = vm.vcpu.execution.registers()
+            vm.vcpus[0].leave_guest()
+            registers = vm.vcpus[0].guest.registers()
             if text not in registers:
                 raise ControlError(
                     f"address {wanted!r}: expected a number like 0xc0100000, or a register like rip"

@@ -11,26 +11,18 @@ after each of these ends.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.exception import Vector
-from understudy.arch.vmcs import EventType, InterruptionInformation, Vmcs
-from understudy.execution.vmx.technique import VPID
+from understudy.guest import RSP, Event, Kind, Segment
+from understudy.instructions.operands import LOW32, pieces
+from understudy.instructions.surroundings import Surroundings
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
-from understudy.silicon import Exit
-
-if TYPE_CHECKING:
-    from understudy.vcpu.loop import Vcpu
 
 CALL, IRET, JUMP, GATE = range(4)
 ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
-VALID: Final = InterruptionInformation.VALID.mask
-ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
-TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
-SOFTWARE: Final = (EventType.SOFTWARE_INTERRUPT, EventType.SOFTWARE_EXCEPTION)
-SINGLE_CONTEXT: Final = 1  # type of INVVPID
-LOW32: Final = 0xFFFF_FFFF
+SOFTWARE: Final = (Kind.SOFTWARE_INTERRUPT, Kind.SOFTWARE_EXCEPTION)
 FLAGS: Final = 0x3F_7FD7  # those that exist
 BUSY: Final = 1 << 1  # of a TSS descriptor's type
 PRESENT, UNUSABLE, DEFAULT_BIG = 1 << 7, 1 << 16, 1 << 14  # of access rights
@@ -94,15 +86,14 @@ class Descriptor(NamedTuple):
 class TaskSwitch:
     """One switch."""
 
-    def __init__(self, vcpu: "Vcpu", exit: Exit) -> None:
-        self.vcpu, self.exit = vcpu, exit
-        self.read, self.write = vcpu.execution.read, vcpu.execution.write
-        self.selector, self.source = exit.qualification & 0xFFFF, exit.qualification >> 30 & 3
-        self.is_nested = self.source in (CALL, GATE)
-        info = exit.idt_info
-        self.has_event = bool(info & VALID)
-        self.event_type = info >> TYPE_SHIFT & 7
-        self.ext = int(self.has_event and self.event_type not in SOFTWARE)
+    def __init__(
+        self, around: Surroundings, selector: int, source: int, event: Event | None, length: int
+    ) -> None:
+        self.around, self.guest = around, around.guest
+        self.selector, self.source = selector, source
+        self.event, self.length = event, length
+        self.is_nested = source in (CALL, GATE)
+        self.ext = int(event is not None and event.kind not in SOFTWARE)
 
     def carry_out(self) -> None:
         """GuestFault: of the old task.  TaskFault: of the new one, which is loaded."""
@@ -111,9 +102,9 @@ class TaskSwitch:
         image = self._load_bytes(descriptor.base, layout.length)
         self._save_old()
         if self.is_nested:
-            self._store(descriptor.base, 2, self.read(Vmcs.GUEST_TR))
+            self._store(descriptor.base, 2, self.guest.segment(TR).selector)
         else:
-            old = self._gdt(self.read(Vmcs.GUEST_TR)) + 5
+            old = self._gdt(self.guest.segment(TR).selector) + 5
             self._store(old, 1, self._load(old, 1) & ~BUSY)
         if self.source != IRET:
             self._store(self._gdt(self.selector) + 5, 1, descriptor.rights & 0xFF | BUSY)
@@ -123,23 +114,21 @@ class TaskSwitch:
     # --- the old task ---
 
     def _save_old(self) -> None:
-        vcpu = self.vcpu
-        base = self.read(Vmcs.GUEST_TR_BASE)
-        layout = TSS32 if self.read(Vmcs.GUEST_TR_ACCESS_RIGHTS) & 8 else TSS16
-        flags = self.read(Vmcs.GUEST_RFLAGS)
+        guest = self.guest
+        task = self.guest.segment(TR)
+        base, layout = task.base, TSS32 if task.rights & 8 else TSS16
+        flags = self.guest.rflags
         if self.source == IRET:
             flags &= ~RFLAGS.NT.mask
-        is_hardware = self.has_event and self.event_type not in (
-            *SOFTWARE, EventType.PRIVILEGED_SOFTWARE_EXCEPTION,
-        )  # fmt: skip
-        ip = self.read(Vmcs.GUEST_RIP) + (0 if is_hardware else self.exit.length)
+        is_hardware = self.event is not None and not self.event.kind.is_software
+        ip = self.guest.rip + (0 if is_hardware else self.length)
         width = layout.width
         words = [(layout.ip, ip), (layout.flags, flags)]
-        words += [(layout.registers + width * n, vcpu.gpr(n)) for n in range(8)]
+        words += [(layout.registers + width * n, guest.gpr(n)) for n in range(8)]
         mask = (1 << 8 * width) - 1
         fields = [(at, width, value & mask) for at, value in words]
         fields += [
-            (layout.segments + width * n, 2, self.read(Vmcs.GUEST_ES + 2 * n))
+            (layout.segments + width * n, 2, self.guest.segment(n).selector)
             for n in range(layout.segment_count)
         ]
         for at, size, _ in fields:  # all or nothing
@@ -150,7 +139,7 @@ class TaskSwitch:
     # --- the new task ---
 
     def _load_new(self, layout: Layout, image: bytes) -> None:
-        vcpu, width = self.vcpu, layout.width
+        guest, width = self.guest, layout.width
 
         def word(at: int, size: int = width) -> int:
             return int.from_bytes(image[at : at + size], "little")
@@ -158,16 +147,16 @@ class TaskSwitch:
         flags = word(layout.flags) & FLAGS | 2
         if self.is_nested:
             flags |= RFLAGS.NT.mask
-        self.write(Vmcs.GUEST_RFLAGS, flags)
-        self.write(Vmcs.GUEST_RIP, word(layout.ip))
+        guest = self.guest
+        guest.rflags = flags
+        guest.rip = word(layout.ip)
         for n in range(8):
             value = word(layout.registers + width * n)
-            vcpu.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
-        self.write(Vmcs.GUEST_DR7, self.read(Vmcs.GUEST_DR7) & ~LOCAL_BREAKPOINTS)
-        self.write(Vmcs.GUEST_INTERRUPTIBILITY_STATE, 0)
-        self.write(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS, 0)
-        if self.has_event and self.event_type == EventType.NMI:
-            vcpu.execution.block_nmis()
+            guest.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
+        guest.dr7 &= ~LOCAL_BREAKPOINTS
+        guest.clear_blocking()
+        if self.event is not None and self.event.kind is Kind.NMI:
+            guest.block_nmis()
         selectors = [word(layout.segments + width * n, 2) for n in range(layout.segment_count)]
         selectors += [0] * (6 - layout.segment_count)
         is_v86 = bool(flags & RFLAGS.VM.mask)
@@ -183,13 +172,12 @@ class TaskSwitch:
             self._load_stack(selectors[SS], cpl)
             for n in (ES, DS, FS, GS):
                 self._load_data(n, selectors[n], cpl)
-        if self.read(Vmcs.GUEST_RIP) > self.read(Vmcs.GUEST_CS_LIMIT):
+        if guest.rip > guest.segment(CS).limit:
             raise TaskFault(Vector.GP, self.ext)
-        if self.has_event and self.exit.idt_info & ERROR_CODE:
-            self._push(width, self.exit.idt_error)
+        if self.event is not None and self.event.error is not None:
+            self._push(width, self.event.error)
         if width == 4 and image[TSS32_TRAP] & 1:
-            dr6 = vcpu.processor.registers()["dr6"]
-            vcpu.processor.set_registers({"dr6": dr6 | TASK_TRAP})
+            guest.add_dr6(TASK_TRAP)
             raise TaskFault(Vector.DB)
 
     def _begin_with_nothing(self, selectors: list[int], cpl: int) -> None:
@@ -202,11 +190,11 @@ class TaskSwitch:
         self._set(LDTR, 0, Descriptor(0, 0, UNUSABLE))
 
     def _load_control(self, cr3: int | None) -> None:
-        execution = self.vcpu.execution
-        values = execution.control.get()
+        guest = self.guest
+        values = guest.control()
         values = values._replace(cr0=values.cr0 | CR0.TS.mask)
         if cr3 is None or not values.cr0 & CR0.PG.mask:
-            execution.control.load(values)
+            guest.load_control(values)
             return
         if values.cr4 & CR4.PCIDE.mask:
             cr3 &= ~0xFFF
@@ -214,14 +202,14 @@ class TaskSwitch:
         regime, problem = Regime(*values[:4]), False
         if regime.format is PAE_FORMAT:
             try:
-                values = values._replace(pdptes=regime.load_pdptes(entries_of(self.vcpu.memory)))
+                values = values._replace(pdptes=regime.load_pdptes(entries_of(self.around.memory)))
             except GuestFault:
                 problem = True
-        execution.control.load(values)
-        if self.vcpu.paging.eptp:
-            self.vcpu.processor.invvpid(SINGLE_CONTEXT, VPID)
+        guest.load_control(values)
+        if self.around.paging.eptp:
+            guest.forget_guest()
         else:
-            self.vcpu.paging.cr3_write()
+            self.around.paging.cr3_write()
         if problem:
             raise TaskFault(Vector.GP)
 
@@ -272,59 +260,56 @@ class TaskSwitch:
 
     def _descriptor(self, selector: int) -> Descriptor:
         """Of the GDT or the LDT; #TS if there is none."""
-        table, is_usable = Vmcs.GUEST_GDTR_BASE, True
-        limit = self.read(Vmcs.GUEST_GDTR_LIMIT)
+        base, limit = self.guest.gdtr()
+        is_usable = True
         if selector & 4:
-            table, limit = Vmcs.GUEST_LDTR_BASE, self.read(Vmcs.GUEST_LDTR_LIMIT)
-            is_usable = not self.read(Vmcs.GUEST_LDTR_ACCESS_RIGHTS) & UNUSABLE
+            _, base, limit, rights = self.guest.segment(LDTR)
+            is_usable = not rights & UNUSABLE
         if not selector & ~3 or not is_usable or selector | 7 > limit:
             raise self._fault(Vector.TS, selector)
-        return Descriptor.of(self._load(self.read(table) + (selector & ~7), 8))
+        return Descriptor.of(self._load(base + (selector & ~7), 8))
 
     def _use(self, n: int, selector: int, descriptor: Descriptor) -> None:
         """Load a code or data segment; its descriptor is marked as accessed."""
         if not descriptor.rights & ACCESSED:
             descriptor = descriptor._replace(rights=descriptor.rights | ACCESSED)
-            table = Vmcs.GUEST_LDTR_BASE if selector & 4 else Vmcs.GUEST_GDTR_BASE
-            self._store(self.read(table) + (selector & ~7) + 5, 1, descriptor.rights & 0xFF)
+            guest = self.guest
+            table = guest.segment_base(LDTR) if selector & 4 else guest.gdtr().base
+            self._store(table + (selector & ~7) + 5, 1, descriptor.rights & 0xFF)
         self._set(n, selector, descriptor)
 
     def _set(self, n: int, selector: int, descriptor: Descriptor) -> None:
-        self.write(Vmcs.GUEST_ES + 2 * n, selector)
-        self.write(Vmcs.GUEST_ES_BASE + 2 * n, descriptor.base)
-        self.write(Vmcs.GUEST_ES_LIMIT + 2 * n, descriptor.limit)
-        self.write(Vmcs.GUEST_ES_ACCESS_RIGHTS + 2 * n, descriptor.rights)
+        self.guest.set_segment(n, Segment(selector, *descriptor))
 
     def _push(self, width: int, value: int) -> None:
         """The error code, on the new task's stack."""
-        rights, limit = self.read(Vmcs.GUEST_SS_ACCESS_RIGHTS), self.read(Vmcs.GUEST_SS_LIMIT)
+        _, base, limit, rights = self.guest.segment(SS)
         mask = LOW32 if rights & DEFAULT_BIG else 0xFFFF
-        sp = self.vcpu.gpr(4)
+        sp = self.guest.gpr(RSP)
         at = sp - width & mask
         grows_down = bool(rights & CONFORMING)  # of a data segment: expand-down
         is_outside = at <= limit if grows_down else at + width - 1 > limit
         if is_outside:
             raise TaskFault(Vector.SS, self.ext)
-        self._store(self.read(Vmcs.GUEST_SS_BASE) + at, width, value)
-        self.vcpu.set_gpr(4, sp & ~mask | at)
+        self._store(base + at, width, value)
+        self.guest.set_gpr(RSP, sp & ~mask | at)
 
     # --- memory, as the processor accesses its own structures ---
 
     def _gdt(self, selector: int) -> int:
-        return self.read(Vmcs.GUEST_GDTR_BASE) + (selector & ~7)
+        return self.guest.gdtr().base + (selector & ~7)
 
     def _places(self, gva: int, size: int, *, write: bool = False) -> list[tuple[int, int]]:
         """(gpa, bytes) of each page's part; supervisor accesses at any level."""
-        translation = replace(self.vcpu.translation(), cpl=0, ac=False)
-        out = []
-        while size:
-            part = min(size, 0x1000 - (gva & 0xFFF))
-            out.append((translation.gpa(self.vcpu.memory, gva & LOW32, write=write), part))
-            gva, size = gva + part, size - part
-        return out
+        translation = replace(self.around.translation(), cpl=0, ac=False)
+        memory = self.around.memory
+        return [
+            (translation.gpa(memory, at & LOW32, write=write), part)
+            for at, part in pieces(gva, size)
+        ]
 
     def _load_bytes(self, gva: int, size: int) -> bytes:
-        memory = self.vcpu.memory
+        memory = self.around.memory
         return b"".join(memory.read(gpa, part) for gpa, part in self._places(gva, size))
 
     def _load(self, gva: int, size: int) -> int:
@@ -333,5 +318,5 @@ class TaskSwitch:
     def _store(self, gva: int, size: int, value: int) -> None:
         data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
         for gpa, part in self._places(gva, size, write=True):
-            self.vcpu.memory.write(gpa, data[:part])
+            self.around.memory.write(gpa, data[:part])
             data = data[part:]

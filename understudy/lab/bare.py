@@ -14,6 +14,9 @@ traps of an edit can be foretold.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from understudy.arch import paging_formats
+from understudy.arch.cr import CR4
+from understudy.arch.paging_formats import ACCESSED, DIRTY, LARGE, PRESENT, WRITABLE, Format
 from understudy.guests.entry import (
     CODE_32,
     CODE_64,
@@ -23,6 +26,7 @@ from understudy.guests.entry import (
     protected_mode,
     write_gdt,
 )
+from understudy.verdict import StopKind
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -30,37 +34,45 @@ if TYPE_CHECKING:
 CODE: Final = 0x10_0000
 TABLES: Final = 0x20_0000
 TABLES_END: Final = 0x40_0000
-P_RW: Final = 0b11
-PS: Final = 1 << 7
-ACCESSED_DIRTY: Final = 0x60
+P_RW: Final = PRESENT | WRITABLE
+ACCESSED_DIRTY: Final = ACCESSED | DIRTY
 FORMATS: Final = ("ia32", "pae", "intel64")
 FIVE: Final = "intel64-5"
 """Intel 64 with five levels: no processor here runs it, but the walker knows it."""
 
 CR0_PAGED: Final = 0x8000_0031  # PG, NE, ET, PE
-CR4_PSE, CR4_PAE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 12
 
 Listing = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A format: the shift and the index bits of each level, from the root down."""
+    """A format, and what CR4 chooses it."""
 
-    levels: tuple[tuple[int, int], ...]
-    entry_bytes: int
+    form: Format
     cr4: int
-    pages: tuple[int, ...]  # sizes that entries can map, as shifts
-    memory_levels: int  # levels that a walk reads in memory for a 4-KByte page
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of an entry."""
+        return self.form.entry_bytes
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Sizes that entries can map, as shifts."""
+        return self.form.pages
+
+    @property
+    def memory_levels(self) -> int:
+        """Levels that a walk reads in memory for a 4-KByte page."""
+        return len(self.form.rows)
 
 
 LAYOUTS: Final = {
-    "ia32": Layout(((22, 10), (12, 10)), 4, CR4_PSE, (12, 22), 2),
-    "pae": Layout(((30, 2), (21, 9), (12, 9)), 8, CR4_PAE, (12, 21), 2),
-    "intel64": Layout(((39, 9), (30, 9), (21, 9), (12, 9)), 8, CR4_PAE, (12, 21, 30), 4),
-    FIVE: Layout(
-        ((48, 9), (39, 9), (30, 9), (21, 9), (12, 9)), 8, CR4_PAE | CR4_LA57, (12, 21, 30), 5
-    ),
+    "ia32": Layout(paging_formats.IA32_PSE, CR4.PSE.mask),
+    "pae": Layout(paging_formats.PAE, CR4.PAE.mask),
+    "intel64": Layout(paging_formats.LEVEL4, CR4.PAE.mask),
+    FIVE: Layout(paging_formats.LEVEL5, CR4.PAE.mask | CR4.LA57.mask),
 }
 
 
@@ -71,7 +83,7 @@ class Tables:
         self.memory, self.format, self.layout = memory, format, LAYOUTS[format]
         self.next = first
         self.root = self._frame()
-        self.of_level: dict[tuple[int, int], int] = {}  # (level, gva >> shift): the table below
+        self.of_level: dict[tuple[int, int], int] = {}  # (depth, gva >> shift): the table below
         for at in range(0, TABLES_END, 1 << 12):
             self.map(at, at)
 
@@ -85,16 +97,17 @@ class Tables:
     def entry(self, gva: int, shift: int = 12) -> int:
         """The gpa of the entry that maps (or will map) a page of this size at `gva`."""
         table, layout = self.root, self.layout
-        for level, (low, bits) in enumerate(layout.levels):
-            at = table + (gva >> low & (1 << bits) - 1) * layout.entry_bytes
+        for depth, level in enumerate(layout.form.levels):
+            low = level.shift
+            at = table + (gva >> low & (1 << level.bits) - 1) * layout.entry_bytes
             if low == shift:
                 return at
-            if (level, gva >> low) not in self.of_level:
+            if (depth, gva >> low) not in self.of_level:
                 below = self._frame()
-                self.of_level[level, gva >> low] = below
-                is_pdpte = self.format == "pae" and level == 0
-                self.write(at, below | (1 if is_pdpte else P_RW | 0x20))
-            table = self.of_level[level, gva >> low]
+                self.of_level[depth, gva >> low] = below
+                is_register = depth < layout.form.registers  # under PAE paging: it has no flags
+                self.write(at, below | (PRESENT if is_register else P_RW | ACCESSED))
+            table = self.of_level[depth, gva >> low]
         raise ValueError(f"{self.format} has no pages of 2^{shift} bytes")
 
     def write(self, at: int, value: int) -> None:
@@ -103,7 +116,7 @@ class Tables:
 
     def map(self, gva: int, gpa: int, shift: int = 12) -> None:
         """Map a page, writable; accessed and dirty already, so that a walk writes nothing."""
-        large = PS if shift > 12 else 0
+        large = LARGE if shift > 12 else 0
         self.write(self.entry(gva, shift), gpa | P_RW | ACCESSED_DIRTY | large)
 
 
@@ -142,9 +155,9 @@ def step_to(vm: "VM", address: int) -> None:
     """Run, instruction by instruction, until the one at `address` is next."""
     for _ in range(STEPS):
         stop = vm.go(budget=1)
-        if stop.kind != "budget":
+        if stop.kind != StopKind.BUDGET:
             raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
-        if vm.processor.registers()["rip"] == address:
+        if vm.processors[0].registers()["rip"] == address:
             return
     raise RuntimeError(f"the guest did not come to {address:#x} within {STEPS} instructions")
 
@@ -152,6 +165,6 @@ def step_to(vm: "VM", address: int) -> None:
 def mark(vm: "VM") -> int:
     """Run to the next OUT to the debug-exit port; what was written there."""
     stop = vm.go(budget=LONGEST)
-    if stop.kind != "debug-exit":
+    if stop.kind != StopKind.DEBUG_EXIT:
         raise RuntimeError(f"the guest ended: {stop.kind} {stop.detail}")
     return stop.status

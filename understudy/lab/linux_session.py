@@ -57,7 +57,7 @@ class Watch:
     def __init__(self, vm: VM) -> None:
         vm.go(budget=1)  # the first entry is another instruction
         self.in_guest_s, self.entries = 0.0, 0
-        execution = vm.vcpu.execution
+        execution = vm.vcpus[0].guest
         enter = execution.resume
 
         def resume(budget: int) -> Exit:
@@ -109,7 +109,7 @@ def part(vm: VM) -> dict[str, Any]:
     counts = vm.counts()
     exits = counts["exits"]
     return {
-        "silicon_exits": total(vm.processor.counters()["exits"]),
+        "silicon_exits": total(vm.processors[0].counters()["exits"]),
         "kicks": counts["kicks"],
         "instructions": counts["instructions"],
         "exits": exits,

@@ -14,15 +14,13 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
 
+from understudy.guest import Guest
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
-
-if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
-    from understudy.silicon import Exit, Processor
-
+from understudy.machine.p2m import P2m, Runs
+from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -48,6 +46,15 @@ class Answer(NamedTuple):
     gpa: int | None = None  # where the access goes, if it is to be carried out
 
 
+@dataclass
+class PagingState:
+    """What every technique counts."""
+
+    fills: int
+    flushes: int
+    faults: dict[str, int]
+
+
 class Paging(ABC):
     """One technique for one VM.  Subclass with `class Ept(Paging, name="ept")`."""
 
@@ -66,16 +73,21 @@ class Paging(ABC):
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
         """`largest` is the largest page that the technique's own tables may use."""
         self.host, self.p2m = host, p2m
-        self.processors: list[Processor] = []
+        self.guests: list[Guest] = []  # who translate by these tables
         self.fills = 0  # entries added because an access needed them
         self.flushes = 0  # times that all entries of an address space were dropped
         self.faults = dict.fromkeys((Fault.TRUE, Fault.HIDDEN, Fault.TRACE, Fault.DEVICE), 0)
         self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
 
-    def attach(self, execution: "Vmx") -> None:
+    def attach(self, guest: Guest) -> None:
         """A virtual processor is going to use this technique's tables."""
-        self.processors.append(execution.processor)
+        self.guests.append(guest)
+
+    def invalidate(self) -> None:
+        """Make every processor forget what it keeps of these tables, before it goes on."""
+        for guest in self.guests:
+            guest.invalidate()
 
     def continue_counts(self, other: "Paging") -> None:
         """Count on from what the technique before this one has counted."""
@@ -84,8 +96,8 @@ class Paging(ABC):
     def close(self) -> None:
         """Give the tables' frames back; the p2m's changes do not matter any more."""
         self.p2m.watchers.remove(self.p2m_change)
-        if self.p2m.traced is self.traced:
-            self.p2m.traced = NOTHING
+        if self in self.p2m.tracers:
+            self.p2m.tracers.remove(self)
         for pfn in self.frames():
             self.host.release(pfn)
 
@@ -97,15 +109,23 @@ class Paging(ABC):
     # --- events ---
 
     @abstractmethod
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         """These guest frames have moved, come or gone, or may be written or not any more."""
 
-    @abstractmethod
-    def violation(self, exit: "Exit") -> bool:
+    def violation(self, gpa: int, qualification: int) -> bool:
         """An access that the EPT refused.  True: it now allows it, resume the guest.
 
-        False: there is no RAM, the access is for a device.
+        False: there is no RAM, the access is for a device.  PagingError: the EPT does not agree
+        with the p2m.
         """
+        return False
+
+    def misconfiguration(self, gpa: int) -> PagingError:
+        """The processor has met an EPT entry that no processor accepts: what is wrong, in words."""
+        return PagingError(f"EPT misconfiguration at gpa {gpa:#x}: no EPT is in use")
+
+    def table_written(self, gpa: int, length: int) -> None:  # noqa: B027
+        """The hypervisor has written to a frame that is `traced`, inside one page."""
 
     def page_fault(self, gva: int, error: int) -> Answer:
         """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
@@ -118,10 +138,6 @@ class Paging(ABC):
     def store(self, gpa: int, size: int, value: int) -> None:
         """Carry out the guest's write to a traced table, inside one page."""
         raise PagingError(f"a write to gpa {gpa:#x}: nothing is traced")
-
-    def code_at(self, gva: int, length: int) -> bytes:
-        """The bytes that the processor has just fetched here, as many as are mapped."""
-        raise PagingError(f"the code at {gva:#x}: nothing is traced")
 
     def finish_step(self) -> None:  # noqa: B027
         """The instruction that was let through is done."""
@@ -145,16 +161,16 @@ class Paging(ABC):
         """Tables (shadow pages, EPT pages) that are alive."""
         return len(self.frames())
 
-    @abstractmethod
     def save(self) -> dict[str, Any]:
-        """What a snapshot must keep beside the frames, as plain values."""
+        """What a snapshot must keep, as plain values: counts, and the tables in gfns."""
+        counts = PagingState(self.fills, self.flushes, dict(self.faults))
+        return {"counts": plain(counts)}
 
-    @abstractmethod
     def load(self, saved: dict[str, Any]) -> None:
-        """Become what was saved; the frames are restored by others."""
-
-    def resume(self) -> None:  # noqa: B027
-        """All of a snapshot was loaded."""
+        """Become what was saved: tables are made anew.  The guest's registers are restored."""
+        counts = restore(PagingState, saved["counts"], "paging")
+        self.fills, self.flushes = counts.fills, counts.flushes
+        self.faults |= counts.faults
 
     @abstractmethod
     def frames(self) -> list[int]:

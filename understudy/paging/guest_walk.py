@@ -1,30 +1,64 @@
 """Walks a guest's own page tables: for faults, and for instructions carried out in its stead.
 
-Source: SDM 3A, "Paging", "Page-Fault Exceptions", "Access Rights".  The formats are data: IA-32,
-PAE and Intel 64.
+Source: SDM 3A, "Paging", "Page-Fault Exceptions", "Access Rights".  The formats and the walker
+itself are in `arch/paging_formats.py`; here is what a guest may do by what a walk has found.
 
 Invariants: a walk raises the fault that the processor would raise, with its error code, and
 nothing else for whatever a guest's tables contain; a table outside RAM reads as not present.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple, Protocol
 
+from understudy.arch import paging_formats
+from understudy.arch.address import FRAME, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER
+from understudy.arch.paging_formats import (
+    ACCESSED,
+    DIRTY,
+    LARGE,
+    NO_EXECUTE,
+    PDPTE_RESERVED,
+    PRESENT,
+    USER,
+    WRITABLE,
+    End,
+    Format,
+    Path,
+    ReadEntry,
+    descend,
+    frame_of,
+)
 
-PRESENT: Final = 1 << 0
-WRITABLE: Final = 1 << 1
-USER: Final = 1 << 2
-ACCESSED: Final = 1 << 5
-DIRTY: Final = 1 << 6
-LARGE: Final = 1 << 7
-NO_EXECUTE: Final = 1 << 63
-ADDRESS: Final = 0xF_FFFF_FFFF_F000
-PHYSICAL: Final = (1 << 46) - 1  # the addresses that there are
+__all__ = [
+    "ACCESSED",
+    "ADDRESS",
+    "DIRTY",
+    "E_FETCH",
+    "E_USER",
+    "E_WRITE",
+    "INTEL64",
+    "LARGE",
+    "NO_EXECUTE",
+    "PAE_FORMAT",
+    "PRESENT",
+    "USER",
+    "WRITABLE",
+    "Format",
+    "Found",
+    "GuestFault",
+    "Path",
+    "PhysicalMemory",
+    "ReadEntry",
+    "Regime",
+    "Translation",
+    "entries_of",
+    "frame_of",
+    "marks",
+]  # and so all that a technique needs of an entry
 
 E_PRESENT: Final = 1 << 0  # of a page fault's error code
 E_WRITE: Final = 1 << 1
@@ -32,26 +66,23 @@ E_USER: Final = 1 << 2
 E_RESERVED: Final = 1 << 3
 E_FETCH: Final = 1 << 4
 
-PG: Final = CR0.PG.mask
 WP: Final = CR0.WP.mask
-PAE: Final = CR4.PAE.mask
-PSE: Final = CR4.PSE.mask
-PGE: Final = CR4.PGE.mask
-PCIDE: Final = CR4.PCIDE.mask
 SMEP: Final = CR4.SMEP.mask
 SMAP: Final = CR4.SMAP.mask
-LMA: Final = EFER.LMA.mask
 NXE: Final = EFER.NXE.mask
+RIGHTS: Final = WRITABLE | USER
 
-
-Path = tuple[tuple[int, int], ...]
-"""(gpa, entry) from the root down; the PDPTEs of PAE paging, which have no flags, are left out."""
+PAGE: Final = End.PAGE
+RESERVED: Final = End.RESERVED
+ADDRESS: Final = FRAME
+PAE_FORMAT: Final = paging_formats.PAE
+INTEL64: Final = paging_formats.LEVEL4
 
 
 class GuestFault(Exception):
     """The access is not allowed: this exception, with this error code; gva goes to CR2."""
 
-    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF, path: "Path" = ()) -> None:
+    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF, path: Path = ()) -> None:
         """`path`: the tables that the walk went through, whose entries count as accessed."""
         super().__init__(gva, error)
         self.gva, self.error, self.vector, self.path = gva, error, vector, path
@@ -72,54 +103,6 @@ class PhysicalMemory(Protocol):
     def write(self, gpa: int, data: bytes) -> None: ...
 
 
-class Level(NamedTuple):
-    """One level of a format.  `reserved`: bits that must be 0, in a table's entry and a page's."""
-
-    shift: int
-    index_mask: int
-    may_map: bool  # an entry with PS maps a page
-    has_rights: bool  # R/W, U/S, accessed (not the PDPTEs of PAE paging)
-    reserved_table: int
-    reserved_page: int
-
-
-class Format(NamedTuple):
-    """A paging mode: bytes of an entry, and its levels from the root."""
-
-    name: str
-    entry_bytes: int
-    levels: tuple[Level, ...]
-
-
-def _intel64() -> Format:
-    high = ADDRESS & ~PHYSICAL
-    top = Level(39, 511, False, True, high | LARGE, 0)
-    middle = (Level(n, 511, True, True, high, high | (1 << n) - 0x2000) for n in (30, 21))
-    return Format("Intel 64", 8, (top, *middle, Level(12, 511, False, True, 0, high)))
-
-
-def _pae() -> Format:
-    high = (1 << 63) - 1 & ~PHYSICAL
-    return Format("PAE", 8, (
-        Level(30, 3, False, False, 0, 0),  # PDPTEs are checked when they are loaded
-        Level(21, 511, True, True, high, high | (1 << 21) - 0x2000),
-        Level(12, 511, False, True, 0, high),
-    ))  # fmt: skip
-
-
-def _ia32(has_large: bool) -> Format:
-    return Format("IA-32 with PSE" if has_large else "IA-32", 4, (
-        Level(22, 1023, has_large, True, 0, 1 << 21), Level(12, 1023, False, True, 0, 0),
-    ))  # fmt: skip
-
-
-IA32: Final = _ia32(False)
-IA32_PSE: Final = _ia32(True)
-PAE_FORMAT: Final = _pae()
-INTEL64: Final = _intel64()
-PDPTE_RESERVED: Final = 0x1E6 | (1 << 64) - 1 & ~PHYSICAL
-
-
 class Found(NamedTuple):
     """A walk that reached a page."""
 
@@ -127,7 +110,7 @@ class Found(NamedTuple):
     shift: int  # log2 of the page's size
     rights: int  # WRITABLE | USER, combined over the levels
     no_execute: bool
-    path: Path
+    path: Path  # but for the PDPTEs of PAE paging, which have no flags
 
 
 class Regime:
@@ -137,61 +120,54 @@ class Regime:
         self, cr0: int, cr3: int, cr4: int, efer: int, pdptes: tuple[int, ...] | None = None
     ) -> None:
         self.cr0, self.cr3, self.cr4, self.efer, self.pdptes = cr0, cr3, cr4, efer, pdptes
-        self.format = form = self._choose()
+        self.format = form = paging_formats.choose(cr0, cr4, efer)
         self.is_pae = form is PAE_FORMAT
-        self.entry_bytes = form.entry_bytes if form is not None else 8
-        self.nx = bool(efer & NXE) and self.entry_bytes == 8
         self.wp, self.smep, self.smap = bool(cr0 & WP), bool(cr4 & SMEP), bool(cr4 & SMAP)
-        self.root = cr3 & (0xFFFF_FFE0 if self.is_pae else ADDRESS & PHYSICAL)
-        if self.entry_bytes == 4:
-            self.root &= 0xFFFF_F000
-        self.reserved_nx = 0 if self.nx or self.entry_bytes == 4 else NO_EXECUTE
+        if form is None:
+            self.entry_bytes, self.address_mask, self.root = 8, FRAME, cr3 & FRAME
+        else:
+            self.entry_bytes, self.address_mask = form.entry_bytes, form.frame
+            self.root = cr3 & form.root
+        has_xd = self.entry_bytes == 8
+        self.nx = bool(efer & NXE) and has_xd
+        self.reserved_nx = NO_EXECUTE if has_xd and not self.nx else 0
         self.error_mask = E_WRITE | E_USER | (E_FETCH if self.nx or self.smep else 0)
-        self.address_mask = 0xFFFF_F000 if self.entry_bytes == 4 else ADDRESS
 
-    def _choose(self) -> Format | None:
-        if not self.cr0 & PG:
-            return None
-        if self.efer & LMA:
-            return INTEL64
-        if self.cr4 & PAE:
-            return PAE_FORMAT
-        return IA32_PSE if self.cr4 & PSE else IA32
-
-    def walk(self, read: "ReadEntry", gva: int, error: int, smap: bool = False) -> Found:
+    def walk(self, read: ReadEntry, gva: int, error: int, smap: bool = False) -> Found:
         """Where the access goes that `error` describes (E_WRITE, E_USER, E_FETCH); no effects.
 
         `smap`: a supervisor access that SMAP keeps from user pages.  Raises GuestFault.
         """
         form = self.format
         if form is None:
-            return Found(gva & 0xFFFF_FFFF, 30, WRITABLE | USER, False, ())
+            return Found(gva & 0xFFFF_FFFF, 30, RIGHTS, False, ())
         code = error & self.error_mask
-        rights, no_execute = WRITABLE | USER, False
-        path: list[tuple[int, int]] = []
-        table, size = self.root, self.entry_bytes
-        for shift, index_mask, may_map, has_rights, reserved_table, reserved_page in form.levels:
-            index = gva >> shift & index_mask
-            at = table + index * size
-            kept = None if has_rights else self.pdptes
-            entry = read(at, size) if kept is None else kept[index]
-            if not entry & PRESENT:
-                raise GuestFault(gva, code, path=tuple(path))
-            is_page = shift == 12 or (may_map and bool(entry & LARGE))
-            if has_rights:
-                reserved = reserved_page if is_page else reserved_table
-                if entry & (reserved | self.reserved_nx):
-                    raise GuestFault(gva, code | E_PRESENT | E_RESERVED, path=tuple(path))
-                rights &= entry
-                no_execute = no_execute or bool(entry & NO_EXECUTE)
-                path.append((at, entry))
-            if is_page:
-                if self._refuses(error, rights, no_execute, smap):
-                    raise GuestFault(gva, code | E_PRESENT, path=tuple(path[:-1]))
-                frame = frame_of(entry, shift, size)
-                return Found(frame | gva & (1 << shift) - 1, shift, rights, no_execute, tuple(path))
-            table = entry & self.address_mask
-        raise AssertionError("the last level maps a page")
+        table = self._directory(read, gva, code) if self.is_pae else self.root
+        rows = form.rows if self.nx else form.rows_without_nx
+        end, shift, rights, some, steps = descend(form, rows, read, table, gva)
+        if end != PAGE:
+            if end == RESERVED:
+                code |= E_PRESENT | E_RESERVED
+            del steps[-1]
+            raise GuestFault(gva, code, path=tuple(steps))
+        rights &= RIGHTS
+        no_execute = bool(some & NO_EXECUTE)
+        if self._refuses(error, rights, no_execute, smap):
+            raise GuestFault(gva, code | E_PRESENT, path=tuple(steps[:-1]))
+        entry = steps[-1][1]
+        if shift == 12:
+            gpa = entry & form.frame | gva & 0xFFF
+        else:
+            gpa = frame_of(entry, shift, form.entry_bytes) | gva & (1 << shift) - 1
+        return Found(gpa, shift, rights, no_execute, tuple(steps))
+
+    def _directory(self, read: ReadEntry, gva: int, code: int) -> int:
+        """The page directory under PAE paging: by a register, if it is known what they hold."""
+        index = gva >> 30 & 3
+        entry = read(self.root + 8 * index, 8) if self.pdptes is None else self.pdptes[index]
+        if not entry & PRESENT:
+            raise GuestFault(gva, code)
+        return entry & FRAME
 
     def _refuses(self, error: int, rights: int, no_execute: bool, smap: bool) -> bool:
         user, write, fetch = error & E_USER, error & E_WRITE, error & E_FETCH
@@ -203,7 +179,7 @@ class Regime:
             return True
         return bool(write and not rights & WRITABLE and (user or self.wp))
 
-    def load_pdptes(self, read: "ReadEntry") -> tuple[int, ...]:
+    def load_pdptes(self, read: ReadEntry) -> tuple[int, ...]:
         """What MOV to CR3 loads under PAE paging (SDM 3A, "PDPTE Registers").
 
         Raises GuestFault with #GP(0) if a present one sets reserved bits.
@@ -212,10 +188,6 @@ class Regime:
         if any(entry & PRESENT and entry & PDPTE_RESERVED for entry in entries):
             raise GuestFault(0, 0, Vector.GP)
         return entries
-
-
-ReadEntry = Callable[[int, int], int]
-"""Reads a table's entry by gpa and size; 0 where there is no RAM."""
 
 
 def entries_of(memory: PhysicalMemory) -> ReadEntry:
@@ -227,15 +199,6 @@ def entries_of(memory: PhysicalMemory) -> ReadEntry:
         return memory.read_u64(at) if size == 8 else memory.read_u32(at)
 
     return read
-
-
-def frame_of(entry: int, shift: int, size: int) -> int:
-    """The address of the page that an entry maps."""
-    if size == 4:
-        if shift == 22:  # PSE-36: bits 20:13 are address bits 39:32
-            return entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32
-        return entry & 0xFFFF_F000
-    return entry & ADDRESS & ~((1 << shift) - 1)
 
 
 @dataclass(frozen=True)
@@ -272,8 +235,8 @@ class Translation:
         With `mark`, accessed and dirty flags are set as the processor would.
         """
         regime = self.regime
-        if regime.format is INTEL64:
-            if (gva + (1 << 47)) >> 48 & 0xFFFF:  # not canonical
+        if regime.format is not None and regime.format.linear_bits > 32:
+            if not is_canonical(gva, regime.format.linear_bits):
                 raise GuestFault(gva, 0, Vector.GP)
         else:
             gva &= 0xFFFF_FFFF

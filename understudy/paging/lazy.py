@@ -18,6 +18,7 @@ from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror, Place
+from understudy.paging.portable import Gfns
 
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
@@ -90,14 +91,15 @@ class Lazy(Mirror, name="lazy"):
             if page.hpa and page.quadrant >= 0:
                 self.resync(page, index)
 
-    def save(self) -> dict[str, Any]:
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
         unsync = [[gfn, before.hex()] for gfn, before in self.unsync.items()]
         entered = sorted([*self.key(page), index] for page, index in self.entered if page.hpa)
-        return super().save() | {"unsync": unsync, "entered": entered, "resyncs": self.resyncs}
+        kept = {"unsync": unsync, "entered": entered, "resyncs": self.resyncs}
+        return super().save_tables(gfns) | kept
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
+    def load_tables(self, saved: dict[str, Any]) -> None:
         self.unsync = {gfn: bytes.fromhex(before) for gfn, before in saved["unsync"]}
+        super().load_tables(saved)
         pages, self.resyncs = self.tables.pages, saved["resyncs"]
         self.entered = {(pages[gfn, level, q], n) for gfn, level, q, n in saved["entered"]}
 

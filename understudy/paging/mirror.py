@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer
 from understudy.paging.guest_walk import (
     ACCESSED,
@@ -30,7 +30,9 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
     Found,
+    frame_of,
 )
+from understudy.paging.portable import Gfns
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
 from understudy.paging.shadow_pages import COMPOSED, DIRECT, ShadowPage, ShadowPages
@@ -56,7 +58,7 @@ class Mirror(Shadow):
         self.stepped: list[int] = []  # gpa of a traced write that the processor makes by itself
         self.roots: dict[RootKey, ShadowPage] = {}  # the one loaded last comes last
         self.root = ShadowPage(0, 0, COMPOSED, 0)
-        p2m.traced, p2m.written = self.traced, self.table_written
+        p2m.tracers.append(self)
 
     # --- events ---
 
@@ -79,24 +81,29 @@ class Mirror(Shadow):
 
     def invlpg(self, gva: int) -> None:
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
     def flush(self) -> None:
         self.flushes += 1
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
-        self.forget_hpas(gfn, count)
-        for slot in self.tables.reverse.slots_in(gfn, count):
-            self.tables.zap(slot)
-        for frame in [frame for frame in self.traced if gfn <= frame < gfn + count]:
-            if self.p2m.lookup(frame) is None:
-                for page in list(self.traced.get(frame, ())):
-                    self.tables.empty(page)
+        self.forget_hpas(runs)
+        for gfn, count in runs:
+            for slot in self.tables.reverse.slots_in(gfn, count):
+                self.tables.zap(slot)
+            frames = range(gfn, gfn + count)
+            few = frames if count < len(self.traced) else self.traced
+            for frame in [frame for frame in few if frame in frames and frame in self.traced]:
+                if self.p2m.lookup(frame) is None:
+                    for page in list(self.traced.get(frame, ())):
+                        self.tables.empty(page)
         self.settle()
 
     def synchronize(self) -> None:
@@ -198,7 +205,7 @@ class Mirror(Shadow):
         if self.regime.entry_bytes == 8 or not is_page or level == 1:
             gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
             return gfn & -(1 << 9 * (level - 1)) if is_page else gfn
-        large = entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32  # IA-32: half of 4 MBytes
+        large = frame_of(entry, 22, 4)  # IA-32: half of 4 MBytes
         return (large >> PAGE_SHIFT) + (index & 1) * BLOCK
 
     def _below(
@@ -366,9 +373,9 @@ class Mirror(Shadow):
 
     # --- snapshots ---
 
-    def save(self) -> dict[str, Any]:
-        return super().save() | {
-            "pages": self.tables.save(),
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        return {
+            "pages": self.tables.save(gfns),
             "stepped": self.stepped,
             "roots": [[list(key), list(self.key(root))] for key, root in self.roots.items()],
             "root": list(self.key(self.root)),
@@ -379,18 +386,22 @@ class Mirror(Shadow):
         """By which `ShadowPages.pages` finds it."""
         return page.gfn, page.level, page.quadrant
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
+    def load_tables(self, saved: dict[str, Any]) -> None:
         self.tables.clear()
-        self.pool, self.stepped = list(saved["pool"]), list(saved["stepped"])
+        self.stepped = list(saved["stepped"])
         self.tables.load(saved["pages"])
         pages = self.tables.pages
         self.roots = {tuple(key): pages[tuple(page)] for key, page in saved["roots"]}
         self.root = pages[tuple(saved["root"])]
+        self.use_root(self.root.hpa)
+        self.invalidate()
 
-    def resume(self) -> None:
-        super().resume()
-        self.tables.load_entries()
+    def name_table(self, hpa: int) -> list[int]:
+        return list(self.key(self.tables.at[hpa]))
+
+    def named_table(self, name: list[int]) -> int:
+        gfn, level, quadrant = name
+        return self.tables.pages[gfn, level, quadrant].hpa
 
     def frames(self) -> list[int]:
         tables = [*self.pool, *(page.hpa for page in self.tables.pages.values())]

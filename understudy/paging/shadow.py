@@ -14,18 +14,17 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from understudy.arch.cr import CR4, RFLAGS
-from understudy.arch.msr import EFER
-from understudy.arch.vmcs import Vmcs
+from understudy.arch.cr import RFLAGS
+from understudy.guest import Control, Guest
+from understudy.machine import words
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
-    ADDRESS,
     DIRTY,
     E_FETCH,
     E_USER,
@@ -39,24 +38,23 @@ from understudy.paging.guest_walk import (
     GuestFault,
     Regime,
 )
-from understudy.silicon import Exit
-
-if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
+from understudy.paging.portable import Gfns
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 """An entry that names a table and leaves all rights to the entries below."""
 PAGE_ENTRY: Final = PRESENT | ACCESSED | DIRTY
 LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
+NOT_LARGE: Final = (
+    words.PROTECTED | LARGE_FRAMES - 1 << PAGE_SHIFT
+)  # in the word of its first frame
 BELOW_4G: Final = 1 << 32
-VPID: Final = 1
-ONE_ADDRESS: Final = 0  # types of INVVPID
-ONE_VPID: Final = 1
-GUEST_CR3: Final = int(Vmcs.GUEST_CR3)
+REGIMES_KEPT: Final = 64
+MOST_IN_POOL: Final = 1 << 16
+ERROR: Final = E_WRITE | E_USER | E_FETCH  # what decides, of a fault's error code
+ERROR_BITS: Final = 5
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
-IN_IA32E: Final = int(EFER(NXE=1, LMA=1, LME=1))
 
 
 class Region(NamedTuple):
@@ -71,7 +69,7 @@ class Region(NamedTuple):
 class Shadow(Paging):
     """Tables of the hypervisor's own for one virtual processor."""
 
-    execution: "Vmx"
+    guest: Guest
 
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
         super().__init__(host, p2m, largest=largest)
@@ -80,23 +78,25 @@ class Shadow(Paging):
         self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
         self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
+        self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
         self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
+        self.regimes: dict[Control, Regime] = {}  # address spaces come back again and again
         self.is_long = False
         self.leaf_reserved = 0
         self.loaded = 0  # the root in use
 
-    def attach(self, execution: "Vmx") -> None:
-        super().attach(execution)
-        self.execution = execution
+    def attach(self, guest: Guest) -> None:
+        super().attach(guest)
+        self.guest = guest
 
     # --- events ---
 
-    def violation(self, exit: Exit) -> bool:
-        return False
-
     def page_fault(self, gva: int, error: int) -> Answer:
+        device = self.devices.get(gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR)
+        if device is not None:
+            return Answer(Fault.DEVICE, device | gva & PAGE - 1)
         region = self.regions.get(gva >> LARGE_SHIFT)
         if region is not None and self._is_filled(gva, error, region):
             self.fills += 1
@@ -112,8 +112,8 @@ class Shadow(Paging):
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
-            return Answer(Fault.DEVICE, found.gpa)
-        if gfn in self.p2m.protected and error & E_WRITE:
+            return self._note_device(gva, error, found)
+        if error & E_WRITE and self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
             hpa = self.look_up(gfn)
         self.mark(found, error)
@@ -125,7 +125,7 @@ class Shadow(Paging):
         for slot, entry in reversed(self.patched):
             self.write_u64(slot, entry)
         self.patched.clear()
-        self.execution.single_step(False)
+        self.guest.single_step(False)
         self.invalidate()
 
     def patch(self, slots: list[tuple[int, int]]) -> None:
@@ -135,7 +135,7 @@ class Shadow(Paging):
             if flags & ~entry:
                 self.patched.append((slot, entry))
                 self.write_u64(slot, entry | flags)
-        self.execution.single_step(True)
+        self.guest.single_step(True)
 
     def _is_filled(self, gva: int, error: int, region: Region) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
@@ -156,7 +156,9 @@ class Shadow(Paging):
         ):
             return False
         gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
-        if error & E_WRITE and (not rights & WRITABLE or gfn in self.p2m.protected):
+        if error & E_WRITE and (
+            not rights & WRITABLE or (self.p2m.protected and self.p2m.is_protected(gfn))
+        ):
             return False
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa or self.regions.get(gva >> LARGE_SHIFT) is not region:
@@ -171,6 +173,14 @@ class Shadow(Paging):
             else:
                 self.write_u32(at, wanted)
         return True
+
+    def _note_device(self, gva: int, error: int, found: Found) -> Answer:
+        """No RAM: remember what the walk came to, as a TLB would, for drivers come again."""
+        self.mark(found, error)
+        if not self.regime.smap:  # else RFLAGS.AC has a say
+            key = gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR
+            self.devices[key] = found.gpa & -PAGE
+        return Answer(Fault.DEVICE, found.gpa)
 
     def _is_kept_out(self, error: int) -> bool:
         """Whether SMEP or SMAP may keep a supervisor's access from a user page."""
@@ -188,7 +198,7 @@ class Shadow(Paging):
     def note_region(self, gva: int, found: Found, leaf: int) -> None:
         """Remember what a walk to a small page has found on the levels above the last."""
         gfn = found.path[-1][0] >> PAGE_SHIFT
-        if gfn in self.p2m.protected:
+        if self.p2m.protected and self.p2m.is_protected(gfn):
             return
         rights, no_execute = WRITABLE | USER, 0
         for _, entry in found.path[:-1]:
@@ -201,14 +211,16 @@ class Shadow(Paging):
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         """Let the access of a hidden fault go on; or say that it is a trace fault."""
 
-    def forget_hpas(self, gfn: int, count: int) -> None:
+    def forget_hpas(self, runs: Runs) -> None:
         """The p2m has changed here."""
         self.regions.clear()
-        if count > len(self.hpas):
+        self.devices.clear()
+        if sum(count for _, count in runs) > len(self.hpas):
             self.hpas.clear()
             return
-        for frame in range(gfn, gfn + count):
-            self.hpas.pop(frame, None)
+        for gfn, count in runs:
+            for frame in range(gfn, gfn + count):
+                self.hpas.pop(frame, None)
 
     # --- the guest's tables ---
 
@@ -243,7 +255,7 @@ class Shadow(Paging):
     def _hpa_to_write(self, gpa: int) -> int:
         """Where a gpa is, once what protects its frame from writes was asked."""
         gfn = gpa >> PAGE_SHIFT
-        if gfn in self.p2m.protected:
+        if self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
         return (self.hpas.get(gfn) or self.look_up(gfn)) + (gpa & PAGE - 1)
 
@@ -268,23 +280,7 @@ class Shadow(Paging):
 
     def _is_smap_armed(self) -> bool:
         """For a supervisor access; implicit ones, at CPL 3, are never exempt."""
-        execution = self.execution
-        return execution.cpl() == 3 or not execution.read(Vmcs.GUEST_RFLAGS) & AC
-
-    def code_at(self, gva: int, length: int) -> bytes:
-        code = b""
-        while length:
-            part = min(length, PAGE - (gva & PAGE - 1))
-            efer = IN_IA32E if self.is_long else EFER.NXE.mask
-            walked = self.processors[0].walk(gva, self.loaded, CR4.PAE.mask, efer)
-            level, entry = walked[-1][1::2] if walked else (0, 0)
-            if not entry & PRESENT:
-                break
-            inside = (1 << 3 + 9 * level) - 1
-            hpa = entry & ADDRESS & ~inside | gva & inside
-            code += self.memory.read(hpa, part)
-            gva, length = gva + part, length - part
-        return code
+        return self.guest.cpl() == 3 or not self.guest.rflags & AC
 
     # --- the hypervisor's tables ---
 
@@ -298,61 +294,80 @@ class Shadow(Paging):
 
     def large_frame(self, gfn: int) -> int:
         """The hpa of the 2-MByte page that holds `gfn`, if there is one behind it; or 0."""
-        first = gfn & -LARGE_FRAMES
-        extent = self.p2m.find(first)
-        if extent is None or extent.gfn + extent.frames < first + LARGE_FRAMES:
+        word = self.p2m.uniform(gfn & -LARGE_FRAMES, 2)
+        if word is None or not word & words.PRESENT or word & NOT_LARGE:
             return 0
-        if self.p2m.protected and self.p2m.has_protected(first, LARGE_FRAMES):
-            return 0
-        pfn = extent.pfn + first - extent.gfn
-        return 0 if pfn % LARGE_FRAMES else pfn << PAGE_SHIFT
+        return word & words.ADDRESS
 
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""
         self.loaded = root
-        self.execution.write(GUEST_CR3, root)
-
-    def invalidate(self) -> None:
-        """Make the processors forget what they keep of the tables."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-            else:
-                processor.invvpid(ONE_VPID, VPID)
+        self.guest.load_root(root)
 
     def invalidate_pages(self, addresses: list[int]) -> None:
         """Make them forget the pages of the root in use that are at these canonical addresses."""
-        for processor in self.processors:
-            if processor.in_guest:
-                processor.flush()
-                continue
-            for gva in addresses:
-                processor.invvpid(ONE_ADDRESS, VPID, gva)
+        for guest in self.guests:
+            guest.invalidate(addresses)
 
     # --- snapshots ---
 
+    @abstractmethod
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        """The tables, as plain values without host frames."""
+
+    @abstractmethod
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        """Make the tables anew."""
+
+    @abstractmethod
+    def name_table(self, hpa: int) -> list[int]:
+        """What a table stands for."""
+
+    @abstractmethod
+    def named_table(self, name: list[int]) -> int:
+        """The hpa of the table that stands for this."""
+
     def save(self) -> dict[str, Any]:
-        return {
-            "fills": self.fills, "flushes": self.flushes, "faults": dict(self.faults),
-            "pool": self.pool, "patched": self.patched, "loaded": self.loaded,
-        }  # fmt: skip
+        steps = [  # what a step has added, and where
+            [self.name_table(slot & -PAGE), (slot & PAGE - 1) >> 3, self.read_u64(slot) & ~entry]
+            for slot, entry in self.patched
+        ]
+        now = [(slot, self.read_u64(slot)) for slot, _ in self.patched]
+        for slot, entry in reversed(self.patched):
+            self.write_u64(slot, entry)
+        tables = self.save_tables(Gfns(self.p2m))
+        for slot, entry in now:
+            self.write_u64(slot, entry)
+        return super().save() | {"tables": tables, "steps": steps, "pool": len(self.pool)}
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.fills, self.flushes = saved["fills"], saved["flushes"]
-        self.faults.update(saved["faults"])
-        self.pool, self.loaded = list(saved["pool"]), saved["loaded"]
-        self.patched = [(slot, entry) for slot, entry in saved["patched"]]
-
-    def resume(self) -> None:
+        super().load(saved)
         self.hpas.clear()
         self.read_regime()
-        if self.patched:
-            self.execution.resume_step()
+        self.load_tables(saved["tables"])
+        if not 0 <= saved["pool"] <= MOST_IN_POOL:
+            raise ValueError(f"snapshot: {saved['pool']} tables in the pool")
+        while len(self.pool) < saved["pool"]:
+            self.pool.append(self.host.frame())
+        steps = [
+            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["steps"]
+        ]
+        if any(flags & ~WRITABLE or slot % PAGE % 8 for slot, flags in steps):
+            raise ValueError("snapshot: a step adds more than the right to write")
+        if steps:
+            self.patch(steps)
 
     def read_regime(self) -> None:
         """See how the guest translates now."""
-        self.regime = self.execution.control.regime()
+        values = self.guest.paging_control()
+        known = self.regimes.get(values)
+        if known is None:
+            if len(self.regimes) >= REGIMES_KEPT:
+                self.regimes.clear()
+            known = self.regimes[values] = Regime(*values)
+        self.regime = known
         self.is_long = self.regime.format is INTEL64
+        self.devices.clear()
         self.regions.clear()
         form = self.regime.format
         if form is not None:

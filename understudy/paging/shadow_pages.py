@@ -10,11 +10,12 @@ page; if it names a table, `is_stale` is set.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.frames import PAGE
 from understudy.paging.guest_walk import (
     ACCESSED,
+    ADDRESS,
     DIRTY,
     LARGE,
     NO_EXECUTE,
@@ -22,6 +23,7 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
 )
+from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
 from understudy.paging.reverse_map import BLOCK, ReverseMap
 
 if TYPE_CHECKING:
@@ -182,7 +184,8 @@ class ShadowPages:
         entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
         if is_large:
             entry |= LARGE
-        is_protected = not is_large and gfn in self.shadow.p2m.protected
+        p2m = self.shadow.p2m
+        is_protected = not is_large and p2m.protected and p2m.is_protected(gfn)
         if guest & DIRTY and not is_protected and (is_large or self.may_write(gfn)):
             entry |= guest & WRITABLE
         old = self.read(slot)
@@ -262,44 +265,63 @@ class ShadowPages:
 
     # --- snapshots ---
 
-    def save(self) -> list[list[object]]:
-        """Every page and the slots that name it; the entries are in memory."""
-        return [
-            [page.gfn, page.level, page.quadrant, page.hpa, page.is_root, page.flood, page.since,
-             page.loaded, sorted(page.parents)]
-            for page in self.pages.values()
-        ]  # fmt: skip
-
-    def load(self, saved: list[list[int | list[int]]]) -> None:
-        """Pages and links; the reverse map is read from the entries by `load_entries`."""
-        for gfn, level, quadrant, hpa, is_root, flood, since, loaded, parents in saved:
-            page = ShadowPage(gfn, level, quadrant, hpa)  # type: ignore[arg-type]
-            page.is_root, page.flood = bool(is_root), flood  # type: ignore[assignment]
-            page.since, page.loaded = since, loaded  # type: ignore[assignment]
-            page.parents = set(parents)  # type: ignore[arg-type]
-            self.pages[page.gfn, page.level, page.quadrant] = self.at[page.hpa] = page
-            self.links.update(dict.fromkeys(page.parents, page))
-            if page.quadrant >= 0:
-                self.traced.setdefault(page.gfn, []).append(page)
-        for gfn in self.traced:
-            self.traced_in[gfn // BLOCK] = self.traced_in.get(gfn // BLOCK, 0) + 1
-
-    def load_entries(self) -> None:
-        """Find out what the entries in memory map."""
-        frames: dict[int, int] = {}
-        for extent in self.shadow.p2m:
-            frames.update({extent.pfn + n: extent.gfn + n for n in range(extent.frames)})
+    def save(self, gfns: Gfns) -> list[list[object]]:
+        """Every page, what its entries map, and which pages they name, by place in this list."""
+        places = {page.hpa: place for place, page in enumerate(self.pages.values())}
+        saved: list[list[object]] = []
         for page in self.pages.values():
-            for index in self.present(page):
-                slot = page.hpa + 8 * index
-                if slot in self.links:
-                    continue
-                entry = self.read(slot)
-                gfn = frames[(entry & ~NO_EXECUTE) >> PAGE_SHIFT]
-                if entry & LARGE and page.level > 1:
-                    self.reverse.add_large(slot, gfn)
-                else:
-                    self.reverse.add(slot, gfn)
+            words = memoryview(self.memory.read(page.hpa, PAGE)).cast("Q")
+            maps, links = [], []
+            for index, entry in enumerate(words):
+                child = self.links.get(page.hpa + 8 * index)
+                if child is not None:
+                    links.append([index, places[child.hpa], entry & ~ADDRESS])
+                elif entry:
+                    maps.append((index, entry))
+            saved.append([page.gfn, page.level, page.quadrant, page.is_root, page.flood, page.since,
+                          page.loaded, packed(maps, gfns), links])  # fmt: skip
+        return saved
+
+    def load(self, saved: list[list[Any]]) -> None:
+        """Make them anew.  ValueError if they cannot be tables of ours."""
+        pages: list[ShadowPage] = []
+        for gfn, level, quadrant, is_root, flood, since, loaded, _, _ in saved:
+            if (
+                not 0 < level <= 4
+                or not COMPOSED <= quadrant < 4
+                or (gfn, level, quadrant) in self.pages
+            ):
+                raise ValueError(f"snapshot: no shadow page is {(gfn, level, quadrant)}")
+            page = self.page(gfn, level, quadrant)
+            page.is_root, page.flood, page.since, page.loaded = is_root, flood, since, loaded
+            pages.append(page)
+        for page, (*_, maps, links) in zip(pages, saved, strict=True):
+            for index, gfn, flags in unpacked(maps, self.shadow.p2m):
+                self._restore(page, index, gfn, flags)
+            for index, place, flags in links:
+                child = pages[place]
+                if not 0 <= index < BLOCK or flags & ~FLAGS or child.level != page.level - 1:
+                    raise ValueError(
+                        f"snapshot: entry {index} of a shadow page names no table of it"
+                    )
+                self.link(page.hpa + 8 * index, child, flags)
+        for page in pages:
+            if not page.parents and not page.is_root:
+                raise ValueError("snapshot: nothing leads to a shadow page")
+        self.stale, self.is_stale = set(), True
+
+    def _restore(self, page: ShadowPage, index: int, gfn: int, flags: int) -> None:
+        """One entry that maps a page; left out where that cannot be any more."""
+        slot = page.hpa + 8 * index
+        is_large = bool(flags & LARGE) and page.level == 2
+        if is_large and self.may_be_large(gfn):
+            self.write(slot, self.shadow.large_frame(gfn) | flags)
+            self.reverse.add_large(slot, gfn)
+        elif page.level == 1 and not flags & LARGE:
+            if not self.may_write(gfn):
+                flags &= ~WRITABLE
+            self.write(slot, self.shadow.look_up(gfn) | flags)
+            self.reverse.add(slot, gfn)
 
 
 def _allows_less(old: int, new: int) -> bool:

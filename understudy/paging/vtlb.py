@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer
 from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
+from understudy.paging.portable import Gfns, packed, unpacked
 from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow, page_entry
 
 DIRECTORY_SHIFT: Final = 30
@@ -53,6 +54,7 @@ class Vtlb(Shadow, name="vtlb"):
     def invlpg(self, gva: int) -> None:
         self.finish_step()
         self.regions.clear()
+        self.devices.clear()
         had_pieces = False
         for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
             if (shift, gva >> shift) in self.pieces:
@@ -70,9 +72,9 @@ class Vtlb(Shadow, name="vtlb"):
         if had_pieces:
             self.invalidate()
 
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
-        self.forget_hpas(gfn, count)
+        self.forget_hpas(runs)
         if self.directories:
             self.discard()
 
@@ -80,7 +82,7 @@ class Vtlb(Shadow, name="vtlb"):
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
     ) -> bool:
         own = hpa | PAGE_ENTRY | rights & USER | no_execute
-        if entry & DIRTY and gfn not in self.p2m.protected:
+        if entry & DIRTY and not (self.p2m.protected and self.p2m.is_protected(gfn)):
             own |= rights & WRITABLE
         self.write_u64(slot, own)
         return True
@@ -88,7 +90,7 @@ class Vtlb(Shadow, name="vtlb"):
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         self.fills += 1
         gfn = found.gpa >> PAGE_SHIFT
-        entry = page_entry(hpa, found, error, may_write=gfn not in self.p2m.protected)
+        entry = page_entry(hpa, found, error, may_write=not self.p2m.is_protected(gfn))
         slot = self._enter(gva, found, hpa, entry)
         if error & E_WRITE and not found.rights & WRITABLE:  # CR0.WP is 0
             self.patch([(slot, WRITABLE)])
@@ -125,6 +127,7 @@ class Vtlb(Shadow, name="vtlb"):
         """Begin again with nothing."""
         self.finish_step()
         self.regions.clear()
+        self.devices.clear()
         for tables in (self.pointers, self.directories, self.leaves):
             self.pool += tables.values()
             tables.clear()
@@ -161,19 +164,49 @@ class Vtlb(Shadow, name="vtlb"):
 
     # --- snapshots ---
 
-    def save(self) -> dict[str, Any]:
-        return super().save() | {
-            "root": self.root, "pointers": list(self.pointers.items()),
-            "leaves": list(self.leaves.items()),
-            "directories": list(self.directories.items()), "pieces": sorted(self.pieces),
-        }  # fmt: skip
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        leaves, directories = self.leaves.items(), self.directories.items()
+        return {
+            "pointers": list(self.pointers),
+            "directories": [[key, packed(self._pages(hpa), gfns)] for key, hpa in directories],
+            "leaves": [[key, packed(self._entries(hpa), gfns)] for key, hpa in leaves],
+            "pieces": sorted(self.pieces),
+        }
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
-        self.root = saved["root"]
-        self.pointers, self.directories = dict(saved["pointers"]), dict(saved["directories"])
-        self.leaves = dict(saved["leaves"])
+    def _entries(self, table: int) -> list[tuple[int, int]]:
+        words = memoryview(self.memory.read(table, PAGE)).cast("Q")
+        return [(index, entry) for index, entry in enumerate(words) if entry]
+
+    def _pages(self, directory: int) -> list[tuple[int, int]]:
+        return [(index, entry) for index, entry in self._entries(directory) if entry & LARGE]
+
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        self.use_root(self.root)
+        self.discard()
         self.pieces = {(shift, number) for shift, number in saved["pieces"]}
+        for key, text in saved["directories"]:
+            directory = self._directory(key << DIRECTORY_SHIFT)
+            for index, gfn, flags in unpacked(text, self.p2m):
+                if large := self.large_frame(gfn):
+                    self.write_u64(directory + 8 * index, large | flags)
+        for key, text in saved["leaves"]:
+            gva = key << LARGE_SHIFT
+            leaf = self.leaves[key] = self.new_table()
+            self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
+            for index, gfn, flags in unpacked(text, self.p2m):
+                self.write_u64(leaf + 8 * index, self.look_up(gfn) | flags)
+
+    def name_table(self, hpa: int) -> list[int]:
+        kinds = ({0: self.root}, self.pointers, self.directories, self.leaves)
+        for kind, tables in enumerate(kinds):
+            for key, table in tables.items():
+                if table == hpa:
+                    return [kind, key]
+        raise KeyError(hpa)
+
+    def named_table(self, name: list[int]) -> int:
+        kind, key = name
+        return ({0: self.root}, self.pointers, self.directories, self.leaves)[kind][key]
 
     def frames(self) -> list[int]:
         tables = [self.root, *self.pool]

@@ -7,15 +7,18 @@ which cost translated code far more than silicon.  And programs know no name for
 GCC built in variants for named processors choose by the model alone, and would take a model with
 AVX-512 at its name although the feature bits deny it.
 
-Left out on purpose: AVX and XSAVE (not in the machine), LA57, PKU, CET, VMX (nesting comes
-later), RDRAND (two runs must be the same run).  SMAP is a switch: STAC and CLAC cost much.
+Which features it has is a choice of the user, in the words of `cpu_features.py`.
 
-Invariant: nothing is shown that `host_features` or the CR4 bits of the machine lack.
+Invariants: nothing is shown that `host_features` or the CR4 bits of the machine lack; what goes
+with a feature (bits of CR4, MSRs, leaves) is there if and only if the feature is.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+from understudy.arch.address import MAXPHYADDR
+from understudy.arch.bits import Bits
 from understudy.arch.cpuid import (
     KvmFeatures,
     Leaf1Ecx,
@@ -28,6 +31,8 @@ from understudy.arch.cpuid import (
     LeafExt1Edx,
 )
 from understudy.arch.cr import CR4
+from understudy.arch.msr import Msr
+from understudy.vcpu.cpu_features import FEATURES, Choice
 
 Answer = tuple[int, int, int, int]
 ZERO: Answer = (0, 0, 0, 0)
@@ -37,8 +42,25 @@ TSC_HZ = 1_000_000_000
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000
 
-ALWAYS_CR4 = CR4(OSXMMEXCPT=1, OSFXSR=1, PGE=1, MCE=1, PAE=1, PSE=1, DE=1, TSD=1)
+ALWAYS_CR4 = CR4(PCE=1)
 """Bits of CR4 that every guest may set."""
+EFER_BITS: Final = {"syscall": 1 << 0, "lm": 1 << 8 | 1 << 10, "nx": 1 << 11}
+"""Bits of IA32_EFER, by the features that bring them: SCE; LME and LMA; NXE."""
+MSRS: Final[dict[str, tuple[int, ...]]] = {
+    "x2apic": tuple(range(0x800, 0x900)),
+    "tsc_deadline": (Msr.IA32_TSC_DEADLINE,),
+    "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
+    "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
+    "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
+    "mtrr": (
+        Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
+        Msr.IA32_MTRR_FIX16K_80000, Msr.IA32_MTRR_FIX16K_A0000,
+        *range(Msr.IA32_MTRR_PHYSBASE0, Msr.IA32_MTRR_PHYSMASK7 + 1),
+        *range(Msr.IA32_MTRR_FIX4K_C0000, Msr.IA32_MTRR_FIX4K_F8000 + 1),
+    ),
+}  # fmt: skip
+"""MSRs that exist only with a feature, of those that exit."""
 
 
 def cache(level: int, kind: int, ways: int, sets: int) -> Answer:
@@ -51,19 +73,23 @@ class CpuModel:
     """The processor as one vCPU sees it."""
 
     features: Mapping[str, bool] = field(default_factory=dict)  # of the computer, by short name
-    smap: bool = False
+    text: str = "understudy"  # what the user chose, as `Choice.of` reads it
     apic_id: int = 0
-    physical_bits: int = 40
+    physical_bits: int = MAXPHYADDR
     cr4_available: int = (1 << 64) - 1  # IA32_VMX_CR4_FIXED1
 
     def __post_init__(self) -> None:
+        self.shown = Choice.of(self.text).made(self.features, self.cr4_available)
         self.plain: dict[int, Answer] = {}
         self.indexed: dict[int, dict[int, Answer]] = {}  # leaves that look at ECX
         self._basic()
-        self._kvm()
+        if "hypervisor" in self.shown:
+            self._kvm()
         self._extended()
         self.max_basic = max(leaf for leaf in self.plain if leaf < KVM_BASE)
-        self.max_kvm = KVM_BASE + 1
+        self.past_basic = range(
+            self.max_basic + 1, KVM_BASE if KVM_BASE in self.plain else EXTENDED_BASE
+        )
         self.max_extended = max(self.plain)
 
     def answer(self, leaf: int, subleaf: int) -> Answer:
@@ -78,42 +104,39 @@ class CpuModel:
         if rows is not None:
             # Leaf 0BH goes on counting: ECX[7:0] is the sub-leaf that was asked for.
             return rows.get(subleaf, (0, 0, subleaf & 0xFF, self.apic_id) if leaf == 0xB else ZERO)
-        past = leaf > self.max_extended or self.max_basic < leaf < KVM_BASE
+        past = leaf > self.max_extended or leaf in self.past_basic
         return self.plain[self.max_basic] if past else ZERO
 
     @property
     def cr4_allowed(self) -> CR4:
         """The bits of CR4 that the guest may set: those of the features shown."""
-        wanted = ALWAYS_CR4.replace(
-            FSGSBASE=1, PCIDE=1, SMEP=1, SMAP=int(self.smap), PCE=1, VME=1, PVI=1
-        )
+        wanted = int(ALWAYS_CR4)
+        for name in self.shown:
+            wanted |= FEATURES[name].cr4
         return CR4(wanted & self.cr4_available)
 
-    def _have(self, name: str) -> int:
-        return int(bool(self.features.get(name, False)))
+    @property
+    def efer_allowed(self) -> int:
+        """The bits of IA32_EFER that the guest may set."""
+        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown)
+
+    @property
+    def hidden_msrs(self) -> frozenset[int]:
+        """MSRs that do not exist because their feature is not shown."""
+        hidden = (indices for name, indices in MSRS.items() if name not in self.shown)
+        return frozenset(index for indices in hidden for index in indices)
+
+    def _word(self, word: type[Bits]) -> int:
+        """One register of CPUID: the bits of the features shown."""
+        rows = (FEATURES[name] for name in self.shown)
+        return int(word(**{one.bit: 1 for one in rows if one.word is word}))
 
     def _basic(self) -> None:
-        cr4 = self.cr4_allowed
-        have = self._have
-        ecx1 = Leaf1Ecx(
-            HYPERVISOR=1, TSC_DEADLINE=1, X2APIC=1, CX16=1, SSE3=1, PCID=cr4.PCIDE,
-            AES=have("aes"), PCLMULQDQ=have("pclmulqdq"), MOVBE=have("movbe"),
-            POPCNT=have("popcnt"), SSSE3=have("ssse3"), SSE4_1=have("sse41"), SSE4_2=have("sse42"),
-        )  # fmt: skip
-        edx1 = Leaf1Edx(
-            SS=1, SSE2=1, SSE=1, FXSR=1, MMX=1, CLFSH=1, PSE36=1, PAT=1, CMOV=1, MCA=1, PGE=1,
-            MTRR=1, SEP=1, APIC=1, CX8=1, MCE=1, PAE=1, MSR=1, TSC=1, PSE=1, DE=1, VME=cr4.VME,
-            FPU=1,
-        )  # fmt: skip
-        ebx7 = Leaf7Ebx(
-            INVPCID=1, ERMS=1, TSC_ADJUST=1, FSGSBASE=cr4.FSGSBASE, SMEP=cr4.SMEP, SMAP=cr4.SMAP,
-            BMI1=have("bmi1"), BMI2=have("bmi2"), ADX=have("adx"),
-        )  # fmt: skip
-        edx7 = Leaf7Edx(ARCH_CAPABILITIES=1, IBRS_IBPB=1, FSRM=1)
+        ebx1 = self.apic_id << 24 | 1 << 16 | 8 << 8
         vendor = [int.from_bytes(b"GenuineIntel"[i : i + 4], "little") for i in (0, 4, 8)]
         self.plain |= {
             0x0: (0x16, vendor[0], vendor[2], vendor[1]),
-            0x1: (SIGNATURE, self.apic_id << 24 | 1 << 16 | 8 << 8, int(ecx1), int(edx1)),
+            0x1: (SIGNATURE, ebx1, self._word(Leaf1Ecx), self._word(Leaf1Edx)),
             0x2: (0x00FE_FF01, 0xF0, 0, 0),  # "see leaf 4", 64-byte prefetch
             0x6: (1 << 2, 0, 0, 0),  # the APIC timer always runs
             0x15: (1, 1, TSC_HZ, 0),  # TSC = crystal clock = 1 GHz
@@ -127,14 +150,15 @@ class CpuModel:
                 3: cache(level=3, kind=3, ways=16, sets=16384),
             },
             0x7: {
-                0: (2, int(ebx7), int(Leaf7Ecx(0)), int(edx7)),
-                2: (0, 0, 0, int(Leaf7Sub2Edx(BHI_CTRL=1))),
-            },
-            0xB: {
-                0: (0, 1, 1 << 8, self.apic_id),
-                1: (0, 1, 2 << 8 | 1, self.apic_id),
+                0: (2, self._word(Leaf7Ebx), self._word(Leaf7Ecx), self._word(Leaf7Edx)),
+                2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID
+            self.indexed[0xB] = {
+                0: (0, 1, 1 << 8, self.apic_id),
+                1: (0, 1, 2 << 8 | 1, self.apic_id),
+            }
 
     def _kvm(self) -> None:
         name = [int.from_bytes(b"KVMKVMKVM\0\0\0"[i : i + 4], "little") for i in (0, 4, 8)]
@@ -144,15 +168,12 @@ class CpuModel:
         self.plain[KVM_BASE + 1] = (int(offered), 0, 0, 0)
 
     def _extended(self) -> None:
-        lzcnt = self._have("lzcnt") & self._have("bmi1")
-        ecx = LeafExt1Ecx(LAHF64=1, PREFETCHW=1, LZCNT=lzcnt)
-        edx = LeafExt1Edx(LM=1, RDTSCP=1, PAGE_1G=1, NX=1, SYSCALL=1)
         words = [
             int.from_bytes(BRAND.ljust(48, b"\0")[i : i + 4], "little") for i in range(0, 48, 4)
         ]
         self.plain |= {
             EXTENDED_BASE: (EXTENDED_BASE + 8, 0, 0, 0),
-            EXTENDED_BASE + 1: (0, 0, int(ecx), int(edx)),
+            EXTENDED_BASE + 1: (0, 0, self._word(LeafExt1Ecx), self._word(LeafExt1Edx)),
             EXTENDED_BASE + 2: (words[0], words[1], words[2], words[3]),
             EXTENDED_BASE + 3: (words[4], words[5], words[6], words[7]),
             EXTENDED_BASE + 4: (words[8], words[9], words[10], words[11]),

@@ -14,69 +14,59 @@ taken is never lost, whatever exit comes between.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from understudy.arch.exception import WITH_ERROR_CODE
-from understudy.arch.vmcs import EventType, InterruptionInformation
+from understudy.guest import Event, Guest, Kind
+from understudy.silicon import LocalApic
+from understudy.state import Part
 
-if TYPE_CHECKING:
-    from understudy.execution import Execution
-    from understudy.silicon import Exit, LocalApic
-
-VALID: Final = InterruptionInformation.VALID.mask
-ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
-TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
-WITH_LENGTH: Final = frozenset(
-    {
-        EventType.SOFTWARE_INTERRUPT,
-        EventType.PRIVILEGED_SOFTWARE_EXCEPTION,
-        EventType.SOFTWARE_EXCEPTION,
-    }
-)
-NMI: Final = VALID | EventType.NMI << TYPE_SHIFT | 2
+NMI: Final = Event(2, Kind.NMI)
 
 
 @dataclass
 class EventState:
-    """What a snapshot keeps."""
+    """What waits, and what was injected, by vector."""
 
-    staged: tuple[int, int, int] | None = None  # information, error code, instruction length
+    staged: Event | None = None
     nmis: int = 0  # at most two: one in delivery, one latched
     extint: bool = False  # the 8259s' output
-    injected: dict[str, int] = field(default_factory=dict)
+    injected: Counter[str] = field(default_factory=Counter)
 
 
-class Events:
+class Events(Part):
     """The events that wait for one vCPU."""
 
-    def __init__(self, execution: "Execution", apic: "LocalApic") -> None:
-        self.execution, self.apic = execution, apic
+    state: EventState
+
+    def __init__(self, guest: Guest, apic: LocalApic) -> None:
+        self.guest, self.apic = guest, apic
         self.acknowledge: Callable[[], int] = lambda: 0xFF  # the 8259s' interrupt acknowledge
-        self.staged: tuple[int, int, int] | None = None
-        self.nmis = 0
-        self.extint = False
-        self.injected: Counter[str] = Counter()
+        self.state = EventState()
 
     # --- what others report ---
 
-    def exception(self, vector: int, error: int | None = None) -> None:
-        """Raise an exception in the guest at its current instruction."""
-        info = VALID | EventType.HARDWARE_EXCEPTION << TYPE_SHIFT | vector
-        if vector in WITH_ERROR_CODE:
-            info |= ERROR_CODE
-        self.staged = (info, error or 0, 0)
+    def stage(self, event: Event) -> None:
+        """This one goes in with the next entry, in place of one that was staged before."""
+        self.state.staged = event
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether one goes in with the next entry, whatever else may wait."""
+        return self.state.staged is not None
 
     def nmi(self) -> None:
         """An NMI arrives; a second one is latched, a third is lost."""
-        self.nmis = min(self.nmis + 1, 2)
+        self.state.nmis = min(self.state.nmis + 1, 2)
 
-    def requeue(self, exit: "Exit") -> None:
+    def requeue(self, event: Event) -> None:
         """An exit came while an event was being delivered: deliver it again."""
-        info = exit.idt_info & (VALID | ERROR_CODE | 0x7FF)
-        length = exit.length if (info >> TYPE_SHIFT & 7) in WITH_LENGTH else 0
-        if info & 0x7FF == NMI & 0x7FF:
-            self.execution.unblock_nmis()
-        self.staged = (info, exit.idt_error, length)
+        if event.kind is Kind.NMI:
+            self.guest.unblock_nmis()
+        self.state.staged = event
+
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self.state = EventState(injected=self.state.injected)
 
     # --- towards the guest ---
 
@@ -87,47 +77,36 @@ class Events:
 
     @property
     def _extint_waits(self) -> bool:
-        return self.extint and self.apic.extint_open
+        return self.state.extint and self.apic.extint_open
 
     def may_wake(self) -> bool:
         """Whether a halted processor goes on."""
-        if self.nmis or self.staged is not None:
+        if self.state.nmis or self.state.staged is not None:
             return True
-        return self.is_due and self.execution.takes_interrupts()
+        return self.is_due and self.guest.takes_interrupts()
 
     def deliver(self) -> None:
         """Put the first event that can go into the next entry; ask for windows for the rest."""
-        execution, apic = self.execution, self.apic
-        staged, nmis = self.staged, self.nmis
+        guest, apic = self.guest, self.apic
+        staged, nmis = self.state.staged, self.state.nmis
         if staged is not None:
-            self.staged = None
-            self._inject(*staged)
-        elif nmis and execution.takes_nmis():
-            self.nmis = nmis = nmis - 1
-            self._inject(NMI, 0, 0)
+            self.state.staged = None
+            self._inject(staged)
+        elif nmis and guest.takes_nmis():
+            self.state.nmis = nmis = nmis - 1
+            self._inject(NMI)
         else:
             vector = apic.pending()
             extint = self._extint_waits
-            if (vector >= 0 or extint) and execution.takes_interrupts():
+            if (vector >= 0 or extint) and guest.takes_interrupts():
                 vector = self.acknowledge() if extint else apic.accept()
                 if vector >= 0:
-                    self._inject(VALID | vector, 0, 0)
+                    self._inject(Event(vector, Kind.INTERRUPT))
                 vector, extint = apic.pending(), self._extint_waits
-            execution.window(vector >= 0 or extint, nmis > 0)
+            guest.window(vector >= 0 or extint, nmis > 0)
             return
-        execution.window(apic.pending() >= 0 or self._extint_waits, nmis > 0)
+        guest.window(apic.pending() >= 0 or self._extint_waits, nmis > 0)
 
-    def _inject(self, info: int, error: int, length: int) -> None:
-        self.execution.inject(info, error, length)
-        self.injected[f"{info & 0xFF:#04x}"] += 1
-
-    # --- snapshots ---
-
-    def save(self) -> EventState:
-        """What a snapshot keeps."""
-        return EventState(self.staged, self.nmis, self.extint, dict(self.injected))
-
-    def load(self, state: EventState) -> None:
-        """Become what was saved."""
-        self.staged, self.nmis, self.extint = state.staged, state.nmis, state.extint
-        self.injected = Counter(state.injected)
+    def _inject(self, event: Event) -> None:
+        self.guest.inject(event)
+        self.state.injected[f"{event.vector:#04x}"] += 1

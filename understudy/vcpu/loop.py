@@ -2,44 +2,43 @@
 
 The loop is one screen and does as little as it can: enter, count, look up, call.  Everything
 rare (time, events, halting, wishes of other threads) waits behind one flag, `attention`, which
-whoever causes it sets.
-
-Time: the guest's TSC is the processor's.  The next deadline of devices and APIC timer is put
-into the VMX preemption timer, and only when it changes; with the virtual clock the timer keeps
-its count over exits, with the wall clock it is set anew on each entry.
+whoever causes it sets.  What an exit means is in the table that the technique of execution brings
+(`Guest.table`); what is decided then is in `answers/`.
 
 Invariants: `attention` is set before anything that `attend` must see can matter; `attend` never
 runs while the processor is in the guest; two runs in virtual time make the same decisions.
 """
 
-import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any, Final
 
-from understudy.answers.instructions import TABLE, unknown
-from understudy.answers.translation import read_efer, write_efer
-from understudy.arch.cr import RFLAGS
-from understudy.arch.exception import Vector
+from understudy.arch.exception import WITH_ERROR_CODE, Vector
 from understudy.arch.exit_reason import Reason, reason_name
-from understudy.arch.msr import Msr
-from understudy.clock import Clock, Timer
-from understudy.describe import describe
-from understudy.execution.vmx.technique import Vmx
+from understudy.guest import Event, Guest, Kind
+from understudy.machine.bus import Bus
+from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.paging.guest_walk import GuestFault, Translation
-from understudy.silicon import Exit, LocalApic, Processor
+from understudy.paging.guest_walk import (
+    PAE_FORMAT,
+    GuestFault,
+    Regime,
+    Translation,
+    entries_of,
+)
+from understudy.silicon import Exit, LocalApic
+from understudy.state import Kept, plain, restore
 from understudy.vcpu.cpu_model import CpuModel
-from understudy.vcpu.events import WITH_LENGTH, Events
+from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
-from understudy.verdict import RESUME, Stop, Verdict
+from understudy.vcpu.time import Deadlines, GuestClock
+from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
-if TYPE_CHECKING:
-    from understudy.vm import VM
-
-NEVER: Final = (1 << 64) - 1
+FAR: Final = (1 << 32) - 1  # longer than any instruction takes, in units of the guest's timer
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
+AC: Final = 1 << 18  # of RFLAGS
 
 
 @dataclass
@@ -52,88 +51,86 @@ class Goal:
 
 @dataclass
 class VcpuState:
-    """What a snapshot keeps, beside the processor and `Events`."""
+    """What a snapshot keeps, beside what the parts keep themselves."""
 
     halted: bool = False
-    armed: int = 0  # the deadline that the preemption timer holds
+    attention: bool = True  # the run loop must look around before it enters
+    armed: int = 0  # the deadline that the guest's timer holds
     interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
     carried_out: int = 0  # instructions that only exit because of the paging technique
-
-
-class GuestClock(Clock):
-    """Guest time, read from the processor; tells the vCPU when a deadline may have moved."""
-
-    def __init__(self, processor: Processor) -> None:
-        super().__init__()
-        self.processor, self.offset = processor, 0
-        self.changed: Callable[[], None] = lambda: None
-
-    def now(self) -> int:
-        return self.processor.tsc + self.offset
-
-    def _push(self, ns: int, sequence: int, callback: Callable[[], None]) -> Timer:
-        self.changed()
-        return super()._push(ns, sequence, callback)
+    exits: dict[int, int] = field(default_factory=dict)  # by reason
+    cr_accesses: Counter[int] = field(default_factory=Counter)  # by number << 4 | kind
 
 
 class Vcpu:
     """One virtual processor of a VM."""
 
     def __init__(
-        self, vm: "VM", processor: Processor, paging: Paging, model: CpuModel, clock: GuestClock
+        self,
+        guest: Guest,
+        paging: Paging,
+        model: CpuModel,
+        clock: GuestClock,
+        bus: Bus,
+        memory: GuestMemory,
+        posts: deque[Callable[[], None]],
+        *,
+        is_wall: bool = False,
     ) -> None:
-        self.vm, self.processor, self.clock = vm, processor, clock
-        self.is_wall = vm.clock_kind == "wall"
-        self.model, self.answer = model, model.answer
-        self.bus, self.memory = vm.bus, vm.memory
-        self.execution = Vmx(vm.host, processor, paging, model, keep_timer=not self.is_wall)
-        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr  # RSP: see `gpr`
-        self.skip, self.shift = self.execution.skip, self.execution.timer_shift
-        self.apic = LocalApic(model.apic_id, True)
-        self.events = Events(self.execution, self.apic)
-        self.msrs = Msrs(self)
-        self.msrs.extra[Msr.IA32_EFER] = (lambda: read_efer(self), lambda v: write_efer(self, v))
+        """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
+        self.guest, self.paging, self.model, self.clock = guest, paging, model, clock
+        self.bus, self.memory, self.posts, self.is_wall = bus, memory, posts, is_wall
+        self.answer = model.answer
+        self.read_gpr, self.write_gpr, self.gpr = guest.read_gpr, guest.write_gpr, guest.gpr
+        self.set_gpr, self.skip = guest.set_gpr, guest.skip
+        self.apic = LocalApic(model.apic_id, model.apic_id == 0)
+        self.events = Events(guest, self.apic)
+        self.msrs = Msrs(guest, self.apic, clock, model, self.look)
+        self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.state = VcpuState()
-        self.exits: dict[int, int] = dict.fromkeys(TABLE, 0)
-        self.cr_accesses: Counter[tuple[int, int]] = Counter()  # by number and kind
-        self.table = dict(TABLE)
+        self.table = guest.table
+        self.exits: dict[int, int] = dict.fromkeys(self.table, 0)
+        self.cr_accesses: Counter[int] = Counter()  # by number << 4 | kind
         self.attention = True
         self.requested: Stop | None = None
-        self.posts: deque[Callable[[], None]] = deque()
-        self.wake = threading.Event()
-        self.is_running = False
-        clock.changed = self.look
+        self.is_running = self.is_stepping = False
+        clock.changed.append(self.look)
+        guest.notify = self.look_now
 
     # --- the run loop ---
 
     def run(self, goal: Goal) -> Stop:
         """Enter the guest and answer its exits until something ends the run."""
-        self.is_running = True
+        self.is_running, self.guest.thread = True, get_ident()
         try:
             return self._run(goal)
         finally:
-            self.is_running = False
+            self.is_running, self.guest.thread = False, 0
+            if self.time.debt:
+                self.time.pay()
 
     def _run(self, goal: Goal) -> Stop:
-        processor, execution = self.processor, self.execution
-        counts, table, until, end = self.exits, self.table, goal.until, goal.end
+        guest, time, until, end = self.guest, self.time, goal.until, goal.end
+        counts, table = self.exits, self.table
         budget = 0 if end is None else end - self.retired
-        inside = processor.in_guest  # the last run ended between two instructions
+        inside = guest.is_inside  # the last run ended between two instructions
         if inside and self.attention:
-            processor.kick()
+            guest.kick()
         while True:
             if end is not None and budget <= 0:
-                return Stop("budget")
+                return Stop(StopKind.BUDGET)
             if inside:
-                exit = processor.run(budget)
+                exit = guest.run(budget)
             else:
+                if time.debt:
+                    time.pay()
                 if self.attention and (stop := self.attend()) is not None:
                     return stop
                 if self.is_wall:
-                    self._rearm()
-                exit = execution.resume(budget)
+                    time.rearm()
+                exit = guest.resume(budget)
             reason = exit.reason
-            inside = reason > LAST_EXIT and processor.in_guest
+            inside = reason > LAST_EXIT and guest.is_inside
             try:
                 counts[reason] += 1
                 verdict = table[reason](self, exit)
@@ -141,13 +138,39 @@ class Vcpu:
                 if reason in table:
                     raise
                 counts[reason] = counts.get(reason, 0) + 1
-                return unknown(self, exit)
+                return self.unknown(exit)
             if verdict is not RESUME:
-                return verdict
+                return verdict  # type: ignore[no-any-return]
             if until is not None and until():
-                return Stop("until")
+                return Stop(StopKind.UNTIL)
             if end is not None:
                 budget = end - self.retired
+
+    def execute_one(self) -> Stop | None:
+        """Have the guest execute the instruction that exited, and no event before it.
+
+        It has completed, or faulted, when this returns None; meanwhile exits are answered as ever.
+        """
+        guest, time = self.guest, self.time
+        retired, rip = guest.retired, guest.rip
+        guest.single_step(True)
+        guest.window(False, False)
+        self.is_stepping = True
+        try:
+            while guest.retired == retired and guest.rip == rip and not self.events.has_staged:
+                guest.arm(FAR)
+                exit = guest.run(0) if guest.is_inside else guest.resume(0)
+                self.exits[exit.reason] = self.exits.get(exit.reason, 0) + 1
+                answer = self.table.get(exit.reason)
+                verdict = self.unknown(exit) if answer is None else answer(self, exit)
+                if verdict is not RESUME:
+                    return verdict
+        finally:
+            self.is_stepping = False
+            self.leave_guest()
+            guest.single_step(False)
+            self.attention, time.armed = True, 0
+        return None
 
     # --- between exits ---
 
@@ -155,30 +178,37 @@ class Vcpu:
         """Make the run loop call `attend` before it enters the guest."""
         self.attention = True
 
-    def post(self, action: Callable[[], None]) -> None:
-        """From any thread: have the vCPU's thread do this soon, between two exits."""
-        self.posts.append(action)
-        self.look_now()
-
     def look_now(self) -> None:
         """From any thread: `look`, also if the guest runs or sleeps."""
         self.attention = True
-        self.wake.set()
+        if self.guest.thread == get_ident():
+            return  # an exit is being answered: the loop comes by
+        self.time.wake.set()
         if self.is_running:
-            self.processor.kick()
+            self.guest.kick()
 
     def request(self, stop: Stop) -> None:
-        """End the run before the next entry.  The first request counts."""
-        if self.requested is None:
+        """End the run before the next entry.
+
+        The first request counts, but any counts more than the end of a slice of wall time, after
+        which the guest would go on.
+        """
+        first = self.requested
+        if first is None or (first.kind is StopKind.WALL and stop.kind is not StopKind.WALL):
             self.requested = stop
         self.attention = True
 
     def attend(self) -> Stop | None:
         """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
         self.attention = False
-        while self.posts:
-            self.posts.popleft()()
-        self._pass_time()
+        self.guest.pay()
+        try:
+            while self.posts:
+                self.posts.popleft()()
+            self.time.fire()
+        except BaseException:
+            self.attention = True  # for the rest of it
+            raise
         if self.state.halted and self.requested is None:
             self._sleep()
         if self.requested is not None:
@@ -186,81 +216,29 @@ class Vcpu:
             self.attention = True
             return stop
         self.events.deliver()
-        deadline = self._next_deadline()
-        if deadline != self.state.armed:  # else the timer kept its count over the exit
-            self.state.armed = deadline
-            self._rearm()
+        self.time.arm()
         return None
-
-    def _next_deadline(self) -> int:
-        device, apic = self.clock.next_deadline(), self.apic.deadline()
-        return apic if device is None or apic < device else device
-
-    def _pass_time(self) -> None:
-        """Fire what is due."""
-        now = self.clock.now()
-        # Not before the preemption timer could say so: a kick, which comes at any time, must not
-        # make anything happen earlier than it would without.
-        if self._next_deadline() <= now >> self.shift << self.shift:
-            self.clock.run_due()
-            if self.apic.deadline() <= now:
-                self.apic.tick(now)
-
-    def _rearm(self) -> None:
-        """Put the deadline into the preemption timer.
-
-        It counts changes of bit `shift` of the TSC: round so as never to be early.
-        """
-        shift = self.shift
-        now = self.processor.tsc + self.clock.offset
-        ticks = (self.state.armed + (1 << shift) - 1 >> shift) - (now >> shift)
-        self.execution.arm(ticks if ticks > 0 else 0)
 
     def _sleep(self) -> None:
         """The guest halted.  Let time pass until an event can wake it."""
         while not self.events.may_wake():
             if self.requested is not None:
                 return
-            if not self.events.execution.interrupt_flag():
-                self.request(Stop("stuck", "halted with RFLAGS.IF=0\n" + self.describe()))
+            if not self.guest.interrupt_flag():
+                self.request(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
                 return
-            if not self._idle():
+            if not self.time.idle(self._has_news):
+                self.request(Stop(StopKind.STUCK, "halted, and no timer is armed"))
                 return
             while self.posts:
                 self.posts.popleft()()
-            self._pass_time()
+            self.time.fire()
         self.state.halted = False
 
-    def _idle(self) -> bool:
-        """One step of idle time.  False if a stop was requested because none would end it."""
-        deadline = self._next_deadline()
-        if self.is_wall:
-            self.wake.clear()
-            if not self.posts and self.requested is None:
-                left = deadline - self.clock.now()
-                self.wake.wait(None if deadline == NEVER else max(left, 0) / 1e9)
-            return True
-        if deadline == NEVER:
-            self.request(Stop("stuck", "halted, and no timer is armed\n" + self.describe()))
-            return False
-        left = -(-deadline >> self.shift << self.shift) - self.clock.now()
-        if left > 0:
-            self.processor.advance(left)
-        self.state.armed = 0  # the preemption timer does not count idle time
-        return True
+    def _has_news(self) -> bool:
+        return bool(self.posts) or self.requested is not None
 
-    # --- what handlers need ---
-
-    def gpr(self, n: int) -> int:
-        """A general register of the guest; RSP is in the VMCS."""
-        return self.execution.read(0x681C) if n == 4 else self.processor.gpr(n)
-
-    def set_gpr(self, n: int, value: int) -> None:
-        """Set a general register of the guest."""
-        if n == 4:
-            self.execution.write(0x681C, value)
-        else:
-            self.processor.set_gpr(n, value)
+    # --- what answers need ---
 
     def fault(self, vector: int, error: int | None = None) -> Verdict:
         """The instruction that exited faults.
@@ -269,25 +247,24 @@ class Vcpu:
         meet an instruction breakpoint again (SDM 3B, "Instruction-Breakpoint Exception Condition").
         """
         if vector != Vector.DB:
-            self.execution.set_resume_flag(vector != Vector.DF)  # that one is no fault
-        self.events.exception(vector, error)
+            self.guest.set_resume_flag(vector != Vector.DF)  # that one is no fault
+        code = (error or 0) if vector in WITH_ERROR_CODE else None
+        self.events.stage(Event(vector, Kind.EXCEPTION, code))
         self.attention = True
         return RESUME
 
     def guest_fault(self, fault: GuestFault) -> Verdict:
         """The instruction that exited may not access its memory."""
         if fault.vector == Vector.PF:
-            self.processor.set_registers({"cr2": fault.gva})
+            self.guest.set_cr2(fault.gva)
         return self.fault(fault.vector, fault.error)
 
     def spend(self, ticks: int) -> None:
-        """Virtual time for what no retired instruction counts; the preemption timer did not see it.
+        """Virtual time for what no retired instruction counts.
 
         Without it a guest that polls a timer of the board would do so millions of times.
         """
-        if ticks > 0 and not self.is_wall:
-            self.processor.advance(ticks)
-            self._rearm()
+        self.time.debt += ticks
 
     def retire(self) -> None:
         """The hypervisor has carried out an instruction that does not exit under every technique.
@@ -295,17 +272,17 @@ class Vcpu:
         It counts, and takes time, as if the processor had executed it.
         """
         self.state.carried_out += 1
-        self.spend(1)
+        self.time.debt += 1
 
-    def deliver_again(self, exit: Exit) -> None:
+    def deliver_again(self, event: Event) -> None:
         """An exit interrupted the delivery of an event, which goes in with the next entry.
 
         An INT n (INT3, INTO) that is delivered so does not retire by itself.
         """
-        self.events.requeue(exit)
+        self.events.requeue(event)
         self.attention = True
-        if (exit.idt_info >> 8 & 7) in WITH_LENGTH:
-            retired = self.processor.retired
+        if event.kind.is_software:
+            retired = self.guest.retired
             if self.state.interrupted_at != retired:  # else it was interrupted again
                 self.state.interrupted_at = retired
                 self.retire()
@@ -313,19 +290,13 @@ class Vcpu:
     @property
     def retired(self) -> int:
         """Instructions retired, by the processor or in its place."""
-        return self.processor.retired + self.state.carried_out
-
-    @property
-    def paging(self) -> Paging:
-        """The technique by which the guest's memory is virtualised now."""
-        return self.execution.paging
+        return self.guest.retired + self.state.carried_out
 
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
-        execution = self.execution
-        cr0, cr3, cr4, efer, pdptes = execution.control.get()
-        is_ac = bool(execution.read(0x6820) & RFLAGS.AC.mask)
-        return Translation(cr0, cr3, cr4, efer, execution.cpl(), pdptes, is_ac)
+        guest = self.guest
+        cr0, cr3, cr4, efer, pdptes = guest.control()
+        return Translation(cr0, cr3, cr4, efer, guest.cpl(), pdptes, bool(guest.rflags & AC))
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load from where there is no RAM."""
@@ -340,15 +311,25 @@ class Vcpu:
         else:
             self.bus.mmio_write(gpa, size, value)
 
+    def use(self, paging: Paging) -> None:
+        """Have the guest's memory virtualized by another technique from now on."""
+        self.paging = paging
+        self.guest.use(paging)
+
     # --- looking at it ---
 
     def error(self, problem: str) -> Stop:
-        """A stop that shows the whole state."""
-        return Stop("error", problem + "\n" + self.describe())
+        """A stop because something cannot be; the VM adds the whole state."""
+        return Stop(StopKind.ERROR, problem)
 
-    def describe(self) -> str:
-        """The decoded state, for people."""
-        return describe(self)
+    def unknown(self, exit: Exit) -> Stop:
+        """Nothing answers this exit: name it and stop."""
+        rip = 0 if self.guest.is_inside else self.guest.rip
+        return self.error(
+            f"exit {reason_name(exit.reason)} ({exit.reason}) at rip {rip:#x} has no handler: "
+            f"qualification {exit.qualification:#x} length {exit.length} gla {exit.gla:#x} "
+            f"gpa {exit.gpa:#x} intr_info {exit.intr_info:#x} idt_info {exit.idt_info:#x}"
+        )
 
     def named_exits(self) -> dict[str, int]:
         """Exits by name, those that happened.
@@ -364,7 +345,7 @@ class Vcpu:
         """Exits for control registers, by register and direction."""
         words = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
         counted = sorted(self.cr_accesses.items())
-        return {f"CR{number} {words[kind]}": n for (number, kind), n in counted}
+        return {f"CR{key >> 4} {words[key & 15]}": n for key, n in counted}
 
     @property
     def kicks(self) -> int:
@@ -372,9 +353,73 @@ class Vcpu:
         return self.exits[Reason.EXTERNAL_INTERRUPT]
 
     def leave_guest(self) -> None:
-        """Make sure that the VMCS can be read and written: finish a run that a budget ended."""
-        while self.processor.in_guest:
-            self.processor.kick()
-            exit = self.processor.run(0)
+        """Finish a run that a budget ended, so that registers can be read and written."""
+        while self.guest.is_inside:
+            self.guest.kick()
+            exit = self.guest.run(0)
             if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
                 self.table[exit.reason](self, exit)
+
+    # --- registers, reset ---
+
+    def registers(self) -> dict[str, int]:
+        """All registers, by the names of `silicon.Processor.registers`."""
+        self.leave_guest()
+        return self.guest.registers()
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set all registers; those not named are as after reset.
+
+        UnsupportedMode if the techniques of this VM cannot run a guest so.
+        """
+        cr0 = values.get("cr0", 0)
+        self.guest.check_mode(cr0, self.paging.name, has_ept=bool(self.paging.eptp))
+        self.leave_guest()
+        self.guest.set_registers(values)
+        control = self.guest.control()
+        if Regime(*control).format is PAE_FORMAT:  # what a MOV to CR3 would have loaded
+            self.guest.load_control(control._replace(pdptes=self.pdptes(Regime(*control))))
+            self.paging.mode_change()
+
+    def pdptes(self, regime: Regime) -> tuple[int, ...]:
+        """What the processor would load; GuestFault if it would not."""
+        if regime.format is not PAE_FORMAT:
+            return (0, 0, 0, 0)
+        return regime.load_pdptes(entries_of(self.memory))
+
+    def reset(self) -> None:
+        """As after power-on, but for what is counted; `set_registers` says where it starts."""
+        model = self.model
+        self.apic.load(LocalApic(model.apic_id, model.apic_id == 0).save())
+        self.msrs.as_firmware_leaves_them()
+        self.events.clear()
+        self.guest.reset()
+        self.state.halted = False
+        self.time.armed = self.time.debt = 0
+        self.attention, self.requested = True, None
+
+    # --- snapshots ---
+
+    @property
+    def parts(self) -> dict[str, Kept]:
+        """What keeps its own state, in the order in which it is to be restored."""
+        return {"guest": self.guest, "events": self.events, "msrs": self.msrs}
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot keeps of this vCPU, as plain values.  It must be out of the guest."""
+        own = self.state
+        own.attention, own.armed = self.attention, self.time.armed
+        own.exits = {reason: n for reason, n in self.exits.items() if n}
+        own.cr_accesses = self.cr_accesses
+        saved = {name: part.save() for name, part in self.parts.items()}
+        return saved | {"vcpu": plain(own), "apic": self.apic.save().hex()}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Become what was saved.  ValueError if it does not fit."""
+        self.apic.load(bytes.fromhex(saved["apic"]))
+        for name, part in self.parts.items():
+            part.load(saved[name])
+        own = self.state = restore(VcpuState, saved["vcpu"], "vcpu")
+        self.attention, self.time.armed = own.attention, own.armed
+        self.exits |= own.exits
+        self.cr_accesses = Counter(own.cr_accesses)

@@ -12,13 +12,14 @@ Invariants: a reserved bit that is set is #GP(0); an MSR that the CPU model hide
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
-from understudy.arch.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from understudy.vcpu.loop import Vcpu
+from understudy.guest import Guest
+from understudy.silicon import LocalApic
+from understudy.state import Part
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.time import GuestClock
 
 MASK64: Final = (1 << 64) - 1
 EOI_OFFSET: Final = 0xB0
@@ -44,6 +45,7 @@ CONSTANTS: Final[dict[int, int]] = {
 """Read-only MSRs."""
 
 SPEC_CTRL_BITS: Final = int(SpecCtrl(BHI_DIS_S=1, IBRS=1, STIBP=1))
+NO_BHI_CTRL: Final = int(SpecCtrl(IBRS=1, STIBP=1))
 MTRR_TYPES: Final = frozenset({0, 1, 4, 5, 6})
 WRITE_BACK: Final = 6
 MISC_ENABLE_RESET: Final = 1 << 12 | 1 << 11 | 1  # no PEBS, no BTS, fast strings
@@ -83,24 +85,49 @@ class MsrState:
     values: dict[int, int] = field(default_factory=dict)
 
 
-class Msrs:
+class Msrs(Part):
     """The MSRs of one vCPU."""
 
-    def __init__(self, vcpu: "Vcpu") -> None:
-        self.vcpu, self.apic = vcpu, vcpu.apic
-        self.now = vcpu.clock.now
+    state: MsrState
+
+    def __init__(
+        self, guest: Guest, apic: LocalApic, clock: GuestClock, model: CpuModel,
+        look: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`look` is called when something has changed that the run loop must see."""
+        self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
+        self.look, self.now = look, clock.now
         self.unknown: Counter[int] = Counter()
-        self.state = MsrState(reset_values(vcpu.model.physical_bits))
+        self.state = MsrState(reset_values(model.physical_bits))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
+        self.hidden = model.hidden_msrs
+        self.lacks_x2apic = Msr.X2APIC_EOI in self.hidden
+        self.spec_ctrl = SPEC_CTRL_BITS if "bhi_ctrl" in model.shown else NO_BHI_CTRL
         self.eoi: Callable[[int], None] = lambda vector: None  # to the I/O APICs
         self.interrupt_command: Callable[[int], None] = lambda icr: None
         self.note_apic_base()
+
+    def as_firmware_leaves_them(self) -> None:
+        """Their values when a kernel starts."""
+        self.state = MsrState(reset_values(self.model.physical_bits))
+        self.note_apic_base()
+        self.note_tsc_offset()
+        self.set_virtual_wire()
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The APIC and the clock are restored already: they say where its page is now."""
+        super().load(saved)
+        self.note_apic_base()
+        self.note_tsc_offset()
 
     # --- RDMSR and WRMSR: KeyError is #GP(0) ---
 
     def read(self, index: int) -> int:
         """RDMSR."""
+        if index in self.hidden:
+            self._no_such(index)
+            raise KeyError(index)
         if 0x800 <= index <= 0x8FF or index == Msr.IA32_APIC_BASE:
             return self.apic.rdmsr(index, self.now())
         if (value := self.state.values.get(index)) is not None:
@@ -116,16 +143,19 @@ class Msrs:
                 deadline = self.apic.rdmsr(index, self.now())
                 return deadline + self._tsc_ahead() & MASK64 if deadline else 0
             case Msr.IA32_DEBUGCTL:
-                return self.vcpu.execution.read(Vmcs.GUEST_DEBUGCTL)
+                return self.guest.debugctl
         self._no_such(index)
         raise KeyError(index)
 
     def write(self, index: int, value: int) -> None:
         """WRMSR."""
+        if index in self.hidden:
+            self._no_such(index)
+            raise KeyError(index)
         if index == Msr.IA32_TSC_DEADLINE:
             deadline = value - self._tsc_ahead() & MASK64 if value else 0
             self.apic.wrmsr(index, deadline, self.now())
-            self.vcpu.attention = True
+            self.look()
         elif 0x800 <= index <= 0x8FF or index == Msr.IA32_APIC_BASE:
             self._write_apic_msr(index, value)
         elif index in self.state.values:
@@ -142,7 +172,7 @@ class Msrs:
             case Msr.IA32_PRED_CMD if not value & ~1:
                 pass  # a barrier for predictors that this processor does not have
             case Msr.IA32_DEBUGCTL if not value & ~3:
-                self.vcpu.execution.write(Vmcs.GUEST_DEBUGCTL, value & 2)  # BTF; no LBR
+                self.guest.debugctl = value & 2  # BTF; no LBR
             case _:
                 self._no_such(index)
                 raise KeyError(index)
@@ -152,7 +182,7 @@ class Msrs:
         ok = True
         match index:
             case Msr.IA32_SPEC_CTRL:
-                ok = not value & ~SPEC_CTRL_BITS
+                ok = not value & ~self.spec_ctrl
             case Msr.IA32_MISC_ENABLE:
                 ok = not value & ~(MISC_ENABLE_RESET | MISC_ENABLE_WRITABLE)
                 value |= 1 << 12 | 1 << 11
@@ -167,7 +197,7 @@ class Msrs:
             case Msr.IA32_TSC_ADJUST:
                 self._set_adjust(value)
             case _ if index in _PHYS:
-                reserved = MASK64 << self.vcpu.model.physical_bits & MASK64
+                reserved = MASK64 << self.model.physical_bits & MASK64
                 reserved |= 0x7FF if index & 1 else 0xF00
                 ok = not value & reserved and (index & 1 or value & 0xFF in MTRR_TYPES) != 0
             case _:  # the fixed-range MTRRs
@@ -194,9 +224,8 @@ class Msrs:
         self.note_tsc_offset()
 
     def note_tsc_offset(self) -> None:
-        """Write the VMCS's TSC offset: guest TSC = processor's TSC + it."""
-        offset = self.vcpu.clock.offset + self._tsc_ahead()
-        self.vcpu.execution.write(Vmcs.TSC_OFFSET, offset & MASK64)
+        """Tell the processor how far the guest's TSC is ahead of its own."""
+        self.guest.set_tsc_offset(self.clock.offset + self._tsc_ahead() & MASK64)
 
     # --- the local APIC, by MSR and by its page ---
 
@@ -218,8 +247,10 @@ class Msrs:
         return gpa >> 12 == self.apic_page != 0
 
     def _write_apic_msr(self, index: int, value: int) -> None:
+        if index == Msr.IA32_APIC_BASE and value & ApicBase.EXTD.mask and self.lacks_x2apic:
+            raise KeyError(index)
         icr = self.apic.wrmsr(index, value, self.now())
-        self.vcpu.attention = True
+        self.look()
         if index == Msr.X2APIC_EOI:
             self._broadcast_eoi()
         elif index == Msr.IA32_APIC_BASE:
@@ -239,7 +270,7 @@ class Msrs:
         if size != 4 or offset & 0xF:
             return  # undefined on hardware; here it does nothing
         icr = self.apic.write(offset, value, self.now())
-        self.vcpu.attention = True
+        self.look()
         if offset == EOI_OFFSET:
             self._broadcast_eoi()
         if icr is not None:

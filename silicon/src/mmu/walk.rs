@@ -345,7 +345,7 @@ impl<'a> Walker<'a> {
         if is_page && number > 1 {
             bits |= ((1 << shift) - 1) & !0x1FFF; // address bits below the page, but PAT (12)
         }
-        if number == 4 {
+        if number >= 4 {
             bits |= pte::PS;
         }
         bits
@@ -443,7 +443,7 @@ fn is_misconfigured(entry: u64, number: u8, shift: u8, is_page: bool) -> bool {
         reserved |= ((1 << shift) - 1) & !(FRAME_BYTES - 1);
     } else {
         reserved |= 0x78; // bits 6:3
-        if number == 4 {
+        if number >= 4 {
             reserved |= ept::LARGE;
         }
     }

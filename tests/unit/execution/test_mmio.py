@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
-from understudy.answers.instructions import TABLE
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
+from understudy.machine.bus import Region, Space
+from understudy.verdict import StopKind
 
-DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
+BASE = 0xC000_0000
+DEVICE = BASE + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
 RAX, RCX, RDX, RBX, RSI, RDI = 0, 1, 2, 3, 6, 7
 CF, PF, AF, ZF, SF, OF = 1, 4, 16, 64, 128, 2048
 
@@ -25,18 +28,18 @@ class Register32:
     value: int = 0
     log: list[tuple[str, int, int, int]] = field(default_factory=list)
 
-    def read(self, gpa: int, size: int) -> int:
-        self.log.append(("read", gpa, size, 0))
+    def read(self, region: int, offset: int, size: int) -> int:
+        self.log.append(("read", BASE + offset, size, 0))
         return self.value & (1 << 8 * size) - 1
 
-    def write(self, gpa: int, size: int, value: int) -> None:
-        self.log.append(("write", gpa, size, value))
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
+        self.log.append(("write", BASE + offset, size, value))
         self.value = value
 
 
 def device(b: Bench, value: int = 0) -> Register32:
     made = Register32(value)
-    b.vm.bus.claim_mmio(range(0xC000_0000, 0xC000_1000), made.read, made.write)
+    b.vm.bus.claim(Region(Space.MMIO, BASE, 0x1000, made))
     return made
 
 
@@ -189,7 +192,7 @@ def test_what_is_not_emulated_is_named() -> None:
         b.vm.memory.write(CODE, bytes.fromhex("0f 58 07"))
         b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE))
         stop = b.vm.go()
-        assert stop.kind == "error"
+        assert stop.kind == StopKind.ERROR
         assert "addps xmm0,[rdi]" in stop.detail
 
 
@@ -216,7 +219,7 @@ def test_no_instruction_raises(code: bytes, registers: list[int], attr: int) -> 
         b.vm.memory.write(CODE, code)
         b.processor.script.extend([FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE)])
         b.processor.script.append(FakeExit(Reason.BUDGET))
-        assert b.vm.go().kind in ("budget", "error")
+        assert b.vm.go().kind in (StopKind.BUDGET, StopKind.ERROR)
 
 
 @settings(max_examples=200, deadline=None)
@@ -228,8 +231,8 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
     with bench() as b:
         for reason in TABLE:
             b.processor.live = list(registers)
-            b.vm.vcpu.state.halted = False
-            b.vm.vcpu.requested = None
+            b.vm.vcpus[0].state.halted = False
+            b.vm.vcpus[0].requested = None
             b.processor.script.clear()
             b.processor.script.append(
                 FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)

@@ -16,7 +16,7 @@ from understudy.arch.vmx_controls import (
     allowed,
 )
 from understudy.execution.vmx.fields import with_defaults
-from understudy.execution.vmx.technique import PASSED
+from understudy.execution.vmx.operation import PASSED
 from understudy.vm import VM
 
 
@@ -75,7 +75,7 @@ def test_operation_is_entered_in_the_manuals_order() -> None:
         state = b.processor.root_registers
         assert state["cr4"] & 0x2000
         assert state["cr0"] & 0x8000_0021 == 0x8000_0021
-        frames = b.vm.vcpu.execution.frames()
+        frames = b.vm.vcpus[0].guest.frames()
         assert b.vm.host.memory.read_u32(frames[0] << 12) == 0x11
         assert b.vm.host.memory.read_u32(frames[1] << 12) == 0x11
 
@@ -98,8 +98,8 @@ def test_registers_come_back_as_they_were_set() -> None:
             "efer": 0x500, "cs": 8, "cs_attr": 0xA09B, "fs_base": 0x77, "lstar": 0x99, "tr": 0x18,
             "gdtr_limit": 0x2F, "sysenter_eip": 3, "kernel_gs_base": 5, "rflags": 0x202,
         }  # fmt: skip
-        b.vm.vcpu.execution.set_registers(values)
-        after = b.vm.vcpu.execution.registers()
+        b.vm.vcpus[0].guest.set_registers(values)
+        after = b.vm.vcpus[0].guest.registers()
         assert {name: after[name] for name in values} == values
         assert b.field(Vmcs.GUEST_CR0) == 0xE000_0031
         assert b.field(Vmcs.GUEST_CR4) == 0x2020
@@ -108,7 +108,7 @@ def test_registers_come_back_as_they_were_set() -> None:
 
 def test_registers_that_are_none_are_refused() -> None:
     with bench() as b, pytest.raises(KeyError, match="no such register: rxx"):
-        b.vm.vcpu.execution.set_registers({"rxx": 1})
+        b.vm.vcpus[0].guest.set_registers({"rxx": 1})
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_reset_begins_at_the_reset_vector() -> None:
 
 def test_the_guest_does_not_see_the_hosts_bits() -> None:
     with bench() as b:
-        execution = b.vm.vcpu.execution
-        assert execution.control.get().cr0 & 0x20 == 0
-        assert execution.control.get().cr4 == 0x20
+        execution = b.vm.vcpus[0].guest
+        assert execution.control().cr0 & 0x20 == 0
+        assert execution.control().cr4 == 0x20
         mask = b.field(Vmcs.CR4_GUEST_HOST_MASK)
         assert mask & 1 << 13  # VMXE
         assert mask & 1 << 21  # SMAP, which is off

@@ -55,7 +55,7 @@ def test_tables_translate_as_the_processor_walks_them(format: str) -> None:
             gva, gpa = (1 + n << 30) + (5 << shift), 1 << shift
             tables.map(gva, gpa, shift)
             efer = 0x500 if format.startswith("intel64") else 0
-            seen = vm.processor.walk(gva, tables.root, layout.cr4, efer, vm.pages.eptp)
+            seen = vm.processors[0].walk(gva, tables.root, layout.cr4, efer, vm.pages.eptp)
             guest = [entry for dimension, _, _, entry in seen if dimension == "guest"]
             assert len(guest) == layout.memory_levels - n
             assert guest[-1] & ~0xFFF == gpa

@@ -2,3 +2,7 @@
 
 Source: lecture, "Hardware support: Intel VT-x"; SDM 3C, "Virtual Machine Control Structures".
 """
+
+from understudy.execution.vmx.technique import Vmx
+
+__all__ = ["Vmx"]

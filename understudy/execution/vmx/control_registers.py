@@ -13,18 +13,19 @@ Invariants: what the guest reads is what it wrote; the values in the VMCS pass t
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
 from understudy.arch.vmcs import Vmcs
 from understudy.arch.vmx_controls import EntryControls, PrimaryControls, SecondaryControls
-from understudy.paging.guest_walk import Regime
+from understudy.guest import Control
 
 if TYPE_CHECKING:
-    from understudy.execution.vmx.technique import Vmx
     from understudy.paging import Paging
+    from understudy.vcpu.cpu_model import CpuModel
 
 MASK64: Final = (1 << 64) - 1
 FIXED: Final = int(CR0(NE=1, CD=1, NW=1))
@@ -33,22 +34,10 @@ CACHE: Final = int(CR0(CD=1, NW=1))
 IA32E: Final = EntryControls.IA32E_MODE_GUEST.mask
 CR0_PAGING: Final = int(CR0(PG=1, WP=1, PE=1))
 CR4_PAGING: Final = int(CR4(SMAP=1, SMEP=1, PCIDE=1, PGE=1, PAE=1, PSE=1))
-REGIMES_KEPT: Final = 64
 PAGING_EXCEPTIONS: Final = 1 << Vector.PF
 PG: Final = CR0.PG.mask
-PE: Final = CR0.PE.mask
 LMA: Final = EFER.LMA.mask
 LME: Final = EFER.LME.mask
-
-
-class Values(NamedTuple):
-    """The registers as the guest sees them.  `pdptes`: the processor's copies, under PAE paging."""
-
-    cr0: int
-    cr3: int
-    cr4: int
-    efer: int
-    pdptes: tuple[int, ...] = (0, 0, 0, 0)
 
 
 class ControlRegisters(ABC):
@@ -56,24 +45,32 @@ class ControlRegisters(ABC):
 
     primary: PrimaryControls  # exits that keeping them so needs
     secondary: SecondaryControls
-    values = Values(0, 0, 0, 0)  # what is in no field of the VMCS
+    values = Control(0, 0, 0, 0)  # what is in no field of the VMCS
 
-    def __init__(self, execution: "Vmx") -> None:
-        self.execution = execution
-        self.read, self.write = execution.read, execution.write
-        self.cr4_fixed, self.cr4_allowed = execution.cr4_fixed, int(execution.model.cr4_allowed)
+    def __init__(
+        self,
+        read: Callable[[int], int],
+        write: Callable[[int, int], None],
+        intercept: Callable[[int, bool], None],
+        paging: "Paging",
+        model: "CpuModel",
+        cr4_fixed: int,
+    ) -> None:
+        """`read`, `write`: of the VMCS.  `intercept`: whether accesses to an MSR exit."""
+        self.read, self.write, self.intercept = read, write, intercept
+        self.paging, self.cr4_fixed, self.cr4_allowed = paging, cr4_fixed, int(model.cr4_allowed)
 
     @abstractmethod
-    def get(self) -> Values:
+    def get(self) -> Control:
         """All of them."""
 
-    @abstractmethod
-    def load(self, values: Values) -> None:
-        """Set all of them, and the controls of the VMCS that make the guest see them so."""
+    def paging_control(self) -> Control:
+        """The same, but only bits that decide how addresses translate are sure to be right."""
+        return self.get()
 
     @abstractmethod
-    def regime(self) -> Regime:
-        """How the guest's linear addresses translate now."""
+    def load(self, values: Control) -> None:
+        """Set all of them, and the controls of the VMCS that make the guest see them so."""
 
     def _set_mode(self, cr0: int, efer: int) -> None:
         """Write EFER, whose LMA must agree with the entry control "IA-32e mode guest"."""
@@ -88,21 +85,21 @@ class InProcessor(ControlRegisters):
     primary = PrimaryControls(0)
     secondary = SecondaryControls(UNRESTRICTED_GUEST=1, ENABLE_EPT=1)
 
-    def get(self) -> Values:
+    def get(self) -> Control:
         read = self.read
         cr0 = read(Vmcs.GUEST_CR0) & ~FIXED | read(Vmcs.CR0_READ_SHADOW) & FIXED
         mask = read(Vmcs.CR4_GUEST_HOST_MASK)
         cr4 = read(Vmcs.GUEST_CR4) & ~mask | read(Vmcs.CR4_READ_SHADOW) & mask
         pdptes = tuple(read(Vmcs.GUEST_PDPTE0 + 2 * n) for n in range(4))
-        return Values(cr0, read(Vmcs.GUEST_CR3), cr4, read(Vmcs.GUEST_EFER), pdptes)
+        return Control(cr0, read(Vmcs.GUEST_CR3), cr4, read(Vmcs.GUEST_EFER), pdptes)
 
-    def load(self, values: Values) -> None:
+    def load(self, values: Control) -> None:
         write = self.write
         write(Vmcs.CR0_GUEST_HOST_MASK, FIXED)
         write(Vmcs.CR4_GUEST_HOST_MASK, ~self.cr4_allowed & MASK64)
         write(Vmcs.EXCEPTION_BITMAP, 0)
-        write(Vmcs.EPT_POINTER, self.execution.paging.eptp)
-        self.execution.intercept(Msr.IA32_EFER, False)
+        write(Vmcs.EPT_POINTER, self.paging.eptp)
+        self.intercept(Msr.IA32_EFER, False)
         write(Vmcs.GUEST_CR0, values.cr0 | CR0.NE.mask)
         write(Vmcs.CR0_READ_SHADOW, values.cr0)
         write(Vmcs.GUEST_CR3, values.cr3)
@@ -112,9 +109,6 @@ class InProcessor(ControlRegisters):
             write(Vmcs.GUEST_PDPTE0 + 2 * n, entry)
         self._set_mode(values.cr0, values.efer)
 
-    def regime(self) -> Regime:
-        return Regime(*self.get())
-
 
 class InHypervisor(ControlRegisters):
     """Without EPT."""
@@ -122,11 +116,7 @@ class InHypervisor(ControlRegisters):
     primary = PrimaryControls(CR3_STORE_EXITING=1, CR3_LOAD_EXITING=1, INVLPG_EXITING=1)
     secondary = SecondaryControls(0)
 
-    def __init__(self, execution: "Vmx") -> None:
-        super().__init__(execution)
-        self._regimes: dict[Values, Regime] = {}  # address spaces come back again and again
-
-    def get(self) -> Values:
+    def get(self) -> Control:
         """The bits that the guest owns are in the VMCS."""
         cr0 = self.read(Vmcs.GUEST_CR0)
         cr4 = self.read(Vmcs.GUEST_CR4)
@@ -139,14 +129,14 @@ class InHypervisor(ControlRegisters):
     def _cr4_mask(self) -> int:
         return ~self.cr4_allowed & MASK64 | CR4_PAGING
 
-    def load(self, values: Values) -> None:
+    def load(self, values: Control) -> None:
         write = self.write
         self.values = values
         write(Vmcs.CR0_GUEST_HOST_MASK, FIXED | CR0_PAGING)
         write(Vmcs.CR4_GUEST_HOST_MASK, self._cr4_mask)
         write(Vmcs.EXCEPTION_BITMAP, PAGING_EXCEPTIONS)
         write(Vmcs.EPT_POINTER, 0)
-        self.execution.intercept(Msr.IA32_EFER, True)
+        self.intercept(Msr.IA32_EFER, True)
         write(Vmcs.GUEST_CR0, values.cr0 & ~CACHE | CR0_PAGING | CR0.NE.mask)
         write(Vmcs.CR0_READ_SHADOW, values.cr0)
         cr4 = values.cr4 & ~CR4_PAGING | CR4.PAE.mask | self.cr4_fixed
@@ -157,66 +147,10 @@ class InHypervisor(ControlRegisters):
         efer = values.efer & ~(LMA | LME) | EFER.NXE.mask
         self._set_mode(values.cr0, efer | LMA | LME if values.efer & LMA else efer)
 
+    def paging_control(self) -> Control:
+        return self.values
+
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         """Only CR3, which is in no field of the VMCS."""
         cr0, _, cr4, efer, _ = self.values
-        self.values = Values(cr0, cr3, cr4, efer, pdptes)
-
-    def regime(self) -> Regime:
-        known = self._regimes.get(self.values)
-        if known is None:
-            if len(self._regimes) >= REGIMES_KEPT:
-                self._regimes.clear()
-            known = self._regimes[self.values] = Regime(*self.values)
-        return known
-
-
-class Refused(Exception):
-    """A value that the register does not take: #GP(0)."""
-
-
-class UnrestrictedNeeded(ValueError):
-    """A mode that VMX operation runs only as "unrestricted guest", which needs EPT."""
-
-
-def check_mode(cr0: int, paging: "Paging") -> None:
-    """SDM 3C, "Unrestricted Guests"."""
-    if not cr0 & PE and not paging.eptp:
-        raise UnrestrictedNeeded(
-            "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
-            f"use paging ept, not {paging.name}"
-        )
-
-
-def check_cr0(new: int, old: Values, *, is_code64: bool) -> int:
-    """The EFER that goes with this CR0.
-
-    Source: SDM 2B, "MOV - Move to/from Control Registers".
-    """
-    if new >> 32 or (new & PG and not new & PE) or (new & CR0.NW.mask and not new & CR0.CD.mask):
-        raise Refused
-    efer = old.efer
-    if new & ~old.cr0 & PG and efer & LME:
-        if not old.cr4 & CR4.PAE.mask or is_code64:
-            raise Refused
-        return efer | LMA
-    if not new & PG and old.cr0 & PG:
-        if efer & LMA and (is_code64 or old.cr4 & CR4.PCIDE.mask):
-            raise Refused
-        return efer & ~LMA
-    return efer
-
-
-def check_cr4(new: int, old: Values, allowed: int) -> None:
-    """Source: as for CR0, and SDM 3A, "Process-Context Identifiers (PCIDs)"."""
-    if new & ~allowed or (old.efer & LMA and not new & CR4.PAE.mask):
-        raise Refused
-    if new & ~old.cr4 & CR4.PCIDE.mask and (not old.efer & LMA or old.cr3 & 0xFFF):
-        raise Refused
-
-
-def check_efer(new: int, old: Values) -> int:
-    """The value to keep: LMA is the processor's.  SDM 4, "Architectural MSRs"."""
-    if new & ~int(EFER(NXE=1, LMA=1, LME=1, SCE=1)) or ((new ^ old.efer) & LME and old.cr0 & PG):
-        raise Refused
-    return new & ~LMA | old.efer & LMA
+        self.values = Control(cr0, cr3, cr4, efer, pdptes)

@@ -85,3 +85,26 @@ def with_defaults(values: dict[str, int]) -> dict[str, int]:
                 state[f"{name}_base"] = values[name] << 4
     state["efer"] = state["efer"] & ~EFER.LMA.mask | (EFER.LMA.mask if is_long else 0)
     return state
+
+
+KEPT: Final[dict[str, int]] = REGISTER_FIELDS | {
+    "interruptibility": Vmcs.GUEST_INTERRUPTIBILITY_STATE,
+    "activity": Vmcs.GUEST_ACTIVITY_STATE,
+    "pending_debug": Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS,
+    "timer": Vmcs.PREEMPTION_TIMER_VALUE,
+    "tsc_offset": Vmcs.TSC_OFFSET,
+    "event": Vmcs.ENTRY_INTERRUPTION_INFORMATION,
+    "event_error": Vmcs.ENTRY_EXCEPTION_ERROR_CODE,
+    "event_length": Vmcs.ENTRY_INSTRUCTION_LENGTH,
+}
+"""Fields that a snapshot keeps; all others follow from the techniques that the VM was given."""
+BY_CONTROL: Final = frozenset({"cr3", "efer"})
+"""Those of them that come with the control registers."""
+
+
+GPRS: Final = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+LIVE: Final = frozenset({"cr2", "dr0", "dr1", "dr2", "dr3", "dr6"})
+"""Registers that neither entries nor exits touch."""

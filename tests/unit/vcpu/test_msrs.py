@@ -19,7 +19,7 @@ def test_the_processor_has_none_of_the_known_defects() -> None:
     assert not ARCH_CAPABILITIES.RSBA
     assert not ARCH_CAPABILITIES.RRSBA
     with bench() as b:
-        assert b.vm.vcpu.msrs.read(Msr.IA32_ARCH_CAPABILITIES) == ARCH_CAPABILITIES
+        assert b.vm.vcpus[0].msrs.read(Msr.IA32_ARCH_CAPABILITIES) == ARCH_CAPABILITIES
         assert isinstance(ARCH_CAPABILITIES, ArchCapabilities)
 
 
@@ -42,18 +42,18 @@ def test_the_processor_has_none_of_the_known_defects() -> None:
 )
 def test_reserved_bits_and_read_only_registers_are_refused(msr: int, value: int) -> None:
     with bench() as b, pytest.raises(KeyError):
-        b.vm.vcpu.msrs.write(msr, value)
+        b.vm.vcpus[0].msrs.write(msr, value)
 
 
 @pytest.mark.parametrize("msr", [Msr.IA32_VMX_BASIC, 0x345, 0xC001_0015, 0x606, 0x4B56_4D02])
 def test_hidden_registers_do_not_exist(msr: int) -> None:
     with bench() as b, pytest.raises(KeyError):
-        b.vm.vcpu.msrs.read(msr)
+        b.vm.vcpus[0].msrs.read(msr)
 
 
 def test_what_is_kept_is_kept() -> None:
     with bench() as b:
-        msrs = b.vm.vcpu.msrs
+        msrs = b.vm.vcpus[0].msrs
         msrs.write(Msr.IA32_SPEC_CTRL, 1 | 1 << 10)
         assert msrs.read(Msr.IA32_SPEC_CTRL) == 0x401
         msrs.write(Msr.IA32_BIOS_SIGN_ID, 0)
@@ -65,7 +65,7 @@ def test_what_is_kept_is_kept() -> None:
 
 def test_mtrrs_leave_the_devices_uncached() -> None:
     with bench() as b:
-        read = b.vm.vcpu.msrs.read
+        read = b.vm.vcpus[0].msrs.read
         assert read(Msr.IA32_MTRR_DEF_TYPE) == 0xC06
         base, mask = read(Msr.IA32_MTRR_PHYSBASE0), read(Msr.IA32_MTRR_PHYSBASE0 + 1)
         assert mask & 0x800
@@ -78,7 +78,7 @@ def test_mtrrs_leave_the_devices_uncached() -> None:
 
 def test_the_guest_may_set_its_tsc() -> None:
     with bench() as b:
-        msrs = b.vm.vcpu.msrs
+        msrs = b.vm.vcpus[0].msrs
         b.processor.tsc = 1000
         msrs.write(Msr.IA32_TSC, 5000)
         assert msrs.read(Msr.IA32_TSC) == 5000
@@ -93,17 +93,17 @@ def test_the_guest_may_set_its_tsc() -> None:
 
 def test_the_apic_page_follows_its_base() -> None:
     with bench() as b:
-        msrs = b.vm.vcpu.msrs
+        msrs = b.vm.vcpus[0].msrs
         assert msrs.is_apic_page(0xFEE0_0080)
         assert not msrs.is_apic_page(0)
         msrs.write(Msr.IA32_APIC_BASE, 0xFEE0_0D00)  # x2APIC mode
         assert not msrs.is_apic_page(0xFEE0_0080)
-        assert b.vm.vcpu.attention
+        assert b.vm.vcpus[0].attention
 
 
 def test_an_eoi_goes_on_to_the_io_apics() -> None:
     with bench() as b:
-        msrs, heard = b.vm.vcpu.msrs, list[int]()
+        msrs, heard = b.vm.vcpus[0].msrs, list[int]()
         msrs.eoi = heard.append
         b.apic.eois = [0x31]
         msrs.write(Msr.X2APIC_EOI, 0)
@@ -114,8 +114,8 @@ def test_an_eoi_goes_on_to_the_io_apics() -> None:
 
 def test_kvms_clock_is_reached_by_its_msrs() -> None:
     with bench() as b:
-        b.vm.vcpu.msrs.write(Msr.KVM_SYSTEM_TIME_NEW, 0x6001)
-        assert b.vm.vcpu.msrs.read(Msr.KVM_SYSTEM_TIME_NEW) == 0x6001
+        b.vm.vcpus[0].msrs.write(Msr.KVM_SYSTEM_TIME_NEW, 0x6001)
+        assert b.vm.vcpus[0].msrs.read(Msr.KVM_SYSTEM_TIME_NEW) == 0x6001
         assert b.vm.memory.read(0x6000, 32) != bytes(32)
 
 
@@ -123,8 +123,8 @@ def test_unknown_msrs_are_counted_within_bounds() -> None:
     with bench() as b:
         for index in range(0x2000, 0x2400):
             with pytest.raises(KeyError):
-                b.vm.vcpu.msrs.read(index)
-        assert len(b.vm.vcpu.msrs.unknown) == 256
+                b.vm.vcpus[0].msrs.read(index)
+        assert len(b.vm.vcpus[0].msrs.unknown) == 256
 
 
 # --- the CPU model ---
@@ -151,12 +151,6 @@ def test_what_is_hidden_is_hidden() -> None:
     assert Leaf7Edx(model.answer(7, 0)[3]).ARCH_CAPABILITIES
     assert model.answer(7, 2)[3] == 1 << 4  # BHI_CTRL: no software clearing of branch history
     assert model.answer(0xD, 0) == (0, 0, 0, 0)
-
-
-def test_smap_is_a_switch() -> None:
-    assert not Leaf7Ebx(CpuModel().answer(7, 0)[1]).SMAP
-    assert Leaf7Ebx(CpuModel(smap=True).answer(7, 0)[1]).SMAP
-    assert CpuModel(smap=True).cr4_allowed.SMAP
 
 
 def test_ranges_end_as_on_intel_processors() -> None:

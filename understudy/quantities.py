@@ -1,15 +1,26 @@
 """Sizes and spans of time as people write them.
 
 What: "256M" to bytes, "90s" to seconds, and back to words.  Source: none.
-Invariant: nothing is guessed: a number without a unit, or with an unknown one, is refused.
+Invariant: on the command line nothing is guessed: a number without a unit, or with an unknown one,
+is refused.
 """
 
 import re
 
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([1-9][0-9]*)([KMGT])(?:i?B)?")
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
-_FACTOR = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def bytes_of(size: int | str) -> int:
+    """'256M', '4G', or a number of bytes.  ValueError says what was expected."""
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"(\d+)\s*([KMGT]?)(i?B)?", size.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"size {size!r}: expected a number with K, M, G or T, such as 256M")
+    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def parse_size(text: str) -> int:
@@ -21,7 +32,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"expected a size like 256M or 1G, got {text!r}")
-    return int(match[1]) * _FACTOR[match[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def parse_span(text: str) -> float:

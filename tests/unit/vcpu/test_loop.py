@@ -8,7 +8,7 @@ from tests.unit.fakes import NEVER, FakeExit, FakeProcessor
 from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
-from understudy.verdict import Stop
+from understudy.verdict import Stop, StopKind
 
 CPUID = FakeExit(Reason.CPUID, length=2)
 HLT = FakeExit(Reason.HLT, length=1)
@@ -24,8 +24,8 @@ def timer(b: Bench) -> int:
 def test_the_first_entry_is_a_launch_and_a_budget_goes_on_inside() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID, BUDGET, CPUID, BUDGET])
-        assert b.vm.go(budget=100).kind == "budget"
-        assert b.vm.go(budget=100).kind == "budget"
+        assert b.vm.go(budget=100).kind == StopKind.BUDGET
+        assert b.vm.go(budget=100).kind == StopKind.BUDGET
         assert b.processor.calls[-4:] == ["vmlaunch", "vmresume", "run", "vmresume"]
 
 
@@ -33,7 +33,7 @@ def test_a_failed_launch_is_launched_again() -> None:
     with bench() as b:
         failed = FakeExit(Reason.INVALID_GUEST_STATE, entry_failure=True)
         b.processor.script.extend([failed, CPUID, BUDGET])
-        assert b.vm.go().kind == "error"
+        assert b.vm.go().kind == StopKind.ERROR
         b.vm.go()
         assert b.processor.calls[-3:] == ["vmlaunch", "vmlaunch", "vmresume"]
 
@@ -41,17 +41,17 @@ def test_a_failed_launch_is_launched_again() -> None:
 def test_an_exhausted_budget_enters_no_more() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID] * 5)
-        assert b.vm.go(budget=3) == Stop("budget")
+        assert b.vm.go(budget=3) == Stop(StopKind.BUDGET)
         assert b.processor.entries == 3
-        assert b.vm.go(budget=0) == Stop("budget")
+        assert b.vm.go(budget=0) == Stop(StopKind.BUDGET)
         assert b.processor.entries == 3
 
 
 def test_until_is_asked_after_each_exit() -> None:
     with bench() as b:
         b.processor.script.extend([CPUID] * 5)
-        assert b.vm.go(until=lambda: b.processor.entries == 2).kind == "until"
-        assert b.vm.go(until=lambda: True).kind == "until"
+        assert b.vm.go(until=lambda: b.processor.entries == 2).kind == StopKind.UNTIL
+        assert b.vm.go(until=lambda: True).kind == StopKind.UNTIL
         assert b.processor.entries == 2
 
 
@@ -63,7 +63,7 @@ def test_the_timer_holds_the_nearest_deadline_never_early() -> None:
         b.play()
         assert timer(b) == -(-650 // RATE)
         b.apic.timer = NEVER
-        b.vm.vcpu.look()
+        b.vm.vcpus[0].look()
         b.play()
         now = clock.now() - 1  # the last entry took a tick
         assert timer(b) == -(-1000 // RATE) - now // RATE
@@ -74,7 +74,7 @@ def test_the_timer_is_written_only_when_the_deadline_changes() -> None:
         b.vm.clock.at(1000, lambda: None)
         b.play(CPUID)
         b.processor.written.clear()
-        b.vm.vcpu.look()
+        b.vm.vcpus[0].look()
         b.play(CPUID)
         assert Vmcs.PREEMPTION_TIMER_VALUE not in b.processor.written
         b.vm.clock.at(500, lambda: None)  # arming one makes the loop look by itself
@@ -133,7 +133,7 @@ def test_sleep_skips_virtual_time_to_the_next_event() -> None:
         b.play(HLT)
         assert b.apic.ticked == [5_000_000]
         assert b.injected == 1 << 31 | 0xEC
-        assert b.vm.vcpu.state.halted is False
+        assert b.vm.vcpus[0].state.halted is False
 
 
 def test_sleep_goes_on_through_timers_that_wake_nobody() -> None:
@@ -154,10 +154,10 @@ def test_a_sleep_without_end_is_stuck_and_stays_so(rflags: int, words: str) -> N
         b.processor.script.append(HLT)
         for _ in range(2):
             stop = b.vm.go()
-            assert stop.kind == "stuck"
+            assert stop.kind == StopKind.STUCK
             assert words in stop.detail
         assert b.processor.entries == 1
-        b.vm.vcpu.events.nmi()
+        b.vm.vcpus[0].events.nmi()
         b.play()
         assert b.injected == 1 << 31 | 2 << 8 | 2
 
@@ -165,7 +165,7 @@ def test_a_sleep_without_end_is_stuck_and_stays_so(rflags: int, words: str) -> N
 def test_a_deadline_in_guest_time_ends_a_sleep() -> None:
     with bench() as b:
         b.processor.script.append(HLT)
-        assert b.vm.go(deadline_ns=10_000).kind == "deadline"
+        assert b.vm.go(deadline_ns=10_000).kind == StopKind.DEADLINE
         assert b.vm.clock.now() >= 10_000
         b.apic.irr = {0x33}
         b.play()
@@ -211,7 +211,7 @@ def test_a_wish_after_a_budget_leaves_the_guest_first() -> None:
 def test_wall_time_sleeps_until_something_is_posted() -> None:
     with bench(clock="wall") as b:
         b.processor.script.append(HLT)
-        timer = threading.Timer(0.05, lambda: b.vm.post(b.vm.vcpu.events.nmi))
+        timer = threading.Timer(0.05, lambda: b.vm.post(b.vm.vcpus[0].events.nmi))
         timer.start()
         b.play()
         assert b.injected == 1 << 31 | 2 << 8 | 2
@@ -220,10 +220,10 @@ def test_wall_time_sleeps_until_something_is_posted() -> None:
 def test_wall_limits_end_a_sleep_and_leave_no_trace() -> None:
     with bench(clock="wall") as b:
         b.processor.script.append(HLT)
-        assert b.vm.go(wall_seconds=0.02).kind == "wall"
-        assert b.vm.vcpu.requested is None
-        b.vm.vcpu.events.nmi()
-        assert b.play().kind == "budget"
+        assert b.vm.go(wall_seconds=0.02).kind == StopKind.WALL
+        assert b.vm.vcpus[0].requested is None
+        b.vm.vcpus[0].events.nmi()
+        assert b.play().kind == StopKind.BUDGET
 
 
 def test_an_exception_in_a_device_passes_through_and_the_run_can_go_on() -> None:
@@ -235,5 +235,5 @@ def test_an_exception_in_a_device_passes_through_and_the_run_can_go_on() -> None
         b.processor.script.append(interrupted)
         with pytest.raises(KeyboardInterrupt):
             b.vm.go()
-        assert not b.vm.vcpu.is_running
-        assert b.play(CPUID).kind == "budget"
+        assert not b.vm.vcpus[0].is_running
+        assert b.play(CPUID).kind == StopKind.BUDGET

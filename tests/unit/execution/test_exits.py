@@ -4,11 +4,12 @@ import pytest
 
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, bench
-from understudy.answers.instructions import TABLE, handles
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
+from understudy.execution.vmx.exits import TABLE, handles
+from understudy.verdict import StopKind
 
 VALID = 1 << 31
 GP, UD = VALID | 1 << 11 | 3 << 8 | 13, VALID | 3 << 8 | 6
@@ -68,7 +69,7 @@ def test_an_unknown_msr_is_a_general_protection_fault_and_is_counted() -> None:
         b.play(FakeExit(Reason.WRMSR, length=2))
         assert b.injected == GP
         assert b.rip == CODE
-        assert b.vm.vcpu.msrs.unknown == {0x1234: 2}
+        assert b.vm.vcpus[0].msrs.unknown == {0x1234: 2}
         assert "unknown MSRs: 0x1234: 2" in b.vm.describe()
 
 
@@ -112,7 +113,7 @@ def test_a_debug_exit_ends_the_run_after_its_instruction() -> None:
     with bench() as b:
         b.processor.live[0] = 42
         stop = b.play(port(0xF4, 1, False))
-        assert (stop.kind, stop.status) == ("debug-exit", 42)
+        assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 42)
         assert b.rip == CODE + 1
 
 
@@ -192,7 +193,7 @@ def test_a_triple_fault_is_shown_decoded() -> None:
     with bench() as b:
         b.vm.memory.write(CODE, b"\xf4\x90")
         stop = b.play(FakeExit(Reason.TRIPLE_FAULT))
-        assert stop.kind == "triple-fault"
+        assert stop.kind == StopKind.TRIPLE_FAULT
         for words in ("rip=0000000000100000", "CR0(PG WP ET PE)", "hlt", "EFER(LMA LME)"):
             assert words in stop.detail
 
@@ -211,7 +212,7 @@ def test_a_triple_fault_is_shown_decoded() -> None:
 def test_what_cannot_go_on_stops_loudly(exit: FakeExit, words: str) -> None:
     with bench() as b:
         stop = b.play(exit)
-        assert stop.kind == "error"
+        assert stop.kind == StopKind.ERROR
         assert words in stop.detail
         assert "cr3=0x1000" in stop.detail
 
@@ -235,7 +236,7 @@ def test_an_instruction_that_is_done_ends_the_resume_flag_and_one_that_faults_se
 
 def test_a_double_fault_is_no_fault_and_clears_the_resume_flag() -> None:
     with bench({"rflags": 0x1_0202}) as b:
-        b.vm.vcpu.fault(Vector.DF, 0)
+        b.vm.vcpus[0].fault(Vector.DF, 0)
         assert b.field(Vmcs.GUEST_RFLAGS) == 0x202
 
 

@@ -1,0 +1,196 @@
+"""What one can choose about a virtual machine: one frozen dataclass, one entry a choice.
+
+What: each field of `Config` carries, in its metadata, its check, its words of help and its names on
+the command line.  Made from it: the constructor of `VM`, the options of `understudy run`, what
+a snapshot says of its VM (`state.plain`, `state.restore`), and the sweeps of the lab
+(`dataclasses.replace`).
+
+Source: ours; docs/decisions/0050-one-place-for-the-options.md.
+Invariants: a Config that exists is right in itself.  Names that other rooms register (paging and
+execution techniques, CPU models) are checked where those rooms are known: in `VM`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, Final, Self
+
+from understudy.quantities import bytes_of, parse_size
+
+PAGE: Final = 4096
+SMALLEST, LARGEST = 1 << 20, 1 << 38
+LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
+
+DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
+"""A further device on the board: its name in `Device.ALL`, where it is, and its options."""
+
+Check = Callable[[str, Any], Any]
+"""Given a field's name and a value for it: the value as it is kept, or ValueError."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What belongs to a field of `Config` beside its type and its default."""
+
+    words: str
+    check: Check
+    names: tuple[str, ...] = ()
+    """On the command line; none: it cannot be said there.  A switch turns its default around."""
+    metavar: str | None = None
+    read: Callable[[str], Any] = str
+    """What the command line's text means; ValueError says what was expected."""
+
+
+def option(default: Any, words: str, *names: str, **more: Any) -> Any:
+    """A field of `Config`, with its `Option`."""
+    return field(default=default, metadata={"option": Option(words, names=names, **more)})
+
+
+def option_of(one: "Field[Any]") -> Option:
+    """The `Option` of a field of `Config`."""
+    found = one.metadata["option"]
+    assert isinstance(found, Option)
+    return found
+
+
+# --- checks ---
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> str:
+    """The value, if it is one of the known names; else ValueError names them."""
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+    return value
+
+
+def _one_of(*known: str) -> dict[str, Any]:
+    """The check and the metavar of a choice."""
+    return {
+        "check": lambda what, value: check_choice(what, value, known),
+        "metavar": "|".join(known),
+    }
+
+
+def _is(kind: type, words: str) -> Check:
+    def check(what: str, value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{what} {value!r}: expected {words}")
+        return value
+
+    return check
+
+
+_text = _is(str, "a text")
+_switch = _is(bool, "True or False")
+
+
+def _memory(what: str, value: int | str) -> int:
+    size = bytes_of(value)
+    if not SMALLEST <= size <= LARGEST or size % PAGE:
+        raise ValueError(
+            f"{what} {value!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
+        )
+    return size
+
+
+def _size_text(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _largest_page(what: str, value: int | str) -> str:
+    try:
+        return LARGEST_PAGES[bytes_of(value)]
+    except (KeyError, ValueError):
+        raise ValueError(f"{what} {value!r}: expected 4K, 2M or 1G") from None
+
+
+def _cpus(what: str, value: int) -> int:
+    if type(value) is not int or value != 1:
+        raise ValueError(f"{what} {value!r}: expected 1, more are not built yet")
+    return value
+
+
+def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
+    try:
+        return tuple(
+            (
+                _text("name", name),
+                {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()},
+            )
+            for name, row in value
+        )
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
+
+
+# --- the options ---
+
+
+@dataclass(frozen=True)
+class Config:
+    """The choices for one virtual machine.
+
+    >>> Config(memory="64M", clock="wall").memory
+    67108864
+    """
+
+    memory: int | str = option(
+        "256M", "RAM, like 256M or 1G.", "--memory", "-m",
+        metavar="SIZE", read=_size_text, check=_memory,
+    )  # fmt: skip
+    """Bytes; a text like "256M" becomes bytes."""
+    cpus: int = option(1, "Virtual processors.", check=_cpus)
+    clock: str = option(
+        "virtual",
+        "virtual: time is instructions, every run is the same, idling costs nothing; "
+        "wall: real time.  Default: wall at a terminal, else virtual.",
+        "--clock",
+        **_one_of("virtual", "wall"),
+    )
+    engine: str = option(
+        "dbt", "dbt: fast; reference: plain and slow.", "--engine", **_one_of("dbt", "reference")
+    )
+    execution: str = option("vmx", "How the guest's code is run.", metavar="NAME", check=_text)
+    paging: str = option(
+        "ept", "How memory is virtualised: ept, or shadow tables (eager, lazy, vtlb).",
+        "--paging", metavar="NAME", check=_text,
+    )  # fmt: skip
+    largest_page: int | str = option(
+        "1G", "The largest page of the EPT: 4K, 2M or 1G.",
+        "--largest-page", metavar="SIZE", check=_largest_page,
+    )  # fmt: skip
+    """As text."""
+    reboot: bool = option(
+        True, "End when the guest resets itself, instead of starting it again.",
+        "--no-reboot", check=_switch,
+    )  # fmt: skip
+    triple_fault: str = option(
+        "auto",
+        "What a triple fault does.  reset: the guest starts again; stop: it ends, and its state is "
+        "shown; auto: a reset if it emptied its interrupt table for that, else stop.",
+        "--triple-fault",
+        **_one_of("auto", "reset", "stop"),
+    )
+    cpu: str = option(
+        "understudy",
+        "The processor that the guest sees: understudy, max or baseline, and features to add or "
+        "take away, like max,-smap; help lists them.",
+        "--cpu",
+        metavar="MODEL,+FEATURE,-FEATURE",
+        check=_text,
+    )
+    name: str = option("vm", "What the VM is called.", check=_text)
+    devices: tuple[DeviceRow, ...] = option((), "Devices beside those of every board.", check=_rows)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            kept = option_of(one).check(one.name, getattr(self, one.name))
+            object.__setattr__(self, one.name, kept)
+
+    @classmethod
+    def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:
+        """From what a user says: nothing, a size of memory or a whole Config, and options."""
+        if isinstance(given, Config):
+            return replace(given, **options) if options else given
+        return cls(**options) if given is None else cls(given, **options)

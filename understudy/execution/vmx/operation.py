@@ -1,0 +1,191 @@
+"""VMX operation: entering it, and the controls and the host state of one VMCS.
+
+Source: SDM 3C, "Enabling and Entering VMX Operation", "VM-Execution Control Fields", "VM-Exit
+Control Fields", "VM-Entry Control Fields", "Host-State Area".  The fields are written in the
+manual's order.
+
+Invariant: a control word differs from the capability MSRs in no bit.
+"""
+
+from typing import Final
+
+from understudy.arch.cr import CR0, CR4
+from understudy.arch.msr import EFER, FeatureControl, Msr
+from understudy.arch.vmcs import SEGMENTS, Vmcs
+from understudy.arch.vmx_controls import (
+    EntryControls,
+    ExitControls,
+    MissingControls,
+    PinControls,
+    PrimaryControls,
+    SecondaryControls,
+    VmxBasic,
+    VmxMisc,
+    allowed,
+)
+from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.machine.host import Host
+from understudy.silicon import Processor
+
+PASSED: Final = (
+    Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_ESP, Msr.IA32_SYSENTER_EIP, Msr.IA32_PAT,
+    Msr.IA32_EFER, Msr.IA32_STAR, Msr.IA32_LSTAR, Msr.IA32_CSTAR, Msr.IA32_FMASK,
+    Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE, Msr.IA32_TSC_AUX,
+)  # fmt: skip
+"""MSRs that the guest reads and writes without an exit."""
+
+VPID: Final = 1  # there is one vCPU to a processor
+
+
+class Operation:
+    """A processor in VMX operation, with one current VMCS."""
+
+    def __init__(self, host: Host, processor: Processor, *, keep_timer: bool) -> None:
+        """`keep_timer`: the preemption timer goes on counting over exits."""
+        self.host, self.processor, self.keep_timer = host, processor, keep_timer
+        self.write = processor.vmwrite
+        self.region, self.vmcs, self.bitmap = host.frame(), host.frame(), host.frame()
+        self.host_table = host.frame()
+        self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
+        self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
+        self.enter()
+
+    def frames(self) -> list[int]:
+        """The host frames (pfn) of its structures."""
+        hpas = (self.region, self.vmcs, self.bitmap, self.host_table)
+        return [hpa >> PAGE_SHIFT for hpa in hpas]
+
+    def close(self) -> None:
+        """Leave VMX operation; the frames go back to the host."""
+        if not self.processor.in_guest:
+            self.processor.vmclear(self.vmcs)
+            self.processor.vmxoff()
+        for pfn in self.frames():
+            self.host.release(pfn)
+
+    def enter(self) -> None:
+        """From root mode outside VMX operation to a current VMCS without a guest."""
+        self._enter_operation()
+        self._execution_controls()
+        self._exit_and_entry_controls()
+        self._host_state()
+
+    def _enter_operation(self) -> None:
+        """SDM 3C, "Enabling and Entering VMX Operation"."""
+        processor = self.processor
+        control = FeatureControl(processor.rdmsr(Msr.IA32_FEATURE_CONTROL))
+        if not control.LOCK:
+            control = control.replace(LOCK=1, VMX_OUTSIDE_SMX=1)
+            processor.wrmsr(Msr.IA32_FEATURE_CONTROL, int(control))
+        if not control.VMX_OUTSIDE_SMX:
+            raise MissingControls("the firmware has locked IA32_FEATURE_CONTROL without VMX")
+        self.cr0 = int(CR0(processor.rdmsr(Msr.IA32_VMX_CR0_FIXED0)).replace(
+            PG=1, WP=1, NE=1, ET=1, MP=1, PE=1))  # fmt: skip
+        self.cr4_fixed = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED0)
+        self.cr4 = int(CR4(self.cr4_fixed).replace(VMXE=1, PAE=1, PGE=1, OSFXSR=1, OSXMMEXCPT=1))
+        self.efer = int(EFER(NXE=1, LMA=1, LME=1, SCE=1))
+        flat = {"cs": (0x08, 0xA09B), "ss": (0x10, 0xC093), "ds": (0x10, 0xC093),
+                "es": (0x10, 0xC093), "fs": (0x10, 0xC093), "gs": (0x10, 0xC093)}  # fmt: skip
+        state = {"cr0": self.cr0, "cr3": self.host_table, "cr4": self.cr4, "efer": self.efer}
+        for name, (selector, attr) in flat.items():
+            state |= {name: selector, f"{name}_base": 0, f"{name}_limit": 0xFFFF_FFFF}
+            state[f"{name}_attr"] = attr
+        state |= {"tr": 0x18, "tr_base": 0, "tr_limit": 0x67, "tr_attr": 0x8B}
+        processor.set_registers(state)
+        for region in (self.region, self.vmcs):
+            self.host.memory.write_u32(region, self.msr_basic.REVISION)
+        processor.vmxon(self.region)
+        processor.vmclear(self.vmcs)
+        processor.vmptrld(self.vmcs)
+
+    def _capability(self, true: Msr, plain: Msr) -> int:
+        return self.processor.rdmsr(true if self.msr_basic.TRUE_CONTROLS else plain)
+
+    def _execution_controls(self) -> None:
+        """SDM 3C, "VM-Execution Control Fields"."""
+        pin = allowed(
+            PinControls(ACTIVATE_PREEMPTION_TIMER=1, NMI_EXITING=1, EXTERNAL_INTERRUPT_EXITING=1),
+            PinControls(VIRTUAL_NMIS=1),
+            self._capability(Msr.IA32_VMX_TRUE_PINBASED_CTLS, Msr.IA32_VMX_PINBASED_CTLS),
+        )
+        self.virtual_nmis = pin.VIRTUAL_NMIS
+        write = self.write
+        write(Vmcs.PIN_CONTROLS, int(pin))
+        for field in (Vmcs.EXCEPTION_BITMAP, Vmcs.PAGE_FAULT_ERROR_CODE_MASK,
+                      Vmcs.PAGE_FAULT_ERROR_CODE_MATCH, Vmcs.CR3_TARGET_COUNT,
+                      Vmcs.TSC_OFFSET):  # fmt: skip
+            write(field, 0)
+        self.host.memory.fill(self.bitmap, PAGE, 0xFF)
+        for msr in PASSED:
+            self.intercept(msr, False)
+        write(Vmcs.MSR_BITMAPS, self.bitmap)
+        write(Vmcs.VPID, VPID)
+
+    def choose_exits(self, primary: PrimaryControls, secondary: SecondaryControls) -> int:
+        """Ask for these exits beside those of every guest.  Returns the primary controls."""
+        wanted = PrimaryControls(
+            ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
+            UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
+            RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
+        )  # fmt: skip
+        chosen = int(allowed(
+            PrimaryControls(wanted | primary),
+            PrimaryControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_PROCBASED_CTLS, Msr.IA32_VMX_PROCBASED_CTLS),
+        ))  # fmt: skip
+        second = allowed(
+            SecondaryControls(secondary | SecondaryControls(ENABLE_VPID=1)),
+            SecondaryControls(
+                ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
+            ),
+            self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
+        )
+        self.write(Vmcs.PRIMARY_CONTROLS, chosen)
+        self.write(Vmcs.SECONDARY_CONTROLS, int(second))
+        return chosen
+
+    def intercept(self, msr: int, exits: bool) -> None:
+        """Whether RDMSR and WRMSR of this MSR exit."""
+        memory = self.host.memory
+        half, bit = 0 if msr < 0x2000 else 1024, 1 << msr % 8
+        for part in (0, 2048):
+            at = self.bitmap + part + half + (msr & 0x1FFF) // 8
+            old = memory.read(at, 1)[0]
+            memory.write(at, bytes([old | bit if exits else old & ~bit]))
+
+    def _exit_and_entry_controls(self) -> None:
+        """SDM 3C, "VM-Exit Control Fields" and "VM-Entry Control Fields"."""
+        exits = allowed(
+            ExitControls(LOAD_EFER=1, SAVE_EFER=1, LOAD_PAT=1, SAVE_PAT=1,
+                         HOST_ADDRESS_SPACE_SIZE=1, SAVE_DEBUG_CONTROLS=1,
+                         SAVE_PREEMPTION_TIMER=int(self.keep_timer)),
+            ExitControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_EXIT_CTLS, Msr.IA32_VMX_EXIT_CTLS),
+        )  # fmt: skip
+        entries = allowed(
+            EntryControls(LOAD_EFER=1, LOAD_PAT=1, LOAD_DEBUG_CONTROLS=1),
+            EntryControls(0),
+            self._capability(Msr.IA32_VMX_TRUE_ENTRY_CTLS, Msr.IA32_VMX_ENTRY_CTLS),
+        )
+        self.write(Vmcs.EXIT_CONTROLS, int(exits))
+        self.write(Vmcs.ENTRY_CONTROLS, int(entries))
+        for field in (Vmcs.EXIT_MSR_STORE_COUNT, Vmcs.EXIT_MSR_LOAD_COUNT,
+                      Vmcs.ENTRY_MSR_LOAD_COUNT, Vmcs.ENTRY_INTERRUPTION_INFORMATION):  # fmt: skip
+            self.write(field, 0)
+
+    def _host_state(self) -> None:
+        """SDM 3C, "Host-State Area".  The host software is Python: RIP and RSP are never used."""
+        write = self.write
+        write(Vmcs.HOST_CR0, self.cr0)
+        write(Vmcs.HOST_CR3, self.host_table)
+        write(Vmcs.HOST_CR4, self.cr4)
+        write(Vmcs.HOST_EFER, self.efer)
+        write(Vmcs.HOST_PAT, self.processor.rdmsr(Msr.IA32_PAT))
+        write(Vmcs.HOST_CS, 0x08)
+        write(Vmcs.HOST_TR, 0x18)
+        for name in SEGMENTS:
+            if name not in ("cs", "tr", "ldtr"):
+                write(Vmcs[f"HOST_{name.upper()}"], 0x10)
+        for name in ("FS_BASE", "GS_BASE", "TR_BASE", "GDTR_BASE", "IDTR_BASE", "SYSENTER_CS",
+                     "SYSENTER_ESP", "SYSENTER_EIP", "RSP", "RIP"):  # fmt: skip
+            write(Vmcs[f"HOST_{name}"], 0)

@@ -1,0 +1,390 @@
+"""The port: a guest's processor as every decision sees it, whatever runs it.
+
+A technique of execution (`execution/`) stands behind it: it knows where a guest's registers are
+kept and how events get in.  Who decides (`answers/`, `paging/`, `instructions/`) knows only this.
+Numbers of general registers are the SDM's (0 RAX, 1 RCX, 2 RDX, 3 RBX, 4 RSP, 5 RBP, 6 RSI, 7 RDI).
+
+Source: SDM 3A, "System Architecture Overview", for the registers; the lecture's "trap and emulate"
+for what a hypervisor asks of a processor.
+
+Invariants: registers are read and written only between two stretches of guest code; translations
+that a guest's processor must forget are forgotten before its next instruction.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from threading import get_ident
+from typing import Any, ClassVar, Final, NamedTuple
+
+from understudy.arch.cr import RFLAGS
+from understudy.silicon import Exit
+
+RSP: Final = 4
+IF: Final = RFLAGS.IF.mask
+RF: Final = RFLAGS.RF.mask
+EVERYTHING: Final = None
+
+
+class Kind(IntEnum):
+    """What an event is, by the numbers of SDM 3C, "Event Injection"."""
+
+    INTERRUPT = 0
+    NMI = 2
+    EXCEPTION = 3
+    SOFTWARE_INTERRUPT = 4  # INT n
+    PRIVILEGED_SOFTWARE_EXCEPTION = 5  # INT1
+    SOFTWARE_EXCEPTION = 6  # INT3, INTO
+
+    @property
+    def is_software(self) -> bool:
+        """An instruction raised it, and is done once it is delivered."""
+        return self >= Kind.SOFTWARE_INTERRUPT
+
+
+class Event(NamedTuple):
+    """An exception or interrupt on its way into the guest."""
+
+    vector: int
+    kind: Kind
+    error: int | None = None
+    length: int = 0  # of the instruction that raised it, if one did
+
+
+class Control(NamedTuple):
+    """The control registers as the guest sees them.
+
+    `pdptes`: the processor's copies under PAE paging.
+    """
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    pdptes: tuple[int, ...] = (0, 0, 0, 0)
+
+
+class SegmentName(IntEnum):
+    """Segment registers, in the order in which instructions number them; then LDTR and TR."""
+
+    ES = 0
+    CS = 1
+    SS = 2
+    DS = 3
+    FS = 4
+    GS = 5
+    LDTR = 6
+    TR = 7
+
+
+class Segment(NamedTuple):
+    """A segment register.  `rights`: SDM 3C, table "Format of Access Rights"."""
+
+    selector: int
+    base: int
+    limit: int
+    rights: int
+
+
+class TableRegister(NamedTuple):
+    """GDTR or IDTR."""
+
+    base: int
+    limit: int
+
+
+class UnsupportedMode(ValueError):
+    """A mode in which this technique cannot run a guest."""
+
+
+class Guest(ABC):
+    """One virtual processor's registers, and its way in and out of the guest."""
+
+    table: dict[int, Callable[[Any, Exit], Any]]
+    """What answers an exit, by its reason: a function of the vCPU and the exit."""
+    resume: Callable[[int], Exit]
+    """Enter the guest with an instruction budget (0: none); returns at the next exit."""
+    timer_shift: int
+    """`arm` counts in units of 2**timer_shift ticks of the TSC."""
+    read_gpr: Callable[[int], int]
+    """A general register but RSP, fast."""
+    write_gpr: Callable[[int, int], None]
+    """Set a general register but RSP, fast.  0 <= value < 2**64."""
+    cr0_always_exits: ClassVar[int] = 0
+    """A change of these bits of CR0 exits under every paging technique."""
+
+    def __init__(self) -> None:
+        self.thread = 0  # the one on which this processor's exits are answered now
+        self.notify: Callable[[], None] = lambda: None  # have `pay` called before the next entry
+        self._stale: list[Sequence[int] | None] = []  # what must be forgotten; None: everything
+
+    # --- general registers, instruction pointer, flags ---
+
+    @abstractmethod
+    def gpr(self, n: int) -> int:
+        """A general register."""
+
+    @abstractmethod
+    def set_gpr(self, n: int, value: int) -> None:
+        """Set a general register."""
+
+    @property
+    @abstractmethod
+    def rip(self) -> int: ...
+
+    @rip.setter
+    @abstractmethod
+    def rip(self, value: int) -> None: ...
+
+    @property
+    @abstractmethod
+    def rflags(self) -> int: ...
+
+    @rflags.setter
+    @abstractmethod
+    def rflags(self, value: int) -> None: ...
+
+    @abstractmethod
+    def registers(self) -> dict[str, int]:
+        """All of the guest's registers, by the names of `Processor.registers`."""
+
+    @abstractmethod
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set all registers; those not named are as after reset, flat in protected mode."""
+
+    @abstractmethod
+    def fxsave(self) -> bytes:
+        """The x87 and SSE state, as FXSAVE64 writes it."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
+
+    # --- modes and segments ---
+
+    @abstractmethod
+    def segment(self, n: int) -> Segment:
+        """A segment register, LDTR or TR, by the numbers of `SegmentName`."""
+
+    @abstractmethod
+    def set_segment(self, n: int, segment: Segment) -> None:
+        """Set one, its hidden part too."""
+
+    @abstractmethod
+    def segment_base(self, n: int) -> int:
+        """The base of one."""
+
+    @abstractmethod
+    def gdtr(self) -> TableRegister: ...
+
+    @abstractmethod
+    def idtr(self) -> TableRegister: ...
+
+    @abstractmethod
+    def cpl(self) -> int:
+        """The current privilege level."""
+
+    @abstractmethod
+    def code_bits(self) -> int:
+        """The default operand and address size of the code segment: 16, 32, or 64."""
+
+    def is_code64(self) -> bool:
+        """The guest executes 64-bit code."""
+        return self.code_bits() == 64
+
+    # --- control and debug registers ---
+
+    @abstractmethod
+    def control(self) -> Control:
+        """CR0, CR3, CR4, EFER and the PDPTEs, as the guest sees them."""
+
+    @abstractmethod
+    def paging_control(self) -> Control:
+        """The same, cheap: only what decides how linear addresses translate is sure to be right."""
+
+    @abstractmethod
+    def real_control(self) -> Control:
+        """What the processor has instead: without EPT, CR3 is the root of the hypervisor's."""
+
+    @abstractmethod
+    def load_control(self, values: Control) -> None:
+        """Set all of them."""
+
+    @abstractmethod
+    def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
+        """The guest has loaded CR3, where the hypervisor keeps it."""
+
+    @abstractmethod
+    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
+        """UnsupportedMode if a guest with this CR0 cannot run so under a paging technique."""
+
+    @abstractmethod
+    def set_cr2(self, value: int) -> None: ...
+
+    @property
+    @abstractmethod
+    def dr7(self) -> int: ...
+
+    @dr7.setter
+    @abstractmethod
+    def dr7(self, value: int) -> None: ...
+
+    @abstractmethod
+    def add_dr6(self, bits: int) -> None:
+        """Set these bits of DR6."""
+
+    @property
+    @abstractmethod
+    def debugctl(self) -> int:
+        """IA32_DEBUGCTL."""
+
+    @debugctl.setter
+    @abstractmethod
+    def debugctl(self, value: int) -> None: ...
+
+    # --- going on ---
+
+    @abstractmethod
+    def skip(self, length: int) -> None:
+        """The instruction that exited is done: go past its `length` bytes."""
+
+    @abstractmethod
+    def clear_blocking(self) -> None:
+        """No interrupt shadow, no blocking by NMI, no pending debug exception."""
+
+    def set_resume_flag(self, wanted: bool) -> None:
+        """RFLAGS.RF: whether the next instruction's breakpoint is not met (again)."""
+        flags = self.rflags
+        self.rflags = flags | RF if wanted else flags & ~RF
+
+    @abstractmethod
+    def single_step(self, on: bool) -> None:
+        """Whether to come back after one instruction."""
+
+    @property
+    @abstractmethod
+    def is_inside(self) -> bool:
+        """A run ended between two instructions, still in the guest: `run` goes on there.
+
+        Registers can be read and written only outside.
+        """
+
+    @abstractmethod
+    def run(self, budget: int) -> Exit:
+        """Go on inside the guest; else like `resume`."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """From any thread: have the guest come back soon."""
+
+    # --- events ---
+
+    @abstractmethod
+    def inject(self, event: Event) -> None:
+        """Deliver this event on the next entry."""
+
+    @abstractmethod
+    def window(self, interrupts: bool, nmis: bool) -> None:
+        """Whether to come back as soon as the guest can take an interrupt, or an NMI."""
+
+    @abstractmethod
+    def takes_interrupts(self) -> bool:
+        """RFLAGS.IF is set and nothing blocks interrupts."""
+
+    @abstractmethod
+    def takes_nmis(self) -> bool:
+        """Nothing blocks NMIs."""
+
+    @abstractmethod
+    def block_nmis(self) -> None:
+        """An IRET that unblocked NMIs did not complete, or an NMI was delivered."""
+
+    @abstractmethod
+    def unblock_nmis(self) -> None:
+        """The NMI in delivery will be delivered again."""
+
+    def interrupt_flag(self) -> bool:
+        """RFLAGS.IF."""
+        return bool(self.rflags & IF)
+
+    # --- time ---
+
+    @property
+    @abstractmethod
+    def tsc(self) -> int:
+        """The processor's own TSC, in ns, without the guest's offset."""
+
+    @abstractmethod
+    def set_tsc_offset(self, offset: int) -> None:
+        """The guest's TSC is the processor's, plus this (modulo 2**64)."""
+
+    @abstractmethod
+    def advance(self, ticks: int) -> None:
+        """Virtual time only: let it pass without instructions.  ticks > 0."""
+
+    @abstractmethod
+    def arm(self, ticks: int) -> None:
+        """Come back after this many units of guest time."""
+
+    @property
+    @abstractmethod
+    def retired(self) -> int:
+        """Instructions that the processor has retired."""
+
+    # --- translations ---
+
+    @abstractmethod
+    def load_root(self, hpa: int) -> None:
+        """Translate by the hypervisor's table at this hpa from the next entry on."""
+
+    @abstractmethod
+    def code_at(self, gva: int, length: int) -> bytes:
+        """The bytes that the processor has just fetched here, as many as are mapped."""
+
+    @abstractmethod
+    def forget(self, addresses: Sequence[int] | None) -> None:
+        """Drop cached translations: of the pages at these linear addresses; None: all."""
+
+    @abstractmethod
+    def forget_guest(self) -> None:
+        """Drop what the guest's own tables have led to (its CR3 was loaded in its stead)."""
+
+    def invalidate(self, addresses: Sequence[int] | None = EVERYTHING) -> None:
+        """From any thread: have these translations forgotten before the next instruction.
+
+        On the thread that answers this processor's exits they are at once.  For every other it is
+        a request, which the processor pays on its way into the guest (as KVM's are, and as the
+        interrupt of a real shootdown is).
+        """
+        if self.thread == get_ident():
+            self.forget(addresses)
+        else:
+            self._stale.append(addresses)
+            self.notify()
+
+    def pay(self) -> None:
+        """Forget what was asked for."""
+        while self._stale:
+            self.forget(self._stale.pop())
+
+    @abstractmethod
+    def use(self, paging: Any) -> None:
+        """Translate by another `Paging` from now on.  The processor must be out of the guest."""
+
+    # --- saving, ending ---
+
+    @abstractmethod
+    def save(self) -> dict[str, Any]:
+        """What a snapshot must keep, as plain values; no host-physical address is among them."""
+
+    @abstractmethod
+    def load(self, saved: dict[str, Any]) -> None:
+        """Become what was saved; the paging technique is restored already."""
+
+    @abstractmethod
+    def frames(self) -> list[int]:
+        """The host frames (pfn) of the technique's own structures."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""

@@ -1,0 +1,113 @@
+"""A virtual processor's time: what is due, the timer that brings it back, and sleep.
+
+The guest's TSC is the processor's.  The next deadline of devices and APIC timer is put into the
+technique's timer (`Guest.arm`), and only when it changes; with the virtual clock the timer keeps
+its count over exits, with the wall clock it is set anew on each entry.
+
+Time that no instruction counts (a bus cycle, an instruction carried out by the hypervisor) is a
+debt, which is paid once on the way into the guest.
+
+Invariants: nothing fires before the timer could say so; two runs in virtual time see the same
+times at the same instructions.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from understudy.clock import Clock, Timer
+from understudy.guest import Guest
+from understudy.silicon import LocalApic
+
+NEVER: Final = (1 << 64) - 1
+
+
+class GuestClock(Clock):
+    """Guest time of a whole VM: the TSC of the processor that runs it, plus an offset.
+
+    `changed` holds what wants to hear that a deadline may have moved: each vCPU's `look`.
+    """
+
+    def __init__(self, source: Callable[[], int]) -> None:
+        super().__init__()
+        self.source, self.offset = source, 0
+        self.changed: list[Callable[[], None]] = []
+
+    def now(self) -> int:
+        return self.source() + self.offset
+
+    def _push(self, ns: int, sequence: int, callback: Callable[[], None]) -> Timer:
+        for listener in self.changed:
+            listener()
+        return super()._push(ns, sequence, callback)
+
+
+class Deadlines:
+    """What one vCPU waits for: the board's timers and its own APIC's."""
+
+    def __init__(self, guest: Guest, clock: GuestClock, apic: LocalApic, *, is_wall: bool) -> None:
+        self.guest, self.clock, self.apic, self.is_wall = guest, clock, apic, is_wall
+        self.shift = guest.timer_shift
+        self.armed = 0  # the deadline that the guest's timer holds
+        self.debt = 0  # ticks that have passed, and that the processor has not been told
+        self.wake = threading.Event()
+
+    def next(self) -> int:
+        """When something is due, in ns of guest time; `NEVER` if nothing is."""
+        device, apic = self.clock.next_deadline(), self.apic.deadline()
+        return apic if device is None or apic < device else device
+
+    def fire(self) -> None:
+        """Let happen what is due.
+
+        Not before the guest's timer could say so: a kick, which comes at any time, must not make
+        anything happen earlier than it would without.
+        """
+        now = self.clock.now()
+        if self.next() <= now >> self.shift << self.shift:
+            self.clock.run_due()
+            if self.apic.deadline() <= now:
+                self.apic.tick(now)
+
+    def arm(self) -> None:
+        """Put the next deadline into the guest's timer, if it does not hold it already."""
+        deadline = self.next()
+        if deadline != self.armed:
+            self.armed = deadline
+            self.rearm()
+
+    def rearm(self) -> None:
+        """Tell the guest's timer how far the deadline is.
+
+        It counts changes of bit `shift` of the TSC: round so as never to be early.
+        """
+        shift = self.shift
+        ticks = (self.armed + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
+        self.guest.arm(ticks if ticks > 0 else 0)
+
+    def pay(self) -> None:
+        """Let the time pass that is owed; the timer did not see it."""
+        debt, self.debt = self.debt, 0
+        if not self.is_wall:
+            self.guest.advance(debt)
+            self.rearm()
+
+    def idle(self, has_news: Callable[[], bool]) -> bool:
+        """One step of idle time.  False if nothing is armed that could end it.
+
+        `has_news`: whether another thread wants something (with the wall clock).
+        """
+        deadline = self.next()
+        if self.is_wall:
+            self.wake.clear()
+            if not has_news():
+                left = deadline - self.clock.now()
+                self.wake.wait(None if deadline == NEVER else max(left, 0) / 1e9)
+            return True
+        if deadline == NEVER:
+            return False
+        left = -(-deadline >> self.shift << self.shift) - self.clock.now()
+        if left > 0:
+            self.guest.advance(left)
+        self.armed = 0  # the guest's timer does not count idle time
+        return True
