@@ -95,15 +95,7 @@ class Mirror(Shadow):
     def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
         self.forget_hpas(runs)
-        for gfn, count in runs:
-            for slot in self.tables.reverse.slots_in(gfn, count):
-                self.tables.zap(slot)
-            frames = range(gfn, gfn + count)
-            few = frames if count < len(self.traced) else self.traced
-            for frame in [frame for frame in few if frame in frames and frame in self.traced]:
-                if self.p2m.lookup(frame) is None:
-                    for page in list(self.traced.get(frame, ())):
-                        self.tables.empty(page)
+        self.tables.p2m_change(runs)
         self.settle()
 
     def synchronize(self) -> None:
