@@ -56,7 +56,8 @@ X87: Final = frozenset({
 STATE: Final = frozenset({Mnemonic.LDMXCSR, Mnemonic.STMXCSR})
 UNALIGNED: Final = frozenset({
     Mnemonic.MOVUPS, Mnemonic.MOVUPD, Mnemonic.MOVDQU, Mnemonic.LDDQU, Mnemonic.PCMPESTRI,
-    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM,
+    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM, Mnemonic.PCMPESTRI64,
+    Mnemonic.PCMPESTRM64,
 })  # fmt: skip
 """SSE instructions that take 16 bytes from anywhere."""
 
