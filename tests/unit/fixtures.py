@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from tests.unit.fakes import FakeApic, FakeExit, FakeProcessor, Step, fake_machine
 from understudy.arch.vmcs import Vmcs
-from understudy.verdict import Stop
 from understudy.machine.p2m import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault
+from understudy.verdict import Stop
 from understudy.vm import VM
 
 LONG_MODE = {

@@ -258,6 +258,7 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
             b.processor.script.append(
                 FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)
             )
+            b.processor.script.append(FakeExit(Reason.MONITOR_TRAP_FLAG))  # for lent memory
             b.processor.script.append(FakeExit(Reason.BUDGET))
             b.processor.in_guest = False
             assert b.vm.go(deadline_ns=b.vm.clock.now() + 10_000_000).kind
