@@ -11,6 +11,7 @@ to its consoles.  Nothing is shared between VMs but the host they were given.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -20,10 +21,12 @@ from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
+from understudy.counting import counted
 from understudy.describe import describe
 from understudy.endings import Endings
 from understudy.guest import SegmentName
-from understudy.image import Image, SnapshotError, touched
+from understudy.image import Contents, Image, Shared, touched
+from understudy.image_file import SnapshotError, mapped, pack
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -57,14 +60,19 @@ class VM:
         config: Config | int | str | None = None,
         *,
         host: Host | None = None,
+        contents: Contents | None = None,
         **options: Any,
     ) -> None:
+        """`contents`: what is in its memory from the beginning (None: zeros)."""
         self.config = config = Config.of(config, **options)
         check_names(config)
         size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
-        self.memory.populate()
+        if contents is None:
+            self.memory.populate()
+        else:
+            contents.fill(self.memory)
         self.processors = [self.host.plug(config.engine, config.clock)]
         bootstrap = self.processors[0]
         self.clock = GuestClock(lambda: bootstrap.tsc)
@@ -256,26 +264,7 @@ class VM:
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        raw, vcpu = self.processors[0].counters(), self.vcpus[0]
-        return {
-            "instructions": self.instructions,
-            "exits": vcpu.named_exits(),
-            "kicks": vcpu.kicks,
-            "walk": {
-                dimension: {str(level): n for level, n in levels.items()}
-                for dimension, levels in raw["walk"].items()
-            },
-            "walk_caches": raw["walk_caches"],
-            "tlb": {"misses": raw["tlb_misses"], "instruction_misses": raw["itlb_misses"]},
-            "paging": self.pages.name,
-            "fills": self.pages.fills,
-            "flushes": self.pages.flushes,
-            "faults": dict(self.pages.faults),
-            "tables": self.pages.table_count,
-            "cr_accesses": vcpu.named_cr_accesses(),
-            "injected": dict(sorted(vcpu.events.state.injected.items())),
-            "engine": dict(raw["engine"]),
-        }
+        return counted(self.vcpus, self.processors, self.pages)
 
     def describe(self) -> str:
         """The decoded state, for people."""
@@ -308,13 +297,15 @@ class VM:
             self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
         )  # fmt: skip
 
-    def snapshot(self) -> Image:
-        """This moment, as a value: memory, processors, devices."""
-        for vcpu in self.vcpus:
-            vcpu.leave_guest()
-        return Image(self._state(), tuple(touched(self.memory)))
+    def snapshot(self) -> "Image[Self]":
+        """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
+        state = self._state()
+        contents = Shared(self.host, self.memory.p2m)
+        return Image(state, contents, type(self)._of_image, self.host, self._load)
 
     def _state(self) -> dict[str, Any]:
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
         return {
             "config": plain(self.config),
             "now": self.clock.now(),
@@ -338,23 +329,33 @@ class VM:
         self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
-        """A snapshot as bytes."""
-        return self.snapshot().to_bytes()
+        """This moment as bytes, for a file; nothing changes for the VM."""
+        return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
-    def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
+    def restore(
+        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None
+    ) -> Self:
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        SnapshotError if the bytes are no snapshot, or one that does not fit.
+        data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
+        does not fit.
         """
-        image = Image.of_bytes(data)
+        if isinstance(data, bytes):
+            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
+        with data.open("rb") as file:
+            view = mapped(file.fileno())
+        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+
+    @classmethod
+    def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
-            vm = cls(replace(config, engine=engine or config.engine), host=host)
+            config = replace(config, engine=engine or config.engine)
+            vm = cls(config, host=host, contents=image.contents)
             try:
-                for gpa, piece in image.pieces:
-                    vm.memory.write(gpa, piece)
                 vm._become(image.state)
+                vm._load = image.load
             except BaseException:
                 vm.close()
                 raise
@@ -373,8 +374,7 @@ class VM:
             vcpu.leave_guest()
             vcpu.guest.close()
         self.pages.close()
-        for extent in self.memory.p2m:
-            self.host.release(extent.pfn, extent.frames)
+        self.memory.close()
         for processor in self.processors:
             self.host.unplug(processor)
 

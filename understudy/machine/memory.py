@@ -41,9 +41,15 @@ class GuestMemory:
                     gfn += part
 
     def clear(self) -> None:
-        """Make every byte zero."""
-        for extent in self.p2m:
-            self._memory.discard(extent.pfn << PAGE_SHIFT, extent.frames << PAGE_SHIFT)
+        """Make every byte zero, with frames of its own."""
+        with self.p2m.batch():
+            self.close()
+            self.populate()
+
+    def close(self) -> None:
+        """Give all frames back to the host."""
+        for _, pfn, frames in self.p2m.clear():
+            self.host.release(pfn, frames)
 
     def layout(self) -> list[tuple[int, int]]:
         """Where RAM lies: (gfn, frames)."""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.machine.frames import Frames, OutOfFrames, bytes_of
+from understudy.machine.frames import Frames, OutOfFrames
+from understudy.quantities import bytes_of
 
 
 @pytest.mark.parametrize(
