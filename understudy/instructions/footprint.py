@@ -18,7 +18,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpAccess, OpKind
 
 from understudy.arch.cr import CR0
-from understudy.guest import RSP, Guest, SegmentName
+from understudy.guest import Guest, SegmentName
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import (
     LONGEST,
@@ -29,7 +29,6 @@ from understudy.instructions.operands import (
     linear,
     operand_address,
     reader,
-    register_place,
     segment_base,
 )
 
@@ -56,7 +55,8 @@ X87: Final = frozenset({
 STATE: Final = frozenset({Mnemonic.LDMXCSR, Mnemonic.STMXCSR})
 UNALIGNED: Final = frozenset({
     Mnemonic.MOVUPS, Mnemonic.MOVUPD, Mnemonic.MOVDQU, Mnemonic.LDDQU, Mnemonic.PCMPESTRI,
-    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM,
+    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM, Mnemonic.PCMPESTRI64,
+    Mnemonic.PCMPESTRM64,
 })  # fmt: skip
 """SSE instructions that take 16 bytes from anywhere."""
 
@@ -104,8 +104,6 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
     if mnemonic in FXSAVES:
         area = touches[0]
         return [area._replace(size=FXSAVE_BYTES[bits]), area._replace(writes=False)]
-    if mnemonic == Mnemonic.POP and instruction.op0_kind == OpKind.MEMORY:
-        return [_popped(instruction, guest, bits, touches[0]), *touches[1:]]
     return touches
 
 
@@ -179,10 +177,3 @@ def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[T
     mask = image[at : at + touch.size]
     written = [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
     return [*written, touch._replace(writes=False)]
-
-
-def _popped(instruction: iced.Instruction, guest: Guest, bits: int, touch: Touch) -> Touch:
-    """POP to memory: an address by RSP is that after the increment."""
-    if not instruction.memory_base or register_place(instruction.memory_base)[0] != RSP:
-        return touch
-    return touch._replace(gva=touch.gva + touch.size & (MASK64 if bits == 64 else LOW32))

@@ -45,6 +45,7 @@ LEVELS: Final = 4
 WRITE: Final = EptViolation.WRITE.mask
 READABLE: Final = EptViolation.READABLE.mask
 READ_ONLY: Final = READABLE | EptViolation.WRITABLE.mask
+RIGHTS: Final = READ_ONLY | EptViolation.EXECUTABLE.mask
 BULK: Final = 8  # entries of one table: with as many it costs less to make all 512 at once
 
 
@@ -93,7 +94,7 @@ class Ept(Paging, name="ept"):
         gfn, is_write = gpa >> PAGE_SHIFT, bool(qualification & WRITE)
         word = self.p2m.word(gfn)
         if not word & RAM:
-            if self.entries(gpa)[-1] & RWX:
+            if qualification & RIGHTS and self.entries(gpa)[-1] & RWX:
                 raise PagingError(self._disagreement(gpa, "EPT violation"))
             return False
         if word & PRESENT and not (is_write and word & PROTECTED):

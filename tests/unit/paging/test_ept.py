@@ -281,4 +281,4 @@ def test_a_table_that_is_missing_or_too_much_is_named(host: Host) -> None:
         ept.violation(0x3000, 1)
     host.memory.write_u64(level2 + 8, 0xB7)
     with pytest.raises(PagingError, match=r"level 2: .* expected 0x0"):
-        ept.violation(0x200000, WRITE)
+        ept.violation(0x200000, WRITE | 7 << 3)
