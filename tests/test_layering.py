@@ -17,11 +17,23 @@ RUST = list(files("silicon/src", ".rs"))
 # named here is part of the hypervisor.
 _HYPERVISOR = ("*",)
 LAYERS = (
-    ("silicon", "arch", "clock", "config", "quantities", "state", "verdict", "machine"),
+    (
+        "silicon",
+        "arch",
+        "clock",
+        "closed",
+        "config",
+        "interruption",
+        "quantities",
+        "sessions",
+        "state",
+        "verdict",
+        "machine",
+    ),
     ("devices",),
     ("guests",),
     _HYPERVISOR,
-    ("linux",),
+    ("linux", "linux_session", "last_words", "control"),
     ("lab",),
     ("terminal", "doctor", "commands", "cli", "__main__"),
 )

@@ -10,9 +10,9 @@ with VM.linux("cloud-amd64", memory="256M") as vm:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from understudy.linux import VM, GuestStopped, GuestTimeout, LinuxError, Result
+    from understudy.linux import VM, GuestStopped, GuestTimeout, Linux, LinuxError, Result
 
-__all__ = ["VM", "GuestStopped", "GuestTimeout", "LinuxError", "Result"]
+__all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result"]
 
 
 def __getattr__(name: str) -> object:

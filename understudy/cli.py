@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -72,8 +73,25 @@ def _root(
     """A hypervisor for x86 that needs no root, no KVM and no set-up."""
 
 
+def _open_streams() -> None:
+    """Have something behind each standard stream, also where whoever started us closed it.
+
+    Python leaves `sys.stdout` None then, and the next file that is opened gets the number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nothing = os.open(os.devnull, os.O_RDWR)
+        if nothing != number:
+            os.dup2(nothing, number)
+            os.close(nothing)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the result is the status for the shell."""
+    _open_streams()
     try:
         status = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         sys.stdout.flush()  # a full disk is to be noticed here, not when Python ends
@@ -108,9 +126,11 @@ def _give_up_output() -> None:
 
 def _complain(line: str, status: int, detail: str = "") -> int:
     text = " ".join(line.split())
-    print(f"understudy: {text}", file=sys.stderr)
-    if detail:
-        print(detail.rstrip(), file=sys.stderr)
+    with suppress(OSError):  # nowhere to say it: the status is left
+        print(f"understudy: {text}", file=sys.stderr)
+        if detail:
+            print(detail.rstrip(), file=sys.stderr)
+        sys.stderr.flush()
     return status
 
 

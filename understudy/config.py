@@ -20,8 +20,8 @@ PAGE: Final = 4096
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
-DeviceRow = tuple[str, dict[str, int | str | bool]]
-"""A further device on the board: its name in `Device.ALL`, and what it is made with."""
+DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
+"""A further device on the board: its name in `Device.ALL`, where it is, and its options."""
 
 Check = Callable[[str, Any], Any]
 """Given a field's name and a value for it: the value as it is kept, or ValueError."""
@@ -113,8 +113,14 @@ def _cpus(what: str, value: int) -> int:
 
 def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
     try:
-        return tuple((_text("name", name), dict(options)) for name, options in value)
-    except (TypeError, ValueError):
+        return tuple(
+            (
+                _text("name", name),
+                {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()},
+            )
+            for name, row in value
+        )
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
 
 

@@ -1,4 +1,8 @@
-"""Serial lines between a guest and whoever listens and types."""
+"""A serial line between a guest and whoever listens to it or types into it.
+
+Source: none.  Invariants: a listener that fails does not disturb the guest, nor the other
+listeners; what is typed reaches the guest's port on the VM's own thread.
+"""
 
 from collections.abc import Callable
 
@@ -6,15 +10,22 @@ from collections.abc import Callable
 class Console:
     """A serial line to the guest."""
 
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        post: Callable[[Callable[[], None]], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
         self.on_output: list[Callable[[bytes], None]] = []
         self.receive: Callable[[bytes], None] = lambda data: None
-        self._post = post
+        self._post, self._fail = post, fail
 
     def transmit(self, data: bytes) -> None:
         """The guest has sent this."""
         for listener in self.on_output:
-            listener(data)
+            try:
+                listener(data)
+            except Exception as problem:  # raised by `go`, when the guest's access is done
+                self._fail(problem)
 
     def send(self, data: bytes) -> None:
         """Type this; from any thread.  The guest gets it when it runs."""

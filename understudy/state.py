@@ -63,9 +63,11 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
         if value is None and type(None) in args:
             return None
         kinds = [a for a in args if a is not type(None)]
-        fitting = [a for a in kinds if a is type(value)] if len(kinds) > 1 else kinds
+        fitting = (
+            [a for a in kinds if (get_origin(a) or a) is type(value)] if len(kinds) > 1 else kinds
+        )
         if not fitting:
-            names = " or ".join(a.__name__ for a in kinds)
+            names = " or ".join(str(getattr(a, "__name__", a)) for a in kinds)
             raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {names}")
         return restore(fitting[0], value, where)
     if is_dataclass(kind) and isinstance(kind, type):

@@ -3,7 +3,7 @@
 What: raw mode that is always given back, the escape key, and a reader that never blocks the guest.
 Source: termios(3); the escape key is that of telnet, Ctrl-].
 Invariants: however `Terminal` is left (return, exception, SIGTERM, SIGHUP), the terminal is as it
-was found.  End of input never ends the guest.
+was found.
 """
 
 import os
@@ -186,10 +186,17 @@ class Input:
                 data = b""
             if not data:
                 self.ended = True
+                if self._arrived is not None:
+                    self._arrived()
                 return
             self._chunks.append(data)
             if self._arrived is not None:
                 self._arrived()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come: the end of input has been seen, and all is taken."""
+        return self.ended and not self._chunks
 
     def waiting(self) -> bool:
         """Whether `take` would return something."""

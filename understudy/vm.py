@@ -8,7 +8,6 @@ Invariants: a VM belongs to one thread at a time; another thread may only `post`
 to its consoles.  Nothing is shared between VMs but the host they were given.
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,11 +19,13 @@ from understudy import inspection
 from understudy.answers.control_registers import load_pdptes, offer_efer
 from understudy.arch.address import MAXPHYADDR
 from understudy.arch.msr import Msr
+from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.describe import describe
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.endings import Endings
 from understudy.execution import Execution
 from understudy.image import Image, SnapshotError, touched
 from understudy.inspection import Inspection, Registers, reader
@@ -33,6 +34,7 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
+from understudy.sessions import Sessions
 from understudy.silicon import host_features
 from understudy.state import plain, restore
 from understudy.vcpu.cpu_features import Choice
@@ -60,6 +62,7 @@ def check_names(config: Config) -> None:
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
+@says_closed("name", "clock_kind", "engine")
 class VM:
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
@@ -82,8 +85,10 @@ class VM:
         self.clock.offset = -bootstrap.tsc
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
-        self.interrupts = Router(self.vcpus)
-        self.console, self.agent_port = Console(self.post), Console(self.post)
+        self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.sessions = Sessions()
+        self.is_closed = False
+        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
         self.pc = self._board(size)
         self.bus = self.pc.bus
         self.pages = Paging.ALL[config.paging](
@@ -91,7 +96,6 @@ class VM:
         )
         self._add_vcpus()
         self.pc.install_tables()
-        self.is_closed = False
 
     @property
     def name(self) -> str:
@@ -110,19 +114,20 @@ class VM:
 
     def _board(self, size: int) -> PC:
         console, agent = self.console, self.agent_port
-        is_wall = self.clock_kind == "wall"
+        is_wall, request = self.clock_kind == "wall", self.endings.request
         board = PC(
             self.clock,
-            self.memory.write,
-            power_off=lambda: self._request(Stop(StopKind.POWEROFF)),
-            reset=lambda: self._request(Stop(StopKind.RESET)),
-            debug_exit=lambda code: self._request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
+            self.memory,
+            power_off=lambda: request(Stop(StopKind.POWEROFF)),
+            reset=lambda: request(Stop(StopKind.RESET)),
+            debug_exit=lambda code: request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
             deliver=self.interrupts.deliver,
             extint=self.interrupts.extint,
             com1=console.transmit,
             com2=agent.transmit,
             ram_bytes=size,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
+            devices=self.config.devices,
         )
         console.receive, agent.receive = board.com1.receive, board.com2.receive
         return board
@@ -216,31 +221,19 @@ class VM:
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
         time.  wall_seconds: real time.  A KeyboardInterrupt passes through; the VM can go on.
         """
-        if self.is_closed:
-            raise RuntimeError(f"{self.name} is closed")
+        if any(vcpu.is_running for vcpu in self.vcpus):
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot run it, nor can another thread"
+            )
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
-        timer = late = alarm = None
-        if deadline_ns is not None:
-            text = f"guest time {deadline_ns} ns"
-            alarm = self.clock.at(deadline_ns, lambda: self._request(Stop(StopKind.DEADLINE, text)))
-        if wall_seconds is not None:
-            late = Stop(StopKind.WALL, f"{wall_seconds} s")
-            timer = threading.Timer(max(wall_seconds, 0), self._interrupt, (late,))
-            timer.daemon = True
-            timer.start()
-        try:
+        with self.endings.within(deadline_ns, wall_seconds):
             return self._described(self.vcpus[0].run(Goal(end, until)))
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-            if timer is not None:
-                timer.cancel()
-                timer.join()
-            for vcpu in self.vcpus:
-                if vcpu.requested is late:
-                    vcpu.requested = None
+
+    def fail(self, problem: Exception) -> None:
+        """From a callback that has failed: end the run, which raises this."""
+        self.endings.fail(problem)
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
@@ -257,16 +250,6 @@ class VM:
             for vcpu in self.vcpus
         )  # fmt: skip
 
-    def _request(self, stop: Stop) -> None:
-        """End the run before the next entry."""
-        for vcpu in self.vcpus:
-            vcpu.request(stop)
-
-    def _interrupt(self, stop: Stop) -> None:
-        self._request(stop)
-        for vcpu in self.vcpus:
-            vcpu.look_now()
-
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
         self.posts.append(action)
@@ -275,7 +258,7 @@ class VM:
 
     def stop(self, reason: str = "asked to") -> None:
         """From any thread: end `go` soon, as `StopKind.STOPPED`."""
-        self._interrupt(Stop(StopKind.STOPPED, reason))
+        self.endings.interrupt(Stop(StopKind.STOPPED, reason))
 
     # --- looking, saving, ending ---
 
@@ -352,6 +335,7 @@ class VM:
             "vcpus": [vcpu.save() for vcpu in self.vcpus],
             "paging": self.pages.save(),
             "board": self.pc.save(),
+            "sessions": self.sessions.save(),
         }  # fmt: skip
 
     def _become(self, state: dict[str, Any]) -> None:
@@ -364,6 +348,7 @@ class VM:
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
         self.pages.load(state["paging"])
+        self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
         """A snapshot as bytes."""

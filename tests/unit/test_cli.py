@@ -165,6 +165,35 @@ def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("--version", 0), ("doctor", 0), ("run --guest hello", 0), ("control nowhere", 1)],
+)
+def test_closed_streams_are_no_bug(tmp_path: Path, closed: str, command: str, status: int) -> None:
+    child = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m understudy {command} {closed}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert child.returncode == status
+    assert "bug" not in child.stderr and "Traceback" not in child.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nowhere_to_complain_leaves_the_status() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m understudy run 2>/dev/full"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("command", [["fetch", "--list"], ["run", "--help"], ["--version"]])
 def test_a_full_disk_is_one_line(command: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from understudy.commands import Refusal, console
-from understudy.commands.console import SETTLE_NS
+from understudy.commands.console import DONE_NS, SETTLE_NS
 from understudy.commands.progress import StatusLine
 from understudy.linux import VM
 from understudy.terminal import Input, Output
@@ -23,6 +23,7 @@ class Waiting:
         self.console, self.clock = self, self
         self.on_output: list[Callable[[bytes], None]] = []
         self.typed = b""
+        self.console_text = "Linux version 6\n"
         self.instructions = 0
         self.time_passes = True
         self.ns = 1_500_000_000
@@ -161,6 +162,79 @@ def test_what_is_piped_in_waits_for_a_prompt() -> None:
     ended = session.run(cast(Output, _Recorder(shown)))
     assert ended == Stop(StopKind.POWEROFF)
     assert vm.typed == b"poweroff\n"
+
+
+def _at_a_prompt(
+    pipe: tuple[int, int], typed: list[bytes], *, stays: bool = False
+) -> tuple[Stop | None, console._Session, bytes]:
+    """A guest that shows its prompt at once, and again after each line that is typed."""
+    vm = Waiting()
+    answered = vm.receive
+
+    def receive(data: bytes) -> None:
+        answered(data)
+        vm.ns += DONE_NS
+        for listener in vm.on_output:
+            listener(b"result\n# ")
+        vm.ns += DONE_NS
+
+    vm.receive = receive  # type: ignore[method-assign]
+    session = console._Session(
+        cast(VM, vm), StatusLine("test"), 0.5, interactive=False, stays=stays
+    )
+
+    def shows_a_prompt() -> None:
+        for listener in vm.on_output:
+            listener(b"# ")
+        vm.ns += DONE_NS
+
+    vm.post(shows_a_prompt)
+    inner, outer = os.pipe()
+    with Input(inner, session.arrived) as keyboard:
+        session.listen(keyboard)
+        for chunk in typed:
+            os.write(outer, chunk)
+        os.close(outer)
+        try:
+            ended = session.run(Output(pipe[1]))
+        finally:
+            os.close(inner)
+    return ended, session, vm.typed
+
+
+@pytest.mark.parametrize("typed", [[b"uname\n"], []])
+def test_when_the_input_is_over_and_the_guest_at_its_prompt_the_run_ends(
+    pipe: tuple[int, int], typed: list[bytes]
+) -> None:
+    ended, session, got = _at_a_prompt(pipe, typed)
+    assert ended is None and session.is_done
+    assert got == b"".join(typed)
+
+
+def test_a_run_that_others_reach_by_a_socket_stays(pipe: tuple[int, int]) -> None:
+    with pytest.raises(Refusal, match="the time that --timeout gave is over"):
+        _at_a_prompt(pipe, [b"uname\n"], stays=True)
+
+
+def test_a_guest_that_prints_nothing_gets_a_hint(
+    capsys: pytest.CaptureFixture[str], pipe: tuple[int, int]
+) -> None:
+    vm = Waiting()
+    vm.console_text = ""
+    with pytest.raises(Refusal, match="console=ttyS0"):
+        console._status(cast(VM, vm), Stop(StopKind.RESET))
+    assert console._status(cast(VM, vm), Stop(StopKind.POWEROFF)) == 0
+    assert "console=ttyS0" in capsys.readouterr().err
+    session = console._Session(cast(VM, vm), StatusLine("test"), 0.05, interactive=True)
+    with pytest.raises(Refusal, match=r"still running; the guest printed nothing.*console=ttyS0"):
+        session.run(Output(pipe[1]))
+
+
+def test_the_reason_of_a_panic_is_told_first() -> None:
+    vm = Waiting()
+    vm.console_text = "[ 1.0] Kernel panic - not syncing: no init\n[ 1.1] more\n"
+    with pytest.raises(Refusal, match=r"^the guest ended: Kernel panic - not syncing: no init; it"):
+        console._status(cast(VM, vm), Stop(StopKind.RESET))
 
 
 class _Recorder:

@@ -1,17 +1,22 @@
 """Waiting, typing and running commands, on a machine that plays a script instead of code."""
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
-from understudy import VM, GuestStopped, GuestTimeout, LinuxError
+from understudy import GuestStopped, GuestTimeout, Linux, LinuxError
+from understudy import vm as machine
 from understudy.guests.agent import HELLO, MARK
-from understudy.linux import CONSOLE_KEPT_BYTES, stop_in_words
+from understudy.last_words import stop_in_words
+from understudy.linux_session import CONSOLE_KEPT_BYTES
+from understudy.sessions import Sessions
 from understudy.verdict import Stop, StopKind
 
-Step = Callable[["Scripted"], None] | Stop
+Step = Callable[["Machine"], None] | Stop
 
 
 class _Clock:
@@ -37,17 +42,21 @@ class _Port:
             hook(data)
 
 
-class Scripted(VM):
-    """`go` takes one step of the script and a second of guest time."""
+class Machine:
+    """In place of a VM: `go` takes one step of the script and a second of guest time."""
+
+    is_closed = False
+    name = "scripted"
 
     def __init__(self, *steps: Step) -> None:
-        self.clock = _Clock()  # type: ignore[assignment]
-        self.console, self.agent_port = _Port(), _Port()  # type: ignore[assignment]
+        self.clock = _Clock()
+        self.console, self.agent_port = _Port(), _Port()
+        self.sessions = Sessions()
         self.steps: Iterator[Step] = iter(steps)
-        self.closed = False
-        self.listen()
+        self.problem: Exception | None = None
+        self.stops: list[Stop] = []
 
-    def go(  # type: ignore[override]
+    def go(
         self,
         *,
         budget: int | None = None,
@@ -56,11 +65,14 @@ class Scripted(VM):
         wall_seconds: float | None = None,
     ) -> Stop:
         step = next(self.steps, None)
-        self.clock.ns += 1_000_000_000  # type: ignore[attr-defined]
+        self.clock.ns += 1_000_000_000
         if isinstance(step, Stop):
             return step
         if step is not None:
             step(self)
+        if self.problem is not None:
+            problem, self.problem = self.problem, None
+            raise problem
         if until is not None and until():
             return Stop(StopKind.UNTIL, "", 0)
         if deadline_ns is not None and self.clock.now() >= deadline_ns:
@@ -70,61 +82,71 @@ class Scripted(VM):
     def describe(self) -> str:
         return "RIP=0xDEAD"
 
-    def close(self) -> None:
-        self.closed = True
+    def fail(self, problem: Exception) -> None:
+        self.problem = problem
 
 
-def _prints(data: bytes) -> Callable[[Scripted], None]:
-    return lambda vm: vm.console.print(data)  # type: ignore[attr-defined]
+def scripted(*steps: Step) -> tuple[Linux, Machine]:
+    """A session with a machine that plays these steps."""
+    vm = Machine(*steps)
+    return Linux(cast(machine.VM, vm)), vm
 
 
-def _agent(data: bytes) -> Callable[[Scripted], None]:
-    return lambda vm: vm.agent_port.print(data)  # type: ignore[attr-defined]
+def _prints(data: bytes) -> Callable[[Machine], None]:
+    return lambda vm: vm.console.print(data)
 
 
-def _answers(output: bytes, status: int) -> Callable[[Scripted], None]:
+def _agent(data: bytes) -> Callable[[Machine], None]:
+    return lambda vm: vm.agent_port.print(data)
+
+
+def _answers(output: bytes, status: int) -> Callable[[Machine], None]:
     """The guest's agent runs the command that was last asked for."""
 
-    def answer(vm: Scripted) -> None:
-        nonce = re.findall(rb"run (\S+) ", vm.agent_port.sent)[-1]  # type: ignore[attr-defined]
+    def answer(vm: Machine) -> None:
+        nonce = re.findall(rb"run (\S+) ", vm.agent_port.sent)[-1]
         frame = MARK + nonce
         reply = frame + b" begin\n" + output + frame + b" %d\n" % status
-        vm.agent_port.print(reply)  # type: ignore[attr-defined]
+        vm.agent_port.print(reply)
 
     return answer
 
 
 def test_waits_for_a_prompt_at_the_end_of_what_was_printed() -> None:
-    vm = Scripted(_prints(b"C# is a language\r\n"), _prints(b"understudy"), _prints(b"# "))
-    vm.wait_for_prompt()
-    assert vm.console_text == "C# is a language\nunderstudy# "
+    guest, vm = scripted(_prints(b"C# is a language\r\n"), _prints(b"understudy"), _prints(b"# "))
+    guest.wait_for_prompt()
+    assert guest.console_text == "C# is a language\nunderstudy# "
     assert vm.clock.now() == 3_000_000_000
 
 
 def test_waits_for_text_and_types() -> None:
-    vm = Scripted(_prints(b"login"), _prints(b": "))
-    vm.wait_for_text("login: ")
-    vm.send("root\n")
-    vm.send(b"\x03")
-    assert vm.console.sent == b"root\n\x03"  # type: ignore[attr-defined]
+    guest, vm = scripted(_prints(b"login"), _prints(b": "))
+    guest.wait_for_text("login: ")
+    guest.send("root\n")
+    guest.send(b"\x03")
+    assert vm.console.sent == b"root\n\x03"
 
 
 def test_a_limit_in_guest_time() -> None:
-    vm = Scripted()
+    guest, vm = scripted()
     with pytest.raises(GuestTimeout, match="a prompt did not come within 5 s of guest time"):
-        vm.wait_for_prompt(timeout_guest_s=5)
+        guest.wait_for_prompt(timeout_guest_s=5)
     assert vm.clock.now() == 5_000_000_000
 
 
 def test_a_limit_in_wall_time() -> None:
-    with pytest.raises(GuestTimeout, match=r"a prompt did not come within 0\.01 s$"):
-        Scripted().wait_for_prompt(timeout_guest_s=1e9, timeout_wall_s=0.01)
+    with pytest.raises(
+        GuestTimeout, match=r"a prompt did not come within 0\.01 s; the guest printed nothing"
+    ):
+        scripted()[0].wait_for_prompt(timeout_guest_s=1e9, timeout_wall_s=0.01)
 
 
 def test_a_guest_that_ends_says_how_with_its_last_words_and_its_state() -> None:
-    vm = Scripted(_prints(b"one\r\nKernel panic\r\n"), Stop(StopKind.TRIPLE_FAULT, "#GP in #DF", 0))
+    guest, _ = scripted(
+        _prints(b"one\r\nKernel panic\r\n"), Stop(StopKind.TRIPLE_FAULT, "#GP in #DF", 0)
+    )
     with pytest.raises(GuestStopped, match="triple fault") as caught:
-        vm.wait_for_prompt()
+        guest.wait_for_prompt()
     assert caught.value.stop.kind == StopKind.TRIPLE_FAULT
     assert "Kernel panic" in caught.value.detail
     assert "RIP=0xDEAD" in caught.value.detail
@@ -132,9 +154,9 @@ def test_a_guest_that_ends_says_how_with_its_last_words_and_its_state() -> None:
 
 
 def test_run_boots_first_and_gives_output_and_status() -> None:
-    vm = Scripted(_agent(HELLO), _answers(b"Linux\n\xff", 3))
+    guest, _ = scripted(_agent(HELLO), _answers(b"Linux\n\xff", 3))
     chunks: list[bytes] = []
-    result = vm.run("uname", on_output=chunks.append)
+    result = guest.run("uname", on_output=chunks.append)
     assert (result.output, result.status, result.raw) == ("Linux\n\ufffd", 3, b"Linux\n\xff")
     assert b"".join(chunks) == result.raw
     with pytest.raises(LinuxError, match="status 3"):
@@ -142,50 +164,123 @@ def test_run_boots_first_and_gives_output_and_status() -> None:
 
 
 def test_commands_follow_each_other() -> None:
-    vm = Scripted(_agent(HELLO), _answers(b"1\n", 0), _answers(b"2\n", 0))
-    assert [vm.run("one").check().output, vm.run("two").check().output] == ["1\n", "2\n"]
+    guest, _ = scripted(_agent(HELLO), _answers(b"1\n", 0), _answers(b"2\n", 0))
+    assert [guest.run("one").check().output, guest.run("two").check().output] == ["1\n", "2\n"]
 
 
 def test_a_command_that_takes_too_long_is_given_up_and_the_next_one_runs() -> None:
-    vm = Scripted(_agent(HELLO), _agent(b"noise"), _agent(b"noise"), _answers(b"ok", 0))
+    guest, _ = scripted(_agent(HELLO), _agent(b"noise"), _agent(b"noise"), _answers(b"ok", 0))
     with pytest.raises(GuestTimeout, match="'sleep 9' did not come within 2 s of guest time"):
-        vm.run("sleep 9", timeout_guest_s=2)
-    assert vm.run("echo ok").output == "ok"
+        guest.run("sleep 9", timeout_guest_s=2)
+    assert guest.run("echo ok").output == "ok"
 
 
 def test_the_window_size_is_sent_when_the_agent_is_there_and_waits_for_nothing() -> None:
-    vm = Scripted(_agent(HELLO), _answers(b"", 0), _answers(b"ok", 0))
-    vm.resize_console(50, 120)
-    assert vm.agent_port.sent == b""  # type: ignore[attr-defined]
-    vm.resize_console(1, 1)  # one at a time
+    guest, vm = scripted(_agent(HELLO), _answers(b"", 0), _answers(b"ok", 0))
+    guest.resize_console(50, 120)
+    assert vm.agent_port.sent == b""
+    guest.resize_console(1, 1)  # one at a time
     vm.go()
-    (code,) = re.findall(rb"run \S+ (\S+)", vm.agent_port.sent)  # type: ignore[attr-defined]
+    (code,) = re.findall(rb"run \S+ (\S+)", vm.agent_port.sent)
     assert base64.b64decode(code) == b"stty -F /dev/ttyS0 rows 50 cols 120"
-    assert vm.run("echo ok").output == "ok"
+    assert guest.run("echo ok").output == "ok"
 
 
 def test_power_off() -> None:
-    Scripted(_agent(HELLO), Stop(StopKind.POWEROFF, "", 0)).power_off()
+    scripted(_agent(HELLO), Stop(StopKind.POWEROFF, "", 0))[0].power_off()
     with pytest.raises(GuestStopped, match="reset"):
-        Scripted(_agent(HELLO), Stop(StopKind.RESET, "", 0)).power_off()
-
-
-def test_leaving_closes_also_after_an_error() -> None:
-    vm = Scripted()
-    with pytest.raises(KeyError), vm:
-        raise KeyError
-    assert vm.closed
+        scripted(_agent(HELLO), Stop(StopKind.RESET, "", 0))[0].power_off()
 
 
 def test_the_console_keeps_only_its_end() -> None:
-    vm = Scripted()
+    guest, vm = scripted()
     for _ in range(5):
-        vm.console.print(b"x" * CONSOLE_KEPT_BYTES)  # type: ignore[attr-defined]
-    vm.console.print(b"end")  # type: ignore[attr-defined]
-    assert CONSOLE_KEPT_BYTES <= len(vm.console_text) <= 2 * CONSOLE_KEPT_BYTES
-    assert vm.console_text.endswith("xend")
+        vm.console.print(b"x" * CONSOLE_KEPT_BYTES)
+    vm.console.print(b"end")
+    assert CONSOLE_KEPT_BYTES <= len(guest.console_text) <= 2 * CONSOLE_KEPT_BYTES
+    assert guest.console_text.endswith("xend")
 
 
 def test_every_kind_of_stop_has_words() -> None:
     for kind in set(StopKind) - {StopKind.BUDGET, StopKind.UNTIL, StopKind.DEADLINE, StopKind.WALL}:
         assert stop_in_words(Stop(kind)) != kind
+
+
+# --- every way out leaves a session that works ---
+
+
+def test_an_exception_of_on_output_is_raised_once_and_the_next_command_runs() -> None:
+    guest, _ = scripted(_agent(HELLO), _answers(b"one", 0), _answers(b"two", 0))
+
+    def fails(_data: bytes) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        guest.run("echo one", on_output=fails)
+    assert guest.run("echo two").output == "two"
+
+
+def test_an_interrupted_command_is_given_up_and_the_next_one_runs() -> None:
+    def interrupts(_vm: Machine) -> None:
+        raise KeyboardInterrupt
+
+    guest, _ = scripted(_agent(HELLO), interrupts, _answers(b"ok", 0))
+    with pytest.raises(KeyboardInterrupt):
+        guest.run("sleep 9")
+    assert guest.run("echo ok").output == "ok"
+    guest, _ = scripted(interrupts, _prints(b"# "))
+    with pytest.raises(KeyboardInterrupt):
+        guest.wait_for_prompt()
+    guest.wait_for_prompt()
+
+
+@pytest.mark.parametrize(
+    ("nested", "words"),
+    [
+        (lambda guest: guest.run("echo nested"), "cannot run 'echo nested' now"),
+        (lambda guest: guest.wait_for_prompt(), "cannot wait for a prompt now"),
+        (lambda guest: guest.wait_for_text("x"), "cannot wait for 'x' now"),
+        (lambda guest: guest.power_off(), "cannot power off now"),
+    ],
+)
+def test_a_callback_cannot_wait(nested: Callable[[Linux], None], words: str) -> None:
+    guest, _ = scripted(_agent(HELLO), _answers(b"one", 0), _answers(b"two", 0))
+    with pytest.raises(LinuxError, match=words) as caught:
+        guest.run("echo one", on_output=lambda data: nested(guest))
+    assert "\n" not in str(caught.value)
+    assert guest.run("echo two").output == "two"
+
+
+def test_a_session_of_a_closed_machine_says_so() -> None:
+    guest, vm = scripted(_prints(b"# "))
+    guest.wait_for_prompt()
+    vm.is_closed = True
+    for use in (guest.wait_for_prompt, guest.wait_for_agent, lambda: guest.run("true")):
+        with pytest.raises(RuntimeError, match=r"^scripted is closed$"):
+            use()
+    assert guest.console_text == "# "
+
+
+# --- what is kept ---
+
+
+def test_a_session_goes_on_in_another_machine() -> None:
+    guest, vm = scripted(_prints(b"booted # "), _agent(HELLO), _answers(b"1", 0))
+    guest.run("one")
+    guest.state.agent.request("under way")  # its caller stays behind
+    kept = json.loads(json.dumps(vm.sessions.save()))
+    other = Machine(_answers(b"2", 0))
+    other.sessions.load(kept)
+    assert other.sessions.save() == kept  # nobody has asked for it yet
+    again = Linux(cast(machine.VM, other))
+    assert again.console_text == "booted # "
+    assert again.run("two").output == "2"
+    assert b"%s" % guest.state.agent.nonce not in other.agent_port.sent
+
+
+def test_a_kept_session_that_does_not_fit_is_refused() -> None:
+    guest, vm = scripted()
+    with pytest.raises(ValueError, match="Linux"):
+        guest.load({"heard": 7})
+    with pytest.raises(ValueError, match="the session linux"):
+        vm.sessions.load({"linux": 7})

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.fakes import FakeExit, fake_machine
-from tests.unit.fixtures import bench
+from tests.unit.fixtures import CODE, bench
 from understudy.arch.exit_reason import Reason
 from understudy.devices.message import Delivery, Message
 from understudy.machine.host import Host
@@ -84,17 +84,28 @@ def test_an_nmi_to_oneself(icr: int, nmis: int) -> None:
 
 def test_typing_goes_through_the_serial_port() -> None:
     with bench() as b:
-        b.vm.pc.com1.write(0x3FC, 0x0B, 1)  # the guest is ready to hear: RTS
+        b.vm.pc.com1.write(0, 4, 0x0B, 1)  # the guest is ready to hear: RTS
         b.vm.console.send(b"ls\n")
         b.play(FakeExit(Reason.CPUID, length=2))
         b.play(FakeExit(Reason.IO_INSTRUCTION, 0x3F8 << 16 | 8, 1))
         assert b.processor.live[0] == ord("l")
 
 
+def test_a_row_of_the_configuration_is_a_device_on_the_board() -> None:
+    row = ("uart16550", {"at": 0x3E8, "irq": 5, "name": "com3"})
+    with bench(devices=[row]) as b:
+        b.play(FakeExit(Reason.IO_INSTRUCTION, 0x3ED << 16 | 8, 1))
+        assert b.processor.live[0] & 0xFF == 0x60
+        assert "com3" in b.vm.inspect()["devices"]
+    with pytest.raises(ValueError, match="port 0x3f8 is claimed twice"), bench(
+        devices=[("uart16550", {"at": 0x3F8, "name": "com3"})]
+    ):  # fmt: skip
+        pass
+
+
 def test_power_off_and_reset_end_the_run() -> None:
     with bench() as b:
-        board = b.vm.pc
-        board.i8042.write(0x64, 0xFE, 1)
+        b.vm.bus.port_write(0x64, 1, 0xFE)
         assert b.play().kind == StopKind.RESET
         b.processor.script.clear()
 
@@ -118,3 +129,42 @@ def test_vms_share_no_state() -> None:
         assert two.memory.read(0x5000, 3) == b"\0\0\0"
         assert not two.bus.unclaimed
         assert one.vcpus[0].table is not two.vcpus[0].table
+
+
+def test_a_listener_that_fails_ends_the_run_between_two_accesses() -> None:
+    with bench() as b:
+        heard: list[bytes] = []
+
+        def fails(data: bytes) -> None:
+            raise ValueError("mine")
+
+        b.vm.console.on_output += [fails, heard.append]
+        b.processor.set_gpr(0, ord("x"))
+        out = FakeExit(Reason.IO_INSTRUCTION, 0x3F8 << 16, 1)
+        with pytest.raises(ValueError, match="mine"):
+            b.play(out)
+        assert heard == [b"x"]  # the others hear it, and the guest has made its access once
+        assert b.rip == CODE + 1
+        b.vm.console.on_output.remove(fails)
+        b.processor.script.clear()
+        assert b.play().kind == StopKind.BUDGET
+
+
+def test_a_callback_cannot_run_the_machine() -> None:
+    with bench() as b:
+        b.vm.console.on_output.append(lambda data: b.vm.go() and None)
+        out = FakeExit(Reason.IO_INSTRUCTION, 0x3F8 << 16, 1)
+        with pytest.raises(RuntimeError, match="vm is running: a callback cannot run it"):
+            b.play(out)
+
+
+def test_a_post_that_fails_does_not_take_the_others_with_it() -> None:
+    with bench() as b:
+        done: list[int] = []
+        b.vm.post(lambda: 1 // 0 and None)
+        b.vm.post(lambda: done.append(1))
+        with pytest.raises(ZeroDivisionError):
+            b.play()
+        b.processor.script.clear()
+        b.play()
+        assert done == [1]

@@ -179,6 +179,7 @@ def load_pdptes(vcpu: Vcpu) -> None:
 
 def offer_efer(vcpu: Vcpu) -> None:
     """Answer RDMSR and WRMSR of IA32_EFER, where they exit."""
+    hidden = ~vcpu.model.efer_allowed
 
     def read_efer() -> int:
         vcpu.retire()
@@ -186,6 +187,8 @@ def offer_efer(vcpu: Vcpu) -> None:
 
     def write_efer(value: int) -> None:
         """KeyError is #GP(0)."""
+        if value & hidden:
+            raise KeyError(Msr.IA32_EFER)
         old = vcpu.guest.control()
         try:
             vcpu.guest.load_control(old._replace(efer=check_efer(value, old)))

@@ -3,7 +3,7 @@
 What: moves bytes both ways while the guest runs in short slices, and says how it ended.
 Source: none.
 Invariants: the guest's bytes go to standard output unchanged and whole; what understudy itself
-says goes to standard error; end of input does not end the guest.
+says goes to standard error; what was piped in has been carried out before its end ends anything.
 """
 
 import os
@@ -16,7 +16,9 @@ from understudy.commands import Refusal
 from understudy.commands.last_line import SLICE_S as LINE_S
 from understudy.commands.last_line import LastLine, Rates
 from understudy.commands.progress import StatusLine
-from understudy.linux import SLICE_S, VM, stop_in_words
+from understudy.last_words import NOTHING_PRINTED, ending, reason
+from understudy.linux import VM
+from understudy.linux_session import SLICE_S
 from understudy.terminal import (
     ESCAPE_NAME,
     HELP_TEXT,
@@ -32,16 +34,28 @@ from understudy.verdict import Stop, StopKind
 
 # What is piped in is typed at the first prompt, or when the guest has run for this long.
 HOLD_NS = 10_000_000_000
+DONE_NS = 1_000_000_000  # and what is silent for this long at a shell's prompt waits for its user
 SETTLE_NS = 20_000_000  # what is still the end of the output after this long is a prompt
 _PROMPT = re.compile(rb"[#$>:] (?:\x1b\[6n)?\Z")
+_SHELL_PROMPT = re.compile(rb"[#$>] (?:\x1b\[6n)?\Z")
 
 
 def converse(
-    vm: VM, timeout_s: float | None, line: StatusLine, *, interactive: bool, watch: bool = False
+    vm: VM,
+    timeout_s: float | None,
+    line: StatusLine,
+    *,
+    interactive: bool,
+    watch: bool = False,
+    stays: bool = False,
 ) -> int:
-    """Connect the guest's console with standard input and output until it ends; the status."""
+    """Connect the guest's console with standard input and output until it ends; the status.
+
+    What is piped in is typed at the guest's prompt; when all of it is done and the guest is back at
+    its prompt, the run ends, unless it `stays`.
+    """
     with ExitStack() as stack:
-        session = _Session(vm, line, timeout_s, interactive)
+        session = _Session(vm, line, timeout_s, interactive, stays=stays)
         if interactive:
             note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
             stack.enter_context(RawMode(0))
@@ -51,10 +65,14 @@ def converse(
                 session.watch()
         if _is_file(0):
             session.type_later(_all_of(0))  # all of it at once: when it comes is no accident
+            session.is_input_over = True
         elif interactive or not os.isatty(0):
             session.listen(stack.enter_context(Input(0, session.arrived)))
         stop = session.run(Output(1))
     if stop is None:
+        if session.is_done:
+            note("standard input has ended, and the guest is back at its prompt: ended")
+            return 0
         note("ended by the user")
         return 1
     return _status(vm, stop)
@@ -87,7 +105,13 @@ class _Session:
     """One guest with one user, until either ends it."""
 
     def __init__(
-        self, vm: VM, line: StatusLine, timeout_s: float | None, interactive: bool
+        self,
+        vm: VM,
+        line: StatusLine,
+        timeout_s: float | None,
+        interactive: bool,
+        *,
+        stays: bool = False,
     ) -> None:
         self._vm = vm
         self._line = line
@@ -107,6 +131,10 @@ class _Session:
         self._tail = b""
         self._looks = False
         self._spoke_ns = 0
+        # A pipe ends; so does the run then, when the guest has done what it was told.
+        self._ends = not interactive and not stays
+        self.is_input_over = False
+        self.is_done = False
 
     def run(self, screen: Output) -> Stop | None:
         """Go on until the guest stops (the result says why) or the user quits (None)."""
@@ -116,26 +144,27 @@ class _Session:
             self._line.clear()
             screen(data)
             self.last_line.heard(data)
-            if self._holds:
+            if self._holds or self._ends:
                 self._tail = (self._tail + data)[-64:]
                 self._spoke_ns = vm.clock.now()
-                if not self._looks and _PROMPT.search(self._tail):
+                if not self._looks and self._expected.search(self._tail):
                     self._looks = True
-                    vm.clock.at(self._spoke_ns + SETTLE_NS, self._look)
+                    vm.clock.at(self._spoke_ns + self._silence_ns, self._look)
 
         vm.console.on_output.append(show)
         if self._holds:
             vm.clock.at(vm.clock.now() + HOLD_NS, self._release)
         while True:
             stop = vm.go(wall_seconds=self._slice_s(quiet=not screen.wrote))
-            if self._quits:
+            if self._quits or (self.is_done and stop.kind is StopKind.STOPPED):
                 return None
             if self._looks_after and stop.kind == StopKind.STOPPED:
                 self._looks_after = False
             elif stop.kind != StopKind.WALL:
                 return stop
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
-                raise Refusal("the time that --timeout gave is over; the guest was still running")
+                line = "the time that --timeout gave is over; the guest was still running"
+                raise Refusal(f"{line}{self._hint()}")
             if self.last_line.is_shown:
                 self.last_line.draw(self._rates.line(vm.clock.now(), vm.counts()))
             elif not screen.wrote:
@@ -180,28 +209,58 @@ class _Session:
         if not self._holds:
             self._release()
 
+    @property
+    def _expected(self) -> re.Pattern[bytes]:
+        """What the end of the output must look like for something to follow from it."""
+        return _PROMPT if self._holds else _SHELL_PROMPT
+
+    @property
+    def _silence_ns(self) -> int:
+        return SETTLE_NS if self._holds else DONE_NS
+
     def _look(self) -> None:
         """Was it a prompt, or the middle of a line?"""
         clock = self._vm.clock
         silent_ns = clock.now() - self._spoke_ns
-        self._looks = _PROMPT.search(self._tail) is not None and silent_ns < SETTLE_NS
+        is_prompt = self._expected.search(self._tail) is not None
+        self._looks = is_prompt and silent_ns < self._silence_ns
         if self._looks:
-            clock.at(self._spoke_ns + SETTLE_NS, self._look)
-        elif _PROMPT.search(self._tail):
+            clock.at(self._spoke_ns + self._silence_ns, self._look)
+        elif is_prompt and self._holds:
             self._release()
+        elif is_prompt:
+            self._end_if_over()
 
     def _release(self) -> None:
         self._holds = False
         typed = bytes(self._held)
         self._held.clear()
         if typed:
+            self._tail = b""  # the prompt has been answered
             self._vm.console.receive(typed)
+        elif _SHELL_PROMPT.search(self._tail):
+            self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        """The guest waits at its prompt: is there anything that may still be typed?"""
+        if self._ends and self.is_input_over and not self._held:
+            self.is_done = True
+            self._vm.stop("standard input has ended")
+
+    def _hint(self) -> str:
+        """What the guest's console says about why it did not end, or that it says nothing."""
+        text = self._vm.console_text
+        if not text:
+            return f"; {NOTHING_PRINTED}"
+        why = reason(text)
+        return f"; it said: {why}" if why is not None else ""
 
     def _take(self) -> None:
         if self._keyboard is None:
             return
         typed = self._keyboard.take()
         if not self._interactive:
+            self.is_input_over = self._keyboard.is_over
             self.type_later(typed)
             return
         for part in self._escape.feed(typed):
@@ -239,11 +298,15 @@ def _status(vm: VM, stop: Stop) -> int:
     """The status for the shell after a guest has ended by itself."""
     match stop.kind:
         case StopKind.POWEROFF:
+            if not vm.console_text:
+                note(NOTHING_PRINTED)
             return 0
         case StopKind.DEBUG_EXIT:
             return stop.status or 0
         case _:
-            raise Refusal(f"the guest ended: {stop_in_words(stop)}", detail=vm.state_in_words(stop))
+            how = ending(stop, vm.console_text)
+            hint = "" if vm.console_text else f"; {NOTHING_PRINTED}"
+            raise Refusal(f"the guest ended: {how}{hint}", detail=vm.state_in_words(stop))
 
 
 def _is_file(fd: int) -> bool:

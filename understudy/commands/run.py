@@ -104,7 +104,8 @@ def run(
 ) -> None:
     """Boot a guest; its console is this terminal.  Ctrl-] h shows the keys, Ctrl-] q ends it.
 
-    Without a terminal, standard input is typed at the guest's first prompt.
+    Without a terminal, standard input is typed at the guest's first prompt; when it has ended and
+    the guest is back at its prompt, the run ends (not with --control).
 
     The status is 0 after a power-off, the command's own with --exec, and not 0 otherwise.
 
@@ -236,7 +237,12 @@ def _carry_out(wanted: Wanted) -> int:
             if wanted.command is not None:
                 return execute(vm, wanted.command, wanted.timeout_s, line)
             return converse(
-                vm, wanted.timeout_s, line, interactive=wanted.interactive, watch=wanted.watch
+                vm,
+                wanted.timeout_s,
+                line,
+                interactive=wanted.interactive,
+                watch=wanted.watch,
+                stays=wanted.control is not None,
             )
         except (GuestError, LinuxError) as error:
             line.clear()

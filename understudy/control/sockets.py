@@ -109,7 +109,10 @@ class ControlSocket:
             finally:
                 done.set()
 
-        self.vm.post(act)
+        try:
+            self.vm.post(act)
+        except RuntimeError as closed:
+            raise ControlError(str(closed)) from None
         while not done.wait(0.05):
             if self._ends.is_set():
                 break

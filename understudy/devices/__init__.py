@@ -1,11 +1,13 @@
 """Device models: one chip a file, found by its data sheet's name.
 
 A device is a module: docstring (part, data sheet, what is not modeled), data sheet section, a
-`State` dataclass with everything a snapshot must keep, and the class.  Addresses and wires are
-passed in; the class line registers it.  Copy `debug_exit.py` to begin a new one.
+`State` dataclass with everything a snapshot must keep, and the class.  Wires are passed in; where
+its registers lie, only the board knows.  The class line registers it, a row puts it on a board.
+Copy `debug_exit.py` to begin a new one.
 
 Invariants: nothing that a guest does raises; `load(save())` on a fresh device of the same wiring
-gives a device that behaves the same, including the time at which its alarms fire.
+gives a device that behaves the same, including the time at which its alarms fire; after `reset` a
+device is as a fresh one, but for what its battery keeps.
 """
 
 import importlib
@@ -13,19 +15,23 @@ import pkgutil
 from typing import Any, ClassVar
 
 from understudy.clock import Alarm
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import Line, Span
 from understudy.state import plain, restore
 
 
 class Device:
-    """What every device model has.  Subclass with `class Part(Device, name="part")`."""
+    """What every device model has.  Subclass with `class Part(Device, name="part")`.
+
+    The first argument of `__init__` is the `Wires`, all others are keywords with defaults, and its
+    last line is `self.state = self.power_on()`.
+    """
 
     ALL: ClassVar[dict[str, type["Device"]]] = {}
 
     name: str = ""
-    ports: tuple[range, ...] = ()
-    mmio: tuple[range, ...] = ()
-    port_width: int = 1  # widest port access that it takes in one piece
+    spans: tuple[Span, ...] = ()  # its registers; a region's number is the place in here
+    battery: tuple[str, ...] = ()  # fields of the state that outlive a reset
 
     state: Any  # a dataclass of plain values: all that a snapshot must keep
     alarms: dict[str, Alarm]  # its timers; kept in snapshots
@@ -37,22 +43,30 @@ class Device:
         cls.name = name
         Device.ALL[name] = cls
 
-    def __init__(self) -> None:
+    def __init__(self, wires: Wires) -> None:
+        self.wires, self.clock = wires, wires.clock
         self.alarms, self.lines = {}, {}
 
-    def read(self, port: int, size: int) -> int:
-        """IN from one of `ports`; the result fits in `size` bytes."""
+    def power_on(self) -> Any:
+        """The state in which it starts.  Everything that a guest can change is in there."""
+        raise NotImplementedError(f"{self.name} has no power_on")
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        """A read in one of `spans`; the result fits in `size` bytes."""
         return (1 << 8 * size) - 1
 
-    def write(self, port: int, value: int, size: int) -> None:
-        """OUT to one of `ports`; `value` fits in `size` bytes."""
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
+        """A write in one of `spans`; `value` fits in `size` bytes."""
 
-    def mmio_read(self, gpa: int, size: int) -> int:
-        """A load inside one of `mmio`, of 1 to 8 bytes, aligned or not."""
-        return (1 << 8 * size) - 1
-
-    def mmio_write(self, gpa: int, size: int, value: int) -> None:
-        """A store inside one of `mmio`."""
+    def reset(self) -> None:
+        """Be as after power-on, on the same wires: timers stop, lines fall, and that is told."""
+        before, self.state = self.state, self.power_on()
+        for field in self.battery:
+            setattr(self.state, field, getattr(before, field))
+        for alarm in self.alarms.values():
+            alarm.set(None)
+        for line in self.lines.values():
+            line.lower()
 
     def save(self) -> dict[str, Any]:
         """Everything that a snapshot must keep, as plain values."""

@@ -1,7 +1,7 @@
 """ACPI fixed hardware: PM1 event and control registers, and the power-management timer.
 
-Source: ACPI Specification 6.5, "ACPI Hardware Specification".  The board has them at port 0x600,
-and `acpi_tables` tells the guest so; the SCI is IRQ 9.  There is no legacy mode: SCI_EN is 1.
+Source: ACPI Specification 6.5, "ACPI Hardware Specification".  `acpi_tables` tells the guest where
+the board has them and which interrupt the SCI is.  There is no legacy mode: SCI_EN is 1.
 
 Not modeled: sleeping states but S5, general-purpose events, bus-master status, the global lock's
 release to firmware that does not exist.
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
-from understudy.clock import NS_PER_SECOND, Alarm, Clock
+from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
 from understudy.devices.acpi_tables import PM1_CONTROL, PM_PORTS, PM_TIMER, S5
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 # --- The specification ---
 
@@ -79,20 +80,18 @@ class AcpiState:
 class Acpi(Device, name="acpi"):
     """The register blocks.  `power_off` is called when the guest enters S5."""
 
-    port_width = 4
+    spans = (ports(PM_PORTS, width=4),)
     state: AcpiState
 
-    def __init__(
-        self, clock: Clock, sci: Line, power_off: Callable[[], None], port: int = 0x600
-    ) -> None:
-        super().__init__()
-        self.ports = (range(port, port + PM_PORTS),)
-        self.port = port
-        self.clock, self.sci, self.power_off = clock, sci, power_off
-        self.carry = Alarm(clock, self._update)
-        self.lines["sci"] = sci
-        self.alarms["carry"] = self.carry
-        self.state = AcpiState()
+    def __init__(self, wires: Wires, *, power_off: Callable[[], None] = lambda: None) -> None:
+        super().__init__(wires)
+        self.power_off = power_off
+        self.sci = self.lines["sci"] = wires.line()
+        self.carry = self.alarms["carry"] = Alarm(self.clock, self._update)
+        self.state = self.power_on()
+
+    def power_on(self) -> AcpiState:
+        return AcpiState(seen=self.timer // HALF)
 
     def press_power_button(self) -> None:
         """Ask the guest to shut down, as the button on the front does."""
@@ -118,10 +117,9 @@ class Acpi(Device, name="acpi"):
             self.carry.set(None)
         self.sci.set(bool(s.status & s.enable & ENABLE_BITS))
 
-    # --- ports ---
+    # --- registers ---
 
-    def read(self, port: int, size: int) -> int:
-        offset = port - self.port
+    def read(self, region: int, offset: int, size: int) -> int:
         if offset >= PM_TIMER:
             block, start = self.timer & 0xFFFF_FFFF, PM_TIMER
         elif offset >= PM1_CONTROL:
@@ -131,8 +129,7 @@ class Acpi(Device, name="acpi"):
             block, start = self.state.status | self.state.enable << 16, 0
         return block >> 8 * (offset - start) & (1 << 8 * size) - 1
 
-    def write(self, port: int, value: int, size: int) -> None:
-        offset = port - self.port
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
         if offset >= PM_TIMER:
             return

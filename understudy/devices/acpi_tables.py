@@ -37,7 +37,7 @@ ACTIVE_HIGH_LEVEL = 0x0D  # MADT, "MPS INTI Flags"
 
 
 @dataclass(frozen=True)
-class Board:
+class Layout:
     """What the tables describe."""
 
     vcpus: int = 1
@@ -48,7 +48,7 @@ class Board:
     high_mmio: range | None = None  # a PCI window above all memory
 
 
-def build(board: Board) -> bytes:
+def build(layout: Layout) -> bytes:
     """All tables as one image for guest-physical address BASE, where the RSDP is."""
     image = bytearray(64)  # room for the RSDP, written last
 
@@ -58,9 +58,9 @@ def build(board: Board) -> bytes:
         return BASE + len(image) - len(data)
 
     facs = place(struct.pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2))
-    dsdt = place(table(b"DSDT", 2, dsdt_body(board)))
-    fadt = place(table(b"FACP", 6, fadt_body(board, facs, dsdt)))
-    madt = place(table(b"APIC", 5, madt_body(board)))
+    dsdt = place(table(b"DSDT", 2, dsdt_body(layout)))
+    fadt = place(table(b"FACP", 6, fadt_body(layout, facs, dsdt)))
+    madt = place(table(b"APIC", 5, madt_body(layout)))
     rsdt = place(table(b"RSDT", 1, struct.pack("<II", fadt, madt)))
     xsdt = place(table(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM, 2, rsdt)
@@ -90,9 +90,9 @@ def _port(port: int, bits: int, access: int) -> bytes:
     return struct.pack("<BBBBQ", 1, bits, 0, access, port)
 
 
-def fadt_body(board: Board, facs: int, dsdt: int) -> bytes:
+def fadt_body(layout: Layout, facs: int, dsdt: int) -> bytes:
     """ "Fixed ACPI Description Table (FADT)", revision 6."""
-    event, control, timer = (board.pm_port + n for n in (PM1_EVENT, PM1_CONTROL, PM_TIMER))
+    event, control, timer = (layout.pm_port + n for n in (PM1_EVENT, PM1_CONTROL, PM_TIMER))
     none = bytes(12)
     parts = [
         struct.pack("<IIBB", facs, dsdt, 0, 0),  # no INT_MODEL, unspecified profile
@@ -116,30 +116,30 @@ def fadt_body(board: Board, facs: int, dsdt: int) -> bytes:
     return b"".join(parts)
 
 
-def madt_body(board: Board) -> bytes:
+def madt_body(layout: Layout) -> bytes:
     """ "Multiple APIC Description Table (MADT)"."""
-    parts = [struct.pack("<II", board.lapic_gpa, 1)]  # PCAT_COMPAT: there are 8259s too
-    parts += [struct.pack("<BBBBI", 0, 8, n, n, 1) for n in range(board.vcpus)]
-    parts.append(struct.pack("<BBBBII", 1, 12, board.ioapic_id, 0, board.ioapic_gpa, 0))
+    parts = [struct.pack("<II", layout.lapic_gpa, 1)]  # PCAT_COMPAT: there are 8259s too
+    parts += [struct.pack("<BBBBI", 0, 8, n, n, 1) for n in range(layout.vcpus)]
+    parts.append(struct.pack("<BBBBII", 1, 12, layout.ioapic_id, 0, layout.ioapic_gpa, 0))
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))  # IRQ 0 is on input 2
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH_LEVEL))
     parts.append(struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1))  # NMI on LINT1 of every processor
     return b"".join(parts)
 
 
-def dsdt_body(board: Board) -> bytes:
+def dsdt_body(layout: Layout) -> bytes:
     """ "Differentiated System Description Table (DSDT)"."""
     sleep = aml.package(*(aml.integer(n) for n in (S5, S5, 0, 0)))
     return aml.name("_S5", sleep) + aml.scope(
         "_SB",
-        _pci_root(board),
+        _pci_root(layout),
         aml.device(
             "MBRD",  # ports that no other device claims
             aml.name("_HID", aml.eisa_id("PNP0C02")),
             aml.name(
                 "_CRS",
                 aml.resources(
-                    aml.io_ports(board.pm_port, PM_PORTS),
+                    aml.io_ports(layout.pm_port, PM_PORTS),
                     aml.io_ports(0x4D0, 2),
                     aml.io_ports(0xF4, 4),
                 ),
@@ -162,7 +162,7 @@ def _legacy(path: str, hid: str, descriptors: bytes, uid: int | None = None) -> 
     return aml.device(path, *terms)
 
 
-def _pci_root(board: Board) -> bytes:
+def _pci_root(layout: Layout) -> bytes:
     spans = [
         aml.address_range(aml.BUS_NUMBERS, range(0x100)),
         aml.io_ports(0xCF8, 8),
@@ -170,8 +170,8 @@ def _pci_root(board: Board) -> bytes:
         aml.address_range(aml.IO, range(0x0D00, 0x1_0000)),
         aml.address_range(aml.MEMORY, pci.MMIO_WINDOW),
     ]
-    if board.high_mmio is not None:
-        spans.append(aml.address_range(aml.MEMORY, board.high_mmio))
+    if layout.high_mmio is not None:
+        spans.append(aml.address_range(aml.MEMORY, layout.high_mmio))
     routes = [
         aml.package(
             aml.integer(device << 16 | 0xFFFF),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.devices import Device
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 
 @dataclass
@@ -20,18 +22,22 @@ class DebugExitState:
 class DebugExit(Device, name="debug_exit"):
     """Calls `debug_exit(value)` for each write to its ports."""
 
-    port_width = 4
+    spans = (ports(4, width=4),)
     state: DebugExitState
 
-    def __init__(self, debug_exit: Callable[[int], None], port: int = 0xF4) -> None:
-        super().__init__()
-        self.ports = (range(port, port + 4),)
+    def __init__(
+        self, wires: Wires, *, debug_exit: Callable[[int], None] = lambda value: None
+    ) -> None:
+        super().__init__(wires)
         self.debug_exit = debug_exit
-        self.state = DebugExitState()
+        self.state = self.power_on()
 
-    def read(self, port: int, size: int) -> int:
+    def power_on(self) -> DebugExitState:
+        return DebugExitState()
+
+    def read(self, region: int, offset: int, size: int) -> int:
         return self.state.value & (1 << 8 * size) - 1
 
-    def write(self, port: int, value: int, size: int) -> None:
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         self.state.value = value
         self.debug_exit(value)

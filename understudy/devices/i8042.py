@@ -16,13 +16,14 @@ from typing import Any
 
 from understudy.arch.bits import Bit, Bits
 from understudy.devices import Device
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 # --- The data sheet ---
 
 
 class Status(Bits, width=8):
-    """The status register, a read of port 0x64."""
+    """The status register, a read of port 0x64 on a PC."""
 
     PARITY = Bit(7)  # the keyboard's last byte had a parity error
     TIMEOUT = Bit(6)  # the keyboard did not answer
@@ -46,7 +47,7 @@ class CommandByte(Bits, width=8):
 
 
 class Command(IntEnum):
-    """Writes to port 0x64.  0x20-0x3F read RAM, 0x60-0x7F write it, 0xF0-0xFF pulse outputs."""
+    """Commands.  0x20-0x3F read RAM, 0x60-0x7F write it, 0xF0-0xFF pulse outputs."""
 
     AUX_DISABLE = 0xA7
     AUX_ENABLE = 0xA8
@@ -64,6 +65,7 @@ class Command(IntEnum):
 
 
 OBF, TIMEOUT, LAST_COMMAND = Status.OBF.mask, Status.TIMEOUT.mask, Status.COMMAND.mask
+DATA, COMMAND = 0, 1  # regions
 RESEND = 0xFE  # what the controller reports for a byte that got no answer
 
 
@@ -82,28 +84,31 @@ class I8042State:
 
 
 class I8042(Device, name="i8042"):
-    """The controller.  `reset` is called when its output port pulls the processor's reset."""
+    """The controller.  `restart` is called when its output port pulls the processor's reset."""
 
+    spans = (ports(1), ports(1))  # data; status and command
     state: I8042State
 
-    def __init__(self, irq: Line, reset: Callable[[], None]) -> None:
-        super().__init__()
-        self.ports = (range(0x60, 0x61), range(0x64, 0x65))
-        self.irq, self.reset = irq, reset
-        self.lines["irq"] = irq
-        self.state = I8042State()
+    def __init__(self, wires: Wires, *, restart: Callable[[], None] = lambda: None) -> None:
+        super().__init__(wires)
+        self.restart = restart
+        self.irq = self.lines["irq"] = wires.line()
+        self.state = self.power_on()
 
-    def read(self, port: int, size: int) -> int:
+    def power_on(self) -> I8042State:
+        return I8042State()
+
+    def read(self, region: int, offset: int, size: int) -> int:
         s = self.state
-        if port & 4:
+        if region == COMMAND:
             return s.status
         s.status &= ~(OBF | TIMEOUT)
         self._update()
         return s.data
 
-    def write(self, port: int, value: int, size: int) -> None:
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
-        if port & 4:
+        if region == COMMAND:
             s.status |= LAST_COMMAND
             s.pending = 0
             self._command(value)
@@ -121,7 +126,7 @@ class I8042(Device, name="i8042"):
             s.pending = value
         elif value >= 0xF0:
             if not value & 1:
-                self.reset()
+                self.restart()
         else:
             match value:
                 case Command.SELF_TEST:
@@ -151,7 +156,7 @@ class I8042(Device, name="i8042"):
         if pending == Command.WRITE_OUTPUT:
             s.output = value | 1
             if not value & 1:
-                self.reset()
+                self.restart()
         elif pending in (Command.KEYBOARD_LOOP, Command.AUX_LOOP):
             self._answer(value)  # without an auxiliary port both come back as the keyboard's
         elif 0x60 <= pending < 0x80:

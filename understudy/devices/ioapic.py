@@ -10,13 +10,14 @@ Invariants: a level-triggered entry sends one message and then waits for the EOI
 comes while the entry is masked is lost.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
 from understudy.devices.message import Delivery, Message
+from understudy.devices.wires import Wires
+from understudy.machine.bus import mmio
 
 # --- The data sheet ---
 
@@ -59,16 +60,18 @@ class IoApicState:
 
 
 class IoApic(Device, name="ioapic"):
-    """The chip.  `deliver` takes the messages to the local APICs."""
+    """The chip.  `id` is the identity that firmware gives it."""
 
+    spans = (mmio(0x1000),)
     state: IoApicState
 
-    def __init__(self, deliver: Callable[[Message], None], gpa: int = 0xFEC0_0000) -> None:
-        super().__init__()
-        self.gpa = gpa
-        self.mmio = (range(gpa, gpa + 0x1000),)
-        self.deliver = deliver
-        self.state = IoApicState()
+    def __init__(self, wires: Wires, *, id: int = 0) -> None:
+        super().__init__(wires)
+        self.deliver, self.id = wires.deliver, id & 15
+        self.state = self.power_on()
+
+    def power_on(self) -> IoApicState:
+        return IoApicState(id=self.id)
 
     # --- wires ---
 
@@ -105,8 +108,7 @@ class IoApic(Device, name="ioapic"):
 
     # --- registers ---
 
-    def mmio_read(self, gpa: int, size: int) -> int:
-        offset = gpa - self.gpa
+    def read(self, region: int, offset: int, size: int) -> int:
         register = offset & ~3
         value = 0
         if register == REGSEL:
@@ -127,8 +129,7 @@ class IoApic(Device, name="ioapic"):
             return entry >> 32 if index & 1 else entry & 0xFFFF_FFFF
         return 0xFFFF_FFFF
 
-    def mmio_write(self, gpa: int, size: int, value: int) -> None:
-        offset = gpa - self.gpa
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
         if offset == REGSEL:
             s.select = value & 0xFF

@@ -10,12 +10,12 @@ memory behind it is ignored.
 """
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from understudy.clock import NS_PER_SECOND, Clock
+from understudy.clock import NS_PER_SECOND
 from understudy.devices import Device
+from understudy.devices.wires import Wires
 
 # --- The interface ---
 
@@ -45,21 +45,17 @@ class KvmClockState:
 
 
 class KvmClock(Device, name="kvmclock"):
-    """The MSRs.  `write_memory(gpa, data)` may raise IndexError or ValueError for a bad gpa."""
+    """The MSRs."""
 
     state: KvmClockState
 
-    def __init__(
-        self,
-        clock: Clock,
-        write_memory: Callable[[int, bytes], None],
-        *,
-        epoch_ns: int = 0,
-        vcpus: int = 1,
-    ) -> None:
-        super().__init__()
-        self.clock, self.write_memory, self.epoch_ns = clock, write_memory, epoch_ns
-        self.state = KvmClockState(system_time=[0] * vcpus)
+    def __init__(self, wires: Wires, *, epoch_ns: int = 0, vcpus: int = 1) -> None:
+        super().__init__(wires)
+        self.epoch_ns, self.vcpus = epoch_ns, vcpus
+        self.state = self.power_on()
+
+    def power_on(self) -> KvmClockState:
+        return KvmClockState(system_time=[0] * self.vcpus)
 
     def rdmsr(self, vcpu: int, index: int) -> int:
         """The MSR's value.  KeyError means #GP(0)."""
@@ -89,8 +85,8 @@ class KvmClock(Device, name="kvmclock"):
     def _write(self, gpa: int, layout: struct.Struct, version: int, *body: int) -> None:
         version &= 0xFFFF_FFFE
         try:
-            self.write_memory(gpa, layout.pack(version | 1, *body))
-            self.write_memory(gpa, struct.pack("<I", version))
+            self.wires.dma.write(gpa, layout.pack(version | 1, *body))
+            self.wires.dma.write(gpa, struct.pack("<I", version))
         except (IndexError, ValueError, OverflowError):
             pass  # the guest named an address without memory: KVM ignores it as well
 

@@ -1,29 +1,27 @@
 """A PC's board: the whole set of devices, wired to each other.
 
 Source: IBM PC AT Technical Reference for ports and interrupt requests; ACPI Specification 6.5 for
-what came later.  The board knows addresses and wires, the devices do not.  Processors, local
-APICs and memory are outside: the board reaches them through the callables it is given.
+what came later.  The rows below say which parts there are, where, and on which wires; the parts
+do not know.  Processors and local APICs are outside: the board reaches them through the callables
+it is given.
 
 Invariants: IRQ n is input n of the 8259 pair and input n of the I/O APIC, except IRQ 0, which is
 input 2 there; a board that loads what another of the same make saved behaves the same.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import Device, acpi_tables, pci
+from understudy.devices import acpi_tables, pci
 from understudy.devices.acpi import Acpi
-from understudy.devices.debug_exit import DebugExit
-from understudy.devices.i8042 import I8042
+from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
 from understudy.devices.kvmclock import KvmClock
 from understudy.devices.message import Message
+from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
-from understudy.devices.pit8254 import Pit8254
-from understudy.devices.rtc import Rtc
 from understudy.devices.uart16550 import Uart16550
-from understudy.machine.bus import Bus, Line
+from understudy.machine.physical import PhysicalMemory
 
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
@@ -45,13 +43,13 @@ def cmos_memory(ram_bytes: int) -> dict[int, int]:
     return ram
 
 
-class PC:
-    """The board.  `bus` answers ports and physical addresses; `devices` has the parts by name."""
+class PC(Board):
+    """A board with a PC's parts.  `devices` are rows of more parts."""
 
     def __init__(
         self,
         clock: Clock,
-        write_memory: Callable[[int, bytes], None],
+        memory: PhysicalMemory,
         *,
         power_off: Callable[[], None],
         reset: Callable[[], None],
@@ -64,55 +62,45 @@ class PC:
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
         high_mmio: range | None = None,
+        devices: Sequence[Row] = (),
     ) -> None:
-        self.clock, self.write_memory = clock, write_memory
-        self.board = acpi_tables.Board(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
-        self.bus = Bus()
-        self.pic = Pic8259(extint)
-        self.ioapic = IoApic(deliver)
-        self.pit = Pit8254(clock, self.line(IRQ_TIMER))
-        self.rtc = Rtc(clock, self.line(IRQ_RTC), epoch_ns=epoch_ns, ram=cmos_memory(ram_bytes))
-        self.com1 = Uart16550(0x3F8, self.line(IRQ_COM1), com1)
-        self.com2 = Uart16550(0x2F8, self.line(IRQ_COM2), com2)
-        self.i8042 = I8042(self.line(IRQ_KEYBOARD), reset)
-        self.debug_exit = DebugExit(debug_exit)
-        self.pci = pci.Pci(self.bus, reset, self.set_irq)
-        self.acpi = Acpi(clock, self.line(acpi_tables.SCI), power_off, self.board.pm_port)
-        self.kvmclock = KvmClock(clock, write_memory, epoch_ns=epoch_ns, vcpus=vcpus)
-        self.devices: dict[str, Device] = {
-            "pic8259": self.pic,
-            "ioapic": self.ioapic,
-            "pit8254": self.pit,
-            "rtc": self.rtc,
-            "com1": self.com1,
-            "com2": self.com2,
-            "i8042": self.i8042,
-            "debug_exit": self.debug_exit,
-            "pci": self.pci,
-            "acpi": self.acpi,
-            "kvmclock": self.kvmclock,
-        }
-        for device in self.devices.values():
-            self.bus.attach(device)
-        # What firmware sets up: the I/O APIC's ID, and which inputs of the 8259s are levels.
-        self.ioapic.state.id = self.board.ioapic_id & 15
-        for irq in (acpi_tables.SCI, *pci.PIRQ):
-            self.pic.state.slave.elcr |= 1 << irq - 8
-
-    # --- wires ---
-
-    def line(self, irq: int) -> Line:
-        """The wire of an interrupt request, for the one device that drives it."""
-        pic, ioapic, pin = self.pic.set_input, self.ioapic.set_input, 2 if irq == 0 else irq
-
-        def change(level: bool) -> None:
-            pic(irq, level)
-            ioapic(pin, level)
-
-        return Line(change)
+        super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
+        self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
+        levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
+        cmos, layout = cmos_memory(ram_bytes), self.layout
+        rows: tuple[Row, ...] = (
+            ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
+            ("ioapic", {"at": layout.ioapic_gpa, "id": layout.ioapic_id}),
+            ("pit8254", {"at": (0x40, 0x61), "irq": IRQ_TIMER}),
+            ("rtc", {"at": 0x70, "irq": IRQ_RTC, "epoch_ns": epoch_ns, "ram": cmos}),
+            ("uart16550", {"name": "com1", "at": 0x3F8, "irq": IRQ_COM1, "transmit": com1}),
+            ("uart16550", {"name": "com2", "at": 0x2F8, "irq": IRQ_COM2, "transmit": com2}),
+            ("i8042", {"at": (0x60, 0x64), "irq": IRQ_KEYBOARD, "restart": reset}),
+            ("debug_exit", {"at": 0xF4, "debug_exit": debug_exit}),
+            (
+                "pci",
+                {
+                    "at": (0xCF8, pci.ECAM_GPA),
+                    "irq": pci.PIRQ,
+                    "restart": reset,
+                    "high_window": high_mmio,
+                },
+            ),
+            ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
+            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+        )
+        for part, options in (*rows, *devices):
+            self.add(part, **options)
+        self.pic = self.part("pic8259", Pic8259)
+        self.ioapic = self.part("ioapic", IoApic)
+        self.com1 = self.part("com1", Uart16550)
+        self.com2 = self.part("com2", Uart16550)
+        self.pci = self.part("pci", Pci)
+        self.acpi = self.part("acpi", Acpi)
+        self.kvmclock = self.part("kvmclock", KvmClock)
 
     def set_irq(self, irq: int, level: bool) -> None:
-        """The same for those who do not keep a wire."""
+        """An interrupt request's wire ends at both interrupt controllers."""
         self.pic.set_input(irq, level)
         self.ioapic.set_input(2 if irq == 0 else irq, level)
 
@@ -130,21 +118,5 @@ class PC:
 
     def install_tables(self) -> int:
         """Write the ACPI tables to guest memory; returns the RSDP's gpa."""
-        self.write_memory(acpi_tables.BASE, acpi_tables.build(self.board))
+        self.memory.write(acpi_tables.BASE, acpi_tables.build(self.layout))
         return acpi_tables.BASE
-
-    def save(self) -> dict[str, Any]:
-        """All devices, as plain values."""
-        return {name: device.save() for name, device in self.devices.items()}
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """Become the board that was saved.  ValueError says what does not fit."""
-        if saved.keys() != self.devices.keys():
-            names = sorted(saved.keys() ^ self.devices.keys())
-            raise ValueError(f"snapshot: this board and the saved one differ in {names}")
-        for name, device in self.devices.items():
-            device.load(saved[name])
-
-    def inspect(self) -> dict[str, Any]:
-        """Decoded state of every device, for people."""
-        return {name: device.inspect() for name, device in self.devices.items()}

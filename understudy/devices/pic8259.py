@@ -17,8 +17,12 @@ from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
+from understudy.devices.wires import Wires
+from understudy.machine.bus import Line, ports
 
 # --- The data sheet ---
+
+MASTER, SLAVE, ELCR = 0, 1, 2  # regions; the offset is A0, or which of the ELCRs
 
 
 class ICW1(Bits, width=8):
@@ -191,23 +195,31 @@ class Chip:
 
 @dataclass
 class PicState:
-    """Both chips, and the level of the pair's output."""
+    """Both chips."""
 
     master: Chip = field(default_factory=Chip)
     slave: Chip = field(default_factory=Chip)
-    output: bool = False
 
 
 class Pic8259(Device, name="pic8259"):
-    """The pair.  Inputs are numbered 0-15 (IRQ 2 is the slave); the output is `extint`."""
+    """The pair.  Inputs are numbered 0-15 (IRQ 2 is the slave); the output is `extint`.
 
+    `levels` is what firmware writes to the ELCRs: the inputs that are level-triggered.
+    """
+
+    spans = (ports(2), ports(2), ports(2))  # master, slave, ELCR1 and ELCR2
     state: PicState
 
-    def __init__(self, extint: Callable[[bool], None]) -> None:
-        super().__init__()
-        self.ports = (range(0x20, 0x22), range(0xA0, 0xA2), range(0x4D0, 0x4D2))
-        self.extint = extint
-        self.state = PicState()
+    def __init__(
+        self, wires: Wires, *, extint: Callable[[bool], None] = lambda level: None, levels: int = 0
+    ) -> None:
+        super().__init__(wires)
+        self.levels = levels
+        self.output = self.lines["extint"] = Line(extint)
+        self.state = self.power_on()
+
+    def power_on(self) -> PicState:
+        return PicState(Chip(elcr=self.levels & 0xFF), Chip(elcr=self.levels >> 8))
 
     def set_input(self, irq: int, level: bool) -> None:
         """The level of an interrupt request changes."""
@@ -245,18 +257,17 @@ class Pic8259(Device, name="pic8259"):
             if not cascade:
                 s.master.irr &= ~4
         output = s.master.request(True) is not None
-        if output is not s.output:
-            s.output = output
-            self.extint(output)
+        if output is not self.output.level:
+            self.output.set(output)
 
-    def read(self, port: int, size: int) -> int:
+    def read(self, region: int, offset: int, size: int) -> int:
         s = self.state
-        if port >= 0x4D0:
-            return (s.slave if port & 1 else s.master).elcr
-        chip = s.slave if port & 0x80 else s.master
+        if region == ELCR:
+            return (s.slave if offset else s.master).elcr
+        chip = s.slave if region == SLAVE else s.master
         if chip.poll:
             return self._poll(chip)
-        if port & 1:
+        if offset:
             return chip.imr
         return chip.isr if chip.read_isr else chip.irr
 
@@ -270,18 +281,18 @@ class Pic8259(Device, name="pic8259"):
         self._update()
         return 0x80 | n
 
-    def write(self, port: int, value: int, size: int) -> None:
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
-        if port >= 0x4D0:  # IRQ 0, 1, 2, 8 and 13 are edge-triggered on every PC
-            if port & 1:
+        if region == ELCR:  # IRQ 0, 1, 2, 8 and 13 are edge-triggered on every PC
+            if offset:
                 s.slave.elcr = value & 0xDE
             else:
                 s.master.elcr = value & 0xF8
             for chip in (s.master, s.slave):
                 chip.irr |= chip.pins & chip.elcr
         else:
-            chip = s.slave if port & 0x80 else s.master
-            if port & 1:
+            chip = s.slave if region == SLAVE else s.master
+            if offset:
                 chip.write_data(value)
             else:
                 chip.write_command(value)
@@ -297,4 +308,4 @@ class Pic8259(Device, name="pic8259"):
                 "base": f"{chip.base:#x}",
             }
             for name, chip in (("master", self.state.master), ("slave", self.state.slave))
-        } | {"output": self.state.output}
+        } | {"output": self.output.level}

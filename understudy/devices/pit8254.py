@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
-from understudy.clock import NS_PER_SECOND, Alarm, Clock
+from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 # --- The data sheet ---
 
 HZ = 1_193_182
+COUNTERS, PORT61 = 0, 1  # regions
+CONTROL = 3  # offset of the control word; the counters come before it
 
 
 class ControlWord(Bits, width=8):
@@ -235,18 +238,19 @@ class PitState:
 class Pit8254(Device, name="pit8254"):
     """The timer and the port 0x61 that belongs to its third counter."""
 
+    spans = (ports(4), ports(1))  # the counters and the control word; port 0x61
     state: PitState
 
-    def __init__(self, clock: Clock, irq: Line, port: int = 0x40, port61: int = 0x61) -> None:
-        super().__init__()
-        self.ports = (range(port, port + 4), range(port61, port61 + 1))
-        self.port61 = port61
-        self.clock, self.irq = clock, irq
-        self.edge = Alarm(clock, self._rise)
-        self.lines["irq"] = irq
-        self.alarms["edge"] = self.edge
-        self.state = PitState()
-        self.state.counters[2].gate = False
+    def __init__(self, wires: Wires) -> None:
+        super().__init__(wires)
+        self.irq = self.lines["irq"] = wires.line()
+        self.edge = self.alarms["edge"] = Alarm(self.clock, self._rise)
+        self.state = self.power_on()
+
+    def power_on(self) -> PitState:
+        state = PitState()
+        state.counters[2].gate = False
+        return state
 
     # --- counter 0's output ---
 
@@ -262,16 +266,15 @@ class Pit8254(Device, name="pit8254"):
         rise = counter.next_rise(tick)
         self.edge.set(None if rise is None else ns_at(rise))
 
-    # --- ports ---
+    # --- registers ---
 
-    def read(self, port: int, size: int) -> int:
+    def read(self, region: int, offset: int, size: int) -> int:
         tick = ticks_at(self.clock.now())
-        if port == self.port61:
+        if region == PORT61:
             return self._read61(tick)
-        n = port & 3
-        if n == 3:
+        if offset == CONTROL:
             return 0xFF  # [DS]: no operation
-        c = self.state.counters[n]
+        c = self.state.counters[offset]
         if c.latched_status is not None:
             status, c.latched_status = c.latched_status, None
             return status
@@ -284,15 +287,15 @@ class Pit8254(Device, name="pit8254"):
             return value & 0xFF if c.read_high else value >> 8
         return value >> 8 if c.rw == 2 else value & 0xFF
 
-    def write(self, port: int, value: int, size: int) -> None:
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         tick = ticks_at(self.clock.now())
-        if port == self.port61:
+        if region == PORT61:
             self.state.speaker = bool(value & Port61.SPEAKER.mask)
             self.state.counters[2].set_gate(bool(value & Port61.GATE2.mask), tick)
-        elif port & 3 == 3:
+        elif offset == CONTROL:
             self._control(value, tick)
         else:
-            self._count(port & 3, value, tick)
+            self._count(offset, value, tick)
 
     def _count(self, n: int, value: int, tick: int) -> None:
         c = self.state.counters[n]

@@ -7,7 +7,8 @@ Not modeled: the square-wave output, daylight saving, other time bases than 32.7
 update takes no time, so UIP announces it for 244 microseconds and falls with it.
 
 Invariants: the time of day is `clock.now()` plus an offset that only setting the time changes;
-alarms run only for enabled interrupts; flags alone are computed when register C is read.
+alarms run only for enabled interrupts; flags alone are computed when register C is read; a reset
+stops neither the clock nor forgets the RAM, which have a battery.
 """
 
 from calendar import timegm
@@ -18,9 +19,10 @@ from enum import IntEnum
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
-from understudy.clock import NS_PER_SECOND, Alarm, Clock
+from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 # --- The data sheet ---
 
@@ -77,6 +79,7 @@ class RegisterC(Bits, width=8):
 
 SET, PIE, AIE, UIE = RegisterB.SET.mask, RegisterB.PIE.mask, RegisterB.AIE.mask, RegisterB.UIE.mask
 DM, H24 = RegisterB.DM.mask, RegisterB.H24.mask
+INDEX = 0  # offset; the other one is the data
 UIP_NS = 244_000
 VRT = 0x80  # register D: RAM and time are valid
 TIME = frozenset((0, 2, 4, 6, 7, 8, 9, Reg.CENTURY))
@@ -98,28 +101,36 @@ class RtcState:
 
 
 class Rtc(Device, name="rtc"):
-    """The clock starts at `epoch_ns` (Unix time, UTC) when `clock.now()` is 0."""
+    """The clock starts at `epoch_ns` (Unix time, UTC) when `clock.now()` is 0.
 
+    `ram` is what firmware puts into the RAM, at power-on and after each reset.
+    """
+
+    spans = (ports(2),)  # index, data
+    battery = ("offset_ns", "ram")
     state: RtcState
 
     def __init__(
-        self,
-        clock: Clock,
-        irq: Line,
-        *,
-        epoch_ns: int = 0,
-        ram: Mapping[int, int] | None = None,
-        port: int = 0x70,
+        self, wires: Wires, *, epoch_ns: int = 0, ram: Mapping[int, int] | None = None
     ) -> None:
-        super().__init__()
-        self.ports = (range(port, port + 2),)
-        self.clock, self.irq = clock, irq
-        self.lines["irq"] = irq
+        super().__init__(wires)
+        self.epoch_ns = epoch_ns
+        self.firmware = {Reg.A: 0x26, Reg.B: H24, **(ram or {})}
+        self.irq = self.lines["irq"] = wires.line()
         self.periodic = self._alarm("periodic", self._tick)
         self.update = self._alarm("update", self._update_ended)
         self.match = self._alarm("alarm", self._alarm_match)
-        self.state = RtcState(offset_ns=epoch_ns)
-        for index, value in {Reg.A: 0x26, Reg.B: H24, **(ram or {})}.items():
+        self.state = self.power_on()
+
+    def power_on(self) -> RtcState:
+        state = RtcState(offset_ns=self.epoch_ns, seen_ns=self.clock.now())
+        for index, value in self.firmware.items():
+            state.ram[index] = value
+        return state
+
+    def reset(self) -> None:
+        super().reset()
+        for index, value in self.firmware.items():
             self.state.ram[index] = value
 
     def _alarm(self, name: str, callback: Callable[[], None]) -> Alarm:
@@ -254,11 +265,11 @@ class Rtc(Device, name="rtc"):
     def _drive(self) -> None:
         self.irq.set(bool(self.state.flags & self.state.ram[Reg.B] & 0x70))
 
-    # --- ports ---
+    # --- registers ---
 
-    def read(self, port: int, size: int) -> int:
+    def read(self, region: int, offset: int, size: int) -> int:
         s = self.state
-        if not port & 1:
+        if offset == INDEX:
             return 0xFF  # the index is write-only
         match s.index:
             case Reg.A:
@@ -278,9 +289,9 @@ class Rtc(Device, name="rtc"):
                 self._show()
         return s.ram[s.index]
 
-    def write(self, port: int, value: int, size: int) -> None:
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
-        if not port & 1:
+        if offset == INDEX:
             s.index = value & 0x7F  # bit 7 masks NMI: the board's, not ours
             return
         match s.index:

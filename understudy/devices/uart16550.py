@@ -8,8 +8,9 @@ transmitter is always empty; a FIFO below its trigger level reports the characte
 
 The far end keeps what was typed until the guest has read it: it sends only while the guest
 listens, and again what a reset of the FIFO dropped.  So nothing typed is lost, even before the
-guest's driver is up.  The guest listens if it asserts RTS, enables the receiver's interrupt, or
-polls: two reads of LSR with no access between (a sender finds LSR.THRE set the first time).
+guest's driver is up; only a reset of the whole machine drops it.  The guest listens if it asserts
+RTS, enables the receiver's interrupt, or polls: two reads of LSR with no access between (a sender
+finds LSR.THRE set the first time).
 
 Invariants: at most 16 characters in the FIFO, or 1 without FIFO mode; the interrupt line always
 shows the state of the registers.
@@ -21,7 +22,8 @@ from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
-from understudy.machine.bus import Line
+from understudy.devices.wires import Wires
+from understudy.machine.bus import ports
 
 # --- The data sheet ---
 
@@ -137,14 +139,19 @@ class UartState:
 class Uart16550(Device, name="uart16550"):
     """One serial port.  `receive` types into it; what the guest sends goes to `transmit`."""
 
+    spans = (ports(8),)
     state: UartState
 
-    def __init__(self, port: int, irq: Line, transmit: Callable[[bytes], None]) -> None:
-        super().__init__()
-        self.ports = (range(port, port + 8),)
-        self.irq, self.transmit = irq, transmit
-        self.lines["irq"] = irq
-        self.state = UartState()
+    def __init__(
+        self, wires: Wires, *, transmit: Callable[[bytes], None] = lambda data: None
+    ) -> None:
+        super().__init__(wires)
+        self.transmit = transmit
+        self.irq = self.lines["irq"] = wires.line()
+        self.state = self.power_on()
+
+    def power_on(self) -> UartState:
+        return UartState()
 
     # --- the far end ---
 
@@ -194,8 +201,7 @@ class Uart16550(Device, name="uart16550"):
 
     # --- the guest's end ---
 
-    def read(self, port: int, size: int) -> int:
-        offset = port & 7
+    def read(self, region: int, offset: int, size: int) -> int:
         s = self.state
         if offset == 5:
             return self._read_lsr()
@@ -246,8 +252,7 @@ class Uart16550(Device, name="uart16550"):
         self._listen()
         return value
 
-    def write(self, port: int, value: int, size: int) -> None:
-        offset = port & 7
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
         s.was_polled = False
         if offset == 0:

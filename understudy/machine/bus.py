@@ -3,21 +3,29 @@
 Source: the ISA bus, where a wide access to byte-wide devices becomes one access a byte, and an
 access that nobody claims reads all ones.
 
-Invariants: at most one device owns a (port, size) or an address; the bus never raises for what a
-guest does; a byte-wide register access costs one dictionary look-up and the device's method.
+A device says which `Span`s of registers it has; a board puts each somewhere, which makes it a
+`Region`; the bus tells the owner the region's number and an offset, never an address.
+
+Invariants: at most one region lies at a (port, size) or an address; the bus never raises for what
+a guest does, and holds no more memory however much a guest does; a register access costs one
+dictionary look-up and the device's method.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
 
-PortRead = Callable[[int, int], int]
-PortWrite = Callable[[int, int, int], None]
-MmioRead = Callable[[int, int], int]
-MmioWrite = Callable[[int, int, int], None]
+Read = Callable[[int, int, int], int]
+Write = Callable[[int, int, int, int], None]
 
 ONES = {n: (1 << 8 * n) - 1 for n in range(1, 9)}
 PORT_SIZES = (1, 2, 4)
+PORTS: Final = 0x1_0000
+STRAYS: Final = 1024  # places whose unclaimed accesses are counted one by one
+ELSEWHERE: Final = ("elsewhere", 0)  # the sum over all others
+REMEMBERED: Final = 4096  # pages whose regions are kept at hand
 
 
 class Line:
@@ -25,7 +33,7 @@ class Line:
 
     __slots__ = ("callback", "level")
 
-    def __init__(self, callback: Callable[[bool], None]) -> None:
+    def __init__(self, callback: Callable[[bool], None] = lambda level: None) -> None:
         self.callback = callback
         self.level = False
 
@@ -72,88 +80,138 @@ class SharedLine:
             self.callback(level)
 
 
-class Attachable(Protocol):
-    """What the bus needs to know of a device."""
-
-    name: str
-    ports: tuple[range, ...]
-    mmio: tuple[range, ...]
-    port_width: int
-
-    def read(self, port: int, size: int) -> int: ...
-    def write(self, port: int, value: int, size: int) -> None: ...
-    def mmio_read(self, gpa: int, size: int) -> int: ...
-    def mmio_write(self, gpa: int, size: int, value: int) -> None: ...
+# --- What lies where ---
 
 
-Window = tuple[int, int, MmioRead, MmioWrite]
+class Space(StrEnum):
+    """The two spaces that a processor addresses."""
+
+    PORT = "port"
+    MMIO = "mmio"
+
+
+class Owner(Protocol):
+    """Who answers.  The region is the owner's own number for it, the offset is inside it."""
+
+    def read(self, region: int, offset: int, size: int) -> int: ...
+    def write(self, region: int, offset: int, value: int, size: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Registers that lie together, wherever a board puts them."""
+
+    space: Space
+    length: int
+    width: int  # the widest access that is taken in one piece; MMIO takes up to 8 bytes
+
+
+def ports(length: int, width: int = 1) -> Span:
+    """So many ports; wider accesses come as one a byte."""
+    return Span(Space.PORT, length, width)
+
+
+def mmio(length: int) -> Span:
+    """So many bytes of physical addresses; loads and stores of 1 to 8 bytes come whole."""
+    return Span(Space.MMIO, length, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A span that has its place."""
+
+    space: Space
+    base: int
+    length: int
+    owner: Owner
+    number: int = 0
+    width: int = 8
+
+    @property
+    def end(self) -> int:
+        """The first port or address after it."""
+        return self.base + self.length
+
+    def __str__(self) -> str:
+        return f"{self.space} {self.base:#x}-{self.end - 1:#x}"
+
+
+Window = tuple[int, int, Read, Write, int]
 
 
 class Bus:
     """Ports and physical addresses, and who answers there."""
 
     def __init__(self) -> None:
-        self._reads: dict[int, PortRead] = {}  # by port << 4 | size
-        self._writes: dict[int, PortWrite] = {}
-        self._pages: dict[int, list[Window]] = {}  # by gpa >> 12
-        self.unclaimed: Counter[tuple[str, int]] = Counter()
+        # By port << 4 | size.  A tuple, not functools.partial: CPython calls a Python method
+        # from Python faster than through C.
+        self._reads: dict[int, tuple[Read, int, int]] = {}
+        self._writes: dict[int, tuple[Write, int, int, int]] = {}
+        self._mmio: list[Region] = []
+        self._pages: dict[int, tuple[Window, ...]] = {}  # by gpa >> 12, from _mmio as needed
+        self._strays: dict[tuple[str, int], int] = {}
 
     # --- who is where ---
 
-    def attach(self, device: Attachable) -> None:
-        """Claim all that the device says it answers to.  ValueError if any of it is taken."""
-        for ports in device.ports:
-            self.claim_ports(ports, device.read, device.write, device.port_width)
-        for window in device.mmio:
-            self.claim_mmio(window, device.mmio_read, device.mmio_write)
+    def claim(self, region: Region) -> None:
+        """Let its owner answer there.  ValueError if any of it is taken or does not exist."""
+        if region.space is Space.PORT:
+            self._claim_ports(region)
+            return
+        for other in self._mmio:
+            if other.base < region.end and region.base < other.end:
+                raise ValueError(f"{region} overlaps {other}; every address has one device")
+        self._mmio.append(region)
+        self._pages.clear()
 
-    def claim_ports(self, ports: range, read: PortRead, write: PortWrite, width: int = 1) -> None:
-        """Answer at these ports, accesses of up to `width` bytes in one piece."""
-        if taken := [p for p in ports if p << 4 | 1 in self._reads]:
+    def _claim_ports(self, region: Region) -> None:
+        base, end = region.base, region.end
+        if not 0 <= base < end <= PORTS:
+            raise ValueError(f"{region} lies outside the {PORTS} ports")
+        if taken := [p for p in range(base, end) if p << 4 | 1 in self._reads]:
             raise ValueError(f"port {taken[0]:#x} is claimed twice; every port has one device")
-        for port in ports:
+        read, write, number = region.owner.read, region.owner.write, region.number
+        for port in range(base, end):
             for size in PORT_SIZES:
-                if size <= width and port + size <= ports.stop:
-                    self._reads[port << 4 | size] = read
-                    self._writes[port << 4 | size] = write
+                if size <= region.width and port + size <= end:
+                    self._reads[port << 4 | size] = read, number, port - base
+                    self._writes[port << 4 | size] = write, number, port - base, ONES[size]
 
-    def release_ports(self, ports: range) -> None:
-        """Nobody answers at these ports any more."""
-        for port in ports:
+    def release(self, region: Region) -> None:
+        """Nobody answers there any more."""
+        if region.space is Space.MMIO:
+            self._mmio.remove(region)
+            self._pages.clear()
+            return
+        for port in range(region.base, region.end):
             for size in PORT_SIZES:
                 self._reads.pop(port << 4 | size, None)
                 self._writes.pop(port << 4 | size, None)
 
-    def claim_mmio(self, window: range, read: MmioRead, write: MmioWrite) -> None:
-        """Answer at these physical addresses."""
-        for page in _pages(window):
-            for start, stop, _, _ in self._pages.get(page, ()):
-                if start < window.stop and window.start < stop:
-                    raise ValueError(
-                        f"gpa {window.start:#x}-{window.stop - 1:#x} overlaps "
-                        f"{start:#x}-{stop - 1:#x}; every address has one device"
-                    )
-        for page in _pages(window):
-            self._pages.setdefault(page, []).append((window.start, window.stop, read, write))
+    @property
+    def unclaimed(self) -> Counter[tuple[str, int]]:
+        """How often nobody answered, by ("port", port) or ("mmio", page)."""
+        return Counter(self._strays)
 
-    def release_mmio(self, window: range) -> None:
-        """Nobody answers at these addresses any more."""
-        for page in _pages(window):
-            left = [w for w in self._pages.get(page, ()) if w[0] != window.start]
-            if left:
-                self._pages[page] = left
-            else:
-                self._pages.pop(page, None)
+    def _stray(self, key: tuple[str, int]) -> None:
+        """Count an access at a new place; after many places, those that come are counted as one."""
+        if len(self._strays) >= STRAYS:
+            key = ELSEWHERE
+        self._strays[key] = self._strays.get(key, 0) + 1
 
     # --- accesses ---
 
     def port_read(self, port: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes."""
-        read = self._reads.get(port << 4 | size)
-        if read is not None:
-            return read(port, size)
+        found = self._reads.get(port << 4 | size)
+        if found is not None:
+            read, region, offset = found
+            return read(region, offset, size)
         if size == 1:
-            self.unclaimed["port", port] += 1
+            try:
+                self._strays["port", port] += 1
+            except KeyError:
+                self._stray(("port", port))
             return 0xFF
         value = 0
         for i in range(size):
@@ -162,22 +220,32 @@ class Bus:
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """OUT of 1, 2 or 4 bytes."""
-        write = self._writes.get(port << 4 | size)
-        if write is not None:
-            write(port, value & ONES[size], size)
+        found = self._writes.get(port << 4 | size)
+        if found is not None:
+            write, region, offset, mask = found
+            write(region, offset, value & mask, size)
         elif size == 1:
-            self.unclaimed["port", port] += 1
+            try:
+                self._strays["port", port] += 1
+            except KeyError:
+                self._stray(("port", port))
         else:
             for i in range(size):
                 self.port_write(port + i & 0xFFFF, 1, value >> 8 * i)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load of 1 to 8 bytes."""
-        for start, stop, read, _ in self._pages.get(gpa >> 12, ()):
+        windows = self._pages.get(gpa >> 12)
+        if windows is None:
+            windows = self._page(gpa >> 12)
+        for start, stop, read, _, region in windows:
             if start <= gpa and gpa + size <= stop:
-                return read(gpa, size)
+                return read(region, gpa - start, size)
         if not self._is_split(gpa, size):
-            self.unclaimed["mmio", gpa >> 12] += 1
+            try:
+                self._strays["mmio", gpa >> 12] += 1
+            except KeyError:
+                self._stray(("mmio", gpa >> 12))
             return ONES[size]
         value = 0
         for i in range(size):
@@ -186,25 +254,41 @@ class Bus:
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         """A store of 1 to 8 bytes."""
-        for start, stop, _, write in self._pages.get(gpa >> 12, ()):
+        windows = self._pages.get(gpa >> 12)
+        if windows is None:
+            windows = self._page(gpa >> 12)
+        for start, stop, _, write, region in windows:
             if start <= gpa and gpa + size <= stop:
-                write(gpa, size, value & ONES[size])
+                write(region, gpa - start, value & ONES[size], size)
                 return
         if not self._is_split(gpa, size):
-            self.unclaimed["mmio", gpa >> 12] += 1
+            try:
+                self._strays["mmio", gpa >> 12] += 1
+            except KeyError:
+                self._stray(("mmio", gpa >> 12))
             return
         for i in range(size):
             self.mmio_write(gpa + i, 1, value >> 8 * i)
 
-    def _is_split(self, gpa: int, size: int) -> bool:
-        """Whether some window holds a part of the access, though none holds all of it."""
-        ends = (gpa >> 12, gpa + size - 1 >> 12)
-        return size > 1 and any(
-            start < gpa + size and gpa < stop
-            for page in ends
-            for start, stop, _, _ in self._pages.get(page, ())
+    def _page(self, page: int) -> tuple[Window, ...]:
+        """The regions that touch a page, found among all and kept for the next access."""
+        start, stop = page << 12, page + 1 << 12
+        windows = tuple(
+            (r.base, r.end, r.owner.read, r.owner.write, r.number)
+            for r in self._mmio
+            if r.base < stop and start < r.end
         )
+        if len(self._pages) >= REMEMBERED:
+            self._pages.clear()
+        self._pages[page] = windows
+        return windows
 
-
-def _pages(window: range) -> range:
-    return range(window.start >> 12, (window.stop - 1 >> 12) + 1)
+    def _is_split(self, gpa: int, size: int) -> bool:
+        """Whether some region holds a part of the access, though none holds all of it."""
+        first, last, stop_at = gpa >> 12, gpa + size - 1 >> 12, gpa + size
+        windows = self._pages[first]  # its caller has just looked there
+        if last != first:
+            windows += self._pages.get(last) or self._page(last)
+        if not windows or size == 1:
+            return False
+        return any(start < stop_at and gpa < stop for start, stop, *_ in windows)

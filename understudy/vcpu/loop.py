@@ -169,9 +169,13 @@ class Vcpu:
         """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
         self.attention = False
         self.guest.pay()
-        while self.posts:
-            self.posts.popleft()()
-        self.time.fire()
+        try:
+            while self.posts:
+                self.posts.popleft()()
+            self.time.fire()
+        except BaseException:
+            self.attention = True  # for the rest of it
+            raise
         if self.state.halted and self.requested is None:
             self._sleep()
         if self.requested is not None:

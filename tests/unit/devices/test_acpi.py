@@ -10,6 +10,7 @@ import pytest
 from understudy.clock import NS_PER_SECOND, ManualClock
 from understudy.devices import acpi_tables, aml
 from understudy.devices.acpi import HALF, PM_HZ, Acpi
+from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
 
 
@@ -17,7 +18,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock, self.offs = ManualClock(), 0
         self.line = Line(lambda level: None)
-        self.acpi = Acpi(self.clock, self.line, self._off)
+        self.acpi = Acpi(Wires(self.clock, lines=(self.line,)), power_off=self._off)
 
     def _off(self) -> None:
         self.offs += 1
@@ -29,57 +30,57 @@ class Bench:
 def test_the_timer_counts_at_its_rate_in_32_bits() -> None:
     b = Bench()
     b.clock.advance(NS_PER_SECOND)
-    assert b.acpi.read(0x608, 4) == PM_HZ
-    assert b.acpi.read(0x608, 2) == PM_HZ & 0xFFFF
-    b.acpi.write(0x608, 0, 4)
+    assert b.acpi.read(0, 8, 4) == PM_HZ
+    assert b.acpi.read(0, 8, 2) == PM_HZ & 0xFFFF
+    b.acpi.write(0, 8, 0, 4)
     b.clock.advance(1200 * NS_PER_SECOND)
-    assert b.acpi.read(0x608, 4) == PM_HZ * 1201 - (1 << 32)
+    assert b.acpi.read(0, 8, 4) == PM_HZ * 1201 - (1 << 32)
 
 
 def test_timer_status_and_interrupt_when_bit_31_changes() -> None:
     b = Bench()
-    assert b.acpi.read(0x600, 2) == 0
-    b.acpi.write(0x602, 1, 2)
+    assert b.acpi.read(0, 0, 2) == 0
+    b.acpi.write(0, 2, 1, 2)
     half = -(-HALF * NS_PER_SECOND // PM_HZ)
     assert b.clock.next_deadline() == half
     b.clock.advance(half - 1)
     assert not b.line.level
     b.clock.advance(1)
-    assert b.line.level and b.acpi.read(0x600, 2) == 1
-    b.acpi.write(0x600, 1, 2)
-    assert not b.line.level and b.acpi.read(0x600, 4) == 0x10000
-    b.acpi.write(0x602, 0, 2)
+    assert b.line.level and b.acpi.read(0, 0, 2) == 1
+    b.acpi.write(0, 0, 1, 2)
+    assert not b.line.level and b.acpi.read(0, 0, 4) == 0x10000
+    b.acpi.write(0, 2, 0, 2)
     assert b.clock.next_deadline() is None
     b.clock.advance(half)
-    assert b.acpi.read(0x600, 1) == 1 and not b.line.level
+    assert b.acpi.read(0, 0, 1) == 1 and not b.line.level
 
 
 def test_enable_reads_back_byte_by_byte() -> None:
     b = Bench()
-    b.acpi.write(0x602, 0xFF, 1)
-    b.acpi.write(0x603, 0xFF, 1)
-    assert b.acpi.read(0x602, 2) == 0x0721
-    b.acpi.write(0x602, 0, 1)
-    assert b.acpi.read(0x602, 2) == 0x0700
+    b.acpi.write(0, 2, 0xFF, 1)
+    b.acpi.write(0, 3, 0xFF, 1)
+    assert b.acpi.read(0, 2, 2) == 0x0721
+    b.acpi.write(0, 2, 0, 1)
+    assert b.acpi.read(0, 2, 2) == 0x0700
 
 
 def test_control_always_says_acpi_mode_and_only_s5_powers_off() -> None:
     b = Bench()
-    b.acpi.write(0x604, 0, 2)
-    assert b.acpi.read(0x604, 2) == 1
-    b.acpi.write(0x604, 1 << 10 | 1 << 13, 2)
-    b.acpi.write(0x604, 5 << 10, 2)
-    assert b.offs == 0 and b.acpi.read(0x604, 2) == 5 << 10 | 1
-    b.acpi.write(0x605, 0x34, 1)
-    assert b.offs == 1 and b.acpi.read(0x604, 2) == 5 << 10 | 1
+    b.acpi.write(0, 4, 0, 2)
+    assert b.acpi.read(0, 4, 2) == 1
+    b.acpi.write(0, 4, 1 << 10 | 1 << 13, 2)
+    b.acpi.write(0, 4, 5 << 10, 2)
+    assert b.offs == 0 and b.acpi.read(0, 4, 2) == 5 << 10 | 1
+    b.acpi.write(0, 5, 0x34, 1)
+    assert b.offs == 1 and b.acpi.read(0, 4, 2) == 5 << 10 | 1
 
 
 # --- The tables ---
 
 
-def tables(board: acpi_tables.Board) -> dict[str, bytes]:
+def tables(layout: acpi_tables.Layout) -> dict[str, bytes]:
     """The tables found by following the RSDP, as a guest does."""
-    image = acpi_tables.build(board)
+    image = acpi_tables.build(layout)
 
     def at(gpa: int) -> bytes:
         offset = gpa - acpi_tables.BASE
@@ -100,12 +101,12 @@ def tables(board: acpi_tables.Board) -> dict[str, bytes]:
 
 
 def test_every_checksum_is_right() -> None:
-    for name, data in tables(acpi_tables.Board()).items():
+    for name, data in tables(acpi_tables.Layout()).items():
         assert sum(data) % 256 == 0, name
 
 
 def test_fadt_says_what_the_board_is() -> None:
-    fadt = tables(acpi_tables.Board())["FACP"]
+    fadt = tables(acpi_tables.Layout())["FACP"]
     assert len(fadt) == 276 and fadt[8] == 6
     assert struct.unpack_from("<HI", fadt, 46) == (9, 0)
     assert struct.unpack_from("<I", fadt, 56) == (0x600,)
@@ -119,7 +120,7 @@ def test_fadt_says_what_the_board_is() -> None:
 
 
 def test_madt_lists_processors_and_overrides() -> None:
-    body = tables(acpi_tables.Board(vcpus=3, ioapic_id=3))["APIC"][36:]
+    body = tables(acpi_tables.Layout(vcpus=3, ioapic_id=3))["APIC"][36:]
     assert struct.unpack_from("<II", body) == (0xFEE00000, 1)
     entries, rest = [], body[8:]
     while rest:
@@ -135,12 +136,12 @@ def test_madt_lists_processors_and_overrides() -> None:
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (package acpica-tools) is not here")
 @pytest.mark.parametrize(
-    "board", [acpi_tables.Board(), acpi_tables.Board(high_mmio=range(1 << 40, 1 << 41))]
+    "layout", [acpi_tables.Layout(), acpi_tables.Layout(high_mmio=range(1 << 40, 1 << 41))]
 )
 def test_the_reference_compiler_reads_the_dsdt_back(
-    board: acpi_tables.Board, tmp_path: Path
+    layout: acpi_tables.Layout, tmp_path: Path
 ) -> None:
-    dsdt = tables(board)["DSDT"]
+    dsdt = tables(layout)["DSDT"]
     (tmp_path / "dsdt.aml").write_bytes(dsdt)
     subprocess.run(["iasl", "-d", "dsdt.aml"], cwd=tmp_path, check=True, capture_output=True)
     done = subprocess.run(

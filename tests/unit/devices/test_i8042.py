@@ -2,7 +2,9 @@
 
 import pytest
 
+from understudy.clock import ManualClock
 from understudy.devices.i8042 import I8042
+from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
 
 
@@ -10,16 +12,16 @@ class Bench:
     def __init__(self) -> None:
         self.resets = 0
         self.line = Line(lambda level: None)
-        self.chip = I8042(self.line, self._reset)
+        self.chip = I8042(Wires(ManualClock(), lines=(self.line,)), restart=self._reset)
 
     def _reset(self) -> None:
         self.resets += 1
 
     def command(self, *bytes_: int) -> int | None:
-        self.chip.write(0x64, bytes_[0], 1)
+        self.chip.write(1, 0, bytes_[0], 1)
         for value in bytes_[1:]:
-            self.chip.write(0x60, value, 1)
-        return self.chip.read(0x60, 1) if self.chip.read(0x64, 1) & 1 else None
+            self.chip.write(0, 0, value, 1)
+        return self.chip.read(0, 0, 1) if self.chip.read(1, 0, 1) & 1 else None
 
 
 @pytest.mark.parametrize(
@@ -51,18 +53,18 @@ def test_command_byte_and_keyboard_enable() -> None:
 
 def test_the_aux_loop_shows_that_there_is_no_aux_port() -> None:
     b = Bench()
-    b.chip.write(0x64, 0xD3, 1)
-    b.chip.write(0x60, 0x5A, 1)
-    assert b.chip.read(0x64, 1) & 0x21 == 0x01
+    b.chip.write(1, 0, 0xD3, 1)
+    b.chip.write(0, 0, 0x5A, 1)
+    assert b.chip.read(1, 0, 1) & 0x21 == 0x01
 
 
 def test_a_byte_for_the_missing_keyboard_times_out_at_once_with_an_interrupt() -> None:
     b = Bench()
     b.command(0x60, 0x01)
-    b.chip.write(0x60, 0xF2, 1)
-    assert b.line.level and b.chip.read(0x64, 1) & 0x41 == 0x41
-    assert b.chip.read(0x60, 1) == 0xFE
-    assert not b.line.level and b.chip.read(0x64, 1) & 0x41 == 0
+    b.chip.write(0, 0, 0xF2, 1)
+    assert b.line.level and b.chip.read(1, 0, 1) & 0x41 == 0x41
+    assert b.chip.read(0, 0, 1) == 0xFE
+    assert not b.line.level and b.chip.read(1, 0, 1) & 0x41 == 0
 
 
 @pytest.mark.parametrize("bytes_", [(0xFE,), (0xF0,), (0xD1, 0xDE)])

@@ -2,8 +2,10 @@
 
 import pytest
 
+from understudy.clock import ManualClock
 from understudy.devices.ioapic import IoApic, Redirection
 from understudy.devices.message import Delivery, Message
+from understudy.devices.wires import Wires
 
 LEVEL = 0x8000
 MASK = 0x10000
@@ -12,15 +14,15 @@ MASK = 0x10000
 class Bench:
     def __init__(self) -> None:
         self.sent: list[Message] = []
-        self.chip = IoApic(self.sent.append)
+        self.chip = IoApic(Wires(ManualClock(), deliver=self.sent.append))
 
     def get(self, index: int) -> int:
-        self.chip.mmio_write(0xFEC00000, 4, index)
-        return self.chip.mmio_read(0xFEC00010, 4)
+        self.chip.write(0, 0x000, index, 4)
+        return self.chip.read(0, 0x010, 4)
 
     def put(self, index: int, value: int) -> None:
-        self.chip.mmio_write(0xFEC00000, 4, index)
-        self.chip.mmio_write(0xFEC00010, 4, value)
+        self.chip.write(0, 0x000, index, 4)
+        self.chip.write(0, 0x010, value, 4)
 
     def entry(self, pin: int, low: int, high: int = 0) -> None:
         self.put(0x11 + 2 * pin, high)
@@ -66,7 +68,7 @@ def test_level_waits_for_the_eoi_and_comes_again() -> None:
     assert len(b.sent) == 1 and b.get(0x22) & 0x4000
     b.chip.end_of_interrupt(0x51)
     assert len(b.sent) == 1
-    b.chip.mmio_write(0xFEC00040, 4, 0x50)
+    b.chip.write(0, 0x040, 0x50, 4)
     assert len(b.sent) == 2
     b.chip.set_input(9, False)
     b.chip.end_of_interrupt(0x50)
@@ -94,10 +96,10 @@ def test_nmi_and_extint_are_edges() -> None:
 @pytest.mark.parametrize(("size", "value"), [(1, 0x20), (2, 0x0020), (4, 0x170020), (8, 0x170020)])
 def test_reads_of_any_size(size: int, value: int) -> None:
     b = Bench()
-    b.chip.mmio_write(0xFEC00000, 1, 1)
-    assert b.chip.mmio_read(0xFEC00010, size) == value
-    assert b.chip.mmio_read(0xFEC00012, 1) == 0x17
-    assert b.chip.mmio_read(0xFEC00800, size) == 0
+    b.chip.write(0, 0x000, 1, 1)
+    assert b.chip.read(0, 0x010, size) == value
+    assert b.chip.read(0, 0x012, 1) == 0x17
+    assert b.chip.read(0, 0x800, size) == 0
 
 
 def test_msi_address_and_data_make_a_message() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from understudy.clock import ManualClock
 from understudy.devices.kvmclock import MSRS, KvmClock
+from understudy.devices.wires import Wires
 
 
 class Bench:
@@ -13,9 +14,14 @@ class Bench:
         self.clock = ManualClock(5_000)
         self.memory = bytearray(4096)
         self.versions: list[int] = []
-        self.device = KvmClock(self.clock, self.write, epoch_ns=1_700_000_000_000_000_123, vcpus=2)
+        self.device = KvmClock(
+            Wires(self.clock, dma=self), epoch_ns=1_700_000_000_000_000_123, vcpus=2
+        )
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def read(self, gpa: int, length: int, /) -> bytes:
+        return bytes(self.memory[gpa : gpa + length])
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None:
         if gpa + len(data) > len(self.memory):
             raise IndexError(gpa)
         self.memory[gpa : gpa + len(data)] = data

@@ -19,7 +19,7 @@ class Machine:
         self.sent = bytearray()
         self.pc = PC(
             self.clock,
-            self.write_memory,
+            self,
             power_off=lambda: self.log.append("power off"),
             reset=lambda: self.log.append("reset"),
             debug_exit=self.log.append,
@@ -30,7 +30,10 @@ class Machine:
         )
         self.bus = self.pc.bus
 
-    def write_memory(self, gpa: int, data: bytes) -> None:
+    def read(self, gpa: int, length: int, /) -> bytes:
+        return bytes(self.memory[gpa : gpa + length])
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None:
         if gpa + len(data) > len(self.memory):
             raise IndexError(gpa)
         self.memory[gpa : gpa + len(data)] = data

@@ -1,47 +1,13 @@
-"""PCI: configuration mechanism 1, BARs, capabilities, interrupt pins, reset register."""
+"""PCI: both ways to the registers, BARs, capabilities, interrupt pins, DMA, reset."""
 
 import pytest
 
-from understudy.devices.pci import MMIO_WINDOW, Function, Pci, irq_of
-from understudy.machine.bus import Bus
+from tests.unit.devices.pci_bench import ECAM, IO, MASTER, MEMORY, Bench
+from understudy.devices.pci import MMIO_WINDOW
+from understudy.devices.pci_function import Function
+from understudy.machine.physical import DmaError
 
-
-class Toy:
-    """A region that echoes offsets and keeps writes."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[int, int, int, int]] = []
-
-    def bar_read(self, bar: int, offset: int, size: int) -> int:
-        return bar << 4 | offset & 15
-
-    def bar_write(self, bar: int, offset: int, value: int, size: int) -> None:
-        self.log.append((bar, offset, value, size))
-
-
-class Bench:
-    def __init__(self) -> None:
-        self.bus, self.toy = Bus(), Toy()
-        self.irqs: list[tuple[int, bool]] = []
-        self.resets = 0
-        self.pci = Pci(self.bus, self._reset, lambda irq, level: self.irqs.append((irq, level)))
-        self.bus.attach(self.pci)
-        self.function = Function(vendor=0x1AF4, device=0x1042, class_code=0x018000)
-        self.function.add_bar(0, 0x1000, self.toy)
-        self.function.add_bar(1, 64, self.toy, is_port=True)
-        self.capability = self.function.add_capability(0x09, bytes(14), bytes([0, 0xFF]))
-        self.pci.plug(self.function, 3, pin=1)
-
-    def _reset(self) -> None:
-        self.resets += 1
-
-    def get(self, device: int, offset: int, size: int = 4) -> int:
-        self.bus.port_write(0xCF8, 4, 0x80000000 | device << 11 | offset & 0xFC)
-        return self.bus.port_read(0xCFC + (offset & 3), size)
-
-    def put(self, device: int, offset: int, value: int, size: int = 4) -> None:
-        self.bus.port_write(0xCF8, 4, 0x80000000 | device << 11 | offset & 0xFC)
-        self.bus.port_write(0xCFC + (offset & 3), size, value)
+PIN = 3  # INTA# of device 3 is the fourth wire
 
 
 def test_the_host_bridge_and_nothing_else_on_an_empty_slot() -> None:
@@ -70,7 +36,7 @@ def test_sizing_a_bar_and_finding_it_assigned() -> None:
 def test_a_bar_answers_where_and_while_it_may() -> None:
     b = Bench()
     assert b.bus.mmio_read(0xC0000005, 1) == 0xFF
-    b.put(3, 4, 3, 2)
+    b.put(3, 4, MEMORY | IO, 2)
     assert b.bus.mmio_read(0xC0000005, 1) == 0x05
     b.bus.mmio_write(0xC0000010, 8, 0x1122334455667788)
     assert b.toy.log == [(0, 0x10, 0x1122334455667788, 8)]
@@ -83,39 +49,119 @@ def test_a_bar_answers_where_and_while_it_may() -> None:
     assert b.bus.port_read(0xC000, 1) == 0xFF
 
 
+class Wide(Bench):
+    def add(self, function: Function) -> None:
+        function.add_bar(0, 1 << 33, self.toy, is_wide=True, is_prefetchable=True)
+        function.add_bar(2, 0x1000, self.toy)
+
+
+def test_a_64_bit_bar_is_sized_in_two_halves_and_lies_above_4_gib() -> None:
+    b = Wide(high_window=range(1 << 40, 1 << 41))
+    assert (b.get(3, 0x10), b.get(3, 0x14)) == (0x0000000C, 0x100)
+    assert b.get(3, 0x18) == MMIO_WINDOW.start
+    b.put(3, 4, MEMORY, 2)
+    assert b.bus.mmio_read((1 << 40) + (1 << 32) + 7, 1) == 7
+    b.put(3, 0x10, 0xFFFFFFFF)
+    b.put(3, 0x14, 0xFFFFFFFF)
+    assert (b.get(3, 0x10), b.get(3, 0x14)) == (0x0000000C, 0xFFFFFFFE)
+    b.put(3, 0x10, 0)
+    b.put(3, 0x14, 0x400)
+    assert b.bus.mmio_read((1 << 40) + 7, 1) == 0xFF
+    assert b.bus.mmio_read((1 << 42) + 7, 1) == 7
+    assert b.bus.mmio_read(MMIO_WINDOW.start + 1, 1) == 0x21
+
+
 def test_a_bar_moved_onto_somebody_else_does_not_answer_and_nothing_breaks() -> None:
     b = Bench()
     b.put(3, 0x14, 0x0CC1)
-    b.put(3, 4, 1, 2)
+    b.put(3, 4, IO, 2)
     assert b.get(3, 0) == 0x10421AF4
     b.put(3, 0x14, 0xC101)
     assert b.bus.port_read(0xC100, 1) == 0x10
 
 
+def test_who_answers_does_not_depend_on_who_came_first() -> None:
+    b, other = Bench(), Bench()
+    for bench in (b, other):
+        bench.function = Function(vendor=1, device=2, class_code=0)
+        bench.function.add_bar(3, 0x1000, bench.toy)
+        bench.pci.plug(bench.function, 2)
+    b.put(3, 0x10, 0xD0000000)
+    b.put(3, 4, MEMORY, 2)
+    b.put(2, 0x1C, 0xD0000000)
+    b.put(2, 4, MEMORY, 2)
+    assert b.bus.mmio_read(0xD0000001, 1) == 0x31
+    other.pci.load(b.pci.save())
+    assert other.bus.mmio_read(0xD0000001, 1) == 0x31
+    b.put(2, 4, 0, 2)
+    assert b.bus.mmio_read(0xD0000001, 1) == 0x01
+
+
 def test_capability_list() -> None:
     b = Bench()
     assert b.get(3, 6, 2) & 0x10
-    assert b.get(3, 0x34, 1) == b.capability == 0x40
+    assert b.get(3, 0x34, 1) == 0x40
     assert b.get(3, 0x40, 2) == 0x0009
     b.put(3, 0x40, 0xFFFFFFFF)
     assert b.get(3, 0x40) == 0xFF000009
-    second = b.function.add_capability(0x11, bytes(10))
-    assert b.get(3, 0x41, 1) == second == 0x50
+    f = Function(vendor=1, device=2, class_code=0)
+    assert [f.add_capability(9, bytes(14)), f.add_capability(0x11, bytes(10))] == [0x40, 0x50]
+    assert f.get(0x41, 1) == 0x50 and f.get(0x51, 1) == 0
+
+
+class Express(Bench):
+    def add(self, function: Function) -> None:
+        function.add_extended_capability(3, 1, (0x1122334455667788).to_bytes(8, "little"))
+        function.add_extended_capability(0x0B, 1, bytes(8), b"\0\0\0\0\xff")
+
+
+def test_extended_space_is_there_through_the_memory_window_only() -> None:
+    b = Express(is_express=True)
+    at = ECAM + (3 << 15)
+    assert b.bus.mmio_read(at, 4) == b.get(3, 0) == 0x10421AF4
+    assert b.bus.mmio_read(at + 0x42, 2) == 0x0092  # PCI Express capability, version 2
+    assert b.bus.mmio_read(at + 0x100, 4) == 0x10C << 20 | 1 << 16 | 3
+    assert b.bus.mmio_read(at + 0x104, 8) == 0x1122334455667788
+    assert b.bus.mmio_read(at + 0x10C, 4) == 1 << 16 | 0x0B
+    b.bus.mmio_write(at + 0x110, 8, (1 << 64) - 1)
+    assert b.bus.mmio_read(at + 0x110, 8) == 0xFF_0000_0000
+    b.bus.mmio_write(at + 4, 2, MASTER)
+    assert b.get(3, 4, 2) == MASTER
+
+
+def test_nobody_is_in_the_rest_of_the_memory_window() -> None:
+    b = Bench()
+    b.bus.mmio_write(ECAM + (3 << 15) + 0xFE, 4, 0)
+    for offset in (0x100, 0xFE, (3 << 15) + 0x100, (3 << 15) + 0xFE, 1 << 20, (1 << 28) - 4):
+        assert b.bus.mmio_read(ECAM + offset, 4) == 0xFFFFFFFF
+    assert b.bus.mmio_read(ECAM, 4) == 0x12378086
 
 
 def test_interrupt_pin_and_its_switch() -> None:
     b = Bench()
-    assert (b.get(3, 0x3C, 1), b.get(3, 0x3D, 1)) == (irq_of(3, 1), 1)
+    assert (b.get(3, 0x3C, 1), b.get(3, 0x3D, 1)) == (15, 1)
     b.function.set_intx(True)
-    assert b.irqs == [(irq_of(3, 1), True)] and b.get(3, 6, 2) & 8
+    assert b.irqs == [(PIN, True)] and b.get(3, 6, 2) & 8
     b.put(3, 4, 0x400, 2)
-    assert b.irqs[-1] == (irq_of(3, 1), False)
+    assert b.irqs[-1] == (PIN, False)
     b.put(3, 4, 0, 2)
     b.function.set_intx(False)
-    assert b.irqs[-1] == (irq_of(3, 1), False) and len(b.irqs) == 4
+    assert b.irqs[-1] == (PIN, False) and len(b.irqs) == 4
 
 
-def test_reset_needs_a_rising_bit_2() -> None:
+def test_only_a_bus_master_reaches_memory_and_under_its_own_name() -> None:
+    b = Bench()
+    with pytest.raises(DmaError, match="bus master"):
+        b.function.dma.write(0x1000, b"x")
+    with pytest.raises(DmaError, match="bus master"):
+        b.function.dma.read(0x1000, 1)
+    b.put(3, 4, MASTER, 2)
+    b.function.dma.write(0x1000, b"x")
+    assert b.dma == [(3 << 3, 0x1000, b"x")]
+    assert b.function.dma.read(0, 2) == bytes(2)
+
+
+def test_reset_register_needs_a_rising_bit_2() -> None:
     b = Bench()
     for value in (0x02, 0x06, 0x06, 0x00, 0x04):
         b.bus.port_write(0xCF9, 1, value)
@@ -123,22 +169,48 @@ def test_reset_needs_a_rising_bit_2() -> None:
     assert b.bus.port_read(0xCF9, 1) == 0x04
 
 
+def test_reset_brings_back_what_firmware_set_and_lowers_the_pin() -> None:
+    b, fresh = Bench(), Bench()
+    b.put(3, 4, MEMORY | MASTER, 2)
+    b.put(3, 0x10, 0xD0000000)
+    b.function.set_intx(True)
+    b.pci.reset()
+    assert b.pci.save() == fresh.pci.save()
+    assert b.irqs == [(PIN, True), (PIN, False)]
+    assert b.bus.mmio_read(0xD0000005, 1) == 0xFF
+    b.put(3, 4, MEMORY, 2)
+    assert b.bus.mmio_read(0xC0000005, 1) == 0x05
+
+
 def test_snapshot_brings_the_windows_back() -> None:
     b, other = Bench(), Bench()
     b.put(3, 0x10, 0xD0000000)
-    b.put(3, 4, 2, 2)
+    b.put(3, 4, MEMORY, 2)
     other.pci.load(b.pci.save())
     assert other.bus.mmio_read(0xD0000005, 1) == 0x05
     assert other.get(3, 0x10) == 0xD0000000
     other.put(3, 4, 0, 2)
-    assert b.get(3, 4, 2) == 2
+    assert b.get(3, 4, 2) == MEMORY
 
 
 def test_wrong_plugs_are_refused() -> None:
     b = Bench()
     with pytest.raises(ValueError, match=r"00:03\.0 is taken"):
-        b.pci.plug(b.function, 3)
+        b.pci.plug(Function(vendor=1, device=2, class_code=0), 3)
+    with pytest.raises(ValueError, match="plugged in"):
+        b.function.add_bar(2, 16, b.toy)
+    with pytest.raises(ValueError, match="plugged in"):
+        b.function.add_msi()
+    f = Function(vendor=1, device=2, class_code=0)
     with pytest.raises(ValueError, match="power of two"):
-        b.function.add_bar(2, 100, b.toy)
+        f.add_bar(2, 100, b.toy)
+    f.add_bar(2, 1 << 32, b.toy, is_wide=True)
+    for number, is_wide in ((2, False), (3, False), (1, True), (5, True), (6, False)):
+        with pytest.raises(ValueError, match="taken, or does not exist"):
+            f.add_bar(number, 0x1000, b.toy, is_wide=is_wide)
+    with pytest.raises(ValueError, match="no room"):
+        f.add_extended_capability(1, 1, b"")
     with pytest.raises(ValueError, match="snapshot: pci"):
         Bench().pci.load({"state": {}, "alarms": {}, "lines": {}})
+    with pytest.raises(ValueError, match="other functions"):
+        Bench().pci.load(Express(is_express=True).pci.save())

@@ -1,16 +1,18 @@
 """8259A pair: priorities, cascade, ends of interrupt, special modes."""
 
+from understudy.clock import ManualClock
 from understudy.devices.pic8259 import Pic8259
+from understudy.devices.wires import Wires
 
 
 def ready(icw1: int = 0x11, icw4: int = 1) -> tuple[Pic8259, list[bool]]:
     out: list[bool] = []
-    pic = Pic8259(out.append)
-    for port, vector, wiring in ((0x20, 0x30, 4), (0xA0, 0x38, 2)):
-        pic.write(port, icw1, 1)
-        pic.write(port + 1, vector, 1)
-        pic.write(port + 1, wiring, 1)
-        pic.write(port + 1, icw4, 1)
+    pic = Pic8259(Wires(ManualClock()), extint=out.append)
+    for chip, vector, wiring in ((0, 0x30, 4), (1, 0x38, 2)):
+        pic.write(chip, 0, icw1, 1)
+        pic.write(chip, 1, vector, 1)
+        pic.write(chip, 1, wiring, 1)
+        pic.write(chip, 1, icw4, 1)
     return pic, out
 
 
@@ -23,13 +25,13 @@ def test_one_interrupt() -> None:
     pic, out = ready()
     pic.set_input(4, True)
     assert out == [True]
-    assert pic.read(0x20, 1) == 0x10
+    assert pic.read(0, 0, 1) == 0x10
     assert pic.acknowledge() == 0x34
     assert out == [True, False]
-    pic.write(0x20, 0x0B, 1)
-    assert pic.read(0x20, 1) == 0x10
-    pic.write(0x20, 0x20, 1)
-    assert pic.read(0x20, 1) == 0
+    pic.write(0, 0, 0x0B, 1)
+    assert pic.read(0, 0, 1) == 0x10
+    pic.write(0, 0, 0x20, 1)
+    assert pic.read(0, 0, 1) == 0
     assert out == [True, False]  # still high, but an edge is needed
 
 
@@ -41,8 +43,8 @@ def test_higher_priority_interrupts_the_lower_one_only() -> None:
     assert out[-1] is False
     pulse(pic, 3)
     assert out[-1] is True and pic.acknowledge() == 0x33
-    pic.write(0x20, 0x20, 1)
-    pic.write(0x20, 0x20, 1)
+    pic.write(0, 0, 0x20, 1)
+    pic.write(0, 0, 0x20, 1)
     assert out[-1] is True and pic.acknowledge() == 0x35
 
 
@@ -52,24 +54,24 @@ def test_slave_and_its_two_ends_of_interrupt() -> None:
     pulse(pic, 9)
     assert pic.acknowledge() == 0x38
     assert out[-1] is False
-    pic.write(0xA0, 0x20, 1)
-    pic.write(0x20, 0x20, 1)
+    pic.write(1, 0, 0x20, 1)
+    pic.write(0, 0, 0x20, 1)
     assert out[-1] is True and pic.acknowledge() == 0x39
 
 
 def test_mask_and_spurious() -> None:
     pic, out = ready()
-    pic.write(0x21, 0xFB, 1)
+    pic.write(0, 1, 0xFB, 1)
     pulse(pic, 4)
     assert out == []
     assert pic.acknowledge() == 0x37
     assert pic.state.master.isr == 0
-    pic.write(0xA1, 0xFF, 1)
+    pic.write(1, 1, 0xFF, 1)
     pulse(pic, 15)
-    assert pic.read(0xA1, 1) == 0xFF and out == []
-    pic.write(0xA1, 0, 1)
+    assert pic.read(1, 1, 1) == 0xFF and out == []
+    pic.write(1, 1, 0, 1)
     assert out == [True]
-    pic.write(0xA1, 0xFF, 1)
+    pic.write(1, 1, 0xFF, 1)
     assert out == [True, False]
 
 
@@ -85,17 +87,17 @@ def test_automatic_end_of_interrupt_with_two_pending_on_the_slave() -> None:
 
 def test_level_triggered_input_comes_again_until_it_falls() -> None:
     pic, out = ready()
-    pic.write(0x4D0, 0xFF, 1)
-    pic.write(0x4D1, 0xFF, 1)
-    assert (pic.read(0x4D0, 1), pic.read(0x4D1, 1)) == (0xF8, 0xDE)
+    pic.write(2, 0, 0xFF, 1)
+    pic.write(2, 1, 0xFF, 1)
+    assert (pic.read(2, 0, 1), pic.read(2, 1, 1)) == (0xF8, 0xDE)
     pic.set_input(11, True)
     assert pic.acknowledge() == 0x3B
-    pic.write(0xA0, 0x63, 1)
-    pic.write(0x20, 0x62, 1)
+    pic.write(1, 0, 0x63, 1)
+    pic.write(0, 0, 0x62, 1)
     assert out[-1] is True and pic.acknowledge() == 0x3B
     pic.set_input(11, False)
-    pic.write(0xA0, 0x20, 1)
-    pic.write(0x20, 0x20, 1)
+    pic.write(1, 0, 0x20, 1)
+    pic.write(0, 0, 0x20, 1)
     assert out[-1] is False
 
 
@@ -105,8 +107,8 @@ def test_special_mask_mode_lets_lower_priorities_in() -> None:
     pic.acknowledge()
     pulse(pic, 5)
     assert out[-1] is False
-    pic.write(0x21, 0x08, 1)
-    pic.write(0x20, 0x68, 1)
+    pic.write(0, 1, 0x08, 1)
+    pic.write(0, 0, 0x68, 1)
     assert out[-1] is True and pic.acknowledge() == 0x35
 
 
@@ -114,30 +116,30 @@ def test_rotation() -> None:
     pic, _ = ready()
     pulse(pic, 3)
     pic.acknowledge()
-    pic.write(0x20, 0xA0, 1)  # rotate on non-specific EOI: 3 is now the lowest
+    pic.write(0, 0, 0xA0, 1)  # rotate on non-specific EOI: 3 is now the lowest
     pulse(pic, 3)
     pulse(pic, 4)
     assert pic.acknowledge() == 0x34
-    pic.write(0x20, 0x20, 1)
-    pic.write(0x20, 0xC7, 1)  # set priority: 7 lowest again
+    pic.write(0, 0, 0x20, 1)
+    pic.write(0, 0, 0xC7, 1)  # set priority: 7 lowest again
     assert pic.state.master.lowest == 7
 
 
 def test_poll_is_an_acknowledge() -> None:
     pic, out = ready()
     pulse(pic, 6)
-    pic.write(0x20, 0x0C, 1)
-    assert pic.read(0x20, 1) == 0x86
+    pic.write(0, 0, 0x0C, 1)
+    assert pic.read(0, 0, 1) == 0x86
     assert out[-1] is False
-    pic.write(0x20, 0x0C, 1)
-    assert pic.read(0x20, 1) == 0
+    pic.write(0, 0, 0x0C, 1)
+    assert pic.read(0, 0, 1) == 0
 
 
 def test_single_chip_without_icw4() -> None:
     pic, _ = ready()
-    pic.write(0x20, 0x12, 1)
-    pic.write(0x21, 0x40, 1)
-    pic.write(0x21, 0xFE, 1)
+    pic.write(0, 0, 0x12, 1)
+    pic.write(0, 1, 0x40, 1)
+    pic.write(0, 1, 0xFE, 1)
     assert pic.state.master.imr == 0xFE
     pulse(pic, 0)
     assert pic.acknowledge() == 0x40

@@ -4,6 +4,7 @@ import pytest
 
 from understudy.clock import ManualClock
 from understudy.devices.pit8254 import Pit8254, ns_at, ticks_at
+from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
 
 
@@ -14,7 +15,7 @@ class Bench:
         self.clock = ManualClock()
         self.edges: list[int] = []
         self.line = Line(self._edge)
-        self.pit = Pit8254(self.clock, self.line)
+        self.pit = Pit8254(Wires(self.clock, lines=(self.line,)))
 
     def _edge(self, level: bool) -> None:
         if level:
@@ -24,17 +25,17 @@ class Bench:
         self.clock.advance(ns_at(tick) - self.clock.now())
 
     def program(self, n: int, mode: int, count: int, bcd: int = 0) -> None:
-        self.pit.write(0x43, n << 6 | 0x30 | mode << 1 | bcd, 1)
-        self.pit.write(0x40 + n, count & 0xFF, 1)
-        self.pit.write(0x40 + n, count >> 8, 1)
+        self.pit.write(0, 3, n << 6 | 0x30 | mode << 1 | bcd, 1)
+        self.pit.write(0, n, count & 0xFF, 1)
+        self.pit.write(0, n, count >> 8, 1)
 
     def count(self, n: int) -> int:
-        self.pit.write(0x43, n << 6, 1)
-        return self.pit.read(0x40 + n, 1) | self.pit.read(0x40 + n, 1) << 8
+        self.pit.write(0, 3, n << 6, 1)
+        return self.pit.read(0, n, 1) | self.pit.read(0, n, 1) << 8
 
     def out(self, n: int) -> int:
-        self.pit.write(0x43, 0xE0 | 2 << n, 1)
-        return self.pit.read(0x40 + n, 1) >> 7
+        self.pit.write(0, 3, 0xE0 | 2 << n, 1)
+        return self.pit.read(0, n, 1) >> 7
 
 
 @pytest.mark.parametrize("tick", [0, 1, 17, 1193182, 10**15])
@@ -84,7 +85,7 @@ def test_count_0_is_65536_and_bcd_0_is_10000() -> None:
     assert b.edges == [65536]
     b = Bench()
     b.program(2, 2, 0, bcd=1)
-    b.pit.write(0x61, 1, 1)
+    b.pit.write(1, 0, 1, 1)
     b.to(1)
     assert b.count(2) == 0x9999
 
@@ -94,8 +95,8 @@ def test_mode_2_new_count_waits_for_the_end_of_the_period() -> None:
     b.program(0, 2, 100)
     b.edges.clear()
     b.to(250)
-    b.pit.write(0x40, 30, 1)
-    b.pit.write(0x40, 0, 1)
+    b.pit.write(0, 0, 30, 1)
+    b.pit.write(0, 0, 0, 1)
     b.to(340)
     assert b.edges == [100, 200, 300, 330]
 
@@ -105,15 +106,15 @@ def test_mode_3_new_count_waits_for_the_half_cycle() -> None:
     b.program(0, 3, 100)
     b.edges.clear()
     b.to(110)
-    b.pit.write(0x40, 20, 1)
-    b.pit.write(0x40, 0, 1)
+    b.pit.write(0, 0, 20, 1)
+    b.pit.write(0, 0, 0, 1)
     b.to(200)
     assert b.edges == [100, 160, 180, 200]
 
 
 def test_mode_3_is_a_square() -> None:
     b = Bench()
-    b.pit.write(0x61, 1, 1)
+    b.pit.write(1, 0, 1, 1)
     b.program(2, 3, 5)
     levels = []
     for tick in range(10):
@@ -125,23 +126,23 @@ def test_mode_3_is_a_square() -> None:
 def test_latch_holds_until_both_bytes_are_read() -> None:
     b = Bench()
     b.program(0, 2, 0x1000)
-    b.pit.write(0x43, 0x00, 1)
+    b.pit.write(0, 3, 0x00, 1)
     b.to(0x234)
-    b.pit.write(0x43, 0x00, 1)
-    assert [b.pit.read(0x40, 1), b.pit.read(0x40, 1)] == [0x00, 0x10]
-    assert [b.pit.read(0x40, 1), b.pit.read(0x40, 1)] == [0xCC, 0x0D]
+    b.pit.write(0, 3, 0x00, 1)
+    assert [b.pit.read(0, 0, 1), b.pit.read(0, 0, 1)] == [0x00, 0x10]
+    assert [b.pit.read(0, 0, 1), b.pit.read(0, 0, 1)] == [0xCC, 0x0D]
 
 
 def test_read_back_gives_status_before_count() -> None:
     b = Bench()
     b.program(2, 4, 7)
-    b.pit.write(0x43, 0xC8, 1)
-    assert b.pit.read(0x42, 1) == 0x80 | 0x30 | 4 << 1
-    assert b.pit.read(0x42, 1) == 7
-    b.pit.write(0x43, 0xB0, 1)
-    b.pit.write(0x43, 0xE8, 1)
-    assert b.pit.read(0x42, 1) == 0x40 | 0x30  # OUT low, null count
-    assert b.pit.read(0x43, 1) == 0xFF
+    b.pit.write(0, 3, 0xC8, 1)
+    assert b.pit.read(0, 2, 1) == 0x80 | 0x30 | 4 << 1
+    assert b.pit.read(0, 2, 1) == 7
+    b.pit.write(0, 3, 0xB0, 1)
+    b.pit.write(0, 3, 0xE8, 1)
+    assert b.pit.read(0, 2, 1) == 0x40 | 0x30  # OUT low, null count
+    assert b.pit.read(0, 3, 1) == 0xFF
 
 
 def test_the_gate_of_counter_2_pauses_and_port_61_shows_its_output() -> None:
@@ -149,16 +150,16 @@ def test_the_gate_of_counter_2_pauses_and_port_61_shows_its_output() -> None:
     b.program(2, 0, 100)
     b.to(50)
     assert b.count(2) == 100
-    b.pit.write(0x61, 1, 1)
+    b.pit.write(1, 0, 1, 1)
     b.to(120)
-    assert b.pit.read(0x61, 1) & 0x21 == 0x01
-    b.pit.write(0x61, 0, 1)
+    assert b.pit.read(1, 0, 1) & 0x21 == 0x01
+    b.pit.write(1, 0, 0, 1)
     b.to(500)
-    b.pit.write(0x61, 3, 1)
+    b.pit.write(1, 0, 3, 1)
     b.to(529)
-    assert b.pit.read(0x61, 1) & 0x23 == 0x03
+    assert b.pit.read(1, 0, 1) & 0x23 == 0x03
     b.to(530)
-    assert b.pit.read(0x61, 1) & 0x23 == 0x23
+    assert b.pit.read(1, 0, 1) & 0x23 == 0x23
 
 
 def test_mode_1_starts_with_the_gate_and_starts_again_with_it() -> None:
@@ -166,11 +167,11 @@ def test_mode_1_starts_with_the_gate_and_starts_again_with_it() -> None:
     b.program(2, 1, 10)
     b.to(5)
     assert b.out(2) == 1
-    b.pit.write(0x61, 1, 1)
+    b.pit.write(1, 0, 1, 1)
     b.to(14)
     assert b.out(2) == 0
-    b.pit.write(0x61, 0, 1)
-    b.pit.write(0x61, 1, 1)
+    b.pit.write(1, 0, 0, 1)
+    b.pit.write(1, 0, 1, 1)
     b.to(23)
     assert b.out(2) == 0
     b.to(24)
@@ -181,10 +182,10 @@ def test_mode_1_starts_with_the_gate_and_starts_again_with_it() -> None:
 def test_strobes_are_low_for_one_tick(mode: int) -> None:
     b = Bench()
     if mode == 4:
-        b.pit.write(0x61, 1, 1)
+        b.pit.write(1, 0, 1, 1)
     b.program(2, mode, 3)
     if mode == 5:
-        b.pit.write(0x61, 1, 1)
+        b.pit.write(1, 0, 1, 1)
     levels = []
     for tick in range(6):
         b.to(tick)
@@ -205,5 +206,5 @@ def test_refresh_bit_toggles() -> None:
     seen = set()
     for tick in range(0, 100, 9):
         b.to(tick)
-        seen.add(b.pit.read(0x61, 1) & 0x10)
+        seen.add(b.pit.read(1, 0, 1) & 0x10)
     assert seen == {0, 0x10}

@@ -6,6 +6,7 @@ import pytest
 
 from understudy.clock import NS_PER_SECOND, ManualClock
 from understudy.devices.rtc import Rtc
+from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
 
 EPOCH = int(datetime(2023, 12, 31, 23, 59, 58, tzinfo=UTC).timestamp()) * NS_PER_SECOND
@@ -15,19 +16,20 @@ class Bench:
     def __init__(self, epoch_ns: int = EPOCH) -> None:
         self.clock = ManualClock()
         self.irqs: list[int] = []
-        self.rtc = Rtc(self.clock, Line(self._irq), epoch_ns=epoch_ns, ram={0x15: 0x80})
+        wires = Wires(self.clock, lines=(Line(self._irq),))
+        self.rtc = Rtc(wires, epoch_ns=epoch_ns, ram={0x15: 0x80})
 
     def _irq(self, level: bool) -> None:
         if level:
             self.irqs.append(self.clock.now())
 
     def __getitem__(self, index: int) -> int:
-        self.rtc.write(0x70, index, 1)
-        return self.rtc.read(0x71, 1)
+        self.rtc.write(0, 0, index, 1)
+        return self.rtc.read(0, 1, 1)
 
     def __setitem__(self, index: int, value: int) -> None:
-        self.rtc.write(0x70, index, 1)
-        self.rtc.write(0x71, value, 1)
+        self.rtc.write(0, 0, index, 1)
+        self.rtc.write(0, 1, value, 1)
 
     def date(self) -> list[int]:
         return [self[i] for i in (0x32, 9, 8, 7, 4, 2, 0)]
@@ -135,9 +137,9 @@ def test_cmos_ram_and_read_only_registers() -> None:
     b[0x40] = 0x5A
     b[0x0D] = 0
     assert (b[0x40], b[0x0D]) == (0x5A, 0x80)
-    assert b.rtc.read(0x70, 1) == 0xFF
-    b.rtc.write(0x70, 0x80 | 0x40, 1)
-    assert b.rtc.read(0x71, 1) == 0x5A
+    assert b.rtc.read(0, 0, 1) == 0xFF
+    b.rtc.write(0, 0, 0x80 | 0x40, 1)
+    assert b.rtc.read(0, 1, 1) == 0x5A
 
 
 def test_nonsense_in_the_date_is_survived() -> None:

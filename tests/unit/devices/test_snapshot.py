@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from understudy.arch.bits import Bit, Bits
+from understudy.clock import ManualClock
 from understudy.devices import Device
+from understudy.devices.wires import Wires
 from understudy.state import plain, restore
 
 
@@ -63,4 +65,4 @@ def test_a_device_name_is_taken_once() -> None:
     with pytest.raises(TypeError, match="two devices are named 'rtc'"):
         type("Another", (Device,), {}, name="rtc")
     with pytest.raises(ValueError, match="lacks state"):
-        Device.load(Device(), {})
+        Device.load(Device(Wires(ManualClock())), {})

@@ -1,6 +1,8 @@
 """16550: registers against the data sheet, and nothing typed is lost."""
 
+from understudy.clock import ManualClock
 from understudy.devices.uart16550 import IIR, LSR, MSR, Uart16550
+from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
 
 RBR, IER, FCR, LCR, MCR, LSR_, MSR_, SCR = range(8)
@@ -12,13 +14,14 @@ class Port:
     def __init__(self) -> None:
         self.sent = bytearray()
         self.line = Line(lambda level: None)
-        self.uart = Uart16550(0x3F8, self.line, self.sent.extend)
+        wires = Wires(ManualClock(), lines=(self.line,))
+        self.uart = Uart16550(wires, transmit=self.sent.extend)
 
     def __getitem__(self, offset: int) -> int:
-        return self.uart.read(0x3F8 + offset, 1)
+        return self.uart.read(0, offset, 1)
 
     def __setitem__(self, offset: int, value: int) -> None:
-        self.uart.write(0x3F8 + offset, value, 1)
+        self.uart.write(0, offset, value, 1)
 
 
 def opened() -> Port:

@@ -12,9 +12,11 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
+from understudy.machine.bus import Region, Space
 from understudy.verdict import StopKind
 
-DEVICE = 0xC000_0000 + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
+BASE = 0xC000_0000
+DEVICE = BASE + 0x40  # mapped to gpa 3 GiB by the bench, where there is no RAM
 RAX, RCX, RDX, RBX, RSI, RDI = 0, 1, 2, 3, 6, 7
 CF, PF, AF, ZF, SF, OF = 1, 4, 16, 64, 128, 2048
 
@@ -26,18 +28,18 @@ class Register32:
     value: int = 0
     log: list[tuple[str, int, int, int]] = field(default_factory=list)
 
-    def read(self, gpa: int, size: int) -> int:
-        self.log.append(("read", gpa, size, 0))
+    def read(self, region: int, offset: int, size: int) -> int:
+        self.log.append(("read", BASE + offset, size, 0))
         return self.value & (1 << 8 * size) - 1
 
-    def write(self, gpa: int, size: int, value: int) -> None:
-        self.log.append(("write", gpa, size, value))
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
+        self.log.append(("write", BASE + offset, size, value))
         self.value = value
 
 
 def device(b: Bench, value: int = 0) -> Register32:
     made = Register32(value)
-    b.vm.bus.claim_mmio(range(0xC000_0000, 0xC000_1000), made.read, made.write)
+    b.vm.bus.claim(Region(Space.MMIO, BASE, 0x1000, made))
     return made
 
 

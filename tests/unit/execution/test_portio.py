@@ -4,9 +4,23 @@ from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import CODE, Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.machine.bus import Region, Space
 
 RCX, RSI, RDI = 1, 6, 7
 ADDRESS_64 = 2 << 7
+
+
+class Stream:
+    """Gives one byte after the other, and keeps what it is sent."""
+
+    def __init__(self, given: bytes = b"") -> None:
+        self.given, self.sent = iter(given), list[int]()
+
+    def read(self, region: int, offset: int, size: int) -> int:
+        return next(self.given)
+
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
+        self.sent.append(value)
 
 
 def string(b: Bench, is_in: bool, size: int, gla: int, rep: bool = True) -> None:
@@ -16,20 +30,19 @@ def string(b: Bench, is_in: bool, size: int, gla: int, rep: bool = True) -> None
 
 def test_outs_sends_memory_and_moves_the_registers() -> None:
     with bench() as b:
-        sent: list[int] = []
-        b.vm.bus.claim_ports(range(0x700, 0x702), lambda p, s: 0, lambda p, v, s: sent.append(v), 2)
+        device = Stream()
+        b.vm.bus.claim(Region(Space.PORT, 0x700, 2, device, width=2))
         b.vm.memory.write(0x5000, b"\x01\x02\x03\x04")
         b.processor.live[RCX], b.processor.live[RSI] = 2, 0x5000
         string(b, False, 2, 0x5000)
-        assert sent == [0x201, 0x403]
+        assert device.sent == [0x201, 0x403]
         assert (b.processor.live[RCX], b.processor.live[RSI]) == (0, 0x5004)
         assert b.rip == CODE + 2
 
 
 def test_ins_fills_memory_backwards_if_df_is_set() -> None:
     with bench({"rflags": 0x602}) as b:
-        values = iter(b"abc")
-        b.vm.bus.claim_ports(range(0x700, 0x701), lambda p, s: next(values), lambda p, v, s: None)
+        b.vm.bus.claim(Region(Space.PORT, 0x700, 1, Stream(b"abc"), width=1))
         b.processor.live[RCX], b.processor.live[RDI] = 3, 0x5002
         string(b, True, 1, 0x5002)
         assert b.vm.memory.read(0x5000, 3) == b"cba"

@@ -111,7 +111,7 @@ def test_leaves_go_with_their_features() -> None:
 
 def test_msrs_of_hidden_features_do_not_exist() -> None:
     with bench(cpu="-x2apic,-tsc_deadline,-mtrr,-bhi_ctrl") as b:
-        msrs = b.vm.vcpu.msrs
+        msrs = b.vm.vcpus[0].msrs
         for index in (0x802, Msr.IA32_TSC_DEADLINE, Msr.IA32_MTRRCAP, Msr.IA32_MTRR_PHYSBASE0):
             with pytest.raises(KeyError):
                 msrs.read(index)
@@ -123,13 +123,23 @@ def test_msrs_of_hidden_features_do_not_exist() -> None:
             msrs.write(Msr.IA32_SPEC_CTRL, 1 << 10)
         msrs.write(Msr.IA32_SPEC_CTRL, 1)
     with bench() as b:
-        b.vm.vcpu.msrs.write(Msr.IA32_APIC_BASE, 0xFEE0_0000 | 1 << 11 | 1 << 10)
-        b.vm.vcpu.msrs.write(Msr.IA32_SPEC_CTRL, 1 << 10)
+        b.vm.vcpus[0].msrs.write(Msr.IA32_APIC_BASE, 0xFEE0_0000 | 1 << 11 | 1 << 10)
+        b.vm.vcpus[0].msrs.write(Msr.IA32_SPEC_CTRL, 1 << 10)
+
+
+@pytest.mark.parametrize(("name", "bit"), [("syscall", 0), ("lm", 8), ("nx", 11)])
+def test_efer_has_no_bit_of_a_hidden_feature(name: str, bit: int) -> None:
+    with bench({"cr0": 0x11, "cr4": 0, "efer": 0}, cpu=f"-{name}") as b:
+        with pytest.raises(KeyError):
+            b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 1 << bit)
+        b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 0)
+    with bench({"cr0": 0x11, "cr4": 0, "efer": 0}) as b:
+        b.vm.vcpus[0].msrs.write(Msr.IA32_EFER, 1 << bit)
 
 
 def test_a_guest_may_set_smap_where_it_is_shown() -> None:
     with bench(cpu="understudy,+smap") as b:
-        assert b.vm.vcpu.model.cr4_allowed & CR4.SMAP.mask
+        assert b.vm.vcpus[0].model.cr4_allowed & CR4.SMAP.mask
         assert b.vm.config.cpu == "understudy,+smap"
     with bench() as b:
-        assert not b.vm.vcpu.model.cr4_allowed & CR4.SMAP.mask
+        assert not b.vm.vcpus[0].model.cr4_allowed & CR4.SMAP.mask

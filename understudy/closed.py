@@ -1,0 +1,43 @@
+"""A closed thing says that it is closed, whatever one asks of it.
+
+Source: ours.  Invariant: what one may still ask is named by the class; nothing else reaches parts
+that are given back.
+"""
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def says_closed(*still: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Class decorator: when `is_closed`, public methods and properties raise RuntimeError.
+
+    `still` are the names that are answered all the same; `close` is always.
+    """
+
+    def decorate(kind: type[Kind]) -> type[Kind]:
+        for name, value in list(vars(kind).items()):
+            if name.startswith("_") or name in still or name == "close":
+                continue
+            if isinstance(value, FunctionType):
+                setattr(kind, name, _checked(value))
+            elif isinstance(value, property):
+                getter = None if value.fget is None else _checked(value.fget)
+                setter = None if value.fset is None else _checked(value.fset)
+                setattr(kind, name, property(getter, setter, doc=value.__doc__))
+        return kind
+
+    return decorate
+
+
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def method(self: Any, /, *args: Any, **options: Any) -> Any:
+        if self.is_closed:
+            raise RuntimeError(f"{self.name} is closed")
+        return function(self, *args, **options)
+
+    return method
