@@ -152,6 +152,10 @@ class Guest(ABC):
     def set_registers(self, values: dict[str, int]) -> None:
         """Set all registers; those not named are as after reset, flat in protected mode."""
 
+    @abstractmethod
+    def reset(self) -> None:
+        """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
+
     # --- modes and segments ---
 
     @abstractmethod
@@ -168,6 +172,9 @@ class Guest(ABC):
 
     @abstractmethod
     def gdtr(self) -> TableRegister: ...
+
+    @abstractmethod
+    def idtr(self) -> TableRegister: ...
 
     @abstractmethod
     def cpl(self) -> int:

@@ -1,126 +1,195 @@
 """A VM at one moment, as a value: its configuration, the state of its parts, its memory.
 
     image = vm.snapshot()
-    again = image.restore()
+    clones = image.fork(16)        # beside the VM, on its host, sharing what nobody writes
+    image.write(Path("debian.usnap"))
+    again = VM.restore(Path("debian.usnap"))
 
-Layout as bytes: a magic number, the length of a JSON header, the header, then pieces of guest
-memory (gpa, length, contents).  Everything is named as the guest names it: memory by gpa, tables
-of the paging technique by gfn.  What the hypervisor derives (EPT, shadow tables, VMCS) is made
-anew, so an image fits any host with room, and says nothing about any host's memory.
+Everything is named as the guest names it: memory by gpa, tables of the paging technique by gfn.
+What the hypervisor derives (EPT, shadow tables, VMCS) is made anew, so an image fits any host with
+room, and says nothing about any host's memory.
 
 Invariants: a VM restored and gone on with gives the same console bytes, instructions and exits
-as one that was never saved; bytes that are no image raise SnapshotError and nothing else.
+as one that was never saved; the origin and its clones never see each other's writes; bytes that
+are no image raise SnapshotError and nothing else.
 """
 
-import json
 import os
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-import zstandard
-
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.image_file import SnapshotError, pack, unpack
+from understudy.machine.copy_on_write import CopyOnWrite
+from understudy.machine.frames import PAGE_SHIFT
+from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import GuestMemoryError, P2m
 
-MAGIC: Final = b"understudy 2\n"
-LENGTH: Final = struct.Struct("<QQ")
-CHUNK: Final = 1 << 20
-LONGEST_HEADER: Final = 1 << 30
+CHUNK: Final = 1 << 22  # bytes that are copied at once
 
+Piece = tuple[int, Any]
+"""Bytes of guest memory from a gpa on, as a buffer."""
 
-class SnapshotError(ValueError):
-    """Not a snapshot, or one that does not fit here."""
-
-
-Piece = tuple[int, bytes]
-"""Bytes of guest memory from a gpa on."""
+Made = TypeVar("Made", covariant=True)
 
 
-@dataclass(frozen=True)
-class Image:
-    """What `VM.snapshot` gives."""
+class Contents(Protocol):
+    """The memory of an image."""
 
-    state: dict[str, Any]  # plain values, by part
-    pieces: tuple[Piece, ...]
+    def fill(self, memory: GuestMemory) -> None:
+        """Give this memory, which has no frames yet, frames with these contents."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """What is not zero, by gpa, page by page or in longer runs."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Shared:
+    """Frames of the host on which the VM ran: whoever has them shares them, copy-on-write."""
+
+    def __init__(self, host: Host, source: P2m) -> None:
+        self.host, self.p2m = host, P2m()
+        CopyOnWrite(host).clone(source, self.p2m)
+
+    def fill(self, memory: GuestMemory) -> None:
+        if memory.host is self.host:
+            CopyOnWrite(self.host).clone(self.p2m, memory.p2m)
+        else:
+            memory.populate()
+            put(self.pieces(), memory)
+
+    def pieces(self) -> Iterator[Piece]:
+        return touched(self.host, self.p2m)
+
+    def close(self) -> None:
+        CopyOnWrite(self.host).release(self.p2m)
+
+
+class Loose:
+    """Bytes that came from elsewhere."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+
+    def fill(self, memory: GuestMemory) -> None:
+        memory.populate()
+        put(self._pieces, memory)
+
+    def pieces(self) -> Iterator[Piece]:
+        return iter(self._pieces)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+class Maker(Protocol[Made]):
+    """Makes a VM of a state and a memory; on this host if there is one."""
+
+    def __call__(self, image: "Image[Any]", host: Host | None, engine: str | None) -> Made: ...
+
+
+class Image(Generic[Made]):
+    """What `VM.snapshot` gives.  Holds frames of a host until it is closed or forgotten."""
+
+    def __init__(
+        self,
+        state: dict[str, Any],
+        contents: Contents,
+        make: "Maker[Made]",
+        host: Host | None = None,
+        load: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """`state`: plain values, by part.  `load`: what a VM of it boots from after a reset."""
+        self.state, self.contents, self.host, self.load = state, contents, host, load
+        self._make = make
+        self._release = weakref.finalize(self, contents.close)
+
+    def restore(self, *, host: Host | None = None, engine: str | None = None) -> Made:
+        """The VM as it was, ready to go on; on another host or engine if one is named."""
+        if not self._release.alive:
+            raise RuntimeError("this image is closed")
+        return self._make(self, host, engine)
+
+    def fork(self, count: int = 1) -> list[Made]:
+        """So many clones on the host of the VM; what nobody writes, they share."""
+        if count < 0:
+            raise ValueError(f"fork({count}): expected how many clones to make")
+        return [self.restore(host=self.host) for _ in range(count)]
 
     def to_bytes(self) -> bytes:
         """As bytes, for a file."""
-        header = json.dumps(self.state).encode()
-        compressor = zstandard.ZstdCompressor(level=1).compressobj()
-        parts = [MAGIC, compressor.compress(LENGTH.pack(len(header), 0) + header)]
-        for gpa, data in self.pieces:
-            parts.append(compressor.compress(LENGTH.pack(gpa, len(data))))
-            parts.append(compressor.compress(data))
-        parts.append(compressor.flush())
-        return b"".join(parts)
+        return b"".join(pack(self.state, self.contents.pieces()))
+
+    def write(self, path: Path) -> int:
+        """To a file, which is there whole or not at all; returns its bytes."""
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                length = sum(_write_all(file.fileno(), part) for part in
+                             pack(self.state, self.contents.pieces()))  # fmt: skip
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        return length
 
     @classmethod
-    def of_bytes(cls, data: bytes) -> "Image":
+    def of_bytes(cls, data: "bytes | memoryview", make: "Maker[Made]") -> Self:
         """What `to_bytes` made; SnapshotError for anything else."""
-        stream = _Stream(data)
-        return cls(stream.header(), tuple(stream.pieces()))
+        state, pieces = unpack(memoryview(data))
+        return cls(state, Loose(pieces), make)
+
+    def close(self) -> None:
+        """Give the frames back; clones keep theirs."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
-def touched(memory: GuestMemory) -> Iterator[Piece]:
-    """The pieces of a VM's memory that are not holes."""
-    host = memory.host.memory
-    fd = os.dup(host.fd)
+def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:
+    """Write pieces to a memory.  SnapshotError if it has no RAM there."""
     try:
-        for extent in memory.p2m:
-            at, end = extent.pfn << PAGE_SHIFT, (extent.pfn + extent.frames) << PAGE_SHIFT
-            ahead = (extent.gfn - extent.pfn) << PAGE_SHIFT
-            while at < end:
-                try:
-                    start = os.lseek(fd, at, os.SEEK_DATA)
-                except OSError:  # nothing but holes up to the end of the memory
-                    break
-                stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
-                for piece in range(start, stop, CHUNK):
-                    yield piece + ahead, host.read(piece, min(CHUNK, stop - piece))
-                at = max(stop, start)
-    finally:
-        os.close(fd)
+        for gpa, data in pieces:
+            memory.write(gpa, data)
+    except GuestMemoryError as problem:
+        raise SnapshotError(f"the snapshot has memory where its VM has none: {problem}") from None
 
 
-class _Stream:
-    """Reads what `to_bytes` wrote; SnapshotError for anything else."""
+def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
+    """The pieces of a memory that are not holes."""
+    fd = host.memory.fd
+    for extent in p2m:
+        at, end = extent.pfn << PAGE_SHIFT, (extent.pfn + extent.frames) << PAGE_SHIFT
+        ahead = (extent.gfn - extent.pfn) << PAGE_SHIFT
+        while at < end:
+            try:
+                start = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError:  # nothing but holes up to the end of the memory
+                break
+            stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+            for piece in range(start, stop, CHUNK):
+                yield piece + ahead, host.memory.read(piece, min(CHUNK, stop - piece))
+            at = max(stop, start)
 
-    def __init__(self, data: bytes) -> None:
-        if not data.startswith(MAGIC):
-            raise SnapshotError(f"not a snapshot: expected it to begin with {MAGIC!r}")
-        self._reader = zstandard.ZstdDecompressor().stream_reader(data[len(MAGIC) :])
 
-    def _take(self, length: int) -> bytes:
-        out = b""
-        try:
-            while len(out) < length and (part := self._reader.read(length - len(out))):
-                out += part
-        except zstandard.ZstdError as problem:
-            raise SnapshotError(f"the snapshot is damaged: {problem}") from None
-        return out
-
-    def header(self) -> dict[str, Any]:
-        raw = self._take(LENGTH.size)
-        if len(raw) < LENGTH.size or LENGTH.unpack(raw)[0] > LONGEST_HEADER:
-            raise SnapshotError("the snapshot is cut off before its header")
-        try:
-            header = json.loads(self._take(LENGTH.unpack(raw)[0]))
-        except ValueError as problem:
-            raise SnapshotError(f"the snapshot's header is no JSON: {problem}") from None
-        if not isinstance(header, dict):
-            raise SnapshotError("the snapshot's header is no object")
-        return header
-
-    def pieces(self) -> Iterator[Piece]:
-        while raw := self._take(LENGTH.size):
-            if len(raw) < LENGTH.size:
-                raise SnapshotError("the snapshot is cut off between two pieces")
-            gpa, length = LENGTH.unpack(raw)
-            if gpa % PAGE or not 0 < length <= CHUNK:
-                raise SnapshotError(f"the snapshot has a piece of {length} bytes at {gpa:#x}")
-            piece = self._take(length)
-            if len(piece) < length:
-                raise SnapshotError("the snapshot is cut off in the middle of memory")
-            yield gpa, piece
+def _write_all(fd: int, data: Any) -> int:
+    view = memoryview(data)
+    written = 0
+    while written < len(view):
+        written += os.write(fd, view[written:])
+    return written

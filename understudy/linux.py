@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from understudy import vm as machine
+from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
-from understudy.guests.entry import GuestError
+from understudy.guests.entry import Entry, GuestError
 from understudy.linux_session import GuestStopped, GuestTimeout, Linux, LinuxError, Result
 from understudy.machine.host import Host
+from understudy.machine.machine import Machine
 
 __all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result"]
 
@@ -80,7 +82,7 @@ class VM(machine.VM):
         if config is None:
             options.setdefault("name", str(guest))
         config = Config.of(config, **options)
-        machine.check_names(config)
+        check_names(config)
         kernel: Path | bytes
         ramdisk: Path | None = Path(initrd) if initrd is not None else None
         if isinstance(guest, Path):
@@ -93,15 +95,18 @@ class VM(machine.VM):
             append = f"{fetched.append} {append}".strip()
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
-        vm = cls(config, host=host)
-        try:
+
+        def load(at: Machine) -> Entry:
             # In virtual time two runs are the same run, with the same random numbers.
             is_wall = config.clock == "wall"
             seed = os.urandom(SEED_BYTES) if is_wall else bytes(range(1, SEED_BYTES + 1))
-            entry = loader.load(
-                vm.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed
+            return loader.load(
+                at.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed
             )
-            vm.enter(entry)
+
+        vm = cls(config, host=host)
+        try:
+            vm.boot(load)
         except BaseException:
             vm.close()
             raise

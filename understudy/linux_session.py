@@ -98,6 +98,7 @@ class Linux:
         self._is_waiting = False
         vm.console.on_output.append(self._hear)
         vm.agent_port.on_output.append(self._hear_agent)
+        vm.on_reset.append(self._start_again)
         vm.sessions.attach("linux", self)
 
     def save(self) -> dict[str, Any]:
@@ -109,6 +110,10 @@ class Linux:
         """Go on where the saved session was; a command under way is nobody's any more."""
         self.state = restore(LinuxState, saved, "Linux")
         self.state.agent.give_up()
+
+    def _start_again(self) -> None:
+        """The guest was reset: its agent is to be waited for again."""
+        self.state.agent = Agent(count=self.state.agent.count)
 
     # --- The console ------------------------------------------------------------------------
 
@@ -267,7 +272,7 @@ class Linux:
             if left <= 0:
                 raise self._timeout(awaited, f"{timeout_wall_s:g} s")
             span = left if self.on_slice is None else min(left, SLICE_S)
-            stop = self.vm.go(until=done, deadline_ns=deadline_ns, wall_seconds=span)
+            stop = self.vm.go(until=done, deadline_ns=deadline_ns, wall_seconds=span, reboot=False)
             if self.on_slice is not None:
                 self.on_slice()
             match stop.kind:

@@ -1,44 +1,41 @@
-"""A virtual machine: memory, one vCPU, a PC's devices, and the techniques it was given.
+"""A virtual machine: memory, vCPUs, a PC's devices, and the techniques it was given.
 
     vm = VM(memory="256M")
-    vm.enter(loader.load(vm.memory, kernel))
+    vm.boot(lambda machine: loader.load(machine.memory, kernel))
     stop = vm.go(until=done)
 
 Invariants: a VM belongs to one thread at a time; another thread may only `post`, `kick` and send
 to its consoles.  Nothing is shared between VMs but the host they were given.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.control_registers import load_pdptes, offer_efer
-from understudy.arch.address import MAXPHYADDR
-from understudy.arch.msr import Msr
+from understudy.answers.triple_fault import holds_no_gate, raises
+from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
+from understudy.counting import counted
 from understudy.describe import describe
-from understudy.devices.kvmclock import MSRS as KVM_MSRS
-from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.endings import Endings
-from understudy.execution import Execution
-from understudy.image import Image, SnapshotError, touched
+from understudy.guest import SegmentName
+from understudy.image import Contents, Image, Shared, touched
+from understudy.image_file import SnapshotError, mapped, pack
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
+from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
-from understudy.silicon import host_features
 from understudy.state import plain, restore
-from understudy.vcpu.cpu_features import Choice
-from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
@@ -48,18 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Console", "Stop"]
 
-ANY_CR4 = (1 << 64) - 1
 UNEXPECTED = frozenset(
     {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
 )  # stops that show the whole state
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
-
-
-def check_names(config: Config) -> None:
-    """ValueError if a Config names what no room of this house has."""
-    check_choice("execution", config.execution, Execution.ALL)
-    check_choice("paging", config.paging, Paging.ALL)
-    Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
 @says_closed("name", "clock_kind", "engine")
@@ -71,14 +60,19 @@ class VM:
         config: Config | int | str | None = None,
         *,
         host: Host | None = None,
+        contents: Contents | None = None,
         **options: Any,
     ) -> None:
+        """`contents`: what is in its memory from the beginning (None: zeros)."""
         self.config = config = Config.of(config, **options)
         check_names(config)
         size = bytes_of(config.memory)
         self.host = host if host is not None else Host(size + ROOM)
         self.memory = GuestMemory(self.host, size)
-        self.memory.populate()
+        if contents is None:
+            self.memory.populate()
+        else:
+            contents.fill(self.memory)
         self.processors = [self.host.plug(config.engine, config.clock)]
         bootstrap = self.processors[0]
         self.clock = GuestClock(lambda: bootstrap.tsc)
@@ -89,13 +83,22 @@ class VM:
         self.sessions = Sessions()
         self.is_closed = False
         self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
-        self.pc = self._board(size)
+        self.pc = board_of(
+            config, self.clock, self.memory, self.interrupts, self.endings.request,
+            self.console, self.agent_port,
+        )  # fmt: skip
         self.bus = self.pc.bus
-        self.pages = Paging.ALL[config.paging](
-            self.host, self.memory.p2m, largest=config.largest_page
-        )
-        self._add_vcpus()
+        self.pages = paging_of(config, self.host, self.memory)
+        for processor in self.processors:
+            vcpu = vcpu_of(
+                config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
+                self.posts, self.clock,
+            )  # fmt: skip
+            self.vcpus.append(vcpu)
+        self.machine = Machine(self.memory, self.vcpus, self.pc)
         self.pc.install_tables()
+        self._load: Callable[[Machine], Entry] | None = None
+        self.on_reset: list[Callable[[], None]] = []  # called after each
 
     @property
     def name(self) -> str:
@@ -111,53 +114,6 @@ class VM:
     def engine(self) -> str:
         """What executes the guest's instructions."""
         return self.config.engine
-
-    def _board(self, size: int) -> PC:
-        console, agent = self.console, self.agent_port
-        is_wall, request = self.clock_kind == "wall", self.endings.request
-        board = PC(
-            self.clock,
-            self.memory,
-            power_off=lambda: request(Stop(StopKind.POWEROFF)),
-            reset=lambda: request(Stop(StopKind.RESET)),
-            debug_exit=lambda code: request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
-            deliver=self.interrupts.deliver,
-            extint=self.interrupts.extint,
-            com1=console.transmit,
-            com2=agent.transmit,
-            ram_bytes=size,
-            epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
-            devices=self.config.devices,
-        )
-        console.receive, agent.receive = board.com1.receive, board.com2.receive
-        return board
-
-    def _add_vcpus(self) -> None:
-        is_wall, execution = self.clock_kind == "wall", Execution.ALL[self.config.execution]
-        for number, processor in enumerate(self.processors):
-            cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-            model = CpuModel(host_features(), self.config.cpu, number, MAXPHYADDR, cr4)
-            guest = execution(self.host, processor, self.pages, model, keep_timer=not is_wall)
-            vcpu = Vcpu(
-                guest, self.pages, model, self.clock, self.bus, self.memory, self.posts,
-                is_wall=is_wall,
-            )  # fmt: skip
-            self.vcpus.append(vcpu)
-            self._wire(number, vcpu)
-
-    def _wire(self, number: int, vcpu: Vcpu) -> None:
-        kvmclock, msrs = self.pc.kvmclock, vcpu.msrs
-        vcpu.events.acknowledge = self.pc.acknowledge
-        msrs.eoi = self.pc.end_of_interrupt
-        msrs.interrupt_command = lambda icr: self.interrupts.command(vcpu, icr)
-        msrs.note_tsc_offset()
-        msrs.set_virtual_wire()
-        offer_efer(vcpu)
-        for index in KVM_MSRS:
-            msrs.extra[index] = (
-                lambda index=index: kvmclock.rdmsr(number, index),  # type: ignore[misc]
-                lambda value, index=index: kvmclock.wrmsr(number, index, value),  # type: ignore[misc]
-            )
 
     # --- memory virtualisation ---
 
@@ -199,14 +155,33 @@ class VM:
 
     # --- running ---
 
+    def boot(self, load: "Callable[[Machine], Entry]") -> None:
+        """Have a loader put a guest into memory, and start there; again after each reset."""
+        self.enter(load(self.machine))
+        self._load = load
+
     def enter(self, entry: "Entry") -> None:
         """Set the initial state of the boot processor."""
-        vcpu, pages = self.vcpus[0], self.pages
-        cr0 = entry.registers.get("cr0", 0)
-        vcpu.guest.check_mode(cr0, pages.name, has_ept=bool(pages.eptp))
-        vcpu.leave_guest()
-        vcpu.guest.set_registers(dict(entry.registers))
-        load_pdptes(vcpu)
+        self.vcpus[0].set_registers(dict(entry.registers))
+
+    def reset(self) -> None:
+        """What the reset button does: nothing is left of what ran, the guest starts again.
+
+        RuntimeError if the VM has nothing to boot from (`boot` has not been called).
+        """
+        if self._load is None:
+            raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
+        self.pages.finish_step()
+        self.memory.clear()
+        self.pc.reset()
+        self.pc.install_tables()
+        for vcpu in self.vcpus:
+            vcpu.reset()
+        self.enter(self._load(self.machine))
+        for listener in self.on_reset:
+            listener()
 
     def go(
         self,
@@ -215,11 +190,14 @@ class VM:
         until: Callable[[], bool] | None = None,
         deadline_ns: int | None = None,
         wall_seconds: float | None = None,
+        reboot: bool | None = None,
     ) -> Stop:
         """Run until one of these, or until the guest ends.
 
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
-        time.  wall_seconds: real time.  A KeyboardInterrupt passes through; the VM can go on.
+        time.  wall_seconds: real time.  reboot: whether a guest that resets itself starts again
+        (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
+        through; the VM can go on.
         """
         if any(vcpu.is_running for vcpu in self.vcpus):
             raise RuntimeError(
@@ -228,12 +206,29 @@ class VM:
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
+        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
-            return self._described(self.vcpus[0].run(Goal(end, until)))
+            while True:
+                stop = self._meant(self.vcpus[0].run(Goal(end, until)))
+                if stop.kind is not StopKind.RESET or not again:
+                    return self._described(stop)
+                self.reset()
 
     def fail(self, problem: Exception) -> None:
         """From a callback that has failed: end the run, which raises this."""
         self.endings.fail(problem)
+
+    def _meant(self, stop: Stop) -> Stop:
+        """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
+        if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
+            return stop
+        guest = self.vcpus[0].guest
+        at = guest.segment_base(SegmentName.CS) + guest.rip
+        if self.config.triple_fault == "reset" or (
+            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
+        ):
+            return Stop(StopKind.RESET, "by a triple fault")
+        return stop
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
@@ -269,26 +264,7 @@ class VM:
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        raw, vcpu = self.processors[0].counters(), self.vcpus[0]
-        return {
-            "instructions": self.instructions,
-            "exits": vcpu.named_exits(),
-            "kicks": vcpu.kicks,
-            "walk": {
-                dimension: {str(level): n for level, n in levels.items()}
-                for dimension, levels in raw["walk"].items()
-            },
-            "walk_caches": raw["walk_caches"],
-            "tlb": {"misses": raw["tlb_misses"], "instruction_misses": raw["itlb_misses"]},
-            "paging": self.pages.name,
-            "fills": self.pages.fills,
-            "flushes": self.pages.flushes,
-            "faults": dict(self.pages.faults),
-            "tables": self.pages.table_count,
-            "cr_accesses": vcpu.named_cr_accesses(),
-            "injected": dict(sorted(vcpu.events.state.injected.items())),
-            "engine": dict(raw["engine"]),
-        }
+        return counted(self.vcpus, self.processors, self.pages)
 
     def describe(self) -> str:
         """The decoded state, for people."""
@@ -321,13 +297,15 @@ class VM:
             self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
         )  # fmt: skip
 
-    def snapshot(self) -> Image:
-        """This moment, as a value: memory, processors, devices."""
-        for vcpu in self.vcpus:
-            vcpu.leave_guest()
-        return Image(self._state(), tuple(touched(self.memory)))
+    def snapshot(self) -> "Image[Self]":
+        """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
+        state = self._state()
+        contents = Shared(self.host, self.memory.p2m)
+        return Image(state, contents, type(self)._of_image, self.host, self._load)
 
     def _state(self) -> dict[str, Any]:
+        for vcpu in self.vcpus:
+            vcpu.leave_guest()
         return {
             "config": plain(self.config),
             "now": self.clock.now(),
@@ -351,23 +329,33 @@ class VM:
         self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
-        """A snapshot as bytes."""
-        return self.snapshot().to_bytes()
+        """This moment as bytes, for a file; nothing changes for the VM."""
+        return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
-    def restore(cls, data: bytes, *, host: Host | None = None, engine: str | None = None) -> Self:
+    def restore(
+        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None
+    ) -> Self:
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        SnapshotError if the bytes are no snapshot, or one that does not fit.
+        data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
+        does not fit.
         """
-        image = Image.of_bytes(data)
+        if isinstance(data, bytes):
+            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
+        with data.open("rb") as file:
+            view = mapped(file.fileno())
+        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+
+    @classmethod
+    def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
-            vm = cls(replace(config, engine=engine or config.engine), host=host)
+            config = replace(config, engine=engine or config.engine)
+            vm = cls(config, host=host, contents=image.contents)
             try:
-                for gpa, piece in image.pieces:
-                    vm.memory.write(gpa, piece)
                 vm._become(image.state)
+                vm._load = image.load
             except BaseException:
                 vm.close()
                 raise
@@ -386,8 +374,7 @@ class VM:
             vcpu.leave_guest()
             vcpu.guest.close()
         self.pages.close()
-        for extent in self.memory.p2m:
-            self.host.release(extent.pfn, extent.frames)
+        self.memory.close()
         for processor in self.processors:
             self.host.unplug(processor)
 

@@ -8,6 +8,7 @@ allowed when the address was last invalidated; under `eager`, allow now), *event
 
 from typing import Any, Final, NamedTuple
 
+from tests.frame_owner import FrameOwner
 from tests.property.paging_oracle import (
     IA32,
     INTEL64,
@@ -88,8 +89,7 @@ class Machine:
         self.cr0, self.efer = CR0 | WP, (NXE if mode.nxe else 0) | (LONG if self.is_long else 0)
         self.cr4 = PGE | (CR4_PSE if shape is IA32 else CR4_PAE)
         self.oracle.root = ROOTS[0] << 12
-        self.vm.memory.p2m.on_touch = self.give_back
-        self.vm.memory.p2m.on_write = self.allow
+        FrameOwner(self.allow, self.give_back).own(self.vm.memory.p2m)
         self.sealed: dict[int, bytes] = {}  # gfn -> its contents while it is protected
         self.copy_on_write = False
         self.homes: dict[int, int] = {}  # gfn -> pfn of its contents while it is taken away

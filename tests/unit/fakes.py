@@ -295,6 +295,6 @@ def fake_machine(features: dict[str, bool] | None = None) -> Iterator[None]:
         patch("understudy.machine.host.Memory", FakeMemory),
         patch("understudy.machine.host.Processor", FakeProcessor),
         patch("understudy.vcpu.loop.LocalApic", FakeApic),
-        patch("understudy.vm.host_features", lambda: features or {}),
+        patch("understudy.assembly.host_features", lambda: features or {}),
     ):
         yield

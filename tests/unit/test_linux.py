@@ -52,6 +52,7 @@ class Machine:
         self.clock = _Clock()
         self.console, self.agent_port = _Port(), _Port()
         self.sessions = Sessions()
+        self.on_reset: list[Callable[[], None]] = []
         self.steps: Iterator[Step] = iter(steps)
         self.problem: Exception | None = None
         self.stops: list[Stop] = []
@@ -63,6 +64,7 @@ class Machine:
         until: Callable[[], bool] | None = None,
         deadline_ns: int | None = None,
         wall_seconds: float | None = None,
+        reboot: bool | None = None,
     ) -> Stop:
         step = next(self.steps, None)
         self.clock.ns += 1_000_000_000

@@ -17,7 +17,7 @@ from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
 from understudy.guest import Control, UnsupportedMode
 from understudy.machine.p2m import GuestMemoryError
-from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
+from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, Verdict
 
@@ -103,7 +103,7 @@ def _write_cr0(vcpu: Vcpu, value: int) -> None:
     values = old._replace(cr0=new, efer=efer)
     guest.check_mode(new, paging.name, has_ept=bool(paging.eptp))
     if (new ^ old.cr0) & RELOADS_CR0:
-        values = values._replace(pdptes=_pdptes(vcpu, Regime(*values)))
+        values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     if not (new ^ old.cr0) & guest.cr0_always_exits:
         vcpu.retire()
@@ -119,7 +119,7 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
         raise Refused
     pdptes = old.pdptes
     if not old.efer & LMA and old.cr4 & CR4.PAE.mask:
-        pdptes = _pdptes(vcpu, Regime(old.cr0, value, old.cr4, old.efer))
+        pdptes = vcpu.pdptes(Regime(old.cr0, value, old.cr4, old.efer))
     guest.note_cr3(value, pdptes)
     vcpu.paging.cr3_write()
     vcpu.retire()
@@ -132,7 +132,7 @@ def _write_cr4(vcpu: Vcpu, value: int) -> None:
     check_cr4(value, old, int(vcpu.model.cr4_allowed))
     values = old._replace(cr4=value)
     if (value ^ old.cr4) & RELOADS_CR4:
-        values = values._replace(pdptes=_pdptes(vcpu, Regime(*values)))
+        values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     vcpu.retire()
     vcpu.paging.mode_change()
@@ -158,20 +158,6 @@ WRITES: Final[dict[int, Callable[[Vcpu, int], None]]] = {
     0: _write_cr0, 3: _write_cr3, 4: _write_cr4, 8: _write_cr8,
 }  # fmt: skip
 READS: Final[dict[int, Callable[[Vcpu], int]]] = {3: _read_cr3, 8: _read_cr8}
-
-
-def _pdptes(vcpu: Vcpu, regime: Regime) -> tuple[int, ...]:
-    if regime.format is not PAE_FORMAT:
-        return (0, 0, 0, 0)
-    return regime.load_pdptes(entries_of(vcpu.memory))
-
-
-def load_pdptes(vcpu: Vcpu) -> None:
-    """A guest that begins with PAE paging on: load what a MOV to CR3 would have."""
-    values = vcpu.guest.control()
-    if Regime(*values).format is PAE_FORMAT:
-        vcpu.guest.load_control(values._replace(pdptes=_pdptes(vcpu, Regime(*values))))
-        vcpu.paging.mode_change()
 
 
 # --- IA32_EFER ---

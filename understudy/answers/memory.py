@@ -113,7 +113,7 @@ def ept_violation(
 
 def ept_misconfiguration(vcpu: Vcpu, gpa: int) -> Stop:
     """An entry of the EPT that cannot be: a defect of ours, which must not pass for a device."""
-    return vcpu.error(vcpu.paging.misconfiguration(gpa))
+    return vcpu.error(str(vcpu.paging.misconfiguration(gpa)))
 
 
 def device(

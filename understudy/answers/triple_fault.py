@@ -16,10 +16,11 @@ RAISING: Final = (b"\xcc", b"\xcd", b"\xf1")
 """INT3, INT n, INT1.  Not UD2, with which compilers mark what cannot happen."""
 
 
-def is_deliberate(idt_limit: int, code: bytes) -> bool:
-    """Whether the guest asked for it.
+def holds_no_gate(idt_limit: int) -> bool:
+    """Whether the IDT was made so short that no exception can be delivered."""
+    return idt_limit + 1 < GATE_BYTES
 
-    idt_limit: IDTR's.  code: the bytes at CS:RIP, of the instruction whose exception could not be
-    delivered.
-    """
-    return idt_limit + 1 < GATE_BYTES and code.startswith(RAISING)
+
+def raises(code: bytes) -> bool:
+    """Whether the instruction at CS:RIP was there to raise an exception."""
+    return code.startswith(RAISING)

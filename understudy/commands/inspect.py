@@ -72,7 +72,7 @@ def _of_running(socket: Path, wanted: str) -> "Inspection":
 
 def _of_snapshot(file: Path, wanted: str) -> "Inspection":
     from understudy.control.actions import address
-    from understudy.image import SnapshotError
+    from understudy.image_file import SnapshotError
     from understudy.vm import VM
 
     try:

@@ -1,15 +1,19 @@
 """Who owns which frame of host-physical memory.
 
-Frames are numbered by pfn (hpa >> 12).  The allocator keeps free runs, not a bitmap, because
-guests get few and large ones; a run that is allocated costs the computer nothing until it is
-touched, and one that is freed is given back.
+Frames are numbered by pfn (hpa >> 12).  A frame may have several owners, who only read it: it is
+free again when the last one has released it.  A run that is allocated costs the computer nothing
+until it is touched, and one that is freed is given back.
 
-Invariants: a frame belongs to at most one owner; frame 0 to none, so that hpa 0 is never valid.
+Invariants: a frame is in a free run exactly if nobody has a reference to it; frame 0 belongs to
+none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) has changed nothing.
 """
 
 import threading
-from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
 from typing import Final
+
+from understudy.machine.free_runs import FreeRuns
+from understudy.machine.references import References
 
 PAGE: Final = 4096
 PAGE_SHIFT: Final = 12
@@ -20,25 +24,35 @@ class OutOfFrames(MemoryError):
 
 
 class Frames:
-    """The frame allocator: first fit among the free runs, aligned."""
+    """The frame allocator: first fit among the free runs, aligned; and who shares what."""
 
-    def __init__(self, first: int, count: int) -> None:
-        self._free: list[tuple[int, int]] = [(first, count)] if count else []
+    def __init__(
+        self, first: int, count: int, discard: Callable[[int, int], None] = lambda pfn, count: None
+    ) -> None:
+        """`discard` is called with each run (pfn, count) before it is free again."""
+        if first < 0 or count < 0:
+            raise ValueError(f"frames {first:#x}+{count}: expected no negative numbers")
+        self._first, self._end = first, first + count
+        self._free = FreeRuns()
+        if count:
+            self._free.add(first, count)
+        self._references = References()
+        self._discard = discard
         self._lock = threading.Lock()
 
     @property
     def free_count(self) -> int:
         """How many frames are free."""
-        return sum(count for _, count in self._free)
+        return self._free.total
 
     def allocate(self, count: int = 1, align: int = 1) -> int:
         """The pfn of `count` neighboring frames, the first a multiple of `align`."""
+        _check_count(count, align)
         with self._lock:
-            for start, length in self._free:
-                first = -(-start // align) * align
-                if first + count <= start + length:
-                    self._take(first, count)
-                    return first
+            found = self._free.find(count, align)
+            if found is not None:
+                self._own(*found, count)
+                return found[1]
         raise OutOfFrames(
             f"no run of {count} free frames aligned to {align}: {self.free_count} frames are "
             "free; give the host more memory, Host(ram=…)"
@@ -46,6 +60,7 @@ class Frames:
 
     def allocate_runs(self, count: int, align: int = 1) -> list[tuple[int, int]]:
         """`count` frames as runs (pfn, count), as few as there are, the first one aligned."""
+        _check_count(count, align)
         try:
             return [(self.allocate(count, align), count)]
         except OutOfFrames:
@@ -54,43 +69,65 @@ class Frames:
             if self.free_count < count:
                 raise OutOfFrames(f"{count} frames wanted, {self.free_count} are free")
             runs = []
-            for start, length in sorted(self._free, key=lambda run: -run[1]):
+            for start, length in self._free.largest_first():
                 part = min(length, count)
                 runs.append((start, part))
                 count -= part
                 if not count:
                     break
             for start, part in runs:
-                self._take(start, part)
+                self._own(start, start, part)
             return runs
 
     def claim(self, first: int, count: int) -> None:
         """Take exactly these frames (a snapshot returns to where it was)."""
+        self._check(first, count)
         with self._lock:
-            self._take(first, count)
+            if self._references.any(first, count):
+                raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
+            self._own(self._free.around(first), first, count)
+
+    def share(self, first: int, count: int) -> None:
+        """One more owner for each of these frames."""
+        self.share_all([(first, count)])
+
+    def share_all(self, runs: Iterable[tuple[int, int]]) -> None:
+        """One more owner for each frame of many runs (pfn, count): of all of them, or of none."""
+        runs = list(runs)
+        for run in runs:
+            self._check(*run)
+        with self._lock:
+            if not all(self._references.all(*run) for run in runs):
+                raise ValueError(f"{len(runs)} runs: some of the frames are free, not shared")
+            for run in runs:
+                self._references.add(*run)
 
     def free(self, first: int, count: int) -> None:
-        """Give a run back."""
+        """An owner gives a run up; what has no other owner is free again."""
+        self._check(first, count)
         with self._lock:
-            at = bisect_left(self._free, (first, 0))
-            before = self._free[at - 1] if at else (0, 0)
-            after = self._free[at] if at < len(self._free) else (first + count, 0)
-            if sum(before) > first or after[0] < first + count:
+            if not self._references.all(first, count):
                 raise ValueError(f"frames {first:#x}+{count}: some of them are free already")
-            if before[1] and sum(before) == first:
-                self._free.remove(before)
-                first, count = before[0], before[1] + count
-            if after[1] and after[0] == first + count:
-                self._free.remove(after)
-                count += after[1]
-            insort(self._free, (first, count))
+            for start, part in self._references.drop(first, count):
+                self._discard(start, part)
+                self._free.add(start, part)
 
-    def _take(self, first: int, count: int) -> None:
-        at = bisect_left(self._free, (first + 1, 0)) - 1
-        start, length = self._free[at] if at >= 0 else (0, 0)
-        if not (start <= first and first + count <= start + length):
-            raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
-        self._free[at : at + 1] = [
-            run for run in ((start, first - start), (first + count, start + length - first - count))
-            if run[1]
-        ]  # fmt: skip
+    def references(self, pfn: int) -> int:
+        """How many owners a frame has."""
+        return self._references.of(pfn)
+
+    def _own(self, run: int, first: int, count: int) -> None:
+        self._free.remove(run, first, count)
+        self._references.add(first, count)
+
+    def _check(self, first: int, count: int) -> None:
+        _check_count(count)
+        if not self._first <= first <= first + count <= self._end:
+            raise ValueError(
+                f"frames {first:#x}+{count}: expected some in [{self._first:#x}, {self._end:#x})"
+            )
+
+
+def _check_count(count: int, align: int = 1) -> None:
+    if count < 1 or align < 1:
+        raise ValueError(f"{count} frames aligned to {align}: expected at least 1 of each")

@@ -1,7 +1,9 @@
 """The physical machine: its memory, who owns which frame, and its processors.
 
-Invariants: a frame belongs to at most one owner; what is released is given back to the computer.
+Invariant: what the last owner has released is given back to the computer, and reads as zero.
 """
+
+from collections.abc import Callable
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
 from understudy.quantities import bytes_of
@@ -16,7 +18,7 @@ class Host:
         if size < 64 * PAGE:
             raise ValueError(f"Host(ram={ram!r}): expected at least {64 * PAGE} bytes")
         self.memory = Memory(size)
-        self.frames = Frames(1, size // PAGE - 1)
+        self.frames = Frames(1, size // PAGE - 1, _discarder(self.memory))
         self.processors: list[Processor] = []
 
     def plug(self, engine: str, clock: str) -> Processor:
@@ -37,8 +39,7 @@ class Host:
         return hpa
 
     def release(self, pfn: int, count: int = 1) -> None:
-        """Give frames back, contents and all."""
-        self.memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+        """Give frames back; the contents go with the last owner."""
         self.frames.free(pfn, count)
 
     def inspect(self) -> dict[str, object]:
@@ -49,3 +50,8 @@ class Host:
             "free_bytes": self.frames.free_count * PAGE,
             "processors": len(self.processors),
         }
+
+
+def _discarder(memory: Memory) -> Callable[[int, int], None]:
+    """Forgets the contents of frames (pfn, count); it knows the memory, not the host."""
+    return lambda pfn, count: memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)

@@ -12,6 +12,7 @@ from typing import Final, NewType
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED
 
 Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
@@ -32,11 +33,23 @@ class GuestMemory:
 
     def populate(self) -> None:
         """Take the frames: gigabyte-aligned runs if there are any, so that pages can be large."""
-        for gfn, count in self.layout():
-            align = GIGABYTE_FRAMES if count >= GIGABYTE_FRAMES else 512
-            for pfn, part in self.host.frames.allocate_runs(count, align):
-                self.p2m.map(gfn, pfn, part)
-                gfn += part
+        with self.p2m.batch():
+            for gfn, count in self.layout():
+                align = GIGABYTE_FRAMES if count >= GIGABYTE_FRAMES else 512
+                for pfn, part in self.host.frames.allocate_runs(count, align):
+                    self.p2m.map(gfn, pfn, part)
+                    gfn += part
+
+    def clear(self) -> None:
+        """Make every byte zero, with frames of its own."""
+        with self.p2m.batch():
+            self.close()
+            self.populate()
+
+    def close(self) -> None:
+        """Give all frames back to the host."""
+        for _, pfn, frames in self.p2m.clear():
+            self.host.release(pfn, frames)
 
     def layout(self) -> list[tuple[int, int]]:
         """Where RAM lies: (gfn, frames)."""
@@ -59,36 +72,40 @@ class GuestMemory:
 
     def hpa(self, gpa: int) -> int | None:
         """The host-physical address behind `gpa`, or None where there is no RAM."""
-        if self.p2m.absent:
-            self.p2m.touch(gpa >> PAGE_SHIFT)
-        extent = self.p2m.find(gpa >> PAGE_SHIFT)
-        return None if extent is None else gpa + ((extent.pfn - extent.gfn) << PAGE_SHIFT)
+        word = self.p2m.word(gpa >> 12)
+        if word & PRESENT:
+            return word & ADDRESS | gpa & 0xFFF
+        if word & ABSENT and self.p2m.touch(gpa >> 12):
+            return self.p2m.word(gpa >> 12) & ADDRESS | gpa & 0xFFF
+        return None
 
     def read(self, gpa: int, length: int) -> bytes:
         """The bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
+        if length <= PAGE - (gpa & 0xFFF) and (hpa := self.hpa(gpa)) is not None:
+            return self._memory.read(hpa, length)
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         view = memoryview(data).cast("B")
-        if self.p2m.protected:
-            for gfn in range(gpa >> PAGE_SHIFT, (gpa + len(view) + PAGE - 1) >> PAGE_SHIFT):
-                self.p2m.touch(gfn, write=True)
+        if self.p2m.protected or self.p2m.absent:
+            self._touch(gpa, len(view), PROTECTED | ABSENT, write=True)
         at = 0
         for hpa, part in self._pieces(gpa, len(view)):
             self._memory.write(hpa, view[at : at + part])
             at += part
-        if self.p2m.traced:
-            self._tell(gpa, len(view))
+        for tracer in self.p2m.tracers:
+            if tracer.traced:
+                self._tell(gpa, len(view))
+                break
 
     def _tell(self, gpa: int, length: int) -> None:
         """Those who trace a frame hear of writes by the hypervisor, page by page."""
         end = gpa + length
         while gpa < end:
             part = min(end - gpa, PAGE - (gpa & (PAGE - 1)))
-            if gpa >> PAGE_SHIFT in self.p2m.traced:
-                self.p2m.written(gpa, part)
+            self.p2m.written(gpa, part)
             gpa += part
 
     def read_u64(self, gpa: int) -> int:
@@ -115,18 +132,38 @@ class GuestMemory:
 
     def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
         """[gpa, gpa+length) as runs (hpa, length)."""
-        pieces = []
+        if length <= PAGE - (gpa & 0xFFF) and (hpa := self.hpa(gpa)) is not None:
+            return [(hpa, length)] if length else []
         if self.p2m.absent:
-            for gfn in range(gpa >> PAGE_SHIFT, (gpa + length + PAGE - 1) >> PAGE_SHIFT):
-                self.p2m.touch(gfn)
-        while length:
-            extent = self.p2m.find(gpa >> PAGE_SHIFT)
-            if extent is None or gpa < 0:
-                raise GuestMemoryError(
-                    f"gpa {gpa:#x} ({length} bytes): expected RAM, which lies at "
-                    + ", ".join(f"{start:#x}+{size:#x}" for start, size in self.ranges())
-                )
-            part = min(length, ((extent.gfn + extent.frames) << PAGE_SHIFT) - gpa)
-            pieces.append((gpa + ((extent.pfn - extent.gfn) << PAGE_SHIFT), part))
-            gpa, length = gpa + part, length - part
+            self._touch(gpa, length, ABSENT)
+        pieces, at, end = [], gpa, gpa + length
+        while at < end:
+            word, frames = self.p2m.row(at >> PAGE_SHIFT, (end - at >> PAGE_SHIFT) + 2)
+            if not word & PRESENT:
+                break
+            offset = at & 0xFFF
+            part = min((frames << PAGE_SHIFT) - offset, end - at)
+            pieces.append((word & ADDRESS | offset, part))
+            at += part
+        if at < end:
+            raise GuestMemoryError(
+                f"gpa {at:#x} ({end - at} bytes): expected RAM, which lies at "
+                + ", ".join(f"{start:#x}+{size:#x}" for start, size in self.ranges())
+            )
         return pieces
+
+    def _touch(self, gpa: int, length: int, flags: int, *, write: bool = False) -> None:
+        """Ask the owners of all frames here that have one of these flags."""
+        first, count = _frames(gpa, length)
+        for at, word, frames in list(self.p2m.pieces(first, first + count)):
+            if not word & flags:
+                continue
+            for gfn in range(at, at + frames):
+                if not self.p2m.touch(gfn, write=write):
+                    raise GuestMemoryError(f"guest frame {gfn:#x}: its owner gives no access to it")
+
+
+def _frames(gpa: int, length: int) -> tuple[int, int]:
+    """(gfn, count) of all frames that these bytes touch; none where there can be no RAM."""
+    first = gpa >> PAGE_SHIFT
+    return (first, (gpa + length - 1 >> PAGE_SHIFT) + 1 - first) if gpa >= 0 else (0, 0)

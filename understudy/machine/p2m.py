@@ -1,15 +1,30 @@
-"""The p2m: the map from guest frames (gfn) to host frames (pfn).
+"""The p2m: the map from guest frames (gfn) to host frames (pfn), and the state of each.
 
-It is a sorted list of extents, because a guest's memory is few long runs until something
-(sharing, ballooning) breaks them up.
+A frame may be protected (it may only be read) or absent (RAM, but taken away), each for a reason,
+a flag; several reasons may protect one frame at once.  Each flag has an owner, who is asked when
+somebody wants to write a frame that is protected, or needs one that is absent.
 
-Invariants: extents are sorted, disjoint, and merged wherever both gfn and pfn go on; watchers
-hear of every change before `map` or `unmap` returns.
+Those who keep what they have read here (page tables) are watchers: they hear of changes as runs,
+once for many (`batch`).  Those who keep what they have read in guest memory (shadows of the guest's
+tables) are tracers: they hear of the hypervisor's writes to the frames that they trace.
+
+Source: Waldspurger, "Memory Resource Management in VMware ESX Server" (what becomes of frames).
+
+Invariants: a change of one frame costs the same however many pieces memory is in; watchers hear of
+every change before the method that made it, or the outermost `batch`, returns.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Container, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+from understudy.machine.frame_table import GIGA, GIGA_SHIFT, MOST, FrameTable
+from understudy.machine.frames import PAGE_SHIFT
+from understudy.machine.words import ABSENT, FLAGS, PRESENT, PROTECTED, RAM, Flag
+
+Runs = Sequence[tuple[int, int]]
+"""(gfn, frames), disjoint and in order."""
+Watcher = Callable[[Runs], None]
 
 
 class GuestMemoryError(IndexError):
@@ -24,129 +39,237 @@ class Extent(NamedTuple):
     frames: int
 
 
-class P2m:
+class Owner(Protocol):
+    """Who protects frames, or has taken them away."""
+
+    def write(self, p2m: "P2m", gfn: int) -> None:
+        """Somebody wants to write a frame that this owner protects: unprotect it, or move it."""
+
+    def touch(self, p2m: "P2m", gfn: int) -> None:
+        """Somebody needs a frame that this owner has taken away: map one."""
+
+
+class Tracer(Protocol):
+    """Who must know what is written where."""
+
+    @property
+    def traced(self) -> Container[int]:
+        """The frames (gfn)."""
+
+    def table_written(self, gpa: int, length: int) -> None:
+        """The hypervisor has written here, inside one page."""
+
+
+class P2m(FrameTable):
     """The map from guest frames to host frames."""
 
     def __init__(self) -> None:
-        self._extents: list[Extent] = []
-        self._starts: list[int] = []
-        self.watchers: list[Callable[[int, int], None]] = []  # called with (gfn, count)
-        self.traced: Container[int] = frozenset()  # frames (gfn) whose writes matter to somebody
-        self.written: Callable[[int, int], None] = lambda gpa, length: None  # (gpa, length)
+        super().__init__()
+        self.owners: dict[int, Owner] = {}  # by flag
+        self.watchers: list[Watcher] = []
+        self.tracers: list[Tracer] = []
+        self._pending: list[tuple[int, int]] | None = None
 
-        self.protected: set[int] = set()  # frames that may only be read
-        self.absent: set[int] = set()  # frames that were taken away: RAM, but not there now
-        self.on_write: Callable[[int], None] = self.unprotect
-        self.on_touch: Callable[[int], None] = self._nobody
-
-    @staticmethod
-    def _nobody(gfn: int) -> None:
-        raise GuestMemoryError(f"guest frame {gfn:#x} was taken away, and nobody gives it back")
-
-    def __iter__(self) -> Iterator[Extent]:
-        return iter(self._extents)
-
-    def find(self, gfn: int) -> Extent | None:
-        """The extent that holds `gfn`."""
-        at = bisect_right(self._starts, gfn) - 1
-        if at < 0:
-            return None
-        extent = self._extents[at]
-        return extent if gfn < extent.gfn + extent.frames else None
+    # --- looking ---
 
     def lookup(self, gfn: int) -> int | None:
         """The pfn behind `gfn`."""
-        extent = self.find(gfn)
-        return None if extent is None else extent.pfn + gfn - extent.gfn
+        giga = self._gigas.get(gfn >> 18)  # `word`, written out: this is asked most often
+        if isinstance(giga, list):
+            block = giga[gfn >> 9 & 511]
+            word = block + ((gfn & 511) << 12) if isinstance(block, int) else block[gfn & 511]
+        elif giga is None:
+            return None
+        else:
+            word = giga + ((gfn & 0x3FFFF) << 12)
+        return word >> 12 if word & 1 else None
+
+    def is_protected(self, gfn: int) -> bool:
+        """Whether a frame may only be read.  (`protected` is how many there are.)"""
+        return bool(self.word(gfn) & PROTECTED)
+
+    def __iter__(self) -> Iterator[Extent]:
+        return self._extents(0, MOST)
 
     def within(self, gfn: int, count: int) -> list[Extent]:
         """The extents that overlap [gfn, gfn+count), cut to it."""
-        end, out = gfn + count, []
-        at = max(bisect_right(self._starts, gfn) - 1, 0)
-        for extent in self._extents[at:]:
-            if extent.gfn >= end:
-                break
-            low, high = max(extent.gfn, gfn), min(extent.gfn + extent.frames, end)
-            if low < high:
-                out.append(Extent(low, extent.pfn + low - extent.gfn, high - low))
-        return out
+        return list(self._extents(gfn, gfn + count))
 
-    def map(self, gfn: int, pfn: int, count: int) -> None:
-        """Put host frames behind guest frames, in place of what was there."""
-        self._cut(gfn, count)
-        self._forget(gfn, count)
-        self._extents.append(Extent(gfn, pfn, count))
-        self._settle(gfn, count)
+    def _extents(self, gfn: int, end: int) -> Iterator[Extent]:
+        last = Extent(0, 0, 0)
+        for start, word, frames in self.pieces(gfn, end):
+            if not word & PRESENT:
+                continue
+            pfn = word >> PAGE_SHIFT
+            if start == last.gfn + last.frames and pfn == last.pfn + last.frames:
+                last = Extent(last.gfn, last.pfn, last.frames + frames)
+                continue
+            if last.frames:
+                yield last
+            last = Extent(start, pfn, frames)
+        if last.frames:
+            yield last
+
+    # --- changing ---
+
+    def map(self, gfn: int, pfn: int, count: int, flags: int = 0) -> None:
+        """Put host frames behind guest frames, in place of what was there.
+
+        `flags` protect them; what protected the frames before does not any more.
+        """
+        _check(gfn, count, pfn)
+        self._change(gfn, count, pfn << PAGE_SHIFT | PRESENT | flags)
+
+    def move(self, gfn: int, pfn: int, off: int = 0) -> None:
+        """Another host frame has the contents of a guest frame now: only `off` ends."""
+        _check(gfn, 1, pfn)
+        flags = self.word(gfn) & PROTECTED & ~off
+        self._change(gfn, 1, pfn << PAGE_SHIFT | PRESENT | flags)
 
     def unmap(self, gfn: int, count: int) -> None:
         """Leave nothing behind these guest frames: they are not RAM any more."""
-        self._cut(gfn, count)
-        self._forget(gfn, count)
-        self._settle(gfn, count)
+        _check(gfn, count)
+        self._change(gfn, count, gfn << PAGE_SHIFT)
 
-    def take(self, gfn: int, count: int) -> None:
-        """Take the host frames away.  `on_touch` is called when one is missed: it maps another."""
-        self._cut(gfn, count)
-        self._forget(gfn, count)
-        self.absent.update(range(gfn, gfn + count))
-        self._settle(gfn, count)
+    def take(self, gfn: int, count: int, flag: int = Flag.SWAPPED) -> None:
+        """Take the host frames away.  The flag's owner is asked when one is missed."""
+        _check(gfn, count)
+        self._change(gfn, count, gfn << PAGE_SHIFT | flag)
 
-    def protect(self, gfn: int, count: int = 1) -> None:
-        """Refuse writes.  `on_write` is called for one: it unprotects the frame or maps another."""
-        self.protected.update(range(gfn, gfn + count))
-        self._settle(gfn, count)
+    def copy(self, other: "P2m", flag: int) -> None:
+        """Map, where nothing is mapped yet, what another p2m maps, with this protection alone."""
+        if self.gigabytes():
+            raise ValueError("a p2m is copied into one that maps something: expected an empty one")
+        self._copy(other)
+        self._flag_all(flag, PROTECTED & ~flag)
+        self._announce([(number << GIGA_SHIFT, GIGA) for number in self.gigabytes()])
 
-    def unprotect(self, gfn: int, count: int = 1) -> None:
-        """Allow writes again."""
-        self.protected.difference_update(range(gfn, gfn + count))
-        self._settle(gfn, count)
+    def clear(self) -> list[Extent]:
+        """Leave nothing mapped; what was."""
+        extents, numbers = list(self), self.gigabytes()
+        self._clear()
+        self._announce([(number << GIGA_SHIFT, GIGA) for number in numbers])
+        return extents
 
-    def has_protected(self, gfn: int, count: int) -> bool:
-        """Whether any of these frames may only be read."""
-        if len(self.protected) < count:
-            return any(gfn <= frame < gfn + count for frame in self.protected)
-        return any(frame in self.protected for frame in range(gfn, gfn + count))
+    def protect(self, gfn: int, count: int = 1, flag: int = Flag.SEALED) -> None:
+        """Refuse writes to RAM.  The flag's owner is asked for each."""
+        self._reflag(gfn, count, flag, 0)
+
+    def unprotect(self, gfn: int, count: int = 1, flag: int = PROTECTED) -> None:
+        """Allow writes again, if nobody else protects the frames."""
+        self._reflag(gfn, count, 0, flag)
+
+    def protect_all(self, flag: int) -> None:
+        """Refuse writes to all RAM."""
+        self._announce(self._flag_all(flag, 0))
+
+    def unprotect_all(self, flag: int) -> None:
+        """End one reason for which frames are protected."""
+        self._announce(self._flag_all(0, flag))
 
     def touch(self, gfn: int, *, write: bool = False) -> bool:
         """Somebody needs this frame: have it given back, and writes allowed.  False: no RAM."""
-        if gfn in self.absent:
-            self.on_touch(gfn)
-        if write and gfn in self.protected:
-            self.on_write(gfn)
-        return self.find(gfn) is not None and not (write and gfn in self.protected)
+        word = self.word(gfn)
+        if word & ABSENT:
+            self._owner(gfn, word & ABSENT).touch(self, gfn)
+            word = self.word(gfn)
+        if write and word & PROTECTED:
+            self._ask(gfn, word & PROTECTED)
+            word = self.word(gfn)
+        return bool(word & PRESENT) and not (write and word & PROTECTED)
 
-    def _forget(self, gfn: int, count: int) -> None:
-        if self.protected or self.absent:
-            frames = range(gfn, gfn + count)
-            self.protected.difference_update(frames)
-            self.absent.difference_update(frames)
+    def _ask(self, gfn: int, flags: int) -> None:
+        if not flags & flags - 1:
+            self._owner(gfn, flags).write(self, gfn)
+            return
+        with self.batch():
+            while flags:
+                flag = flags & -flags
+                self._owner(gfn, flag).write(self, gfn)
+                flags -= flag
 
-    def _cut(self, gfn: int, count: int) -> None:
-        end, kept = gfn + count, []
-        for extent in self._extents:
-            last = extent.gfn + extent.frames
-            if last <= gfn or extent.gfn >= end:
-                kept.append(extent)
-                continue
-            if extent.gfn < gfn:
-                kept.append(Extent(extent.gfn, extent.pfn, gfn - extent.gfn))
-            if last > end:
-                kept.append(Extent(end, extent.pfn + end - extent.gfn, last - end))
-        self._extents = kept
+    def _owner(self, gfn: int, flag: int) -> Owner:
+        owner = self.owners.get(flag)
+        if owner is None:
+            raise GuestMemoryError(
+                f"guest frame {gfn:#x} has the flag {flag:#x}, and nobody owns that: expected an "
+                f"entry in P2m.owners, which has {[hex(flag) for flag in self.owners]}"
+            )
+        return owner
 
-    def _settle(self, gfn: int, count: int) -> None:
-        merged: list[Extent] = []
-        for extent in sorted(self._extents):
-            last = merged[-1] if merged else None
-            if (
-                last is not None
-                and last.gfn + last.frames == extent.gfn
-                and last.pfn + last.frames == extent.pfn
-            ):
-                merged[-1] = Extent(last.gfn, last.pfn, last.frames + extent.frames)
-            else:
-                merged.append(extent)
-        self._extents = merged
-        self._starts = [extent.gfn for extent in merged]
+    def _change(self, gfn: int, count: int, word: int) -> None:
+        if count == 1:
+            self._put(gfn, word)
+        else:
+            self._fill(gfn, count, word)
+        self._tell(gfn, count)
+
+    def _reflag(self, gfn: int, count: int, on: int, off: int) -> None:
+        _check(gfn, count)
+        if (on | off) & (FLAGS ^ PROTECTED):
+            raise ValueError(f"flags {on | off:#x}: expected some of {PROTECTED:#x}, which protect")
+        if count > 1:
+            self._announce(self._flag(gfn, count, on, off))
+            return
+        old = self.word(gfn)
+        new = (old | on) & ~off
+        if new != old and old & RAM:
+            self._put(gfn, new)
+            self._tell(gfn, 1)
+
+    def _announce(self, runs: list[tuple[int, int]]) -> None:
+        if self._pending is not None:
+            self._pending += runs
+        elif runs:
+            for watcher in self.watchers:
+                watcher(runs)
+
+    # --- who hears of it ---
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """What changes inside, the watchers hear of at the end, at once."""
+        if self._pending is not None:
+            yield
+            return
+        self._pending = []
+        try:
+            yield
+        finally:
+            runs, self._pending = _joined(self._pending), None
+            if runs:
+                for watcher in self.watchers:
+                    watcher(runs)
+
+    def _tell(self, gfn: int, count: int) -> None:
+        if self._pending is not None:
+            self._pending.append((gfn, count))
+            return
+        runs = ((gfn, count),)
         for watcher in self.watchers:
-            watcher(gfn, count)
+            watcher(runs)
+
+    def written(self, gpa: int, length: int) -> None:
+        """The hypervisor has written here, inside one page: tell those who trace it."""
+        for tracer in self.tracers:
+            if gpa >> PAGE_SHIFT in tracer.traced:
+                tracer.table_written(gpa, length)
+
+
+def _check(gfn: int, count: int, pfn: int = 0) -> None:
+    if gfn < 0 or count < 1 or pfn < 0 or max(gfn, pfn) + count > MOST:
+        raise ValueError(
+            f"guest frames {gfn:#x}+{count}, host frames from {pfn:#x} on: expected at least one "
+            f"frame, and numbers below {MOST:#x}"
+        )
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same frames as runs that are disjoint and in order."""
+    out: list[tuple[int, int]] = []
+    for gfn, count in sorted(runs):
+        if out and gfn <= (end := sum(out[-1])):
+            out[-1] = (out[-1][0], max(end, gfn + count) - out[-1][0])
+        else:
+            out.append((gfn, count))
+    return out

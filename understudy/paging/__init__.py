@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.guest import Guest
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
@@ -96,8 +96,8 @@ class Paging(ABC):
     def close(self) -> None:
         """Give the tables' frames back; the p2m's changes do not matter any more."""
         self.p2m.watchers.remove(self.p2m_change)
-        if self.p2m.traced is self.traced:
-            self.p2m.traced = NOTHING
+        if self in self.p2m.tracers:
+            self.p2m.tracers.remove(self)
         for pfn in self.frames():
             self.host.release(pfn)
 
@@ -109,19 +109,23 @@ class Paging(ABC):
     # --- events ---
 
     @abstractmethod
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         """These guest frames have moved, come or gone, or may be written or not any more."""
 
-    @abstractmethod
     def violation(self, gpa: int, qualification: int) -> bool:
         """An access that the EPT refused.  True: it now allows it, resume the guest.
 
-        False: there is no RAM, the access is for a device.  `qualification`: `EptViolation`.
+        False: there is no RAM, the access is for a device.  PagingError: the EPT does not agree
+        with the p2m.
         """
+        return False
 
-    def misconfiguration(self, gpa: int) -> str:
-        """What is wrong with the EPT's entries for this gpa, in words."""
-        return f"EPT misconfiguration at gpa {gpa:#x}, though there is no EPT"
+    def misconfiguration(self, gpa: int) -> PagingError:
+        """The processor has met an EPT entry that no processor accepts: what is wrong, in words."""
+        return PagingError(f"EPT misconfiguration at gpa {gpa:#x}: no EPT is in use")
+
+    def table_written(self, gpa: int, length: int) -> None:  # noqa: B027
+        """The hypervisor has written to a frame that is `traced`, inside one page."""
 
     def page_fault(self, gva: int, error: int) -> Answer:
         """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""

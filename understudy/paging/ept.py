@@ -5,55 +5,47 @@ confines it.  Source: lecture, "Nested paging"; SDM 3C, "The Extended Page Table
 Cost: a TLB miss takes up to 24 references instead of 4.
 
 The tables follow the p2m at once (they are small, and RAM that they name costs nothing until it
-is touched).  Wherever gfn and pfn are both aligned to a larger page, a larger page is used; a
-change inside one splits it, and a change that makes a run whole again merges it.
+is touched).  Wherever gfn and pfn are both aligned to a larger page and all its frames are in one
+state, a larger page is used, also a read-only one; a change inside one splits it, and a change that
+makes a run whole again merges it.
 
 Invariants: an entry grants access exactly to the frames that the p2m names; accessed and dirty
-flags survive splitting and merging; processors hear (INVEPT) of every entry that was present and
-is not what it was.
+flags survive splitting, merging and protecting; processors hear (INVEPT) of every entry that was
+present and allows less than it did, or is elsewhere.  (One that allows more needs no INVEPT: an EPT
+violation makes the processor look again.)
 """
 
+from array import array
 from typing import Final
 
-from understudy.arch.bits import Bit, Bits, Field
 from understudy.arch.vmcs import EptPointer, EptViolation
-from understudy.machine.frames import PAGE_SHIFT
+from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
+from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of
 from understudy.paging import Paging, PagingError
+from understudy.paging.ept_entry import (
+    AD,
+    ADDR_MASK,
+    PLACE,
+    RWX,
+    WRITE_BACK,
+    allows_less,
+    described,
+    is_table,
+    leaf,
+    leaves,
+    misconfigurations,
+    update,
+    with_accessed,
+)
 from understudy.quantities import bytes_of
 
-WRITE_BACK: Final = 6
 LEVELS: Final = 4
-
-
-class EptEntry(Bits, width=64):
-    """An EPT paging-structure entry.  SDM 3C, "EPT Translation Mechanism"."""
-
-    ADDR = Field(51, 12)  # physical address of the page or of the next table, >> 12
-    D = Bit(9)  # dirty, in an entry that maps a page
-    A = Bit(8)  # accessed
-    PS = Bit(7)  # maps a 2-MByte or 1-GByte page
-    IPAT = Bit(6)  # ignore PAT memory type
-    MEMTYPE = Field(5, 3)
-    X = Bit(2)
-    W = Bit(1)
-    R = Bit(0)
-
-
-RWX: Final = int(EptEntry(X=1, W=1, R=1))
-RX: Final = int(EptEntry(X=1, R=1))
 WRITE: Final = EptViolation.WRITE.mask
 READABLE: Final = EptViolation.READABLE.mask
 READ_ONLY: Final = READABLE | EptViolation.WRITABLE.mask
-AD: Final = int(EptEntry(A=1, D=1))
-ADDR_MASK: Final = EptEntry.ADDR.mask
-LARGE: Final = int(EptEntry(PS=1))
-
-
-def is_table(entry: int, level: int) -> bool:
-    """Whether the entry names a table of the next level."""
-    return bool(entry & RWX) and level > 1 and not entry & LARGE
+BULK: Final = 8  # entries of one table: with as many it costs less to make all 512 at once
 
 
 class Ept(Paging, name="ept"):
@@ -70,10 +62,11 @@ class Ept(Paging, name="ept"):
         self.accessed_dirty = accessed_dirty
         self.memory = host.memory
         self.tables: set[int] = set()  # hpa of each table
+        self._leaves: dict[int, int] = {}  # block (gfn >> 9) -> its table, of those met lately
         self.root = self._new_table()
         self._is_stale = False
-        for extent in p2m:
-            self.p2m_change(extent.gfn, extent.frames)
+        for number in p2m.gigabytes():
+            self._sync(self.root, LEVELS, number << 18, number + 1 << 18)
 
     @property
     def eptp(self) -> int:
@@ -85,27 +78,42 @@ class Ept(Paging, name="ept"):
     def frames(self) -> list[int]:
         return sorted(table >> PAGE_SHIFT for table in self.tables)
 
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         self._is_stale = False
-        self._sync(self.root, LEVELS, 0, gfn, gfn + count, 0)
+        for gfn, count in runs:
+            table = self._leaves.get(gfn >> 9) if count == 1 else None
+            if table is None or self.p2m.uniform(gfn & -FRAMES, 2) is not None:
+                self._sync(self.root, LEVELS, gfn, gfn + count)
+            else:  # the block is in pieces as before: its table has one entry to be changed
+                self._sync(table, 1, gfn, gfn + 1)
         if self._is_stale:
             self.invalidate()
 
     def violation(self, gpa: int, qualification: int) -> bool:
-        gfn = gpa >> PAGE_SHIFT
-        is_write = bool(qualification & WRITE)
-        was_there = self.p2m.lookup(gfn) is not None
-        if not self.p2m.touch(gfn, write=is_write):
+        gfn, is_write = gpa >> PAGE_SHIFT, bool(qualification & WRITE)
+        word = self.p2m.word(gfn)
+        if not word & RAM:
+            if self.entries(gpa)[-1] & RWX:
+                raise PagingError(self._disagreement(gpa, "EPT violation"))
             return False
-        is_refused = is_write and qualification & READ_ONLY == READABLE
-        if was_there and self._reaches(gfn) and not is_refused:
+        if word & PRESENT and not (is_write and word & PROTECTED):
+            if not self._agrees(gpa):
+                raise PagingError(self._disagreement(gpa, "EPT violation"))
+            if not (is_write and qualification & READ_ONLY == READABLE):
+                raise PagingError(
+                    f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the entry "
+                    "allows the access, so the processor uses a stale translation"
+                )
+        elif not self.p2m.touch(gfn, write=is_write):
             raise PagingError(
-                f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the "
-                "entry allows the access, so the processor uses a stale translation"
+                f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the frame's "
+                f"owner does not allow the access (state {self.p2m.word(gfn):#x})"
             )
         self.fills += 1
-        self.p2m_change(gfn, 1)
         return True
+
+    def misconfiguration(self, gpa: int) -> PagingError:
+        return PagingError(self._disagreement(gpa, "EPT misconfiguration"))
 
     def entries(self, gpa: int) -> list[int]:
         """The entries on the way to `gpa`, from the root down."""
@@ -118,87 +126,125 @@ class Ept(Paging, name="ept"):
             table = entry & ADDR_MASK
         return out
 
+    # --- what the tables should say ---
+
+    def _expected(self, gpa: int) -> list[int]:
+        """The entries that should be on the way to `gpa`: 0 for one that names a table."""
+        out: list[int] = []
+        for level in range(LEVELS, 0, -1):
+            first = gpa >> PAGE_SHIFT & -(1 << 9 * (level - 1))
+            entry = self._entry(first, level)
+            out.append(entry or 0)
+            if entry is not None:
+                break
+        return out
+
+    def _agrees(self, gpa: int) -> bool:
+        found, expected = self.entries(gpa), self._expected(gpa)
+        return len(found) == len(expected) and found[-1] & ~AD == expected[-1]
+
+    def _disagreement(self, gpa: int, what: str) -> str:
+        """The entries at `gpa` and what they should be, in words."""
+        found, expected = self.entries(gpa), self._expected(gpa)
+        lines = [f"{what} at gpa {gpa:#x}: the EPT is not what the p2m asks for"]
+        for depth, entry in enumerate(found):
+            level = LEVELS - depth
+            line = f"level {level}: {described(entry, level)}"
+            for wrong in misconfigurations(entry, level):
+                line += f'; {wrong} (SDM 3C, "EPT Misconfigurations")'
+            if depth == len(expected) - 1 and entry & ~AD != expected[-1]:
+                line += f"; expected {described(expected[-1], level)}"
+            elif depth < len(expected) - 1 and not is_table(entry, level):
+                line += "; expected a table"
+            elif depth >= len(expected):
+                line += "; expected a larger page above it"
+            lines.append(line)
+        return "; ".join(lines[:1]) + "\n  " + "\n  ".join(lines[1:])
+
+    def _entry(self, gfn: int, level: int) -> int | None:
+        """What should stand for the page of this level that begins at `gfn`; None: a table."""
+        word = self.p2m.uniform(gfn, level)
+        if word is None or (level > self.largest_level and word & PRESENT):
+            return None
+        return leaf(word, level)
+
     # --- tables ---
 
     @staticmethod
     def _slot(gfn: int, level: int) -> int:
         return (gfn >> 9 * (level - 1) & 0x1FF) * 8
 
-    def _reaches(self, gfn: int) -> bool:
-        return bool(self.entries(gfn << PAGE_SHIFT)[-1] & RWX)
-
     def _new_table(self) -> int:
         table = self.host.frame()
         self.tables.add(table)
         return table
 
-    def _sync(self, table: int, level: int, base: int, low: int, high: int, flags: int) -> None:
-        """Make the entries of `table` that cover [low, high) agree with the p2m.
-
-        `base` is the table's first gfn; `flags` are the accessed and dirty flags that entries
-        which are new get (those of a large page that was split).
-        """
-        span = 1 << 9 * (level - 1)
-        for index in range((low - base) // span, min((high - 1 - base) // span + 1, 512)):
-            start = base + index * span
-            slot = table + index * 8
-            old = self.memory.read_u64(slot)
-            new = self._leaf(start, level, span)
-            if new is None and not self.p2m.within(start, span):
-                new = 0
+    def _sync(self, table: int, level: int, low: int, high: int) -> None:
+        """Make the entries of `table` that cover [low, high) agree with the p2m."""
+        if level == 1:
+            self._leaves[low >> 9] = table
+            if high - low >= BULK:
+                self._sync_all(table, low)
+                return
+        shift = 9 * (level - 1)
+        for number in range(low >> shift, (high - 1 >> shift) + 1):
+            gfn, slot = number << shift, table + (number & 0x1FF) * 8
+            old, new = self.memory.read_u64(slot), self._entry(gfn, level)
             if new is None:
-                self._descend(slot, old, level, start, max(low, start), min(high, start + span))
-                continue
-            if is_table(old, level):
-                found = self._drop(old, level)
+                if is_table(old, level):
+                    end = gfn + (1 << shift)
+                    below = old & ADDR_MASK
+                    self._sync(
+                        below, level - 1, low if low > gfn else gfn, high if high < end else end
+                    )
+                    continue
+                # A large page is split: its parts keep its flags.
+                new = self._build(gfn, level - 1, old & AD if old & RWX else 0) | RWX
+            elif is_table(old, level):
+                found = self._drop(old, level, gfn)
                 new |= found if new else 0
-                self._is_stale = True
             elif old & ~AD == new:
                 continue
-            elif old & RWX:
+            elif new and not (old ^ new) & PLACE:
+                new |= old & AD
+            if allows_less(old, new):
                 self._is_stale = True
-            if new:
-                new |= flags
             self.memory.write_u64(slot, new)
 
-    def _leaf(self, gfn: int, level: int, span: int) -> int | None:
-        """The entry that maps [gfn, gfn+span) as one page, if the p2m lets it."""
-        if level > self.largest_level:
-            return None
-        extent = self.p2m.find(gfn)
-        if extent is None or extent.gfn + extent.frames < gfn + span:
-            return None
-        pfn = extent.pfn + gfn - extent.gfn
-        if pfn % span:
-            return None
-        rights = RWX
-        if self.p2m.protected and self.p2m.has_protected(gfn, span):
-            if level > 1:
-                return None
-            rights = RX
-        return pfn << PAGE_SHIFT | (LARGE if level > 1 else 0) | WRITE_BACK << 3 | rights
+    def _sync_all(self, table: int, gfn: int) -> None:
+        """The same for all entries of a table of the last level."""
+        old = number_of(self.memory.read(table, PAGE))
+        new, is_less = update(old, leaves(self.p2m.words(gfn)))
+        if new != old:
+            self.memory.write(table, with_accessed(new, 0))
+            self._is_stale |= is_less
 
-    def _descend(self, slot: int, old: int, level: int, start: int, low: int, high: int) -> None:
-        """The entry must name a table: make it, splitting a large page, and go on below."""
-        flags = 0
-        if is_table(old, level):
-            below = old & ADDR_MASK
+    def _build(self, gfn: int, level: int, flags: int) -> int:
+        """A new table for what begins at `gfn`; its pages get these accessed and dirty flags."""
+        table = self._new_table()
+        if level == 1:
+            data = with_accessed(leaves(self.p2m.words(gfn)), flags)
         else:
-            below = self._new_table()
-            low, high = start, start + (1 << 9 * (level - 1))
-            if old & RWX:  # a large page is split: its parts keep its flags
-                flags, self._is_stale = old & AD, True
-        self._sync(below, level - 1, start, low, high, flags)
-        if not is_table(old, level):
-            self.memory.write_u64(slot, below | RWX)
+            span, entries = 1 << 9 * (level - 1), []
+            for first in range(gfn, gfn + 512 * span, span):
+                entry = self._entry(first, level)
+                if entry is None:
+                    entry = self._build(first, level - 1, flags) | RWX
+                elif entry:
+                    entry |= flags
+                entries.append(entry)
+            data = array("Q", entries).tobytes()
+        self.memory.write(table, data)
+        return table
 
-    def _drop(self, entry: int, level: int) -> int:
+    def _drop(self, entry: int, level: int, gfn: int) -> int:
         """Free the tables below; returns the accessed and dirty flags found in them."""
         table, flags = entry & ADDR_MASK, 0
-        for index in range(512):
-            child = self.memory.read_u64(table + index * 8)
+        if level == 2:
+            self._leaves.pop(gfn >> 9, None)
+        for n, child in enumerate(memoryview(self.memory.read(table, PAGE)).cast("Q")):
             if is_table(child, level - 1):
-                flags |= self._drop(child, level - 1)
+                flags |= self._drop(child, level - 1, gfn + (n << 9 * (level - 2)))
             elif child & RWX:
                 flags |= child & AD
         self.tables.discard(table)

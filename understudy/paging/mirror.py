@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer
 from understudy.paging.guest_walk import (
     ACCESSED,
@@ -57,7 +57,7 @@ class Mirror(Shadow):
         self.stepped: list[int] = []  # gpa of a traced write that the processor makes by itself
         self.roots: dict[RootKey, ShadowPage] = {}  # the one loaded last comes last
         self.root = ShadowPage(0, 0, COMPOSED, 0)
-        p2m.traced, p2m.written = self.traced, self.table_written
+        p2m.tracers.append(self)
 
     # --- events ---
 
@@ -89,15 +89,18 @@ class Mirror(Shadow):
         self.synchronize()
         self.settle()
 
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
-        self.forget_hpas(gfn, count)
-        for slot in self.tables.reverse.slots_in(gfn, count):
-            self.tables.zap(slot)
-        for frame in [frame for frame in self.traced if gfn <= frame < gfn + count]:
-            if self.p2m.lookup(frame) is None:
-                for page in list(self.traced.get(frame, ())):
-                    self.tables.empty(page)
+        self.forget_hpas(runs)
+        for gfn, count in runs:
+            for slot in self.tables.reverse.slots_in(gfn, count):
+                self.tables.zap(slot)
+            frames = range(gfn, gfn + count)
+            few = frames if count < len(self.traced) else self.traced
+            for frame in [frame for frame in few if frame in frames and frame in self.traced]:
+                if self.p2m.lookup(frame) is None:
+                    for page in list(self.traced.get(frame, ())):
+                        self.tables.empty(page)
         self.settle()
 
     def synchronize(self) -> None:

@@ -56,7 +56,7 @@ def unpacked(text: str, p2m: P2m) -> Iterator[tuple[int, int, int]]:
             raise ValueError(f"snapshot: entry {entry:#x} at {index} is none of a table of ours")
         if p2m.lookup(gfn) is None:
             continue
-        if gfn in p2m.protected:
+        if p2m.is_protected(gfn):
             flags &= ~WRITABLE
         yield index, gfn, flags
 

@@ -77,9 +77,13 @@ class ReverseMap:
                 if gfn <= frame < end:
                     found += slots
         first, last = gfn // BLOCK, (end - 1) // BLOCK
-        for block, slots in self._large.items():
-            if first <= block <= last:
-                found += slots
+        if last - first < len(self._large):
+            for block in range(first, last + 1):
+                found += self._large.get(block, NOTHING)
+        else:
+            for block, slots in self._large.items():
+                if first <= block <= last:
+                    found += slots
         return found
 
     def clear(self) -> None:

@@ -18,9 +18,10 @@ from typing import Any, Final, NamedTuple
 
 from understudy.arch.cr import RFLAGS
 from understudy.guest import Control, Guest
+from understudy.machine import words
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer, Fault, Paging
 from understudy.paging.guest_walk import (
     ACCESSED,
@@ -44,6 +45,9 @@ TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
 PAGE_ENTRY: Final = PRESENT | ACCESSED | DIRTY
 LARGE_FRAMES: Final = 512
 LARGE_SHIFT: Final = 21
+NOT_LARGE: Final = (
+    words.PROTECTED | LARGE_FRAMES - 1 << PAGE_SHIFT
+)  # in the word of its first frame
 BELOW_4G: Final = 1 << 32
 REGIMES_KEPT: Final = 64
 MOST_IN_POOL: Final = 1 << 16
@@ -86,9 +90,6 @@ class Shadow(Paging):
 
     # --- events ---
 
-    def violation(self, gpa: int, qualification: int) -> bool:
-        return False
-
     def page_fault(self, gva: int, error: int) -> Answer:
         region = self.regions.get(gva >> LARGE_SHIFT)
         if region is not None and self._is_filled(gva, error, region):
@@ -106,7 +107,7 @@ class Shadow(Paging):
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
             return Answer(Fault.DEVICE, found.gpa)
-        if gfn in self.p2m.protected and error & E_WRITE:
+        if error & E_WRITE and self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
             hpa = self.look_up(gfn)
         self.mark(found, error)
@@ -149,7 +150,9 @@ class Shadow(Paging):
         ):
             return False
         gfn = (entry & self.regime.address_mask) >> PAGE_SHIFT
-        if error & E_WRITE and (not rights & WRITABLE or gfn in self.p2m.protected):
+        if error & E_WRITE and (
+            not rights & WRITABLE or (self.p2m.protected and self.p2m.is_protected(gfn))
+        ):
             return False
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa or self.regions.get(gva >> LARGE_SHIFT) is not region:
@@ -181,7 +184,7 @@ class Shadow(Paging):
     def note_region(self, gva: int, found: Found, leaf: int) -> None:
         """Remember what a walk to a small page has found on the levels above the last."""
         gfn = found.path[-1][0] >> PAGE_SHIFT
-        if gfn in self.p2m.protected:
+        if self.p2m.protected and self.p2m.is_protected(gfn):
             return
         rights, no_execute = WRITABLE | USER, 0
         for _, entry in found.path[:-1]:
@@ -194,14 +197,15 @@ class Shadow(Paging):
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         """Let the access of a hidden fault go on; or say that it is a trace fault."""
 
-    def forget_hpas(self, gfn: int, count: int) -> None:
+    def forget_hpas(self, runs: Runs) -> None:
         """The p2m has changed here."""
         self.regions.clear()
-        if count > len(self.hpas):
+        if sum(count for _, count in runs) > len(self.hpas):
             self.hpas.clear()
             return
-        for frame in range(gfn, gfn + count):
-            self.hpas.pop(frame, None)
+        for gfn, count in runs:
+            for frame in range(gfn, gfn + count):
+                self.hpas.pop(frame, None)
 
     # --- the guest's tables ---
 
@@ -236,7 +240,7 @@ class Shadow(Paging):
     def _hpa_to_write(self, gpa: int) -> int:
         """Where a gpa is, once what protects its frame from writes was asked."""
         gfn = gpa >> PAGE_SHIFT
-        if gfn in self.p2m.protected:
+        if self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
         return (self.hpas.get(gfn) or self.look_up(gfn)) + (gpa & PAGE - 1)
 
@@ -275,14 +279,10 @@ class Shadow(Paging):
 
     def large_frame(self, gfn: int) -> int:
         """The hpa of the 2-MByte page that holds `gfn`, if there is one behind it; or 0."""
-        first = gfn & -LARGE_FRAMES
-        extent = self.p2m.find(first)
-        if extent is None or extent.gfn + extent.frames < first + LARGE_FRAMES:
+        word = self.p2m.uniform(gfn & -LARGE_FRAMES, 2)
+        if word is None or not word & words.PRESENT or word & NOT_LARGE:
             return 0
-        if self.p2m.protected and self.p2m.has_protected(first, LARGE_FRAMES):
-            return 0
-        pfn = extent.pfn + first - extent.gfn
-        return 0 if pfn % LARGE_FRAMES else pfn << PAGE_SHIFT
+        return word & words.ADDRESS
 
     def use_root(self, root: int) -> None:
         """Translate by this table from the next entry on."""

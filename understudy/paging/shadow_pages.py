@@ -184,7 +184,8 @@ class ShadowPages:
         entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
         if is_large:
             entry |= LARGE
-        is_protected = not is_large and gfn in self.shadow.p2m.protected
+        p2m = self.shadow.p2m
+        is_protected = not is_large and p2m.protected and p2m.is_protected(gfn)
         if guest & DIRTY and not is_protected and (is_large or self.may_write(gfn)):
             entry |= guest & WRITABLE
         old = self.read(slot)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer
 from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
 from understudy.paging.portable import Gfns, packed, unpacked
@@ -71,9 +71,9 @@ class Vtlb(Shadow, name="vtlb"):
         if had_pieces:
             self.invalidate()
 
-    def p2m_change(self, gfn: int, count: int) -> None:
+    def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
-        self.forget_hpas(gfn, count)
+        self.forget_hpas(runs)
         if self.directories:
             self.discard()
 
@@ -81,7 +81,7 @@ class Vtlb(Shadow, name="vtlb"):
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
     ) -> bool:
         own = hpa | PAGE_ENTRY | rights & USER | no_execute
-        if entry & DIRTY and gfn not in self.p2m.protected:
+        if entry & DIRTY and not (self.p2m.protected and self.p2m.is_protected(gfn)):
             own |= rights & WRITABLE
         self.write_u64(slot, own)
         return True
@@ -89,7 +89,7 @@ class Vtlb(Shadow, name="vtlb"):
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         self.fills += 1
         gfn = found.gpa >> PAGE_SHIFT
-        entry = page_entry(hpa, found, error, may_write=gfn not in self.p2m.protected)
+        entry = page_entry(hpa, found, error, may_write=not self.p2m.is_protected(gfn))
         slot = self._enter(gva, found, hpa, entry)
         if error & E_WRITE and not found.rights & WRITABLE:  # CR0.WP is 0
             self.patch([(slot, WRITABLE)])

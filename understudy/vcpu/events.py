@@ -59,6 +59,10 @@ class Events(Part):
             self.guest.unblock_nmis()
         self.state.staged = event
 
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self.state = EventState(injected=self.state.injected)
+
     # --- towards the guest ---
 
     @property

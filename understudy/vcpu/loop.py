@@ -21,7 +21,13 @@ from understudy.guest import Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.paging.guest_walk import GuestFault, Translation
+from understudy.paging.guest_walk import (
+    PAE_FORMAT,
+    GuestFault,
+    Regime,
+    Translation,
+    entries_of,
+)
 from understudy.silicon import Exit, LocalApic
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.cpu_model import CpuModel
@@ -326,6 +332,44 @@ class Vcpu:
             exit = self.guest.run(0)
             if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
                 self.table[exit.reason](self, exit)
+
+    # --- registers, reset ---
+
+    def registers(self) -> dict[str, int]:
+        """All registers, by the names of `silicon.Processor.registers`."""
+        self.leave_guest()
+        return self.guest.registers()
+
+    def set_registers(self, values: dict[str, int]) -> None:
+        """Set all registers; those not named are as after reset.
+
+        UnsupportedMode if the techniques of this VM cannot run a guest so.
+        """
+        cr0 = values.get("cr0", 0)
+        self.guest.check_mode(cr0, self.paging.name, has_ept=bool(self.paging.eptp))
+        self.leave_guest()
+        self.guest.set_registers(values)
+        control = self.guest.control()
+        if Regime(*control).format is PAE_FORMAT:  # what a MOV to CR3 would have loaded
+            self.guest.load_control(control._replace(pdptes=self.pdptes(Regime(*control))))
+            self.paging.mode_change()
+
+    def pdptes(self, regime: Regime) -> tuple[int, ...]:
+        """What the processor would load; GuestFault if it would not."""
+        if regime.format is not PAE_FORMAT:
+            return (0, 0, 0, 0)
+        return regime.load_pdptes(entries_of(self.memory))
+
+    def reset(self) -> None:
+        """As after power-on, but for what is counted; `set_registers` says where it starts."""
+        model = self.model
+        self.apic.load(LocalApic(model.apic_id, model.apic_id == 0).save())
+        self.msrs.as_firmware_leaves_them()
+        self.events.clear()
+        self.guest.reset()
+        self.state.halted = False
+        self.time.armed = self.time.debt = 0
+        self.attention, self.requested = True, None
 
     # --- snapshots ---
 

@@ -108,6 +108,13 @@ class Msrs(Part):
         self.interrupt_command: Callable[[int], None] = lambda icr: None
         self.note_apic_base()
 
+    def as_firmware_leaves_them(self) -> None:
+        """Their values when a kernel starts."""
+        self.state = MsrState(reset_values(self.model.physical_bits))
+        self.note_apic_base()
+        self.note_tsc_offset()
+        self.set_virtual_wire()
+
     def load(self, saved: dict[str, Any]) -> None:
         """The APIC and the clock are restored already: they say where its page is now."""
         super().load(saved)

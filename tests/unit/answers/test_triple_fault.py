@@ -2,13 +2,14 @@
 
 import pytest
 
-from understudy.answers.triple_fault import is_deliberate
+from understudy.answers.triple_fault import holds_no_gate, raises
 
 
 @pytest.mark.parametrize("code", [b"\xcc\x90", b"\xcd\x03", b"\xf1"])
 def test_an_exception_raised_with_an_empty_table_is_on_purpose(code: bytes) -> None:
-    assert is_deliberate(0, code)
-    assert is_deliberate(6, code)
+    assert raises(code)
+    assert holds_no_gate(0)
+    assert holds_no_gate(6)
 
 
 @pytest.mark.parametrize(
@@ -23,4 +24,4 @@ def test_an_exception_raised_with_an_empty_table_is_on_purpose(code: bytes) -> N
     ],
 )
 def test_anything_else_is_an_accident(limit: int, code: bytes) -> None:
-    assert not is_deliberate(limit, code)
+    assert not (holds_no_gate(limit) and raises(code))

@@ -1,5 +1,6 @@
 """Which event goes into the guest, and what waits for a window."""
 
+from tests.frame_owner import FrameOwner
 from tests.unit.fakes import FakeExit
 from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
@@ -88,8 +89,11 @@ def test_an_nmi_precedes_interrupts_and_waits_for_its_own_window() -> None:
 def test_an_event_whose_delivery_was_interrupted_is_delivered_again_first() -> None:
     with bench({"rflags": 2}) as b:
         b.apic.irr = {0x30}
-        b.vm.memory.p2m.watchers.clear()
-        b.vm.pages.host.memory.fill(b.vm.pages.root, 4096)  # type: ignore[attr-defined]
+        p2m = b.vm.memory.p2m
+        pfn = p2m.lookup(5)
+        assert pfn is not None
+        FrameOwner(p2m.unprotect, lambda gfn: p2m.map(gfn, pfn, 1)).own(p2m)
+        p2m.take(5, 1)
         page_fault = VALID | 1 << 11 | 3 << 8 | 14
         b.play(
             FakeExit(Reason.EPT_VIOLATION, gpa=0x5000, idt_info=page_fault | 1 << 12, idt_error=6)

@@ -4,6 +4,7 @@ Source: SDM 3C, "Guest Register State".  MSRs that the VMCS does not hold (STAR 
 in the processor, which belongs to this vCPU alone.
 """
 
+import struct
 from typing import Final
 
 from understudy.arch.cr import CR0
@@ -22,6 +23,13 @@ LIMIT, RIGHTS = int(Vmcs.GUEST_ES_LIMIT), int(Vmcs.GUEST_ES_ACCESS_RIGHTS)
 CS_RIGHTS, SS_RIGHTS = int(Vmcs.GUEST_CS_ACCESS_RIGHTS), int(Vmcs.GUEST_SS_ACCESS_RIGHTS)
 CODE64, CODE32 = AccessRights.L.mask, AccessRights.DB.mask
 PE: Final = CR0.PE.mask
+
+
+RESET_FX: Final = struct.pack("<H22xI484x", 0x40, 0x1F80).ljust(512, b"\0")
+"""FXSAVE's image after power-on: FCW 40H, MXCSR 1F80H.  SDM 3A, "Processor State After Reset"."""
+RESET_LIVE: Final = {
+    "cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0,
+}  # fmt: skip
 
 
 class GuestState(Guest):
@@ -67,6 +75,10 @@ class GuestState(Guest):
         del out["pdptes"]
         out |= {name: self.processor.rdmsr(index) for name, index in MSR_NAMES.items()}
         return out
+
+    def reset(self) -> None:
+        self.processor.fxrstor(RESET_FX)
+        self.processor.set_registers(RESET_LIVE)
 
     def gpr(self, n: int) -> int:
         return self.read(GUEST_RSP) if n == RSP else self.read_gpr(n)
@@ -130,6 +142,9 @@ class GuestState(Guest):
 
     def gdtr(self) -> TableRegister:
         return TableRegister(self.read(Vmcs.GUEST_GDTR_BASE), self.read(Vmcs.GUEST_GDTR_LIMIT))
+
+    def idtr(self) -> TableRegister:
+        return TableRegister(self.read(Vmcs.GUEST_IDTR_BASE), self.read(Vmcs.GUEST_IDTR_LIMIT))
 
     def cpl(self) -> int:
         return self.read(SS_RIGHTS) >> 5 & 3

@@ -1,0 +1,108 @@
+"""How a VM's parts are put together: its board, its virtual processors, and the wires.
+
+Source: ours.  Invariant: nothing here is needed once the VM runs; what the parts know of each
+other, they were told here.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from understudy.answers.control_registers import offer_efer
+from understudy.arch.address import MAXPHYADDR
+from understudy.arch.msr import Msr
+from understudy.config import Config, check_choice
+from understudy.console import Console
+from understudy.devices.kvmclock import MSRS as KVM_MSRS
+from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.execution import Execution
+from understudy.interrupts import Router
+from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
+from understudy.paging import Paging
+from understudy.silicon import Processor, host_features
+from understudy.vcpu.cpu_features import Choice
+from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.loop import Vcpu
+from understudy.vcpu.time import GuestClock
+from understudy.verdict import Stop, StopKind
+
+ANY_CR4: Final = (1 << 64) - 1
+
+
+def check_names(config: Config) -> None:
+    """ValueError if a Config names what no room of this house has."""
+    check_choice("execution", config.execution, Execution.ALL)
+    check_choice("paging", config.paging, Paging.ALL)
+    Choice.of(config.cpu).made(host_features(), ANY_CR4)
+
+
+def paging_of(config: Config, host: Host, memory: GuestMemory) -> Paging:
+    """The paging technique that was chosen, with its tables."""
+    return Paging.ALL[config.paging](host, memory.p2m, largest=config.largest_page)
+
+
+def board_of(
+    config: Config,
+    clock: GuestClock,
+    memory: GuestMemory,
+    router: Router,
+    request: Callable[[Stop], None],
+    console: Console,
+    agent_port: Console,
+) -> PC:
+    """A PC, wired to the processors by `router`.  `request` ends the run."""
+    board = PC(
+        clock,
+        memory,
+        power_off=lambda: request(Stop(StopKind.POWEROFF)),
+        reset=lambda: request(Stop(StopKind.RESET)),
+        debug_exit=lambda code: request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
+        deliver=router.deliver,
+        extint=router.extint,
+        com1=console.transmit,
+        com2=agent_port.transmit,
+        ram_bytes=memory.size,
+        epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
+        devices=config.devices,
+    )
+    console.receive, agent_port.receive = board.com1.receive, board.com2.receive
+    return board
+
+
+def vcpu_of(
+    config: Config,
+    host: Host,
+    processor: Processor,
+    paging: Paging,
+    memory: GuestMemory,
+    board: PC,
+    router: Router,
+    posts: deque[Callable[[], None]],
+    clock: GuestClock,
+) -> Vcpu:
+    """One more virtual processor, on a processor of its own."""
+    number, is_wall = len(router.vcpus), config.clock == "wall"
+    cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
+    technique = Execution.ALL[config.execution]
+    guest = technique(host, processor, paging, model, keep_timer=not is_wall)
+    vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
+    vcpu.events.acknowledge = board.acknowledge
+    vcpu.msrs.eoi = board.end_of_interrupt
+    vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)
+    vcpu.msrs.as_firmware_leaves_them()
+    offer_efer(vcpu)
+    _offer_clock(board, number, vcpu)
+    return vcpu
+
+
+def _offer_clock(board: PC, number: int, vcpu: Vcpu) -> None:
+    """KVM's clock, by its MSRs."""
+    kvmclock = board.kvmclock
+    for index in KVM_MSRS:
+        vcpu.msrs.extra[index] = (
+            lambda index=index: kvmclock.rdmsr(number, index),  # type: ignore[misc]
+            lambda value, index=index: kvmclock.wrmsr(number, index, value),  # type: ignore[misc]
+        )
