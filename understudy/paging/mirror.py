@@ -80,12 +80,14 @@ class Mirror(Shadow):
 
     def invlpg(self, gva: int) -> None:
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
     def flush(self) -> None:
         self.flushes += 1
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
