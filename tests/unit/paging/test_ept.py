@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.fakes import fake_machine
+from understudy.arch.paging_formats import LARGE
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.paging import PagingError
 from understudy.paging.ept import READABLE, WRITE, Ept
-from understudy.paging.ept_entry import AD, LARGE, RWX, RX
+from understudy.paging.ept_entry import AD, RWX, RX
 
 MEGA = 512  # frames of a 2-MByte page
 GIGA = 512 * 512
@@ -256,7 +257,12 @@ def test_a_violation_is_a_fill_or_a_device_or_a_defect(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "words"),
-    [(2, "W is 1 and R is 0"), (0x3017, "MEMTYPE 2 is reserved"), (0, "expected 0x3037")],
+    [
+        (2, "W is 1 and R is 0"),
+        (0x3017, "MEMTYPE 2 is reserved"),
+        (1 << 46 | 0x3037, "address bits above MAXPHYADDR are reserved"),
+        (0, "expected 0x3037"),
+    ],
 )
 def test_an_entry_that_is_wrong_is_decoded(host: Host, entry: int, words: str) -> None:
     p2m = P2m()
