@@ -2,7 +2,8 @@
 
 Where an instruction has no plan, or its operand crosses from memory into a device, the hypervisor
 lends the guest a page of memory in the device's place for one instruction, and carries what was
-read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those are.
+read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those
+are.
 
 Source: SDM 2, the instructions' own pages; SDM 1, "Bit Addressing for Register and Memory Bit
 Offsets"; the operands and implied accesses are iced-x86's.
@@ -91,7 +92,7 @@ def instruction_at(guest: Guest) -> tuple[iced.Instruction, int]:
 
 
 def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
-    """What the instruction at RIP touches.  `fxsave`: the guest's x87 and SSE state.  NotDecoded."""
+    """What the instruction at RIP touches.  `fxsave`: the x87 and SSE state.  NotDecoded."""
     instruction, bits = instruction_at(guest)
     mnemonic = instruction.mnemonic
     if mnemonic in UNTOUCHED:
@@ -110,7 +111,7 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
 def faults_first(guest: Guest) -> bool:
     """Whether the instruction at RIP is sure to fault before it looks at its memory operand.
 
-    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an operand that is not aligned.
+    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an unaligned operand.
     """
     instruction, bits = instruction_at(guest)
     registers = [instruction.op_register(n) for n in range(instruction.op_count)
@@ -147,7 +148,7 @@ def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
 
 
 def _bit_test(instruction: iced.Instruction, guest: Guest, bits: int) -> Touch:
-    """The bit string may be anywhere: the register's value, with its sign, counts from the operand."""
+    """The bit string may be anywhere: the register's signed value counts from the operand."""
     size = iced.MemorySizeExt.size(instruction.memory_size)
     value = reader(instruction.op1_register)(guest)
     sign = 1 << 8 * size - 1
