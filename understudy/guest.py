@@ -110,8 +110,8 @@ class Guest(ABC):
     """A general register but RSP, fast."""
     write_gpr: Callable[[int, int], None]
     """Set a general register but RSP, fast.  0 <= value < 2**64."""
-    advance: Callable[[int], None]
-    """Virtual time only: let so many ticks pass without instructions.  ticks > 0."""
+    advance: Callable[[int], int]
+    """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 

@@ -91,9 +91,8 @@ class Deadlines:
         debt, self.debt = self.debt, 0
         if self.is_wall:
             return
-        self._advance(debt)
-        shift, clock = self.shift, self.clock  # `rearm`, written out: each port access pays
-        ticks = (self.armed + self._up >> shift) - (clock.source() + clock.offset >> shift)
+        now, shift = self._advance(debt) + self.clock.offset, self.shift
+        ticks = (self.armed + self._up >> shift) - (now >> shift)  # `rearm`, written out
         self._arm(ticks if ticks > 0 else 0)
 
     def idle(self, has_news: Callable[[], bool]) -> bool:
