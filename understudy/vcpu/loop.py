@@ -78,7 +78,7 @@ class Vcpu:
         """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
         self.guest, self.paging, self.model, self.clock = guest, paging, model, clock
         self.bus, self.memory, self.posts, self.is_wall = bus, memory, posts, is_wall
-        self.answer = model.answer
+        self.answer, self.port_read, self.port_write = model.answer, bus.port_read, bus.port_write
         self.read_gpr, self.write_gpr, self.gpr = guest.read_gpr, guest.write_gpr, guest.gpr
         self.set_gpr, self.skip = guest.set_gpr, guest.skip
         self.apic = LocalApic(model.apic_id, model.apic_id == 0)
@@ -367,8 +367,7 @@ class Vcpu:
 
     def reset(self) -> None:
         """As after power-on, but for what is counted; `set_registers` says where it starts."""
-        number = self.model.apic_id
-        self.apic.load(LocalApic(number, number == 0).save())
+        self.apic.load(LocalApic(self.model.apic_id, self.model.apic_id == 0).save())
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
         self.guest.reset()
