@@ -283,8 +283,13 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     }
     // Of two faults that one instruction has, no manual says which comes first.
     let masked = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq);
+    let compares = |i: &Instruction| {
+        use Mnemonic as M;
+        matches!(i.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) && i.is_string_instruction()
+    };
     let is_either = match (native.vector, ours.vector) {
         (13, 12) => any(s, takes_mxcsr),
+        (12..=14 | 17, 12..=14 | 17) if any(s, compares) => true,
         (17, 12..=14) => any(s, masked),
         _ => false,
     };

@@ -9,6 +9,7 @@ use crate::cpu::operand::{
 };
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::trap::{Exec, ud};
+use crate::dbt::undefined::scans_keep_flags;
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 
@@ -78,13 +79,13 @@ fn test(core: &mut Core, insn: &Instruction) -> Exec<()> {
 fn scan(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let size = size_of_op(insn, 0);
     let v = read_op(core, insn, 1)? & mask(size);
-    if v == 0 {
-        core.set_arith(ZF | PF);
-        return Ok(());
+    let mut flags = ZF | PF;
+    if v != 0 {
+        let n = if insn.mnemonic() == Mnemonic::Bsf { v.trailing_zeros() } else { v.ilog2() };
+        set_reg(core, insn.op0_register(), u64::from(n));
+        flags = of_result(1, u64::from(n)) & PF;
     }
-    let n = if insn.mnemonic() == Mnemonic::Bsf { v.trailing_zeros() } else { v.ilog2() };
-    set_reg(core, insn.op0_register(), u64::from(n));
-    core.set_arith(of_result(1, u64::from(n)) & PF);
+    core.set_flags(if scans_keep_flags() { ZF } else { ARITH }, flags);
     Ok(())
 }
 

@@ -51,6 +51,7 @@ mod system;
 pub mod tables;
 pub mod transfer;
 pub mod translate;
+pub mod undefined;
 pub mod zeroed;
 
 use std::io;
