@@ -10,6 +10,7 @@ to its consoles.  Nothing is shared between VMs but the host they were given.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from understudy.describe import describe
 from understudy.endings import Endings
 from understudy.guest import SegmentName
 from understudy.image import Contents, Image, Shared, touched
-from understudy.image_file import SnapshotError, mapped, pack
+from understudy.image_file import SnapshotError, pack
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -35,7 +36,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
-from understudy.state import plain, restore
+from understudy.state import Kept, plain, restore
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
@@ -48,6 +49,11 @@ __all__ = ["VM", "Console", "Stop"]
 UNEXPECTED = frozenset(
     {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
 )  # stops that show the whole state
+PARTS = frozenset(
+    ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
+     "bus", "pages", "machine", "on_reset")
+)  # fmt: skip
+"""What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
@@ -66,35 +72,50 @@ class VM:
         """`contents`: what is in its memory from the beginning (None: zeros)."""
         self.config = config = Config.of(config, **options)
         check_names(config)
+        self.is_closed = False
+        with ExitStack() as given:  # given back here if something fails, else by `close`
+            self._make(config, host, contents, given)
+            self._given = given.pop_all()
+
+    def _make(
+        self, config: Config, host: Host | None, contents: Contents | None, given: ExitStack
+    ) -> None:
         size = bytes_of(config.memory)
-        self.host = host if host is not None else Host(size + ROOM)
+        self.host = host if host is not None else Host(size + ROOM, is_private=True)
+        self.host.join()
+        given.callback(self.host.leave)
         self.memory = GuestMemory(self.host, size)
+        given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        self.processors = [self.host.plug(config.engine, config.clock)]
-        bootstrap = self.processors[0]
+        bootstrap = self.host.plug(config.engine, config.clock)
+        given.callback(self.host.unplug, bootstrap)
+        self.processors = [bootstrap]
         self.clock = GuestClock(lambda: bootstrap.tsc)
         self.clock.offset = -bootstrap.tsc
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
+        given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
         self.sessions = Sessions()
-        self.is_closed = False
         self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
             self.console, self.agent_port,
         )  # fmt: skip
+        given.callback(self.pc.close)
         self.bus = self.pc.bus
         self.pages = paging_of(config, self.host, self.memory)
+        given.callback(lambda: self.pages.close())  # the technique of then
         for processor in self.processors:
             vcpu = vcpu_of(
                 config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
                 self.posts, self.clock,
             )  # fmt: skip
             self.vcpus.append(vcpu)
+            given.callback(vcpu.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
         self.pc.install_tables()
         self._load: Callable[[Machine], Entry] | None = None
@@ -199,10 +220,7 @@ class VM:
         (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
         through; the VM can go on.
         """
-        if any(vcpu.is_running for vcpu in self.vcpus):
-            raise RuntimeError(
-                f"{self.name} is running: a callback cannot run it, nor can another thread"
-            )
+        self._refuse_if_running("run")
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
@@ -213,6 +231,12 @@ class VM:
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
                 self.reset()
+
+    def _refuse_if_running(self, wish: str) -> None:
+        if any(vcpu.is_running for vcpu in self.vcpus):
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot {wish} it, nor can another thread"
+            )
 
     def fail(self, problem: Exception) -> None:
         """From a callback that has failed: end the run, which raises this."""
@@ -303,30 +327,28 @@ class VM:
         contents = Shared(self.host, self.memory.p2m)
         return Image(state, contents, type(self)._of_image, self.host, self._load)
 
+    @property
+    def parts(self) -> dict[str, Kept]:
+        """What keeps its own state, in the order in which it is to be restored."""
+        vcpus = {f"vcpu{number}": vcpu for number, vcpu in enumerate(self.vcpus)}
+        return {"board": self.pc, **vcpus, "paging": self.pages, "sessions": self.sessions}
+
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
             vcpu.leave_guest()
-        return {
-            "config": plain(self.config),
-            "now": self.clock.now(),
-            "offset": self.clock.offset,
-            "vcpus": [vcpu.save() for vcpu in self.vcpus],
-            "paging": self.pages.save(),
-            "board": self.pc.save(),
-            "sessions": self.sessions.save(),
+        own = {
+            "config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset
         }  # fmt: skip
+        return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
         self.clock.offset = state["offset"]
-        self.pc.load(state["board"])
-        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
-            vcpu.load(saved)
+        for name, part in self.parts.items():
+            part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
             self.clock.offset = state["now"] - self.processors[0].tsc
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
-        self.pages.load(state["paging"])
-        self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
         """This moment as bytes, for a file; nothing changes for the VM."""
@@ -341,11 +363,7 @@ class VM:
         data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
         does not fit.
         """
-        if isinstance(data, bytes):
-            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
-        with data.open("rb") as file:
-            view = mapped(file.fileno())
-        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+        return Image.of(data, cls._of_image).restore(host=host, engine=engine)
 
     @classmethod
     def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
@@ -366,17 +384,25 @@ class VM:
         return vm
 
     def close(self) -> None:
-        """Give everything back to the host."""
+        """Give everything back to the host, and the host to the computer if it was the VM's own.
+
+        RuntimeError from a callback of `go`, or while another thread runs it: nothing has changed.
+        """
         if self.is_closed:
             return
+        self._refuse_if_running("close")
         self.is_closed = True
-        for vcpu in self.vcpus:
-            vcpu.leave_guest()
-            vcpu.guest.close()
-        self.pages.close()
-        self.memory.close()
-        for processor in self.processors:
-            self.host.unplug(processor)
+        with self._given:
+            pass  # all of it, in the opposite order, whatever fails
+        for name in PARTS & vars(self).keys():
+            delattr(self, name)
+        self.console.close()
+        self.agent_port.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PARTS and vars(self).get("is_closed"):
+            raise RuntimeError(f"{self.name} is closed")
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
     def __enter__(self) -> Self:
         return self

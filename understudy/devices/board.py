@@ -144,6 +144,15 @@ class Board:
         for device in self.parts.values():
             device.reset()
 
+    def close(self) -> None:
+        """Nobody uses it any more; parts and wires that hold each other let go."""
+        for shared in self._irqs.values():
+            shared.inputs.clear()
+        for device in self.parts.values():
+            device.close()
+        for one in (self.bus, self):
+            vars(one).clear()
+
     def save(self) -> dict[str, Any]:
         """All parts, as plain values."""
         return {name: device.save() for name, device in self.parts.items()}

@@ -201,6 +201,11 @@ class Pci(Device, name="pci"):
         super().reset()
         self._adopt()
 
+    def close(self) -> None:
+        for function in self.functions.values():
+            vars(function).clear()
+        super().close()
+
     def load(self, saved: dict[str, Any]) -> None:
         super().load(saved)
         for devfn, function in self.functions.items():

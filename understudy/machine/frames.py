@@ -39,6 +39,7 @@ class Frames:
         self._references = References()
         self._discard = discard
         self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def free_count(self) -> int:
@@ -104,6 +105,8 @@ class Frames:
 
     def free(self, first: int, count: int) -> None:
         """An owner gives a run up; what has no other owner is free again."""
+        if self._is_closed:
+            return
         self._check(first, count)
         with self._lock:
             if not self._references.all(first, count):
@@ -115,6 +118,11 @@ class Frames:
     def references(self, pfn: int) -> int:
         """How many owners a frame has."""
         return self._references.of(pfn)
+
+    def close(self) -> None:
+        """There is no memory any more: nothing can be allocated, and `free` does nothing."""
+        with self._lock:
+            self._free, self._references, self._is_closed = FreeRuns(), References(), True
 
     def _own(self, run: int, first: int, count: int) -> None:
         self._free.remove(run, first, count)

@@ -360,6 +360,12 @@ class Vcpu:
             if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
                 self.table[exit.reason](self, exit)
 
+    def close(self) -> None:
+        """Give back what it has of the host; its processor must not run again."""
+        self.guest.close()
+        for one in (*self.parts.values(), self.time, self):
+            vars(one).clear()  # they hold each other, which only a garbage collection would end
+
     # --- registers, reset ---
 
     def registers(self) -> dict[str, int]:

@@ -56,10 +56,7 @@ class Operation:
         return [hpa >> PAGE_SHIFT for hpa in hpas]
 
     def close(self) -> None:
-        """Leave VMX operation; the frames go back to the host."""
-        if not self.processor.in_guest:
-            self.processor.vmclear(self.vmcs)
-            self.processor.vmxoff()
+        """The frames go back to the host.  The processor, which has them, must not run again."""
         for pfn in self.frames():
             self.host.release(pfn)
 
