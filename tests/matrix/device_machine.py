@@ -13,6 +13,7 @@ from typing import Any
 from understudy.arch.cr import CR0, CR4
 from understudy.guests.entry import CODE_32, CODE_64, Entry, long_mode, protected_mode, write_gdt
 from understudy.lab.bare import LAYOUTS, Tables
+from understudy.machine.bus import Region, Space
 from understudy.vm import VM
 
 WINDOW = 0x4000_0000  # RAM, device, device, RAM, nothing
@@ -49,7 +50,7 @@ class Machine:
         memory, self.device = self.vm.memory, bytearray(SIZE)
         self.log: list[tuple[str, int, int]] = []
         if is_device:
-            self.vm.bus.claim_mmio(range(DEVICE, DEVICE + SIZE), self._read, self._write)
+            self.vm.bus.claim(Region(Space.MMIO, DEVICE, SIZE, self))
         else:
             for n in range(SIZE // PAGE):
                 pfn = self.vm.host.frame() >> 12
@@ -67,15 +68,15 @@ class Machine:
         low = at & 0xFFFF | 0x10 << 16 | 0x8E00 << 32 | at >> 16 << 48
         return low.to_bytes(16 if self.bits == 64 else 8, "little")
 
-    def _read(self, gpa: int, size: int) -> int:
-        at = gpa - DEVICE
-        self.log.append(("read", at, size))
-        return int.from_bytes(self.device[at : at + size], "little")
+    def read(self, region: int, offset: int, size: int) -> int:
+        """The device is read."""
+        self.log.append(("read", offset, size))
+        return int.from_bytes(self.device[offset : offset + size], "little")
 
-    def _write(self, gpa: int, size: int, value: int) -> None:
-        at = gpa - DEVICE
-        self.log.append(("write", at, size))
-        self.device[at : at + size] = value.to_bytes(size, "little")
+    def write(self, region: int, offset: int, value: int, size: int) -> None:
+        """The device is written."""
+        self.log.append(("write", offset, size))
+        self.device[offset : offset + size] = value.to_bytes(size, "little")
 
     def _entry(self, case: Case) -> Entry:
         cr4 = CR4_FLAGS | LAYOUTS[self.tables.format].cr4

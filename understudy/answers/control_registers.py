@@ -126,7 +126,10 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
 
 
 def _write_cr4(vcpu: Vcpu, value: int) -> None:
-    """With EPT the host owns exactly the bits that the CPU model does not offer."""
+    """With EPT only changes of what the CPU model does not offer exit, and those are refused.
+
+    So what is not refused exits because of the paging technique alone, and counts as retired.
+    """
     guest = vcpu.guest
     old = guest.control()
     check_cr4(value, old, int(vcpu.model.cr4_allowed))

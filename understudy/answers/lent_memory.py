@@ -1,9 +1,9 @@
 """An instruction on a device that nobody emulates: the processor executes it, on lent memory.
 
 For the length of one instruction a page of RAM lies where the guest's tables find the device.  What
-the instruction reads of the device is put there first, read over the bus once; what it has written is
-taken from there afterwards, if it completed.  All else is the processor's: registers, flags, x87 and
-SSE state, far transfers, and every fault, which comes with its own address and error code.
+the instruction reads of the device is put there first, read over the bus once; what it has written
+is taken from there afterwards, if it completed.  All else is the processor's: registers, flags, x87
+and SSE state, far transfers, and every fault, which comes with its own address and error code.
 
 So no instruction is "not emulated", and an operand that begins in RAM and ends in a device is an
 access of each.

@@ -2,7 +2,8 @@
 
 Where an instruction has no plan, or its operand crosses from memory into a device, the hypervisor
 lends the guest a page of memory in the device's place for one instruction, and carries what was
-read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those are.
+read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those
+are.
 
 Source: SDM 2, the instructions' own pages; SDM 1, "Bit Addressing for Register and Memory Bit
 Offsets"; the operands and implied accesses are iced-x86's.
@@ -18,7 +19,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpAccess, OpKind
 
 from understudy.arch.cr import CR0
-from understudy.guest import RSP, Guest, SegmentName
+from understudy.guest import Guest, SegmentName
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import (
     LONGEST,
@@ -29,7 +30,6 @@ from understudy.instructions.operands import (
     linear,
     operand_address,
     reader,
-    register_place,
     segment_base,
 )
 
@@ -56,7 +56,8 @@ X87: Final = frozenset({
 STATE: Final = frozenset({Mnemonic.LDMXCSR, Mnemonic.STMXCSR})
 UNALIGNED: Final = frozenset({
     Mnemonic.MOVUPS, Mnemonic.MOVUPD, Mnemonic.MOVDQU, Mnemonic.LDDQU, Mnemonic.PCMPESTRI,
-    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM,
+    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM, Mnemonic.PCMPESTRI64,
+    Mnemonic.PCMPESTRM64,
 })  # fmt: skip
 """SSE instructions that take 16 bytes from anywhere."""
 
@@ -91,7 +92,7 @@ def instruction_at(guest: Guest) -> tuple[iced.Instruction, int]:
 
 
 def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
-    """What the instruction at RIP touches.  `fxsave`: the guest's x87 and SSE state.  NotDecoded."""
+    """What the instruction at RIP touches.  `fxsave`: the x87 and SSE state.  NotDecoded."""
     instruction, bits = instruction_at(guest)
     mnemonic = instruction.mnemonic
     if mnemonic in UNTOUCHED:
@@ -104,15 +105,13 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
     if mnemonic in FXSAVES:
         area = touches[0]
         return [area._replace(size=FXSAVE_BYTES[bits]), area._replace(writes=False)]
-    if mnemonic == Mnemonic.POP and instruction.op0_kind == OpKind.MEMORY:
-        return [_popped(instruction, guest, bits, touches[0]), *touches[1:]]
     return touches
 
 
 def faults_first(guest: Guest) -> bool:
     """Whether the instruction at RIP is sure to fault before it looks at its memory operand.
 
-    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an operand that is not aligned.
+    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an unaligned operand.
     """
     instruction, bits = instruction_at(guest)
     registers = [instruction.op_register(n) for n in range(instruction.op_count)
@@ -149,7 +148,7 @@ def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
 
 
 def _bit_test(instruction: iced.Instruction, guest: Guest, bits: int) -> Touch:
-    """The bit string may be anywhere: the register's value, with its sign, counts from the operand."""
+    """The bit string may be anywhere: the register's signed value counts from the operand."""
     size = iced.MemorySizeExt.size(instruction.memory_size)
     value = reader(instruction.op1_register)(guest)
     sign = 1 << 8 * size - 1
@@ -179,10 +178,3 @@ def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[T
     mask = image[at : at + touch.size]
     written = [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
     return [*written, touch._replace(writes=False)]
-
-
-def _popped(instruction: iced.Instruction, guest: Guest, bits: int, touch: Touch) -> Touch:
-    """POP to memory: an address by RSP is that after the increment."""
-    if not instruction.memory_base or register_place(instruction.memory_base)[0] != RSP:
-        return touch
-    return touch._replace(gva=touch.gva + touch.size & (MASK64 if bits == 64 else LOW32))

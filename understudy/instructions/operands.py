@@ -1,7 +1,7 @@
 """Operands of a decoded instruction, made into functions of the guest that reads and writes them.
 
-Source: SDM 1, "Operand Addressing", "General-Purpose Registers in 64-Bit Mode", "Address Calculations
-in 64-Bit Mode".
+Source: SDM 1, "Operand Addressing", "General-Purpose Registers in 64-Bit Mode", "Address
+Calculations in 64-Bit Mode".
 
 The decoder is iced-x86, and every instruction is decoded as if it were at address 0: what is
 relative to RIP then needs only RIP added.

@@ -178,6 +178,7 @@ class Elements:
         self.one = actions[family]
 
     def advance(self, step: int) -> None:
+        """Go to the next element."""
         for number in self.registers:
             advance(self.guest, number, step, self.plan.mask)
 

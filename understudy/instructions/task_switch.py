@@ -6,8 +6,8 @@ Source: SDM 3A, "Task Switching"; SDM 3C, "Treatment of Task Switches".
 
 Until the new TSS is read and the old one is written, a fault is the old task's; from the load of
 TR on, it is the new one's and finds the new task's registers.
-Invariants: nothing that a guest's tables contain raises here; the VMCS passes the entry checks
-after each of these ends.
+Invariants: nothing that a guest's tables contain raises here but the faults that they deserve;
+after each of these ends the guest's state is one that a processor can be in.
 """
 
 from dataclasses import replace
@@ -59,7 +59,7 @@ class TaskFault(Exception):
 
 
 class Descriptor(NamedTuple):
-    """A segment descriptor, in the VMCS's terms."""
+    """A segment descriptor, as a `Segment` without its selector."""
 
     base: int
     limit: int
