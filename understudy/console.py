@@ -31,7 +31,8 @@ class Console:
         """There is no guest any more, and nothing to listen to."""
         self.on_output.clear()
         self.receive = lambda data: None
-        self._post = self._fail = lambda _: None
+        self._post = lambda action: None
+        self._fail = lambda problem: None
 
     def send(self, data: bytes) -> None:
         """Type this; from any thread.  The guest gets it when it runs."""

@@ -14,19 +14,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.triple_fault import holds_no_gate, raises
+from understudy.answers.triple_fault import is_meant
 from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.counting import counted
-from understudy.describe import describe
+from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.guest import SegmentName
 from understudy.image import Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack
 from understudy.inspection import Inspection, Registers, reader
@@ -247,11 +245,7 @@ class VM:
         """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
         if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
             return stop
-        guest = self.vcpus[0].guest
-        at = guest.segment_base(SegmentName.CS) + guest.rip
-        if self.config.triple_fault == "reset" or (
-            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
-        ):
+        if self.config.triple_fault == "reset" or is_meant(self.vcpus[0].guest):
             return Stop(StopKind.RESET, "by a triple fault")
         return stop
 
@@ -262,13 +256,7 @@ class VM:
         return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
 
     def _state_in_words(self) -> str:
-        return "\n".join(
-            describe(
-                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
-                self.bus.unclaimed, vcpu.msrs.unknown,
-            )
-            for vcpu in self.vcpus
-        )  # fmt: skip
+        return in_words(self.vcpus, self.memory, self.bus.unclaimed)
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
@@ -332,7 +320,13 @@ class VM:
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
         vcpus = {f"vcpu{number}": vcpu for number, vcpu in enumerate(self.vcpus)}
-        return {"board": self.pc, **vcpus, "paging": self.pages, "sessions": self.sessions}
+        return {
+            "board": self.pc,
+            "bus": self.bus,
+            **vcpus,
+            "paging": self.pages,
+            "sessions": self.sessions,
+        }
 
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
@@ -408,10 +402,5 @@ class VM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

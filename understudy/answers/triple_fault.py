@@ -9,6 +9,8 @@ Invariant: decided from what the processor shows; nothing is remembered.
 
 from typing import Final
 
+from understudy.guest import Guest, SegmentName
+
 GATE_BYTES: Final = 8
 """The smallest gate, of the IDT in 32-bit mode; an IDT shorter than this holds none."""
 
@@ -24,3 +26,9 @@ def holds_no_gate(idt_limit: int) -> bool:
 def raises(code: bytes) -> bool:
     """Whether the instruction at CS:RIP was there to raise an exception."""
     return code.startswith(RAISING)
+
+
+def is_meant(guest: Guest) -> bool:
+    """Whether the guest that shut its processor down wanted a reset."""
+    at = guest.segment_base(SegmentName.CS) + guest.rip
+    return holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))

@@ -7,11 +7,9 @@ a closed host has given back everything, whoever still refers to it.
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from understudy.closed import says_closed
-
 from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
@@ -67,12 +65,7 @@ class Host:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- what there is ---

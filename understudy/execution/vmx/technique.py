@@ -22,7 +22,7 @@ from understudy.execution.vmx.control_registers import (
     InProcessor,
 )
 from understudy.execution.vmx.exits import TABLE
-from understudy.execution.vmx.fields import BY_CONTROL, KEPT
+from understudy.execution.vmx.fields import KEPT
 from understudy.execution.vmx.guest_state import (
     CODE64,
     CS_RIGHTS,
@@ -239,8 +239,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
-            if name not in BY_CONTROL:
-                self.write(field, saved["fields"][name])
+            self.write(field, saved["fields"][name])
         self.current_primary = self.primary | saved["windows"] & WINDOWS
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
