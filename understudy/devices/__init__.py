@@ -15,6 +15,7 @@ import pkgutil
 from typing import Any, ClassVar
 
 from understudy.clock import Alarm
+from understudy.closed import let_go
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Line, Span
 from understudy.state import plain, restore
@@ -70,7 +71,7 @@ class Device:
 
     def close(self) -> None:
         """Nobody uses it any more; parts that hold each other let go."""
-        vars(self).clear()
+        let_go(self)
 
     def save(self) -> dict[str, Any]:
         """Everything that a snapshot must keep, as plain values."""

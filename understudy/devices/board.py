@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from understudy.clock import Clock
+from understudy.closed import let_go
 from understudy.devices import Device
 from understudy.devices.message import Message
 from understudy.devices.pci import Pci
@@ -150,8 +151,7 @@ class Board:
             shared.inputs.clear()
         for device in self.parts.values():
             device.close()
-        for one in (self.bus, self):
-            vars(one).clear()
+        let_go(self.bus, self)
 
     def save(self) -> dict[str, Any]:
         """All parts, as plain values."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
+from understudy.closed import let_go
 from understudy.devices import Device
 from understudy.devices.pci_config import (
     BAR0,
@@ -202,8 +203,7 @@ class Pci(Device, name="pci"):
         self._adopt()
 
     def close(self) -> None:
-        for function in self.functions.values():
-            vars(function).clear()
+        let_go(*self.functions.values())
         super().close()
 
     def load(self, saved: dict[str, Any]) -> None:

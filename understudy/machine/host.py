@@ -82,10 +82,10 @@ class Host:
             self.processors.remove(processor)
         processor.close()
 
-    def frame(self) -> int:
-        """The hpa of one zeroed frame for the hypervisor's own structures."""
-        hpa = self.frames.allocate() << PAGE_SHIFT
-        self.memory.fill(hpa, PAGE)
+    def frame(self, count: int = 1) -> int:
+        """The hpa of zeroed frames for the hypervisor's own structures: one, or some in a row."""
+        hpa = self.frames.allocate(count) << PAGE_SHIFT
+        self.memory.fill(hpa, count << PAGE_SHIFT)
         return hpa
 
     def release(self, pfn: int, count: int = 1) -> None:
