@@ -230,6 +230,9 @@ class VM:
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
                 self.reset()
+                self.endings.again()
+                if until is not None and until():
+                    return Stop(StopKind.UNTIL)
 
     def _refuse_if_running(self, wish: str) -> None:
         if any(vcpu.is_running for vcpu in self.vcpus):

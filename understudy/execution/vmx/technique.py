@@ -109,6 +109,11 @@ class Vmx(GuestState, Execution, name="vmx"):
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
 
+    def reset(self) -> None:
+        super().reset()
+        self.window(False, False)
+        self.arm(0)
+
     # --- entering ---
 
     def _launch(self, budget: int) -> Exit:
