@@ -61,7 +61,7 @@ def in_words(
     """All virtual processors, one after the other."""
     return "\n".join(
         describe(
-            vcpu.guest.registers(), memory, vcpu.named_exits(), vcpu.guest.retired,
+            vcpu.guest.registers(), memory, vcpu.counts.named_exits(), vcpu.guest.retired,
             unclaimed, vcpu.msrs.state.unknown,
         )
         for vcpu in vcpus

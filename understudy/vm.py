@@ -26,7 +26,7 @@ from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
 from understudy.image import Contents, Image, Shared, touched
-from understudy.image_file import SnapshotError, pack
+from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -163,7 +163,7 @@ class VM:
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
-                vcpu.guest.check_mode(cr0, name, has_ept=bool(pages.eptp))
+                vcpu.guest.check_mode(cr0, name, has_ept=pages.has_ept)
         except ValueError:
             pages.close()
             raise
@@ -351,6 +351,10 @@ class VM:
     def save(self) -> bytes:
         """This moment as bytes, for a file; nothing changes for the VM."""
         return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
+
+    def write(self, path: Path) -> int:
+        """This moment to a file, which is there whole or not at all; returns its bytes."""
+        return write(path, pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
     def restore(

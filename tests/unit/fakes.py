@@ -192,7 +192,7 @@ class FakeProcessor:
     def flush(self) -> None:
         self.invalidated.append((0, 0))
 
-    def read_guest(self, gva: int, length: int) -> bytes:
+    def fetch(self, gva: int, length: int) -> bytes:
         """Set by whoever has a guest with memory."""
         raise NotImplementedError
 
@@ -224,9 +224,10 @@ class FakeProcessor:
     def wrmsr(self, index: int, value: int) -> None:
         self.msrs[int(index)] = value
 
-    def advance(self, ticks: int) -> None:
+    def advance(self, ticks: int) -> int:
         assert ticks > 0
         self.tsc += ticks
+        return self.tsc
 
     def counters(self) -> dict[str, Any]:
         return {

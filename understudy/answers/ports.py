@@ -4,7 +4,6 @@ Source: SDM 1, "Input/Output"; SDM 2, "IN", "OUT", "INS", "OUTS".
 Invariant: nothing that a guest does raises here.
 """
 
-from understudy.arch.vmcs import IoAccess
 from understudy.instructions import port_strings
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.paging.guest_walk import GuestFault
@@ -16,7 +15,7 @@ RAX = 0
 
 def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """IN of 1, 2 or 4 bytes to AL, AX or EAX."""
-    value = vcpu.bus.port_read(port, size)
+    value = vcpu.port_read(port, size)
     if size < 4:
         kept = (1 << 8 * size) - 1
         value = vcpu.read_gpr(RAX) & ~kept | value & kept
@@ -28,19 +27,21 @@ def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
 
 def write(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """OUT of 1, 2 or 4 bytes from AL, AX or EAX."""
-    vcpu.bus.port_write(port, size, vcpu.read_gpr(RAX) & (1 << 8 * size) - 1)
+    vcpu.port_write(port, size, vcpu.read_gpr(RAX) & (1 << 8 * size) - 1)
     vcpu.time.debt += CYCLE_NS
     vcpu.skip(length)
     return RESUME
 
 
-def string(vcpu: Vcpu, access: IoAccess, gva: int, address_bits: int, length: int) -> Verdict:
+def string(
+    vcpu: Vcpu, port: int, size: int, gva: int, address_bits: int, length: int,
+    *, is_in: bool, repeats: bool,
+) -> Verdict:  # fmt: skip
     """INS or OUTS: a burst of it; `gva` is the memory operand's."""
     try:
         is_over = port_strings.string(
-            vcpu, access.PORT, access.SIZE + 1, gva, address_bits,
-            is_in=bool(access.IN), repeats=bool(access.REP),
-        )  # fmt: skip
+            vcpu, port, size, gva, address_bits, is_in=is_in, repeats=repeats
+        )
     except GuestFault as fault:
         return vcpu.guest_fault(fault)
     if is_over:

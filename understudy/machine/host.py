@@ -9,10 +9,39 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from understudy.clock import ManualClock
 from understudy.closed import says_closed
+from understudy.machine.bus import Bus
 from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
+from understudy.machine.machine import Machine
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
+
+
+class BareMemory:
+    """All of a host's memory, as a loader for the bare machine sees it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self.size = memory, memory.size
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """IndexError outside."""
+        return self._memory.read(gpa, length)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """IndexError outside."""
+        self._memory.write(gpa, data)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """All of it, but for frame 0, which belongs to nobody."""
+        return [(PAGE, self.size - PAGE)]
+
+
+class BareBoard:
+    """A board without a chip: nobody answers on its bus, and its clock stands still."""
+
+    def __init__(self) -> None:
+        self.bus, self.clock = Bus(), ManualClock()
 
 
 @says_closed("release", "leave", "unplug")
@@ -32,6 +61,7 @@ class Host:
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0
         self._lock = threading.Lock()
+        self.machine = Machine(BareMemory(self.memory), self.processors, BareBoard())
 
     # --- who lives here, and until when ---
 

@@ -208,9 +208,6 @@ class Vmx(GuestState, Execution, name="vmx"):
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
 
-    def advance(self, ticks: int) -> None:
-        self.processor.advance(ticks)
-
     def arm(self, ticks: int) -> None:
         self.write(TIMER, ticks if ticks < 0xFFFF_FFFF else 0xFFFF_FFFF)
 
@@ -249,7 +246,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        return self.processor.read_guest(gva, length)
+        return self.processor.fetch(gva, length)
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
