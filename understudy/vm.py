@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.triple_fault import is_meant
+from understudy.answers.triple_fault import meant
 from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Console", "Stop"]
 
-UNEXPECTED = frozenset(
-    {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
-)  # stops that show the whole state
+UNEXPECTED = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})  # show the state
 PARTS = frozenset(
     ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
      "bus", "pages", "machine", "on_reset")
@@ -158,8 +156,7 @@ class VM:
         if name == old.name:
             return
         old.finish_step()
-        largest = self.config.largest_page
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.config.largest_page)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -226,7 +223,8 @@ class VM:
         again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
             while True:
-                stop = self._meant(self.vcpus[0].run(Goal(end, until)))
+                stop = self.vcpus[0].run(Goal(end, until))
+                stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
                 self.reset()
@@ -244,21 +242,12 @@ class VM:
         """From a callback that has failed: end the run, which raises this."""
         self.endings.fail(problem)
 
-    def _meant(self, stop: Stop) -> Stop:
-        """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
-        if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
-            return stop
-        if self.config.triple_fault == "reset" or is_meant(self.vcpus[0].guest):
-            return Stop(StopKind.RESET, "by a triple fault")
-        return stop
-
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        if stop.kind not in UNEXPECTED:
-            return stop
-        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
+        unexpected = stop.kind in UNEXPECTED
+        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}") if unexpected else stop
 
-    def _state_in_words(self) -> str:
+    def _in_words(self) -> str:
         return in_words(self.vcpus, self.memory, self.bus.unclaimed)
 
     def post(self, action: Callable[[], None]) -> None:
@@ -284,7 +273,7 @@ class VM:
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -334,9 +323,7 @@ class VM:
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
             vcpu.leave_guest()
-        own = {
-            "config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset
-        }  # fmt: skip
+        own = {"config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset}
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
@@ -394,8 +381,7 @@ class VM:
             return
         self._refuse_if_running("close")
         self.is_closed = True
-        with self._given:
-            pass  # all of it, in the opposite order, whatever fails
+        self._given.close()
         for name in PARTS & vars(self).keys():
             delattr(self, name)
         self.console.close()
