@@ -27,6 +27,13 @@ class Console:
             except Exception as problem:  # raised by `go`, when the guest's access is done
                 self._fail(problem)
 
+    def close(self) -> None:
+        """There is no guest any more, and nothing to listen to."""
+        self.on_output.clear()
+        self.receive = lambda data: None
+        self._post = lambda action: None
+        self._fail = lambda problem: None
+
     def send(self, data: bytes) -> None:
         """Type this; from any thread.  The guest gets it when it runs."""
         self._post(lambda: self.receive(data))

@@ -5,13 +5,14 @@ the stack.  Invariant: describing changes nothing and never raises for what a gu
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import iced_x86 as iced
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
 from understudy.paging.guest_walk import GuestFault, PhysicalMemory, Translation
+from understudy.vcpu.loop import Vcpu
 
 GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
@@ -52,6 +53,19 @@ def describe(
     if stray_msrs := unknown_msrs.most_common(5):
         lines.append("unknown MSRs: " + ", ".join(f"{m:#x}: {n}" for m, n in stray_msrs))
     return "\n".join("  " + line for line in lines)
+
+
+def in_words(
+    vcpus: Sequence[Vcpu], memory: PhysicalMemory, unclaimed: Counter[tuple[str, int]]
+) -> str:
+    """All virtual processors, one after the other."""
+    return "\n".join(
+        describe(
+            vcpu.guest.registers(), memory, vcpu.counts.named_exits(), vcpu.guest.retired,
+            unclaimed, vcpu.msrs.state.unknown,
+        )
+        for vcpu in vcpus
+    )  # fmt: skip
 
 
 def translation_of(regs: Mapping[str, int]) -> Translation:

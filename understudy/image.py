@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-from understudy.image_file import SnapshotError, pack, unpack, write
+from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.host import Host
@@ -55,6 +55,7 @@ class Shared:
     def __init__(self, host: Host, source: P2m) -> None:
         self.host, self.p2m = host, P2m()
         CopyOnWrite(host).clone(source, self.p2m)
+        host.join()
 
     def fill(self, memory: GuestMemory) -> None:
         """Share the frames, on the same host; else copy what is in them."""
@@ -71,6 +72,7 @@ class Shared:
     def close(self) -> None:
         """Give up the image's share of the frames."""
         CopyOnWrite(self.host).release(self.p2m)
+        self.host.leave()
 
 
 class Loose:
@@ -135,8 +137,11 @@ class Image(Generic[Made]):
         return write(path, pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of_bytes(cls, data: "bytes | memoryview", make: "Maker[Made]") -> Self:
-        """What `to_bytes` made; SnapshotError for anything else."""
+    def of(cls, data: "bytes | memoryview | Path", make: "Maker[Made]") -> Self:
+        """What `to_bytes` made, or a file with it; SnapshotError for anything else."""
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                data = mapped(file.fileno())
         state, pieces = unpack(memoryview(data))
         return cls(state, Loose(pieces), make)
 

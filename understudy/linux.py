@@ -112,6 +112,12 @@ class VM(machine.VM):
             raise
         return vm
 
+    def close(self) -> None:
+        """Give everything back to the host; what was printed can still be read."""
+        if not self.is_closed:
+            super().close()
+            self.session.let_go()
+
     send = _of_session(Linux.send)
     resize_console = _of_session(Linux.resize_console)
     wait_for_prompt = _of_session(Linux.wait_for_prompt)

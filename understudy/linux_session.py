@@ -11,6 +11,7 @@ The session's state goes with the VM's snapshots.
 
 import re
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -110,6 +111,10 @@ class Linux:
         """Go on where the saved session was; a command under way is nobody's any more."""
         self.state = restore(LinuxState, saved, "Linux")
         self.state.agent.give_up()
+
+    def let_go(self) -> None:
+        """The VM is closed: what was heard stays, and nothing holds the VM any more."""
+        self.vm = weakref.proxy(self.vm)
 
     def _start_again(self) -> None:
         """The guest was reset: its agent is to be waited for again."""

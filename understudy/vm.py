@@ -11,23 +11,22 @@ given, and on it the frames of clones.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
-from understudy.answers.triple_fault import holds_no_gate, raises
+from understudy.answers.triple_fault import meant
 from understudy.assembly import board_of, check_names, paging_of, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.counting import counted
-from understudy.describe import describe
+from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.guest import SegmentName
 from understudy.image import Contents, Image, Shared, touched
-from understudy.image_file import SnapshotError, mapped, pack, write
+from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -36,7 +35,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
-from understudy.state import plain, restore
+from understudy.state import Kept, plain, restore
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
@@ -46,9 +45,12 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Console", "Stop"]
 
-UNEXPECTED = frozenset(
-    {StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT}
-)  # stops that show the whole state
+UNEXPECTED = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})  # show the state
+PARTS = frozenset(
+    ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
+     "bus", "pages", "machine", "on_reset")
+)  # fmt: skip
+"""What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
 ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
@@ -67,35 +69,50 @@ class VM:
         """`contents`: what is in its memory from the beginning (None: zeros)."""
         self.config = config = Config.of(config, **options)
         check_names(config)
+        self.is_closed = False
+        with ExitStack() as given:  # given back here if something fails, else by `close`
+            self._make(config, host, contents, given)
+            self._given = given.pop_all()
+
+    def _make(
+        self, config: Config, host: Host | None, contents: Contents | None, given: ExitStack
+    ) -> None:
         size = bytes_of(config.memory)
-        self.host = host if host is not None else Host(size + ROOM)
+        self.host = host if host is not None else Host(size + ROOM, is_private=True)
+        self.host.join()
+        given.callback(self.host.leave)
         self.memory = GuestMemory(self.host, size)
+        given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        self.processors = [self.host.plug(config.engine, config.clock)]
-        bootstrap = self.processors[0]
+        bootstrap = self.host.plug(config.engine, config.clock)
+        given.callback(self.host.unplug, bootstrap)
+        self.processors = [bootstrap]
         self.clock = GuestClock(lambda: bootstrap.tsc)
         self.clock.offset = -bootstrap.tsc
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
+        given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
         self.sessions = Sessions()
-        self.is_closed = False
         self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
             self.console, self.agent_port,
         )  # fmt: skip
+        given.callback(self.pc.close)
         self.bus = self.pc.bus
         self.pages = paging_of(config, self.host, self.memory)
+        given.callback(lambda: self.pages.close())  # the technique of then
         for processor in self.processors:
             vcpu = vcpu_of(
                 config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
                 self.posts, self.clock,
             )  # fmt: skip
             self.vcpus.append(vcpu)
+            given.callback(vcpu.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
         self.pc.install_tables()
         self._load: Callable[[Machine], Entry] | None = None
@@ -139,8 +156,7 @@ class VM:
         if name == old.name:
             return
         old.finish_step()
-        largest = self.config.largest_page
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=largest)
+        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.config.largest_page)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -200,51 +216,39 @@ class VM:
         (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
         through; the VM can go on.
         """
-        if any(vcpu.is_running for vcpu in self.vcpus):
-            raise RuntimeError(
-                f"{self.name} is running: a callback cannot run it, nor can another thread"
-            )
+        self._refuse_if_running("run")
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
         again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
             while True:
-                stop = self._meant(self.vcpus[0].run(Goal(end, until)))
+                stop = self.vcpus[0].run(Goal(end, until))
+                stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
                 self.reset()
+                self.endings.again()
+                if until is not None and until():
+                    return Stop(StopKind.UNTIL)
+
+    def _refuse_if_running(self, wish: str) -> None:
+        if any(vcpu.is_running for vcpu in self.vcpus):
+            raise RuntimeError(
+                f"{self.name} is running: a callback cannot {wish} it, nor can another thread"
+            )
 
     def fail(self, problem: Exception) -> None:
         """From a callback that has failed: end the run, which raises this."""
         self.endings.fail(problem)
 
-    def _meant(self, stop: Stop) -> Stop:
-        """A triple fault is a reset if the VM was configured so, or if the guest means it so."""
-        if stop.kind is not StopKind.TRIPLE_FAULT or self.config.triple_fault == "stop":
-            return stop
-        guest = self.vcpus[0].guest
-        at = guest.segment_base(SegmentName.CS) + guest.rip
-        if self.config.triple_fault == "reset" or (
-            holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))
-        ):
-            return Stop(StopKind.RESET, "by a triple fault")
-        return stop
-
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        if stop.kind not in UNEXPECTED:
-            return stop
-        return replace(stop, detail=f"{stop.detail}\n{self._state_in_words()}")
+        unexpected = stop.kind in UNEXPECTED
+        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}") if unexpected else stop
 
-    def _state_in_words(self) -> str:
-        return "\n".join(
-            describe(
-                vcpu.guest.registers(), self.memory, vcpu.counts.named_exits(), vcpu.guest.retired,
-                self.bus.unclaimed, vcpu.msrs.unknown,
-            )
-            for vcpu in self.vcpus
-        )  # fmt: skip
+    def _in_words(self) -> str:
+        return in_words(self.vcpus, self.memory, self.bus.unclaimed)
 
     def post(self, action: Callable[[], None]) -> None:
         """From any thread: do this on the VM's thread, between two exits."""
@@ -269,7 +273,7 @@ class VM:
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self._state_in_words()}"
+        return f"{self.name} at guest time {self.clock.now()} ns\n{self._in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -304,30 +308,32 @@ class VM:
         contents = Shared(self.host, self.memory.p2m)
         return Image(state, contents, type(self)._of_image, self.host, self._load)
 
+    @property
+    def parts(self) -> dict[str, Kept]:
+        """What keeps its own state, in the order in which it is to be restored."""
+        vcpus = {f"vcpu{number}": vcpu for number, vcpu in enumerate(self.vcpus)}
+        return {
+            "board": self.pc,
+            "bus": self.bus,
+            **vcpus,
+            "paging": self.pages,
+            "sessions": self.sessions,
+        }
+
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
             vcpu.leave_guest()
-        return {
-            "config": plain(self.config),
-            "now": self.clock.now(),
-            "offset": self.clock.offset,
-            "vcpus": [vcpu.save() for vcpu in self.vcpus],
-            "paging": self.pages.save(),
-            "board": self.pc.save(),
-            "sessions": self.sessions.save(),
-        }  # fmt: skip
+        own = {"config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset}
+        return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
         self.clock.offset = state["offset"]
-        self.pc.load(state["board"])
-        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
-            vcpu.load(saved)
+        for name, part in self.parts.items():
+            part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
             self.clock.offset = state["now"] - self.processors[0].tsc
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
-        self.pages.load(state["paging"])
-        self.sessions.load(state["sessions"])
 
     def save(self) -> bytes:
         """This moment as bytes, for a file; nothing changes for the VM."""
@@ -346,11 +352,7 @@ class VM:
         data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
         does not fit.
         """
-        if isinstance(data, bytes):
-            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
-        with data.open("rb") as file:
-            view = mapped(file.fileno())
-        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+        return Image.of(data, cls._of_image).restore(host=host, engine=engine)
 
     @classmethod
     def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
@@ -371,25 +373,27 @@ class VM:
         return vm
 
     def close(self) -> None:
-        """Give everything back to the host."""
+        """Give everything back to the host, and the host to the computer if it was the VM's own.
+
+        RuntimeError from a callback of `go`, or while another thread runs it: nothing has changed.
+        """
         if self.is_closed:
             return
+        self._refuse_if_running("close")
         self.is_closed = True
-        for vcpu in self.vcpus:
-            vcpu.leave_guest()
-            vcpu.guest.close()
-        self.pages.close()
-        self.memory.close()
-        for processor in self.processors:
-            self.host.unplug(processor)
+        self._given.close()
+        for name in PARTS & vars(self).keys():
+            delattr(self, name)
+        self.console.close()
+        self.agent_port.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PARTS and vars(self).get("is_closed"):
+            raise RuntimeError(f"{self.name} is closed")
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

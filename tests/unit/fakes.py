@@ -71,6 +71,9 @@ class FakeMemory:
     def resident_bytes(self) -> int:
         return len(self.pages) * 4096
 
+    def close(self) -> None:
+        self.pages.clear()
+
 
 @dataclass
 class FakeExit:
@@ -154,6 +157,9 @@ class FakeProcessor:
 
     def kick(self) -> None:
         self.kicks += 1
+
+    def close(self) -> None:
+        self.calls.append("close")
 
     def vmread(self, field: int) -> int:
         assert not self.in_guest

@@ -9,6 +9,9 @@ Invariant: decided from what the processor shows; nothing is remembered.
 
 from typing import Final
 
+from understudy.guest import Guest, SegmentName
+from understudy.verdict import Stop, StopKind
+
 GATE_BYTES: Final = 8
 """The smallest gate, of the IDT in 32-bit mode; an IDT shorter than this holds none."""
 
@@ -24,3 +27,13 @@ def holds_no_gate(idt_limit: int) -> bool:
 def raises(code: bytes) -> bool:
     """Whether the instruction at CS:RIP was there to raise an exception."""
     return code.startswith(RAISING)
+
+
+def meant(stop: Stop, guest: Guest, policy: str) -> Stop:
+    """What ended the run: a triple fault is a reset by policy, or if the guest means it so."""
+    if stop.kind is not StopKind.TRIPLE_FAULT or policy == "stop":
+        return stop
+    at = guest.segment_base(SegmentName.CS) + guest.rip
+    if policy == "reset" or (holds_no_gate(guest.idtr().limit) and raises(guest.code_at(at, 2))):
+        return Stop(StopKind.RESET, "by a triple fault")
+    return stop

@@ -15,6 +15,7 @@ import pkgutil
 from typing import Any, ClassVar
 
 from understudy.clock import Alarm
+from understudy.closed import let_go
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Line, Span
 from understudy.state import plain, restore
@@ -67,6 +68,10 @@ class Device:
             alarm.set(None)
         for line in self.lines.values():
             line.lower()
+
+    def close(self) -> None:
+        """Nobody uses it any more; parts that hold each other let go."""
+        let_go(self)
 
     def save(self) -> dict[str, Any]:
         """Everything that a snapshot must keep, as plain values."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from understudy.clock import Clock
+from understudy.closed import let_go
 from understudy.devices import Device
 from understudy.devices.message import Message
 from understudy.devices.pci import Pci
@@ -143,6 +144,14 @@ class Board:
         """Every part is as after power-on; wires that were up fall, and the outside hears it."""
         for device in self.parts.values():
             device.reset()
+
+    def close(self) -> None:
+        """Nobody uses it any more; parts and wires that hold each other let go."""
+        for shared in self._irqs.values():
+            shared.inputs.clear()
+        for device in self.parts.values():
+            device.close()
+        let_go(self.bus, self)
 
     def save(self) -> dict[str, Any]:
         """All parts, as plain values."""

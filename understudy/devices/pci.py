@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.arch.bits import Bit, Bits, Field
+from understudy.closed import let_go
 from understudy.devices import Device
 from understudy.devices.pci_config import (
     BAR0,
@@ -200,6 +201,10 @@ class Pci(Device, name="pci"):
     def reset(self) -> None:
         super().reset()
         self._adopt()
+
+    def close(self) -> None:
+        let_go(*self.functions.values())
+        super().close()
 
     def load(self, saved: dict[str, Any]) -> None:
         super().load(saved)

@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+from understudy.state import restore
 
 Read = Callable[[int, int, int], int]
 Write = Callable[[int, int, int, int], None]
@@ -192,6 +194,15 @@ class Bus:
     def unclaimed(self) -> Counter[tuple[str, int]]:
         """How often nobody answered, by ("port", port) or ("mmio", page)."""
         return Counter(self._strays)
+
+    def save(self) -> dict[str, Any]:
+        """What was counted, as plain values."""
+        return {"unclaimed": [[kind, where, n] for (kind, where), n in self._strays.items()]}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Count on from what was saved.  ValueError if it does not fit."""
+        rows = restore(list[tuple[str, int, int]], saved["unclaimed"], "bus.unclaimed")
+        self._strays = {(kind, where): n for kind, where, n in rows[: STRAYS + 1]}
 
     def _stray(self, key: tuple[str, int]) -> None:
         """Count an access at a new place; after many places, those that come are counted as one."""

@@ -43,6 +43,7 @@ class Frames:
         self._references = References()
         self._discard = discard
         self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def free_count(self) -> int:
@@ -110,6 +111,8 @@ class Frames:
 
     def free_all(self, runs: Runs) -> None:
         """The same for many runs (pfn, count): all of them, or none."""
+        if self._is_closed:
+            return
         self._check_all(runs)
         gone: list[tuple[int, int]] = []
         with self._lock:
@@ -126,6 +129,11 @@ class Frames:
     def references(self, pfn: int) -> int:
         """How many owners a frame has."""
         return self._references.of(pfn)
+
+    def close(self) -> None:
+        """There is no memory any more: nothing can be allocated, and `free` does nothing."""
+        with self._lock:
+            self._free, self._references, self._is_closed = FreeRuns(), References(), True
 
     def _own(self, run: int, first: int, count: int) -> None:
         self._free.remove(run, first, count)

@@ -1,11 +1,16 @@
 """The physical machine: its memory, who owns which frame, and its processors.
 
-Invariant: what the last owner has released is given back to the computer, and reads as zero.
+Invariants: what the last owner has released is given back to the computer, and reads as zero;
+a closed host has given back everything, whoever still refers to it.
 """
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
 
 from understudy.clock import ManualClock
+from understudy.closed import says_closed
 from understudy.machine.bus import Bus
 from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
 from understudy.machine.machine import Machine
@@ -39,17 +44,61 @@ class BareBoard:
         self.bus, self.clock = Bus(), ManualClock()
 
 
+@says_closed("release", "leave", "unplug")
 class Host:
     """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
 
-    def __init__(self, ram: int | str = "4G") -> None:
+    name = "this host"
+
+    def __init__(self, ram: int | str = "4G", *, is_private: bool = False) -> None:
+        """`is_private`: it was made for a VM, and is closed with the last VM or image on it."""
         size = bytes_of(ram) & ~(PAGE - 1)
         if size < 64 * PAGE:
             raise ValueError(f"Host(ram={ram!r}): expected at least {64 * PAGE} bytes")
         self.memory = Memory(size)
         self.frames = Frames(1, size // PAGE - 1, _discarder(self.memory))
         self.processors: list[Processor] = []
+        self.is_closed, self._is_private = False, is_private
+        self._tenants = 0
+        self._lock = threading.Lock()
         self.machine = Machine(BareMemory(self.memory), self.processors, BareBoard())
+
+    # --- who lives here, and until when ---
+
+    def join(self) -> None:
+        """One more VM or image has frames here."""
+        with self._lock:
+            self._tenants += 1
+
+    def leave(self) -> None:
+        """One less; a private host ends with the last of them."""
+        with self._lock:
+            self._tenants -= 1
+            is_last = not self._tenants
+        if is_last and self._is_private:
+            with suppress(BufferError):  # somebody looks at the memory, and keeps it alive
+                self.close()
+
+    def close(self) -> None:
+        """Give memory and processors back at once; the VMs on it can only be closed from now on.
+
+        RuntimeError while one of the processors runs, BufferError while there is a memoryview of
+        the memory: then nothing has changed.
+        """
+        if self.is_closed:
+            return
+        self.memory.close()
+        self.is_closed = True
+        self.processors.clear()
+        self.frames.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # --- what there is ---
 
     def plug(self, engine: str, clock: str) -> Processor:
         """A new processor on this host's memory, at reset."""
@@ -58,14 +107,15 @@ class Host:
         return processor
 
     def unplug(self, processor: Processor) -> None:
-        """Remove a processor."""
+        """Remove a processor; whoever still refers to it, it is gone."""
         if processor in self.processors:
             self.processors.remove(processor)
+        processor.close()
 
-    def frame(self) -> int:
-        """The hpa of one zeroed frame for the hypervisor's own structures."""
-        hpa = self.frames.allocate() << PAGE_SHIFT
-        self.memory.fill(hpa, PAGE)
+    def frame(self, count: int = 1) -> int:
+        """The hpa of zeroed frames for the hypervisor's own structures: one, or some in a row."""
+        hpa = self.frames.allocate(count) << PAGE_SHIFT
+        self.memory.fill(hpa, count << PAGE_SHIFT)
         return hpa
 
     def release(self, pfn: int, count: int = 1) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
+from understudy.closed import let_go
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
@@ -102,6 +103,7 @@ class Paging(ABC):
             self.p2m.tracers.remove(self)
         for pfn in self.frames():
             self.host.release(pfn)
+        let_go(self)
 
     @property
     def eptp(self) -> int:

@@ -64,10 +64,14 @@ class Ept(Paging, name="ept"):
         self.memory = host.memory
         self.tables: set[int] = set()  # hpa of each table
         self._leaves: dict[int, int] = {}  # block (gfn >> 9) -> its table, of those met lately
-        self.root = self._new_table()
         self._is_stale = False
-        for number in p2m.gigabytes():
-            self._sync(self.root, LEVELS, number << 18, number + 1 << 18)
+        try:
+            self.root = self._new_table()
+            for number in p2m.gigabytes():
+                self._sync(self.root, LEVELS, number << 18, number + 1 << 18)
+        except BaseException:  # there is no room for them: leave none
+            self.close()
+            raise
 
     @property
     def eptp(self) -> int:

@@ -29,8 +29,8 @@ class Vtlb(Shadow, name="vtlb"):
     """One set of tables, for the address space that is loaded now."""
 
     def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        super().__init__(host, p2m, largest=largest)
         self.root = host.frame()
+        super().__init__(host, p2m, largest=largest)
         self.pointers: dict[int, int] = {}  # gva >> 39 -> table (Intel 64 only)
         self.directories: dict[int, int] = {}  # gva >> 30 -> table
         self.leaves: dict[int, int] = {}  # gva >> 21 -> table

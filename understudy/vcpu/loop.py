@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
 from understudy.arch.exit_reason import Reason, reason_name
+from understudy.closed import let_go
 from understudy.guest import Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.memory import GuestMemory
@@ -310,6 +311,11 @@ class Vcpu:
                     self.request(verdict)
         if self.time.debt:
             self.time.pay()
+
+    def close(self) -> None:
+        """Give back what it has of the host; its processor must not run again."""
+        self.guest.close()
+        let_go(*self.parts.values(), self.time, self)
 
     # --- registers, reset ---
 

@@ -83,6 +83,7 @@ class MsrState:
     """What a snapshot keeps."""
 
     values: dict[int, int] = field(default_factory=dict)
+    unknown: Counter[int] = field(default_factory=Counter)  # how often a guest asked for none
 
 
 class Msrs(Part):
@@ -97,7 +98,6 @@ class Msrs(Part):
         """`look` is called when something has changed that the run loop must see."""
         self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
         self.look, self.now = look, clock.now
-        self.unknown: Counter[int] = Counter()
         self.state = MsrState(reset_values(model.physical_bits))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
@@ -110,7 +110,7 @@ class Msrs(Part):
 
     def as_firmware_leaves_them(self) -> None:
         """Their values when a kernel starts."""
-        self.state = MsrState(reset_values(self.model.physical_bits))
+        self.state.values = reset_values(self.model.physical_bits)
         self.note_apic_base()
         self.note_tsc_offset()
         self.set_virtual_wire()
@@ -207,8 +207,9 @@ class Msrs(Part):
         return value & MASK64
 
     def _no_such(self, index: int) -> None:
-        if len(self.unknown) < 256 or index in self.unknown:
-            self.unknown[index] += 1
+        unknown = self.state.unknown
+        if len(unknown) < 256 or index in unknown:
+            unknown[index] += 1
 
     # --- the TSC ---
 

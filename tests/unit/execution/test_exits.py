@@ -69,7 +69,7 @@ def test_an_unknown_msr_is_a_general_protection_fault_and_is_counted() -> None:
         b.play(FakeExit(Reason.WRMSR, length=2))
         assert b.injected == GP
         assert b.rip == CODE
-        assert b.vm.vcpus[0].msrs.unknown == {0x1234: 2}
+        assert b.vm.vcpus[0].msrs.state.unknown == {0x1234: 2}
         assert "unknown MSRs: 0x1234: 2" in b.vm.describe()
 
 

@@ -124,7 +124,7 @@ def test_unknown_msrs_are_counted_within_bounds() -> None:
         for index in range(0x2000, 0x2400):
             with pytest.raises(KeyError):
                 b.vm.vcpus[0].msrs.read(index)
-        assert len(b.vm.vcpus[0].msrs.unknown) == 256
+        assert len(b.vm.vcpus[0].msrs.state.unknown) == 256
 
 
 # --- the CPU model ---

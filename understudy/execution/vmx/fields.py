@@ -87,7 +87,11 @@ def with_defaults(values: dict[str, int]) -> dict[str, int]:
     return state
 
 
-KEPT: Final[dict[str, int]] = REGISTER_FIELDS | {
+BY_CONTROL: Final = frozenset({"cr3", "efer"})
+"""Registers that come with `Guest.control`: the VMCS may have the hypervisor's own."""
+
+KEPT: Final[dict[str, int]] = {
+    **{name: field for name, field in REGISTER_FIELDS.items() if name not in BY_CONTROL},
     "interruptibility": Vmcs.GUEST_INTERRUPTIBILITY_STATE,
     "activity": Vmcs.GUEST_ACTIVITY_STATE,
     "pending_debug": Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS,
@@ -98,8 +102,6 @@ KEPT: Final[dict[str, int]] = REGISTER_FIELDS | {
     "event_length": Vmcs.ENTRY_INSTRUCTION_LENGTH,
 }
 """Fields that a snapshot keeps; all others follow from the techniques that the VM was given."""
-BY_CONTROL: Final = frozenset({"cr3", "efer"})
-"""Those of them that come with the control registers."""
 
 
 GPRS: Final = (

@@ -4,7 +4,6 @@ Source: SDM 3C, "Guest Register State".  MSRs that the VMCS does not hold (STAR 
 in the processor, which belongs to this vCPU alone.
 """
 
-import struct
 from typing import Final
 
 from understudy.arch.cr import CR0
@@ -25,8 +24,6 @@ CODE64, CODE32 = AccessRights.L.mask, AccessRights.DB.mask
 PE: Final = CR0.PE.mask
 
 
-RESET_FX: Final = struct.pack("<H22xI484x", 0x40, 0x1F80).ljust(512, b"\0")
-"""FXSAVE's image after power-on: FCW 40H, MXCSR 1F80H.  SDM 3A, "Processor State After Reset"."""
 RESET_LIVE: Final = {
     "cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0,
 }  # fmt: skip
@@ -44,6 +41,7 @@ class GuestState(Guest):
         self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
         self.advance = processor.advance
         self.kept: ControlRegisters
+        self.power_on_fx = processor.fxsave()
 
     def set_registers(self, values: dict[str, int]) -> None:
         """Set all of the guest's registers; those not named get the values of `with_defaults`."""
@@ -78,7 +76,7 @@ class GuestState(Guest):
         return out
 
     def reset(self) -> None:
-        self.processor.fxrstor(RESET_FX)
+        self.processor.fxrstor(self.power_on_fx)
         self.processor.set_registers(RESET_LIVE)
 
     def gpr(self, n: int) -> int:

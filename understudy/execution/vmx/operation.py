@@ -44,11 +44,15 @@ class Operation:
         """`keep_timer`: the preemption timer goes on counting over exits."""
         self.host, self.processor, self.keep_timer = host, processor, keep_timer
         self.write = processor.vmwrite
-        self.region, self.vmcs, self.bitmap = host.frame(), host.frame(), host.frame()
-        self.host_table = host.frame()
+        first = host.frame(4)
+        self.region, self.vmcs, self.bitmap, self.host_table = range(first, first + 4 * PAGE, PAGE)
         self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
         self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
-        self.enter()
+        try:
+            self.enter()
+        except BaseException:  # a control that we need is missing
+            self.close()
+            raise
 
     def frames(self) -> list[int]:
         """The host frames (pfn) of its structures."""
@@ -56,10 +60,7 @@ class Operation:
         return [hpa >> PAGE_SHIFT for hpa in hpas]
 
     def close(self) -> None:
-        """Leave VMX operation; the frames go back to the host."""
-        if not self.processor.in_guest:
-            self.processor.vmclear(self.vmcs)
-            self.processor.vmxoff()
+        """The frames go back to the host.  The processor, which has them, must not run again."""
         for pfn in self.frames():
             self.host.release(pfn)
 

@@ -22,7 +22,7 @@ from understudy.execution.vmx.control_registers import (
     InProcessor,
 )
 from understudy.execution.vmx.exits import TABLE
-from understudy.execution.vmx.fields import BY_CONTROL, KEPT
+from understudy.execution.vmx.fields import KEPT
 from understudy.execution.vmx.guest_state import (
     CODE64,
     CS_RIGHTS,
@@ -108,6 +108,11 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
+
+    def reset(self) -> None:
+        super().reset()
+        self.window(False, False)
+        self.arm(0)
 
     # --- entering ---
 
@@ -236,8 +241,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
-            if name not in BY_CONTROL:
-                self.write(field, saved["fields"][name])
+            self.write(field, saved["fields"][name])
         self.current_primary = self.primary | saved["windows"] & WINDOWS
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
