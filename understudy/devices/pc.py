@@ -80,7 +80,7 @@ class PC(Board):
             (
                 "pci",
                 {
-                    "at": (0xCF8, pci.ECAM_GPA),
+                    "at": (0xCF8, layout.ecam_gpa),
                     "irq": pci.PIRQ,
                     "restart": reset,
                     "high_window": high_mmio,
