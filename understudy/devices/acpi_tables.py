@@ -1,6 +1,7 @@
-"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT and DSDT.
+"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG and DSDT.
 
-Source: ACPI Specification 6.5, "System Description Tables" and "ACPI Hardware Specification".
+Source: ACPI Specification 6.5, "System Description Tables" and "ACPI Hardware Specification"; for
+the MCFG, PCI Firmware Specification 3.3, "MCFG Table Description".
 They say what the board is and nothing more: local APICs, one I/O APIC, the fixed registers of
 `acpi`, conventional PCI with fixed interrupt routes, two serial ports, the keyboard's
 controller, the real-time clock.
@@ -45,6 +46,7 @@ class Layout:
     ioapic_id: int = 1
     ioapic_gpa: int = 0xFEC0_0000
     lapic_gpa: int = 0xFEE0_0000
+    ecam_gpa: int = pci.ECAM_GPA
     high_mmio: range | None = None  # a PCI window above all memory
 
 
@@ -61,8 +63,9 @@ def build(layout: Layout) -> bytes:
     dsdt = place(table(b"DSDT", 2, dsdt_body(layout)))
     fadt = place(table(b"FACP", 6, fadt_body(layout, facs, dsdt)))
     madt = place(table(b"APIC", 5, madt_body(layout)))
-    rsdt = place(table(b"RSDT", 1, struct.pack("<II", fadt, madt)))
-    xsdt = place(table(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
+    mcfg = place(table(b"MCFG", 1, mcfg_body(layout)))
+    rsdt = place(table(b"RSDT", 1, struct.pack("<III", fadt, madt, mcfg)))
+    xsdt = place(table(b"XSDT", 1, struct.pack("<QQQ", fadt, madt, mcfg)))
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM, 2, rsdt)
     first = _summed(first, 8)
     image[:36] = _summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
@@ -127,6 +130,11 @@ def madt_body(layout: Layout) -> bytes:
     return b"".join(parts)
 
 
+def mcfg_body(layout: Layout) -> bytes:
+    """ "MCFG Table Description": one segment group with all its buses."""
+    return bytes(8) + struct.pack("<QHBB4x", layout.ecam_gpa, 0, 0, 0xFF)
+
+
 def dsdt_body(layout: Layout) -> bytes:
     """ "Differentiated System Description Table (DSDT)"."""
     sleep = aml.package(*(aml.integer(n) for n in (S5, S5, 0, 0)))
@@ -134,7 +142,7 @@ def dsdt_body(layout: Layout) -> bytes:
         "_SB",
         _pci_root(layout),
         aml.device(
-            "MBRD",  # ports that no other device claims
+            "MBRD",  # what no other device claims; a guest looks here before it trusts the MCFG
             aml.name("_HID", aml.eisa_id("PNP0C02")),
             aml.name(
                 "_CRS",
@@ -142,6 +150,7 @@ def dsdt_body(layout: Layout) -> bytes:
                     aml.io_ports(layout.pm_port, PM_PORTS),
                     aml.io_ports(0x4D0, 2),
                     aml.io_ports(0xF4, 4),
+                    aml.memory(layout.ecam_gpa, pci.ECAM_BYTES),
                 ),
             ),
         ),
@@ -168,7 +177,10 @@ def _pci_root(layout: Layout) -> bytes:
         aml.io_ports(0xCF8, 8),
         aml.address_range(aml.IO, range(0x0CF8)),
         aml.address_range(aml.IO, range(0x0D00, 0x1_0000)),
-        aml.address_range(aml.MEMORY, pci.MMIO_WINDOW),
+        aml.address_range(aml.MEMORY, range(pci.MMIO_WINDOW.start, layout.ecam_gpa)),
+        aml.address_range(
+            aml.MEMORY, range(layout.ecam_gpa + pci.ECAM_BYTES, pci.MMIO_WINDOW.stop)
+        ),
     ]
     if layout.high_mmio is not None:
         spans.append(aml.address_range(aml.MEMORY, layout.high_mmio))

@@ -104,6 +104,11 @@ def io_ports(start: int, count: int) -> bytes:
     return struct.pack("<BBHHBB", 0x47, 1, start, start, 1, count)
 
 
+def memory(start: int, length: int) -> bytes:
+    """Memory32Fixed (ReadWrite, start, length)"""
+    return struct.pack("<BHBII", 0x86, 9, 1, start, length)
+
+
 def irq(*numbers: int) -> bytes:
     """IRQNoFlags () {numbers}: edge-triggered, high active, exclusive"""
     return struct.pack("<BH", 0x22, sum(1 << n for n in numbers))

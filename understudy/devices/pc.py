@@ -25,6 +25,7 @@ from understudy.machine.physical import PhysicalMemory
 
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
+HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -61,7 +62,7 @@ class PC(Board):
         ram_bytes: int = 256 * MIB,
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
-        high_mmio: range | None = None,
+        high_mmio: range | None = HIGH_WINDOW,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
@@ -80,7 +81,7 @@ class PC(Board):
             (
                 "pci",
                 {
-                    "at": (0xCF8, pci.ECAM_GPA),
+                    "at": (0xCF8, layout.ecam_gpa),
                     "irq": pci.PIRQ,
                     "restart": reset,
                     "high_window": high_mmio,

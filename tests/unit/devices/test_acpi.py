@@ -90,8 +90,8 @@ def tables(layout: acpi_tables.Layout) -> dict[str, bytes]:
     rsdt, length, xsdt = struct.unpack_from("<IIQ", image, 16)
     assert length == 36 and sum(image[:20]) % 256 == sum(image[:36]) % 256 == 0
     found = {"RSDT": at(rsdt), "XSDT": at(xsdt)}
-    assert struct.unpack("<II", at(rsdt)[36:]) == struct.unpack("<QQ", at(xsdt)[36:])
-    for gpa in struct.unpack("<QQ", at(xsdt)[36:]):
+    assert struct.unpack("<III", at(rsdt)[36:]) == struct.unpack("<QQQ", at(xsdt)[36:])
+    for gpa in struct.unpack("<QQQ", at(xsdt)[36:]):
         found[at(gpa)[:4].decode()] = at(gpa)
     facs, dsdt = struct.unpack_from("<II", found["FACP"], 36)
     assert facs % 64 == 0
@@ -132,6 +132,24 @@ def test_madt_lists_processors_and_overrides() -> None:
     assert [e for e in entries if e[0] == 1] == [struct.pack("<BBBBII", 1, 12, 3, 0, 0xFEC00000, 0)]
     overrides = [struct.unpack("<BBIH", e[2:]) for e in entries if e[0] == 2]
     assert overrides == [(0, 0, 2, 0), (0, 9, 9, 0x0D)]
+
+
+def test_mcfg_says_where_all_configuration_spaces_are() -> None:
+    mcfg = tables(acpi_tables.Layout(ecam_gpa=0xD000_0000))["MCFG"]
+    assert mcfg[36:] == struct.pack("<QQHBBI", 0, 0xD000_0000, 0, 0, 255, 0)
+
+
+def test_no_window_for_bars_covers_the_configuration_spaces() -> None:
+    dsdt = tables(acpi_tables.Layout())["DSDT"]
+    windows = [
+        range(low, high + 1)
+        for low, high in (
+            struct.unpack_from("<II", dsdt, at + 10)
+            for at in range(len(dsdt))
+            if dsdt[at : at + 4] == b"\x87\x17\x00\x00"
+        )
+    ]
+    assert windows == [range(0xC000_0000, 0xE000_0000), range(0xF000_0000, 0xFEC0_0000)]
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (package acpica-tools) is not here")

@@ -1,10 +1,12 @@
 """The board: wires, interrupt messages, power-off and reset, snapshot."""
 
 import json
+import struct
 
 from understudy.clock import NS_PER_SECOND, ManualClock
 from understudy.devices.message import Message
 from understudy.devices.pc import PC, cmos_memory
+from understudy.devices.pci_function import Function
 
 
 class Machine:
@@ -97,6 +99,17 @@ def test_the_tables_are_where_a_search_finds_them() -> None:
     rsdp = m.pc.install_tables()
     assert 0xE0000 <= rsdp < 0x100000 and rsdp % 16 == 0
     assert m.memory[rsdp : rsdp + 8] == b"RSD PTR "
+
+
+def test_the_tables_tell_of_the_window_in_which_wide_bars_are_placed() -> None:
+    m = Machine()
+    m.pc.install_tables()
+    edges = struct.pack("<QQ", 1 << 40, (1 << 41) - 1)
+    assert edges in m.memory
+    function = Function(vendor=1, device=2, class_code=0)
+    function.add_bar(0, 1 << 34, m.pc.ioapic, is_wide=True)
+    m.pc.pci.plug(function, 5)
+    assert function.get(0x10, 8) == 1 << 40 | 4
 
 
 def test_cmos_tells_the_memory() -> None:
