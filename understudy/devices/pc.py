@@ -12,7 +12,7 @@ input 2 there; a board that loads what another of the same make saved behaves th
 from collections.abc import Callable, Sequence
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, pci
+from understudy.devices import acpi_tables, firmware, pci
 from understudy.devices.acpi import Acpi
 from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
@@ -23,6 +23,7 @@ from understudy.devices.pic8259 import Pic8259
 from understudy.devices.uart16550 import Uart16550
 from understudy.machine.physical import PhysicalMemory
 
+SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
 HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
@@ -74,8 +75,8 @@ class PC(Board):
             ("ioapic", {"at": layout.ioapic_gpa, "id": layout.ioapic_id}),
             ("pit8254", {"at": (0x40, 0x61), "irq": IRQ_TIMER}),
             ("rtc", {"at": 0x70, "irq": IRQ_RTC, "epoch_ns": epoch_ns, "ram": cmos}),
-            ("uart16550", {"name": "com1", "at": 0x3F8, "irq": IRQ_COM1, "transmit": com1}),
-            ("uart16550", {"name": "com2", "at": 0x2F8, "irq": IRQ_COM2, "transmit": com2}),
+            ("uart16550", {"name": "com1", "at": COM1, "irq": IRQ_COM1, "transmit": com1}),
+            ("uart16550", {"name": "com2", "at": COM2, "irq": IRQ_COM2, "transmit": com2}),
             ("i8042", {"at": (0x60, 0x64), "irq": IRQ_KEYBOARD, "restart": reset}),
             ("debug_exit", {"at": 0xF4, "debug_exit": debug_exit}),
             (
@@ -118,6 +119,8 @@ class PC(Board):
     # --- what the VM asks of it ---
 
     def install_tables(self) -> int:
-        """Write the ACPI tables to guest memory; returns the RSDP's gpa."""
+        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa."""
+        for gpa, data in firmware.pieces(SERIAL_PORTS).items():
+            self.memory.write(gpa, data)
         self.memory.write(acpi_tables.BASE, acpi_tables.build(self.layout))
         return acpi_tables.BASE
