@@ -8,6 +8,7 @@ Invariants: a VM belongs to one thread at a time; another thread may only `post`
 to its consoles.  Nothing is shared between VMs but the host they were given.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.triple_fault import holds_no_gate, raises
-from understudy.assembly import board_of, check_names, paging_of, vcpu_of
+from understudy.assembly import board_of, check_names, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
@@ -26,7 +27,7 @@ from understudy.describe import describe
 from understudy.endings import Endings
 from understudy.guest import SegmentName
 from understudy.image import Contents, Image, Shared, touched
-from understudy.image_file import SnapshotError, mapped, pack
+from understudy.image_file import SnapshotError, pack
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -99,6 +100,7 @@ class VM:
         self.pc.install_tables()
         self._load: Callable[[Machine], Entry] | None = None
         self.on_reset: list[Callable[[], None]] = []  # called after each
+        self._clones = itertools.count(1)
 
     @property
     def name(self) -> str:
@@ -301,7 +303,8 @@ class VM:
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
         state = self._state()
         contents = Shared(self.host, self.memory.p2m)
-        return Image(state, contents, type(self)._of_image, self.host, self._load)
+        made = type(self)._of_image
+        return Image(state, contents, made, self.host, self._load, self._clones)
 
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
@@ -334,21 +337,25 @@ class VM:
 
     @classmethod
     def restore(
-        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None
+        cls,
+        data: "bytes | Path",
+        *,
+        host: Host | None = None,
+        engine: str | None = None,
+        clone: int | None = None,
     ) -> Self:
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
         data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
-        does not fit.
+        does not fit.  clone: as for `Image.restore`.
         """
-        if isinstance(data, bytes):
-            return Image.of_bytes(data, cls._of_image).restore(host=host, engine=engine)
-        with data.open("rb") as file:
-            view = mapped(file.fileno())
-        return Image.of_bytes(view, cls._of_image).restore(host=host, engine=engine)
+        image = Image.of(data, cls._of_image)
+        return image.restore(host=host, engine=engine, clone=clone)
 
     @classmethod
-    def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
+    def _of_image(
+        cls, image: "Image[Any]", host: Host | None, engine: str | None, clone: int | None
+    ) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
             config = replace(config, engine=engine or config.engine)
@@ -356,6 +363,7 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
+                tell_apart(vm.config, vm.pc, clone)
             except BaseException:
                 vm.close()
                 raise

@@ -21,6 +21,7 @@ from understudy.devices.message import Message
 from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
 from understudy.devices.uart16550 import Uart16550
+from understudy.devices.vmgenid import FIRST, VmGenId
 from understudy.machine.physical import PhysicalMemory
 
 SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
@@ -63,13 +64,14 @@ class PC(Board):
         ram_bytes: int = 256 * MIB,
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
+        generation: bytes = FIRST,
         high_mmio: range | None = HIGH_WINDOW,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
         self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
-        cmos, layout = cmos_memory(ram_bytes), self.layout
+        cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
             ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
             ("ioapic", {"at": layout.ioapic_gpa, "id": layout.ioapic_id}),
@@ -90,6 +92,14 @@ class PC(Board):
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
             ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+            (
+                "vmgenid",
+                {
+                    "gpa": layout.generation_gpa,
+                    "generation": generation,
+                    "notify": lambda: self.part("acpi", Acpi).raise_event(event),
+                },
+            ),
         )
         for part, options in (*rows, *devices):
             self.add(part, **options)
@@ -100,6 +110,7 @@ class PC(Board):
         self.pci = self.part("pci", Pci)
         self.acpi = self.part("acpi", Acpi)
         self.kvmclock = self.part("kvmclock", KvmClock)
+        self.vmgenid = self.part("vmgenid", VmGenId)
 
     def set_irq(self, irq: int, level: bool) -> None:
         """An interrupt request's wire ends at both interrupt controllers."""
@@ -122,5 +133,6 @@ class PC(Board):
         """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa."""
         for gpa, data in firmware.pieces(SERIAL_PORTS).items():
             self.memory.write(gpa, data)
+        self.vmgenid.install()
         self.memory.write(acpi_tables.BASE, acpi_tables.build(self.layout))
         return acpi_tables.BASE

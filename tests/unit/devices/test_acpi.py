@@ -75,6 +75,21 @@ def test_control_always_says_acpi_mode_and_only_s5_powers_off() -> None:
     assert b.offs == 1 and b.acpi.read(0, 4, 2) == 5 << 10 | 1
 
 
+def test_general_purpose_events_are_cleared_by_a_1_and_enabled_byte_by_byte() -> None:
+    b = Bench()
+    b.acpi.write(0, 14, 0x0001, 2)
+    b.acpi.write(0, 15, 0x80, 1)
+    assert b.acpi.read(0, 12, 4) == 0x8001_0000
+    b.acpi.raise_event(1)
+    assert not b.line.level and b.acpi.read(0, 12, 2) == 2
+    b.acpi.raise_event(15)
+    assert b.line.level and b.acpi.read(0, 13, 1) == 0x80
+    b.acpi.write(0, 12, 0xFF, 1)
+    assert b.line.level and b.acpi.read(0, 12, 2) == 0x8000
+    b.acpi.write(0, 13, 0x80, 1)
+    assert not b.line.level and b.acpi.read(0, 12, 4) == 0x8001_0000
+
+
 # --- The tables ---
 
 
@@ -112,7 +127,9 @@ def test_fadt_says_what_the_board_is() -> None:
     assert struct.unpack_from("<I", fadt, 56) == (0x600,)
     assert struct.unpack_from("<I", fadt, 64) == (0x604,)
     assert struct.unpack_from("<I", fadt, 76) == (0x608,)
-    assert fadt[88:92] == bytes((4, 2, 0, 4))
+    assert struct.unpack_from("<I", fadt, 80) == (0x60C,)
+    assert fadt[88:94] == bytes((4, 2, 0, 4, 4, 0))
+    assert fadt[220:232] == struct.pack("<BBBBQ", 1, 32, 0, 1, 0x60C)
     assert fadt[108] == 0x32
     assert struct.unpack_from("<H", fadt, 109) == (0b111,)
     assert struct.unpack_from("<I", fadt, 112)[0] & (1 << 8 | 1 << 10) == 1 << 8 | 1 << 10

@@ -4,9 +4,12 @@ import json
 import struct
 
 from understudy.clock import NS_PER_SECOND, ManualClock
+from understudy.devices import acpi_tables
+from understudy.devices.acpi_tables import GPE0
 from understudy.devices.message import Message
 from understudy.devices.pc import PC, cmos_memory
 from understudy.devices.pci_function import Function
+from understudy.devices.vmgenid import FIRST
 
 
 class Machine:
@@ -79,6 +82,30 @@ def test_the_ways_to_end() -> None:
     m.bus.port_write(0x64, 1, 0xFE)
     m.bus.port_write(0xF4, 1, 7)
     assert m.log == ["power off", "reset", "reset", 7]
+
+
+def test_the_reset_register_of_the_tables_resets() -> None:
+    m = Machine()
+    fadt = acpi_tables.fadt_body(m.pc.layout, 0, 0)
+    space, bits, _, _, port, value = struct.unpack_from("<BBBBQB", fadt, 116 - 36)
+    assert (space, bits) == (1, 8)
+    m.bus.port_write(port, 1, value)
+    assert m.log == ["reset"]
+
+
+def test_a_new_generation_is_in_memory_and_raises_the_sci_if_the_guest_wants_it() -> None:
+    m = Machine()
+    m.redirect(9, 0x8000 | 0x29)
+    m.pc.install_tables()
+    gpa, pm = m.pc.layout.generation_gpa, m.pc.layout.pm_port
+    assert m.memory[gpa : gpa + 16] == FIRST
+    m.pc.vmgenid.renew(b"another VM's own")
+    assert m.memory[gpa : gpa + 16] == b"another VM's own" and not m.messages
+    m.bus.port_write(pm + GPE0 + 2, 1, 1)
+    assert m.messages == [Message(0x29, 0, level=True)]
+    m.bus.port_write(pm + GPE0, 1, 1)
+    m.pc.end_of_interrupt(0x29)
+    assert len(m.messages) == 1
 
 
 def test_power_button_raises_the_sci_until_its_status_is_cleared() -> None:
