@@ -12,6 +12,7 @@ from tests.tree import ROOT, files
 
 EXPECTED = {
     "count_exits": r"(?m)^EPT_VIOLATION +\d+$",
+    "fork": r"\A(clone-\d\n){8}understudy\n\Z",
     "two_at_once": r"\A\[5050, 500500\]\n\Z",
     "uname": r"\ALinux 6\.1\.\S+-cloud-amd64\n\Z",
 }

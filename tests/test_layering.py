@@ -13,39 +13,47 @@ from tests.tree import files, imported, parsed, text
 PYTHON = list(files("understudy", ".py"))
 RUST = list(files("silicon/src", ".rs"))
 
-# Layer by layer: a module may import from its own row and from the rows above it.  What is not
-# named here is part of the hypervisor.
-_HYPERVISOR = ("*",)
-LAYERS = (
-    (
-        "silicon",
-        "arch",
-        "clock",
-        "closed",
-        "config",
-        "interruption",
-        "quantities",
-        "sessions",
-        "state",
-        "verdict",
-        "machine",
-    ),
-    ("devices",),
-    ("guests",),
-    _HYPERVISOR,
-    ("linux", "linux_session", "last_words", "control"),
+# Row by row, the lowest first: a module may import from its own row and from the rows above it.
+# Every module or package of understudy is in one of them.
+ROWS = (
+    ("_silicon", "silicon", "arch", "clock", "closed", "interruption", "quantities", "sessions"),
+    ("config", "state", "verdict"),
+    ("machine",),
+    ("devices", "guests"),
+    ("guest",),
+    ("instructions", "paging"),
+    ("vcpu",),
+    ("answers",),
+    ("execution",),
+    ("console", "counting", "describe", "endings", "image", "image_file", "inspection"),
+    ("interrupts",),
+    ("assembly",),
+    ("vm",),
+    ("last_words", "linux", "linux_session", "control"),
     ("lab",),
-    ("terminal", "doctor", "commands", "cli", "__main__"),
+    ("terminal", "doctor", "commands"),
+    ("cli", "__main__"),
 )
+_ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
+# Which parts may spell the fields and controls of VMX.
+VMX = (Path("understudy/arch"), Path("understudy/execution/vmx"), Path("understudy/nested"))
 
 
-def _layer(module: str) -> int | None:
-    """The row of LAYERS that an `understudy.…` module belongs to; None if it is not ours."""
+def _row(module: str) -> int | None:
+    """The row of an `understudy.…` module; None if it is not ours, or the package's own door."""
     parts = module.split(".")
-    if parts[0] != "understudy" or len(parts) < 2 or parts[1] in ("_silicon", "__init__"):
+    if parts[0] != "understudy" or len(parts) < 2 or parts[1] == "__init__":
         return None
-    rows = (row for row, names in enumerate(LAYERS) if parts[1] in names)
-    return next(rows, LAYERS.index(_HYPERVISOR))
+    return _ROW_OF.get(parts[1])
+
+
+def test_every_module_has_a_row() -> None:
+    """A new part is put where it belongs when it is made, not where it happens to work."""
+    parts = {path.relative_to("understudy").parts[0].removesuffix(".py") for path in PYTHON}
+    unnamed = sorted(parts - {"__init__"} - set(_ROW_OF))
+    assert unnamed == [], f"name them in ROWS, above all that they import: {unnamed}"
+    gone = sorted(set(_ROW_OF) - parts - {"_silicon"})
+    assert gone == [], f"take them out of ROWS, they are no more: {gone}"
 
 
 def test_silicon_has_one_door() -> None:
@@ -65,13 +73,23 @@ def test_no_module_reaches_up() -> None:
     """A device must not know the VM, nor a VM the terminal: each part can be read alone."""
     offenders = []
     for path in PYTHON:
-        own = _layer(".".join(path.with_suffix("").parts))
+        own = _row(".".join(path.with_suffix("").parts))
         if own is None:
             continue
-        for name in imported(parsed(path)):
-            theirs = _layer(name)
-            if theirs is not None and theirs > own:
-                offenders.append(f"{path} imports {name}")
+        above = {name for name in imported(parsed(path)) if (_row(name) or 0) > own}
+        offenders += sorted(f"{path} imports {name}" for name in above)
+    assert not offenders, "\n".join(offenders)
+
+
+def test_vmx_is_spelled_behind_the_port() -> None:
+    """Who decides knows a guest's processor, not how one technique of execution keeps it."""
+    spelled = re.compile(r"\bVmcs\b|\bvmx_controls\b|\b(?:vmread|vmwrite)\b")
+    offenders = [
+        f"{path}: {match.group()}"
+        for path in PYTHON
+        if not any(path.is_relative_to(part) for part in VMX)
+        for match in spelled.finditer(text(path))
+    ]
     assert offenders == []
 
 

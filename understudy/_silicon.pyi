@@ -27,6 +27,13 @@ class Memory:
 
     def __new__(cls, size: int) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def close(self) -> None:
+        """Give the memory, its mapping and its descriptor back at once, whoever still refers to it,
+        and close the processors made on it.
+
+        Any later use raises RuntimeError; closing again does nothing.  BufferError while a
+        memoryview of it is alive, RuntimeError while one of its processors runs: then all stays.
+        """
     @property
     def size(self) -> int:
         """Bytes, a multiple of 4096."""
@@ -95,6 +102,12 @@ class Processor:
         cls, memory: Memory, engine: str = "dbt", clock: str = "virtual", apic_id: int = 0
     ) -> Self:
         """engine: "dbt" (fast) or "reference" (the plain interpreter)."""
+    def close(self) -> None:
+        """Give back at once everything that the processor has, whoever still refers to it.
+
+        Any later use raises RuntimeError, but to `kick` it or to close it again does nothing.
+        RuntimeError if it is running in another thread.
+        """
     # --- running ---
     def run(self, budget: int = 0) -> Exit:
         """Execute, in whatever mode the processor is, at most `budget` instructions (0: no limit).
@@ -151,12 +164,45 @@ class Processor:
         """The host-physical address behind a linear address, now; no side effects, not counted."""
     def read_linear(self, gva: int, length: int) -> bytes:
         """Memory at a linear address, through the live tables.  ValueError if unmapped."""
+    def read_guest(self, gva: int, length: int) -> bytes:
+        """Memory at a linear address of the guest of the current VMCS, as much as is mapped.
+
+        Outside the guest; no side effects, not counted."""
     def walk(
         self, gva: int, cr3: int, cr4: int, efer: int, eptp: int = 0
     ) -> list[tuple[str, int, int, int]]:
         """Every reference of a page walk in order: (dimension "guest"|"host", level, hpa, entry).
 
         No side effects, not counted.  eptp 0: one dimension."""
+    def fetch(
+        self,
+        gva: int,
+        length: int,
+        cr0: int | None = None,
+        cr3: int | None = None,
+        cr4: int | None = None,
+        efer: int | None = None,
+        eptp: int | None = None,
+    ) -> bytes:
+        """The bytes of code at a linear address, as the guest of the current VMCS translates it: as
+        many of `length` (at most 64) as are mapped, at whatever privilege level.
+
+        Right after a VM exit, too, through the guest's own tables and the EPT, if it is on.  What is
+        given replaces the guest's own register (eptp 0: no EPT); with a cr3 the PDPTEs of PAE paging
+        are read there.  No side effects, not counted.  VmFail if something is neither given nor in a
+        current VMCS."""
+    def locate(
+        self,
+        gva: int,
+        cr0: int | None = None,
+        cr3: int | None = None,
+        cr4: int | None = None,
+        efer: int | None = None,
+        eptp: int | None = None,
+    ) -> tuple[int, int] | None:
+        """(gpa, hpa) of a linear address; None if it has none.  Arguments as for `fetch`.
+
+        Of the rights only that the EPT lets it be read is looked at.  Without EPT both are equal."""
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
     def set_walk_caches(self, structures: int, nested: int) -> None:

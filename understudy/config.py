@@ -5,9 +5,10 @@ the command line.  Made from it: the constructor of `VM`, the options of `unders
 a snapshot says of its VM (`state.plain`, `state.restore`), and the sweeps of the lab
 (`dataclasses.replace`).
 
-Source: ours; docs/decisions/0050-one-place-for-the-options.md.
+Source: ours; docs/decisions/0015-one-place-for-the-options.md.
 Invariants: a Config that exists is right in itself.  Names that other rooms register (paging and
-execution techniques, CPU models) are checked where those rooms are known: in `VM`.
+execution techniques, CPU models) are checked where those rooms are known, by
+`assembly.check_names`.
 """
 
 from collections.abc import Callable, Iterable

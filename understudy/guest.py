@@ -153,6 +153,10 @@ class Guest(ABC):
         """Set all registers; those not named are as after reset, flat in protected mode."""
 
     @abstractmethod
+    def fxsave(self) -> bytes:
+        """The x87 and SSE state, as FXSAVE64 writes it."""
+
+    @abstractmethod
     def reset(self) -> None:
         """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
 

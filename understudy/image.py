@@ -58,6 +58,7 @@ class Shared:
         CopyOnWrite(host).clone(source, self.p2m)
 
     def fill(self, memory: GuestMemory) -> None:
+        """Share the frames, on the same host; else copy what is in them."""
         if memory.host is self.host:
             CopyOnWrite(self.host).clone(self.p2m, memory.p2m)
         else:
@@ -65,9 +66,11 @@ class Shared:
             put(self.pieces(), memory)
 
     def pieces(self) -> Iterator[Piece]:
+        """What is not a hole."""
         return touched(self.host, self.p2m)
 
     def close(self) -> None:
+        """Give up the image's share of the frames."""
         CopyOnWrite(self.host).release(self.p2m)
 
 
@@ -78,10 +81,12 @@ class Loose:
         self._pieces = pieces
 
     def fill(self, memory: GuestMemory) -> None:
+        """Take frames and copy the bytes into them."""
         memory.populate()
         put(self._pieces, memory)
 
     def pieces(self) -> Iterator[Piece]:
+        """All of them, as they came."""
         return iter(self._pieces)
 
     def close(self) -> None:

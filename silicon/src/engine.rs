@@ -1,5 +1,6 @@
 //! What executes instructions, and the plainest way to do it.
 
+use crate::code::NOBODY;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::Exec;
@@ -13,6 +14,9 @@ pub trait Engine: Send {
     /// # Errors
     /// The trap of the instruction that RIP names.
     fn run(&mut self, core: &mut Core) -> Exec<()>;
+    /// Deal with what was written over code, and pass it on to whoever else holds translations of
+    /// it: before anybody but this processor can run.
+    fn settle(&mut self, core: &mut Core);
     /// Drop everything derived from memory or translations.
     fn flush(&mut self, core: &mut Core);
     /// The engine's own counters.
@@ -27,7 +31,7 @@ impl Engine for Reference {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         while core.countdown > 0 {
             let result = step(core);
-            report_code_writes(core);
+            self.settle(core);
             result?;
             if core.attention != 0 {
                 break;
@@ -35,17 +39,16 @@ impl Engine for Reference {
         }
         Ok(())
     }
+    #[inline]
+    fn settle(&mut self, core: &mut Core) {
+        if !core.code_writes.is_empty() {
+            for (hpa, _) in core.code_writes.drain(..) {
+                core.mem.code().report(hpa >> 12, NOBODY);
+            }
+        }
+    }
     fn flush(&mut self, _core: &mut Core) {}
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
-    }
-}
-
-/// Pass what the interpreter wrote over code on to whoever holds translations of it.
-pub(crate) fn report_code_writes(core: &mut Core) {
-    if !core.code_writes.is_empty() {
-        for (hpa, _) in core.code_writes.drain(..) {
-            core.mem.report_code_write(hpa >> 12);
-        }
     }
 }

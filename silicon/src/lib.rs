@@ -6,6 +6,9 @@
 pub mod addr;
 pub mod apic;
 pub mod arch;
+pub mod code;
+#[cfg(test)]
+mod code_tests;
 pub mod cpu;
 pub mod dbt;
 pub mod engine;

@@ -1,40 +1,28 @@
 //! Host-physical memory: one sparse memfd, handed out in 4-KByte frames.
 //!
 //! A frame that was never written, or was discarded, is a hole and costs the computer nothing.
-//! Beside the bytes stand two marks a frame: *dirty* (something changed it) and *code* (an engine
-//! holds a translation of instructions in it; whoever writes there must say so).
+//! Beside the bytes stand two marks a frame: *dirty* (something changed it; whose frame it is takes
+//! the mark away, and every processor notices by the epoch) and *code* (engines hold translations of
+//! instructions in it; whoever writes there must say so: [`crate::code`]).
 
-use std::collections::VecDeque;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex};
 
 use crate::addr::FRAME_BYTES;
-
-/// Writes of code that are remembered; who reads more seldom has to drop all code.
-const CODE_WRITES: usize = 4096;
-
-/// What was written of frames that hold code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CodeWrites {
-    /// These frames.
-    Frames(Vec<u64>),
-    /// More frames than are remembered: any.
-    TooMany,
-}
+use crate::code::{Marks, NOBODY};
+use crate::dbt::zeroed::Zeroed;
 
 /// Physical memory of one machine, shared by its processors.
 pub struct Memory {
     base: *mut u8,
     size: u64,
     fd: i32,
-    dirty: Box<[AtomicU8]>,
+    dirty: Zeroed<AtomicU8>,
     /// How often a dirty mark was taken away.
     dirty_epoch: AtomicU64,
-    code: Box<[AtomicU8]>,
-    code_writes: Mutex<VecDeque<u64>>,
-    code_write_count: AtomicU64,
+    code: Marks,
     split_lock: Mutex<()>,
 }
 
@@ -43,10 +31,6 @@ pub struct Memory {
 unsafe impl Send for Memory {}
 // SAFETY: as above; the marks are atomics and the log has a lock.
 unsafe impl Sync for Memory {}
-
-fn marks(frames: usize) -> Box<[AtomicU8]> {
-    (0..frames).map(|_| AtomicU8::new(0)).collect()
-}
 
 impl Memory {
     /// Make a memory of `size` bytes (rounded up to whole frames).
@@ -59,6 +43,8 @@ impl Memory {
         if len == 0 {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
+        let frames = len / FRAME_BYTES as usize;
+        let (dirty, code) = (Zeroed::new(frames)?, Marks::new(frames)?);
         // SAFETY: plain system calls; the results are checked; the mapping is owned by the value.
         let (fd, base) = unsafe {
             let fd = libc::memfd_create(c"understudy".as_ptr(), libc::MFD_CLOEXEC);
@@ -80,16 +66,13 @@ impl Memory {
             }
             (fd, base.cast::<u8>())
         };
-        let frames = len / FRAME_BYTES as usize;
         Ok(Arc::new(Memory {
             base,
             size,
             fd,
-            dirty: marks(frames),
+            dirty,
             dirty_epoch: AtomicU64::new(0),
-            code: marks(frames),
-            code_writes: Mutex::new(VecDeque::new()),
-            code_write_count: AtomicU64::new(0),
+            code,
             split_lock: Mutex::new(()),
         }))
     }
@@ -326,7 +309,7 @@ impl Memory {
         if len > 0 {
             for pfn in hpa >> 12..=(hpa + len - 1) >> 12 {
                 if self.is_code(pfn) {
-                    self.report_code_write(pfn);
+                    self.code.report(pfn, NOBODY);
                 }
             }
         }
@@ -354,50 +337,18 @@ impl Memory {
         self.dirty_epoch.load(Acquire)
     }
 
+    /// Who holds translations of code here.
+    #[inline]
+    #[must_use]
+    pub fn code(&self) -> &Marks {
+        &self.code
+    }
+
     /// Whether some engine holds a translation of code in this frame.
     #[inline]
     #[must_use]
     pub fn is_code(&self, pfn: u64) -> bool {
-        self.code.get(pfn as usize).is_some_and(|c| c.load(Relaxed) != 0)
-    }
-
-    /// Set or clear the code mark of a frame.
-    pub fn set_code(&self, pfn: u64, holds_code: bool) {
-        if let Some(c) = self.code.get(pfn as usize) {
-            c.store(u8::from(holds_code), Relaxed);
-        }
-    }
-
-    /// Log that a code frame was written by something other than the engine itself.
-    pub fn report_code_write(&self, pfn: u64) {
-        if let Ok(mut log) = self.code_writes.lock() {
-            if log.len() == CODE_WRITES {
-                log.pop_front();
-            }
-            log.push_back(pfn);
-            self.code_write_count.fetch_add(1, Release);
-        }
-    }
-
-    /// The frames reported since position `from` (at first 0), and the new position.
-    #[inline]
-    #[must_use]
-    pub fn code_writes_since(&self, from: u64) -> (CodeWrites, u64) {
-        if self.code_write_count.load(Acquire) == from {
-            return (CodeWrites::Frames(Vec::new()), from);
-        }
-        self.read_code_writes(from)
-    }
-
-    #[cold]
-    fn read_code_writes(&self, from: u64) -> (CodeWrites, u64) {
-        let Ok(log) = self.code_writes.lock() else { return (CodeWrites::TooMany, from) };
-        let now = self.code_write_count.load(Acquire);
-        let news = now.wrapping_sub(from) as usize;
-        match log.len().checked_sub(news) {
-            Some(old) => (CodeWrites::Frames(log.iter().skip(old).copied().collect()), now),
-            None => (CodeWrites::TooMany, now),
-        }
+        self.code.holders(pfn) != 0
     }
 }
 
@@ -466,30 +417,5 @@ mod tests {
             (true, true, false),
             (m.take_dirty(0, true), m.take_dirty(1, false), m.take_dirty(0, false))
         );
-    }
-
-    #[test]
-    fn code_writes_are_logged_only_for_code_frames() {
-        let m = Memory::new(8192).unwrap();
-        m.set_code(1, true);
-        m.write_bytes(0, &[1; 8192]);
-        assert_eq!((CodeWrites::Frames(vec![1]), 1), m.code_writes_since(0));
-        assert_eq!((CodeWrites::Frames(vec![]), 1), m.code_writes_since(1));
-    }
-
-    #[test]
-    fn the_log_of_code_writes_is_bounded_and_says_when_it_forgot() {
-        let m = Memory::new(4096).unwrap();
-        for n in 0..=CODE_WRITES as u64 {
-            m.report_code_write(n);
-        }
-        let now = CODE_WRITES as u64 + 1;
-        assert_eq!((CodeWrites::TooMany, now), m.code_writes_since(0));
-        let (CodeWrites::Frames(frames), position) = m.code_writes_since(1) else { panic!("too many") };
-        assert_eq!(
-            (CODE_WRITES, 1, now, now),
-            (frames.len(), frames[0], frames[CODE_WRITES - 1] + 1, position)
-        );
-        assert_eq!(CODE_WRITES, m.code_writes.lock().unwrap().len());
     }
 }

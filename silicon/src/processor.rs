@@ -15,7 +15,7 @@ use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::dbt::home::Home;
-use crate::engine::{Engine, Reference, report_code_writes};
+use crate::engine::{Engine, Reference};
 use crate::mem::Memory;
 use crate::vmx;
 
@@ -46,7 +46,7 @@ impl Processor {
     /// # Errors
     /// If the computer has no room for the engine.
     pub fn new(mem: Arc<Memory>, kind: EngineKind, clock: Clock, apic_id: u32) -> std::io::Result<Self> {
-        let mut core = Home::new(Core::new(mem, clock, apic_id))?;
+        let mut core = Home::new(mem, clock, apic_id)?;
         let engine: Box<dyn Engine> = match kind {
             EngineKind::Reference => Box::new(Reference),
             EngineKind::Dbt => crate::dbt::engine(&mut core)?,
@@ -57,6 +57,12 @@ impl Processor {
     /// Execute until an exit or stop, at most `budget` instructions (0: no limit).  `poll` is
     /// asked after every slice whether to stop with `KICK`.
     pub fn run(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
+        let exit = self.run_on(budget, poll);
+        self.engine.settle(&mut self.core);
+        exit
+    }
+
+    fn run_on(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
         let end = if budget == 0 { u64::MAX } else { self.core.retired().saturating_add(budget) };
         loop {
             if self.core.kick.swap(false, Ordering::Acquire) || poll() {
@@ -97,7 +103,7 @@ impl Processor {
         let is_single = core.shadow != Shadow::None || core.flag(rflags::TF) || core.dr[7] & 0xFF != 0;
         if is_single || vmx::events::must_step(core) {
             let result = step(core);
-            report_code_writes(core);
+            self.engine.settle(core);
             return result;
         }
         let dirty_epoch = core.mem.dirty_epoch();
@@ -198,7 +204,7 @@ fn idle(core: &mut Core) -> Exec<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::CodeWrites;
+    use crate::code::{Holder, Writes};
 
     #[test]
     fn a_page_whose_dirty_mark_was_taken_is_marked_by_the_next_write() {
@@ -234,16 +240,16 @@ mod tests {
         core.rip = 0x1000;
         core.refresh();
         mem.write_bytes(0x1000, &[0xA2, 0x00, 0x50, 0xEB, 0xFB]); // mov [5000h], al; jmp
-        mem.set_code(5, true);
+        let mut other = Holder::<()>::new(mem.clone());
+        other.hold(5);
         for is_single in [false, true] {
             if is_single {
                 processor.core.shadow = Shadow::Sti;
             }
-            let (_, before) = mem.code_writes_since(0);
             processor.core.rip = 0x1000;
             assert_eq!(reason::BUDGET, processor.run(1, &mut || false).reason);
             assert_eq!(0, processor.core.code_writes.len());
-            assert_eq!(CodeWrites::Frames(vec![5]), mem.code_writes_since(before).0);
+            assert_eq!(Writes::Frames(vec![5]), other.writes());
         }
     }
 }

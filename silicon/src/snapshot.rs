@@ -362,9 +362,10 @@ mod tests {
     use crate::cpu::step::step;
     use crate::cpu::testbed::{long, real};
     use crate::cpu::trap::Trap;
+    use crate::dbt::home::Home;
 
     /// Increments every fourth page of the first 4 MBytes through a TLB that soon has them all.
-    fn busy() -> Core {
+    fn busy() -> Home {
         let core = long(0);
         // inc dword [rdi]; add rdi,4000h; and edi,3FFFFFh; or edi,100000h; jmp
         let code = [
@@ -383,11 +384,11 @@ mod tests {
         }
     }
 
-    fn copy_of(core: &Core) -> Core {
+    fn copy_of(core: &Core) -> Home {
         let mem = crate::mem::Memory::new(core.mem.size()).unwrap();
         let mut bytes = vec![0; core.mem.size() as usize];
         assert!(core.mem.read_bytes(0, &mut bytes) && mem.write_bytes(0, &bytes));
-        Core::new(mem, core.clock, 5)
+        Home::new(mem, core.clock, 5).unwrap()
     }
 
     #[test]

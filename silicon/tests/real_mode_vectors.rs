@@ -15,6 +15,7 @@ use silicon::cpu::event;
 use silicon::cpu::state::{Clock, Core};
 use silicon::cpu::step::step;
 use silicon::cpu::trap::Trap;
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 
 /// Flags that exist in real-address mode on both processors: the 80286 shows IOPL and NT as zero.
@@ -134,7 +135,7 @@ fn single_instructions_do_what_an_80286_did() {
         if left_out(&form).or(is_revoked(&vector)).is_some() {
             continue;
         }
-        let mut core = Core::new(Memory::new(0x11_0000).expect("memory"), Clock::Virtual, 0);
+        let mut core = Home::new(Memory::new(0x11_0000).expect("memory"), Clock::Virtual, 0).unwrap();
         core.idtr = TableRegister { base: 0, limit: 0x3FF };
         set_up(&mut core, &vector["i"]);
         let wrong = match execute(&mut core) {

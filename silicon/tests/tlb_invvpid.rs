@@ -4,6 +4,7 @@
 
 use silicon::arch::bits::cr4;
 use silicon::cpu::state::{Clock, Core};
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 use silicon::mmu::walk::Access;
 use silicon::vmx::instructions as vmx;
@@ -17,7 +18,7 @@ const EPTS: [u64; 2] = [0x2_0000, 0x3_0000];
 const READ_WRITE_EXECUTE: u64 = 0x37; // of memory type write-back
 
 /// Tables with small pages, one of them global, and a large one; EPTs that map each frame to itself.
-fn core() -> Core {
+fn core() -> Home {
     let mem = Memory::new(16 << 20).unwrap();
     mem.store(ROOT + 8, 8, ROOT + 0x1003);
     mem.store(ROOT + 0x1000, 8, ROOT + 0x2003);
@@ -36,7 +37,7 @@ fn core() -> Core {
             mem.store(ept + 0x2000 + n * 8, 8, n << 21 | 0x80 | READ_WRITE_EXECUTE);
         }
     }
-    let mut core = Core::new(mem, Clock::Virtual, 0);
+    let mut core = Home::new(mem, Clock::Virtual, 0).unwrap();
     core.vmx.is_on = true;
     (core.cr0, core.cr4, core.efer) = (0x8001_0033, cr4::PAE | cr4::PGE | cr4::PCIDE, 0xD00);
     core

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use silicon::arch::segment::{Segment, TableRegister, seg};
 use silicon::cpu::state::{Clock, Core};
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 use silicon::mmu::walk::Access;
 use silicon::processor::{EngineKind, Processor};
@@ -391,7 +392,7 @@ fn invept_invvpid_and_their_kin_leave_nothing_stale() {
             .collect();
         let pages = &PIECES[..6];
         let mut model = Model::new(&mem, keys.clone(), pages);
-        let mut core = Core::new(mem.clone(), Clock::Virtual, 0);
+        let mut core = Home::new(mem.clone(), Clock::Virtual, 0).unwrap();
         core.vmx.is_on = true;
         core.tlb.caches.resize(STRUCTURES[seed as usize % 3], 0);
         let mut r = Random(seed);
@@ -463,7 +464,7 @@ fn the_walkers_caches_forget_what_each_invalidation_names() {
         let mem = Memory::new(32 << 20).unwrap();
         lay_tables(&mem);
         let roots = [lay_ept(&mem, 0), lay_ept(&mem, 1)];
-        let mut core = Core::new(mem.clone(), Clock::Virtual, 0);
+        let mut core = Home::new(mem.clone(), Clock::Virtual, 0).unwrap();
         core.vmx.is_on = true;
         core.tlb.caches.resize([0, 2, 16, 64][seed as usize % 4], [0, 3, 64][seed as usize % 3]);
         let mut r = Random(seed);

@@ -2,6 +2,7 @@
 //! end what was cached, accessed and dirty flags, rights.
 
 use silicon::cpu::state::{Clock, Core};
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 use silicon::mmu::walk::Access;
 use silicon::vmx::instructions as vmx;
@@ -15,7 +16,7 @@ const DATA: u64 = 0x8000;
 const AD: u64 = 0x40;
 
 /// A guest with four levels on an EPT of four, caches of these sizes; `eptp_flags` 0: no EPT.
-fn guest(structures: u64, nested: u64, eptp_flags: u64) -> Core {
+fn guest(structures: u64, nested: u64, eptp_flags: u64) -> Home {
     let mem = Memory::new(16 << 20).unwrap();
     for level in 0..3 {
         let index = u64::from(level == 0);
@@ -28,7 +29,7 @@ fn guest(structures: u64, nested: u64, eptp_flags: u64) -> Core {
     for page in 0..16 {
         mem.store(PT + page * 8, 8, (DATA + (page << 12)) | 0x27);
     }
-    let mut core = Core::new(mem, Clock::Virtual, 0);
+    let mut core = Home::new(mem, Clock::Virtual, 0).unwrap();
     core.vmx.is_on = true;
     (core.cr0, core.cr3, core.cr4, core.efer) = (0x8001_0033, TABLES, 0x20, 0xD00);
     if eptp_flags != 0 {

@@ -4,7 +4,8 @@
 //! Item `i` of a walk (its tables from the root, then the data) has the guest-physical gigabyte
 //! `i + 1` and a host-physical gigabyte of its own, so that it can have any host page size alone.
 
-use silicon::cpu::state::{Clock, Core, Counts};
+use silicon::cpu::state::{Clock, Counts};
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 use silicon::mmu::walk::{Access, Intent, Space, Walker};
 
@@ -188,7 +189,7 @@ fn assignments(n: usize) -> Vec<Vec<u8>> {
 #[test]
 fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
     let mut scene = Scene { mem: Memory::new(18 * GIGA).unwrap(), entries: Vec::new() };
-    let mut core = Core::new(scene.mem.clone(), Clock::Virtual, 0);
+    let mut core = Home::new(scene.mem.clone(), Clock::Virtual, 0).unwrap();
     let (mut cases, mut uniform) = (0, Vec::new());
     for guest in &GUESTS {
         let g = guest.g();

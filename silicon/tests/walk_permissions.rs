@@ -3,8 +3,9 @@
 //! Violations" and "EPT Misconfigurations").
 
 use silicon::arch::exit::reason;
-use silicon::cpu::state::{Clock, Core, Counts};
+use silicon::cpu::state::{Clock, Counts};
 use silicon::cpu::trap::Trap;
+use silicon::dbt::home::Home;
 use silicon::mem::Memory;
 use silicon::mmu::walk::{Access, Intent, Refusal, Space, Walker};
 
@@ -133,7 +134,7 @@ fn all_rights_at_all_levels_under_all_modes() {
 #[test]
 fn what_the_tlb_allows_is_what_a_walk_would() {
     let mem = Memory::new(16 << 20).unwrap();
-    let mut core = Core::new(mem.clone(), Clock::Virtual, 0);
+    let mut core = Home::new(mem.clone(), Clock::Virtual, 0).unwrap();
     for n in 0..3 {
         mem.store(place(n), 8, (TABLES + (n + 1) * 0x1000) | P | RW | US);
     }
@@ -371,7 +372,7 @@ fn ept_rights_at_every_level_are_anded() {
 #[test]
 fn refusals_become_the_exits_with_their_addresses() {
     let mem = Memory::new(16 << 20).unwrap();
-    let mut core = Core::new(mem.clone(), Clock::Virtual, 0);
+    let mut core = Home::new(mem.clone(), Clock::Virtual, 0).unwrap();
     for n in 0..4 {
         mem.store(place(n), 8, if n == 3 { PAGE } else { TABLES + (n + 1) * 0x1000 } | P | RW | US);
     }

@@ -17,6 +17,7 @@ from understudy.machine.frames import PAGE
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.machine.words import FRAMES, Flag
+from understudy.verdict import StopKind
 from understudy.vm import VM
 
 USED = set(DATA[:6])
@@ -146,7 +147,7 @@ def test_a_wrong_entry_on_ram_is_no_device(
         place = vm.host.memory.read_u64(slot) & -PAGE & (1 << 52) - 1
         vm.host.memory.write_u64(slot, place | entry if entry else 0)
         stop = vm.go(wall_seconds=60)
-        assert stop.kind == "error", stop
+        assert stop.kind == StopKind.ERROR, stop
         assert words in stop.detail
         assert f"at gpa {p.DATA:#x}" in stop.detail
         assert vm.counts()["exits"] == {reason.name: 1}

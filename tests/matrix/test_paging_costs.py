@@ -206,7 +206,7 @@ def test_the_processor_forgets_only_the_page_that_changed(paging: str, shape_nam
     place = bench.tables_gva + (TABLES.index(LEAF) << 12) + 3 * bench.shape.entry_bytes
     bench.must("store", rdi=place, eax=DATA[4] << 12 | FULL | A | D)
     bench.invlpg(3 << 12)
-    processor = bench.vcpu.processor
+    processor = bench.guest.processor
     before = processor.counters()["tlb_misses"]
     bench.use()
     assert processor.counters()["tlb_misses"] - before == (2 if paging == "vtlb" else 1)

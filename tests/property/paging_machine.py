@@ -21,7 +21,6 @@ from tests.property.paging_oracle import (
     Outcome,
     Shape,
 )
-from understudy.answers.translation import load_pdptes
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.vcpu.loop import Goal, Vcpu
@@ -72,6 +71,7 @@ class Machine:
         self.shape, self.is_long = shape, shape is INTEL64
         self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
         self.vcpu: Vcpu = self.vm.vcpus[0]
+        self.guest: Any = self.vcpu.guest
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
         self.oracle = Oracle(shape, {gfn: bytearray(4096) for gfn in (*TABLES, *DATA)})
@@ -93,13 +93,13 @@ class Machine:
         self.sealed: dict[int, bytes] = {}  # gfn -> its contents while it is protected
         self.copy_on_write = False
         self.homes: dict[int, int] = {}  # gfn -> pfn of its contents while it is taken away
-        self.vm.vcpus[0].guest.set_registers(
+        self.vcpu.set_registers(
             {"cr0": self.cr0, "cr3": self.oracle.root, "cr4": self.cr4, "efer": self.efer}
         )
         self.load_cr3(ROOTS[0], is_first=True)
         if self.is_ept:
             self.vcpu.table[Reason.EXCEPTION_OR_NMI] = _true_fault
-            self.vcpu.execution.write(Vmcs.EXCEPTION_BITMAP, 1 << 14)
+            self.guest.write(Vmcs.EXCEPTION_BITMAP, 1 << 14)
 
     def close(self) -> None:
         for pfn in self.homes.values():
@@ -135,7 +135,7 @@ class Machine:
     def run(self, rip: int, *, user: bool = False, ac: bool = False, rdi: int = 0,
             eax: int = 0, ecx: int = 0) -> Done:  # fmt: skip
         """Execute from `rip` to the next CPUID, or to a fault."""
-        vcpu, write = self.vcpu, self.vcpu.execution.write
+        vcpu, write, processor = self.vcpu, self.guest.write, self.guest.processor
         vcpu.leave_guest()
         rpl = 3 if user else 0
         dpl = rpl << 5
@@ -145,19 +145,18 @@ class Machine:
         write(Vmcs.GUEST_RFLAGS, 2 | ac << 18)
         write(Vmcs.GUEST_CS_ACCESS_RIGHTS, (0xA09B if self.is_long else 0xC09B) | dpl)
         write(Vmcs.GUEST_SS_ACCESS_RIGHTS, 0xC093 | dpl)
-        vcpu.processor.set_gpr(7, rdi)
-        vcpu.processor.set_gpr(0, eax)
-        vcpu.processor.set_gpr(1, ecx)
-        events, exits = vcpu.events, iter(range(MANY))
+        processor.set_gpr(7, rdi)
+        processor.set_gpr(0, eax)
+        processor.set_gpr(1, ecx)
+        events, exits = vcpu.events.state, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
         if stop.kind == StopKind.DEBUG_EXIT:
-            return Done(None, 0, vcpu.processor.gpr(0) & 0xFFFF_FFFF)
+            return Done(None, 0, processor.gpr(0) & 0xFFFF_FFFF)
         assert stop.kind == StopKind.UNTIL, stop
-        assert events.staged is not None, "one instruction exits again and again"
-        info, error, _ = events.staged
-        events.staged = None
-        assert info & 0xFF == 14, f"exception {info & 0xFF}"
-        return Done(error, vcpu.processor.registers()["cr2"], 0)
+        event, events.staged = events.staged, None
+        assert event is not None, "one instruction exits again and again"
+        assert event.vector == 14, f"exception {event.vector}"
+        return Done(event.error, processor.registers()["cr2"], 0)
 
     def gadget(self, name: str, **registers: Any) -> Done:
         base = self.user_code if registers.get("user") else self.kernel_code
@@ -234,8 +233,6 @@ class Machine:
         oracle.root = gfn << 12
         if self.shape is PAE:
             oracle.pdptes = tuple(oracle.entry((gfn << 12) + 8 * n) for n in range(4))
-        if is_first:
-            load_pdptes(self.vcpu)
         oracle.sync_all()
 
     def set_mode(self, mode: Mode) -> None:
@@ -393,5 +390,5 @@ def _stop(vcpu: Vcpu, exit: Any) -> Stop:
 
 def _true_fault(vcpu: Vcpu, exit: Any) -> Verdict:
     """Under EPT page faults do not exit by themselves; here they do, to be looked at."""
-    vcpu.processor.set_registers({"cr2": exit.qualification})
+    vcpu.guest.set_cr2(exit.qualification)
     return vcpu.fault(14, exit.intr_error)

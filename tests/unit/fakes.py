@@ -186,6 +186,13 @@ class FakeProcessor:
     def flush(self) -> None:
         self.invalidated.append((0, 0))
 
+    def read_guest(self, gva: int, length: int) -> bytes:
+        """Set by whoever has a guest with memory."""
+        raise NotImplementedError
+
+    def fxsave(self) -> bytes:
+        return bytes(512)
+
     def gpr(self, n: int) -> int:
         return self.live[n]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from tests.unit.fakes import FakeApic, FakeExit, FakeProcessor, Step, fake_machine
 from understudy.arch.vmcs import Vmcs
+from understudy.machine.p2m import GuestMemoryError
+from understudy.paging.guest_walk import GuestFault
 from understudy.verdict import Stop
 from understudy.vm import VM
 
@@ -53,6 +55,21 @@ class EntryLike:
     protocol: str = "test"
 
 
+def patch_fetch(vm: VM, processor: FakeProcessor) -> None:
+    """Let the processor find the guest's memory at linear addresses."""
+
+    def read_guest(gva: int, length: int) -> bytes:
+        out = b""
+        for n in range(length):
+            try:
+                out += vm.vcpus[0].translation().read(vm.memory, gva + n, 1, fetch=True)
+            except (GuestFault, GuestMemoryError):
+                break
+        return out
+
+    processor.read_guest = read_guest  # type: ignore[method-assign]
+
+
 @contextmanager
 def bench(
     registers: dict[str, int] | None = None, features: dict[str, bool] | None = None, **options: str
@@ -67,4 +84,5 @@ def bench(
         processor, apic = vm.processors[0], vm.vcpus[0].apic
         assert isinstance(processor, FakeProcessor)
         assert isinstance(apic, FakeApic)
+        patch_fetch(vm, processor)
         yield Bench(vm, processor, apic)

@@ -314,6 +314,28 @@ class TestProcessor:
         assert [reference[:2] for reference in two] == expected + host
         assert processor.counters()["walk"] == {"guest": {}, "host": {}}
 
+    def test_code_and_addresses_of_a_guest_are_found_in_both_dimensions(self, engine: str) -> None:
+        processor, memory = machine(engine, "f4")
+        for level, table in ((4, 0x10000), (3, 0x11000), (2, 0x12000), (1, 0x13000)):
+            memory.write_u64(table, 0x5000 | 3 if level == 1 else table + 0x1000 | 3)
+        for table in (0x20000, 0x21000):
+            memory.write_u64(table, table + 0x1000 | 7)
+        memory.write_u64(0x22000, 0xB7)  # a 2-MByte page, write-back
+        memory.write(0x5FFE, b"abcd")
+        paging, pae, long = 1 << 31 | 1, 1 << 5, 1 << 10 | 1 << 8
+        for eptp in (0, 0x20000 | 0x1E):
+            regime = (paging, 0x10000, pae, long, eptp)
+            assert processor.fetch(0xFFE, 15, *regime) == b"ab"  # the next page is not mapped
+            assert processor.fetch(0x1000, 15, *regime) == b""
+            assert processor.locate(0xFFF, *regime) == (0x5FFF, 0x5FFF)
+            assert processor.locate(0x1000, *regime) is None
+        assert processor.fetch(0x5FFE, 4, 0, 0, 0, 0, 0) == b"abcd"
+        assert processor.counters()["walk"] == {"guest": {}, "host": {}}
+        with pytest.raises(silicon.VmFail, match="no current VMCS"):
+            processor.fetch(0, 1)
+        with pytest.raises(ValueError, match="at most 64"):
+            processor.fetch(0, 65, 0, 0, 0, 0, 0)
+
     def test_linear_addresses_are_read_through_the_live_tables(self, engine: str) -> None:
         processor, memory = machine(engine, "f4")
         memory.write(0xFFE, b"abcd")

@@ -16,7 +16,7 @@ from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
 from understudy.guest import Control, UnsupportedMode
-from understudy.machine.p2m import GuestMemoryError
+from understudy.instructions.strings import Places
 from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, Verdict
@@ -126,7 +126,10 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
 
 
 def _write_cr4(vcpu: Vcpu, value: int) -> None:
-    """With EPT the host owns exactly the bits that the CPU model does not offer."""
+    """With EPT only changes of what the CPU model does not offer exit, and those are refused.
+
+    So what is not refused exits because of the paging technique alone, and counts as retired.
+    """
     guest = vcpu.guest
     old = guest.control()
     check_cr4(value, old, int(vcpu.model.cr4_allowed))
@@ -205,13 +208,11 @@ def invpcid(vcpu: Vcpu, kind: int, descriptor: int, length: int) -> Verdict | St
     """
     translation = vcpu.translation()
     try:
-        words = [int.from_bytes(translation.read(vcpu.memory, descriptor + 8 * n, 8), "little")
-                 for n in range(2)]  # fmt: skip
+        places = Places(vcpu)
+        data = places.load(places.find(descriptor, 16, write=False))
     except GuestFault as fault:
         return vcpu.guest_fault(fault)
-    except GuestMemoryError as problem:
-        return vcpu.error(f"the operand of INVPCID: {problem}")
-    pcid, gva = words
+    pcid, gva = (int.from_bytes(data[n : n + 8], "little") for n in (0, 8))
     has_pcids = translation.cr4 & CR4.PCIDE.mask
     is_bad = (
         kind > 3 or pcid > 0xFFF or (kind == 0 and not is_canonical(gva))

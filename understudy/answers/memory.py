@@ -10,6 +10,7 @@ Invariant: nothing that a guest does raises here.
 from enum import IntEnum
 from typing import Final
 
+from understudy.answers import lent_memory
 from understudy.answers.instructions import triple_fault
 from understudy.arch.exception import Vector
 from understudy.guest import Event, Kind
@@ -64,7 +65,7 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
     if kind is Fault.TRACE:
         return _traced_write(vcpu, gva, error, gpa, event)
     access = Access.FETCH if error & E_FETCH else Access(bool(error & E_WRITE))
-    return device(vcpu, gpa, access, event, clears_rf=True)
+    return device(vcpu, gpa, access, event)
 
 
 def _traced_write(
@@ -74,11 +75,10 @@ def _traced_write(
     try:
         if event is not None or not write_table(vcpu, gva, gpa):
             vcpu.paging.single_step(gva, error)
-            return RESUME
+    except GuestFault as fault:
+        return vcpu.guest_fault(fault)
     except PagingError as problem:
         return vcpu.error(str(problem))
-    # The exit saved RF as a fault's frame would have it; an instruction that is done clears it.
-    vcpu.guest.set_resume_flag(False)
     return RESUME
 
 
@@ -116,18 +116,15 @@ def ept_misconfiguration(vcpu: Vcpu, gpa: int) -> Stop:
     return vcpu.error(str(vcpu.paging.misconfiguration(gpa)))
 
 
-def device(
-    vcpu: Vcpu, gpa: int, access: Access, event: Event | None, *, clears_rf: bool = False
-) -> Verdict | Stop:
+def device(vcpu: Vcpu, gpa: int, access: Access, event: Event | None) -> Verdict | Stop:
     """There is no RAM at this gpa: only an instruction's operand can be meant for a device."""
     if event is not None:
         return vcpu.error(f"an event was delivered to gpa {gpa:#x}, where there is no RAM")
     if (words := NOT_BY_DEVICES.get(access)) is not None:
         return vcpu.error(words.format(gpa))
-    if clears_rf:
-        vcpu.guest.set_resume_flag(False)
     try:
-        device_access.access(vcpu, gpa)
-    except device_access.Unsupported as problem:
-        return vcpu.error(f"gpa {gpa:#x}: {problem}")
+        if not device_access.access(vcpu, gpa):
+            return lent_memory.execute(vcpu, gpa)
+    except GuestFault as fault:
+        return vcpu.guest_fault(fault)
     return RESUME

@@ -7,6 +7,7 @@ Invariant: nothing that a guest does raises here.
 from understudy.arch.vmcs import IoAccess
 from understudy.instructions import port_strings
 from understudy.instructions.port_strings import CYCLE_NS
+from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Verdict
 
@@ -35,5 +36,13 @@ def write(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
 
 def string(vcpu: Vcpu, access: IoAccess, gva: int, address_bits: int, length: int) -> Verdict:
     """INS or OUTS: a burst of it; `gva` is the memory operand's."""
-    port_strings.string(vcpu, access, gva, address_bits, length)
+    try:
+        is_over = port_strings.string(
+            vcpu, access.PORT, access.SIZE + 1, gva, address_bits,
+            is_in=bool(access.IN), repeats=bool(access.REP),
+        )  # fmt: skip
+    except GuestFault as fault:
+        return vcpu.guest_fault(fault)
+    if is_over:
+        vcpu.skip(length)
     return RESUME

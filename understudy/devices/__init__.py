@@ -3,7 +3,7 @@
 A device is a module: docstring (part, data sheet, what is not modeled), data sheet section, a
 `State` dataclass with everything a snapshot must keep, and the class.  Wires are passed in; where
 its registers lie, only the board knows.  The class line registers it, a row puts it on a board.
-Copy `debug_exit.py` to begin a new one.
+Copy `rtc.py` to begin a new one (docs/adding-a-device.md).
 
 Invariants: nothing that a guest does raises; `load(save())` on a fresh device of the same wiring
 gives a device that behaves the same, including the time at which its alarms fire; after `reset` a

@@ -2,8 +2,8 @@
 
 Source: SDM 1, "Status Flags", and the instructions' own pages in SDM 2.
 
-Invariant: results and flags are those of the silicon; flags that the SDM leaves undefined keep
-their old value.
+Invariant: results and flags are those of the silicon, which clears AF where the SDM leaves it
+undefined (logic).
 """
 
 from collections.abc import Callable
@@ -13,12 +13,17 @@ from iced_x86 import Mnemonic
 
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
 
+Compute = Callable[[int, int, int], tuple[int, int]]
+"""(left, right, RFLAGS) to (the result, the new RFLAGS)."""
+
+_PARITY: Final = tuple(0 if byte.bit_count() % 2 else PF for byte in range(256))
+
 
 class Operation(NamedTuple):
     """compute(left, right, carry) without a bound; kind: how CF, AF and OF come about."""
 
     compute: Callable[[int, int, int], int]
-    kind: str  # "logic", "add", "sub", "bit", "step up", "step down", "not", "neg"
+    kind: str  # "logic", "add", "sub", "step up", "step down", "not", "neg"
     keeps_result: bool = True
 
 
@@ -28,6 +33,7 @@ OPERATIONS: Final[dict[int, Operation]] = {
     Mnemonic.XOR: Operation(lambda a, b, c: a ^ b, "logic"),
     Mnemonic.TEST: Operation(lambda a, b, c: a & b, "logic", keeps_result=False),
     Mnemonic.ADD: Operation(lambda a, b, c: a + b, "add"),
+    Mnemonic.XADD: Operation(lambda a, b, c: a + b, "add"),
     Mnemonic.ADC: Operation(lambda a, b, c: a + b + c, "add"),
     Mnemonic.SUB: Operation(lambda a, b, c: a - b, "sub"),
     Mnemonic.SBB: Operation(lambda a, b, c: a - b - c, "sub"),
@@ -39,35 +45,53 @@ OPERATIONS: Final[dict[int, Operation]] = {
 }
 
 
-def flags_of(
-    operation: object, left: int, right: int, bits: int, flags: int
-) -> tuple[int | None, int]:
-    """(the result to keep, or None; the new RFLAGS)."""
-    if not isinstance(operation, Operation):
-        raise TypeError(f"expected an Operation, got {operation!r}")
+def computer(operation: Operation, bits: int) -> Compute:
+    """An operation on numbers of so many bits."""
+    compute, kind, _ = operation
     mask, sign = (1 << bits) - 1, 1 << bits - 1
-    kind = operation.kind
-    wide = operation.compute(left, right, flags & CF)
-    result = wide & mask
     if kind == "not":
-        return result, flags
-    kept = flags & ~(PF | ZF | SF | OF)
-    kept |= PF if (result & 0xFF).bit_count() % 2 == 0 else 0
-    kept |= ZF if result == 0 else 0
-    kept |= SF if result & sign else 0
+        return lambda left, right, flags: (~left & mask, flags)
     if kind == "logic":
-        kept &= ~CF
-    else:
-        if kind in ("step up", "step down"):
+
+        def logic(left: int, right: int, flags: int) -> tuple[int, int]:
+            result = compute(left, right, 0)
+            flags = flags & ~(CF | PF | AF | ZF | SF | OF) | _PARITY[result & 0xFF]
+            if not result:
+                flags |= ZF
+            elif result & sign:
+                flags |= SF
+            return result, flags
+
+        return logic
+    is_step, is_sum = kind.startswith("step"), kind in ("add", "step up")
+    cleared = ~(PF | AF | ZF | SF | OF | (0 if is_step else CF))
+
+    def arithmetic(left: int, right: int, flags: int) -> tuple[int, int]:
+        wide = compute(left, right, flags & CF)
+        result = wide & mask
+        flags = flags & cleared | _PARITY[result & 0xFF]
+        if is_step:
             right = 1
+        elif wide & ~mask:
+            flags |= CF
         if kind == "neg":
             left, right = 0, left
-        if kind in ("add", "step up"):
-            overflow = (left ^ result) & (right ^ result)
-        else:
-            overflow = (left ^ right) & (left ^ result)
-        kept |= OF if overflow & sign else 0
-        kept = kept & ~AF | (AF if (left ^ right ^ result) & 0x10 else 0)
-        if kind in ("add", "sub", "neg"):
-            kept = kept & ~CF | (CF if wide & ~mask else 0)
-    return (result if operation.keeps_result else None), kept
+        if not result:
+            flags |= ZF
+        elif result & sign:
+            flags |= SF
+        if (left ^ right ^ result) & 0x10:
+            flags |= AF
+        if (left ^ result) & ((right ^ result) if is_sum else (left ^ right)) & sign:
+            flags |= OF
+        return result, flags
+
+    return arithmetic
+
+
+def flags_of(
+    operation: Operation, left: int, right: int, bits: int, flags: int
+) -> tuple[int | None, int]:
+    """(the result to keep, or None; the new RFLAGS)."""
+    result, flags = computer(operation, bits)(left, right, flags)
+    return (result if operation.keeps_result else None), flags

@@ -6,25 +6,23 @@ Source: SDM 3A, "Task Switching"; SDM 3C, "Treatment of Task Switches".
 
 Until the new TSS is read and the old one is written, a fault is the old task's; from the load of
 TR on, it is the new one's and finds the new task's registers.
-Invariants: nothing that a guest's tables contain raises here; the VMCS passes the entry checks
-after each of these ends.
+Invariants: nothing that a guest's tables contain raises here but the faults that they deserve;
+after each of these ends the guest's state is one that a processor can be in.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.exception import Vector
-from understudy.guest import Event, Kind, Segment
+from understudy.guest import RSP, Event, Kind, Segment
+from understudy.instructions.operands import LOW32, pieces
+from understudy.instructions.surroundings import Surroundings
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of
-
-if TYPE_CHECKING:
-    from understudy.vcpu.loop import Vcpu
 
 CALL, IRET, JUMP, GATE = range(4)
 ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
 SOFTWARE: Final = (Kind.SOFTWARE_INTERRUPT, Kind.SOFTWARE_EXCEPTION)
-LOW32: Final = 0xFFFF_FFFF
 FLAGS: Final = 0x3F_7FD7  # those that exist
 BUSY: Final = 1 << 1  # of a TSS descriptor's type
 PRESENT, UNUSABLE, DEFAULT_BIG = 1 << 7, 1 << 16, 1 << 14  # of access rights
@@ -61,7 +59,7 @@ class TaskFault(Exception):
 
 
 class Descriptor(NamedTuple):
-    """A segment descriptor, in the VMCS's terms."""
+    """A segment descriptor, as a `Segment` without its selector."""
 
     base: int
     limit: int
@@ -89,9 +87,10 @@ class TaskSwitch:
     """One switch."""
 
     def __init__(
-        self, vcpu: "Vcpu", selector: int, source: int, event: Event | None, length: int
+        self, around: Surroundings, selector: int, source: int, event: Event | None, length: int
     ) -> None:
-        self.vcpu, self.guest, self.selector, self.source = vcpu, vcpu.guest, selector, source
+        self.around, self.guest = around, around.guest
+        self.selector, self.source = selector, source
         self.event, self.length = event, length
         self.is_nested = source in (CALL, GATE)
         self.ext = int(event is not None and event.kind not in SOFTWARE)
@@ -115,7 +114,7 @@ class TaskSwitch:
     # --- the old task ---
 
     def _save_old(self) -> None:
-        vcpu = self.vcpu
+        guest = self.guest
         task = self.guest.segment(TR)
         base, layout = task.base, TSS32 if task.rights & 8 else TSS16
         flags = self.guest.rflags
@@ -125,7 +124,7 @@ class TaskSwitch:
         ip = self.guest.rip + (0 if is_hardware else self.length)
         width = layout.width
         words = [(layout.ip, ip), (layout.flags, flags)]
-        words += [(layout.registers + width * n, vcpu.gpr(n)) for n in range(8)]
+        words += [(layout.registers + width * n, guest.gpr(n)) for n in range(8)]
         mask = (1 << 8 * width) - 1
         fields = [(at, width, value & mask) for at, value in words]
         fields += [
@@ -140,7 +139,7 @@ class TaskSwitch:
     # --- the new task ---
 
     def _load_new(self, layout: Layout, image: bytes) -> None:
-        vcpu, width = self.vcpu, layout.width
+        guest, width = self.guest, layout.width
 
         def word(at: int, size: int = width) -> int:
             return int.from_bytes(image[at : at + size], "little")
@@ -153,7 +152,7 @@ class TaskSwitch:
         guest.rip = word(layout.ip)
         for n in range(8):
             value = word(layout.registers + width * n)
-            vcpu.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
+            guest.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
         guest.dr7 &= ~LOCAL_BREAKPOINTS
         guest.clear_blocking()
         if self.event is not None and self.event.kind is Kind.NMI:
@@ -203,14 +202,14 @@ class TaskSwitch:
         regime, problem = Regime(*values[:4]), False
         if regime.format is PAE_FORMAT:
             try:
-                values = values._replace(pdptes=regime.load_pdptes(entries_of(self.vcpu.memory)))
+                values = values._replace(pdptes=regime.load_pdptes(entries_of(self.around.memory)))
             except GuestFault:
                 problem = True
         guest.load_control(values)
-        if self.vcpu.paging.eptp:
+        if self.around.paging.eptp:
             guest.forget_guest()
         else:
-            self.vcpu.paging.cr3_write()
+            self.around.paging.cr3_write()
         if problem:
             raise TaskFault(Vector.GP)
 
@@ -286,14 +285,14 @@ class TaskSwitch:
         """The error code, on the new task's stack."""
         _, base, limit, rights = self.guest.segment(SS)
         mask = LOW32 if rights & DEFAULT_BIG else 0xFFFF
-        sp = self.vcpu.gpr(4)
+        sp = self.guest.gpr(RSP)
         at = sp - width & mask
         grows_down = bool(rights & CONFORMING)  # of a data segment: expand-down
         is_outside = at <= limit if grows_down else at + width - 1 > limit
         if is_outside:
             raise TaskFault(Vector.SS, self.ext)
         self._store(base + at, width, value)
-        self.vcpu.set_gpr(4, sp & ~mask | at)
+        self.guest.set_gpr(RSP, sp & ~mask | at)
 
     # --- memory, as the processor accesses its own structures ---
 
@@ -302,16 +301,15 @@ class TaskSwitch:
 
     def _places(self, gva: int, size: int, *, write: bool = False) -> list[tuple[int, int]]:
         """(gpa, bytes) of each page's part; supervisor accesses at any level."""
-        translation = replace(self.vcpu.translation(), cpl=0, ac=False)
-        out = []
-        while size:
-            part = min(size, 0x1000 - (gva & 0xFFF))
-            out.append((translation.gpa(self.vcpu.memory, gva & LOW32, write=write), part))
-            gva, size = gva + part, size - part
-        return out
+        translation = replace(self.around.translation(), cpl=0, ac=False)
+        memory = self.around.memory
+        return [
+            (translation.gpa(memory, at & LOW32, write=write), part)
+            for at, part in pieces(gva, size)
+        ]
 
     def _load_bytes(self, gva: int, size: int) -> bytes:
-        memory = self.vcpu.memory
+        memory = self.around.memory
         return b"".join(memory.read(gpa, part) for gpa, part in self._places(gva, size))
 
     def _load(self, gva: int, size: int) -> int:
@@ -320,5 +318,5 @@ class TaskSwitch:
     def _store(self, gva: int, size: int, value: int) -> None:
         data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
         for gpa, part in self._places(gva, size, write=True):
-            self.vcpu.memory.write(gpa, data[:part])
+            self.around.memory.write(gpa, data[:part])
             data = data[part:]

@@ -34,15 +34,14 @@ class CopyOnWrite:
             for gfn, word, frames in list(source.pieces()):
                 for frame in range(gfn, gfn + frames) if word & ABSENT else ():
                     source.touch(frame)
-        self._frames.share_all([(extent.pfn, extent.frames) for extent in source])
+        self._frames.share_all([(pfn, frames) for _, pfn, frames in source])
         source.owners[Flag.SHARED] = target.owners[Flag.SHARED] = self
         source.protect_all(Flag.SHARED)
         target.copy(source, Flag.SHARED)
 
     def release(self, p2m: P2m) -> None:
         """Give up all frames of a p2m, which is empty then."""
-        for _, pfn, frames in p2m.clear():
-            self._frames.free(pfn, frames)
+        self._frames.free_all([(pfn, frames) for _, pfn, frames in p2m.clear()])
 
     def write(self, p2m: P2m, gfn: int) -> None:
         """A frame is going to be written: the last owner keeps it, any other gets a copy."""

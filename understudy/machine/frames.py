@@ -9,7 +9,7 @@ none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) ha
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from understudy.machine.free_runs import FreeRuns
@@ -17,6 +17,10 @@ from understudy.machine.references import References
 
 PAGE: Final = 4096
 PAGE_SHIFT: Final = 12
+
+
+Runs = Sequence[tuple[int, int]]
+"""(pfn, count)."""
 
 
 class OutOfFrames(MemoryError):
@@ -81,7 +85,7 @@ class Frames:
 
     def claim(self, first: int, count: int) -> None:
         """Take exactly these frames (a snapshot returns to where it was)."""
-        self._check(first, count)
+        self._check_all([(first, count)])
         with self._lock:
             if self._references.any(first, count):
                 raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
@@ -91,26 +95,33 @@ class Frames:
         """One more owner for each of these frames."""
         self.share_all([(first, count)])
 
-    def share_all(self, runs: Iterable[tuple[int, int]]) -> None:
+    def share_all(self, runs: Runs) -> None:
         """One more owner for each frame of many runs (pfn, count): of all of them, or of none."""
-        runs = list(runs)
-        for run in runs:
-            self._check(*run)
+        self._check_all(runs)
         with self._lock:
-            if not all(self._references.all(*run) for run in runs):
-                raise ValueError(f"{len(runs)} runs: some of the frames are free, not shared")
-            for run in runs:
-                self._references.add(*run)
+            if not all(self._references.all(first, count) for first, count in runs):
+                raise ValueError(f"{_named(runs)}: some of the frames are free, not shared")
+            for first, count in runs:
+                self._references.add(first, count)
 
     def free(self, first: int, count: int) -> None:
         """An owner gives a run up; what has no other owner is free again."""
-        self._check(first, count)
+        self.free_all([(first, count)])
+
+    def free_all(self, runs: Runs) -> None:
+        """The same for many runs (pfn, count): all of them, or none."""
+        self._check_all(runs)
+        gone: list[tuple[int, int]] = []
         with self._lock:
-            if not self._references.all(first, count):
-                raise ValueError(f"frames {first:#x}+{count}: some of them are free already")
-            for start, part in self._references.drop(first, count):
-                self._discard(start, part)
-                self._free.add(start, part)
+            for n, (first, count) in enumerate(runs):
+                if not self._references.all(first, count):
+                    for run in runs[:n]:
+                        self._references.add(*run)
+                    raise ValueError(f"{_named(runs)}: some of the frames are free already")
+                gone += self._references.drop(first, count)
+            for first, count in _joined(gone):
+                self._discard(first, count)
+                self._free.add(first, count)
 
     def references(self, pfn: int) -> int:
         """How many owners a frame has."""
@@ -120,14 +131,32 @@ class Frames:
         self._free.remove(run, first, count)
         self._references.add(first, count)
 
-    def _check(self, first: int, count: int) -> None:
-        _check_count(count)
-        if not self._first <= first <= first + count <= self._end:
-            raise ValueError(
-                f"frames {first:#x}+{count}: expected some in [{self._first:#x}, {self._end:#x})"
-            )
+    def _check_all(self, runs: Runs) -> None:
+        low, high = self._first, self._end
+        for first, count in runs:
+            if count < 1 or first < low or first + count > high:
+                raise ValueError(
+                    f"frames {first:#x}+{count}: expected at least one, in [{low:#x}, {high:#x})"
+                )
 
 
 def _check_count(count: int, align: int = 1) -> None:
     if count < 1 or align < 1:
         raise ValueError(f"{count} frames aligned to {align}: expected at least 1 of each")
+
+
+def _named(runs: Runs) -> str:
+    """Runs in words, without those that are too many."""
+    first, count = runs[0]
+    return f"frames {first:#x}+{count}" + (f" and {len(runs) - 1} more runs" if runs[1:] else "")
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint runs in order, neighbors as one."""
+    out: list[tuple[int, int]] = []
+    for first, count in sorted(runs):
+        if out and sum(out[-1]) == first:
+            out[-1] = (out[-1][0], out[-1][1] + count)
+        else:
+            out.append((first, count))
+    return out

@@ -1,6 +1,6 @@
-"""A machine: memory, processors, a board.  A host has one, and a VM has one: it is a duplicate.
+"""A machine: memory, processors, a board.  A VM has one; a physical machine is of the same shape.
 
-Loaders, debuggers and hypervisors take a `Machine` and need not know of which kind it is.
+Whoever loads, debugs or runs one takes a `Machine` and need not know of which kind it is.
 
 Source: lecture, "Virtual machines": an efficient, isolated duplicate of the real machine.
 """

@@ -7,7 +7,7 @@ Source: none.  Invariant: what is in no block has no owner.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 SHIFT: Final = 9
@@ -37,38 +37,28 @@ class References:
 
     def all(self, first: int, count: int) -> bool:
         """Whether each of these frames has an owner."""
-        if count == 1:
-            return self.of(first) > 0
         for number, low, high in _parts(first, count):
             block = self._blocks.get(number, 0)
-            if not (block if isinstance(block, int) else all(block[low:high])):
+            if not block if isinstance(block, int) else 0 in block[low:high]:
                 return False
         return True
 
     def add(self, first: int, count: int) -> None:
         """One more owner for each of these frames."""
-        if count == 1:
-            self._open(first >> SHIFT)[first & BLOCK - 1] += 1
-            return
         for number, low, high in _parts(first, count):
             block = self._blocks.get(number, 0)
-            if isinstance(block, int) and high - low == BLOCK:
+            if high - low < BLOCK:
+                counts = self._open(number) if isinstance(block, int) else block
+                for at in range(low, high):
+                    counts[at] += 1
+            elif isinstance(block, int):
                 self._blocks[number] = block + 1
-                continue
-            counts = self._open(number)
-            if high - low == BLOCK:
-                wide = int.from_bytes(counts, "little") + _ONES
-                counts[:] = array(_KIND, wide.to_bytes(8 * BLOCK, "little"))
-                continue
-            for at in range(low, high):
-                counts[at] += 1
+            else:
+                wide = int.from_bytes(block, "little") + _ONES
+                block[:] = array(_KIND, wide.to_bytes(8 * BLOCK, "little"))
 
     def drop(self, first: int, count: int) -> list[tuple[int, int]]:
         """One owner less for each of these frames, which have one; the runs that now have none."""
-        if count == 1:  # an array stays, even with nothing but zeros in it: it is used again
-            counts = self._open(first >> SHIFT)
-            counts[first & BLOCK - 1] -= 1
-            return [] if counts[first & BLOCK - 1] else [(first, 1)]
         gone: list[tuple[int, int]] = []
         for number, low, high in _parts(first, count):
             block, base = self._blocks.get(number, 0), number << SHIFT
@@ -79,12 +69,13 @@ class References:
                     del self._blocks[number]
                     _append(gone, base, BLOCK)
                 continue
-            counts = self._open(number)
+            counts = self._open(number) if isinstance(block, int) else block
             for at in range(low, high):
                 counts[at] -= 1
                 if not counts[at]:
                     _append(gone, base + at, 1)
-            if gone and not any(counts):
+            # An array of zeros stays after single frames: it is used again.
+            if gone and count > 1 and not any(counts):
                 del self._blocks[number]
         return gone
 
@@ -96,8 +87,15 @@ class References:
         return block
 
 
-def _parts(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+def _parts(first: int, count: int) -> Iterable[tuple[int, int, int]]:
     """(block, low, high): the frames of a run block by block, counted from the block's first."""
+    low = first & BLOCK - 1
+    if low + count <= BLOCK:
+        return ((first >> SHIFT, low, low + count),)
+    return _many_parts(first, count)
+
+
+def _many_parts(first: int, count: int) -> Iterator[tuple[int, int, int]]:
     end = first + count
     while first < end:
         low = first & BLOCK - 1

@@ -2,7 +2,9 @@
 
 One technique a file.  The interface is the events that a guest causes; a technique answers those
 it cares about.  Modules here that are not techniques: `guest_walk` reads a guest's own tables;
-`shadow` is what all techniques without EPT share.
+`ept_entry` is what an EPT's entry says; `shadow` is what all techniques without EPT share, with
+`portable`, its tables as a snapshot keeps them; `mirror` is what `eager` and `lazy` share, with
+`shadow_pages`, `reverse_map` and `untrace`.
 
 Invariants of every technique, for every gva and at every guest instruction:
   * never stale: what the processor may do, the guest's tables allow, or allowed when it last

@@ -18,6 +18,7 @@ violation makes the processor look again.)
 from array import array
 from typing import Final
 
+from understudy.arch.address import FRAME
 from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
@@ -26,7 +27,6 @@ from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of
 from understudy.paging import Paging, PagingError
 from understudy.paging.ept_entry import (
     AD,
-    ADDR_MASK,
     PLACE,
     RWX,
     WRITE_BACK,
@@ -45,6 +45,7 @@ LEVELS: Final = 4
 WRITE: Final = EptViolation.WRITE.mask
 READABLE: Final = EptViolation.READABLE.mask
 READ_ONLY: Final = READABLE | EptViolation.WRITABLE.mask
+RIGHTS: Final = READ_ONLY | EptViolation.EXECUTABLE.mask
 BULK: Final = 8  # entries of one table: with as many it costs less to make all 512 at once
 
 
@@ -93,7 +94,7 @@ class Ept(Paging, name="ept"):
         gfn, is_write = gpa >> PAGE_SHIFT, bool(qualification & WRITE)
         word = self.p2m.word(gfn)
         if not word & RAM:
-            if self.entries(gpa)[-1] & RWX:
+            if qualification & RIGHTS and self.entries(gpa)[-1] & RWX:
                 raise PagingError(self._disagreement(gpa, "EPT violation"))
             return False
         if word & PRESENT and not (is_write and word & PROTECTED):
@@ -123,7 +124,7 @@ class Ept(Paging, name="ept"):
             out.append(entry)
             if not is_table(entry, level):
                 break
-            table = entry & ADDR_MASK
+            table = entry & FRAME
         return out
 
     # --- what the tables should say ---
@@ -193,7 +194,7 @@ class Ept(Paging, name="ept"):
             if new is None:
                 if is_table(old, level):
                     end = gfn + (1 << shift)
-                    below = old & ADDR_MASK
+                    below = old & FRAME
                     self._sync(
                         below, level - 1, low if low > gfn else gfn, high if high < end else end
                     )
@@ -239,7 +240,7 @@ class Ept(Paging, name="ept"):
 
     def _drop(self, entry: int, level: int, gfn: int) -> int:
         """Free the tables below; returns the accessed and dirty flags found in them."""
-        table, flags = entry & ADDR_MASK, 0
+        table, flags = entry & FRAME, 0
         if level == 2:
             self._leaves.pop(gfn >> 9, None)
         for n, child in enumerate(memoryview(self.memory.read(table, PAGE)).cast("Q")):

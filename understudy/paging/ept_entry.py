@@ -5,7 +5,9 @@ Source: SDM 3C, "EPT Translation Mechanism" and "EPT Misconfigurations".
 
 from typing import Final
 
-from understudy.arch.bits import Bit, Bits, Field
+from understudy.arch.address import FRAME, PHYSICAL
+from understudy.arch.paging_entry import EptPage
+from understudy.arch.paging_formats import LARGE, READ_WRITE_EXECUTE
 from understudy.machine.words import (
     BYTES,
     ONES,
@@ -19,31 +21,13 @@ from understudy.machine.words import (
 
 WRITE_BACK: Final = 6
 MEMORY_TYPES: Final = (0, 1, 4, 5, 6)  # uncacheable, combining, through, protected, back
-
-
-class EptEntry(Bits, width=64):
-    """An EPT paging-structure entry.  SDM 3C, "EPT Translation Mechanism"."""
-
-    ADDR = Field(51, 12)  # physical address of the page or of the next table, >> 12
-    D = Bit(9)  # dirty, in an entry that maps a page
-    A = Bit(8)  # accessed
-    PS = Bit(7)  # maps a 2-MByte or 1-GByte page
-    IPAT = Bit(6)  # ignore PAT memory type
-    MEMTYPE = Field(5, 3)
-    X = Bit(2)
-    W = Bit(1)
-    R = Bit(0)
-
-
-RWX: Final = int(EptEntry(X=1, W=1, R=1))
-RX: Final = int(EptEntry(X=1, R=1))
-AD: Final = int(EptEntry(A=1, D=1))
-ADDR_MASK: Final = EptEntry.ADDR.mask
-LARGE: Final = int(EptEntry(PS=1))
-PLACE: Final = ADDR_MASK | LARGE
-_TYPE: Final = int(EptEntry(MEMTYPE=WRITE_BACK))
+RWX: Final = READ_WRITE_EXECUTE
+RX: Final = int(EptPage(X=1, R=1))
+AD: Final = int(EptPage(A=1, D=1))
+PLACE: Final = FRAME | LARGE
+_TYPE: Final = int(EptPage(MEMTYPE=WRITE_BACK))
 _READABLE: Final = RX | _TYPE
-_ADDRESSES: Final = ADDR_MASK * ONES
+_ADDRESSES: Final = FRAME * ONES
 
 
 def is_table(entry: int, level: int) -> bool:
@@ -61,10 +45,10 @@ def leaf(word: int, level: int) -> int | None:
     if not word & PRESENT:
         return 0
     if level == 1:
-        return word & ADDR_MASK | _TYPE | (RX if word & PROTECTED else RWX)
+        return word & FRAME | _TYPE | (RX if word & PROTECTED else RWX)
     if word >> 12 & (1 << 9 * (level - 1)) - 1:
         return None
-    return word & ADDR_MASK | _TYPE | LARGE | (RX if word & PROTECTED else RWX)
+    return word & FRAME | _TYPE | LARGE | (RX if word & PROTECTED else RWX)
 
 
 def leaves(words: Words) -> int:
@@ -96,7 +80,7 @@ def update(old: int, new: int) -> tuple[int, bool]:
 
 def misconfigurations(entry: int, level: int) -> list[str]:
     """What in an entry the processor calls a misconfiguration, in words; empty if nothing."""
-    fields = EptEntry(entry)
+    fields = EptPage(entry)
     if not entry & RWX:
         return []
     found = []
@@ -109,17 +93,19 @@ def misconfigurations(entry: int, level: int) -> list[str]:
         found.append(f"MEMTYPE {fields.MEMTYPE} is reserved")
     if level == 4 and entry & LARGE:
         found.append("bit 7 of a PML4 entry is reserved")
-    if not is_table(entry, level) and (entry & ADDR_MASK) >> 12 & (1 << 9 * (level - 1)) - 1:
+    if not is_table(entry, level) and (entry & FRAME) >> 12 & (1 << 9 * (level - 1)) - 1:
         found.append("address bits inside the page are reserved")
+    if entry & ~PHYSICAL & (1 << 52) - 1:
+        found.append("address bits above MAXPHYADDR are reserved")
     return found
 
 
 def described(entry: int, level: int) -> str:
     """An entry with its fields, for people."""
-    fields = EptEntry(entry)
+    fields = EptPage(entry)
     what = "a table" if is_table(entry, level) else f"a page of {4 << 9 * (level - 1)} KBytes"
     return (
-        f"{entry:#x} ({what} at hpa {entry & ADDR_MASK:#x}: R={int(fields.R)} W={int(fields.W)} "
+        f"{entry:#x} ({what} at hpa {entry & FRAME:#x}: R={int(fields.R)} W={int(fields.W)} "
         f"X={int(fields.X)} MEMTYPE={fields.MEMTYPE} PS={int(fields.PS)} A={int(fields.A)} "
         f"D={int(fields.D)})"
     )

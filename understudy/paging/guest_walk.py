@@ -169,6 +169,18 @@ class Regime:
             raise GuestFault(gva, code)
         return entry & FRAME
 
+    def maps(self, level: int, entry: int) -> bool:
+        """Whether an entry of this level (2 and up; 1 is the last) maps a large page."""
+        form = self.format
+        return bool(entry & LARGE) and form is not None and form.levels[-level].may_map
+
+    def is_reserved(self, level: int, entry: int, is_page: bool) -> bool:
+        """Whether an entry of this level (1 is the last) sets a reserved bit."""
+        assert self.format is not None
+        row = self.format.levels[-level]
+        reserved = row.reserved_page if is_page else row.reserved_table
+        return bool(entry & (reserved | self.reserved_nx))
+
     def _refuses(self, error: int, rights: int, no_execute: bool, smap: bool) -> bool:
         user, write, fetch = error & E_USER, error & E_WRITE, error & E_FETCH
         if user and not rights & USER:

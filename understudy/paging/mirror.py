@@ -24,7 +24,6 @@ from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,
     E_WRITE,
-    LARGE,
     NO_EXECUTE,
     PRESENT,
     USER,
@@ -81,27 +80,21 @@ class Mirror(Shadow):
 
     def invlpg(self, gva: int) -> None:
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
     def flush(self) -> None:
         self.flushes += 1
         self.finish_step()
+        self.devices.clear()
         self.synchronize()
         self.settle()
 
     def p2m_change(self, runs: Runs) -> None:
         self.finish_step()
         self.forget_hpas(runs)
-        for gfn, count in runs:
-            for slot in self.tables.reverse.slots_in(gfn, count):
-                self.tables.zap(slot)
-            frames = range(gfn, gfn + count)
-            few = frames if count < len(self.traced) else self.traced
-            for frame in [frame for frame in few if frame in frames and frame in self.traced]:
-                if self.p2m.lookup(frame) is None:
-                    for page in list(self.traced.get(frame, ())):
-                        self.tables.empty(page)
+        self.tables.p2m_change(runs)
         self.settle()
 
     def synchronize(self) -> None:
@@ -295,8 +288,8 @@ class Mirror(Shadow):
                 self.tables.zap(slot)
             return
         old = self.read_u64(slot)
-        is_page = self._maps(level, entry)
-        if entry & USED != USED or self._is_reserved(level, entry, is_page):
+        is_page = self.regime.maps(level, entry)
+        if entry & USED != USED or self.regime.is_reserved(level, entry, is_page):
             if old:
                 self.tables.zap(slot)
             return
@@ -334,17 +327,6 @@ class Mirror(Shadow):
         if after > end:
             after = end
         return range((first - begin) * each, (after - begin) * each)
-
-    def _maps(self, level: int, entry: int) -> bool:
-        form = self.regime.format
-        return bool(entry & LARGE) and form is not None and form.levels[-level].may_map
-
-    def _is_reserved(self, level: int, entry: int, is_page: bool) -> bool:
-        form = self.regime.format
-        assert form is not None
-        row = form.levels[-level]
-        reserved = row.reserved_page if is_page else row.reserved_table
-        return bool(entry & (reserved | self.regime.reserved_nx))
 
     # --- one instruction through ---
 

@@ -51,6 +51,8 @@ NOT_LARGE: Final = (
 BELOW_4G: Final = 1 << 32
 REGIMES_KEPT: Final = 64
 MOST_IN_POOL: Final = 1 << 16
+ERROR: Final = E_WRITE | E_USER | E_FETCH  # what decides, of a fault's error code
+ERROR_BITS: Final = 5
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
 
@@ -76,6 +78,7 @@ class Shadow(Paging):
         self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
         self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
+        self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
         self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
@@ -91,6 +94,9 @@ class Shadow(Paging):
     # --- events ---
 
     def page_fault(self, gva: int, error: int) -> Answer:
+        device = self.devices.get(gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR)
+        if device is not None:
+            return Answer(Fault.DEVICE, device | gva & PAGE - 1)
         region = self.regions.get(gva >> LARGE_SHIFT)
         if region is not None and self._is_filled(gva, error, region):
             self.fills += 1
@@ -106,7 +112,7 @@ class Shadow(Paging):
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
-            return Answer(Fault.DEVICE, found.gpa)
+            return self._note_device(gva, error, found)
         if error & E_WRITE and self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
             hpa = self.look_up(gfn)
@@ -168,6 +174,14 @@ class Shadow(Paging):
                 self.write_u32(at, wanted)
         return True
 
+    def _note_device(self, gva: int, error: int, found: Found) -> Answer:
+        """No RAM: remember what the walk came to, as a TLB would, for drivers come again."""
+        self.mark(found, error)
+        if not self.regime.smap:  # else RFLAGS.AC has a say
+            key = gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR
+            self.devices[key] = found.gpa & -PAGE
+        return Answer(Fault.DEVICE, found.gpa)
+
     def _is_kept_out(self, error: int) -> bool:
         """Whether SMEP or SMAP may keep a supervisor's access from a user page."""
         return self.regime.smep if error & E_FETCH else self.regime.smap
@@ -200,6 +214,7 @@ class Shadow(Paging):
     def forget_hpas(self, runs: Runs) -> None:
         """The p2m has changed here."""
         self.regions.clear()
+        self.devices.clear()
         if sum(count for _, count in runs) > len(self.hpas):
             self.hpas.clear()
             return
@@ -352,6 +367,7 @@ class Shadow(Paging):
             known = self.regimes[values] = Regime(*values)
         self.regime = known
         self.is_long = self.regime.format is INTEL64
+        self.devices.clear()
         self.regions.clear()
         form = self.regime.format
         if form is not None:

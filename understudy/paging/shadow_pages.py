@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from understudy.machine.frames import PAGE
+from understudy.machine.p2m import Runs
 from understudy.paging.guest_walk import (
     ACCESSED,
     ADDRESS,
@@ -218,6 +219,19 @@ class ShadowPages:
         self.shadow.regions.clear()
         page.parents.discard(slot)
         self.release(page)
+
+    def p2m_change(self, runs: Runs) -> None:
+        """These guest frames have moved, come or gone, or may be written or not any more."""
+        p2m, traced = self.shadow.p2m, self.traced
+        for gfn, count in runs:
+            for slot in self.reverse.slots_in(gfn, count):
+                self.zap(slot)
+            frames = range(gfn, gfn + count)
+            few = frames if count < len(traced) else traced
+            for frame in [frame for frame in few if frame in frames and frame in traced]:
+                if p2m.lookup(frame) is None:
+                    for page in list(traced.get(frame, ())):
+                        self.empty(page)
 
     # --- what processors must forget ---
 

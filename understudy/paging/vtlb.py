@@ -54,6 +54,7 @@ class Vtlb(Shadow, name="vtlb"):
     def invlpg(self, gva: int) -> None:
         self.finish_step()
         self.regions.clear()
+        self.devices.clear()
         had_pieces = False
         for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
             if (shift, gva >> shift) in self.pieces:
@@ -126,6 +127,7 @@ class Vtlb(Shadow, name="vtlb"):
         """Begin again with nothing."""
         self.finish_step()
         self.regions.clear()
+        self.devices.clear()
         for tables in (self.pointers, self.directories, self.leaves):
             self.pool += tables.values()
             tables.clear()

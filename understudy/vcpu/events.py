@@ -49,6 +49,11 @@ class Events(Part):
         """This one goes in with the next entry, in place of one that was staged before."""
         self.state.staged = event
 
+    @property
+    def has_staged(self) -> bool:
+        """Whether one goes in with the next entry, whatever else may wait."""
+        return self.state.staged is not None
+
     def nmi(self) -> None:
         """An NMI arrives; a second one is latched, a third is lost."""
         self.state.nmis = min(self.state.nmis + 1, 2)

@@ -36,6 +36,7 @@ from understudy.vcpu.msrs import Msrs
 from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
+FAR: Final = (1 << 32) - 1  # longer than any instruction takes, in units of the guest's timer
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
 AC: Final = 1 << 18  # of RFLAGS
 
@@ -92,7 +93,7 @@ class Vcpu:
         self.cr_accesses: Counter[int] = Counter()  # by number << 4 | kind
         self.attention = True
         self.requested: Stop | None = None
-        self.is_running = False
+        self.is_running = self.is_stepping = False
         clock.changed.append(self.look)
         guest.notify = self.look_now
 
@@ -144,6 +145,32 @@ class Vcpu:
                 return Stop(StopKind.UNTIL)
             if end is not None:
                 budget = end - self.retired
+
+    def execute_one(self) -> Stop | None:
+        """Have the guest execute the instruction that exited, and no event before it.
+
+        It has completed, or faulted, when this returns None; meanwhile exits are answered as ever.
+        """
+        guest, time = self.guest, self.time
+        retired, rip = guest.retired, guest.rip
+        guest.single_step(True)
+        guest.window(False, False)
+        self.is_stepping = True
+        try:
+            while guest.retired == retired and guest.rip == rip and not self.events.has_staged:
+                guest.arm(FAR)
+                exit = guest.run(0) if guest.is_inside else guest.resume(0)
+                self.exits[exit.reason] = self.exits.get(exit.reason, 0) + 1
+                answer = self.table.get(exit.reason)
+                verdict = self.unknown(exit) if answer is None else answer(self, exit)
+                if verdict is not RESUME:
+                    return verdict
+        finally:
+            self.is_stepping = False
+            self.leave_guest()
+            guest.single_step(False)
+            self.attention, time.armed = True, 0
+        return None
 
     # --- between exits ---
 

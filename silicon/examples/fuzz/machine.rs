@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use silicon::arch::exception::vector;
 use silicon::arch::segment::{Segment, seg};
-use silicon::cpu::state::{Clock, Core, Shadow};
+use silicon::cpu::state::{Clock, Shadow};
 use silicon::cpu::step::step;
 use silicon::cpu::trap::Trap;
 use silicon::dbt::home::Home;
@@ -73,7 +73,7 @@ impl Machine {
             map(&mem, &mut next, *at, PAGES_HPA + 0x1000 * i as u64, flags);
         }
         mem.fill(CODE_HPA, (CODE_PAGES * PAGE) as u64, 0xCC);
-        let mut core = Home::new(Core::new(mem.clone(), Clock::Virtual, 0))?;
+        let mut core = Home::new(mem.clone(), Clock::Virtual, 0)?;
         let engine: Box<dyn Engine> = match kind {
             EngineKind::Reference => Box::new(Reference),
             EngineKind::Dbt => silicon::dbt::engine(&mut core)?,

@@ -10,6 +10,7 @@ use iced_x86::{
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, ud};
 use crate::cpu::{arith, bits, control, far, logic, mov, shift, stack, string, system, vector};
+use crate::dbt::zeroed::Zeroed;
 
 /// Executes an instruction.  RIP already names the next one; a branch overwrites it.
 pub type Execute = fn(&mut Core, &Instruction) -> Exec<()>;
@@ -29,14 +30,15 @@ const KEEP: [(u64, u64); MAX_LENGTH + 1] = {
     t
 };
 
+/// A decoded instruction; all zeros (no code is of 0 bits): none.
 #[derive(Clone, Copy)]
-struct Slot {
+pub struct Slot {
     rip: u64,
     bytes: (u64, u64),
     length: u8,
     bits: u8,
     insn: Instruction,
-    execute: Execute,
+    execute: Option<Execute>,
 }
 
 /// Where the last instruction was fetched from, and all that this depends on.
@@ -57,7 +59,8 @@ pub struct FetchKey {
 /// Decoded instructions, and the last page they came from.
 #[derive(Default)]
 pub struct Decoded {
-    slots: Vec<Slot>,
+    /// Made when the first instruction is decoded.
+    slots: Option<Zeroed<Slot>>,
     /// The last fetch.
     pub page_key: FetchKey,
     /// Its page's host-physical address, and whether it is special.
@@ -76,31 +79,30 @@ impl Decoded {
         bytes: (u64, u64),
         available: usize,
     ) -> Option<(Instruction, Execute)> {
-        let s = self.slots.get(rip as usize % SLOTS)?;
+        let s = self.slots.as_ref()?.get(rip as usize % SLOTS)?;
         let keep = KEEP[s.length as usize & 15];
         let same = s.rip == rip
             && s.bits == bits
             && s.bytes == (bytes.0 & keep.0, bytes.1 & keep.1)
             && s.length as usize <= available;
-        same.then_some((s.insn, s.execute))
+        if same { s.execute.map(|execute| (s.insn, execute)) } else { None }
     }
 
     /// Remember an instruction.
     pub fn keep(&mut self, bits: u8, bytes: (u64, u64), insn: &Instruction, execute: Execute) {
-        if self.slots.is_empty() {
-            let (none, length) = (Instruction::default(), MAX_LENGTH as u8);
-            let empty = Slot { rip: 0, bytes: (0, 0), length, bits: 0, insn: none, execute: undefined };
-            self.slots = vec![empty; SLOTS];
+        if self.slots.is_none() {
+            self.slots = Zeroed::new(SLOTS).ok();
         }
+        let Some(slots) = &mut self.slots else { return };
         let (rip, length) = (insn.ip(), insn.len());
         let mask = KEEP[length & 15];
-        self.slots[rip as usize % SLOTS] = Slot {
+        slots[rip as usize % SLOTS] = Slot {
             rip,
             bytes: (bytes.0 & mask.0, bytes.1 & mask.1),
             length: length as u8,
             bits,
             insn: *insn,
-            execute,
+            execute: Some(execute),
         };
     }
 }

@@ -9,6 +9,7 @@ use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::step::step;
 use crate::cpu::testbed::*;
 use crate::cpu::trap::Trap;
+use crate::dbt::home::Home;
 
 fn external(vector: u8) -> Event {
     Event { vector, kind: Kind::External, error: None, length: 0 }
@@ -313,7 +314,7 @@ fn vme_redirects_int_n_when_the_bitmap_bit_is_clear() {
 }
 
 /// In non-root operation with an exception bitmap.
-fn guest(bitmap: u64) -> Core {
+fn guest(bitmap: u64) -> Home {
     let mut core = protected(3);
     core.vmx.non_root = true;
     core.vmx.controls.exception_bitmap = bitmap;

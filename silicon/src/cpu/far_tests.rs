@@ -7,9 +7,10 @@ use crate::cpu::segment::{null_segment, v86_segment};
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::step::step;
 use crate::cpu::testbed::*;
+use crate::dbt::home::Home;
 
 /// Put code where the core stands.
-fn with_code(mut core: Core, bytes: &[u8]) -> Core {
+fn with_code(mut core: Home, bytes: &[u8]) -> Home {
     assert!(core.mem.write_bytes(0x1000, bytes));
     core.rip = 0x1000;
     core

@@ -5,10 +5,11 @@ use proptest::prelude::*;
 use crate::arch::bits::rflags;
 use crate::arch::exit::reason;
 use crate::cpu::event;
-use crate::cpu::state::{Core, Mode};
+use crate::cpu::state::Mode;
 use crate::cpu::step::step;
 use crate::cpu::testbed::{CODE0, long, protected, real, set_gate};
 use crate::cpu::trap::Trap;
+use crate::dbt::home::Home;
 
 /// Registers that tend to be near something interesting.
 fn value() -> impl Strategy<Value = u64> {
@@ -24,7 +25,7 @@ fn value() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn machine(which: u8) -> Core {
+fn machine(which: u8) -> Home {
     match which {
         0 => real(),
         1 => protected(0),

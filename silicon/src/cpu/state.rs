@@ -1,6 +1,7 @@
 //! What a processor is: every register, the caches that software can observe, and counters.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,8 +12,9 @@ use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::cpu::vector::Vectors;
 use crate::dbt::tables::Tables;
+use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mem::Memory;
-use crate::mmu::tlb::Tlb;
+use crate::mmu::tlb::{self, Tlb};
 use crate::vmx::Vmx;
 
 /// The x87/SSE state in FXSAVE64 format.
@@ -267,22 +269,28 @@ pub struct Core {
 
 impl Core {
     /// A processor after power-up reset (SDM 3A, "Processor Management and Initialization").
-    #[must_use]
-    pub fn new(mem: Arc<Memory>, clock: Clock, apic_id: u32) -> Core {
+    ///
+    /// # Errors
+    /// If the computer has no room for its tables.
+    pub fn build(
+        place: Vacant<'_, Core>,
+        mem: Arc<Memory>,
+        clock: Clock,
+        apic_id: u32,
+    ) -> io::Result<&mut Core> {
+        let entries = Zeroed::new(tlb::ENTRIES)?;
         let data = Segment { base: 0, limit: 0xFFFF, attr: 0x93, selector: 0 };
         let mut segs = [data; 6];
         segs[seg::CS] = Segment { base: 0xFFFF_0000, limit: 0xFFFF, attr: 0x9B, selector: 0xF000 };
-        let mut core = Core {
+        let core = build!(place, Core {
             gpr: [0; 16],
             rip: 0xFFF0,
             rflags: rflags::FIXED1,
             countdown: 0,
             may_stop_early: false,
             attention: 0,
-            jit: Tables::new(),
             seg: segs,
             fx: Fx::at_reset(),
-            tlb: Tlb::new(),
             cpl: 0,
             mode: Mode::Real,
             cr0: 0x6000_0010,
@@ -305,8 +313,8 @@ impl Core {
             vectoring: None,
             horizon: 0,
             tsc_skew: 0,
-            clock,
-            mem,
+            clock: clock,
+            mem: mem,
             counts: Counts::default(),
             vmx: Vmx::default(),
             apic: LocalApic::new(apic_id, apic_id == 0),
@@ -315,9 +323,13 @@ impl Core {
             decoded: Decoded::default(),
             vectors: Vectors::default(),
             kick: Arc::new(AtomicBool::new(false)),
-        };
+            ; in place
+            jit: Tables::build,
+            tlb: |place| Tlb::build(place, entries),
+            ; zeros
+        });
         core.refresh();
-        core
+        Ok(core)
     }
 
     /// Instructions retired since reset.

@@ -10,6 +10,7 @@ use crate::cpu::step::step;
 use crate::cpu::testbed::*;
 use crate::cpu::trap::{Exec, Trap};
 use crate::cpu::{cr, msr};
+use crate::dbt::home::Home;
 
 fn run(core: &mut Core, bytes: &[u8]) -> Exec<()> {
     assert!(core.mem.write_bytes(0x1000, bytes));
@@ -17,7 +18,7 @@ fn run(core: &mut Core, bytes: &[u8]) -> Exec<()> {
     step(core)
 }
 
-fn v86(iopl: u64) -> Core {
+fn v86(iopl: u64) -> Home {
     let mut core = protected(3);
     core.rflags |= rflags::VM | iopl << 12;
     core.seg = core.seg.map(|_| v86_segment(0));
@@ -34,7 +35,7 @@ fn control_register_writes_that_are_gp() {
     type Write = fn(&mut Core, u64) -> Exec<()>;
     type Prepare = fn(&mut Core);
     let on = cr0::PE | cr0::PG | cr0::NE | cr0::ET;
-    type Row = (&'static str, fn(u8) -> Core, Prepare, Write, u64);
+    type Row = (&'static str, fn(u8) -> Home, Prepare, Write, u64);
     let rows: [Row; 18] = [
         ("CR0 63:32", long, |_| {}, cr::write_cr0, on | 1 << 32),
         ("PG without PE", protected, |_| {}, cr::write_cr0, cr0::PG),

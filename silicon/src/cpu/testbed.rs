@@ -5,6 +5,7 @@ use crate::arch::exception::Exception;
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::cpu::state::{Clock, Core};
 use crate::cpu::trap::Trap;
+use crate::dbt::home::Home;
 use crate::mem::Memory;
 
 pub const GDT: u64 = 0x1000;
@@ -51,9 +52,9 @@ pub fn set_descriptor(core: &Core, selector: u16, raw: u64) {
 }
 
 /// Real-address mode with CS:IP = 0:1000, SS:SP = 0:7000 and the IVT at 0.
-pub fn real() -> Core {
+pub fn real() -> Home {
     let mem = Memory::new(4 << 20).unwrap();
-    let mut core = Core::new(mem, Clock::Virtual, 0);
+    let mut core = Home::new(mem, Clock::Virtual, 0).unwrap();
     core.idtr = TableRegister { base: 0, limit: 0x3FF };
     core.seg[seg::CS].base = 0;
     core.seg[seg::CS].selector = 0;
@@ -63,7 +64,7 @@ pub fn real() -> Core {
     core
 }
 
-fn with_tables() -> Core {
+fn with_tables() -> Home {
     let mut core = real();
     for (selector, raw) in [
         (CODE0, descriptor(0, 0xF_FFFF, 0x9B, 0xC)),
@@ -96,7 +97,7 @@ fn flat(selector: u16, attr: u32) -> Segment {
 
 /// 32-bit protected mode without paging, flat segments, at level `cpl` (0 or 3);
 /// EIP 1000, ESP 7000; ESP0 6000 in a 32-bit TSS.
-pub fn protected(cpl: u8) -> Core {
+pub fn protected(cpl: u8) -> Home {
     let mut core = with_tables();
     let (code, data, dpl) = if cpl == 0 { (CODE0, DATA0, 0) } else { (CODE3, DATA3, 0x60) };
     core.seg = [flat(data, 0xC093 | dpl); 6];
@@ -107,7 +108,7 @@ pub fn protected(cpl: u8) -> Core {
 }
 
 /// 64-bit mode, the first 4 MBytes mapped to themselves for both levels.
-pub fn long(cpl: u8) -> Core {
+pub fn long(cpl: u8) -> Home {
     let mut core = protected(cpl);
     core.mem.store(PML4, 8, (PML4 + 0x1000) | 7);
     core.mem.store(PML4 + 0x1000, 8, (PML4 + 0x2000) | 7);

@@ -5,16 +5,17 @@ use crate::arch::exception::vector;
 use crate::cpu::state::{Core, Fx};
 use crate::cpu::step::step;
 use crate::cpu::testbed::{fault, long, protected};
+use crate::dbt::home::Home;
 
 const DATA: u64 = 0x2_0000;
 /// SUB, UM, … : every exception masked.
 const MASKED: u32 = 0x1F80;
 
-fn machine() -> Core {
+fn machine() -> Home {
     ready(long(3))
 }
 
-fn ready(mut core: Core) -> Core {
+fn ready(mut core: Home) -> Home {
     core.cr4 |= cr4::OSFXSR | cr4::OSXMMEXCPT;
     core.cr0 |= cr0::MP | cr0::NE;
     core.gpr[6] = DATA;

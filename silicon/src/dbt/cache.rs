@@ -8,18 +8,23 @@ pub const CACHE_BYTES: usize = 96 << 20;
 /// Room that must be left before a block is begun.
 pub const ROOM_BYTES: usize = 64 << 10;
 
+/// Code from which on the cache is in large pages: a processor that does little must not cost one.
+const LARGE_FROM: usize = 1 << 20;
+/// Bytes of a large page.
+const LARGE_BYTES: usize = 2 << 20;
+
 /// Executable memory.
 pub struct Cache {
     map: *mut u8,
     used: usize,
+    is_large: bool,
 }
 
 // SAFETY: the mapping is owned by the value.
 unsafe impl Send for Cache {}
 
 impl Cache {
-    /// Get executable memory, in large pages if the computer has them to give: generated code is
-    /// large and jumps about.
+    /// Get executable memory.
     ///
     /// # Errors
     /// If the computer refuses it.
@@ -31,9 +36,19 @@ impl Cache {
         if map == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: a hint about our own mapping; it may be refused.
-        unsafe { libc::madvise(map, CACHE_BYTES, libc::MADV_HUGEPAGE) };
-        Ok(Self { map: map.cast(), used: 0 })
+        Ok(Self { map: map.cast(), used: 0, is_large: false })
+    }
+
+    /// Have large pages from now on, if the computer has them to give, and what is there already
+    /// moved into one: generated code is large and jumps about.
+    #[cold]
+    fn enlarge(&mut self) {
+        self.is_large = true;
+        // SAFETY: hints about our own mapping; they may be refused.
+        unsafe {
+            libc::madvise(self.map.cast(), CACHE_BYTES, libc::MADV_HUGEPAGE);
+            libc::madvise(self.map.cast(), LARGE_BYTES.min(CACHE_BYTES), libc::MADV_COLLAPSE);
+        }
     }
 
     /// The host address of the next byte.
@@ -63,6 +78,9 @@ impl Cache {
         // SAFETY: checked to fit in the mapping, which nobody executes right here.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.map.add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(CACHE_BYTES);
+        if self.used >= LARGE_FROM && !self.is_large {
+            self.enlarge();
+        }
     }
 
     /// Forget all code after `used` bytes.

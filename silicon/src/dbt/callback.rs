@@ -67,7 +67,7 @@ impl Dbt {
     /// An indirect transfer went to an address that is not canonical: take it back and let the
     /// interpreter raise the fault, which names the transfer itself.
     fn undo_transfer(&mut self, core: &mut Core) -> u64 {
-        let i = self.indirects[core.jit.indirect as usize];
+        let i = self.tools.indirects[core.jit.indirect as usize];
         core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
@@ -87,7 +87,7 @@ impl Dbt {
             gate::vector_state_out(core);
         }
         let x87 = is_out.then(|| gate::x87_state(core));
-        let mut result = match self.prepared.get((site.prepared as usize).wrapping_sub(1)) {
+        let mut result = match self.tools.prepared.get((site.prepared as usize).wrapping_sub(1)) {
             Some((insn, execute)) => step_known(core, insn, *execute),
             None => step(core),
         };
@@ -112,7 +112,7 @@ impl Dbt {
     /// Interpret the instruction of a site; returns where generated code goes on, or 0 to leave.
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
-        let site = self.sites[number as usize];
+        let site = self.tools.sites[number as usize];
         match site.flags {
             Whereabouts::Live => core.flags_from_live(),
             Whereabouts::Record => core.flags_from_record(),
@@ -224,12 +224,12 @@ pub(super) extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
 
 pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
     let (core, dbt) = parts(core);
-    let Ok(i) = dbt.faults.binary_search_by_key(&at, |f| f.0) else {
+    let Ok(i) = dbt.tools.faults.binary_search_by_key(&at, |f| f.0) else {
         // A defect of the translator: this machine must not go on, the others may.
         dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
         return 0;
     };
-    let number = dbt.faults[i].1;
+    let number = dbt.tools.faults[i].1;
     dbt.interpret(core, number)
 }
 

@@ -328,7 +328,7 @@ impl Translator<'_> {
     /// Before the native form of an instruction and its checks.  T1 is lost.
     pub fn registers_before(&mut self, insn: &Instruction) {
         if self.flags.recipe.is_some() && matches!(effect(insn), Effect::None | Effect::Reads) {
-            let written = super::kinds::written(self.info, insn);
+            let written = super::kinds::written(&mut self.tools.info, insn);
             for n in (0..16).filter(|&n| written[n]) {
                 self.about_to_write(n);
             }

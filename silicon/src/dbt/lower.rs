@@ -192,7 +192,7 @@ impl Translator<'_> {
     /// the host's address, which is to be added on a hit.  The computer's flags are lost.
     fn look_up(&mut self, write: bool) -> [Mem; 3] {
         let table = offset_of!(Core, tlb) + offset_of!(Tlb, l1) + self.class * size_of::<L1>();
-        if self.has_bmi2 {
+        if self.tools.has_bmi2 {
             self.a.raw(&[0xC4, 0x43, 0x7B, 0xF0, 0xFE, INDEX_SHIFT]); // rorx r15d, r14d, shift
         } else {
             self.a.rr(false, &[0x89], T0, T1);
@@ -329,7 +329,7 @@ impl Translator<'_> {
         }
         // Registers: which temporaries stand in for registers without a place.
         let accesses: Vec<OpAccess> = {
-            let info = self.info.info(insn);
+            let info = self.tools.info.info(insn);
             (0..insn.op_count()).map(|i| info.op_access(i)).collect()
         };
         let mut temps: Vec<(usize, u8, bool, bool)> = Vec::new(); // guest, temp, load, store
@@ -383,11 +383,11 @@ impl Translator<'_> {
             new.set_memory_displ_size(u32::from(disp != 0));
             new.set_segment_prefix(Register::None);
         }
-        let Ok(length) = self.encoder.encode(&new, self.a.here() + 64) else {
-            let _ = self.encoder.take_buffer();
+        let Ok(length) = self.tools.encoder.encode(&new, self.a.here() + 64) else {
+            let _ = self.tools.encoder.take_buffer();
             return false;
         };
-        let mut code = self.encoder.take_buffer();
+        let mut code = self.tools.encoder.take_buffer();
         debug_assert_eq!(length, code.len());
         if memory && has_high_byte {
             code = [&SWAP_RSI_T0, &code[..], &SWAP_RSI_T0].concat();
@@ -430,8 +430,8 @@ impl Translator<'_> {
         }
         if let Some((at, site)) = fault {
             let next = self.a.here();
-            self.faults.push((at, self.next_site()));
-            self.sites.push(Site { next, ..site });
+            self.tools.faults.push((at, self.next_site()));
+            self.tools.sites.push(Site { next, ..site });
             self.t0_group = None; // lost if the instruction was interpreted
         }
         self.close_sites();

@@ -51,28 +51,28 @@ mod system;
 pub mod tables;
 pub mod transfer;
 pub mod translate;
+pub mod zeroed;
 
 use std::io;
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
-
 use self::asm::Asm;
-use self::block::{Block, Indirect, Key, Link, Site};
+use self::block::{Block, Key, Link};
 use self::cache::Cache;
-use self::glue::{Glue, Helpers};
+use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
+use self::translate::{Plan, Tools};
+use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::arch::bits::{cr0, rflags};
-use crate::cpu::decode::Execute;
+use crate::code::{Holder, Writes};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
-use crate::mem::CodeWrites;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
 use crate::vmx;
@@ -96,20 +96,12 @@ struct Recent {
 pub struct Dbt {
     cache: Cache,
     fixed: usize,
-    glue: Glue,
     _registration: native::Registration,
-    encoder: Encoder,
-    info: InstructionInfoFactory,
-    has_bmi2: bool,
+    tools: Tools,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
-    frames: AddressMap<u64, Vec<u32>>,
-    sites: Vec<Site>,
-    /// Instructions that are always interpreted, and their executors.
-    prepared: Vec<(Instruction, Execute)>,
-    faults: Vec<(u64, u32)>,
-    links: Vec<Link>,
-    indirects: Vec<Indirect>,
+    /// By frame: the blocks that were made of code in it.
+    frames: Holder<Vec<u32>>,
     pages: AddressMap<(u64, u64), u32>,
     middles: Middles,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
@@ -121,11 +113,9 @@ pub struct Dbt {
     /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
     generations: [u32; 2],
     /// By [`jump_index`]: two blocks found lately, the last one first.
-    recent: Vec<[Recent; 2]>,
+    recent: Zeroed<[Recent; 2]>,
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
-    /// How far `Memory::code_writes_since` was read.
-    log_position: u64,
     trap: Option<Trap>,
     /// The next block is to be the version without groups.
     ungrouped: bool,
@@ -155,7 +145,6 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
     core.jit.makers = glue.makers;
-    core.jit.jump.iter_mut().for_each(|table| table.fill(glue.indirect));
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
@@ -163,28 +152,19 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     Ok(Box::new(Dbt {
         cache,
         fixed,
-        glue,
         _registration: registration,
-        encoder: Encoder::new(64),
-        info: InstructionInfoFactory::new(),
-        has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        tools: Tools::new(glue),
         blocks: Vec::new(),
         index: AddressMap::default(),
-        frames: AddressMap::default(),
-        sites: Vec::new(),
-        prepared: Vec::new(),
-        faults: Vec::new(),
-        links: Vec::new(),
-        indirects: Vec::new(),
+        frames: Holder::new(core.mem.clone()),
         pages: AddressMap::default(),
         middles: Middles::new(),
         tables_of: (0, 0, 0),
         jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
         generations: [0; 2],
-        recent: vec![[Recent::default(); 2]; JUMP_ENTRIES],
+        recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
-        log_position: 0,
         trap: None,
         ungrouped: false,
         translated_instructions: 0,
@@ -200,6 +180,9 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
+        if self.frames.others_marked() {
+            self.protect(core);
+        }
         let mut is_stuck = false;
         loop {
             self.sync(core);
@@ -208,9 +191,11 @@ impl Engine for Dbt {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
+            let link = self.tools.links.get(request as usize).copied();
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
-            self.ungrouped |= self.links.get(request as usize).is_some_and(|l| !has_groups(l.mode));
-            let block = if is_stepped { None } else { self.find(core, request)? };
+            self.ungrouped |= link.is_some_and(|l| !has_groups(l.mode));
+            let flushes = self.flushes;
+            let block = if is_stepped { None } else { self.find(core, link)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block else {
@@ -222,7 +207,9 @@ impl Engine for Dbt {
                 self.interpret_rest(core)?;
                 continue;
             }
-            self.make_link(request, block);
+            if let Some(link) = link.filter(|_| flushes == self.flushes) {
+                self.make_link(link, block);
+            }
             let before = core.countdown;
             self.enter(core, block);
             // If a group failed, and the block without groups is too long for the budget.
@@ -230,6 +217,15 @@ impl Engine for Dbt {
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
                 return Err(trap);
+            }
+        }
+    }
+
+    fn settle(&mut self, core: &mut Core) {
+        if !core.code_writes.is_empty() {
+            for (hpa, len) in std::mem::take(&mut core.code_writes) {
+                self.invalidate(core, hpa, len);
+                self.frames.wrote(hpa >> 12);
             }
         }
     }
@@ -255,16 +251,10 @@ impl Engine for Dbt {
 impl Dbt {
     /// Bring shortcuts up to date with what happened to translations and to code.
     fn sync(&mut self, core: &mut Core) {
-        if !core.code_writes.is_empty() {
-            for (hpa, len) in std::mem::take(&mut core.code_writes) {
-                self.invalidate(core, hpa, len);
-            }
-        }
-        let (frames, position) = core.mem.code_writes_since(self.log_position);
-        self.log_position = position;
-        let frames = match frames {
-            CodeWrites::Frames(frames) => frames,
-            CodeWrites::TooMany => self.frames.keys().copied().collect(),
+        self.settle(core);
+        let frames = match self.frames.writes() {
+            Writes::Frames(frames) => frames,
+            Writes::TooMany => self.frames.keys().copied().collect(),
         };
         for pfn in frames {
             self.invalidate(core, pfn << 12, 4096);
@@ -272,6 +262,21 @@ impl Dbt {
         self.sync_tables(core);
         let rules = core.l1_rules();
         core.tlb.own_l1(rules);
+    }
+
+    /// Give up the right to write without asking to frames that others have marked meanwhile.  What
+    /// was written with it since then they have to learn.
+    #[cold]
+    fn protect(&mut self, core: &mut Core) {
+        let (mem, base) = (core.mem.clone(), core.mem.base() as u64);
+        core.tlb.l1_protect_where(|host| {
+            let pfn = host.wrapping_sub(base) >> 12;
+            let is_code = mem.is_code(pfn);
+            if is_code {
+                self.frames.wrote(pfn);
+            }
+            is_code
+        });
     }
 
     /// Drop what the fetch and jump tables say of pages that may be mapped elsewhere now.
@@ -296,7 +301,7 @@ impl Dbt {
             if *mode != NO_MODE && which(*mode) {
                 *mode = NO_MODE;
                 for slot in self.jump_used[n].drain(..) {
-                    core.jit.jump[n][usize::from(slot)] = self.glue.indirect;
+                    core.jit.jump[n][usize::from(slot)] = self.tools.glue.indirect;
                 }
             }
         }
@@ -307,7 +312,7 @@ impl Dbt {
         let b = &self.blocks[number as usize];
         let (table, slot) = (class_of(b.key.mode), jump_index(b.key.rip));
         let entry = &mut core.jit.jump[table][slot];
-        if *entry == self.glue.indirect {
+        if *entry == self.tools.glue.indirect {
             self.jump_used[table].push(slot as u16);
         }
         *entry = b.landing;
@@ -320,6 +325,9 @@ impl Dbt {
         let table = class_of(mode);
         if self.jump_modes[table] != mode {
             let other = self.jump_modes[table];
+            if core.jit.jump[table][0] == 0 {
+                core.jit.jump[table].fill(self.tools.glue.indirect); // its first use
+            }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
             self.jump_modes[table] = mode;
         }
@@ -336,8 +344,8 @@ impl Dbt {
     }
 
     /// The block for RIP, translating it if need be; `None` if RIP's instruction is to be
-    /// interpreted.  `request`: the link that is to be made, if any.
-    fn find(&mut self, core: &mut Core, request: u64) -> Exec<Option<u32>> {
+    /// interpreted.  `link`: the one that is to be made, if any.
+    fn find(&mut self, core: &mut Core, link: Option<Link>) -> Exec<Option<u32>> {
         let Some(mut mode) = self.mode_now(core) else { return Ok(None) };
         if std::mem::take(&mut self.ungrouped) {
             mode |= MODE_UNGROUPED;
@@ -353,7 +361,7 @@ impl Dbt {
             Some(n) => n,
             // (Where a run was broken off, code would be translated that nobody jumps to.)
             None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
-            None if has_groups(mode) && self.is_cold(&key, request) => return Ok(None),
+            None if has_groups(mode) && self.is_cold(&key, link) => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
                 None => return Ok(None),
@@ -365,8 +373,8 @@ impl Dbt {
 
     /// Whether to interpret the instruction at `key` because nothing jumps there.  (To a block
     /// without groups something does.)
-    fn is_cold(&mut self, key: &Key, request: u64) -> bool {
-        let is_target = self.links.get(request as usize).is_some_and(|link| link.target == key.rip);
+    fn is_cold(&mut self, key: &Key, link: Option<Link>) -> bool {
+        let is_target = link.is_some_and(|link| link.target == key.rip);
         let in_frame = self.frames.get(&(key.hpa >> 12));
         let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n as usize]);
         !is_target && self.middles.is_cold(key, blocks)
@@ -389,6 +397,19 @@ impl Dbt {
         if !self.cache.has_room() {
             self.flush_code(core);
         }
+        if !core.mem.contains(key.hpa, 1) {
+            return None;
+        }
+        self.hold(core, key.hpa); // before the code is read
+        let number = self.translate_held(core, key);
+        let pfn = key.hpa >> 12;
+        if self.frames.get(&pfn).is_some_and(Vec::is_empty) {
+            self.frames.release(pfn);
+        }
+        number
+    }
+
+    fn translate_held(&mut self, core: &mut Core, key: Key) -> Option<u32> {
         let room = 4096 - (key.hpa & PAGE_OFFSET);
         let mut bytes = [0; 4096];
         let bytes = &mut bytes[..room as usize];
@@ -397,30 +418,13 @@ impl Dbt {
         }
         let number = self.blocks.len() as u32;
         let second = self.second_page(core, key.rip);
-        let tools = translate::Tools {
-            glue: &self.glue,
-            encoder: &mut self.encoder,
-            info: &mut self.info,
-            has_bmi2: self.has_bmi2,
-            here: self.cache.here(),
-            how: core.jit.record.how,
-            block: number,
-            first_link: self.links.len() as u32,
-            first_indirect: self.indirects.len() as u32,
-            first_site: self.sites.len() as u32,
-            first_prepared: self.prepared.len() as u32,
-        };
+        let plan = Plan { key, number, here: self.cache.here(), how: core.jit.record.how };
         let index = &self.index;
         let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
         let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
-        let t = translate::translate(tools, key, bytes, second.as_ref(), is_known)?;
+        let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known)?;
         let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
         self.cache.append(&t.code);
-        self.sites.extend(t.sites);
-        self.prepared.extend(t.prepared);
-        self.faults.extend(t.faults);
-        self.links.extend(t.links);
-        self.indirects.extend(t.indirects);
         self.translated_blocks += 1;
         self.translated_instructions += u64::from(t.count);
         self.blocks.push(Block {
@@ -434,22 +438,21 @@ impl Dbt {
             is_dead: false,
         });
         self.index.insert(key, number);
-        self.belongs(core, number, key.hpa);
+        self.hold(core, key.hpa).push(number);
         if let Some(hpa) = second {
-            self.belongs(core, number, hpa);
+            self.hold(core, hpa).push(number);
         }
         Some(number)
     }
 
-    /// Note that a block was made of code in a frame.
-    fn belongs(&mut self, core: &mut Core, number: u32, hpa: u64) {
-        let in_frame = self.frames.entry(hpa >> 12).or_default();
-        if in_frame.is_empty() {
-            core.mem.set_code(hpa >> 12, true);
+    /// Hold the frame of `hpa`, and nothing may be written there without asking.
+    fn hold(&mut self, core: &mut Core, hpa: u64) -> &mut Vec<u32> {
+        let (is_new, in_frame) = self.frames.hold(hpa >> 12);
+        if is_new {
             let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
-            core.tlb.l1_protect(host);
+            core.tlb.l1_protect_where(|page| page == host);
         }
-        in_frame.push(number);
+        in_frame
     }
 
     /// The page behind that of `rip`, if the program could go on there without a walk.
@@ -463,8 +466,7 @@ impl Dbt {
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
-    fn make_link(&mut self, request: u64, number: u32) {
-        let Some(link) = self.links.get(request as usize) else { return };
+    fn make_link(&mut self, link: Link, number: u32) {
         let b = &self.blocks[number as usize];
         if link.target != b.key.rip || link.mode != b.key.mode || b.is_dead {
             return;
@@ -480,7 +482,7 @@ impl Dbt {
         self.entered += 1;
         core.flags_to_jit();
         look(core);
-        gate::enter(self.glue.enter, core, self.blocks[number as usize].main);
+        gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
     }
@@ -488,12 +490,9 @@ impl Dbt {
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
     fn invalidate(&mut self, core: &mut Core, hpa: u64, len: u64) {
         let pfn = hpa >> 12;
-        let Some(in_frame) = self.frames.get_mut(&pfn) else {
-            core.mem.set_code(pfn, false);
-            return;
-        };
+        let Some(in_frame) = self.frames.get_mut(pfn) else { return };
         let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
-        let indirect = self.glue.indirect;
+        let indirect = self.tools.glue.indirect;
         let mut dropped = 0;
         in_frame.retain(|&n| {
             let b = &mut blocks[n as usize];
@@ -519,28 +518,20 @@ impl Dbt {
         self.invalidated += dropped;
         self.middles.forget();
         if in_frame.is_empty() {
-            self.frames.remove(&pfn);
-            core.mem.set_code(pfn, false);
+            self.frames.release(pfn);
         }
     }
 
     fn flush_code(&mut self, core: &mut Core) {
-        for &pfn in self.frames.keys() {
-            core.mem.set_code(pfn, false);
-        }
         self.cache.truncate(self.fixed);
         self.blocks.clear();
         self.index.clear();
-        self.frames.clear();
-        self.sites.clear();
-        self.prepared.clear();
-        self.faults.clear();
-        self.links.clear();
-        self.indirects.clear();
+        self.frames.release_all();
+        self.tools.clear();
         self.pages.clear();
         self.middles.forget();
         self.tables_of = (0, 0, 0);
-        self.recent.fill([Recent::default(); 2]);
+        self.generations = self.generations.map(|g| g.wrapping_add(1));
         core.jit.request = NO_REQUEST;
         core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
         self.empty_jumps(core, |_| true);

@@ -2,6 +2,7 @@
 
 use super::groups::MAX_GROUPS;
 use super::record::Record;
+use super::zeroed::{Vacant, build};
 use crate::mmu::tlb::L1_CLASSES;
 
 /// Entries of a table of current code pages.
@@ -42,6 +43,7 @@ pub struct Tables {
     /// By the lowest byte of a record's `how`: the piece that makes the flags.
     pub makers: [u64; MAKERS],
     /// By [`super::mode::class_of`] and [`jump_index`] of an address: the landing pad to try.
+    /// Each is filled before code of its class runs; 0 is no place.
     pub jump: [[u64; JUMP_ENTRIES]; L1_CLASSES],
 }
 
@@ -51,8 +53,8 @@ pub const NO_REQUEST: u64 = u64::MAX;
 impl Tables {
     /// Empty tables.
     #[must_use]
-    pub fn new() -> Self {
-        Self {
+    pub fn build(place: Vacant<'_, Tables>) -> &mut Tables {
+        build!(place, Tables {
             flags: 0,
             value: 0,
             pointer: 0,
@@ -64,16 +66,9 @@ impl Tables {
             host_mxcsr: 0x1F80,
             is_open: 0,
             engine: 0,
-            fetch: [[0; FETCH_ENTRIES]; 2],
-            makers: [0; MAKERS],
-            jump: [[0; JUMP_ENTRIES]; L1_CLASSES],
-        }
-    }
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Self::new()
+            ; in place
+            ; zeros fetch, makers, jump,
+        })
     }
 }
 

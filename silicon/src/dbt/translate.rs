@@ -38,16 +38,6 @@ pub(super) enum Cold {
 pub struct Translated {
     /// The code, assembled for the cache's next byte.
     pub code: Vec<u8>,
-    /// Places to interpret from.
-    pub sites: Vec<Site>,
-    /// Instructions that are always interpreted, and their executors.
-    pub prepared: Vec<(Instruction, Execute)>,
-    /// Instructions that may fault when executed: host address (ascending) and site.
-    pub faults: Vec<(u64, u32)>,
-    /// Transfers to link.
-    pub links: Vec<Link>,
-    /// Indirect transfers.
-    pub indirects: Vec<Indirect>,
     /// Host addresses: see [`super::block::Block`].
     pub main: u64,
     /// See `main`.
@@ -76,35 +66,22 @@ pub struct Second {
 /// The state of a translation in progress.
 pub(super) struct Translator<'a> {
     pub a: Asm,
-    pub glue: &'a Glue,
-    pub encoder: &'a mut Encoder,
-    pub info: &'a mut InstructionInfoFactory,
+    pub tools: &'a mut Tools,
     pub mode: u32,
     pub class: usize,
     pub is_user: bool,
     pub has_vector: bool,
     /// 32-bit code.
     pub is_32: bool,
-    pub has_bmi2: bool,
     pub flags: Flags,
     /// How the record at the head is likely to tell the flags; `None` once it is another's.
     pub how_at_head: Option<u32>,
     /// For each instruction: the flags behind it are needed.
     pub needed: Vec<bool>,
     pub cold: Vec<Cold>,
-    pub sites: Vec<Site>,
-    pub prepared: Vec<(Instruction, Execute)>,
-    pub links: Vec<Link>,
-    pub indirects: Vec<Indirect>,
     pub block: u32,
-    pub first_link: u32,
-    pub first_indirect: u32,
-    pub first_site: u32,
-    pub first_prepared: u32,
     /// The STI whose interrupt shadow has not ended yet: its number in the block.
     pub shadow_from: Option<usize>,
-    /// Instructions that may fault when executed: host address and site.
-    pub faults: Vec<(u64, u32)>,
     pub count: usize,
     pub index: usize,
     pub vector: bool,
@@ -120,30 +97,67 @@ pub(super) struct Translator<'a> {
     pub t0_group: Option<usize>,
 }
 
-/// The engine's parts that a translation uses.
-pub struct Tools<'a> {
+/// What translations are made with, and what they leave behind: the lists grow with each, and
+/// generated code names their elements by number.
+pub struct Tools {
     /// The fixed pieces.
-    pub glue: &'a Glue,
+    pub glue: Glue,
     /// Re-encodes guest instructions.
-    pub encoder: &'a mut Encoder,
+    pub encoder: Encoder,
     /// Tells what instructions read and write.
-    pub info: &'a mut InstructionInfoFactory,
+    pub info: InstructionInfoFactory,
     /// The computer has RORX.
     pub has_bmi2: bool,
-    /// Host address of the code to come.
+    /// Places to interpret from.
+    pub sites: Vec<Site>,
+    /// Instructions that are always interpreted, and their executors.
+    pub prepared: Vec<(Instruction, Execute)>,
+    /// Instructions that may fault when executed: host address (ascending) and site.
+    pub faults: Vec<(u64, u32)>,
+    /// Direct transfers.
+    pub links: Vec<Link>,
+    /// Indirect transfers.
+    pub indirects: Vec<Indirect>,
+}
+
+impl Tools {
+    /// Tools that were not used yet.
+    #[must_use]
+    pub fn new(glue: Glue) -> Self {
+        Self {
+            glue,
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            sites: Vec::new(),
+            prepared: Vec::new(),
+            faults: Vec::new(),
+            links: Vec::new(),
+            indirects: Vec::new(),
+        }
+    }
+
+    /// Forget what translations left behind.
+    pub fn clear(&mut self) {
+        self.sites.clear();
+        self.prepared.clear();
+        self.faults.clear();
+        self.links.clear();
+        self.indirects.clear();
+    }
+}
+
+/// Of the block to come.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// What it is a translation of.
+    pub key: Key,
+    /// Its number.
+    pub number: u32,
+    /// Its host address.
     pub here: u64,
     /// The `how` of the flags' record as it is now.
     pub how: u32,
-    /// The block's number.
-    pub block: u32,
-    /// The number of the first link made.
-    pub first_link: u32,
-    /// The number of the first indirect transfer.
-    pub first_indirect: u32,
-    /// The number of the first site.
-    pub first_site: u32,
-    /// The number of the first prepared instruction.
-    pub first_prepared: u32,
 }
 
 /// What follows the page's last instruction that is all in it.
@@ -197,15 +211,16 @@ fn decode(
     (out, Tail::Here)
 }
 
-/// Translate the code at `key` whose bytes up to the end of the page are `bytes`.  `None` if the
+/// Translate the code at `plan.key` whose bytes up to the end of the page are `bytes`.  `None` if the
 /// first instruction is none.  `is_known` tells where blocks of the same mode begin in the page.
 pub fn translate(
-    tools: Tools<'_>,
-    key: Key,
+    tools: &mut Tools,
+    plan: Plan,
     bytes: &[u8],
     second: Option<&Second>,
     is_known: impl Fn(u64) -> bool,
 ) -> Option<Translated> {
+    let Plan { key, number: block, here, how } = plan;
     let is_32 = super::mode::is_32(key.mode);
     if is_32 && key.rip >> 12 == 0xF_FFFF {
         return None; // behind this page comes address 0
@@ -218,36 +233,24 @@ pub fn translate(
     let plan = if super::mode::has_groups(key.mode) {
         let is_barrier =
             |i: &Instruction| super::kinds::is_interpreted(i) || is_32 && code32::must_step(i, key.mode);
-        super::groups::plan(&insns, tools.info, is_32, is_barrier)
+        super::groups::plan(&insns, &mut tools.info, is_32, is_barrier)
     } else {
         vec![None; insns.len()]
     };
     let mut t = Translator {
-        a: Asm::new(tools.here),
-        glue: tools.glue,
-        encoder: tools.encoder,
-        info: tools.info,
+        a: Asm::new(here),
+        tools,
         mode: key.mode,
         class: super::mode::class_of(key.mode),
         is_user: super::mode::is_user(key.mode),
         has_vector: super::mode::has_vector(key.mode),
         is_32,
-        has_bmi2: tools.has_bmi2,
         flags: Flags::at_head(),
-        how_at_head: Some(tools.how),
+        how_at_head: Some(how),
         needed: super::flags::needs(&insns, tail == Tail::Crossing),
         cold: Vec::new(),
-        sites: Vec::new(),
-        prepared: Vec::new(),
-        links: Vec::new(),
-        indirects: Vec::new(),
-        block: tools.block,
-        first_link: tools.first_link,
-        first_indirect: tools.first_indirect,
-        first_site: tools.first_site,
-        first_prepared: tools.first_prepared,
+        block,
         shadow_from: None,
-        faults: Vec::new(),
         count: insns.len() + usize::from(tail == Tail::Unknown),
         index: 0,
         vector: false,
@@ -265,7 +268,7 @@ pub fn translate(
     let landing = t.a.here();
     t.a.imm(T1, key.rip);
     t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
-    let indirect = t.glue.indirect;
+    let indirect = t.tools.glue.indirect;
     t.a.jcc(cc::NE, indirect);
     let main = t.a.here();
     t.enter();
@@ -291,11 +294,6 @@ pub fn translate(
     t.write_cold(key.rip);
     Some(Translated {
         code: t.a.bytes,
-        sites: t.sites,
-        prepared: t.prepared,
-        faults: t.faults,
-        links: t.links,
-        indirects: t.indirects,
         main,
         landing,
         again,
@@ -333,10 +331,10 @@ impl Translator<'_> {
     pub fn step(&mut self, insn: &Instruction) {
         self.call_step();
         let next = if super::kinds::ends_block(insn) { 0 } else { self.a.here() };
-        self.prepared.push((*insn, route(insn)));
-        let prepared = self.first_prepared + self.prepared.len() as u32;
+        self.tools.prepared.push((*insn, route(insn)));
+        let prepared = self.tools.prepared.len() as u32;
         let site = Site { next, prepared, ..self.site(insn) };
-        self.sites.push(site);
+        self.tools.sites.push(site);
         self.flags = Flags { live: true, recorded: true, recipe: None };
         self.how_at_head = None;
         self.ready = [false; MAX_GROUPS];
@@ -345,21 +343,21 @@ impl Translator<'_> {
 
     /// The number of the next site.
     pub fn next_site(&self) -> u32 {
-        self.first_site + self.sites.len() as u32
+        self.tools.sites.len() as u32
     }
 
     /// Call the interpreter for the site that is about to be pushed.
     fn call_step(&mut self) {
         let number = self.next_site();
         self.a.imm(T1, u64::from(number));
-        self.a.call(self.glue.step);
+        self.a.call(self.tools.glue.step);
     }
 
     /// Interpret the instruction at `rip`, which is not all in this page.
     fn step_across(&mut self, rip: u64) {
         self.call_step();
         let remaining = (self.count - self.index) as u8;
-        self.sites.push(Site {
+        self.tools.sites.push(Site {
             rip,
             remaining,
             block: self.block,
@@ -411,9 +409,9 @@ impl Translator<'_> {
     /// Go to the address in T0; `popped`: what the instruction added to RSP.
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
         self.record_flags();
-        let number = self.first_indirect + self.indirects.len() as u32;
+        let number = self.tools.indirects.len() as u32;
         let is_shadowed = self.end_shadow();
-        self.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
+        self.tools.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());
@@ -438,13 +436,13 @@ impl Translator<'_> {
                     self.a.sub_mem(T0, tag);
                     let apart = group.map(|(.., read)| self.if_readable(read));
                     self.a.imm(T1, u64::from(kind));
-                    self.a.call(self.glue.fill);
+                    self.a.call(self.tools.glue.fill);
                     self.a.jmp(back);
                     // Where the fill fails, it finds the site's number here.
                     let number = self.next_site();
                     self.a.raw(&number.to_le_bytes());
                     let rip = site.rip;
-                    self.sites.push(site);
+                    self.tools.sites.push(site);
                     if let (Some(branch), Some((flags, rest, _))) = (apart, group) {
                         self.flags = flags;
                         let mode = self.mode | super::mode::MODE_UNGROUPED;
@@ -459,18 +457,18 @@ impl Translator<'_> {
                 Cold::Step { branch, site } => {
                     self.a.patch(branch, here);
                     self.call_step();
-                    self.sites.push(site);
+                    self.tools.sites.push(site);
                 }
                 Cold::Flags { branch, back } => {
                     self.a.patch(branch, here);
-                    self.a.call(self.glue.flags);
+                    self.a.call(self.tools.glue.flags);
                     self.a.jmp(back);
                 }
                 Cold::Budget { branch } => {
                     self.a.patch(branch, here);
                     self.give_back(self.count as u8);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
-                    self.a.jmp(self.glue.exit);
+                    self.a.jmp(self.tools.glue.exit);
                 }
                 Cold::Exit { branch, target, flags, rest } => {
                     self.flags = flags;
@@ -500,7 +498,7 @@ impl Translator<'_> {
     /// The way from a branch to the block of some mode at `target`, where `rest` instructions of
     /// this one did not run.
     fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64, mode: u32) {
-        let number = self.first_link + self.links.len() as u32;
+        let number = self.tools.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
         let here = self.a.here();
@@ -517,9 +515,9 @@ impl Translator<'_> {
         }
         let page_place = miss.map(|m| base + m as u64 - 6); // the number compared with
         let link = Link { mode, target, place: base + place as u64, page_place };
-        self.links.push(link);
+        self.tools.links.push(link);
         self.a.store_imm(state(offset_of!(Core, rip)), target);
         self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
-        self.a.jmp(self.glue.exit);
+        self.a.jmp(self.tools.glue.exit);
     }
 }

@@ -7,7 +7,8 @@
 
 use std::collections::HashSet;
 
-use crate::addr::AddressMap;
+use crate::addr::{AddressMap, FRAME_BYTES};
+use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mmu::caches::Caches;
 use crate::mmu::format::{IA32, LEVEL4, PAE};
 
@@ -78,23 +79,19 @@ pub struct Place {
 /// log2 of the bytes of a [`Place`].
 pub const PLACE_SHIFT: u32 = size_of::<Place>().trailing_zeros();
 
-/// What place `i` of an empty first level has for a tag: an address with another index.
+/// What place `i` of an empty first level has for a tag: minus an address with another index.  That
+/// is 0, which needs no writing, for all but the first.
 const fn nothing(i: usize) -> u64 {
-    (((i ^ 1) as u64) << 12).wrapping_neg()
+    if i == 0 { FRAME_BYTES.wrapping_neg() } else { 0 }
+}
+
+/// What place `i` of an empty first level is.
+const fn empty(i: usize) -> Place {
+    Place { read: nothing(i), write: nothing(i), host: 0 }
 }
 
 /// One privilege class of the engine's first level.
 pub type L1 = [Place; L1_ENTRIES];
-
-static EMPTY: L1 = {
-    let mut t = [Place { read: 0, write: 0, host: 0 }; L1_ENTRIES];
-    let mut i = 0;
-    while i < L1_ENTRIES {
-        t[i] = Place { read: nothing(i), write: nothing(i), host: 0 };
-        i += 1;
-    }
-    t
-};
 
 /// The TLB of one processor.
 #[repr(C)]
@@ -104,7 +101,7 @@ pub struct Tlb {
     /// Its filled places: of global translations, and of the others.
     l1_used: [[Vec<u16>; L1_CLASSES]; 2],
     l1_owner: (u32, u32, u32),
-    entries: Vec<Entry>,
+    entries: Zeroed<Entry>,
     fetch: AddressMap<(u64, u32), Entry>,
     /// Large pages that have pieces here: log2 of the size, number of the page.
     large: HashSet<(u8, u64)>,
@@ -129,21 +126,17 @@ pub struct Tlb {
     pub caches: Caches,
 }
 
-impl Default for Tlb {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Tlb {
     /// An empty TLB.
+    ///
+    /// # Errors
+    /// If the computer gives no addresses.
     #[must_use]
-    pub fn new() -> Self {
-        Self {
-            l1: [EMPTY; L1_CLASSES],
+    pub fn build(place: Vacant<'_, Tlb>, entries: Zeroed<Entry>) -> &mut Tlb {
+        let tlb = build!(place, Tlb {
             l1_used: Default::default(),
             l1_owner: (0, 0, 0),
-            entries: vec![Entry::default(); ENTRIES],
+            entries: entries,
             fetch: AddressMap::default(),
             large: HashSet::new(),
             numbers: AddressMap::default(),
@@ -157,7 +150,11 @@ impl Tlb {
             displaced: 0,
             fetch_epoch: 0,
             caches: Caches::default(),
-        }
+            ; in place
+            ; zeros l1,
+        });
+        tlb.l1.iter_mut().for_each(|t| t[0] = empty(0));
+        tlb
     }
 
     fn fresh(&mut self) -> u32 {
@@ -172,7 +169,7 @@ impl Tlb {
 
     /// Forget every translation; the spaces keep their numbers.
     fn empty(&mut self) {
-        self.entries.fill(Entry::default());
+        self.entries.clear();
         self.caches.clear();
         self.fetch.clear();
         self.fetch_epoch += 1;
@@ -401,16 +398,17 @@ impl Tlb {
         let i = vpn as usize % L1_ENTRIES;
         for t in &mut self.l1 {
             if t[i].read == (vpn << 12).wrapping_neg() {
-                t[i] = EMPTY[i];
+                t[i] = empty(i);
             }
         }
     }
 
-    /// Take the right to write a page at host address `host` away from generated code.
-    pub fn l1_protect(&mut self, host: u64) {
+    /// Take the right to write pages away from generated code: those at host addresses for which
+    /// `which` says so, of those that it may write.
+    pub fn l1_protect_where(&mut self, mut which: impl FnMut(u64) -> bool) {
         for t in &mut self.l1 {
             for (i, p) in t.iter_mut().enumerate() {
-                if p.host == host {
+                if p.write != nothing(i) && which(p.host) {
                     p.write = nothing(i);
                 }
             }
@@ -427,10 +425,11 @@ impl Tlb {
     fn flush_l1_part(&mut self, part: usize) {
         for (t, used) in self.l1.iter_mut().zip(&mut self.l1_used[part]) {
             if used.len() > L1_LISTED {
-                *t = EMPTY;
+                t.fill(empty(1));
+                t[0] = empty(0);
             } else {
                 for &i in used.iter() {
-                    t[usize::from(i)] = EMPTY[usize::from(i)];
+                    t[usize::from(i)] = empty(usize::from(i));
                 }
             }
             used.clear();
@@ -441,11 +440,11 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::testbed::real;
 
     #[test]
     fn an_empty_first_level_matches_no_address() {
-        for (i, place) in EMPTY.iter().enumerate() {
-            let tag = place.read;
+        for (i, tag) in (0..L1_ENTRIES).map(|i| (i, empty(i).read)) {
             for high in [0u64, 1, 0xFFF, u64::MAX >> 20] {
                 let gva = high << 20 | (i as u64) << 12;
                 assert!(gva.wrapping_add(tag) > 4095);
@@ -456,8 +455,9 @@ mod tests {
 
     #[test]
     fn the_first_level_keeps_global_pages_when_the_space_changes() {
-        let mut t = Tlb::new();
-        let used = |t: &Tlb, vpn: usize| t.l1[1][vpn].read != EMPTY[vpn].read;
+        let mut core = real();
+        let t = &mut core.tlb;
+        let used = |t: &Tlb, vpn: usize| t.l1[1][vpn].read != empty(vpn).read;
         let fill = |t: &mut Tlb| {
             t.own_l1(0);
             for (vpn, perm) in [(5, 0), (6, perm::GLOBAL)] {
@@ -477,23 +477,24 @@ mod tests {
         for (n, keeps) in [true, true, false, false, false].into_iter().enumerate() {
             t.flush_all();
             t.select(0, 0, 0);
-            fill(&mut t);
-            assert!(used(&t, 5) && used(&t, 6));
-            change(&mut t, n);
+            fill(t);
+            assert!(used(t, 5) && used(t, 6));
+            change(t, n);
             if n < 4 {
                 t.own_l1(0);
             }
-            assert_eq!((false, keeps), (used(&t, 5), used(&t, 6)), "{n}");
+            assert_eq!((false, keeps), (used(t, 5), used(t, 6)), "{n}");
         }
         t.select(0, 0, 0);
-        fill(&mut t);
-        change(&mut t, 5);
-        assert_eq!((true, false), (used(&t, 5), used(&t, 6)));
+        fill(t);
+        change(t, 5);
+        assert_eq!((true, false), (used(t, 5), used(t, 6)));
     }
 
     #[test]
     fn a_flushed_space_is_empty_and_globals_outlive_it() {
-        let mut t = Tlb::new();
+        let mut core = real();
+        let t = &mut core.tlb;
         t.select(0, 0, 0);
         t.insert(5, 0x1000, 0, 12);
         t.insert(6, 0x2000, perm::GLOBAL, 12);
@@ -507,7 +508,8 @@ mod tests {
         for shift in [21, 22, 30] {
             let pages = 1 << (shift - 12);
             for at in [0, 1, pages - 1] {
-                let mut t = Tlb::new();
+                let mut core = real();
+                let t = &mut core.tlb;
                 t.select(0, 0, 0);
                 let piece = |n: u64| 5 * pages + n;
                 for n in [0, 7, pages / 2 + 1, pages - 2] {
@@ -527,7 +529,8 @@ mod tests {
 
     #[test]
     fn an_address_is_invalidated_under_every_ept_root_of_its_vpid() {
-        let mut t = Tlb::new();
+        let mut core = real();
+        let t = &mut core.tlb;
         t.select(1, 0x1000, 0);
         t.insert(5, 0x1000, perm::GLOBAL, 12);
         t.insert(6, 0x1000, 0, 12);
@@ -540,7 +543,8 @@ mod tests {
 
     #[test]
     fn what_a_guest_makes_us_remember_is_bounded() {
-        let mut t = Tlb::new();
+        let mut core = real();
+        let t = &mut core.tlb;
         for n in 0..MEMORY_LIMIT as u64 * 3 {
             t.select(1, n << 12, 0);
             t.insert(n << 9, 0, 0, 21);
@@ -551,7 +555,8 @@ mod tests {
 
     #[test]
     fn running_out_of_space_numbers_forgets_everything() {
-        let mut t = Tlb::new();
+        let mut core = real();
+        let t = &mut core.tlb;
         t.select(1, 0, 0);
         t.insert(5, 0x1000, 0, 12);
         t.last = u32::MAX;

@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::processor::Shared;
+use super::shared::Shared;
 use crate::apic;
 
 /// Where the APIC is.
@@ -36,7 +36,8 @@ impl LocalApic {
         match &self.place {
             Place::Own(apic) => Ok(act(&mut apic.lock().unwrap_or_else(PoisonError::into_inner))),
             Place::Of(shared) => {
-                let core = &mut shared.lock()?.core;
+                let mut machine = shared.lock()?;
+                let core = &mut machine.core;
                 let page = core.apic.page();
                 let result = act(&mut core.apic);
                 core.nmi_pending |= core.apic.take_nmi();

@@ -3,14 +3,18 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyIndexError, PyMemoryError, PyOverflowError, PyValueError};
+use pyo3::exceptions::{
+    PyBufferError, PyIndexError, PyMemoryError, PyOverflowError, PyRuntimeError, PyValueError,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView};
 
+use super::shared::Shared;
 use crate::addr::FRAME_BYTES;
 use crate::mem;
 use crate::snapshot::Hasher;
@@ -24,34 +28,73 @@ const CHUNK: usize = 256 << 10;
 /// the processor runs.  While processors run, write with `write`, which tells them about code.
 #[pyclass(frozen, module = "understudy._silicon")]
 pub struct Memory {
+    open: RwLock<Option<Open>>,
+    /// Buffers that were handed out and not given back yet.
+    views: AtomicUsize,
+}
+
+/// What a memory has until it is closed.
+struct Open {
     inner: Arc<mem::Memory>,
+    /// The processors made on it, which end with it.
+    processors: Vec<Weak<Shared>>,
+}
+
+fn closed() -> PyErr {
+    PyRuntimeError::new_err("this memory is closed")
+}
+
+fn check(memory: &mem::Memory, hpa: u64, length: u64) -> PyResult<()> {
+    if memory.contains(hpa, length) {
+        return Ok(());
+    }
+    Err(PyIndexError::new_err(format!(
+        "{length} bytes at {hpa:#x}: expected a range inside the memory's {:#x} bytes",
+        memory.size()
+    )))
 }
 
 impl Memory {
-    /// The memory itself.
-    pub fn inner(&self) -> &Arc<mem::Memory> {
-        &self.inner
+    fn open(&self) -> RwLockReadGuard<'_, Option<Open>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, hpa: u64, length: u64) -> PyResult<()> {
-        if self.inner.contains(hpa, length) {
-            return Ok(());
+    /// The memory itself: who holds it keeps it, even if it is closed meanwhile.
+    pub fn inner(&self) -> PyResult<Arc<mem::Memory>> {
+        self.open().as_ref().map(|o| o.inner.clone()).ok_or_else(closed)
+    }
+
+    /// The memory itself, with a range inside it.
+    fn range(&self, hpa: u64, length: u64) -> PyResult<Arc<mem::Memory>> {
+        let memory = self.inner()?;
+        check(&memory, hpa, length)?;
+        Ok(memory)
+    }
+
+    /// Note that a processor was made on it.
+    pub fn owns(&self, processor: &Arc<Shared>) -> PyResult<()> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let processors = &mut open.as_mut().ok_or_else(closed)?.processors;
+        if processors.len() == processors.capacity() {
+            processors.retain(|p| p.strong_count() > 0);
         }
-        Err(PyIndexError::new_err(format!(
-            "{length} bytes at {hpa:#x}: expected a range inside the memory's {:#x} bytes",
-            self.inner.size()
-        )))
+        processors.push(Arc::downgrade(processor));
+        Ok(())
     }
 
     fn load(&self, hpa: u64, size: usize) -> PyResult<u64> {
-        self.check(hpa, size as u64)?;
-        Ok(self.inner.load(hpa, size))
+        let open = self.open();
+        let memory = &open.as_ref().ok_or_else(closed)?.inner;
+        check(memory, hpa, size as u64)?;
+        Ok(memory.load(hpa, size))
     }
 
     fn store(&self, hpa: u64, size: usize, value: u64) -> PyResult<()> {
-        self.check(hpa, size as u64)?;
-        self.inner.touch(hpa, size as u64);
-        self.inner.store(hpa, size, value);
+        let open = self.open();
+        let memory = &open.as_ref().ok_or_else(closed)?.inner;
+        check(memory, hpa, size as u64)?;
+        memory.touch(hpa, size as u64);
+        memory.store(hpa, size, value);
         Ok(())
     }
 }
@@ -70,42 +113,83 @@ impl Memory {
             return Err(PyValueError::new_err(words));
         }
         let inner = mem::Memory::new(size).map_err(|e| no_memory(size, &e))?;
-        Ok(Self { inner })
+        let open = Open { inner, processors: Vec::new() };
+        Ok(Self { open: RwLock::new(Some(open)), views: AtomicUsize::new(0) })
     }
 
     /// The interpreter's request for a view of all of the memory.
     unsafe fn __getbuffer__(slf: &Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-        let mapping = &slf.get().inner;
+        let memory = slf.get();
+        let open = memory.open();
+        let mapping = &open.as_ref().ok_or_else(closed)?.inner;
         let length = isize::try_from(mapping.size())
             .map_err(|_| PyOverflowError::new_err("the memory is larger than a view can be"))?;
         let base = mapping.base().cast();
         // SAFETY: the interpreter hands in a `view` to fill; the mapping is `length` bytes from
-        // `base` and lives as long as the Memory object, of which the view keeps a reference.
+        // `base` and lives as long as the Memory object, of which the view keeps a reference, is not
+        // closed; and while a view is counted, `close` refuses.
         let result = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), base, length, 0, flags) };
-        if result == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        if result != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        memory.views.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The interpreter gives a view back.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.views.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn __repr__(&self) -> String {
-        format!("Memory({:#x})", self.inner.size())
+        match &*self.open() {
+            Some(open) => format!("Memory({:#x})", open.inner.size()),
+            None => "Memory(closed)".to_owned(),
+        }
+    }
+
+    /// Give the memory, its mapping and its descriptor back at once, whoever still refers to it,
+    /// and close the processors made on it.
+    ///
+    /// Any later use raises RuntimeError; closing again does nothing.  BufferError while a
+    /// memoryview of it is alive, RuntimeError while one of its processors runs: then all stays.
+    fn close(&self) -> PyResult<()> {
+        let mut place = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = &*place else { return Ok(()) };
+        match self.views.load(Ordering::Relaxed) {
+            0 => {}
+            views => {
+                let words = format!("{views} view(s) of this memory are alive: release them, then close it");
+                return Err(PyBufferError::new_err(words));
+            }
+        }
+        let processors: Vec<_> = open.processors.iter().filter_map(Weak::upgrade).collect();
+        // (All are in hand before the first is closed.)
+        let held = processors.iter().map(|p| p.lock_if_open()).collect::<Result<Vec<_>, _>>()?;
+        for machine in held.into_iter().flatten() {
+            machine.close("this processor is closed, with its memory");
+        }
+        *place = None;
+        Ok(())
     }
 
     /// Bytes, a multiple of 4096.
     #[getter]
-    fn size(&self) -> u64 {
-        self.inner.size()
+    fn size(&self) -> PyResult<u64> {
+        Ok(self.inner()?.size())
     }
 
     /// The memfd, to hand to another process.
     #[getter]
-    fn fd(&self) -> i32 {
-        self.inner.fd()
+    fn fd(&self) -> PyResult<i32> {
+        Ok(self.inner()?.fd())
     }
 
     /// Raises IndexError if [hpa, hpa+length) is not all inside the memory.
     fn read<'py>(&self, py: Python<'py>, hpa: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
-        self.check(hpa, length)?;
+        let memory = self.range(hpa, length)?;
         PyBytes::new_with(py, length as usize, |out| {
-            self.inner.read_bytes(hpa, out);
+            memory.read_bytes(hpa, out);
             Ok(())
         })
     }
@@ -114,8 +198,7 @@ impl Memory {
     fn write(&self, hpa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
         if let Ok(bytes) = data.cast::<PyBytes>() {
             let bytes = bytes.as_bytes();
-            self.check(hpa, bytes.len() as u64)?;
-            self.inner.write_bytes(hpa, bytes);
+            self.range(hpa, bytes.len() as u64)?.write_bytes(hpa, bytes);
             return Ok(());
         }
         let bytes = match PyBuffer::<u8>::get(data) {
@@ -125,8 +208,7 @@ impl Memory {
                 PyBuffer::<u8>::get(&view)?.to_vec(data.py())?
             }
         };
-        self.check(hpa, bytes.len() as u64)?;
-        self.inner.write_bytes(hpa, &bytes);
+        self.range(hpa, bytes.len() as u64)?.write_bytes(hpa, &bytes);
         Ok(())
     }
 
@@ -153,24 +235,23 @@ impl Memory {
     /// Set `length` bytes to `byte`.
     #[pyo3(signature = (hpa, length, byte=0))]
     fn fill(&self, hpa: u64, length: u64, byte: u8) -> PyResult<()> {
-        self.check(hpa, length)?;
-        self.inner.fill(hpa, length, byte);
+        self.range(hpa, length)?.fill(hpa, length, byte);
         Ok(())
     }
 
     /// Give whole 4-KByte frames back to the computer; they read as zero.
     fn discard(&self, hpa: u64, length: u64) -> PyResult<()> {
-        self.check(hpa, length)?;
+        let memory = self.range(hpa, length)?;
         if !(hpa | length).is_multiple_of(FRAME_BYTES) {
             let words = format!("discard({hpa:#x}, {length:#x}): expected multiples of 4096");
             return Err(PyValueError::new_err(words));
         }
-        Ok(self.inner.discard(hpa, length)?)
+        Ok(memory.discard(hpa, length)?)
     }
 
     /// What the computer really spends on this memory.
-    fn resident_bytes(&self) -> u64 {
-        self.inner.resident_bytes()
+    fn resident_bytes(&self) -> PyResult<u64> {
+        Ok(self.inner()?.resident_bytes())
     }
 
     /// One byte a frame: 1 if a processor or `write` changed it since last cleared.
@@ -184,14 +265,15 @@ impl Memory {
         count: u64,
         clear: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let frames = self.inner.size() / FRAME_BYTES;
+        let memory = self.inner()?;
+        let frames = memory.size() / FRAME_BYTES;
         if pfn.checked_add(count).is_none_or(|end| end > frames) {
             let words = format!("{count} frames from {pfn:#x}: expected a range inside {frames:#x} frames");
             return Err(PyIndexError::new_err(words));
         }
         PyBytes::new_with(py, count as usize, |out| {
             for (mark, frame) in out.iter_mut().zip(pfn..) {
-                *mark = u8::from(self.inner.take_dirty(frame, clear));
+                *mark = u8::from(memory.take_dirty(frame, clear));
             }
             Ok(())
         })
@@ -199,9 +281,9 @@ impl Memory {
 
     /// A 64-bit hash of the bytes (for comparing machines).
     fn hash(&self, py: Python<'_>, hpa: u64, length: u64) -> PyResult<u64> {
-        self.check(hpa, length)?;
+        let memory = self.range(hpa, length)?;
         // Through the descriptor, not the mapping: reading a hole there gives it no frame.
-        let file = File::open(format!("/proc/self/fd/{}", self.inner.fd()))?;
+        let file = File::open(format!("/proc/self/fd/{}", memory.fd()))?;
         py.detach(|| {
             let (mut hasher, mut chunk) = (Hasher::default(), vec![0; CHUNK]);
             let mut at = hpa;

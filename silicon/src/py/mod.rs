@@ -7,6 +7,7 @@ mod layouts;
 mod memory;
 mod processor;
 mod registers;
+mod shared;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;

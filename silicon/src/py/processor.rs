@@ -1,10 +1,10 @@
 //! `Processor`: a processor, moved between threads as its users like; one of them runs it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyIndexError, PyKeyError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -13,9 +13,11 @@ use super::exit::Exit;
 use super::failure::vm_fail;
 use super::memory::Memory;
 use super::registers;
+use super::shared::{Refusal, Shared};
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
-use crate::arch::bits::cr0;
+use crate::arch::bits::{cr0, efer};
 use crate::arch::exit;
+use crate::arch::vmcs as f;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::state::{Clock, Core, Fx};
@@ -23,36 +25,15 @@ use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
 use crate::processor::{EngineKind, Processor as Machine};
 use crate::snapshot;
+use crate::vmx::controls::secondary;
 use crate::vmx::instructions::{self as vmx, VmFail};
+use crate::vmx::space::{self, Given};
 
 /// Between two looks at Python's signals.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(10);
 
-/// The machine behind a `Processor`, and behind its `LocalApic`.
-pub struct Shared {
-    machine: Mutex<Machine>,
-    kick: Arc<AtomicBool>,
-}
-
-impl Shared {
-    /// The machine, for one who does not wait.
-    pub fn lock(&self) -> PyResult<MutexGuard<'_, Machine>> {
-        self.try_lock().ok_or_else(busy)
-    }
-
-    fn try_lock(&self) -> Option<MutexGuard<'_, Machine>> {
-        match self.machine.try_lock() {
-            Ok(machine) => Some(machine),
-            // A panic is a defect of ours, but no reason to hide the state from who looks for it.
-            Err(TryLockError::Poisoned(p)) => Some(p.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
-
-fn busy() -> PyErr {
-    PyRuntimeError::new_err("the processor is already running (in another thread): kick it first")
-}
+/// Most bytes of one `fetch`.
+const FETCH_BYTES: usize = 64;
 
 /// VMLAUNCH or VMRESUME.
 type Entry = fn(&mut Core) -> Result<Option<exit::Exit>, VmFail>;
@@ -61,7 +42,7 @@ type Entry = fn(&mut Core) -> Result<Option<exit::Exit>, VmFail>;
 enum End {
     Exit(exit::Exit),
     Failed(u32, &'static str),
-    Busy,
+    Refused(Refusal),
 }
 
 /// One x86-64 processor with VMX, at reset, on a `Memory`.
@@ -80,7 +61,10 @@ impl Processor {
     fn go(&self, py: Python<'_>, enter: Option<Entry>, budget: u64) -> PyResult<Exit> {
         let mut raised = None;
         let end = py.detach(|| {
-            let Some(mut machine) = self.shared.try_lock() else { return End::Busy };
+            let mut machine = match self.shared.lock() {
+                Ok(machine) => machine,
+                Err(why) => return End::Refused(why),
+            };
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -112,7 +96,7 @@ impl Processor {
             (Some(error), _) => Err(error),
             (None, End::Exit(exit)) => Ok(exit.into()),
             (None, End::Failed(number, rule)) => Err(vm_fail(py, number, rule)),
-            (None, End::Busy) => Err(busy()),
+            (None, End::Refused(why)) => Err(why.into()),
         }
     }
 
@@ -123,6 +107,28 @@ impl Processor {
 
 fn bad_register(n: usize) -> PyErr {
     PyIndexError::new_err(format!("general register {n}: expected 0 to 15"))
+}
+
+/// How the guest of the current VMCS translates.
+fn guest_space(core: &mut Core) -> Result<Space, VmFail> {
+    let mut read = |field| vmx::vmread(core, field);
+    let has_ept = read(f::SECONDARY_CONTROLS)? & u64::from(secondary::ENABLE_EPT) != 0;
+    let mut space = Space {
+        cr0: read(f::GUEST_CR0)?,
+        cr3: read(f::GUEST_CR3)?,
+        cr4: read(f::GUEST_CR4)?,
+        efer: read(f::GUEST_EFER)?,
+        pdpte: [0; 4],
+        eptp: if has_ept { read(f::EPT_POINTER)? } else { 0 },
+    };
+    for (n, entry) in (0..).zip(&mut space.pdpte) {
+        *entry = if has_ept {
+            vmx::vmread(core, f::GUEST_PDPTE0 + 2 * n)?
+        } else {
+            core.mem.load((space.cr3 & 0xFFFF_FFE0) + 8 * u64::from(n), 8)
+        };
+    }
+    Ok(space)
 }
 
 #[pymethods]
@@ -146,9 +152,21 @@ impl Processor {
                 return Err(PyValueError::new_err(words));
             }
         };
-        let machine = Machine::new(memory.get().inner().clone(), kind, clock, apic_id)?;
-        let kick = machine.core.kick.clone();
-        Ok(Self { shared: Arc::new(Shared { machine: Mutex::new(machine), kick }) })
+        let memory = memory.get();
+        let shared = Arc::new(Shared::new(Machine::new(memory.inner()?, kind, clock, apic_id)?));
+        memory.owns(&shared)?;
+        Ok(Self { shared })
+    }
+
+    /// Give back at once everything that the processor has, whoever still refers to it.
+    ///
+    /// Any later use raises RuntimeError, but to `kick` it or to close it again does nothing.
+    /// RuntimeError if it is running in another thread.
+    fn close(&self) -> PyResult<()> {
+        if let Some(machine) = self.shared.lock_if_open()? {
+            machine.close("this processor is closed");
+        }
+        Ok(())
     }
 
     /// Execute, in whatever mode the processor is, at most `budget` instructions (0: no limit).
@@ -342,6 +360,27 @@ impl Processor {
         })
     }
 
+    /// Memory at a linear address of the guest of the current VMCS, which must not be running: as
+    /// many of the bytes as are mapped.  No side effects, not counted.
+    fn read_guest<'py>(&self, py: Python<'py>, gva: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let space = self.vmx(py, guest_space)?;
+        let reach = if space.efer & efer::LMA == 0 { u64::from(u32::MAX) } else { u64::MAX };
+        let mem = self.shared.lock()?.core.mem.clone();
+        let intent = Intent { access: Access::Read, user: false, smap: false };
+        let mut bytes = vec![0; length];
+        let mut done = 0;
+        while done < length {
+            let at = gva.wrapping_add(done as u64) & reach;
+            let part = ((FRAME_BYTES - (at & PAGE_OFFSET)) as usize).min(length - done);
+            let Ok(walked) = Walker::observer(&mem).walk(&space, at, intent) else { break };
+            if !mem.read_bytes(walked.hpa, &mut bytes[done..done + part]) {
+                break;
+            }
+            done += part;
+        }
+        Ok(PyBytes::new(py, &bytes[..done]))
+    }
+
     /// Every reference of a page walk in order: (dimension "guest"|"host", level, hpa, entry).
     ///
     /// No side effects, not counted.  eptp 0: one dimension.
@@ -355,12 +394,8 @@ impl Processor {
         eptp: u64,
     ) -> PyResult<Vec<(&'static str, u8, u64, u64)>> {
         let mem = self.shared.lock()?.core.mem.clone();
-        let mut space = Space { cr0: cr0::PG | cr0::PE | cr0::WP, cr3, cr4, efer, pdpte: [0; 4], eptp };
-        let mut quiet = Walker::observer(&mem);
-        for i in 0..4 {
-            let gpa = (cr3 & 0xFFFF_FFE0) + 8 * i as u64;
-            space.pdpte[i] = quiet.physical(&space, gpa, Access::Read).map_or(0, |hpa| mem.load(hpa, 8));
-        }
+        let cr0 = cr0::PG | cr0::PE | cr0::WP;
+        let space = space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp });
         let mut log = Vec::new();
         let intent = Intent { access: Access::Read, user: false, smap: false };
         // Where the walk ends early, what it saw so far is the answer.
@@ -368,6 +403,53 @@ impl Processor {
         let _ = walker.walk(&space, gva, intent);
         let name = |is_host| if is_host { "host" } else { "guest" };
         Ok(log.into_iter().map(|(host, level, hpa, entry)| (name(host), level, hpa, entry)).collect())
+    }
+
+    /// The bytes of code at a linear address, as the guest of the current VMCS translates it: as
+    /// many of `length` as are mapped.  Right after a VM exit, too; what is given replaces the
+    /// guest's own register, and with a CR3 the PDPTEs are read there.  No side effects, not counted.
+    #[pyo3(signature = (gva, length, cr0=None, cr3=None, cr4=None, efer=None, eptp=None))]
+    #[allow(clippy::too_many_arguments)] // the registers of a regime
+    fn fetch<'py>(
+        &self,
+        py: Python<'py>,
+        gva: u64,
+        length: usize,
+        cr0: Option<u64>,
+        cr3: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        eptp: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let mut out = [0; FETCH_BYTES];
+        let Some(out) = out.get_mut(..length) else {
+            return Err(PyValueError::new_err(format!("{length} bytes: expected at most {FETCH_BYTES}")));
+        };
+        let machine = self.shared.lock()?;
+        let given = Given { cr0, cr3, cr4, efer, eptp };
+        let space = space::guest_space(&machine.core, given).map_err(|VmFail(n)| vm_fail(py, n, ""))?;
+        let n = space::fetch(&machine.core.mem, &space, gva, out);
+        Ok(PyBytes::new(py, &out[..n]))
+    }
+
+    /// (gpa, hpa) of a linear address, as the guest of the current VMCS translates it; None if it
+    /// does not.  Arguments as for `fetch`; rights are not looked at, but that the EPT lets it read.
+    #[pyo3(signature = (gva, cr0=None, cr3=None, cr4=None, efer=None, eptp=None))]
+    #[allow(clippy::too_many_arguments)] // the registers of a regime
+    fn locate(
+        &self,
+        py: Python<'_>,
+        gva: u64,
+        cr0: Option<u64>,
+        cr3: Option<u64>,
+        cr4: Option<u64>,
+        efer: Option<u64>,
+        eptp: Option<u64>,
+    ) -> PyResult<Option<(u64, u64)>> {
+        let machine = self.shared.lock()?;
+        let given = Given { cr0, cr3, cr4, efer, eptp };
+        let space = space::guest_space(&machine.core, given).map_err(|VmFail(n)| vm_fail(py, n, ""))?;
+        Ok(space::locate(&machine.core.mem, &space, gva).map(|w| (w.gpa, w.hpa)))
     }
 
     /// Drop all cached translations (of memory and of code).  For host-side changes.

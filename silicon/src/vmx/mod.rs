@@ -23,6 +23,7 @@ pub mod exit;
 pub mod instructions;
 pub mod intercept;
 mod msr_list;
+pub mod space;
 
 use controls::Controls;
 

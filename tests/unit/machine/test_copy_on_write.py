@@ -108,6 +108,24 @@ def test_a_clone_is_not_protected_for_other_reasons_and_needs_an_empty_place() -
         CopyOnWrite(host).clone(first.p2m, second.p2m)
 
 
+def test_a_copy_is_still_what_others_protect() -> None:
+    class Refuses:
+        def write(self, p2m: P2m, gfn: int) -> None:
+            pass
+
+        def touch(self, p2m: P2m, gfn: int) -> None:
+            raise AssertionError
+
+    host = Host("16M")
+    first = origin(host)
+    second = clone(first)
+    first.p2m.owners[Flag.SEALED] = Refuses()
+    first.p2m.protect(7)
+    assert not first.p2m.touch(7, write=True)
+    assert first.p2m.word(7) & 0xFC0 == Flag.SEALED
+    assert first.p2m.lookup(7) != second.p2m.lookup(7)
+
+
 def test_what_is_not_there_cannot_be_copied() -> None:
     cow, p2m = CopyOnWrite(Host("1M")), P2m()
     with pytest.raises(GuestMemoryError, match="no host frame"):

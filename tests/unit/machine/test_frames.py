@@ -75,6 +75,13 @@ def test_many_runs_are_shared_or_none() -> None:
         with pytest.raises(ValueError, match=r"expected|some of the frames are free"):
             frames.share_all([(1, 5), wrong])
     assert frames.references(1) == 2
+    for wrong in ((701, 1), (100, 700), (300, 1)):  # the last one has one owner less than asked
+        with pytest.raises(ValueError, match="and 2 more runs: some of the frames are free"):
+            frames.free_all([(300, 401), (100, 400), wrong])
+    assert [frames.references(pfn) for pfn in (1, 5, 100, 699, 700)] == [2, 3, 3, 2, 1]
+    assert frames.free_count == 1347
+    frames.free_all([(100, 600), (1, 100), (5, 1), (1, 350), (351, 350)])
+    assert frames.allocate(2047) == 1
 
 
 REFUSED = [

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.fakes import fake_machine
+from understudy.arch.paging_formats import LARGE
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.paging import PagingError
 from understudy.paging.ept import READABLE, WRITE, Ept
-from understudy.paging.ept_entry import AD, LARGE, RWX, RX
+from understudy.paging.ept_entry import AD, RWX, RX
 
 MEGA = 512  # frames of a 2-MByte page
 GIGA = 512 * 512
@@ -109,7 +110,7 @@ def test_tables_follow_any_history_of_the_p2m(host: Host) -> None:
     free = host.frames.free_count + len(ept.tables)
     for _ in range(150):
         gfn = chance.choice([0, 1, MEGA, 3 * MEGA - 1, GIGA - 1, GIGA]) + chance.randrange(4)
-        count = chance.choice([1, 3, MEGA, 2 * MEGA])
+        count = chance.choice([1, 3, 20, MEGA, 2 * MEGA])
         probes = [gfn - 1, gfn, gfn + 1, gfn + count - 1, gfn + count, 2 * MEGA]
         probes = [probe for probe in probes if probe >= 0]
         before = {probe: p2m.word(probe) for probe in probes}
@@ -217,6 +218,16 @@ def test_more_rights_need_no_invalidation(host: Host) -> None:
     assert len(invalidated) == 1
 
 
+def test_many_frames_that_move_are_one_invalidation(host: Host) -> None:
+    p2m = P2m()
+    p2m.map(0, 0, MEGA - 1)
+    ept = Ept(host, p2m)
+    invalidated = attached(ept)
+    p2m.map(100, 2 * MEGA, 100)
+    assert len(invalidated) == 1
+    assert translate(ept, 150) == (2 * MEGA + 50, 1)
+
+
 class Refuses:
     def write(self, p2m: P2m, gfn: int) -> None:
         pass
@@ -246,7 +257,12 @@ def test_a_violation_is_a_fill_or_a_device_or_a_defect(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "words"),
-    [(2, "W is 1 and R is 0"), (0x3017, "MEMTYPE 2 is reserved"), (0, "expected 0x3037")],
+    [
+        (2, "W is 1 and R is 0"),
+        (0x3017, "MEMTYPE 2 is reserved"),
+        (1 << 46 | 0x3037, "address bits above MAXPHYADDR are reserved"),
+        (0, "expected 0x3037"),
+    ],
 )
 def test_an_entry_that_is_wrong_is_decoded(host: Host, entry: int, words: str) -> None:
     p2m = P2m()
@@ -271,4 +287,4 @@ def test_a_table_that_is_missing_or_too_much_is_named(host: Host) -> None:
         ept.violation(0x3000, 1)
     host.memory.write_u64(level2 + 8, 0xB7)
     with pytest.raises(PagingError, match=r"level 2: .* expected 0x0"):
-        ept.violation(0x200000, WRITE)
+        ept.violation(0x200000, WRITE | 7 << 3)

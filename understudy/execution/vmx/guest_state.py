@@ -116,6 +116,9 @@ class GuestState(Guest):
     def add_dr6(self, bits: int) -> None:
         self.processor.set_registers({"dr6": self.processor.registers()["dr6"] | bits})
 
+    def fxsave(self) -> bytes:
+        return self.processor.fxsave()
+
     def set_cr2(self, value: int) -> None:
         self.processor.set_registers({"cr2": value})
 

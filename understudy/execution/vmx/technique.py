@@ -33,7 +33,6 @@ from understudy.execution.vmx.guest_state import (
 )
 from understudy.execution.vmx.operation import VPID, Operation
 from understudy.guest import Control, Event
-from understudy.machine.frames import PAGE
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
@@ -246,20 +245,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        read, eptp = self.read, self.paging.eptp
-        cr3, cr4, efer = read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
-        memory, code = self.host.memory, b""
-        while length:
-            part = min(length, PAGE - (gva & PAGE - 1))
-            walked = self.processor.walk(gva, cr3, cr4, efer, eptp)
-            level, entry = walked[-1][1::2] if walked else (0, 0)
-            if not entry & PRESENT:
-                break
-            inside = (1 << 3 + 9 * level) - 1
-            hpa = entry & ADDRESS & ~inside | gva & inside
-            code += memory.read(hpa, part)
-            gva, length = gva + part, length - part
-        return code
+        return self.processor.read_guest(gva, length)
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fakes import FakeExit
+from tests.unit.fakes import FakeExit, FakeProcessor
 from tests.unit.fixtures import CODE, Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
@@ -186,14 +186,34 @@ def test_an_instruction_over_a_page_boundary_is_fetched_in_two_parts() -> None:
         assert b.processor.live[RAX] == 3
 
 
-def test_what_is_not_emulated_is_named() -> None:
+def test_what_has_no_plan_is_executed_by_the_processor_on_lent_memory() -> None:
+    with bench() as b:
+        made = device(b, 0x1122_3344_5566_7788)
+        b.vm.memory.write(CODE, bytes.fromhex("48 f7 27"))  # mul qword [rdi]
+        b.processor.live[RDI] = DEVICE
+        seen: list[bytes] = []
+
+        def step(processor: FakeProcessor) -> FakeExit:
+            seen.append(b.vm.memory.read(DEVICE, 8))
+            return FakeExit(Reason.MONITOR_TRAP_FLAG)
+
+        b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE))
+        b.play(step)
+        assert seen == [bytes.fromhex("8877665544332211")]
+        assert made.log == [("read", DEVICE, 8, 0)]
+        assert b.vm.memory.hpa(DEVICE) is None  # the page is gone
+
+
+def test_a_device_that_lent_memory_does_not_cover_is_said() -> None:
     with bench() as b:
         device(b)
-        b.vm.memory.write(CODE, bytes.fromhex("0f 58 07"))
-        b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE))
+        b.vm.memory.write(CODE, bytes.fromhex("48 f7 27"))
+        b.processor.live[RDI] = DEVICE
+        for gpa in (DEVICE, DEVICE + 0x5000):
+            b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=gpa))
         stop = b.vm.go()
         assert stop.kind == StopKind.ERROR
-        assert "addps xmm0,[rdi]" in stop.detail
+        assert "touches a device that it does not name" in stop.detail
 
 
 def test_the_apic_page_is_the_apics() -> None:
@@ -217,7 +237,8 @@ def test_no_instruction_raises(code: bytes, registers: list[int], attr: int) -> 
         device(b)
         b.processor.live = registers
         b.vm.memory.write(CODE, code)
-        b.processor.script.extend([FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE)])
+        b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=DEVICE))
+        b.processor.script.append(FakeExit(Reason.MONITOR_TRAP_FLAG))  # for lent memory
         b.processor.script.append(FakeExit(Reason.BUDGET))
         assert b.vm.go().kind in (StopKind.BUDGET, StopKind.ERROR)
 
@@ -237,6 +258,7 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
             b.processor.script.append(
                 FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)
             )
+            b.processor.script.append(FakeExit(Reason.MONITOR_TRAP_FLAG))  # for lent memory
             b.processor.script.append(FakeExit(Reason.BUDGET))
             b.processor.in_guest = False
             assert b.vm.go(deadline_ns=b.vm.clock.now() + 10_000_000).kind

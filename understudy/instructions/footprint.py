@@ -1,0 +1,180 @@
+"""What memory an instruction is going to touch: for those that the processor must execute itself.
+
+Where an instruction has no plan, or its operand crosses from memory into a device, the hypervisor
+lends the guest a page of memory in the device's place for one instruction, and carries what was
+read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those
+are.
+
+Source: SDM 2, the instructions' own pages; SDM 1, "Bit Addressing for Register and Memory Bit
+Offsets"; the operands and implied accesses are iced-x86's.
+
+Invariant: a byte of a device is named for reading only if the instruction, once it does not fault,
+reads it.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import iced_x86 as iced
+from iced_x86 import Mnemonic, OpAccess, OpKind
+
+from understudy.arch.cr import CR0
+from understudy.guest import Guest, SegmentName
+from understudy.instructions.interpreter import decode
+from understudy.instructions.operands import (
+    LONGEST,
+    LOW32,
+    MASK64,
+    MASKS,
+    effective_address,
+    linear,
+    operand_address,
+    reader,
+    segment_base,
+)
+
+READS: Final = frozenset(
+    {OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
+)
+WRITES: Final = frozenset(
+    {OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
+)
+BIT_TESTS: Final = frozenset({Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC})
+MASKED: Final = frozenset({Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU})
+FXSAVES: Final = frozenset({Mnemonic.FXSAVE, Mnemonic.FXSAVE64})
+UNTOUCHED: Final = frozenset({Mnemonic.CLFLUSH, Mnemonic.CLFLUSHOPT, Mnemonic.CLWB})
+"""They access no data."""
+ADDRESS_BYTES: Final = {iced.CodeSize.CODE16: 2, iced.CodeSize.CODE32: 4, iced.CodeSize.CODE64: 8}
+FXSAVE_BYTES: Final = {16: 288, 32: 288, 64: 416}  # that are written, of 512; by the code's bits
+XMM_AT: Final = 160  # in the image of FXSAVE
+ST_AT: Final = 32
+
+X87: Final = frozenset({
+    iced.CpuidFeature.FPU, iced.CpuidFeature.FPU287, iced.CpuidFeature.FPU387,
+    iced.CpuidFeature.FXSR,
+})  # fmt: skip
+STATE: Final = frozenset({Mnemonic.LDMXCSR, Mnemonic.STMXCSR})
+UNALIGNED: Final = frozenset({
+    Mnemonic.MOVUPS, Mnemonic.MOVUPD, Mnemonic.MOVDQU, Mnemonic.LDDQU, Mnemonic.PCMPESTRI,
+    Mnemonic.PCMPESTRM, Mnemonic.PCMPISTRI, Mnemonic.PCMPISTRM, Mnemonic.PCMPESTRI64,
+    Mnemonic.PCMPESTRM64,
+})  # fmt: skip
+"""SSE instructions that take 16 bytes from anywhere."""
+
+_factory: Final = iced.InstructionInfoFactory()
+
+
+class Touch(NamedTuple):
+    """Bytes that the instruction accesses, at a linear address.
+
+    Neither read nor written: it may, or it only asks whether it could.
+    """
+
+    gva: int
+    size: int
+    reads: bool
+    writes: bool
+
+
+class NotDecoded(Exception):
+    """No instruction is at RIP, for this decoder; the message shows its bytes."""
+
+
+def instruction_at(guest: Guest) -> tuple[iced.Instruction, int]:
+    """(the instruction at RIP, decoded where it is; the bits of its code)."""
+    bits, rip = guest.code_bits(), guest.rip
+    at = rip if bits == 64 else rip + guest.segment_base(SegmentName.CS) & LOW32
+    code = guest.code_at(at, LONGEST)
+    instruction = decode(code, bits, rip)
+    if instruction.mnemonic == Mnemonic.INVALID:
+        raise NotDecoded(f"the bytes {code.hex(' ')} at {at:#x} are no instruction")
+    return instruction, bits
+
+
+def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
+    """What the instruction at RIP touches.  `fxsave`: the x87 and SSE state.  NotDecoded."""
+    instruction, bits = instruction_at(guest)
+    mnemonic = instruction.mnemonic
+    if mnemonic in UNTOUCHED:
+        return []
+    if mnemonic in BIT_TESTS and instruction.op1_kind == OpKind.REGISTER:
+        return [_bit_test(instruction, guest, bits)]
+    touches = [_touch(used, guest, bits) for used in _factory.info(instruction).used_memory()]
+    if mnemonic in MASKED:
+        return _masked(touches[0], instruction, fxsave())
+    if mnemonic in FXSAVES:
+        area = touches[0]
+        return [area._replace(size=FXSAVE_BYTES[bits]), area._replace(writes=False)]
+    return touches
+
+
+def faults_first(guest: Guest) -> bool:
+    """Whether the instruction at RIP is sure to fault before it looks at its memory operand.
+
+    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an unaligned operand.
+    """
+    instruction, bits = instruction_at(guest)
+    registers = [instruction.op_register(n) for n in range(instruction.op_count)
+                 if instruction.op_kind(n) == OpKind.REGISTER]  # fmt: skip
+    uses_xmm = any(iced.RegisterExt.is_xmm(register) for register in registers)
+    features = instruction.cpuid_features()
+    if (
+        uses_xmm
+        or any(iced.RegisterExt.is_mm(register) for register in registers)
+        or any(feature in X87 for feature in features)
+        or instruction.mnemonic in STATE
+    ) and guest.control().cr0 & (CR0.TS.mask | CR0.EM.mask):
+        return True
+    if not uses_xmm or iced.MemorySizeExt.size(instruction.memory_size) != 16:
+        return False
+    if instruction.mnemonic in UNALIGNED or instruction.is_ip_rel_memory_operand:
+        return False
+    if OpKind.MEMORY not in (instruction.op_kind(n) for n in range(instruction.op_count)):
+        return False
+    return bool(operand_address(instruction, bits)(guest) & 15)
+
+
+def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
+    offset = int(used.displacement)
+    if used.base:
+        offset += reader(used.base)(guest)
+    if used.index:
+        offset += reader(used.index)(guest) * used.scale
+    offset &= MASKS[ADDRESS_BYTES.get(used.address_size, 8)]
+    base = segment_base(used.segment, bits)
+    gva = offset if base is None else base(guest) + offset & (MASK64 if bits == 64 else LOW32)
+    size = iced.MemorySizeExt.size(used.memory_size)
+    return Touch(gva, size, used.access in READS, used.access in WRITES)
+
+
+def _bit_test(instruction: iced.Instruction, guest: Guest, bits: int) -> Touch:
+    """The bit string may be anywhere: the register's signed value counts from the operand."""
+    size = iced.MemorySizeExt.size(instruction.memory_size)
+    value = reader(instruction.op1_register)(guest)
+    sign = 1 << 8 * size - 1
+    units = (value ^ sign) - sign >> (8 * size).bit_length() - 1
+    first, width = effective_address(instruction), _address_bytes(instruction)
+    base = segment_base(instruction.memory_segment, bits)
+    # An address relative to RIP is decoded where it is.
+    is_relative = instruction.is_ip_rel_memory_operand
+    place = int(instruction.memory_displacement) if is_relative else first(guest)
+    offset = place + units * size & MASKS[width]
+    gva = linear(base, lambda guest: offset, bits)(guest)
+    return Touch(gva, size, True, instruction.mnemonic != Mnemonic.BT)
+
+
+def _address_bytes(instruction: iced.Instruction) -> int:
+    named = instruction.memory_base or instruction.memory_index
+    return iced.RegisterExt.size(named) if named else instruction.memory_displ_size
+
+
+def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[Touch]:
+    """MASKMOVQ, MASKMOVDQU: only the bytes that the mask names."""
+    number = iced.RegisterExt.number(instruction.op2_register)
+    if instruction.mnemonic == Mnemonic.MASKMOVDQU:
+        at = XMM_AT + 16 * number
+    else:  # MMn is the physical register n, and the image begins with the top of the stack
+        at = ST_AT + 16 * (number - (image[3] >> 3) & 7)
+    mask = image[at : at + touch.size]
+    written = [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
+    return [*written, touch._replace(writes=False)]
