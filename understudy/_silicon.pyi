@@ -216,8 +216,8 @@ class Processor:
     @property
     def tsc(self) -> int:
         """The processor's TSC (without any VMCS offset), in ns."""
-    def advance(self, ticks: int) -> None:
-        """Virtual clock only: idle time passes."""
+    def advance(self, ticks: int) -> int:
+        """Virtual clock only: idle time passes.  Returns the TSC then."""
     @property
     def retired(self) -> int:
         """Instructions retired since reset."""

@@ -19,8 +19,8 @@ def counted(
     raw = [processor.counters() for processor in processors]
     return {
         "instructions": sum(vcpu.retired for vcpu in vcpus),
-        "exits": _sum([vcpu.named_exits() for vcpu in vcpus]),
-        "kicks": sum(vcpu.kicks for vcpu in vcpus),
+        "exits": _sum([vcpu.counts.named_exits() for vcpu in vcpus]),
+        "kicks": sum(vcpu.counts.kicks for vcpu in vcpus),
         "walk": _sum([one["walk"] for one in raw]),
         "walk_caches": _sum([one["walk_caches"] for one in raw]),
         "tlb": {
@@ -32,7 +32,7 @@ def counted(
         "flushes": paging.flushes,
         "faults": dict(paging.faults),
         "tables": paging.table_count,
-        "cr_accesses": _sum([vcpu.named_cr_accesses() for vcpu in vcpus]),
+        "cr_accesses": _sum([vcpu.counts.named_cr_accesses() for vcpu in vcpus]),
         "injected": _sum([dict(sorted(v.events.state.injected.items())) for v in vcpus]),
         "engine": _sum([one["engine"] for one in raw]),
     }

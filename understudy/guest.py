@@ -110,6 +110,8 @@ class Guest(ABC):
     """A general register but RSP, fast."""
     write_gpr: Callable[[int, int], None]
     """Set a general register but RSP, fast.  0 <= value < 2**64."""
+    advance: Callable[[int], int]
+    """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 
@@ -317,10 +319,6 @@ class Guest(ABC):
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:
         """The guest's TSC is the processor's, plus this (modulo 2**64)."""
-
-    @abstractmethod
-    def advance(self, ticks: int) -> None:
-        """Virtual time only: let it pass without instructions.  ticks > 0."""
 
     @abstractmethod
     def arm(self, ticks: int) -> None:

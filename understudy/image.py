@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-from understudy.image_file import SnapshotError, mapped, pack, unpack
+from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.host import Host
@@ -145,17 +145,7 @@ class Image(Generic[Made]):
 
     def write(self, path: Path) -> int:
         """To a file, which is there whole or not at all; returns its bytes."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-        try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                length = sum(_write_all(file.fileno(), part) for part in
-                             pack(self.state, self.contents.pieces()))  # fmt: skip
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        return length
+        return write(path, pack(self.state, self.contents.pieces()))
 
     @classmethod
     def of_bytes(cls, data: "bytes | memoryview", make: "Maker[Made]") -> Self:
@@ -211,11 +201,3 @@ def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
             for piece in range(start, stop, CHUNK):
                 yield piece + ahead, host.memory.read(piece, min(CHUNK, stop - piece))
             at = max(stop, start)
-
-
-def _write_all(fd: int, data: Any) -> int:
-    view = memoryview(data)
-    written = 0
-    while written < len(view):
-        written += os.write(fd, view[written:])
-    return written

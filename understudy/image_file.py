@@ -14,8 +14,10 @@ Invariant: bytes that are no snapshot raise SnapshotError and nothing else.
 import json
 import mmap
 import os
+import secrets
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import xxhash
@@ -103,3 +105,17 @@ def mapped(fd: int) -> memoryview:
     if os.fstat(fd).st_size == 0:
         return memoryview(b"")
     return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+
+
+def write(path: Path, parts: Iterable[Any]) -> int:
+    """Write a file that is there whole or not at all, and that others cannot read; its bytes."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            length = sum(file.write(part) for part in parts)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return length

@@ -28,7 +28,7 @@ from understudy.describe import describe
 from understudy.endings import Endings
 from understudy.guest import SegmentName
 from understudy.image import Contents, Image, Shared, touched
-from understudy.image_file import SnapshotError, pack
+from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -146,7 +146,7 @@ class VM:
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
-                vcpu.guest.check_mode(cr0, name, has_ept=bool(pages.eptp))
+                vcpu.guest.check_mode(cr0, name, has_ept=pages.has_ept)
         except ValueError:
             pages.close()
             raise
@@ -242,7 +242,7 @@ class VM:
     def _state_in_words(self) -> str:
         return "\n".join(
             describe(
-                vcpu.guest.registers(), self.memory, vcpu.named_exits(), vcpu.guest.retired,
+                vcpu.guest.registers(), self.memory, vcpu.counts.named_exits(), vcpu.guest.retired,
                 self.bus.unclaimed, vcpu.msrs.unknown,
             )
             for vcpu in self.vcpus
@@ -336,22 +336,21 @@ class VM:
         """This moment as bytes, for a file; nothing changes for the VM."""
         return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
+    def write(self, path: Path) -> int:
+        """This moment to a file, which is there whole or not at all; returns its bytes."""
+        return write(path, pack(self._state(), touched(self.host, self.memory.p2m)))
+
     @classmethod
     def restore(
-        cls,
-        data: "bytes | Path",
-        *,
-        host: Host | None = None,
-        engine: str | None = None,
+        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None,
         clone: int | None = None,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
         data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
         does not fit.  clone: as for `Image.restore`.
         """
-        image = Image.of(data, cls._of_image)
-        return image.restore(host=host, engine=engine, clone=clone)
+        return Image.of(data, cls._of_image).restore(host=host, engine=engine, clone=clone)
 
     @classmethod
     def _of_image(

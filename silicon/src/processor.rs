@@ -66,7 +66,7 @@ impl Processor {
         let end = if budget == 0 { u64::MAX } else { self.core.retired().saturating_add(budget) };
         loop {
             if self.core.kick.swap(false, Ordering::Acquire) || poll() {
-                match self.core.vmx.non_root.then(|| vmx::events::on_kick(&self.core)).flatten() {
+                match self.core.vmx.non_root.then(|| vmx::events::on_kick(&mut self.core)).flatten() {
                     Some(exit) => {
                         if let Some(exit) = self.leave(exit) {
                             return exit;

@@ -5,7 +5,9 @@ mod vmx_bed;
 
 use silicon::arch::bits::rflags;
 use silicon::arch::exit::reason;
+use silicon::arch::segment::TableRegister;
 use silicon::arch::vmcs as f;
+use silicon::processor::EngineKind;
 use silicon::vmx::instructions as vmx;
 use vmx_bed::*;
 
@@ -164,4 +166,27 @@ fn a_kick_stops_the_run_and_is_no_interrupt_to_a_hypervisor_in_the_machine() {
     bed.core().kick.store(true, std::sync::atomic::Ordering::Release);
     assert_eq!(reason::KICK, bed.run().reason);
     assert!(bed.core().vmx.non_root && !bed.core().vmx.is_host_outside);
+}
+
+#[test]
+fn vm_entry_under_mov_ss_fails_and_under_sti_does_not() {
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        for (code, number) in [
+            (&[0x8E, 0xD0, 0x0F, 0x01, 0xC2, 0xF4][..], 26), // mov ss, eax; vmlaunch; hlt
+            (&[0x8E, 0xD0, 0x0F, 0x01, 0xC3, 0xF4], 26),     // mov ss, eax; vmresume; hlt
+            (&[0x8E, 0xD0, 0x90, 0x0F, 0x01, 0xC3, 0xF4], 5), // a NOP between: VMRESUME, not launched
+            (&[0xFB, 0x0F, 0x01, 0xC3, 0xF4], 5),            // sti; vmresume; hlt
+        ] {
+            let mut bed = Bed::on(engine);
+            host(&mut bed, code);
+            let core = bed.core();
+            core.mem.store(0x5_1008, 8, 0x00AF_9B00_0000_FFFF);
+            core.mem.store(0x5_1010, 8, 0x00CF_9300_0000_FFFF);
+            core.gdtr = TableRegister { base: 0x5_1000, limit: 0x17 };
+            core.gpr[0] = 0x10;
+            assert_eq!(reason::HALT, bed.run().reason, "{engine:?} {code:x?}");
+            assert!(bed.core().flag(rflags::ZF));
+            assert_eq!(number, bed.read(f::VM_INSTRUCTION_ERROR), "{engine:?} {code:x?}");
+        }
+    }
 }

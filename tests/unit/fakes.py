@@ -218,9 +218,10 @@ class FakeProcessor:
     def wrmsr(self, index: int, value: int) -> None:
         self.msrs[int(index)] = value
 
-    def advance(self, ticks: int) -> None:
+    def advance(self, ticks: int) -> int:
         assert ticks > 0
         self.tsc += ticks
+        return self.tsc
 
     def counters(self) -> dict[str, Any]:
         return {

@@ -101,7 +101,7 @@ def _write_cr0(vcpu: Vcpu, value: int) -> None:
     new = value & ~int(CR0.ET.mask) | CR0.ET.mask
     efer = check_cr0(new, old, is_code64=guest.is_code64())
     values = old._replace(cr0=new, efer=efer)
-    guest.check_mode(new, paging.name, has_ept=bool(paging.eptp))
+    guest.check_mode(new, paging.name, has_ept=paging.has_ept)
     if (new ^ old.cr0) & RELOADS_CR0:
         values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)

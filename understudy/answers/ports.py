@@ -4,7 +4,6 @@ Source: SDM 1, "Input/Output"; SDM 2, "IN", "OUT", "INS", "OUTS".
 Invariant: nothing that a guest does raises here.
 """
 
-from understudy.arch.vmcs import IoAccess
 from understudy.instructions import port_strings
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.paging.guest_walk import GuestFault
@@ -34,13 +33,15 @@ def write(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     return RESUME
 
 
-def string(vcpu: Vcpu, access: IoAccess, gva: int, address_bits: int, length: int) -> Verdict:
+def string(
+    vcpu: Vcpu, port: int, size: int, gva: int, address_bits: int, length: int,
+    *, is_in: bool, repeats: bool,
+) -> Verdict:  # fmt: skip
     """INS or OUTS: a burst of it; `gva` is the memory operand's."""
     try:
         is_over = port_strings.string(
-            vcpu, access.PORT, access.SIZE + 1, gva, address_bits,
-            is_in=bool(access.IN), repeats=bool(access.REP),
-        )  # fmt: skip
+            vcpu, port, size, gva, address_bits, is_in=is_in, repeats=repeats
+        )
     except GuestFault as fault:
         return vcpu.guest_fault(fault)
     if is_over:

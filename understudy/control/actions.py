@@ -5,9 +5,7 @@ request says in "do".  They run on the VM's own thread, between two exits.
 Source: none.  Invariant: what cannot be done is a ControlError of one line; the VM goes on.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,17 +70,11 @@ def save(vm: "VM", request: Request) -> dict[str, Any]:
     name = request.get("file")
     if not isinstance(name, str) or not name:
         raise ControlError('save: expected "file" with the name of a file')
-    data = vm.save()
-    path = Path(name)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        length = vm.write(Path(name))
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise ControlError(f"{path}: {error.strerror or error}") from None
-    return {"file": name, "bytes": len(data)}
+        raise ControlError(f"{name}: {error.strerror or error}") from None
+    return {"file": name, "bytes": length}
 
 
 @action

@@ -5,9 +5,38 @@ Invariant: what the last owner has released is given back to the computer, and r
 
 from collections.abc import Callable
 
+from understudy.clock import ManualClock
+from understudy.machine.bus import Bus
 from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
+from understudy.machine.machine import Machine
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
+
+
+class BareMemory:
+    """All of a host's memory, as a loader for the bare machine sees it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self.size = memory, memory.size
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """IndexError outside."""
+        return self._memory.read(gpa, length)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """IndexError outside."""
+        self._memory.write(gpa, data)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """All of it, but for frame 0, which belongs to nobody."""
+        return [(PAGE, self.size - PAGE)]
+
+
+class BareBoard:
+    """A board without a chip: nobody answers on its bus, and its clock stands still."""
+
+    def __init__(self) -> None:
+        self.bus, self.clock = Bus(), ManualClock()
 
 
 class Host:
@@ -20,6 +49,7 @@ class Host:
         self.memory = Memory(size)
         self.frames = Frames(1, size // PAGE - 1, _discarder(self.memory))
         self.processors: list[Processor] = []
+        self.machine = Machine(BareMemory(self.memory), self.processors, BareBoard())
 
     def plug(self, engine: str, clock: str) -> Processor:
         """A new processor on this host's memory, at reset."""

@@ -38,8 +38,10 @@ class Cpu(Protocol):
 class Board(Protocol):
     """What memory and processors sit on."""
 
-    clock: Clock
-    bus: Bus
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def bus(self) -> Bus: ...
 
 
 @dataclass(frozen=True)

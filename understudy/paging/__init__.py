@@ -108,6 +108,11 @@ class Paging(ABC):
         """The EPT pointer for the VMCS; 0 for techniques without EPT."""
         return 0
 
+    @property
+    def has_ept(self) -> bool:
+        """The processor walks the guest's own tables; these lead on from gpa to hpa."""
+        return self.eptp != 0
+
     # --- events ---
 
     @abstractmethod

@@ -9,9 +9,9 @@ Invariants: `attention` is set before anything that `attend` must see can matter
 runs while the processor is in the guest; two runs in virtual time make the same decisions.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from understudy.paging.guest_walk import (
 )
 from understudy.silicon import Exit, LocalApic
 from understudy.state import Kept, plain, restore
+from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
@@ -37,7 +38,6 @@ from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 FAR: Final = (1 << 32) - 1  # longer than any instruction takes, in units of the guest's timer
-LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
 AC: Final = 1 << 18  # of RFLAGS
 
 
@@ -51,15 +51,13 @@ class Goal:
 
 @dataclass
 class VcpuState:
-    """What a snapshot keeps, beside what the parts keep themselves."""
+    """What a snapshot keeps, beside what the parts keep."""
 
     halted: bool = False
     attention: bool = True  # the run loop must look around before it enters
     armed: int = 0  # the deadline that the guest's timer holds
     interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
     carried_out: int = 0  # instructions that only exit because of the paging technique
-    exits: dict[int, int] = field(default_factory=dict)  # by reason
-    cr_accesses: Counter[int] = field(default_factory=Counter)  # by number << 4 | kind
 
 
 class Vcpu:
@@ -89,8 +87,8 @@ class Vcpu:
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.state = VcpuState()
         self.table = guest.table
-        self.exits: dict[int, int] = dict.fromkeys(self.table, 0)
-        self.cr_accesses: Counter[int] = Counter()  # by number << 4 | kind
+        self.counts = ExitCounts(self.table)
+        self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
         self.attention = True
         self.requested: Stop | None = None
         self.is_running = self.is_stepping = False
@@ -227,16 +225,13 @@ class Vcpu:
             if not self.guest.interrupt_flag():
                 self.request(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
                 return
-            if not self.time.idle(self._has_news):
+            if not self.time.idle(lambda: bool(self.posts) or self.requested is not None):
                 self.request(Stop(StopKind.STUCK, "halted, and no timer is armed"))
                 return
             while self.posts:
                 self.posts.popleft()()
             self.time.fire()
         self.state.halted = False
-
-    def _has_news(self) -> bool:
-        return bool(self.posts) or self.requested is not None
 
     # --- what answers need ---
 
@@ -312,7 +307,7 @@ class Vcpu:
             self.bus.mmio_write(gpa, size, value)
 
     def use(self, paging: Paging) -> None:
-        """Have the guest's memory virtualized by another technique from now on."""
+        """Have memory virtualized by another technique from now on."""
         self.paging = paging
         self.guest.use(paging)
 
@@ -331,34 +326,17 @@ class Vcpu:
             f"gpa {exit.gpa:#x} intr_info {exit.intr_info:#x} idt_info {exit.idt_info:#x}"
         )
 
-    def named_exits(self) -> dict[str, int]:
-        """Exits by name, those that happened.
-
-        The silicon's own stops are no exits; nor are kicks counted here (see `kicks`), because
-        the guest has no part in them.
-        """
-        own = (n for n in self.exits if n <= LAST_EXIT and n != Reason.EXTERNAL_INTERRUPT)
-        counted = sorted((n, self.exits[n]) for n in own if self.exits[n])
-        return {reason_name(n): count for n, count in counted}
-
-    def named_cr_accesses(self) -> dict[str, int]:
-        """Exits for control registers, by register and direction."""
-        words = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
-        counted = sorted(self.cr_accesses.items())
-        return {f"CR{key >> 4} {words[key & 15]}": n for key, n in counted}
-
-    @property
-    def kicks(self) -> int:
-        """Exits because another thread wanted something."""
-        return self.exits[Reason.EXTERNAL_INTERRUPT]
-
     def leave_guest(self) -> None:
         """Finish a run that a budget ended, so that registers can be read and written."""
         while self.guest.is_inside:
             self.guest.kick()
             exit = self.guest.run(0)
             if exit.reason not in (Reason.EXTERNAL_INTERRUPT, Reason.KICK):
-                self.table[exit.reason](self, exit)
+                verdict = self.table[exit.reason](self, exit)
+                if verdict is not RESUME:
+                    self.request(verdict)
+        if self.time.debt:
+            self.time.pay()
 
     # --- registers, reset ---
 
@@ -373,7 +351,7 @@ class Vcpu:
         UnsupportedMode if the techniques of this VM cannot run a guest so.
         """
         cr0 = values.get("cr0", 0)
-        self.guest.check_mode(cr0, self.paging.name, has_ept=bool(self.paging.eptp))
+        self.guest.check_mode(cr0, self.paging.name, has_ept=self.paging.has_ept)
         self.leave_guest()
         self.guest.set_registers(values)
         control = self.guest.control()
@@ -389,8 +367,8 @@ class Vcpu:
 
     def reset(self) -> None:
         """As after power-on, but for what is counted; `set_registers` says where it starts."""
-        model = self.model
-        self.apic.load(LocalApic(model.apic_id, model.apic_id == 0).save())
+        number = self.model.apic_id
+        self.apic.load(LocalApic(number, number == 0).save())
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
         self.guest.reset()
@@ -403,14 +381,14 @@ class Vcpu:
     @property
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
-        return {"guest": self.guest, "events": self.events, "msrs": self.msrs}
+        return {
+            "guest": self.guest, "events": self.events, "msrs": self.msrs, "counts": self.counts,
+        }  # fmt: skip
 
     def save(self) -> dict[str, Any]:
         """What a snapshot keeps of this vCPU, as plain values.  It must be out of the guest."""
         own = self.state
         own.attention, own.armed = self.attention, self.time.armed
-        own.exits = {reason: n for reason, n in self.exits.items() if n}
-        own.cr_accesses = self.cr_accesses
         saved = {name: part.save() for name, part in self.parts.items()}
         return saved | {"vcpu": plain(own), "apic": self.apic.save().hex()}
 
@@ -421,5 +399,3 @@ class Vcpu:
             part.load(saved[name])
         own = self.state = restore(VcpuState, saved["vcpu"], "vcpu")
         self.attention, self.time.armed = own.attention, own.armed
-        self.exits |= own.exits
-        self.cr_accesses = Counter(own.cr_accesses)

@@ -51,6 +51,7 @@ class Deadlines:
         self.armed = 0  # the deadline that the guest's timer holds
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.wake = threading.Event()
+        self._advance, self._arm, self._up = guest.advance, guest.arm, (1 << self.shift) - 1
 
     def next(self) -> int:
         """When something is due, in ns of guest time; `NEVER` if nothing is."""
@@ -88,9 +89,11 @@ class Deadlines:
     def pay(self) -> None:
         """Let the time pass that is owed; the timer did not see it."""
         debt, self.debt = self.debt, 0
-        if not self.is_wall:
-            self.guest.advance(debt)
-            self.rearm()
+        if self.is_wall:
+            return
+        now, shift = self._advance(debt) + self.clock.offset, self.shift
+        ticks = (self.armed + self._up >> shift) - (now >> shift)  # `rearm`, written out
+        self._arm(ticks if ticks > 0 else 0)
 
     def idle(self, has_news: Callable[[], bool]) -> bool:
         """One step of idle time.  False if nothing is armed that could end it.

@@ -55,6 +55,12 @@ impl LocalApic {
         Some(self.icr)
     }
 
+    /// Whether the interrupt command is an NMI for the processor of this APIC, too.
+    #[must_use]
+    pub fn commands_own_nmi(&self) -> bool {
+        self.icr as u32 >> 8 & 7 == delivery::NMI && self.reach() != Reach::NotMe
+    }
+
     fn reach(&self) -> Reach {
         let low = self.icr as u32;
         match low >> 18 & 3 {

@@ -166,6 +166,38 @@ fn iret_to_an_outer_level_clears_null_selectors_but_no_base() {
 }
 
 #[test]
+fn a_return_to_an_outer_level_nulls_selectors_and_keeps_bases() {
+    let iret = [0x5000, 0, 2, 0x6508, u64::from(DATA3)];
+    let retf = [0x5000, 0, 0x6508, u64::from(DATA3), 0];
+    for (core, bytes, size, code, frame) in [
+        (long(0), &[0x48, 0xCF][..], 8, LONG3, iret),
+        (long(0), &[0xCF], 4, LONG3, iret),
+        (long(0), &[0x66, 0xCF], 2, LONG3, iret),
+        (long(0), &[0x48, 0xCB], 8, LONG3, retf),
+        (protected(0), &[0xCF], 4, CODE3, iret),
+        (protected(0), &[0xCB], 4, CODE3, retf),
+    ] {
+        let mut core = with_code(core, bytes);
+        let is_long = core.is_long();
+        let base = if is_long { 0x1234_5678_9000 } else { 0x5678_9000 };
+        for index in [seg::FS, seg::GS] {
+            assert_eq!(0, core.seg[index].dpl());
+            core.seg[index].base = base;
+        }
+        let mut frame = frame;
+        frame[1] = code.into();
+        put_words(&core, 0x7000, size, &frame);
+        step(&mut core).unwrap();
+        assert_eq!((3, 0x5000), (core.cpl, core.rip));
+        for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
+            let s = core.seg[index];
+            let expected = if index >= seg::FS { base } else { 0 };
+            assert_eq!((0, true, expected), (s.selector, s.is_unusable(), s.base), "{bytes:x?} {index}");
+        }
+    }
+}
+
+#[test]
 fn iret_to_an_inner_level_is_gp_of_cs() {
     let mut core = with_code(protected(3), &[0xCF]);
     put_words(&core, 0x7000, 4, &[0x5000, u64::from(CODE0), 2]);

@@ -176,7 +176,8 @@ fn write_apic(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         _ => value,
     };
     // An interrupt command finds no other processor on this bus.
-    let _icr = core.apic.wrmsr(msr, value, now).ok_or_else(|| gp(0))?;
+    let icr = core.apic.wrmsr(msr, value, now).ok_or_else(|| gp(0))?;
+    core.nmi_pending |= core.apic.take_nmi() | (icr.is_some() && core.apic.commands_own_nmi());
     if msr == index::IA32_APIC_BASE {
         // Translations remember which page is the APIC's.
         core.flush_guest();

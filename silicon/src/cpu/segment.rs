@@ -387,18 +387,20 @@ pub fn load_data_segment(core: &mut Core, index: usize, selector: u16) -> Exec<(
     Ok(())
 }
 
-/// A return to an outer level: data segments that it may not use become null, and null selectors
-/// lose their RPL.
+/// A return to an outer level: data segments that it may not use get a null selector, and null
+/// selectors lose their RPL.
+///
+/// Nothing is loaded: base and limit stay as they were, unlike after a load of a null selector (SDM
+/// 2, "IRET/IRETD/IRETQ—Interrupt Return", "RET—Return From Procedure": SegmentSelector := NULL).  So
+/// a base that an MSR has given to FS or GS, under whatever selector, survives.
 pub fn drop_inner_segments(core: &mut Core) {
-    let is_long = core.is_long();
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
         let s = &mut core.seg[index];
         let is_conforming = s.attr & (attr::CODE | attr::EC) == attr::CODE | attr::EC;
-        if is_null(s.selector) && index >= seg::FS && is_long {
-            // Their bases are set by MSRs and instructions, apart from any descriptor.
+        if is_null(s.selector) {
             s.selector = 0;
-        } else if is_null(s.selector) || !is_conforming && s.dpl() < core.cpl {
-            *s = null_segment(0);
+        } else if !is_conforming && s.dpl() < core.cpl {
+            *s = Segment { selector: 0, attr: attr::UNUSABLE, ..*s };
         }
     }
 }

@@ -227,6 +227,8 @@ pub struct Core {
     pub msr: Msrs,
     /// Interrupt shadow.
     pub shadow: Shadow,
+    /// The one that the instruction which executes is in.
+    pub shadowed: Shadow,
     /// Blocking by NMI.
     pub nmi_blocked: bool,
     /// An NMI waits.
@@ -306,6 +308,7 @@ impl Core {
             pdpte: [0; 4],
             msr: Msrs::default(),
             shadow: Shadow::None,
+            shadowed: Shadow::None,
             nmi_blocked: false,
             nmi_pending: false,
             activity: Activity::Active,

@@ -35,6 +35,7 @@ pub fn step(core: &mut Core) -> Exec<()> {
         return step_debugged(core);
     }
     let shadow = take(&mut core.shadow);
+    core.shadowed = shadow;
     let rip = core.rip;
     let result = fetch(core).and_then(|(insn, execute)| {
         core.rip = next(core, &insn);
@@ -54,6 +55,7 @@ pub fn step_known(core: &mut Core, insn: &Instruction, execute: Execute) -> Exec
         return step_debugged(core);
     }
     let shadow = take(&mut core.shadow);
+    core.shadowed = shadow;
     let rip = core.rip;
     core.rip = next(core, insn);
     let result = execute(core, insn);
@@ -92,6 +94,7 @@ fn undo(core: &mut Core, t: Trap, rip: u64, shadow: Shadow) -> Trap {
 /// (SDM 3B, "Debug, Branch Profile, TSC, and Intel Resource Director Technology Features").
 fn step_debugged(core: &mut Core) -> Exec<()> {
     let shadow = take(&mut core.shadow);
+    core.shadowed = shadow;
     let (rip, before) = (core.rip, core.rflags);
     // Conditions met by MOV SS or POP SS wait for the end of this instruction.
     let held = if shadow == Shadow::MovSs { take(&mut core.pending_db) } else { 0 };

@@ -64,8 +64,8 @@ impl Core {
     fn write_apic(&mut self, offset: u64, size: usize, value: u64) {
         if offset & 3 == 0 && size >= 4 {
             let now = self.tsc();
-            self.apic.write(offset as u32, value as u32, now);
-            self.nmi_pending |= self.apic.take_nmi();
+            let icr = self.apic.write(offset as u32, value as u32, now);
+            self.nmi_pending |= self.apic.take_nmi() | (icr.is_some() && self.apic.commands_own_nmi());
             self.attention = 1;
         }
     }
@@ -74,6 +74,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use crate::arch::exit::reason;
+    use crate::cpu::msr;
     use crate::cpu::testbed::protected;
     use crate::cpu::trap::Trap;
     use crate::mmu::access::Who;
@@ -104,6 +105,30 @@ mod tests {
         core.attention = 0;
         core.write_lin(PAGE + 0x300, 4, 0x4_0041, Who::Program).unwrap();
         assert_eq!((Some(0x41), 1), (core.apic.pending(), core.attention));
+    }
+
+    #[test]
+    fn an_nmi_that_a_processor_sends_itself_arrives() {
+        // Itself, all, physically by its number; not: all others, another number.
+        for (high, low, arrives) in [
+            (0, 0x4_0400, true),
+            (0, 0x8_0400, true),
+            (0, 0x400, true),
+            (0, 0xC_0400, false),
+            (7, 0x400, false),
+        ] {
+            let mut core = protected(0);
+            core.write_lin(PAGE + 0xF0, 4, 0x1FF, Who::Program).unwrap();
+            core.write_lin(PAGE + 0x310, 4, high << 24, Who::Program).unwrap();
+            assert!(!core.nmi_pending);
+            core.write_lin(PAGE + 0x300, 4, low, Who::Program).unwrap();
+            assert_eq!(arrives, core.nmi_pending, "{high:#x} {low:#x}");
+            let mut core = protected(0);
+            msr::write(&mut core, 0x1B, 0xFEE0_0D00).unwrap(); // x2APIC mode
+            core.attention = 0;
+            msr::write(&mut core, 0x830, high << 32 | low).unwrap();
+            assert_eq!((arrives, 1), (core.nmi_pending, core.attention), "{high:#x} {low:#x}");
+        }
     }
 
     #[test]

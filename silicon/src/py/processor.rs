@@ -478,14 +478,14 @@ impl Processor {
         Ok(self.shared.lock()?.core.tsc())
     }
 
-    /// Virtual clock only: idle time passes.
-    fn advance(&self, ticks: u64) -> PyResult<()> {
+    /// Virtual clock only: idle time passes.  Returns the TSC then.
+    fn advance(&self, ticks: u64) -> PyResult<u64> {
         let core = &mut self.shared.lock()?.core;
         if core.clock != Clock::Virtual {
             return Err(PyValueError::new_err("advance: expected clock=\"virtual\"; this one is \"wall\""));
         }
         core.tsc_skew = core.tsc_skew.wrapping_add(ticks);
-        Ok(())
+        Ok(core.tsc())
     }
 
     /// Instructions retired since reset.

@@ -14,17 +14,19 @@ const VALID: u32 = 1 << 31;
 /// Interrupts that do not exit are delivered here.
 #[must_use]
 pub fn due(core: &mut Core) -> Option<Exit> {
+    let now = core.tsc();
+    before_interrupts(core, now).or_else(|| nmi(core)).or_else(|| interrupt(core, now))
+}
+
+/// What comes before interrupts of every kind (SDM 3C, "Other Causes of VM Exits").
+fn before_interrupts(core: &mut Core, now: u64) -> Option<Exit> {
     if let Some((why, qualification)) = core.vmx.trap_exit.take() {
         return Some(Exit::new(why, qualification));
     }
     if core.vmx.mtf.is_some_and(|mark| mark != (core.retired(), core.rip)) {
         return Some(Exit::new(reason::MTF, 0));
     }
-    let now = core.tsc();
-    if core.vmx.timer <= now {
-        return Some(Exit::new(reason::PREEMPTION_TIMER, 0));
-    }
-    nmi(core).or_else(|| interrupt(core, now))
+    (core.vmx.timer <= now).then(|| Exit::new(reason::PREEMPTION_TIMER, 0))
 }
 
 /// Whether nothing is due between these two instructions, and nothing but time changes that:
@@ -126,8 +128,12 @@ pub fn must_step(core: &Core) -> bool {
 
 /// A kick arrived in non-root operation: the exit it makes under "external-interrupt exiting" if
 /// the host software is outside.  (A hypervisor in the machine knows nothing of kicks: `run` stops.)
+///
+/// An exit that is due anyway, and comes first, is the one: kicks come at any time, and must not
+/// change what is counted.
 #[must_use]
-pub fn on_kick(core: &Core) -> Option<Exit> {
+pub fn on_kick(core: &mut Core) -> Option<Exit> {
     let exits = core.vmx.is_host_outside && core.vmx.controls.pin(pin::EXTERNAL_INTERRUPT_EXITING);
-    exits.then(|| Exit::new(reason::EXTERNAL_INTERRUPT, 0))
+    let now = core.tsc();
+    exits.then(|| before_interrupts(core, now).unwrap_or_else(|| Exit::new(reason::EXTERNAL_INTERRUPT, 0)))
 }

@@ -36,6 +36,7 @@ FETCH: Final = EptViolation.FETCH.mask
 WRITE: Final = EptViolation.WRITE.mask
 STRING: Final = IoAccess.STRING.mask
 IN: Final = IoAccess.IN.mask
+REP: Final = IoAccess.REP.mask
 FS: Final = 4  # the first segment that has a base in 64-bit code
 
 Handler = Callable[[Vcpu, Exit], Verdict | Stop]
@@ -90,7 +91,10 @@ def io_instruction(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     access = exit.qualification
     if access & STRING:
         address_bits = (16, 32, 64, 64)[exit.instr_info >> 7 & 3]
-        return ports.string(vcpu, IoAccess(access & LOW32), exit.gla, address_bits, exit.length)
+        return ports.string(
+            vcpu, access >> 16 & 0xFFFF, (access & 7) + 1, exit.gla, address_bits, exit.length,
+            is_in=bool(access & IN), repeats=bool(access & REP),
+        )  # fmt: skip
     if access & IN:
         return ports.read(vcpu, access >> 16 & 0xFFFF, (access & 7) + 1, exit.length)
     return ports.write(vcpu, access >> 16 & 0xFFFF, (access & 7) + 1, exit.length)
@@ -152,7 +156,7 @@ def cr_access(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     """SDM 3C, "Exit Qualification for Control-Register Accesses"."""
     access = CrAccess(exit.qualification & LOW32)
     number, kind = access.NUMBER, access.ACCESS
-    if number == 3 and vcpu.paging.eptp:
+    if number == 3 and vcpu.paging.has_ept:
         return vcpu.unknown(exit)  # with EPT, such exits are not asked for
     vcpu.cr_accesses[number << 4 | kind] += 1
     match kind:

@@ -42,6 +42,7 @@ class GuestState(Guest):
         self.processor = processor
         self.read, self.write = processor.vmread, processor.vmwrite
         self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
+        self.advance = processor.advance
         self.kept: ControlRegisters
 
     def set_registers(self, values: dict[str, int]) -> None:

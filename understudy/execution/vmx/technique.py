@@ -203,9 +203,6 @@ class Vmx(GuestState, Execution, name="vmx"):
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
 
-    def advance(self, ticks: int) -> None:
-        self.processor.advance(ticks)
-
     def arm(self, ticks: int) -> None:
         self.write(TIMER, ticks if ticks < 0xFFFF_FFFF else 0xFFFF_FFFF)
 

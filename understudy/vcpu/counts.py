@@ -1,0 +1,60 @@
+"""What one vCPU counts: its exits by reason, and its accesses to control registers.
+
+Source: ours.  Invariant: the counts are objects of which others may keep hold; a snapshot that is
+loaded changes what is in them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from understudy.arch.exit_reason import Reason, reason_name
+from understudy.state import Part, restore
+
+LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
+KINDS: Final = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
+
+
+@dataclass
+class CountState:
+    """All of it."""
+
+    exits: dict[int, int] = field(default_factory=dict)  # by reason
+    cr_accesses: Counter[int] = field(default_factory=Counter)  # by number << 4 | kind
+
+
+class ExitCounts(Part):
+    """The counts of one vCPU."""
+
+    state: CountState
+
+    def __init__(self, reasons: Iterable[int]) -> None:
+        """`reasons`: those that are answered, which begin with 0."""
+        self.state = CountState(dict.fromkeys(reasons, 0))
+
+    def load(self, saved: dict[str, Any]) -> None:
+        found = restore(CountState, saved, "counts")
+        self.state.exits.update(found.exits)
+        self.state.cr_accesses.update(found.cr_accesses)
+
+    def named_exits(self) -> dict[str, int]:
+        """Exits by name, those that happened.
+
+        The silicon's own stops are no exits; nor are kicks counted here (see `kicks`), because
+        the guest has no part in them.
+        """
+        exits = self.state.exits
+        own = (n for n in exits if n <= LAST_EXIT and n != Reason.EXTERNAL_INTERRUPT)
+        counted = sorted((n, exits[n]) for n in own if exits[n])
+        return {reason_name(n): count for n, count in counted}
+
+    def named_cr_accesses(self) -> dict[str, int]:
+        """Exits for control registers, by register and direction."""
+        counted = sorted(self.state.cr_accesses.items())
+        return {f"CR{key >> 4} {KINDS[key & 15]}": n for key, n in counted}
+
+    @property
+    def kicks(self) -> int:
+        """Exits because another thread wanted something."""
+        return self.state.exits[Reason.EXTERNAL_INTERRUPT]
