@@ -136,8 +136,8 @@ def madt_body(layout: Layout) -> bytes:
 
 
 def mcfg_body(layout: Layout) -> bytes:
-    """ "MCFG Table Description": one segment group with all its buses."""
-    return bytes(8) + struct.pack("<QHBB4x", layout.ecam_gpa, 0, 0, 0xFF)
+    """ "MCFG Table Description": one segment group, and the buses that there are."""
+    return bytes(8) + struct.pack("<QHBB4x", layout.ecam_gpa, 0, 0, pci.BUSES - 1)
 
 
 def dsdt_body(layout: Layout) -> bytes:
@@ -196,7 +196,7 @@ def _legacy(path: str, hid: str, descriptors: bytes, uid: int | None = None) -> 
 
 def _pci_root(layout: Layout) -> bytes:
     spans = [
-        aml.address_range(aml.BUS_NUMBERS, range(0x100)),
+        aml.address_range(aml.BUS_NUMBERS, range(pci.BUSES)),
         aml.io_ports(0xCF8, 8),
         aml.address_range(aml.IO, range(0x0CF8)),
         aml.address_range(aml.IO, range(0x0D00, 0x1_0000)),

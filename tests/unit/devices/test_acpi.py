@@ -151,9 +151,9 @@ def test_madt_lists_processors_and_overrides() -> None:
     assert overrides == [(0, 0, 2, 0), (0, 9, 9, 0x0D)]
 
 
-def test_mcfg_says_where_all_configuration_spaces_are() -> None:
+def test_mcfg_says_where_the_configuration_spaces_of_bus_0_are() -> None:
     mcfg = tables(acpi_tables.Layout(ecam_gpa=0xD000_0000))["MCFG"]
-    assert mcfg[36:] == struct.pack("<QQHBBI", 0, 0xD000_0000, 0, 0, 255, 0)
+    assert mcfg[36:] == struct.pack("<QQHBBI", 0, 0xD000_0000, 0, 0, 0, 0)
 
 
 def test_no_window_for_bars_covers_the_configuration_spaces() -> None:
