@@ -164,10 +164,6 @@ class Processor:
         """The host-physical address behind a linear address, now; no side effects, not counted."""
     def read_linear(self, gva: int, length: int) -> bytes:
         """Memory at a linear address, through the live tables.  ValueError if unmapped."""
-    def read_guest(self, gva: int, length: int) -> bytes:
-        """Memory at a linear address of the guest of the current VMCS, as much as is mapped.
-
-        Outside the guest; no side effects, not counted."""
     def walk(
         self, gva: int, cr3: int, cr4: int, efer: int, eptp: int = 0
     ) -> list[tuple[str, int, int, int]]:
@@ -187,10 +183,10 @@ class Processor:
         """The bytes of code at a linear address, as the guest of the current VMCS translates it: as
         many of `length` (at most 64) as are mapped, at whatever privilege level.
 
-        Right after a VM exit, too, through the guest's own tables and the EPT, if it is on.  What is
-        given replaces the guest's own register (eptp 0: no EPT); with a cr3 the PDPTEs of PAE paging
-        are read there.  No side effects, not counted.  VmFail if something is neither given nor in a
-        current VMCS."""
+        Right after a VM exit, too, through the guest's own tables and the EPT, if it is on.  What
+        is given replaces the guest's own register (eptp 0: no EPT); with a cr3 the PDPTEs of PAE
+        paging are read there.  No side effects, not counted.  VmFail if something is neither given
+        nor in a current VMCS."""
     def locate(
         self,
         gva: int,
@@ -202,7 +198,8 @@ class Processor:
     ) -> tuple[int, int] | None:
         """(gpa, hpa) of a linear address; None if it has none.  Arguments as for `fetch`.
 
-        Of the rights only that the EPT lets it be read is looked at.  Without EPT both are equal."""
+        Of the rights only that the EPT lets it be read is looked at.  Without EPT both are equal.
+        """
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
     def set_walk_caches(self, structures: int, nested: int) -> None:

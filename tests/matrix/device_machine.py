@@ -2,8 +2,8 @@
 
 What: runs one instruction with its operands anywhere around those pages, and tells all that it has
 done: registers, x87 and SSE state, memory, the device's bytes, and the exception if there was one.
-Source: none.  Invariant: the device is plain memory that is reached over the bus; so whatever carries
-the instruction out, what the RAM guest does is right.
+Source: none.  Invariant: the device is plain memory that is reached over the bus; so whatever
+carries the instruction out, what the RAM guest does is right.
 """
 
 import random

@@ -1,8 +1,8 @@
 """Every instruction on a device does what it does on RAM.
 
 What: of each instruction with a memory operand some encodings, in 16, 32 and 64-bit code, with
-operands inside the device, over its edges and between its pages; compared with the same instruction on
-plain RAM, which the processor executes alone: registers, flags, x87 and SSE state, memory, faults.
+operands inside the device, over its edges and between its pages; compared with the same on plain
+RAM, which the processor executes alone: registers, flags, x87 and SSE state, memory, faults.
 Source: SDM 2.
 """
 

@@ -186,7 +186,7 @@ class FakeProcessor:
     def flush(self) -> None:
         self.invalidated.append((0, 0))
 
-    def read_guest(self, gva: int, length: int) -> bytes:
+    def fetch(self, gva: int, length: int) -> bytes:
         """Set by whoever has a guest with memory."""
         raise NotImplementedError
 

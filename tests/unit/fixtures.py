@@ -58,7 +58,7 @@ class EntryLike:
 def patch_fetch(vm: VM, processor: FakeProcessor) -> None:
     """Let the processor find the guest's memory at linear addresses."""
 
-    def read_guest(gva: int, length: int) -> bytes:
+    def fetch(gva: int, length: int) -> bytes:
         out = b""
         for n in range(length):
             try:
@@ -67,7 +67,7 @@ def patch_fetch(vm: VM, processor: FakeProcessor) -> None:
                 break
         return out
 
-    processor.read_guest = read_guest  # type: ignore[method-assign]
+    processor.fetch = fetch  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """An instruction on a device that nobody emulates: the processor executes it, on lent memory.
 
-For the length of one instruction a page of RAM lies where the guest's tables find the device.  What
-the instruction reads of the device is put there first, read over the bus once; what it has written
-is taken from there afterwards, if it completed.  All else is the processor's: registers, flags, x87
-and SSE state, far transfers, and every fault, which comes with its own address and error code.
+For the length of one instruction a page of RAM lies where the guest's tables find the device.
+What the instruction reads of the device is put there first, read over the bus once; what it has
+written is taken from there afterwards, if it completed.  All else is the processor's: registers,
+flags, x87 and SSE state, far transfers, and every fault, with its own address and error code.
 
 So no instruction is "not emulated", and an operand that begins in RAM and ends in a device is an
 access of each.
@@ -24,6 +24,7 @@ from understudy.instructions.surroundings import load, store
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu.loop import Vcpu
+from understudy.vcpu.one_instruction import execute_one
 from understudy.verdict import RESUME, Stop, Verdict
 
 OFFSET: Final = PAGE - 1
@@ -95,7 +96,7 @@ def execute(vcpu: Vcpu, gpa: int) -> Verdict | Stop:
         loan.lend(gpa, b"")
         for at, data in contents:
             loan.lend(at, data)
-        if (stop := vcpu.execute_one()) is not None:
+        if (stop := execute_one(vcpu)) is not None:
             return stop
         is_done = guest.retired != before
         results = [(at, loan.written(at, n)) for at, n, touch in devices if touch.writes]

@@ -15,7 +15,7 @@ RAX = 0
 
 def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """IN of 1, 2 or 4 bytes to AL, AX or EAX."""
-    value = vcpu.bus.port_read(port, size)
+    value = vcpu.port_read(port, size)
     if size < 4:
         kept = (1 << 8 * size) - 1
         value = vcpu.read_gpr(RAX) & ~kept | value & kept
@@ -27,7 +27,7 @@ def read(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
 
 def write(vcpu: Vcpu, port: int, size: int, length: int) -> Verdict:
     """OUT of 1, 2 or 4 bytes from AL, AX or EAX."""
-    vcpu.bus.port_write(port, size, vcpu.read_gpr(RAX) & (1 << 8 * size) - 1)
+    vcpu.port_write(port, size, vcpu.read_gpr(RAX) & (1 << 8 * size) - 1)
     vcpu.time.debt += CYCLE_NS
     vcpu.skip(length)
     return RESUME

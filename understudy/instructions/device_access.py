@@ -1,10 +1,9 @@
 """Accesses of instructions to devices in memory.
 
-Source: SDM 2, the instructions' own pages; SDM 3A, "Memory Types" (what a device sees of an
-access).
+Source: SDM 2, the instructions' own pages; SDM 3A, "Memory Types".
 
-Invariants: what cannot be carried out here has changed nothing, no device was asked, and it is left
-to the processor (`footprint`); a page fault on the way leaves the guest's state as if the
+Invariants: what cannot be carried out here has changed nothing, no device was asked, and it is
+left to the processor (`footprint`); a page fault on the way leaves the guest's state as if the
 instruction had not begun (string instructions: as after the last whole element).
 """
 
@@ -16,7 +15,7 @@ from understudy.instructions.surroundings import Surroundings
 
 
 def access(around: Surroundings, gpa: int) -> bool:
-    """Carry out the instruction at RIP, whose operand is a device at `gpa`.  False: not done.
+    """Carry out the instruction at RIP, which accesses a device at `gpa`.  False: not done.
 
     GuestFault: the instruction faults.
     """

@@ -2,8 +2,7 @@
 
 Where an instruction has no plan, or its operand crosses from memory into a device, the hypervisor
 lends the guest a page of memory in the device's place for one instruction, and carries what was
-read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes those
-are.
+read and written over the bus (`answers/lent_memory.py`).  Here it is worked out which bytes.
 
 Source: SDM 2, the instructions' own pages; SDM 1, "Bit Addressing for Register and Memory Bit
 Offsets"; the operands and implied accesses are iced-x86's.
@@ -26,8 +25,6 @@ from understudy.instructions.operands import (
     LOW32,
     MASK64,
     MASKS,
-    effective_address,
-    linear,
     operand_address,
     reader,
     segment_base,
@@ -92,14 +89,15 @@ def instruction_at(guest: Guest) -> tuple[iced.Instruction, int]:
 
 
 def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
-    """What the instruction at RIP touches.  `fxsave`: the x87 and SSE state.  NotDecoded."""
+    """What the instruction at RIP touches; NotDecoded.  `fxsave`: the guest's x87 and SSE state."""
     instruction, bits = instruction_at(guest)
     mnemonic = instruction.mnemonic
     if mnemonic in UNTOUCHED:
         return []
-    if mnemonic in BIT_TESTS and instruction.op1_kind == OpKind.REGISTER:
-        return [_bit_test(instruction, guest, bits)]
-    touches = [_touch(used, guest, bits) for used in _factory.info(instruction).used_memory()]
+    is_bit_string = mnemonic in BIT_TESTS and instruction.op1_kind == OpKind.REGISTER
+    beyond = _bit_offset(instruction, guest) if is_bit_string else 0
+    used = _factory.info(instruction).used_memory()
+    touches = [_touch(memory, guest, bits, beyond) for memory in used]
     if mnemonic in MASKED:
         return _masked(touches[0], instruction, fxsave())
     if mnemonic in FXSAVES:
@@ -111,7 +109,7 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
 def faults_first(guest: Guest) -> bool:
     """Whether the instruction at RIP is sure to fault before it looks at its memory operand.
 
-    #NM, by which kernels switch x87 and SSE state lazily, and #GP for an unaligned operand.
+    #NM, by which kernels switch x87 and SSE state lazily, or #GP for an operand not aligned.
     """
     instruction, bits = instruction_at(guest)
     registers = [instruction.op_register(n) for n in range(instruction.op_count)
@@ -134,8 +132,8 @@ def faults_first(guest: Guest) -> bool:
     return bool(operand_address(instruction, bits)(guest) & 15)
 
 
-def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
-    offset = int(used.displacement)
+def _touch(used: iced.UsedMemory, guest: Guest, bits: int, beyond: int) -> Touch:
+    offset = int(used.displacement) + beyond
     if used.base:
         offset += reader(used.base)(guest)
     if used.index:
@@ -147,25 +145,11 @@ def _touch(used: iced.UsedMemory, guest: Guest, bits: int) -> Touch:
     return Touch(gva, size, used.access in READS, used.access in WRITES)
 
 
-def _bit_test(instruction: iced.Instruction, guest: Guest, bits: int) -> Touch:
-    """The bit string may be anywhere: the register's signed value counts from the operand."""
-    size = iced.MemorySizeExt.size(instruction.memory_size)
-    value = reader(instruction.op1_register)(guest)
-    sign = 1 << 8 * size - 1
-    units = (value ^ sign) - sign >> (8 * size).bit_length() - 1
-    first, width = effective_address(instruction), _address_bytes(instruction)
-    base = segment_base(instruction.memory_segment, bits)
-    # An address relative to RIP is decoded where it is.
-    is_relative = instruction.is_ip_rel_memory_operand
-    place = int(instruction.memory_displacement) if is_relative else first(guest)
-    offset = place + units * size & MASKS[width]
-    gva = linear(base, lambda guest: offset, bits)(guest)
-    return Touch(gva, size, True, instruction.mnemonic != Mnemonic.BT)
-
-
-def _address_bytes(instruction: iced.Instruction) -> int:
-    named = instruction.memory_base or instruction.memory_index
-    return iced.RegisterExt.size(named) if named else instruction.memory_displ_size
+def _bit_offset(instruction: iced.Instruction, guest: Guest) -> int:
+    """How far from the operand a bit test's bytes are: the register counts, with its sign."""
+    bits = 8 * iced.MemorySizeExt.size(instruction.memory_size)
+    value, sign = reader(instruction.op1_register)(guest), 1 << bits - 1
+    return ((value ^ sign) - sign) // bits * (bits // 8)
 
 
 def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[Touch]:

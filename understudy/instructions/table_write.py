@@ -4,8 +4,7 @@ Source: SDM 2, the instructions' own pages; Adams and Agesen, "A Comparison of S
 Techniques for x86 Virtualization", for trace faults.
 
 Invariants: what cannot be carried out here changes nothing and is left to the processor, one step
-at a time; the tables change only through `Paging.store` and `GuestMemory`, whose tracers hear of
-it.
+at a time; the tables change only through `Paging.store` and `GuestMemory`, and tracers hear of it.
 """
 
 from typing import Final

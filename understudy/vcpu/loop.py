@@ -37,7 +37,6 @@ from understudy.vcpu.msrs import Msrs
 from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
-FAR: Final = (1 << 32) - 1  # longer than any instruction takes, in units of the guest's timer
 AC: Final = 1 << 18  # of RFLAGS
 
 
@@ -78,7 +77,7 @@ class Vcpu:
         """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
         self.guest, self.paging, self.model, self.clock = guest, paging, model, clock
         self.bus, self.memory, self.posts, self.is_wall = bus, memory, posts, is_wall
-        self.answer = model.answer
+        self.answer, self.port_read, self.port_write = model.answer, bus.port_read, bus.port_write
         self.read_gpr, self.write_gpr, self.gpr = guest.read_gpr, guest.write_gpr, guest.gpr
         self.set_gpr, self.skip = guest.set_gpr, guest.skip
         self.apic = LocalApic(model.apic_id, model.apic_id == 0)
@@ -143,32 +142,6 @@ class Vcpu:
                 return Stop(StopKind.UNTIL)
             if end is not None:
                 budget = end - self.retired
-
-    def execute_one(self) -> Stop | None:
-        """Have the guest execute the instruction that exited, and no event before it.
-
-        It has completed, or faulted, when this returns None; meanwhile exits are answered as ever.
-        """
-        guest, time = self.guest, self.time
-        retired, rip = guest.retired, guest.rip
-        guest.single_step(True)
-        guest.window(False, False)
-        self.is_stepping = True
-        try:
-            while guest.retired == retired and guest.rip == rip and not self.events.has_staged:
-                guest.arm(FAR)
-                exit = guest.run(0) if guest.is_inside else guest.resume(0)
-                self.exits[exit.reason] = self.exits.get(exit.reason, 0) + 1
-                answer = self.table.get(exit.reason)
-                verdict = self.unknown(exit) if answer is None else answer(self, exit)
-                if verdict is not RESUME:
-                    return verdict
-        finally:
-            self.is_stepping = False
-            self.leave_guest()
-            guest.single_step(False)
-            self.attention, time.armed = True, 0
-        return None
 
     # --- between exits ---
 
@@ -367,8 +340,7 @@ class Vcpu:
 
     def reset(self) -> None:
         """As after power-on, but for what is counted; `set_registers` says where it starts."""
-        number = self.model.apic_id
-        self.apic.load(LocalApic(number, number == 0).save())
+        self.apic.load(LocalApic(self.model.apic_id, self.model.apic_id == 0).save())
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
         self.guest.reset()

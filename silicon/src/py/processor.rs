@@ -15,9 +15,8 @@ use super::memory::Memory;
 use super::registers;
 use super::shared::{Refusal, Shared};
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
-use crate::arch::bits::{cr0, efer};
+use crate::arch::bits::cr0;
 use crate::arch::exit;
-use crate::arch::vmcs as f;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::state::{Clock, Core, Fx};
@@ -25,7 +24,6 @@ use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
 use crate::processor::{EngineKind, Processor as Machine};
 use crate::snapshot;
-use crate::vmx::controls::secondary;
 use crate::vmx::instructions::{self as vmx, VmFail};
 use crate::vmx::space::{self, Given};
 
@@ -107,28 +105,6 @@ impl Processor {
 
 fn bad_register(n: usize) -> PyErr {
     PyIndexError::new_err(format!("general register {n}: expected 0 to 15"))
-}
-
-/// How the guest of the current VMCS translates.
-fn guest_space(core: &mut Core) -> Result<Space, VmFail> {
-    let mut read = |field| vmx::vmread(core, field);
-    let has_ept = read(f::SECONDARY_CONTROLS)? & u64::from(secondary::ENABLE_EPT) != 0;
-    let mut space = Space {
-        cr0: read(f::GUEST_CR0)?,
-        cr3: read(f::GUEST_CR3)?,
-        cr4: read(f::GUEST_CR4)?,
-        efer: read(f::GUEST_EFER)?,
-        pdpte: [0; 4],
-        eptp: if has_ept { read(f::EPT_POINTER)? } else { 0 },
-    };
-    for (n, entry) in (0..).zip(&mut space.pdpte) {
-        *entry = if has_ept {
-            vmx::vmread(core, f::GUEST_PDPTE0 + 2 * n)?
-        } else {
-            core.mem.load((space.cr3 & 0xFFFF_FFE0) + 8 * u64::from(n), 8)
-        };
-    }
-    Ok(space)
 }
 
 #[pymethods]
@@ -358,27 +334,6 @@ impl Processor {
             }
             Ok(())
         })
-    }
-
-    /// Memory at a linear address of the guest of the current VMCS, which must not be running: as
-    /// many of the bytes as are mapped.  No side effects, not counted.
-    fn read_guest<'py>(&self, py: Python<'py>, gva: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let space = self.vmx(py, guest_space)?;
-        let reach = if space.efer & efer::LMA == 0 { u64::from(u32::MAX) } else { u64::MAX };
-        let mem = self.shared.lock()?.core.mem.clone();
-        let intent = Intent { access: Access::Read, user: false, smap: false };
-        let mut bytes = vec![0; length];
-        let mut done = 0;
-        while done < length {
-            let at = gva.wrapping_add(done as u64) & reach;
-            let part = ((FRAME_BYTES - (at & PAGE_OFFSET)) as usize).min(length - done);
-            let Ok(walked) = Walker::observer(&mem).walk(&space, at, intent) else { break };
-            if !mem.read_bytes(walked.hpa, &mut bytes[done..done + part]) {
-                break;
-            }
-            done += part;
-        }
-        Ok(PyBytes::new(py, &bytes[..done]))
     }
 
     /// Every reference of a page walk in order: (dimension "guest"|"host", level, hpa, entry).

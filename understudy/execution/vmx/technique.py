@@ -242,7 +242,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        return self.processor.read_guest(gva, length)
+        return self.processor.fetch(gva, length)
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
