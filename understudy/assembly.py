@@ -4,6 +4,7 @@ Source: ours.  Invariant: nothing here is needed once the VM runs; what the part
 other, they were told here.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
 from understudy.interrupts import Router
 from understudy.machine.host import Host
@@ -65,6 +67,7 @@ def board_of(
         com2=agent_port.transmit,
         ram_bytes=memory.size,
         epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
+        generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
         devices=config.devices,
     )
     console.receive, agent_port.receive = board.com1.receive, board.com2.receive
@@ -96,6 +99,18 @@ def vcpu_of(
     offer_efer(vcpu)
     _offer_clock(board, number, vcpu)
     return vcpu
+
+
+def tell_apart(config: Config, board: PC, clone: int | None) -> None:
+    """A VM was made of an image: let its guest know if it is another one than that of the image.
+
+    In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
+    does: nobody knows how often the image is used.
+    """
+    if config.clock == "wall":
+        board.vmgenid.renew(os.urandom(BYTES))
+    elif clone is not None:
+        board.vmgenid.renew(derived(board.vmgenid.state.generation, clone))
 
 
 def _offer_clock(board: PC, number: int, vcpu: Vcpu) -> None:

@@ -14,6 +14,7 @@ as one that was never saved; the origin and its clones never see each other's wr
 are no image raise SnapshotError and nothing else.
 """
 
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +98,9 @@ class Loose:
 class Maker(Protocol[Made]):
     """Makes a VM of a state and a memory; on this host if there is one."""
 
-    def __call__(self, image: "Image[Any]", host: Host | None, engine: str | None) -> Made: ...
+    def __call__(
+        self, image: "Image[Any]", host: Host | None, engine: str | None, clone: int | None
+    ) -> Made: ...
 
 
 class Image(Generic[Made]):
@@ -110,23 +113,33 @@ class Image(Generic[Made]):
         make: "Maker[Made]",
         host: Host | None = None,
         load: Callable[[Any], Any] | None = None,
+        clones: Iterator[int] | None = None,
     ) -> None:
-        """`state`: plain values, by part.  `load`: what a VM of it boots from after a reset."""
+        """`state`: plain values, by part.  `load`: what a VM of it boots from after a reset.
+
+        clones: the numbers of its clones, which images of one VM share.
+        """
         self.state, self.contents, self.host, self.load = state, contents, host, load
         self._make = make
+        self._clones = itertools.count(1) if clones is None else clones
         self._release = weakref.finalize(self, contents.close)
 
-    def restore(self, *, host: Host | None = None, engine: str | None = None) -> Made:
-        """The VM as it was, ready to go on; on another host or engine if one is named."""
+    def restore(
+        self, *, host: Host | None = None, engine: str | None = None, clone: int | None = None
+    ) -> Made:
+        """The VM as it was, ready to go on; on another host or engine if one is named.
+
+        clone: a number, for another VM than that which was saved; its guest is told that it is.
+        """
         if not self._release.alive:
             raise RuntimeError("this image is closed")
-        return self._make(self, host, engine)
+        return self._make(self, host, engine, clone)
 
     def fork(self, count: int = 1) -> list[Made]:
         """So many clones on the host of the VM; what nobody writes, they share."""
         if count < 0:
             raise ValueError(f"fork({count}): expected how many clones to make")
-        return [self.restore(host=self.host) for _ in range(count)]
+        return [self.restore(host=self.host, clone=next(self._clones)) for _ in range(count)]
 
     def to_bytes(self) -> bytes:
         """As bytes, for a file."""
@@ -144,6 +157,14 @@ class Image(Generic[Made]):
                 data = mapped(file.fileno())
         state, pieces = unpack(memoryview(data))
         return cls(state, Loose(pieces), make)
+
+    @classmethod
+    def of(cls, data: "bytes | Path", make: "Maker[Made]") -> Self:
+        """What `to_bytes` made, or a file that has it; SnapshotError for anything else."""
+        if isinstance(data, bytes):
+            return cls.of_bytes(data, make)
+        with data.open("rb") as file:
+            return cls.of_bytes(mapped(file.fileno()), make)
 
     def close(self) -> None:
         """Give the frames back; clones keep theirs."""

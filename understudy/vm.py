@@ -9,6 +9,7 @@ paging technique and send to its consoles.  Nothing is shared between VMs but th
 given, and on it the frames of clones.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.triple_fault import meant
-from understudy.assembly import board_of, check_names, paging_of, vcpu_of
+from understudy.assembly import board_of, check_names, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
@@ -117,6 +118,7 @@ class VM:
         self.pc.install_tables()
         self._load: Callable[[Machine], Entry] | None = None
         self.on_reset: list[Callable[[], None]] = []  # called after each
+        self._clones = itertools.count(1)
 
     @property
     def name(self) -> str:
@@ -306,7 +308,8 @@ class VM:
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
         state = self._state()
         contents = Shared(self.host, self.memory.p2m)
-        return Image(state, contents, type(self)._of_image, self.host, self._load)
+        made = type(self)._of_image
+        return Image(state, contents, made, self.host, self._load, self._clones)
 
     @property
     def parts(self) -> dict[str, Kept]:
@@ -345,17 +348,20 @@ class VM:
 
     @classmethod
     def restore(
-        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None
-    ) -> Self:
+        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None,
+        clone: int | None = None,
+    ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
         data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
-        does not fit.
+        does not fit.  clone: as for `Image.restore`.
         """
-        return Image.of(data, cls._of_image).restore(host=host, engine=engine)
+        return Image.of(data, cls._of_image).restore(host=host, engine=engine, clone=clone)
 
     @classmethod
-    def _of_image(cls, image: "Image[Any]", host: Host | None, engine: str | None) -> Self:
+    def _of_image(
+        cls, image: "Image[Any]", host: Host | None, engine: str | None, clone: int | None
+    ) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
             config = replace(config, engine=engine or config.engine)
@@ -363,6 +369,7 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
+                tell_apart(vm.config, vm.pc, clone)
             except BaseException:
                 vm.close()
                 raise

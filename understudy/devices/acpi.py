@@ -1,10 +1,10 @@
-"""ACPI fixed hardware: PM1 event and control registers, and the power-management timer.
+"""ACPI fixed hardware: PM1 and general-purpose event registers, and the power-management timer.
 
 Source: ACPI Specification 6.5, "ACPI Hardware Specification".  `acpi_tables` tells the guest where
 the board has them and which interrupt the SCI is.  There is no legacy mode: SCI_EN is 1.
 
-Not modeled: sleeping states but S5, general-purpose events, bus-master status, the global lock's
-release to firmware that does not exist.
+Not modeled: sleeping states but S5, bus-master status, the global lock's release to firmware that
+does not exist.
 
 Invariants: the timer is the clock at 3.579545 MHz; the SCI is asserted exactly while a status bit
 and its enable bit are both set.
@@ -17,7 +17,7 @@ from typing import Any
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
-from understudy.devices.acpi_tables import PM1_CONTROL, PM_PORTS, PM_TIMER, S5
+from understudy.devices.acpi_tables import GPE0, GPE0_BYTES, PM1_CONTROL, PM_PORTS, PM_TIMER, S5
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
 
@@ -64,16 +64,23 @@ ENABLE_BITS = sum(f.mask for f in PM1Enable.FIELDS)
 TMR, PWRBTN = PM1Status.TMR.mask, PM1Status.PWRBTN.mask
 
 
+# "General-Purpose Event Register Blocks": a block of status bits, then one of enable bits
+GPE_BITS = 4 * GPE0_BYTES
+GPES = (1 << GPE_BITS) - 1
+
+
 # --- The device ---
 
 
 @dataclass
 class AcpiState:
-    """PM1 registers, and how far TMR_STS is up to date."""
+    """The registers, and how far TMR_STS is up to date."""
 
     status: int = 0
     enable: int = 0
     control: int = int(PM1Control(SCI_EN=1))
+    gpe_status: int = 0
+    gpe_enable: int = 0
     seen: int = 0  # how often bit 31 had changed when TMR_STS was last cleared
 
 
@@ -98,6 +105,11 @@ class Acpi(Device, name="acpi"):
         self.state.status |= PWRBTN
         self._update()
 
+    def raise_event(self, n: int) -> None:
+        """Something has happened that the tables have this general-purpose event for."""
+        self.state.gpe_status |= 1 << n
+        self._update()
+
     # --- the timer ---
 
     @property
@@ -115,12 +127,14 @@ class Acpi(Device, name="acpi"):
             self.carry.set(-(-(changes + 1) * HALF * NS_PER_SECOND // PM_HZ))
         else:
             self.carry.set(None)
-        self.sci.set(bool(s.status & s.enable & ENABLE_BITS))
+        self.sci.set(bool(s.status & s.enable & ENABLE_BITS or s.gpe_status & s.gpe_enable))
 
     # --- registers ---
 
     def read(self, region: int, offset: int, size: int) -> int:
-        if offset >= PM_TIMER:
+        if offset >= GPE0:
+            block, start = self.state.gpe_status | self.state.gpe_enable << GPE_BITS, GPE0
+        elif offset >= PM_TIMER:
             block, start = self.timer & 0xFFFF_FFFF, PM_TIMER
         elif offset >= PM1_CONTROL:
             block, start = self.state.control, PM1_CONTROL
@@ -131,6 +145,9 @@ class Acpi(Device, name="acpi"):
 
     def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
+        if offset >= GPE0:
+            self._write_gpe(offset - GPE0, value, size)
+            return
         if offset >= PM_TIMER:
             return
         start = PM1_CONTROL if offset >= PM1_CONTROL else 0
@@ -144,6 +161,14 @@ class Acpi(Device, name="acpi"):
         s.status &= ~(value & STATUS_BITS)
         enable = s.enable << 16 & ~mask | value & mask
         s.enable = enable >> 16 & ENABLE_BITS
+        self._update()
+
+    def _write_gpe(self, offset: int, value: int, size: int) -> None:
+        """A 1 in the block of status bits clears it; the other block is kept."""
+        s, mask = self.state, ((1 << 8 * size) - 1) << 8 * offset
+        value = value << 8 * offset & mask
+        s.gpe_status &= ~value
+        s.gpe_enable = (s.gpe_enable & ~(mask >> GPE_BITS) | value >> GPE_BITS) & GPES
         self._update()
 
     def _write_control(self, value: int) -> None:
@@ -160,5 +185,7 @@ class Acpi(Device, name="acpi"):
             "PM1_EN": repr(PM1Enable(s.enable)),
             "PM1_CNT": repr(PM1Control(s.control)),
             "PM_TMR": self.timer & 0xFFFF_FFFF,
+            "GPE0_STS": f"{s.gpe_status:#06x}",
+            "GPE0_EN": f"{s.gpe_enable:#06x}",
             "SCI": self.sci.level,
         }

@@ -1,12 +1,12 @@
-"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT and DSDT.
+"""The ACPI tables of the PC: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG and DSDT.
 
-Source: ACPI Specification 6.5, "System Description Tables" and "ACPI Hardware Specification".
+Source: ACPI Specification 6.5, "System Description Tables" and "ACPI Hardware Specification"; for
+the MCFG, PCI Firmware Specification 3.3, "MCFG Table Description".
 They say what the board is and nothing more: local APICs, one I/O APIC, the fixed registers of
 `acpi`, conventional PCI with fixed interrupt routes, two serial ports, the keyboard's
-controller, the real-time clock.
+controller, the real-time clock, and where the generation of the VM is (`vmgenid`).
 
-Not described: sleep states but S5, general-purpose events, processors' power states, embedded
-controllers.
+Not described: sleep states but S5, processors' power states, embedded controllers.
 
 Invariants: every checksum is right; 32-bit and 64-bit addresses in one table agree; all tables
 lie between 0xE0000 and 0xFFFFF, the RSDP first, so that a guest that searches finds it.
@@ -24,7 +24,10 @@ SCI = 9
 S5 = 5  # SLP_TYP that means soft off
 
 # Register blocks of `acpi`, as offsets from its base port.
-PM1_EVENT, PM1_CONTROL, PM_TIMER, PM_PORTS = 0, 4, 8, 16
+PM1_EVENT, PM1_CONTROL, PM_TIMER, GPE0, PM_PORTS = 0, 4, 8, 12, 16
+GPE0_BYTES = 4  # half of them status, half of them enable bits
+
+NEW_GENERATION = 0  # the general-purpose event that tells of one
 
 # FADT, "Fixed ACPI Description Table Fixed Feature Flags"
 WBINVD, PROC_C1, SLP_BUTTON, FIX_RTC, TMR_VAL_EXT, RESET_REG_SUP = (
@@ -45,6 +48,8 @@ class Layout:
     ioapic_id: int = 1
     ioapic_gpa: int = 0xFEC0_0000
     lapic_gpa: int = 0xFEE0_0000
+    ecam_gpa: int = pci.ECAM_GPA
+    generation_gpa: int = 0xF_0000  # a page of firmware's own; the memory map calls it reserved
     high_mmio: range | None = None  # a PCI window above all memory
 
 
@@ -61,8 +66,9 @@ def build(layout: Layout) -> bytes:
     dsdt = place(table(b"DSDT", 2, dsdt_body(layout)))
     fadt = place(table(b"FACP", 6, fadt_body(layout, facs, dsdt)))
     madt = place(table(b"APIC", 5, madt_body(layout)))
-    rsdt = place(table(b"RSDT", 1, struct.pack("<II", fadt, madt)))
-    xsdt = place(table(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
+    mcfg = place(table(b"MCFG", 1, mcfg_body(layout)))
+    rsdt = place(table(b"RSDT", 1, struct.pack("<III", fadt, madt, mcfg)))
+    xsdt = place(table(b"XSDT", 1, struct.pack("<QQQ", fadt, madt, mcfg)))
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM, 2, rsdt)
     first = _summed(first, 8)
     image[:36] = _summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
@@ -92,13 +98,14 @@ def _port(port: int, bits: int, access: int) -> bytes:
 
 def fadt_body(layout: Layout, facs: int, dsdt: int) -> bytes:
     """ "Fixed ACPI Description Table (FADT)", revision 6."""
-    event, control, timer = (layout.pm_port + n for n in (PM1_EVENT, PM1_CONTROL, PM_TIMER))
+    offsets = (PM1_EVENT, PM1_CONTROL, PM_TIMER, GPE0)
+    event, control, timer, gpe = (layout.pm_port + n for n in offsets)
     none = bytes(12)
     parts = [
         struct.pack("<IIBB", facs, dsdt, 0, 0),  # no INT_MODEL, unspecified profile
         struct.pack("<HIBBBB", SCI, 0, 0, 0, 0, 0),  # no SMI command port: always in ACPI mode
-        struct.pack("<IIIIIIII", event, 0, control, 0, 0, timer, 0, 0),
-        struct.pack("<BBBBBBBB", 4, 2, 0, 4, 0, 0, 0, 0),  # lengths; no GPE, no _CST
+        struct.pack("<IIIIIIII", event, 0, control, 0, 0, timer, gpe, 0),
+        struct.pack("<BBBBBBBB", 4, 2, 0, 4, GPE0_BYTES, 0, 0, 0),  # lengths; no GPE1, no _CST
         struct.pack("<HHHHBB", 0xFFFF, 0xFFFF, 0, 0, 0, 0),  # no C2, no C3; no duty cycle
         struct.pack("<BBB", 0, 0, Reg.CENTURY),  # no alarm date in the RTC
         struct.pack("<HB", LEGACY_DEVICES | HAS_8042 | VGA_NOT_PRESENT, 0),
@@ -110,7 +117,8 @@ def fadt_body(layout: Layout, facs: int, dsdt: int) -> bytes:
         _port(control, 16, 2) + none,
         none,
         _port(timer, 32, 3),
-        none * 4,  # GPE0, GPE1, sleep control, sleep status
+        _port(gpe, 8 * GPE0_BYTES, 1),
+        none * 3,  # GPE1, sleep control, sleep status
         struct.pack("<Q", 0),  # hypervisor vendor identity
     ]
     return b"".join(parts)
@@ -127,30 +135,54 @@ def madt_body(layout: Layout) -> bytes:
     return b"".join(parts)
 
 
+def mcfg_body(layout: Layout) -> bytes:
+    """ "MCFG Table Description": one segment group, and the buses that there are."""
+    return bytes(8) + struct.pack("<QHBB4x", layout.ecam_gpa, 0, 0, pci.BUSES - 1)
+
+
 def dsdt_body(layout: Layout) -> bytes:
     """ "Differentiated System Description Table (DSDT)"."""
     sleep = aml.package(*(aml.integer(n) for n in (S5, S5, 0, 0)))
-    return aml.name("_S5", sleep) + aml.scope(
-        "_SB",
-        _pci_root(layout),
-        aml.device(
-            "MBRD",  # ports that no other device claims
-            aml.name("_HID", aml.eisa_id("PNP0C02")),
-            aml.name(
-                "_CRS",
-                aml.resources(
-                    aml.io_ports(layout.pm_port, PM_PORTS),
-                    aml.io_ports(0x4D0, 2),
-                    aml.io_ports(0xF4, 4),
+    tells = aml.method(f"_E{NEW_GENERATION:02X}", aml.notify("\\_SB.VGEN", 0x80))
+    return (
+        aml.name("_S5", sleep)
+        + aml.scope("_GPE", tells)
+        + aml.scope(
+            "_SB",
+            _pci_root(layout),
+            aml.device(
+                "MBRD",  # what no other device claims; a guest looks here before it trusts the MCFG
+                aml.name("_HID", aml.eisa_id("PNP0C02")),
+                aml.name(
+                    "_CRS",
+                    aml.resources(
+                        aml.io_ports(layout.pm_port, PM_PORTS),
+                        aml.io_ports(0x4D0, 2),
+                        aml.io_ports(0xF4, 4),
+                        aml.memory(layout.ecam_gpa, pci.ECAM_BYTES),
+                    ),
                 ),
             ),
-        ),
-        _legacy("COM1", "PNP0501", aml.io_ports(0x3F8, 8) + aml.irq(4), uid=1),
-        _legacy("COM2", "PNP0501", aml.io_ports(0x2F8, 8) + aml.irq(3), uid=2),
-        _legacy("KBD", "PNP0303", aml.io_ports(0x60, 1) + aml.io_ports(0x64, 1) + aml.irq(1)),
-        _legacy("RTC", "PNP0B00", aml.io_ports(0x70, 2) + aml.irq(8)),
-        _legacy("PIC", "PNP0000", aml.io_ports(0x20, 2) + aml.io_ports(0xA0, 2) + aml.irq(2)),
-        _legacy("TIMR", "PNP0100", aml.io_ports(0x40, 4) + aml.irq(0)),
+            _legacy("COM1", "PNP0501", aml.io_ports(0x3F8, 8) + aml.irq(4), uid=1),
+            _legacy("COM2", "PNP0501", aml.io_ports(0x2F8, 8) + aml.irq(3), uid=2),
+            _legacy("KBD", "PNP0303", aml.io_ports(0x60, 1) + aml.io_ports(0x64, 1) + aml.irq(1)),
+            _legacy("RTC", "PNP0B00", aml.io_ports(0x70, 2) + aml.irq(8)),
+            _legacy("PIC", "PNP0000", aml.io_ports(0x20, 2) + aml.io_ports(0xA0, 2) + aml.irq(2)),
+            _legacy("TIMR", "PNP0100", aml.io_ports(0x40, 4) + aml.irq(0)),
+            _generation(layout),
+        )
+    )
+
+
+def _generation(layout: Layout) -> bytes:
+    """ "Virtual Machine Generation ID": the halves of its address."""
+    low, high = layout.generation_gpa & 0xFFFF_FFFF, layout.generation_gpa >> 32
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("UNDS0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
     )
 
 
@@ -164,11 +196,14 @@ def _legacy(path: str, hid: str, descriptors: bytes, uid: int | None = None) -> 
 
 def _pci_root(layout: Layout) -> bytes:
     spans = [
-        aml.address_range(aml.BUS_NUMBERS, range(0x100)),
+        aml.address_range(aml.BUS_NUMBERS, range(pci.BUSES)),
         aml.io_ports(0xCF8, 8),
         aml.address_range(aml.IO, range(0x0CF8)),
         aml.address_range(aml.IO, range(0x0D00, 0x1_0000)),
-        aml.address_range(aml.MEMORY, pci.MMIO_WINDOW),
+        aml.address_range(aml.MEMORY, range(pci.MMIO_WINDOW.start, layout.ecam_gpa)),
+        aml.address_range(
+            aml.MEMORY, range(layout.ecam_gpa + pci.ECAM_BYTES, pci.MMIO_WINDOW.stop)
+        ),
     ]
     if layout.high_mmio is not None:
         spans.append(aml.address_range(aml.MEMORY, layout.high_mmio))

@@ -1,7 +1,7 @@
 """A small builder of AML, the byte code of ACPI's DSDT.
 
 Source: ACPI Specification 6.5, "ACPI Machine Language (AML) Specification" and "Resource Data
-Types for ACPI".  Only declarations are built: no methods, so there is nothing to interpret.
+Types for ACPI".  Only declarations are built, and of methods those that notify a device.
 
 Invariants: every function returns the complete encoding of its term; terms are joined by `+`.
 """
@@ -77,6 +77,16 @@ def device(path: str, *terms: bytes) -> bytes:
     return b"\x5b\x82" + _length(name_string(path) + b"".join(terms))
 
 
+def method(path: str, *terms: bytes) -> bytes:
+    """Method (path) { terms }, without arguments"""
+    return b"\x14" + _length(name_string(path) + b"\0" + b"".join(terms))
+
+
+def notify(path: str, value: int) -> bytes:
+    """Notify (path, value)"""
+    return b"\x86" + name_string(path) + integer(value)
+
+
 def _length(body: bytes) -> bytes:
     """The body after its PkgLength, which counts itself."""
     if len(body) + 1 < 0x40:
@@ -102,6 +112,11 @@ def resources(*descriptors: bytes) -> bytes:
 def io_ports(start: int, count: int) -> bytes:
     """IO (Decode16, start, start, 1, count)"""
     return struct.pack("<BBHHBB", 0x47, 1, start, start, 1, count)
+
+
+def memory(start: int, length: int) -> bytes:
+    """Memory32Fixed (ReadWrite, start, length)"""
+    return struct.pack("<BHBII", 0x86, 9, 1, start, length)
 
 
 def irq(*numbers: int) -> bytes:

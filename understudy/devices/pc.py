@@ -12,7 +12,7 @@ input 2 there; a board that loads what another of the same make saved behaves th
 from collections.abc import Callable, Sequence
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, pci
+from understudy.devices import acpi_tables, firmware, pci
 from understudy.devices.acpi import Acpi
 from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
@@ -21,10 +21,13 @@ from understudy.devices.message import Message
 from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
 from understudy.devices.uart16550 import Uart16550
+from understudy.devices.vmgenid import FIRST, VmGenId
 from understudy.machine.physical import PhysicalMemory
 
+SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
+HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -61,26 +64,27 @@ class PC(Board):
         ram_bytes: int = 256 * MIB,
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
-        high_mmio: range | None = None,
+        generation: bytes = FIRST,
+        high_mmio: range | None = HIGH_WINDOW,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
         self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
-        cmos, layout = cmos_memory(ram_bytes), self.layout
+        cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
             ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
             ("ioapic", {"at": layout.ioapic_gpa, "id": layout.ioapic_id}),
             ("pit8254", {"at": (0x40, 0x61), "irq": IRQ_TIMER}),
             ("rtc", {"at": 0x70, "irq": IRQ_RTC, "epoch_ns": epoch_ns, "ram": cmos}),
-            ("uart16550", {"name": "com1", "at": 0x3F8, "irq": IRQ_COM1, "transmit": com1}),
-            ("uart16550", {"name": "com2", "at": 0x2F8, "irq": IRQ_COM2, "transmit": com2}),
+            ("uart16550", {"name": "com1", "at": COM1, "irq": IRQ_COM1, "transmit": com1}),
+            ("uart16550", {"name": "com2", "at": COM2, "irq": IRQ_COM2, "transmit": com2}),
             ("i8042", {"at": (0x60, 0x64), "irq": IRQ_KEYBOARD, "restart": reset}),
             ("debug_exit", {"at": 0xF4, "debug_exit": debug_exit}),
             (
                 "pci",
                 {
-                    "at": (0xCF8, pci.ECAM_GPA),
+                    "at": (0xCF8, layout.ecam_gpa),
                     "irq": pci.PIRQ,
                     "restart": reset,
                     "high_window": high_mmio,
@@ -88,6 +92,14 @@ class PC(Board):
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
             ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+            (
+                "vmgenid",
+                {
+                    "gpa": layout.generation_gpa,
+                    "generation": generation,
+                    "notify": lambda: self.part("acpi", Acpi).raise_event(event),
+                },
+            ),
         )
         for part, options in (*rows, *devices):
             self.add(part, **options)
@@ -98,6 +110,7 @@ class PC(Board):
         self.pci = self.part("pci", Pci)
         self.acpi = self.part("acpi", Acpi)
         self.kvmclock = self.part("kvmclock", KvmClock)
+        self.vmgenid = self.part("vmgenid", VmGenId)
 
     def set_irq(self, irq: int, level: bool) -> None:
         """An interrupt request's wire ends at both interrupt controllers."""
@@ -117,6 +130,9 @@ class PC(Board):
     # --- what the VM asks of it ---
 
     def install_tables(self) -> int:
-        """Write the ACPI tables to guest memory; returns the RSDP's gpa."""
+        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa."""
+        for gpa, data in firmware.pieces(SERIAL_PORTS).items():
+            self.memory.write(gpa, data)
+        self.vmgenid.install()
         self.memory.write(acpi_tables.BASE, acpi_tables.build(self.layout))
         return acpi_tables.BASE

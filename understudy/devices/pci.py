@@ -48,6 +48,7 @@ class ConfigAddress(Bits, width=32):
 ADDRESS, RESET, DATA = 0, 1, 4  # offsets in the ports
 MECHANISM_1, ECAM = 0, 1  # regions
 ECAM_BYTES = 1 << 28  # 256 buses of 256 functions of 4096 bytes
+BUSES = 1  # of them, those that there are: a guest asks each device of each bus that it is told of
 PINS = "ABCD"  # INTA# to INTD#
 
 PIRQ = (10, 11, 14, 15)  # the IRQs of INTA# to INTD# of device 0; the next device begins one later

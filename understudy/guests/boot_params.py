@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
 from understudy.guests.placement import Placement, mib
+from understudy.machine.memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 
 E820_RAM, E820_RESERVED = 1, 2
 E820_MAX = 128
@@ -50,11 +51,15 @@ class E820(NamedTuple):
 
 
 def memory_map(memory: GuestMemory) -> list[E820]:
-    """RAM as the VM has it, and the BIOS area of a PC as reserved."""
-    entries = [E820(0xF_0000, 0x1_0000, E820_RESERVED)]
+    """RAM as the VM has it, and as reserved what a PC's firmware keeps for itself."""
+    hole, resume = LEGACY_HOLE
+    entries = [
+        E820(EXTENDED_BIOS_DATA, hole - EXTENDED_BIOS_DATA, E820_RESERVED),
+        E820(0xF_0000, 0x1_0000, E820_RESERVED),
+    ]
     for base, length in memory.ranges():
-        low_end = min(base + length, 0xA_0000)
-        high_start = max(base, 0x10_0000)
+        low_end = min(base + length, EXTENDED_BIOS_DATA)
+        high_start = max(base, resume)
         if base < low_end:
             entries.append(E820(base, low_end - base, E820_RAM))
         if high_start < base + length:

@@ -1,8 +1,8 @@
 """Guest-physical memory: reads and writes through the p2m.
 
 The map of a PC: RAM from 0 up to 3 GiB, the rest of it from 4 GiB on; between them lie the
-devices.  0xA0000-0xFFFFF is RAM, too (firmware tables are written there), but `ranges` does
-not report it as usable.
+devices.  0xA0000-0xFFFFF is RAM, too (firmware tables are written there), and so is firmware's
+last KiB below it, but `ranges` does not report them as usable.
 
 Invariant: whoever traces a frame hears of every write to it.
 """
@@ -21,6 +21,7 @@ Hpa = NewType("Hpa", int)
 LOW_END: Final = 0xC000_0000  # RAM below the devices ends here
 HIGH_START: Final = 0x1_0000_0000
 LEGACY_HOLE: Final = (0xA_0000, 0x10_0000)
+EXTENDED_BIOS_DATA: Final = 0x9_FC00  # up to the hole; where base memory ends for a guest
 GIGABYTE_FRAMES: Final = 1 << 18
 
 
@@ -62,8 +63,8 @@ class GuestMemory:
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (gpa, bytes)."""
         low = min(self.size, LOW_END)
-        hole, resume = LEGACY_HOLE
-        parts = [(0, min(low, hole))]
+        resume = LEGACY_HOLE[1]
+        parts = [(0, min(low, EXTENDED_BIOS_DATA))]
         if low > resume:
             parts.append((resume, low - resume))
         if self.size > low:

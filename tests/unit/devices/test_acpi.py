@@ -75,6 +75,21 @@ def test_control_always_says_acpi_mode_and_only_s5_powers_off() -> None:
     assert b.offs == 1 and b.acpi.read(0, 4, 2) == 5 << 10 | 1
 
 
+def test_general_purpose_events_are_cleared_by_a_1_and_enabled_byte_by_byte() -> None:
+    b = Bench()
+    b.acpi.write(0, 14, 0x0001, 2)
+    b.acpi.write(0, 15, 0x80, 1)
+    assert b.acpi.read(0, 12, 4) == 0x8001_0000
+    b.acpi.raise_event(1)
+    assert not b.line.level and b.acpi.read(0, 12, 2) == 2
+    b.acpi.raise_event(15)
+    assert b.line.level and b.acpi.read(0, 13, 1) == 0x80
+    b.acpi.write(0, 12, 0xFF, 1)
+    assert b.line.level and b.acpi.read(0, 12, 2) == 0x8000
+    b.acpi.write(0, 13, 0x80, 1)
+    assert not b.line.level and b.acpi.read(0, 12, 4) == 0x8001_0000
+
+
 # --- The tables ---
 
 
@@ -90,8 +105,8 @@ def tables(layout: acpi_tables.Layout) -> dict[str, bytes]:
     rsdt, length, xsdt = struct.unpack_from("<IIQ", image, 16)
     assert length == 36 and sum(image[:20]) % 256 == sum(image[:36]) % 256 == 0
     found = {"RSDT": at(rsdt), "XSDT": at(xsdt)}
-    assert struct.unpack("<II", at(rsdt)[36:]) == struct.unpack("<QQ", at(xsdt)[36:])
-    for gpa in struct.unpack("<QQ", at(xsdt)[36:]):
+    assert struct.unpack("<III", at(rsdt)[36:]) == struct.unpack("<QQQ", at(xsdt)[36:])
+    for gpa in struct.unpack("<QQQ", at(xsdt)[36:]):
         found[at(gpa)[:4].decode()] = at(gpa)
     facs, dsdt = struct.unpack_from("<II", found["FACP"], 36)
     assert facs % 64 == 0
@@ -112,7 +127,9 @@ def test_fadt_says_what_the_board_is() -> None:
     assert struct.unpack_from("<I", fadt, 56) == (0x600,)
     assert struct.unpack_from("<I", fadt, 64) == (0x604,)
     assert struct.unpack_from("<I", fadt, 76) == (0x608,)
-    assert fadt[88:92] == bytes((4, 2, 0, 4))
+    assert struct.unpack_from("<I", fadt, 80) == (0x60C,)
+    assert fadt[88:94] == bytes((4, 2, 0, 4, 4, 0))
+    assert fadt[220:232] == struct.pack("<BBBBQ", 1, 32, 0, 1, 0x60C)
     assert fadt[108] == 0x32
     assert struct.unpack_from("<H", fadt, 109) == (0b111,)
     assert struct.unpack_from("<I", fadt, 112)[0] & (1 << 8 | 1 << 10) == 1 << 8 | 1 << 10
@@ -132,6 +149,24 @@ def test_madt_lists_processors_and_overrides() -> None:
     assert [e for e in entries if e[0] == 1] == [struct.pack("<BBBBII", 1, 12, 3, 0, 0xFEC00000, 0)]
     overrides = [struct.unpack("<BBIH", e[2:]) for e in entries if e[0] == 2]
     assert overrides == [(0, 0, 2, 0), (0, 9, 9, 0x0D)]
+
+
+def test_mcfg_says_where_the_configuration_spaces_of_bus_0_are() -> None:
+    mcfg = tables(acpi_tables.Layout(ecam_gpa=0xD000_0000))["MCFG"]
+    assert mcfg[36:] == struct.pack("<QQHBBI", 0, 0xD000_0000, 0, 0, 0, 0)
+
+
+def test_no_window_for_bars_covers_the_configuration_spaces() -> None:
+    dsdt = tables(acpi_tables.Layout())["DSDT"]
+    windows = [
+        range(low, high + 1)
+        for low, high in (
+            struct.unpack_from("<II", dsdt, at + 10)
+            for at in range(len(dsdt))
+            if dsdt[at : at + 4] == b"\x87\x17\x00\x00"
+        )
+    ]
+    assert windows == [range(0xC000_0000, 0xE000_0000), range(0xF000_0000, 0xFEC0_0000)]
 
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (package acpica-tools) is not here")

@@ -1,10 +1,15 @@
 """The board: wires, interrupt messages, power-off and reset, snapshot."""
 
 import json
+import struct
 
 from understudy.clock import NS_PER_SECOND, ManualClock
+from understudy.devices import acpi_tables
+from understudy.devices.acpi_tables import GPE0
 from understudy.devices.message import Message
 from understudy.devices.pc import PC, cmos_memory
+from understudy.devices.pci_function import Function
+from understudy.devices.vmgenid import FIRST
 
 
 class Machine:
@@ -79,6 +84,30 @@ def test_the_ways_to_end() -> None:
     assert m.log == ["power off", "reset", "reset", 7]
 
 
+def test_the_reset_register_of_the_tables_resets() -> None:
+    m = Machine()
+    fadt = acpi_tables.fadt_body(m.pc.layout, 0, 0)
+    space, bits, _, _, port, value = struct.unpack_from("<BBBBQB", fadt, 116 - 36)
+    assert (space, bits) == (1, 8)
+    m.bus.port_write(port, 1, value)
+    assert m.log == ["reset"]
+
+
+def test_a_new_generation_is_in_memory_and_raises_the_sci_if_the_guest_wants_it() -> None:
+    m = Machine()
+    m.redirect(9, 0x8000 | 0x29)
+    m.pc.install_tables()
+    gpa, pm = m.pc.layout.generation_gpa, m.pc.layout.pm_port
+    assert m.memory[gpa : gpa + 16] == FIRST
+    m.pc.vmgenid.renew(b"another VM's own")
+    assert m.memory[gpa : gpa + 16] == b"another VM's own" and not m.messages
+    m.bus.port_write(pm + GPE0 + 2, 1, 1)
+    assert m.messages == [Message(0x29, 0, level=True)]
+    m.bus.port_write(pm + GPE0, 1, 1)
+    m.pc.end_of_interrupt(0x29)
+    assert len(m.messages) == 1
+
+
 def test_power_button_raises_the_sci_until_its_status_is_cleared() -> None:
     m = Machine()
     m.redirect(9, 0x8000 | 0x29)
@@ -97,6 +126,17 @@ def test_the_tables_are_where_a_search_finds_them() -> None:
     rsdp = m.pc.install_tables()
     assert 0xE0000 <= rsdp < 0x100000 and rsdp % 16 == 0
     assert m.memory[rsdp : rsdp + 8] == b"RSD PTR "
+
+
+def test_the_tables_tell_of_the_window_in_which_wide_bars_are_placed() -> None:
+    m = Machine()
+    m.pc.install_tables()
+    edges = struct.pack("<QQ", 1 << 40, (1 << 41) - 1)
+    assert edges in m.memory
+    function = Function(vendor=1, device=2, class_code=0)
+    function.add_bar(0, 1 << 34, m.pc.ioapic, is_wide=True)
+    m.pc.pci.plug(function, 5)
+    assert function.get(0x10, 8) == 1 << 40 | 4
 
 
 def test_cmos_tells_the_memory() -> None:

@@ -22,5 +22,5 @@ class FlatMemory:
         self.content[gpa : gpa + len(data)] = data
 
     def ranges(self) -> list[tuple[int, int]]:
-        low = (0, min(self.size, 0xA_0000))
+        low = (0, min(self.size, 0x9_FC00))
         return [low, (MIB, self.size - MIB)] if self.size > MIB else [low]

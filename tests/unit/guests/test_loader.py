@@ -78,9 +78,11 @@ def test_zero_page_has_memory_map_and_initrd() -> None:
     memory = FlatMemory(64 * MIB)
     initrd = b"cpio" * 3000
     page = load(memory, bzimage(compress("gzip", elf64())), initrd=initrd).registers["rsi"]
-    assert memory.read(page + 0x1E8, 1) == b"\3"
-    rows = [struct.unpack("<QQI", memory.read(page + 0x2D0 + 20 * i, 20)) for i in range(3)]
-    assert rows == [(0, 0xA0000, 1), (0xF0000, 0x10000, 2), (MIB, 63 * MIB, 1)]
+    assert memory.read(page + 0x1E8, 1) == b"\4"
+    rows = [struct.unpack("<QQI", memory.read(page + 0x2D0 + 20 * i, 20)) for i in range(4)]
+    assert rows == [
+        (0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (0xF0000, 0x10000, 2), (MIB, 63 * MIB, 1),
+    ]  # fmt: skip
     gpa, length = u32(memory, page + 0x218), u32(memory, page + 0x21C)
     assert (length, gpa % 4096) == (len(initrd), 0)
     assert gpa + length <= 64 * MIB and gpa >= MAIN + 0x10000
@@ -158,13 +160,13 @@ def test_pvh() -> None:
     info = entry.registers["rbx"]
     fields = struct.unpack("<IIIIQQQQII", memory.read(info, 56))
     magic, version, flags, count, module_list, line, rsdp, memory_map, rows, _ = fields
-    assert (magic, version, flags, count, rsdp, rows) == (0x336EC578, 1, 0, 2, 0xE0000, 3)
+    assert (magic, version, flags, count, rsdp, rows) == (0x336EC578, 1, 0, 2, 0xE0000, 4)
     assert memory.read(line, 2) == b"x\0"
     gpa, length, text, _ = struct.unpack("<QQQQ", memory.read(module_list, 32))
     assert (memory.read(gpa, length), text) == (b"ramdisk", 0)
     gpa, length, text, _ = struct.unpack("<QQQQ", memory.read(module_list + 32, 32))
     assert (memory.read(gpa, length), memory.read(text, 9)) == (b"second", b"its line\0")
-    row = struct.unpack("<QQII", memory.read(memory_map + 48, 24))
+    row = struct.unpack("<QQII", memory.read(memory_map + 72, 24))
     assert row == (MIB, 63 * MIB, 1, 0)
 
 
@@ -183,14 +185,14 @@ def test_multiboot_elf() -> None:
     flags, lower, upper, _, line, count, modules = struct.unpack(
         "<IIIIIII", memory.read(r["rbx"], 28)
     )
-    assert (flags & 0x4D, lower, upper, count) == (0x4D, 640, 63 * 1024, 1)
+    assert (flags & 0x4D, lower, upper, count) == (0x4D, 639, 63 * 1024, 1)
     assert memory.read(line, 13) == b"console=com0\0"
     start, end, text, _ = struct.unpack("<IIII", memory.read(modules, 16))
     assert start % 4096 == 0 and memory.read(start, end - start) == b"mod"
     assert memory.read(text, 5) == b"name\0"
     length, address = struct.unpack("<II", memory.read(r["rbx"] + 44, 8))
-    assert length == 3 * 24
-    assert struct.unpack("<IQQI", memory.read(address + 48, 24)) == (20, MIB, 63 * MIB, 1)
+    assert length == 4 * 24
+    assert struct.unpack("<IQQI", memory.read(address + 72, 24)) == (20, MIB, 63 * MIB, 1)
 
 
 def test_multiboot_by_addresses() -> None:
