@@ -192,8 +192,8 @@ class Linux:
         """Run a shell command in the guest and wait for its end; boots first if need be.
 
         `on_output` gets the output as it comes.  A command that is not done in time is given up
-        (it goes on in the guest) and GuestTimeout is raised; so is one whose wait ends by Ctrl-C,
-        or by an exception of `on_output`, which is raised here.
+        (it goes on in the guest until the next one begins) and GuestTimeout is raised; so is one
+        whose wait ends by Ctrl-C, or by an exception of `on_output`, which is raised here.
         """
         state = self.state
         if not state.agent.ready:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.matrix.lockstep import linux
-from understudy import Linux, LinuxError
+from understudy import GuestTimeout, Linux, LinuxError
 from understudy import vm as machine
 from understudy.linux import VM
 
@@ -71,6 +71,17 @@ def test_every_way_out_of_a_command_leaves_a_guest_that_takes_the_next(saved: by
         assert vm.run("echo nested").output == "nested\n"
         with pytest.raises(LinuxError, match="Kernel panic - not syncing: sysrq triggered crash"):
             vm.run("echo c > /proc/sysrq-trigger")
+
+
+def test_a_command_that_never_ends_makes_way_for_the_next(saved: bytes) -> None:
+    with VM.restore(saved) as vm:
+        for endless in ("while :; do :; done", "while :; do echo noise; done", "sleep 1000000"):
+            with pytest.raises(GuestTimeout):
+                vm.run(endless, timeout_guest_s=2)
+            assert vm.run("echo next", timeout_guest_s=5).output == "next\n"
+        assert vm.run("sleep 1000 & echo left").output == "left\n"  # this one has ended
+        assert "sleep 1000" in vm.run("ps").output
+        assert [vm.run(f"exit {n}").status for n in (0, 7)] == [0, 7]
 
 
 def test_a_guest_uses_what_its_processor_shows_and_nothing_else() -> None:

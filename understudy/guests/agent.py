@@ -6,7 +6,8 @@ events say.  The guest's side is rootfs/agent, a shell script.
 Lines to the guest (text is base64, at most `LINE` characters of it in a line):
 
     part NONCE text     a piece of a long command; the next line waits for "more"
-    run NONCE text      the last piece: run the command, standard input empty
+    run NONCE text      the last piece: run the command, standard input empty; one that still
+                        runs, which the host has given up, is killed with its process group
 
 Frames from the guest, each RS (0x1E), a word, a space, a word, newline:
 
