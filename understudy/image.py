@@ -158,14 +158,6 @@ class Image(Generic[Made]):
         state, pieces = unpack(memoryview(data))
         return cls(state, Loose(pieces), make)
 
-    @classmethod
-    def of(cls, data: "bytes | Path", make: "Maker[Made]") -> Self:
-        """What `to_bytes` made, or a file that has it; SnapshotError for anything else."""
-        if isinstance(data, bytes):
-            return cls.of_bytes(data, make)
-        with data.open("rb") as file:
-            return cls.of_bytes(mapped(file.fileno()), make)
-
     def close(self) -> None:
         """Give the frames back; clones keep theirs."""
         self._release()

@@ -306,22 +306,16 @@ class VM:
 
     def snapshot(self) -> "Image[Self]":
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
-        state = self._state()
-        contents = Shared(self.host, self.memory.p2m)
-        made = type(self)._of_image
-        return Image(state, contents, made, self.host, self._load, self._clones)
+        state, contents = self._state(), Shared(self.host, self.memory.p2m)
+        make = type(self)._of_image
+        return Image(state, contents, make, self.host, self._load, self._clones)
 
     @property
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
-        vcpus = {f"vcpu{number}": vcpu for number, vcpu in enumerate(self.vcpus)}
-        return {
-            "board": self.pc,
-            "bus": self.bus,
-            **vcpus,
-            "paging": self.pages,
-            "sessions": self.sessions,
-        }
+        parts: dict[str, Kept] = {"board": self.pc, "bus": self.bus}
+        parts |= {f"vcpu{number}": vcpu for number, vcpu in enumerate(self.vcpus)}
+        return parts | {"paging": self.pages, "sessions": self.sessions}
 
     def _state(self) -> dict[str, Any]:
         for vcpu in self.vcpus:
