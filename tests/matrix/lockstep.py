@@ -96,7 +96,7 @@ class Pair:
         return (
             self.stops[0] == self.stops[1]
             and one.instructions == other.instructions
-            and one.processor.state_hash() == other.processor.state_hash()
+            and one.processors[0].state_hash() == other.processors[0].state_hash()
             and (not with_memory or memory_hash(one) == memory_hash(other))
         )
 
