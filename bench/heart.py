@@ -108,8 +108,6 @@ def main() -> None:
     print("| what | least, us | median, us |\n|---|---|---|")
     exits(times)
     changes(times)
-    exits(times)
-    changes(times)
     clones(times)
 
 

@@ -145,17 +145,15 @@ class Image(Generic[Made]):
         """As bytes, for a file."""
         return b"".join(pack(self.state, self.contents.pieces()))
 
-    def write(self, path: Path) -> int:
+    def write(self, path: "str | Path") -> int:
         """To a file, which is there whole or not at all; returns its bytes."""
-        return write(path, pack(self.state, self.contents.pieces()))
+        return write(Path(path), pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of(cls, data: "bytes | memoryview | Path", make: "Maker[Made]") -> Self:
+    def of(cls, data: "bytes | str | Path", make: "Maker[Made]") -> Self:
         """What `to_bytes` made, or a file with it; SnapshotError for anything else."""
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                data = mapped(file.fileno())
-        state, pieces = unpack(memoryview(data))
+        view = memoryview(data) if isinstance(data, bytes) else mapped(Path(data))
+        state, pieces = unpack(view)
         return cls(state, Loose(pieces), make)
 
     def close(self) -> None:
