@@ -97,6 +97,10 @@ class UnsupportedMode(ValueError):
     """A mode in which this technique cannot run a guest."""
 
 
+class CannotExecute(Exception):
+    """The technique cannot go on with its guest; says why.  The run ends with an error."""
+
+
 class Guest(ABC):
     """One virtual processor's registers, and its way in and out of the guest."""
 
