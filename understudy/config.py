@@ -60,7 +60,7 @@ def check_choice(what: str, value: str, known: Iterable[str]) -> str:
     """The value, if it is one of the known names; else ValueError names them."""
     known = tuple(known)
     if value not in known:
-        raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
+        raise ValueError(f"{what} {value!r}: expected one of {', '.join(sorted(known))}")
     return value
 
 
@@ -152,9 +152,12 @@ class Config:
     engine: str = option(
         "dbt", "dbt: fast; reference: plain and slow.", "--engine", **_one_of("dbt", "reference")
     )
-    execution: str = option("vmx", "How the guest's code is run.", metavar="NAME", check=_text)
+    execution: str = option(
+        "vmx", "How the guest's code is run; help lists the ways.", "--execution",
+        metavar="NAME", check=_text,
+    )  # fmt: skip
     paging: str = option(
-        "ept", "How memory is virtualised: ept, or shadow tables (eager, lazy, vtlb).",
+        "ept", "How memory is virtualised: ept, or shadow tables; help lists the ways.",
         "--paging", metavar="NAME", check=_text,
     )  # fmt: skip
     largest_page: int | str = option(

@@ -97,6 +97,10 @@ class UnsupportedMode(ValueError):
     """A mode in which this technique cannot run a guest."""
 
 
+class CannotExecute(Exception):
+    """The technique cannot go on with its guest; says why.  The run ends with an error."""
+
+
 class Guest(ABC):
     """One virtual processor's registers, and its way in and out of the guest."""
 
@@ -110,6 +114,8 @@ class Guest(ABC):
     """A general register but RSP, fast."""
     write_gpr: Callable[[int, int], None]
     """Set a general register but RSP, fast.  0 <= value < 2**64."""
+    arm: Callable[[int], None]
+    """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
     cr0_always_exits: ClassVar[int] = 0
@@ -319,10 +325,6 @@ class Guest(ABC):
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:
         """The guest's TSC is the processor's, plus this (modulo 2**64)."""
-
-    @abstractmethod
-    def arm(self, ticks: int) -> None:
-        """Come back after this many units of guest time."""
 
     @property
     @abstractmethod

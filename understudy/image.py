@@ -27,7 +27,7 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
-from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.p2m import P2m
 
 CHUNK: Final = 1 << 22  # bytes that are copied at once
 
@@ -145,17 +145,15 @@ class Image(Generic[Made]):
         """As bytes, for a file."""
         return b"".join(pack(self.state, self.contents.pieces()))
 
-    def write(self, path: Path) -> int:
+    def write(self, path: "str | Path") -> int:
         """To a file, which is there whole or not at all; returns its bytes."""
-        return write(path, pack(self.state, self.contents.pieces()))
+        return write(Path(path), pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of(cls, data: "bytes | memoryview | Path", make: "Maker[Made]") -> Self:
+    def of(cls, data: "bytes | str | Path", make: "Maker[Made]") -> Self:
         """What `to_bytes` made, or a file with it; SnapshotError for anything else."""
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                data = mapped(file.fileno())
-        state, pieces = unpack(memoryview(data))
+        view = memoryview(data) if isinstance(data, bytes) else mapped(Path(data))
+        state, pieces = unpack(view)
         return cls(state, Loose(pieces), make)
 
     def close(self) -> None:
@@ -175,17 +173,28 @@ class Image(Generic[Made]):
 
 
 def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:
-    """Write pieces to a memory.  SnapshotError if it has no RAM there."""
-    try:
-        for gpa, data in pieces:
-            memory.write(gpa, data)
-    except GuestMemoryError as problem:
-        raise SnapshotError(f"the snapshot has memory where its VM has none: {problem}") from None
+    """Write pieces to a memory that nobody uses yet.  SnapshotError if it has no RAM there.
+
+    By the file, because each page that is first written through a mapping costs a fault.
+    """
+    fd = memory.host.memory.fd
+    for gpa, data in pieces:
+        view = memoryview(data)
+        extents = memory.p2m.within(gpa >> PAGE_SHIFT, len(view) >> PAGE_SHIFT)
+        if sum(extent.frames for extent in extents) << PAGE_SHIFT != len(view):
+            raise SnapshotError(f"the snapshot has memory at {gpa:#x}, where its VM has none")
+        for extent in extents:
+            at = (extent.gfn << PAGE_SHIFT) - gpa
+            part = view[at : at + (extent.frames << PAGE_SHIFT)]
+            hpa = extent.pfn << PAGE_SHIFT
+            while part:
+                written = os.pwrite(fd, part, hpa)
+                part, hpa = part[written:], hpa + written
 
 
 def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
     """The pieces of a memory that are not holes."""
-    fd = host.memory.fd
+    fd, view = host.memory.fd, memoryview(host.memory)
     for extent in p2m:
         at, end = extent.pfn << PAGE_SHIFT, (extent.pfn + extent.frames) << PAGE_SHIFT
         ahead = (extent.gfn - extent.pfn) << PAGE_SHIFT
@@ -196,5 +205,5 @@ def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
                 break
             stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
             for piece in range(start, stop, CHUNK):
-                yield piece + ahead, host.memory.read(piece, min(CHUNK, stop - piece))
+                yield piece + ahead, view[piece : min(piece + CHUNK, stop)]
             at = max(stop, start)

@@ -100,11 +100,12 @@ def _pieces(index: list[Any], data: memoryview) -> Iterator[tuple[int, memoryvie
         raise SnapshotError(f"the snapshot is followed by {len(data) - at} bytes more")
 
 
-def mapped(fd: int) -> memoryview:
+def mapped(path: Path) -> memoryview:
     """A file's bytes, read when they are needed; unmapped when nobody has a piece any more."""
-    if os.fstat(fd).st_size == 0:
-        return memoryview(b"")
-    return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
 
 def write(path: Path, parts: Iterable[Any]) -> int:

@@ -336,19 +336,19 @@ class VM:
         """This moment as bytes, for a file; nothing changes for the VM."""
         return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
-    def write(self, path: Path) -> int:
+    def write(self, path: "str | Path") -> int:
         """This moment to a file, which is there whole or not at all; returns its bytes."""
-        return write(path, pack(self._state(), touched(self.host, self.memory.p2m)))
+        return write(Path(path), pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
     def restore(
-        cls, data: "bytes | Path", *, host: Host | None = None, engine: str | None = None,
+        cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
         clone: int | None = None,
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or a file that has them.  SnapshotError if they are no snapshot, or one that
-        does not fit.  clone: as for `Image.restore`.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`.
+        SnapshotError if they are no snapshot, or one that does not fit.
         """
         return Image.of(data, cls._of_image).restore(host=host, engine=engine, clone=clone)
 

@@ -125,11 +125,12 @@ def run(
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
     """
-    if said.get("cpu") in ("help", "?"):
-        from understudy.commands.cpu_help import cpu_help
+    if wish := next((name for name, value in said.items() if value in ("help", "?")), None):
+        from understudy.commands.choices import CHOICES
 
-        typer.echo(cpu_help())
-        raise typer.Exit
+        if wish in CHOICES:
+            typer.echo(CHOICES[wish]())
+            raise typer.Exit
     wanted = _checked(
         guest,
         kernel,

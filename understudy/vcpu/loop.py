@@ -18,7 +18,7 @@ from typing import Any, Final
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
 from understudy.arch.exit_reason import Reason, reason_name
 from understudy.closed import let_go
-from understudy.guest import Event, Guest, Kind
+from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
@@ -102,6 +102,8 @@ class Vcpu:
         self.is_running, self.guest.thread = True, get_ident()
         try:
             return self._run(goal)
+        except CannotExecute as problem:
+            return self.error(str(problem))
         finally:
             self.is_running, self.guest.thread = False, 0
             if self.time.debt:

@@ -20,6 +20,7 @@ from understudy.guest import Guest
 from understudy.silicon import LocalApic
 
 NEVER: Final = (1 << 64) - 1
+LONGEST: Final = (1 << 32) - 1  # that the guest's timer can be told, in its units
 
 
 class GuestClock(Clock):
@@ -84,7 +85,11 @@ class Deadlines:
         """
         shift = self.shift
         ticks = (self.armed + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
-        self.guest.arm(ticks if ticks > 0 else 0)
+        self.guest.arm(self._bounded(ticks))
+
+    @staticmethod
+    def _bounded(ticks: int) -> int:
+        return 0 if ticks < 0 else min(ticks, LONGEST)
 
     def pay(self) -> None:
         """Let the time pass that is owed; the timer did not see it."""
@@ -93,7 +98,7 @@ class Deadlines:
             return
         now, shift = self._advance(debt) + self.clock.offset, self.shift
         ticks = (self.armed + self._up >> shift) - (now >> shift)  # `rearm`, written out
-        self._arm(ticks if ticks > 0 else 0)
+        self._arm(ticks if 0 < ticks < LONGEST else self._bounded(ticks))
 
     def idle(self, has_news: Callable[[], bool]) -> bool:
         """One step of idle time.  False if nothing is armed that could end it.

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use crate::arch::bits::rflags::{AF, CF, OF, PF, SF, ZF};
 
 /// Whether BSF and BSR change no flag but ZF.
+#[must_use]
 pub fn scans_keep_flags() -> bool {
     static KEPT: LazyLock<bool> = LazyLock::new(|| {
         let (before, after): (u64, u64) = (CF | PF | AF | ZF | SF | OF, flags_after_bsf());

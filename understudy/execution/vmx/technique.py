@@ -10,6 +10,7 @@ interruption-information field is valid only if `inject` was called since the la
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from understudy.arch.cr import CR0, RFLAGS
@@ -71,6 +72,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.host, self.paging, self.model, self.table = host, paging, model, dict(TABLE)
         self.operation = Operation(host, processor, keep_timer=keep_timer)
         self.timer_shift = self.operation.timer_shift
+        self.arm = partial(processor.vmwrite, TIMER)
         self.kept = self._keep_control(paging)
         self._choose_exits()
         self.resume = self._launch
@@ -207,9 +209,6 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
-
-    def arm(self, ticks: int) -> None:
-        self.write(TIMER, ticks if ticks < 0xFFFF_FFFF else 0xFFFF_FFFF)
 
     # --- translations ---
 

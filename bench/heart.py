@@ -1,0 +1,115 @@
+"""What the heart of the hypervisor costs: exits, device accesses, changes of the p2m, clones.
+
+Run: `python -m bench.heart`.  Each figure is the least of several short repetitions, in processor
+time of the thread, so that a busy computer disturbs it little; the median stands beside it.
+Source: none.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from understudy.guests.entry import Entry
+from understudy.linux import VM as LinuxVM
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
+from understudy.paging.ept import Ept
+from understudy.vm import VM
+
+CODE, APIC_TPR = 0x10_0000, 0xFEE0_0080
+LOOPS = {  # two instructions a turn, of which one exits
+    "IN from the keyboard controller": "ec ebfd",
+    "CPUID": "0fa2 ebfc",
+    "load from the APIC's page": "8b07 ebfc",
+    "store to the APIC's page": "8907 ebfc",
+}
+TURNS = 1000
+PIECES = 1 << 20
+
+
+def least(action: Callable[[], object], times: int, each: int = 1) -> tuple[float, float]:
+    """(least, median) microseconds of one of `each` things that an action does."""
+    found = []
+    for _ in range(times):
+        begin = time.thread_time()
+        action()
+        found.append((time.thread_time() - begin) / each * 1e6)
+    return min(found), statistics.median(found)
+
+
+def looping(code: str, paging: str) -> VM:
+    """A VM in 64-bit mode whose first four gigabytes are what they are, in a loop."""
+    vm = VM("16M", paging=paging)
+    memory = vm.memory
+    memory.write_u64(0x1000, 0x2007)
+    for n in range(4):
+        memory.write_u64(0x2000 + 8 * n, 0x3007 + 0x1000 * n)
+        for i in range(512):
+            memory.write_u64(0x3000 + 0x1000 * n + 8 * i, (n * 512 + i) << 21 | 0xE7)
+    memory.write(CODE, bytes.fromhex(code))
+    registers = {"rip": CODE, "rsp": 0x8000, "rflags": 2, "cr0": 0x8001_0031, "cr3": 0x1000}
+    registers |= {"cr4": 0x20, "efer": 0x500, "rdi": APIC_TPR, "rdx": 0x64}
+    vm.enter(Entry(registers, "bench"))
+    return vm
+
+
+def exits(times: int) -> None:
+    """Rows for single exits."""
+    for paging in ("ept", "vtlb"):
+        for name, code in LOOPS.items():
+            with looping(code, paging) as vm:
+                vm.go(budget=2 * TURNS)
+                row(f"{name}, {paging}", *least(lambda: vm.go(budget=2 * TURNS), times, TURNS))
+
+
+def changes(times: int) -> None:
+    """Rows for one frame of a p2m that is in a million pieces."""
+    host, p2m = Host("16G"), P2m()
+    for gfn in range(0, PIECES, 2):  # no two neighbors go on
+        p2m.map(gfn, 2 * PIECES - gfn, 1)
+        p2m.map(gfn + 1, gfn + 1, 1)
+    ept = Ept(host, p2m)
+    p2m.map(PIECES // 2, 5, 1)
+    row("map one frame of 2^20, with the EPT", *least(
+        lambda: [p2m.map(PIECES // 2 + n, 7 + n, 1) for n in range(100)], times, 100))  # fmt: skip
+    row("protect one frame of 2^20, with the EPT", *least(
+        lambda: [p2m.protect(PIECES // 2 + n) or p2m.unprotect(PIECES // 2 + n)
+                 for n in range(100)], times, 200))  # fmt: skip
+    ept.close()
+
+
+def clones(times: int) -> None:
+    """Rows for a booted cloud kernel of 256 MBytes."""
+    with LinuxVM.linux("cloud-amd64", memory="256M") as vm, tempfile.TemporaryDirectory() as folder:
+        vm.run("true").check()
+        file = Path(folder) / "cloud.usnap"
+        row("snapshot to a file", *least(lambda: vm.write(file), times))
+        row("restore from a file", *least(lambda: LinuxVM.restore(file).close(), times))
+        with vm.snapshot() as image:
+            made: list[LinuxVM] = []
+            row("a clone", *least(lambda: made.extend(image.fork()), times))
+            for clone in made:
+                clone.close()
+
+
+def row(name: str, fastest: float, median: float) -> None:
+    """One line of the table."""
+    print(f"| {name} | {fastest:,.1f} | {median:,.1f} |", flush=True)
+
+
+def main() -> None:
+    """Print the table, in microseconds."""
+    parser = argparse.ArgumentParser(prog="python -m bench.heart", description=__doc__)
+    parser.add_argument("--times", type=int, default=20, help="repetitions of each row")
+    times = parser.parse_args().times
+    print("| what | least, us | median, us |\n|---|---|---|")
+    exits(times)
+    changes(times)
+    clones(times)
+
+
+if __name__ == "__main__":
+    main()

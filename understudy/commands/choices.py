@@ -1,0 +1,31 @@
+"""What `--cpu help`, `--paging help` and `--execution help` say: what one can choose from.
+
+Source: the rooms where the choices are registered, and the first line of each technique's file.
+Invariant: what is said to be there can be chosen.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from understudy.commands.cpu_help import cpu_help
+from understudy.execution import Execution
+from understudy.paging import Paging
+
+
+def _techniques(option: str, known: Mapping[str, type]) -> str:
+    """A line for each, in its own words."""
+    wide = max(map(len, known))
+    lines = [f"--{option} NAME"]
+    for name, kind in sorted(known.items()):
+        words = (sys.modules[kind.__module__].__doc__ or "").partition("\n")[0].rstrip(".")
+        lines.append(f"  {name:<{wide}}  {words}")
+    return "\n".join(lines)
+
+
+CHOICES: Final[dict[str, Callable[[], str]]] = {
+    "cpu": cpu_help,
+    "paging": lambda: _techniques("paging", Paging.ALL),
+    "execution": lambda: _techniques("execution", Execution.ALL),
+}
+"""By the field of `Config`."""
