@@ -39,10 +39,10 @@ def differences(paging: str, bits: int, count: int | None, rounds: int) -> list[
         for code in chosen:
             for _ in range(rounds):
                 case = case_of(rng.choice(found[code]), bits, rng)
-                expected = plain.run(case)
+                expected, result = plain.run(case), device.run(case)
                 if expected["stop"][0] == StopKind.BUDGET:
                     continue  # it jumped to where there is no program
-                if words := difference(device.run(case), expected):
+                if words := difference(result, expected):
                     out.append(f"{case.code.hex(' ')} at rbx={case.registers['rbx']:#x}: {words}")
     return out
 
