@@ -53,7 +53,8 @@ class Nowhere(Execution, name="nowhere"):
     def __init__(self, host, processor, paging, model, *, keep_timer=True):
         Guest.__init__(self)
         self.processor, self.paging, self.table, self.timer_shift = processor, paging, {}, 0
-        self.read_gpr, self.write_gpr, self.advance = (lambda n: 0), (lambda n, v: None), None
+        self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
+        self.advance, self.arm = (lambda ticks: 0), (lambda ticks: None)
         paging.attach(self)
 
     def resume(self, budget):

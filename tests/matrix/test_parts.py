@@ -82,8 +82,14 @@ def test_so_does_a_restored_linux(paging: str) -> None:
 def test_a_clone_does_too() -> None:
     with worked("PIT", 40) as vm, vm.snapshot() as image:
         (clone,) = image.fork()
-        assert not differences(held(vm), held(clone))
+        told = [line for line in differences(held(vm), held(clone)) if not is_identity(line)]
+        assert not told
         clone.close()
+
+
+def is_identity(line: str) -> bool:
+    """A clone is told that it is one: another generation ID, and the event that says so."""
+    return any(word in line for word in ("gpe_status", "vmgenid", "generation"))
 
 
 # --- The check can fail ---
