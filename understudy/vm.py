@@ -67,7 +67,7 @@ class VM:
         contents: Contents | None = None,
         **options: Any,
     ) -> None:
-        """`contents`: what is in its memory from the beginning (None: zeros)."""
+        """`contents`: what is in its memory from the beginning (None: what firmware leaves)."""
         self.config = config = Config.of(config, **options)
         check_names(config)
         self.is_closed = False
@@ -115,7 +115,8 @@ class VM:
             self.vcpus.append(vcpu)
             given.callback(vcpu.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
-        self.pc.install_tables()
+        if contents is None:
+            self.pc.install_tables()
         self._load: Callable[[Machine], Entry] | None = None
         self.on_reset: list[Callable[[], None]] = []  # called after each
         self._clones = itertools.count(1)

@@ -24,7 +24,7 @@ from tests.matrix.programs import (
 )  # fmt: skip
 from tests.parts import differences, held
 from understudy import linux as friendly
-from understudy.devices import Device
+from understudy.devices import Device, acpi_tables
 from understudy.devices.wires import Wires
 from understudy.image_file import SnapshotError
 from understudy.machine.bus import ports
@@ -77,6 +77,19 @@ def test_so_does_a_restored_linux(paging: str) -> None:
         vm.run("cat /proc/interrupts; sleep 1").check()
         with friendly.VM.restore(vm.save()) as copy:
             assert not differences(held(vm), held(copy))
+
+
+def test_its_memory_is_what_the_guest_has_made_of_it() -> None:
+    """Where a board puts its tables, too: a guest may use them, and then their memory."""
+    with VM("16M") as vm:
+        for gpa in (0, acpi_tables.BASE, 0x10_0000):
+            vm.memory.write(gpa, b"the guest's")
+        with vm.snapshot() as image:
+            (clone,) = image.fork()
+        for copy in (copied(vm), clone):
+            with copy:
+                for gpa in (0, acpi_tables.BASE, 0x10_0000):
+                    assert copy.memory.read(gpa, 11) == b"the guest's"
 
 
 def test_a_clone_does_too() -> None:

@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 from tests.guests.fetched import fetched
-from understudy.execution.vmx.control_registers import UnrestrictedNeeded
+from understudy.guest import UnsupportedMode
 from understudy.guests import hello, loader
 from understudy.linux import VM
 from understudy.verdict import StopKind
@@ -79,6 +79,6 @@ def test_the_change_comes_with_the_next_exit() -> None:
 def test_real_mode_keeps_the_technique_that_can_run_it() -> None:
     with VM("16M") as vm:
         vm.paging = "lazy"
-        with pytest.raises(UnrestrictedNeeded, match="use paging ept, not lazy"):
+        with pytest.raises(UnsupportedMode, match="use paging ept, not lazy"):
             vm.vcpus[0].attend()
         assert vm.paging == vm.counts()["paging"] == "ept"
