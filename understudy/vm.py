@@ -4,9 +4,8 @@
     vm.boot(lambda machine: loader.load(machine.memory, kernel))
     stop = vm.go(until=done)
 
-Invariants: a VM belongs to one thread at a time; another thread may only `post`, `stop`, choose its
-paging technique and send to its consoles.  Nothing is shared between VMs but the host they were
-given, and on it the frames of clones.
+Invariants: a VM belongs to one thread at a time; another may only `post`, `stop`, choose its paging
+technique and send to its consoles.  VMs share nothing but a host, and on it the frames of clones.
 """
 
 import itertools

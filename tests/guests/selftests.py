@@ -166,7 +166,6 @@ def in_guest(
     kernel = debian.fetch(guest)
     script = SCRIPT.replace("*_[36][24]", only or "*_[36][24]")
     with VM(MEMORY, engine=engine) as vm:
-        vm.listen()
         append = f"{kernel.append} {APPEND}"
         entry = loader.load(vm.memory, kernel.kernel, initrd=initrd, append=append, rsdp=RSDP_GPA)
         vm.enter(entry)

@@ -59,7 +59,6 @@ def test_every_other_entry_of_the_same_file(name: str, method: str) -> None:
     """With the kernel's own decompressor in the guest, and by its PVH note."""
     guest = fetched(name)
     with VM("512M") as vm:
-        vm.listen()
         entry = loader.load(
             vm.memory,
             guest.kernel,

@@ -27,7 +27,6 @@ ENTER = b"\r"  # ends the five seconds in which it can be configured
 def test_its_first_tests_pass(method: str) -> None:
     guest = fetched("memtest86+")
     with VM(MEMORY) as vm:
-        vm.listen()
         entry = loader.load(
             vm.memory, guest.kernel, append=guest.append, rsdp=RSDP_GPA, method=method
         )

@@ -200,6 +200,7 @@ fn the_interrupt_shadow_lasts_one_instruction_and_a_fault_leaves_it() {
 #[test]
 fn flags_that_the_manual_leaves_open_are_as_hardware_leaves_them() {
     let all = CF | PF | AF | ZF | SF | OF;
+    let kept = crate::dbt::undefined::scans_keep_flags(); // they differ in this alone
     for (name, code, [rax, rcx, rdx], before, after_rax, after) in [
         ("mul", &[0xF7, 0xE1][..], [u64::MAX >> 32, 3, 0], 0, 0xFFFF_FFFD, CF | OF),
         ("mul", &[0xF7, 0xE1], [0, 3, 0], all, 0, all & !(CF | OF)),
@@ -208,8 +209,8 @@ fn flags_that_the_manual_leaves_open_are_as_hardware_leaves_them() {
         ("idiv", &[0xF7, 0xF9], [7, 2, 0], 0, 3, AF),
         ("xor", &[0x31, 0xC8], [5, 5, 0], all, 0, ZF | PF),
         ("bt", &[0x0F, 0xA3, 0xC8], [8, 3, 0], all, 8, all),
-        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0, 0], all, 9, ZF | PF),
-        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0x10, 0], all, 4, 0),
+        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0, 0], all, 9, if kept { all } else { ZF | PF }),
+        ("bsf", &[0x0F, 0xBC, 0xC1], [9, 0x10, 0], all, 4, if kept { all & !ZF } else { 0 }),
         ("tzcnt", &[0xF3, 0x0F, 0xBC, 0xC1], [5, 0, 0], all, 32, CF | OF),
         ("lzcnt", &[0xF3, 0x0F, 0xBD, 0xC1], [5, 0x8000_0000, 0], all, 0, ZF | OF),
         ("popcnt", &[0xF3, 0x0F, 0xB8, 0xC1], [5, 3, 0], all, 2, 0),
