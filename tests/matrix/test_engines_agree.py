@@ -46,7 +46,7 @@ def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         vm = VM("16M", engine=engine)
         p.start(vm, COUNT_AND_READ)
         if engine == "dbt":
-            monkeypatch.setattr(vm.bus, "port_read", lambda port, size: 7)
+            monkeypatch.setattr(vm.vcpus[0], "port_read", lambda port, size: 7)
         return vm
 
     with pytest.raises(pytest.fail.Exception) as failure:
