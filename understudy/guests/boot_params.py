@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
 from understudy.guests.placement import Placement, mib
-from understudy.machine.memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 
 E820_RAM, E820_RESERVED = 1, 2
 E820_MAX = 128

@@ -9,6 +9,7 @@ Invariant: whoever traces a frame hears of every write to it.
 
 from typing import Final, NewType
 
+from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
@@ -20,8 +21,6 @@ Hpa = NewType("Hpa", int)
 
 LOW_END: Final = 0xC000_0000  # RAM below the devices ends here
 HIGH_START: Final = 0x1_0000_0000
-LEGACY_HOLE: Final = (0xA_0000, 0x10_0000)
-EXTENDED_BIOS_DATA: Final = 0x9_FC00  # up to the hole; where base memory ends for a guest
 GIGABYTE_FRAMES: Final = 1 << 18
 
 
