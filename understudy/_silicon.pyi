@@ -187,19 +187,6 @@ class Processor:
         is given replaces the guest's own register (eptp 0: no EPT); with a cr3 the PDPTEs of PAE
         paging are read there.  No side effects, not counted.  VmFail if something is neither given
         nor in a current VMCS."""
-    def locate(
-        self,
-        gva: int,
-        cr0: int | None = None,
-        cr3: int | None = None,
-        cr4: int | None = None,
-        efer: int | None = None,
-        eptp: int | None = None,
-    ) -> tuple[int, int] | None:
-        """(gpa, hpa) of a linear address; None if it has none.  Arguments as for `fetch`.
-
-        Of the rights only that the EPT lets it be read is looked at.  Without EPT both are equal.
-        """
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
     def set_walk_caches(self, structures: int, nested: int) -> None:

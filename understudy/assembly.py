@@ -12,7 +12,6 @@ from typing import Final
 
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR
-from understudy.arch.msr import Msr
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
@@ -87,9 +86,9 @@ def vcpu_of(
 ) -> Vcpu:
     """One more virtual processor, on a processor of its own."""
     number, is_wall = len(router.vcpus), config.clock == "wall"
-    cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
-    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
     technique = Execution.ALL[config.execution]
+    cr4 = technique.cr4_available(processor)
+    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
     vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge

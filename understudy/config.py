@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
+from understudy.arch.address import PAGE
 from understudy.quantities import bytes_of, parse_size
 
-PAGE: Final = 4096
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import xxhash
 import zstandard
 
-from understudy.machine.frames import PAGE
+from understudy.arch.address import PAGE
 
 MAGIC: Final = b"understudy 3\n\0\0\0"
 HEAD: Final = struct.Struct("<QQQ")  # bytes of the header, compressed and not; its hash

@@ -11,8 +11,8 @@ import pytest
 
 from tests.matrix import programs as p
 from understudy import silicon
+from understudy.arch.address import PAGE_SHIFT
 from understudy.image_file import SnapshotError
-from understudy.machine.frames import PAGE_SHIFT
 from understudy.verdict import StopKind
 from understudy.vm import VM
 

@@ -10,10 +10,10 @@ import pytest
 from tests.matrix import programs as p
 from tests.matrix.test_paging_costs import FULL, LEAF, TECHNIQUES, WRITES, Bench
 from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES
+from understudy.arch.address import PAGE
 from understudy.arch.exit_reason import Reason
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.dirty_log import DirtyLog
-from understudy.machine.frames import PAGE
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.machine.words import FRAMES, Flag

@@ -17,11 +17,11 @@ instruction needs is refused, no device is read or written.
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.instructions.footprint import NotDecoded, Touch, faults_first, footprint
 from understudy.instructions.operands import pieces
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.instructions.surroundings import load, store
-from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.one_instruction import execute_one

@@ -6,7 +6,8 @@ Source: `understudy.vcpu.cpu_features`.  Invariant: what is said to be there can
 import textwrap
 from collections.abc import Iterable
 
-from understudy.arch.msr import Msr
+from understudy.config import Config
+from understudy.execution import Execution
 from understudy.silicon import Memory, Processor, host_features
 from understudy.vcpu.cpu_features import FEATURES, MODELS, Choice, available
 
@@ -22,7 +23,7 @@ def cpu_help() -> str:
     """The models, each with what it shows, and what this computer lacks."""
     host = host_features()
     processor = Processor(Memory(SMALLEST_MEMORY), "reference", "virtual", 0)
-    cr4 = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
+    cr4 = Execution.ALL[Config().execution].cr4_available(processor)
     shown = {model: Choice(model).made(host, cr4) for model in MODELS}
     parts = ["--cpu MODEL, and then perhaps +FEATURE or -FEATURE, as in max,-smap"]
     before: frozenset[str] = frozenset()

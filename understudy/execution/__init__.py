@@ -29,6 +29,11 @@ class Execution(Guest):
         cls.name = name
         Execution.ALL[name] = cls
 
+    @classmethod
+    def cr4_available(cls, processor: Processor) -> int:
+        """The bits of CR4 that a guest may set when it runs by this technique there."""
+        return (1 << 64) - 1
+
     @abstractmethod
     def __init__(
         self,

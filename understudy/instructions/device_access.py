@@ -7,8 +7,8 @@ left to the processor (`footprint`); a page fault on the way leaves the guest's 
 instruction had not begun (string instructions: as after the last whole element).
 """
 
+from understudy.arch.address import PAGE
 from understudy.instructions.interpreter import plan_at
-from understudy.instructions.operands import PAGE
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.instructions.strings import burst, end_burst
 from understudy.instructions.surroundings import Surroundings

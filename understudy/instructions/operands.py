@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import iced_x86 as iced
 from iced_x86 import OpKind, Register
 
+from understudy.arch.address import PAGE
 from understudy.guest import RSP, Guest, SegmentName
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ Read = Callable[[Guest], int]
 Write = Callable[[Guest, int], None]
 
 LONGEST: Final = 15  # bytes of an instruction
-PAGE: Final = 4096
 LOW32: Final = 0xFFFF_FFFF
 MASK64: Final = (1 << 64) - 1
 MASKS: Final = {1: 0xFF, 2: 0xFFFF, 4: LOW32, 8: MASK64}  # by bytes

@@ -14,13 +14,13 @@ from typing import Final, NamedTuple
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
+from understudy.arch.address import PAGE
 from understudy.guest import Guest
 from understudy.instructions.arithmetic import OPERATIONS, ZF, Compute, computer
 from understudy.instructions.operands import (
     ACCUMULATORS,
     LOW32,
     MASK64,
-    PAGE,
     Read,
     advance,
     pieces,

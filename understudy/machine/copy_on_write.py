@@ -10,7 +10,7 @@ names it holds one reference; frames that were never written stay holes, which c
 import os
 from typing import Final
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import ABSENT, Flag

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
-from understudy.machine.frames import PAGE_SHIFT
+from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.words import (
     ABSENT,
     FRAMES,

@@ -10,14 +10,9 @@ none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) ha
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from understudy.machine.free_runs import FreeRuns
 from understudy.machine.references import References
-
-PAGE: Final = 4096
-PAGE_SHIFT: Final = 12
-
 
 Runs = Sequence[tuple[int, int]]
 """(pfn, count)."""

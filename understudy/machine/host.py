@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.clock import ManualClock
 from understudy.closed import says_closed
 from understudy.machine.bus import Bus
-from understudy.machine.frames import PAGE, PAGE_SHIFT, Frames
+from understudy.machine.frames import Frames
 from understudy.machine.machine import Machine
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor

@@ -9,8 +9,8 @@ Invariant: whoever traces a frame hears of every write to it.
 
 from typing import Final, NewType
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
-from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED

@@ -18,8 +18,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.frame_table import GIGA, GIGA_SHIFT, MOST, FrameTable
-from understudy.machine.frames import PAGE_SHIFT
 from understudy.machine.words import ABSENT, FLAGS, PRESENT, PROTECTED, RAM, Flag
 
 Runs = Sequence[tuple[int, int]]

@@ -13,7 +13,7 @@ Source: none.  Invariant: a word with neither `PRESENT` nor a flag of `ABSENT` i
 from array import array
 from typing import Final, TypeAlias
 
-from understudy.machine.frames import PAGE
+from understudy.arch.address import PAGE
 
 Words: TypeAlias = "array[int]"
 

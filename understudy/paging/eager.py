@@ -9,7 +9,7 @@ Invariant: between two instructions of the guest, every entry of a shadow says w
 entry says.
 """
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror

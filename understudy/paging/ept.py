@@ -18,9 +18,8 @@ violation makes the processor look again.)
 from array import array
 from typing import Final
 
-from understudy.arch.address import FRAME
+from understudy.arch.address import FRAME, PAGE, PAGE_SHIFT
 from understudy.arch.vmcs import EptPointer, EptViolation
-from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of

@@ -12,7 +12,7 @@ synchronization point none is.
 
 from typing import Any
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import Answer, Fault

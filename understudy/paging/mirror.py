@@ -16,7 +16,7 @@ and allows writes to a page only if it was dirty and the frame is not traced.
 from abc import abstractmethod
 from typing import Any, Final
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from understudy.machine.frames import PAGE_SHIFT
+from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.p2m import P2m
 from understudy.paging.guest_walk import (
     ACCESSED,

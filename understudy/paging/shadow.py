@@ -16,10 +16,10 @@ it; processors hear (INVVPID) of every entry that was present and allows less th
 from abc import abstractmethod
 from typing import Any, Final, NamedTuple
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import RFLAGS
 from understudy.guest import Control, Guest
 from understudy.machine import words
-from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer, Fault, Paging

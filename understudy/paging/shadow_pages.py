@@ -12,7 +12,7 @@ page; if it names a table, `is_stale` is set.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from understudy.machine.frames import PAGE
+from understudy.arch.address import PAGE
 from understudy.machine.p2m import Runs
 from understudy.paging.guest_walk import (
     ACCESSED,

@@ -13,7 +13,7 @@ for `MOST` writes, unless the writes look like no table's.
 from collections.abc import Mapping
 from typing import Final
 
-from understudy.machine.frames import PAGE
+from understudy.arch.address import PAGE
 from understudy.paging.shadow_pages import ShadowPage
 
 FEW: Final = 8  # writes to a table that is not in use

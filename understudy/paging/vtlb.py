@@ -13,7 +13,7 @@ tables may be discarded at any time.
 
 from typing import Any, Final
 
-from understudy.machine.frames import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.paging import Answer

@@ -76,7 +76,7 @@ class CpuModel:
     text: str = "understudy"  # what the user chose, as `Choice.of` reads it
     apic_id: int = 0
     physical_bits: int = MAXPHYADDR
-    cr4_available: int = (1 << 64) - 1  # IA32_VMX_CR4_FIXED1
+    cr4_available: int = (1 << 64) - 1  # to the technique
 
     def __post_init__(self) -> None:
         self.shown = Choice.of(self.text).made(self.features, self.cr4_available)

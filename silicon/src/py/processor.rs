@@ -387,26 +387,6 @@ impl Processor {
         Ok(PyBytes::new(py, &out[..n]))
     }
 
-    /// (gpa, hpa) of a linear address, as the guest of the current VMCS translates it; None if it
-    /// does not.  Arguments as for `fetch`; rights are not looked at, but that the EPT lets it read.
-    #[pyo3(signature = (gva, cr0=None, cr3=None, cr4=None, efer=None, eptp=None))]
-    #[allow(clippy::too_many_arguments)] // the registers of a regime
-    fn locate(
-        &self,
-        py: Python<'_>,
-        gva: u64,
-        cr0: Option<u64>,
-        cr3: Option<u64>,
-        cr4: Option<u64>,
-        efer: Option<u64>,
-        eptp: Option<u64>,
-    ) -> PyResult<Option<(u64, u64)>> {
-        let machine = self.shared.lock()?;
-        let given = Given { cr0, cr3, cr4, efer, eptp };
-        let space = space::guest_space(&machine.core, given).map_err(|VmFail(n)| vm_fail(py, n, ""))?;
-        Ok(space::locate(&machine.core.mem, &space, gva).map(|w| (w.gpa, w.hpa)))
-    }
-
     /// Drop all cached translations (of memory and of code).  For host-side changes.
     fn flush(&self) -> PyResult<()> {
         self.shared.lock()?.flush();

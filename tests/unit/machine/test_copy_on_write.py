@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from understudy.arch.address import PAGE
 from understudy.machine.copy_on_write import CopyOnWrite
-from understudy.machine.frames import PAGE
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m

@@ -9,6 +9,7 @@ Invariant: a control word differs from the capability MSRs in no bit.
 
 from typing import Final
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.msr import EFER, FeatureControl, Msr
 from understudy.arch.vmcs import SEGMENTS, Vmcs
@@ -23,7 +24,6 @@ from understudy.arch.vmx_controls import (
     VmxMisc,
     allowed,
 )
-from understudy.machine.frames import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.silicon import Processor
 

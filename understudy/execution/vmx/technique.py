@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from understudy.arch.cr import CR0, RFLAGS
+from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution import Execution
@@ -77,6 +78,10 @@ class Vmx(GuestState, Execution, name="vmx"):
         self._choose_exits()
         self.resume = self._launch
         paging.attach(self)
+
+    @classmethod
+    def cr4_available(cls, processor: Processor) -> int:
+        return processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
 
     def frames(self) -> list[int]:
         return self.operation.frames()
