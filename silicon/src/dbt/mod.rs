@@ -46,6 +46,7 @@ mod middle;
 mod mode;
 pub mod native;
 pub mod record;
+pub mod signals;
 mod strings;
 mod system;
 pub mod tables;
@@ -97,7 +98,7 @@ struct Recent {
 pub struct Dbt {
     cache: Cache,
     fixed: usize,
-    _registration: native::Registration,
+    _registration: signals::Registration,
     tools: Tools,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
@@ -149,7 +150,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
-    let registration = native::register(start as usize..end as usize, glue.fault as usize)?;
+    let registration = signals::register(start as usize..end as usize, glue.fault as usize, false)?;
     Ok(Box::new(Dbt {
         cache,
         fixed,
