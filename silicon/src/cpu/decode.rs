@@ -9,7 +9,7 @@ use iced_x86::{
 
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, ud};
-use crate::cpu::{arith, bits, control, far, logic, mov, shift, stack, string, system, vector};
+use crate::cpu::{arith, bits, control, far, logic, mov, pointers, shift, stack, string, system, vector};
 use crate::dbt::zeroed::Zeroed;
 
 /// Executes an instruction.  RIP already names the next one; a branch overwrites it.
@@ -123,9 +123,12 @@ pub enum Verdict {
 #[must_use]
 pub fn decode(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
     let mut decoder = Decoder::with_ip(u32::from(bits), bytes, rip, DecoderOptions::NONE);
-    let insn = decoder.decode();
+    let mut insn = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None => Verdict::Instruction(insn),
+        DecoderError::None => {
+            pointers::tag(&mut insn, bits, bytes);
+            Verdict::Instruction(insn)
+        }
         DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Verdict::Incomplete,
         DecoderError::NoMoreBytes => Verdict::TooLong,
         _ if insn.len() >= MAX_LENGTH => Verdict::TooLong,

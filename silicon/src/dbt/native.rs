@@ -11,6 +11,7 @@ use std::mem::offset_of;
 use std::ptr;
 
 use super::signals::{Registration, register};
+use super::twin::{Twin, serialize};
 use crate::cpu::state::Fx;
 
 /// What a copied instruction starts from and leaves.
@@ -133,14 +134,10 @@ const ROOM: usize = 16;
 /// [`Reach::All`].
 #[derive(Debug)]
 pub struct Thunks {
-    writable: *mut u8,
-    executable: *mut u8,
+    twin: Twin,
     used: [usize; 2],
     _registrations: [Registration; 2],
 }
-
-// SAFETY: the mappings belong to the value alone.
-unsafe impl Send for Thunks {}
 
 impl Thunks {
     /// Make room.
@@ -148,29 +145,13 @@ impl Thunks {
     /// # Errors
     /// If the computer gives no executable memory.
     pub fn new() -> io::Result<Self> {
-        let len = 2 * AREA;
-        // SAFETY: two fresh mappings of a fresh memfd, owned by the value.
-        let (writable, executable) = unsafe {
-            let fd = libc::memfd_create(c"understudy-thunks".as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 || libc::ftruncate(fd, len as i64) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let map = |prot| libc::mmap(ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0);
-            let w = map(libc::PROT_READ | libc::PROT_WRITE);
-            let x = map(libc::PROT_READ | libc::PROT_EXEC);
-            let e = io::Error::last_os_error();
-            libc::close(fd);
-            if w == libc::MAP_FAILED || x == libc::MAP_FAILED {
-                return Err(e);
-            }
-            (w.cast::<u8>(), x.cast::<u8>())
-        };
-        let x = executable as usize;
+        let twin = Twin::new(2 * AREA)?;
+        let x = twin.executable() as usize;
         let registrations = [
             register(x..x + AREA, understudy_recover_sse as *const () as usize, true)?,
-            register(x + AREA..x + len, understudy_recover_all as *const () as usize, true)?,
+            register(x + AREA..x + 2 * AREA, understudy_recover_all as *const () as usize, true)?,
         ];
-        Ok(Self { writable, executable, used: [0; 2], _registrations: registrations })
+        Ok(Self { twin, used: [0; 2], _registrations: registrations })
     }
 
     /// Add an instruction (at most 15 bytes).  `None`: the area is full.
@@ -188,10 +169,11 @@ impl Thunks {
         let offset = half * AREA + at;
         // SAFETY: inside the mapping; nobody executes this place yet.
         unsafe {
-            let p = self.writable.add(offset);
+            let p = self.twin.writable().add(offset);
             ptr::copy_nonoverlapping(bytes.as_ptr(), p, bytes.len());
             p.add(bytes.len()).write(0xC3); // RET
         }
+        serialize();
         Some(offset)
     }
 
@@ -212,22 +194,12 @@ impl Thunks {
         // frame's operand (RDI, the frame's first bytes) and the registers that the entry code
         // loads, saves and puts back.  FXRSTOR and LDMXCSR get an MXCSR without reserved bits.
         unsafe {
-            let code = self.executable.add(offset);
+            let code = self.twin.executable().add(offset);
             if half == Reach::Sse as usize {
                 enter_sse(frame, code, fx);
             } else {
                 enter_all(frame, code, fx);
             }
-        }
-    }
-}
-
-impl Drop for Thunks {
-    fn drop(&mut self) {
-        // SAFETY: ours, and nobody runs them any more.
-        unsafe {
-            libc::munmap(self.writable.cast(), 2 * AREA);
-            libc::munmap(self.executable.cast(), 2 * AREA);
         }
     }
 }
