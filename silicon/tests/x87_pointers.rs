@@ -85,8 +85,10 @@ fn a_page_fault_leaves_those_of_the_instruction_before() {
 /// Every processor saves them then: fldcw [rsi+16]; fldz; fld1; fdiv st1; fxsave64 [rdi]; fnstenv [rdi+512]
 #[test]
 fn a_pending_exception_is_saved_with_its_instruction() {
-    let code =
-        [0xD9, 0x6E, 16, 0xD9, 0xEE, 0xD9, 0xE8, 0xD8, 0xF1, 0x48, 0x0F, 0xAE, 0x07, 0xD9, 0xB7, 0, 2, 0, 0, 0xF4];
+    let code = [
+        0xD9, 0x6E, 16, 0xD9, 0xEE, 0xD9, 0xE8, 0xD8, 0xF1, 0x48, 0x0F, 0xAE, 0x07, 0xD9, 0xB7, 0, 2, 0, 0,
+        0xF4,
+    ];
     for kind in [EngineKind::Reference, EngineKind::Dbt] {
         let mut p = machine(kind, &code, false);
         p.run(6, &mut || false);

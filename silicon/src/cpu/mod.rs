@@ -49,6 +49,7 @@ pub mod task;
 #[cfg(test)]
 pub(crate) mod testbed;
 pub mod trap;
+pub mod undefined;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;
