@@ -144,7 +144,7 @@ class Vcpu:
             if until is not None and until():
                 return Stop(StopKind.UNTIL)
             if end is not None:
-                budget = end - self.retired
+                budget = end - guest.retired - self.state.carried_out
 
     # --- between exits ---
 
