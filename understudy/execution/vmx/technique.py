@@ -250,7 +250,8 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        return self.processor.fetch(gva, length)
+        code = self.processor.fetch(gva, length)
+        return code if len(code) == length else self.paging.fetch(gva, length) or code
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
