@@ -25,7 +25,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import Contents, Image, Shared, touched
+from understudy.image import UNFIT, Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
@@ -324,11 +324,11 @@ class VM:
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
-        self.clock.offset = state["offset"]
+        self.clock.offset = restore(int, state["offset"], "offset")
         for name, part in self.parts.items():
             part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
-            self.clock.offset = state["now"] - self.processors[0].tsc
+            self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
@@ -369,7 +369,7 @@ class VM:
                 raise
         except SnapshotError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+        except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
         return vm
 

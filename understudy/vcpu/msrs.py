@@ -17,7 +17,7 @@ from typing import Any, Final
 from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
 from understudy.guest import Guest
 from understudy.silicon import LocalApic
-from understudy.state import Part
+from understudy.state import U64, Part
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.time import GuestClock
 
@@ -82,7 +82,7 @@ def reset_values(physical_bits: int) -> dict[int, int]:
 class MsrState:
     """What a snapshot keeps."""
 
-    values: dict[int, int] = field(default_factory=dict)
+    values: dict[int, U64] = field(default_factory=dict)
     unknown: Counter[int] = field(default_factory=Counter)  # how often a guest asked for none
 
 

@@ -38,6 +38,7 @@ from understudy.guest import Control, Event
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
+from understudy.state import plain, restore
 from understudy.vcpu.cpu_model import CpuModel
 
 MASK64: Final = (1 << 64) - 1
@@ -227,7 +228,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         return {
             "processor": self.processor.save().hex(),
             "fields": {name: read(field) for name, field in KEPT.items()},
-            "control": list(self.control()),
+            "control": plain(self.control()),
             "windows": self.current_primary & WINDOWS,
         }
 
@@ -241,8 +242,10 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.operation.enter()
         self._choose_exits()
         self.resume = self._launch
-        cr0, cr3, cr4, efer, pdptes = saved["control"]
-        self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
+        control: Control = restore(Control, saved["control"], "control")
+        if len(control.pdptes) != 4:
+            raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
+        self.load_control(control)
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
             self.write(field, saved["fields"][name])
