@@ -21,6 +21,7 @@ from typing import Final
 from understudy.arch.address import FRAME, PAGE, PAGE_SHIFT
 from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.host import Host
+from understudy.machine.memory import SPARE
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of
 from understudy.paging import BUDGET, Paging, PagingError
@@ -45,7 +46,6 @@ WRITE: Final = EptViolation.WRITE.mask
 READABLE: Final = EptViolation.READABLE.mask
 READ_ONLY: Final = READABLE | EptViolation.WRITABLE.mask
 RIGHTS: Final = READ_ONLY | EptViolation.EXECUTABLE.mask
-LENT: Final = 32  # pages that one instruction may be lent where there is no RAM; more than it can
 BULK: Final = 8  # entries of one table: with as many it costs less to make all 512 at once
 
 
@@ -89,7 +89,7 @@ class Ept(Paging, name="ept"):
         }  # fmt: skip
         gigabytes = {block >> 9 for block in blocks}
         upper = {gigabyte >> 9 for gigabyte in gigabytes}
-        return 1 + len(upper) + len(gigabytes) + len(blocks) + LENT * (LEVELS - 1)
+        return 1 + len(upper) + len(gigabytes) + len(blocks) + SPARE * (LEVELS - 1)
 
     def frames(self) -> list[int]:
         return sorted(table >> PAGE_SHIFT for table in self.tables)

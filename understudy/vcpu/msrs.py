@@ -23,6 +23,7 @@ from understudy.vcpu.time import GuestClock
 
 MASK64: Final = (1 << 64) - 1
 EOI_OFFSET: Final = 0xB0
+UNKNOWN_KEPT: Final = 256  # MSRs that do not exist, and were asked for
 
 ARCH_CAPABILITIES: Final = ArchCapabilities(
     RDCL_NO=1, IBRS_ALL=1, SKIP_L1DFL_VMENTRY=1, SSB_NO=1, MDS_NO=1, IF_PSCHANGE_MC_NO=1, TAA_NO=1,
@@ -208,7 +209,7 @@ class Msrs(Part):
 
     def _no_such(self, index: int) -> None:
         unknown = self.state.unknown
-        if len(unknown) < 256 or index in unknown:
+        if len(unknown) < UNKNOWN_KEPT or index in unknown:
             unknown[index] += 1
 
     # --- the TSC ---
