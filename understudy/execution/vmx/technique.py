@@ -49,6 +49,7 @@ INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
 RF: Final = RFLAGS.RF.mask
+RF_AND_TF: Final = RF | TF
 PE: Final = CR0.PE.mask
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
@@ -135,16 +136,16 @@ class Vmx(GuestState, Execution, name="vmx"):
         read, write = self.read, self.write
         rip = read(RIP)
         after = rip + length
-        if (rip ^ after) >> 32 and not read(CS_RIGHTS) & CODE64:
-            after &= 0xFFFF_FFFF
-        write(RIP, after & MASK64)
+        if (rip ^ after) >> 32:
+            after &= MASK64 if read(CS_RIGHTS) & CODE64 else 0xFFFF_FFFF
+        write(RIP, after)
         if shadow := read(INTERRUPTIBILITY) & SHADOW:
             write(INTERRUPTIBILITY, read(INTERRUPTIBILITY) ^ shadow)
-        flags = read(RFLAGS_FIELD)
-        if flags & RF:  # it lasts for one instruction
-            write(RFLAGS_FIELD, flags ^ RF)
-        if flags & TF:
-            write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
+        if (flags := read(RFLAGS_FIELD)) & RF_AND_TF:
+            if flags & RF:  # it lasts for one instruction
+                write(RFLAGS_FIELD, flags ^ RF)
+            if flags & TF:
+                write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
 
     def clear_blocking(self) -> None:
         self.write(INTERRUPTIBILITY, 0)
@@ -208,10 +209,6 @@ class Vmx(GuestState, Execution, name="vmx"):
     @property
     def tsc(self) -> int:
         return self.processor.tsc
-
-    @property
-    def retired(self) -> int:
-        return self.processor.retired
 
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
