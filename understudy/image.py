@@ -31,7 +31,10 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
+from understudy.silicon import VmFail
 
+UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
+"""What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once
 COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 

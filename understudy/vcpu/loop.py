@@ -20,6 +20,7 @@ from understudy.arch.exit_reason import Reason, reason_name
 from understudy.closed import let_go
 from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.paging.guest_walk import (
@@ -102,7 +103,7 @@ class Vcpu:
         self.is_running, self.guest.thread = True, get_ident()
         try:
             return self._run(goal)
-        except CannotExecute as problem:
+        except (CannotExecute, OutOfFrames) as problem:
             return self.error(str(problem))
         finally:
             self.is_running, self.guest.thread = False, 0

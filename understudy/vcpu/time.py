@@ -35,7 +35,7 @@ class GuestClock(Clock):
         self.changed: list[Callable[[], None]] = []
 
     def now(self) -> int:
-        return self.source() + self.offset
+        return self.source() + self.offset & NEVER  # a TSC has 64 bits
 
     def _push(self, ns: int, sequence: int, callback: Callable[[], None]) -> Timer:
         for listener in self.changed:
@@ -112,6 +112,6 @@ class Deadlines:
             return False
         left = -(-deadline >> self.shift << self.shift) - self.clock.now()
         if left > 0:
-            self.guest.advance(left)
+            self.guest.advance(min(left, NEVER))
         self.armed = 0  # the guest's timer does not count idle time
         return True

@@ -38,6 +38,7 @@ from understudy.guest import Control, Event
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
+from understudy.state import plain, restore
 from understudy.vcpu.cpu_model import CpuModel
 
 MASK64: Final = (1 << 64) - 1
@@ -224,7 +225,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         return {
             "processor": self.processor.save().hex(),
             "fields": {name: read(field) for name, field in KEPT.items()},
-            "control": list(self.control()),
+            "control": plain(self.control()),
             "windows": self.current_primary & WINDOWS,
         }
 
@@ -238,8 +239,10 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.operation.enter()
         self._choose_exits()
         self.resume = self._launch
-        cr0, cr3, cr4, efer, pdptes = saved["control"]
-        self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
+        control: Control = restore(Control, saved["control"], "control")
+        if len(control.pdptes) != 4:
+            raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
+        self.load_control(control)
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
             self.write(field, saved["fields"][name])
@@ -247,7 +250,8 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        return self.processor.fetch(gva, length)
+        code = self.processor.fetch(gva, length)
+        return code if len(code) == length else self.paging.fetch(gva, length) or code
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
