@@ -7,7 +7,6 @@
 //! FNSTENV, FNSAVE and FXSAVE ([`Fx`](crate::cpu::state::Fx) itself has zeros there).  When and what an image shows differs
 //! between processors: this one does as the computer does ([`Habits`]).
 
-use std::arch::asm;
 use std::sync::LazyLock;
 
 use iced_x86::{Instruction, Mnemonic};
@@ -15,6 +14,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::arch::segment::seg;
 use crate::cpu::operand;
 use crate::cpu::state::{Core, Fx, Mode};
+use crate::dbt::undefined::{X87_MARK, x87_images};
 
 /// What of the last x87 instruction an FXSAVE64 image has and no other place.
 const FOP: usize = 6;
@@ -54,31 +54,13 @@ pub struct Habits {
 
 /// The computer's.
 static HABITS: LazyLock<Habits> = LazyLock::new(|| {
-    let mut images = [const { Fx([0; 512]) }; 2];
-    let mut env = [[0_u32; 7]; 2];
-    let one = 1.0_f64;
-    // SAFETY: aligned images and environments of the right size; the x87 registers are nobody's
-    // here, and are left as FNINIT leaves them.
-    unsafe {
-        asm!(
-            "fninit", "fld qword ptr [{one}]", "fxsave64 [{a}]", "fnstenv [{e}]",
-            "mov word ptr [{a} + 6], 0x123", "fninit", "fxrstor64 [{a}]", "fnstenv [{e} + 28]",
-            "fninit",
-            one = in(reg) &raw const one, a = in(reg) images.as_mut_ptr(), e = in(reg) env.as_mut_ptr(),
-            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
-            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
-            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
-            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
-        );
-    }
+    let ([saved, restored], image) = x87_images();
     Habits {
-        has_opcode: env[0][4] >> 16 != 0,
-        has_data: env[0][5] != 0,
-        has_selectors: env[0][4] & 0xFFFF != 0,
-        saves: images[0].0[FIP..FDP] != [0; 8],
-        restores: env[1][4] >> 16 == 0x123,
+        has_opcode: saved[4] >> 16 != 0,
+        has_data: saved[5] != 0,
+        has_selectors: saved[4] & 0xFFFF != 0,
+        saves: image.0[FIP..FDP] != [0; 8],
+        restores: restored[4] >> 16 == X87_MARK.into(),
     }
 });
 
