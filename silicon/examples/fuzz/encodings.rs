@@ -55,8 +55,9 @@ fn random(rng: &mut Rng, bits: u32) -> [u8; BYTES] {
 fn case(generator: &Generator, rng: &mut Rng, bits: u32, is_single: bool) -> Start {
     loop {
         let raw = random(rng, bits);
-        let Some(length) = generator.comparable(bits, &raw) else { continue };
+        let Some((length, is_inside)) = generator.comparable(bits, &raw) else { continue };
         let at = match rng.below(8) {
+            _ if is_inside => CODE + 0x100,
             0 | 1 => CODE + PAGE as u64 - 1 - rng.below(16),
             2 => CODE + 2 * PAGE as u64 - 1 - rng.below(16),
             _ => CODE + 0x100,

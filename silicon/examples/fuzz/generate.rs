@@ -5,6 +5,8 @@ use iced_x86::{
     Mnemonic, OpCodeTableKind, OpKind, Register,
 };
 
+use silicon::cpu::pointers;
+
 use crate::case::*;
 use crate::values::{fill_fx, pointer, value};
 
@@ -351,16 +353,28 @@ impl Generator {
         raw[..b.len()].copy_from_slice(&b);
     }
 
-    /// How many of some bytes are to be run as one encoding: the instruction's, or all if they are none.
-    /// `None`: what they do here is no measure for the machine.
-    pub fn comparable(&self, bits: u32, raw: &[u8]) -> Option<usize> {
-        let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
-        let insn = decoder.decode();
+    /// How many of some bytes are to be run as one encoding: the instruction's, or all if they are none; and
+    /// whether that has to be where no length matters.  `None`: what they do here is no measure for the machine.
+    pub fn comparable(&self, bits: u32, raw: &[u8]) -> Option<(usize, bool)> {
+        let opcode = raw.iter().position(|&b| !pointers::is_prefix(b, bits as u8))?;
+        // UD0 and UD1, of which the length differs; EXTRQ and INSERTQ; LOCK VERW, which is one for AMD.
+        if matches!(raw[opcode..], [0x0F, 0x00 | 0x78 | 0xB9 | 0xFF, ..]) {
+            return None;
+        }
+        let insn = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE).decode();
         let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
         if insn.is_invalid() {
-            return amd.is_invalid().then_some(raw.len());
+            // How long VEX, EVEX and XOP encodings are that mean nothing, no manual says.
+            let is_extended = matches!(raw[opcode], 0xC4 | 0xC5 | 0x62 | 0x8F);
+            // So is a near branch with 66 in 64-bit code; 0F 01 with a register operand is the system's.
+            let is_branch =
+                bits == 64 && matches!(raw[opcode..], [0xE8 | 0xE9, ..] | [0x0F, 0x80..=0x8F, ..]);
+            let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0.., ..]);
+            let is_open =
+                is_extended && opcode > 2 || is_branch && raw[..opcode].contains(&0x66) || is_system;
+            return (amd.is_invalid() && !is_open).then_some((raw.len(), is_extended));
         }
-        (amd == insn && self.may_run(&insn, raw)).then_some(insn.len())
+        (amd == insn && self.may_run(&insn, raw)).then_some((insn.len(), false))
     }
 
     /// Whether the machine and this computer should do the same on it.

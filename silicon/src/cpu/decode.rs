@@ -131,8 +131,7 @@ pub fn decode(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
             pointers::tag(&mut insn, bits, bytes);
             Verdict::Instruction(insn)
         }
-        DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Verdict::Incomplete,
-        DecoderError::NoMoreBytes => Verdict::TooLong,
+        DecoderError::NoMoreBytes => undefined_encoding(bits, rip, bytes),
         _ => again_as_nop(bits, rip, bytes),
     }
 }
@@ -150,11 +149,13 @@ fn again_as_nop(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
 /// No instruction: but it may be too long to be found out, or not be all there.
 fn undefined_encoding(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
     // (A LOCK where there may be none.)
-    let mut decoder = Decoder::with_ip(u32::from(bits), bytes, rip, DecoderOptions::NO_INVALID_CHECK);
+    let mut whole = [0; MAX_LENGTH + 1];
+    let given = bytes.len().min(MAX_LENGTH);
+    whole[..given].copy_from_slice(&bytes[..given]);
+    let mut decoder = Decoder::with_ip(u32::from(bits), &whole, rip, DecoderOptions::NO_INVALID_CHECK);
     let insn = decoder.decode();
     let length = match decoder.last_error() {
         DecoderError::None => insn.len(),
-        DecoderError::NoMoreBytes => bytes.len() + 1,
         _ => undefined::length(bits, bytes),
     };
     match length {

@@ -60,11 +60,13 @@ static HABITS: LazyLock<Habits> = LazyLock::new(|| {
         has_data: saved[5] != 0,
         has_selectors: saved[4] & 0xFFFF != 0,
         saves: image.0[FIP..FDP] != [0; 8],
-        restores: restored[4] >> 16 == X87_MARK.into(),
+        restores: restored[4] >> 16 == u32::from(X87_MARK),
     }
 });
 
-fn is_prefix(byte: u8, bits: u8) -> bool {
+/// Whether a byte of code of so many bits is a prefix, if no opcode came before it.
+#[must_use]
+pub fn is_prefix(byte: u8, bits: u8) -> bool {
     matches!(byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3)
         || bits == 64 && byte & 0xF0 == 0x40
 }

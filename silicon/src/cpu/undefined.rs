@@ -9,7 +9,6 @@
 struct Prefixes {
     is_operand: bool,
     is_address: bool,
-    has_other: bool,
     rex: u8,
 }
 
@@ -46,8 +45,7 @@ pub fn length(bits: u8, bytes: &[u8]) -> usize {
         match byte {
             0x66 => p.is_operand = true,
             0x67 => p.is_address = true,
-            0xF0 | 0xF2 | 0xF3 => p.has_other = true,
-            0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 => {}
+            0xF0 | 0xF2 | 0xF3 | 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 => {}
             0x40..=0x4F if bits == 64 => {
                 p.rex = byte;
                 continue;
@@ -69,7 +67,7 @@ pub fn length(bits: u8, bytes: &[u8]) -> usize {
             }
             Some(second) => two_byte(second, bits, p),
         },
-        0xC4 | 0xC5 | 0x62 if bits == 64 || b.peek().is_none_or(|next| next >= 0xC0) => {
+        0xC4 | 0xC5 if bits == 64 || b.peek().is_none_or(|next| next >= 0xC0) => {
             return extended(opcode, b, p);
         }
         _ => one_byte(opcode, b.peek(), bits, p),
@@ -80,33 +78,39 @@ pub fn length(bits: u8, bytes: &[u8]) -> usize {
     b.at + rest.immediate
 }
 
-/// VEX and EVEX: with a prefix that they have inside, or of a map that there is not, they end at once.
+/// VEX: whatever prefixes stand before it, and whatever map it names.
 fn extended(opcode: u8, mut b: Bytes<'_>, p: Prefixes) -> usize {
-    if p.is_operand || p.has_other || p.rex != 0 || opcode == 0x62 {
-        return b.at;
-    }
     let map = if opcode == 0xC5 { Some(1) } else { b.peek().map(|m| m & 0x1F) };
-    let Some(map) = map else { return b.at + 1 };
     for _ in 0..if opcode == 0xC5 { 1 } else { 2 } {
         b.next();
     }
     let Some(code) = b.next() else { return b.at };
-    let immediate = match map {
-        1 => two_byte(code, 64, p),
-        2 => Rest { has_modrm: true, immediate: 0 },
-        3 => Rest { has_modrm: true, immediate: 1 },
-        _ => return b.at - 1,
+    let rest = match map {
+        Some(1) => two_byte(code, 64, p),
+        Some(3) => Rest { has_modrm: true, immediate: 1 },
+        _ => Rest { has_modrm: true, immediate: 0 },
     };
-    if immediate.has_modrm {
+    if rest.has_modrm {
         modrm(&mut b, 64, p);
     }
-    b.at + immediate.immediate
+    b.at + rest.immediate
 }
 
 /// The bytes of an immediate of the operand's size, at most four.
 fn operand(bits: u8, p: Prefixes) -> usize {
     let is_narrow = (bits == 16) != p.is_operand && p.rex & 8 == 0;
     if is_narrow { 2 } else { 4 }
+}
+
+/// The bytes of an offset without a register.
+fn address(bits: u8, p: Prefixes) -> usize {
+    usize::from(
+        match p.is_address {
+            true if bits == 16 => 32,
+            true => bits / 2,
+            false => bits,
+        } / 8,
+    )
 }
 
 fn one_byte(opcode: u8, next: Option<u8>, bits: u8, p: Prefixes) -> Rest {
@@ -125,6 +129,8 @@ fn one_byte(opcode: u8, next: Option<u8>, bits: u8, p: Prefixes) -> Rest {
         0x6A | 0x6B | 0x70..=0x7F | 0x80 | 0x82 | 0x83 | 0xA8 | 0xB0..=0xB7 => 1,
         0xC0 | 0xC1 | 0xC6 | 0xCD | 0xD4 | 0xD5 | 0xE0..=0xE7 | 0xEB => 1,
         0x9A | 0xEA => z + 2,
+        0xA0..=0xA3 => address(bits, p),
+        0xB8..=0xBF if p.rex & 8 != 0 => 8,
         0xB8..=0xBF => z,
         0xC2 | 0xCA => 2,
         0xC8 => 3,
@@ -138,9 +144,11 @@ fn one_byte(opcode: u8, next: Option<u8>, bits: u8, p: Prefixes) -> Rest {
 fn two_byte(opcode: u8, bits: u8, p: Prefixes) -> Rest {
     let has_modrm = !matches!(
         opcode,
-        0x04..=0x0C | 0x0E | 0x30..=0x37 | 0x77 | 0x80..=0x8F | 0xA0..=0xA2 | 0xA8..=0xAA | 0xC8..=0xCF
+        0x04..=0x0C | 0x0E | 0x20..=0x27 | 0x7A | 0x7B | 0xA6 | 0xA7 | 0x30..=0x37 | 0x39 | 0x3B..=0x3F | 0x77 | 0x80..=0x8F | 0xA0..=0xA2 | 0xA8..=0xAA | 0xC8..=0xCF
     );
     let immediate = match opcode {
+        // (The ModRM byte of MOV to and from CR and DR always means a register.)
+        0x20..=0x23 => 1,
         0x0F | 0x70..=0x73 | 0xA4 | 0xAC | 0xBA | 0xC2 | 0xC4..=0xC6 => 1,
         0x80..=0x8F => operand(bits, p),
         _ => 0,
