@@ -369,9 +369,11 @@ impl Generator {
             // So is a near branch with 66 in 64-bit code; 0F 01 with a register operand is the system's.
             let is_branch =
                 bits == 64 && matches!(raw[opcode..], [0xE8 | 0xE9, ..] | [0x0F, 0x80..=0x8F, ..]);
-            let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0.., ..]);
-            let is_open =
-                is_extended && opcode > 2 || is_branch && raw[..opcode].contains(&0x66) || is_system;
+            let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0..=0xFF, ..]);
+            let is_open = raw[opcode] == 0x8F
+                || is_extended && opcode > 2
+                || is_branch && raw[..opcode].contains(&0x66)
+                || is_system;
             return (amd.is_invalid() && !is_open).then_some((raw.len(), is_extended));
         }
         (amd == insn && self.may_run(&insn, raw)).then_some((insn.len(), false))
