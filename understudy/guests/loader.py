@@ -10,7 +10,7 @@ from pathlib import Path
 
 from understudy.guests import bzimage, elf, multiboot, payload, pvh, ramdisk
 from understudy.guests.entry import Entry, GuestError, GuestMemory
-from understudy.guests.placement import Placement
+from understudy.guests.placement import Placement, mib
 
 METHODS = {
     "linux-direct": "bzImage: payload decompressed by understudy, vmlinux entered directly",
@@ -45,10 +45,11 @@ def load(
         raise GuestError(f"unknown boot method {method!r}: expected one of {', '.join(METHODS)}")
     what = f"kernel {kernel}" if isinstance(kernel, Path) else "the kernel"
     data = read(kernel, what)
-    first = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
+    room, vm = memory.size, f"the VM's memory ({mib(memory.size)}): give it more"
+    first = None if initrd is None else read(initrd, _name(initrd, "the initrd"), room, vm)
     if payload.compression(data) == "gzip":
         data = payload.decompress(data, what, sized=False)
-    extra = [(read(file, _name(file, "a module")), line) for file, line in modules]
+    extra = [(read(file, _name(file, "a module"), room, vm), line) for file, line in modules]
     files = ([(first, "")] if first is not None else []) + extra
     chosen = method or detect(data, what)
     if first is not None and chosen != "multiboot":
@@ -99,17 +100,22 @@ def detect(data: bytes, what: str = "the kernel") -> str:
     )
 
 
-def read(file: bytes | Path, what: str) -> bytes:
-    """The bytes of a file, with each failure as one line."""
+def read(
+    file: bytes | Path, what: str, most: int = payload.LIMIT, bound: str = "any kernel"
+) -> bytes:
+    """The bytes of a file, at most so many, with each failure as one line."""
     if isinstance(file, Path):
         try:
-            data = file.read_bytes()
+            with file.open("rb") as opened:
+                data = opened.read(most + 1)
         except FileNotFoundError:
             raise GuestError(f"{what} does not exist") from None
         except OSError as error:
             raise GuestError(f"{what} cannot be read: {error.strerror or error}") from None
     else:
         data = bytes(file)
+    if len(data) > most:
+        raise GuestError(f"{what} is larger than {bound}")
     if not data:
         raise GuestError(f"{what} is empty")
     return data
