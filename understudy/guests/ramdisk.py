@@ -22,21 +22,25 @@ METHODS = ("gzip", "XZ", "ZSTD")
 NOT_ZERO = re.compile(rb"[^\0]")
 
 
-def check(data: bytes, what: str = "the initrd") -> None:
-    """Raise GuestError if an archive in `data` ends before its time."""
+def check(data: bytes, what: str = "the initrd") -> int:
+    """Raise GuestError if an archive in `data` ends before its time.
+
+    What was seen of it, in bytes as they are when unpacked.
+    """
     at, unpacked = 0, 0
     for _ in range(MOST_ARCHIVES):
         found = NOT_ZERO.search(data, at)
         if found is None:
-            return
+            break
         at = found.start()
         if data.startswith(CPIO_MAGICS, at):
-            at = _cpio_end(data, at, what)
+            end = _cpio_end(data, at, what)
+            unpacked, at = unpacked + end - at, end
             continue
         method = payload.compression(data[at : at + 6])
         source = stream(method, data, at) if method in METHODS else None
         if source is None:
-            return
+            return unpacked + len(data) - at
         try:
             while not source.eof and unpacked < payload.LIMIT:
                 unpacked += len(source.piece())
@@ -45,8 +49,9 @@ def check(data: bytes, what: str = "the initrd") -> None:
         except UnpackError as error:
             raise GuestError(f"{what} is damaged: {error}") from None
         if not source.eof:
-            return
+            break
         at = source.end
+    return unpacked
 
 
 def _cpio_end(data: bytes, start: int, what: str) -> int:
