@@ -268,5 +268,13 @@ class LocalApic:
 LAYOUTS: dict[str, list[tuple[str, int, int]]]
 """Bit layouts of the Rust half: name -> [(field, high bit, low bit)], for the agreement test."""
 
+def hold_signals() -> None:
+    """See to it that this thread's SIGSEGV, SIGBUS, SIGFPE and SIGILL come to the machine first.
+
+    A guest's fault in generated code arrives as such a signal.  Handlers that others installed get
+    all that is not a guest's.  While a processor runs, the machine looks again about every
+    millisecond; before a run, whoever starts it calls this.
+    """
+
 def host_features() -> dict[str, bool]:
     """What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …)."""

@@ -10,7 +10,17 @@ from understudy._silicon import (
     Memory,
     Processor,
     VmFail,
+    hold_signals,
     host_features,
 )
 
-__all__ = ["LAYOUTS", "Exit", "LocalApic", "Memory", "Processor", "VmFail", "host_features"]
+__all__ = [
+    "LAYOUTS",
+    "Exit",
+    "LocalApic",
+    "Memory",
+    "Processor",
+    "VmFail",
+    "hold_signals",
+    "host_features",
+]

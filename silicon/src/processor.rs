@@ -15,6 +15,7 @@ use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::dbt::home::Home;
+use crate::dbt::signals;
 use crate::engine::{Engine, Reference};
 use crate::mem::Memory;
 use crate::vmx;
@@ -65,6 +66,7 @@ impl Processor {
     fn run_on(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
         let end = if budget == 0 { u64::MAX } else { self.core.retired().saturating_add(budget) };
         loop {
+            signals::look_now_and_then();
             if self.core.kick.swap(false, Ordering::Acquire) || poll() {
                 match self.core.vmx.non_root.then(|| vmx::events::on_kick(&mut self.core)).flatten() {
                     Some(exit) => {

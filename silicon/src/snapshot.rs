@@ -13,11 +13,12 @@ use crate::arch::bits::{cr4, efer};
 use crate::arch::segment::{Segment, TableRegister};
 use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
+use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x02");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x03");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -162,6 +163,15 @@ impl Walk<'_> {
     }
 }
 
+fn visit_pointers(p: &mut Pointers, w: &mut Walk<'_>) {
+    w.word(&mut p.fip);
+    w.word(&mut p.fdp);
+    w.number(&mut p.fop, "FOP");
+    w.number(&mut p.fcs, "FCS");
+    w.number(&mut p.fds, "FDS");
+    p.fop &= 0x7FF;
+}
+
 /// All of a processor but its TLB, its clock and what derives from the rest.
 fn visit(core: &mut Core, w: &mut Walk<'_>) {
     w.words(&mut core.gpr);
@@ -216,6 +226,7 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
         w.word(&mut word);
         *eight = word.to_le_bytes();
     }
+    visit_pointers(&mut core.pointers, w);
     if core.fx.mxcsr() & !MXCSR_MASK != 0 {
         w.fail("MXCSR has reserved bits set");
     }

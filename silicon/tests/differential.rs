@@ -5,6 +5,8 @@
 mod case;
 #[path = "../examples/fuzz/computer.rs"]
 mod computer;
+#[path = "../examples/fuzz/encodings.rs"]
+mod encodings;
 #[path = "../examples/fuzz/generate.rs"]
 mod generate;
 #[path = "../examples/fuzz/machine.rs"]
@@ -43,6 +45,17 @@ fn the_reference_engine_agrees_with_the_computer() {
 #[test]
 fn the_translator_agrees_with_the_computer() {
     agrees(session::Options { wide: 50, ..OPTIONS });
+}
+
+/// Encodings as such, valid or not, up to 16 bytes.
+#[test]
+fn the_decoder_agrees_with_the_computer() {
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        let sum = encodings::run(&session::Options { instructions: 100_000, engine, ..OPTIONS }).unwrap();
+        assert!(sum.differences.is_empty(), "{}", sum.differences.join("\n"));
+        // #UD, #GP (too long) and #PF (not all there) all occurred.
+        assert!([6, 13, 14].iter().all(|&v| sum.endings[v] > 1000), "{:?}", sum.endings);
+    }
 }
 
 /// Bases, limits and rights that programs under Linux cannot have.

@@ -30,7 +30,7 @@ from understudy.paging.guest_walk import (
     Translation,
     entries_of,
 )
-from understudy.silicon import Exit, LocalApic
+from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
@@ -101,6 +101,7 @@ class Vcpu:
     def run(self, goal: Goal) -> Stop:
         """Enter the guest and answer its exits until something ends the run."""
         self.is_running, self.guest.thread = True, get_ident()
+        hold_signals()
         try:
             return self._run(goal)
         except (CannotExecute, OutOfFrames) as problem:

@@ -96,6 +96,8 @@ pub struct Outcome {
     pub error: u32,
     pub cr2: u64,
     pub fx: Fx,
+    /// FIP, FDP, FOP, FCS, FDS: of our processor only.
+    pub pointers: [u64; 5],
     /// How many words changed; their numbers and new values (the first `CHANGES`).
     pub changed: u64,
     pub changes: [(u64, u64); CHANGES],
@@ -110,6 +112,7 @@ impl Outcome {
         error: 0,
         cr2: 0,
         fx: Fx([0; 512]),
+        pointers: [0; 5],
         changed: 0,
         changes: [(0, 0); CHANGES],
     };

@@ -169,10 +169,14 @@ fn needs_system(insn: &Instruction) -> bool {
         || insn.op_count() > 1 && to_segment(1) && insn.mnemonic() != Mov
 }
 
-/// Whether an instruction's memory image differs between processors (last-instruction pointers).
+/// Whether an instruction's memory image differs between processors (the mask of MXCSR).
+pub fn has_mask(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64)
+}
+
+/// Whether it stores the last-instruction pointers, which Linux drops when it switches programs.
 pub fn has_pointers(insn: &Instruction) -> bool {
-    use Mnemonic::*;
-    matches!(insn.mnemonic(), Fnstenv | Fstenv | Fnsave | Fsave | Fxsave | Fxsave64)
+    matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave)
 }
 
 /// MASKMOVQ: whether the x87 state is already that of MMX when it faults differs.
@@ -347,17 +351,34 @@ impl Generator {
         raw[..b.len()].copy_from_slice(&b);
     }
 
+    /// How many of some bytes are to be run as one encoding: the instruction's, or all if they are none.
+    /// `None`: what they do here is no measure for the machine.
+    pub fn comparable(&self, bits: u32, raw: &[u8]) -> Option<usize> {
+        let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
+        let insn = decoder.decode();
+        let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
+        if insn.is_invalid() {
+            return amd.is_invalid().then_some(raw.len());
+        }
+        (amd == insn && self.may_run(&insn, raw)).then_some(insn.len())
+    }
+
+    /// Whether the machine and this computer should do the same on it.
+    fn may_run(&self, insn: &Instruction, raw: &[u8]) -> bool {
+        let is_loop = matches!(insn.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne);
+        is_allowed(insn)
+            && !(self.is_amd && is_lax_on_amd(insn))
+            && !(is_loop && has_repeat(&raw[..insn.len()]))
+            && (self.is_amd || !is_vague(insn))
+            && (self.has_bases || !matches!(insn.segment_prefix(), Register::FS | Register::GS))
+    }
+
     /// Take random bytes as an instruction if they may be run.
     fn accept(&self, rng: &mut Rng, bits: u32, raw: &[u8]) -> Option<Piece> {
         let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
         let insn = decoder.decode();
-        let mut piece = Piece {
-            bytes: [0; 15],
-            len: insn.len(),
-            branch: None,
-            relative: None,
-            is_last: has_pointers(&insn),
-        };
+        let mut piece =
+            Piece { bytes: [0; 15], len: insn.len(), branch: None, relative: None, is_last: has_mask(&insn) };
         piece.bytes.copy_from_slice(raw);
         if insn.is_invalid() {
             let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
@@ -365,13 +386,7 @@ impl Generator {
             return (is_whole && amd.is_invalid() && insn.len() > 0 && rng.percent(1)).then_some(piece);
         }
         let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
-        if !is_allowed(&insn)
-            || amd != insn
-            || self.is_amd && is_lax_on_amd(&insn)
-            || matches!(insn.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne) && has_repeat(&raw[..insn.len()])
-            || !self.is_amd && is_vague(&insn)
-            || !self.has_bases && matches!(insn.segment_prefix(), Register::FS | Register::GS)
-        {
+        if amd != insn || !self.may_run(&insn, raw) {
             return None;
         }
         let offsets = decoder.get_constant_offsets(&insn);

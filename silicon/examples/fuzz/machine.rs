@@ -122,6 +122,7 @@ impl Machine {
         let limit = if is_64 { 0 } else { u32::MAX };
         c.seg[seg::CS] = Segment { base: 0, limit, attr, selector: s.cs as u16 };
         c.fx.0 = s.fx.0;
+        c.pointers = silicon::cpu::pointers::Pointers::default();
         silicon::cpu::vector::settle(c);
         c.shadow = Shadow::None;
         c.pending_db = 0;
@@ -149,6 +150,13 @@ impl Machine {
             rip: c.rip,
             rflags: c.rflags,
             fx: Fx(c.fx.0),
+            pointers: [
+                c.pointers.fip,
+                c.pointers.fdp,
+                c.pointers.fop.into(),
+                c.pointers.fcs.into(),
+                c.pointers.fds.into(),
+            ],
             vector: RUNAWAY,
             ..Outcome::NOTHING
         };

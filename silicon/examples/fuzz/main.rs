@@ -1,10 +1,11 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
 //! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT]
-//! [--patience N] [--against reference]`.  Against the reference engine, 32-bit programs also have
+//! [--patience N] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
 //! segments with bases, limits and other rights.
 
 mod case;
 mod computer;
+mod encodings;
 mod generate;
 mod machine;
 mod session;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         with_reference: false,
         patience: 1,
     };
+    let mut are_encodings = false;
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         let value = args.next().unwrap_or_default();
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
             "--first" => options.first = number,
             "--patience" => options.patience = number as usize,
             "--wide" => options.wide = number,
+            "--encodings" => are_encodings = number == 1,
             "--against" if value == "reference" => options.with_reference = true,
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
@@ -47,7 +50,8 @@ fn main() -> ExitCode {
         }
     }
     let begin = Instant::now();
-    let sum = match session::run(&options) {
+    let sum = if are_encodings { encodings::run(&options) } else { session::run(&options) };
+    let sum = match sum {
         Ok(sum) => sum,
         Err(e) => {
             eprintln!("fuzz: no process or memory for the comparison: {e}");

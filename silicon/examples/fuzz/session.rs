@@ -115,6 +115,10 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
             {
                 continue;
             }
+            // The pointers may have been lost on the way: only what comes twice counts.
+            if any(start, generate::has_pointers) && session.differs(&memory, start)?.0.is_empty() {
+                continue;
+            }
             blamed = i / VARIANTS;
             let report = session.explain(&memory, &programs[i / VARIANTS], start)?;
             sum.differences.push(format!("--seed {} --first {batch} (case {i})\n{report}", options.seed));
@@ -194,7 +198,7 @@ impl Session {
     }
 }
 
-fn describe(text: &mut String, s: &Start, native: &Outcome) {
+pub fn describe(text: &mut String, s: &Start, native: &Outcome) {
     let code = &s.code[..s.code_len as usize];
     let mut decoder = Decoder::with_ip(s.bits(), code, s.rip, DecoderOptions::NONE);
     let mut formatter = NasmFormatter::new();
@@ -249,6 +253,9 @@ fn compare_all(theirs: &Outcome, ours: &Outcome) -> Vec<String> {
     }
     for (i, (a, b)) in theirs.fx.0.iter().zip(ours.fx.0).enumerate() {
         check(&format!("fxsave {i}"), (*a).into(), b.into());
+    }
+    for (a, b) in theirs.pointers.iter().zip(ours.pointers) {
+        check("a pointer of the x87", *a, b);
     }
     check("words of memory changed", theirs.changed, ours.changed);
     for (a, b) in theirs.changes().iter().zip(ours.changes()) {
@@ -339,7 +346,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     for i in 0..if is_64 { 32 } else { 16 } {
         check(&format!("xmm{}.{}", i / 2, i % 2), long(a, 160 + 8 * i), long(b, 160 + 8 * i));
     }
-    if !stores_pointers(s) {
+    if !any(s, generate::has_mask) {
         check("words of memory changed", native.changed, ours.changed);
         for (x, y) in native.changes().iter().zip(ours.changes()) {
             check("address of a change", address_of(x.0), address_of(y.0));
@@ -354,15 +361,12 @@ fn any(s: &Start, test: impl Fn(&Instruction) -> bool) -> bool {
     Decoder::with_ip(s.bits(), code, s.rip, DecoderOptions::NONE).iter().any(|i| test(&i))
 }
 
-fn stores_pointers(s: &Start) -> bool {
-    any(s, generate::has_pointers)
-}
-
 fn has_long_operand(s: &Start) -> bool {
     any(s, |i| {
         i.memory_size().size() > 10 && i.memory_size().size() != 16
             || i.mnemonic() == Mnemonic::Fxrstor
             || i.mnemonic() == Mnemonic::Fxrstor64
+            || generate::has_mask(i)
             || generate::has_pointers(i)
     })
 }

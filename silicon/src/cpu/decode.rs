@@ -9,7 +9,9 @@ use iced_x86::{
 
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, ud};
-use crate::cpu::{arith, bits, control, far, logic, mov, shift, stack, string, system, vector};
+use crate::cpu::{
+    arith, bits, control, far, logic, mov, pointers, shift, stack, string, system, undefined, vector,
+};
 use crate::dbt::zeroed::Zeroed;
 
 /// Executes an instruction.  RIP already names the next one; a branch overwrites it.
@@ -123,12 +125,14 @@ pub enum Verdict {
 #[must_use]
 pub fn decode(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
     let mut decoder = Decoder::with_ip(u32::from(bits), bytes, rip, DecoderOptions::NONE);
-    let insn = decoder.decode();
+    let mut insn = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None => Verdict::Instruction(insn),
+        DecoderError::None => {
+            pointers::tag(&mut insn, bits, bytes);
+            Verdict::Instruction(insn)
+        }
         DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Verdict::Incomplete,
         DecoderError::NoMoreBytes => Verdict::TooLong,
-        _ if insn.len() >= MAX_LENGTH => Verdict::TooLong,
         _ => again_as_nop(bits, rip, bytes),
     }
 }
@@ -139,11 +143,28 @@ fn again_as_nop(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
     let insn = decoder.decode();
     match decoder.last_error() {
         DecoderError::None if insn.mnemonic() == Mnemonic::Reservednop => Verdict::Instruction(insn),
-        _ => Verdict::Undefined,
+        _ => undefined_encoding(bits, rip, bytes),
     }
 }
 
-fn undefined(_core: &mut Core, _insn: &Instruction) -> Exec<()> {
+/// No instruction: but it may be too long to be found out, or not be all there.
+fn undefined_encoding(bits: u8, rip: u64, bytes: &[u8]) -> Verdict {
+    // (A LOCK where there may be none.)
+    let mut decoder = Decoder::with_ip(u32::from(bits), bytes, rip, DecoderOptions::NO_INVALID_CHECK);
+    let insn = decoder.decode();
+    let length = match decoder.last_error() {
+        DecoderError::None => insn.len(),
+        DecoderError::NoMoreBytes => bytes.len() + 1,
+        _ => undefined::length(bits, bytes),
+    };
+    match length {
+        n if n <= bytes.len() => Verdict::Undefined,
+        _ if bytes.len() < MAX_LENGTH => Verdict::Incomplete,
+        _ => Verdict::TooLong,
+    }
+}
+
+fn no_instruction(_core: &mut Core, _insn: &Instruction) -> Exec<()> {
     Err(ud())
 }
 
@@ -182,7 +203,7 @@ pub fn route(insn: &Instruction) -> Execute {
         | Sfence | Serialize => control::execute,
         // Without shadow stacks this is one of the hints that do nothing.
         Rdsspd | Rdsspq => control::execute,
-        Ud0 | Ud1 | Ud2 => undefined,
+        Ud0 | Ud1 | Ud2 => no_instruction,
         Wait => vector::execute,
         _ if is_vector(insn) => vector::execute,
         _ => system::execute,

@@ -1,10 +1,8 @@
 //! The x87/SSE state as a whole: saving, loading, MXCSR
 //! (SDM 1, "Programming with the x87 FPU" and "Programming with Intel Streaming SIMD Extensions").
 //!
-//! *Last-instruction pointers.*  Processors differ in when they save FOP, FIP, FDP and their
-//! selectors (only with an exception pending, always, selectors never).  This machine has one
-//! answer: they are always zero, in FXSAVE, FNSTENV and FNSAVE images and in [`Fx`] itself; both
-//! engines call [`normalize`] after they saved the computer's registers.
+//! *Last-instruction pointers* are in [`crate::cpu::pointers`]; in [`Fx`] they are zero.  Both engines
+//! call [`normalize`] after they saved the computer's registers.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -24,7 +22,7 @@ const XMM: usize = 160;
 /// Up to so many bytes an operand is read and written word by word.
 const FEW: usize = 16;
 
-/// Give the fields that differ between processors the values this machine defines.
+/// Give the fields that are kept elsewhere, or differ between processors, their values.
 pub fn normalize(fx: &mut Fx) {
     fx.0[5..MXCSR].fill(0); // reserved, FOP, FIP, FCS, FDP, FDS
     fx.0[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
@@ -104,7 +102,8 @@ fn image(core: &mut Core, insn: &Instruction, access: Access) -> Exec<u64> {
 fn save(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let gva = image(core, insn, Access::Write)?;
     core.probe_write(gva, FXSAVE_BYTES, Who::Program)?;
-    let fx = core.fx;
+    let mut fx = core.fx;
+    core.pointers.save(&mut fx, insn.mnemonic() == Mnemonic::Fxsave64);
     store(core, gva, &fx.0[..extent(core)])
 }
 
@@ -119,6 +118,7 @@ fn load(core: &mut Core, insn: &Instruction) -> Exec<()> {
     if mxcsr & !MXCSR_MASK != 0 {
         return Err(gp(0));
     }
+    core.pointers.restore(&fx, insn.mnemonic() == Mnemonic::Fxrstor64);
     normalize(&mut fx);
     // What was in force before is what the computer makes of it.
     let is_settled = fx.0[..XMM] == core.fx.0[..XMM];

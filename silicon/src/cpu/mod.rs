@@ -30,6 +30,7 @@ pub mod logic;
 pub mod mov;
 pub mod msr;
 pub mod operand;
+pub mod pointers;
 pub mod segment;
 pub mod shift;
 pub mod stack;
@@ -48,6 +49,7 @@ pub mod task;
 #[cfg(test)]
 pub(crate) mod testbed;
 pub mod trap;
+pub mod undefined;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;

@@ -10,6 +10,7 @@ use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::pointers::Pointers;
 use crate::cpu::vector::Vectors;
 use crate::dbt::tables::Tables;
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
@@ -194,6 +195,8 @@ pub struct Core {
     pub seg: [Segment; 6],
     /// x87 and SSE state (when the engine does not hold it in the computer's own registers).
     pub fx: Fx,
+    /// The last x87 instruction (when generated code has not yet told of a later one).
+    pub pointers: Pointers,
     /// The translation cache, with the engine's first level.
     pub tlb: Tlb,
 
@@ -293,6 +296,7 @@ impl Core {
             attention: 0,
             seg: segs,
             fx: Fx::at_reset(),
+            pointers: Pointers::default(),
             cpl: 0,
             mode: Mode::Real,
             cr0: 0x6000_0010,

@@ -58,7 +58,8 @@ struct Plan {
 pub struct Vectors {
     thunks: Option<Thunks>,
     plans: HashMap<u64, Option<Plan>>,
-    frame: Frame,
+    /// What a copied instruction starts from and leaves.
+    pub frame: Frame,
     /// The empty instruction.
     nothing: Option<usize>,
     /// How often the computer's x87 registers were used, and lost.
@@ -302,13 +303,16 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     }
     let before = plan.writes.then_some(core.fx);
     call(core, plan)?;
-    let Some(before) = before else { return Ok(()) };
-    if matches!(plan.class, Class::X87) && is_store_withheld(&core.fx) {
-        return Ok(());
+    let is_x87 = matches!(plan.class, Class::X87 | Class::X87Quiet);
+    let pointers = if is_x87 { core.pointers_after(insn, gva) } else { core.pointers };
+    if let Some(before) = before
+        && !(plan.class == Class::X87 && is_store_withheld(&core.fx))
+    {
+        let memory = core.vectors.frame.memory;
+        fxstate::store(core, gva, &memory[..size]).inspect_err(|_| core.fx = before)?;
     }
-    hide_pointers(&mut core.vectors.frame.memory, insn.code());
-    let memory = core.vectors.frame.memory;
-    fxstate::store(core, gva, &memory[..size]).inspect_err(|_| core.fx = before)
+    core.pointers = pointers;
+    Ok(())
 }
 
 /// Run the copied instruction.
@@ -346,19 +350,6 @@ fn is_store_withheld(fx: &Fx) -> bool {
     const OE: u8 = 1 << 3;
     const UE: u8 = 1 << 4;
     fx.pending() & (IE | OE | UE) != 0
-}
-
-/// Zero the last-instruction pointers of an FNSTENV or FNSAVE image (see [`fxstate`]).
-fn hide_pointers(memory: &mut [u8; 128], code: Code) {
-    match code {
-        Code::Fnstenv_m14byte | Code::Fnsave_m94byte | Code::Fstenv_m14byte | Code::Fsave_m94byte => {
-            memory[6..14].fill(0);
-        }
-        Code::Fnstenv_m28byte | Code::Fnsave_m108byte | Code::Fstenv_m28byte | Code::Fsave_m108byte => {
-            memory[12..26].fill(0);
-        }
-        _ => {}
-    }
 }
 
 /// Let the computer bring a loaded state into its proper form (exception summary, tags).

@@ -3,6 +3,8 @@
 use std::io;
 use std::ptr;
 
+use super::twin::{LARGE_BYTES, Twin, serialize};
+
 /// Bytes of generated code that one processor may have.
 pub const CACHE_BYTES: usize = 96 << 20;
 /// Room that must be left before a block is begun.
@@ -10,18 +12,16 @@ pub const ROOM_BYTES: usize = 64 << 10;
 
 /// Code from which on the cache is in large pages: a processor that does little must not cost one.
 const LARGE_FROM: usize = 1 << 20;
-/// Bytes of a large page.
-const LARGE_BYTES: usize = 2 << 20;
 
 /// Executable memory.
 pub struct Cache {
-    map: *mut u8,
+    twin: Twin,
     used: usize,
-    is_large: bool,
+    /// Bytes in large pages, or tried.
+    large: usize,
+    /// Something was written that the computer may have fetched before.
+    is_written: bool,
 }
-
-// SAFETY: the mapping is owned by the value.
-unsafe impl Send for Cache {}
 
 impl Cache {
     /// Get executable memory.
@@ -29,38 +29,35 @@ impl Cache {
     /// # Errors
     /// If the computer refuses it.
     pub fn new() -> io::Result<Self> {
-        let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh anonymous mapping.
-        let map = unsafe { libc::mmap(ptr::null_mut(), CACHE_BYTES, prot, flags, -1, 0) };
-        if map == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { map: map.cast(), used: 0, is_large: false })
+        Ok(Self { twin: Twin::new(CACHE_BYTES)?, used: 0, large: 0, is_written: false })
     }
 
-    /// Have large pages from now on, if the computer has them to give, and what is there already
-    /// moved into one: generated code is large and jumps about.
+    /// Have another large page, if the computer has one to give: generated code is large and jumps
+    /// about.
     #[cold]
     fn enlarge(&mut self) {
-        self.is_large = true;
-        // SAFETY: hints about our own mapping; they may be refused.
-        unsafe {
-            libc::madvise(self.map.cast(), CACHE_BYTES, libc::MADV_HUGEPAGE);
-            libc::madvise(self.map.cast(), LARGE_BYTES.min(CACHE_BYTES), libc::MADV_COLLAPSE);
+        self.twin.enlarge(self.large);
+        self.large += LARGE_BYTES;
+    }
+
+    /// Let the computer see what was written, before it is executed.
+    #[inline]
+    pub fn serialize(&mut self) {
+        if std::mem::take(&mut self.is_written) {
+            serialize();
         }
     }
 
     /// The host address of the next byte.
     #[must_use]
     pub fn here(&self) -> u64 {
-        self.map as u64 + self.used as u64
+        self.base() + self.used as u64
     }
 
     /// Where the cache begins.
     #[must_use]
     pub fn base(&self) -> u64 {
-        self.map as u64
+        self.twin.executable() as u64
     }
 
     /// Whether another block fits.
@@ -75,10 +72,11 @@ impl Cache {
     /// If it does not fit.
     pub fn append(&mut self, code: &[u8]) {
         assert!(self.used + code.len() <= CACHE_BYTES);
+        self.is_written = true;
         // SAFETY: checked to fit in the mapping, which nobody executes right here.
-        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.map.add(self.used), code.len()) };
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.twin.writable().add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(CACHE_BYTES);
-        if self.used >= LARGE_FROM && !self.is_large {
+        if self.used >= LARGE_FROM && self.used > self.large {
             self.enlarge();
         }
     }
@@ -99,23 +97,16 @@ impl Cache {
     /// # Panics
     /// If the address is outside.
     pub fn patch(&mut self, address: u64, bytes: &[u8]) {
-        let offset = (address - self.map as u64) as usize;
+        let offset = (address - self.base()) as usize;
         assert!(offset + bytes.len() <= self.used);
-        // SAFETY: checked to be inside; the processor is between two blocks, and x86 keeps its
-        // instruction stream coherent with its own writes.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.map.add(offset), bytes.len()) };
+        self.is_written = true;
+        // SAFETY: checked to be inside; the processor is between two blocks.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.twin.writable().add(offset), bytes.len()) };
     }
 
     /// Make the jump whose 32-bit displacement is at `place` go to `target`.
     pub fn patch_jump(&mut self, place: u64, target: u64) {
         let rel = target.wrapping_sub(place + 4) as u32;
         self.patch(place, &rel.to_le_bytes());
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        // SAFETY: our mapping, not executing any more.
-        unsafe { libc::munmap(self.map.cast(), CACHE_BYTES) };
     }
 }

@@ -113,6 +113,7 @@ impl Dbt {
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
         let site = self.tools.sites[number as usize];
+        self.tell_x87(core, |_| gate::is_x87_pending());
         match site.flags {
             Whereabouts::Live => core.flags_from_live(),
             Whereabouts::Record => core.flags_from_record(),
@@ -219,7 +220,9 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
 
 pub(super) extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
     let (core, dbt) = parts(core);
-    dbt.interpret(core, number as u32)
+    let next = dbt.interpret(core, number as u32);
+    dbt.cache.serialize();
+    next
 }
 
 pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
@@ -229,8 +232,7 @@ pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
         dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
         return 0;
     };
-    let number = dbt.tools.faults[i].1;
-    dbt.interpret(core, number)
+    interpret(core, dbt.tools.faults[i].1.into())
 }
 
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {

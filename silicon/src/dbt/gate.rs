@@ -39,6 +39,19 @@ pub fn vector_state_out(core: &mut Core) {
     fxstate::normalize(&mut core.fx);
 }
 
+/// Whether the guest's x87, whose state is in the computer's registers, has unmasked exceptions.
+#[must_use]
+pub fn is_x87_pending() -> bool {
+    let (status, mut control): (u16, u16);
+    control = 0;
+    // SAFETY: stores two words; nothing changes.
+    unsafe {
+        asm!("fnstsw ax", "fnstcw [{}]", in(reg) &raw mut control, out("ax") status,
+            options(nostack, preserves_flags));
+    }
+    status & !control & 0x3F != 0
+}
+
 /// Load the x87 state and MXCSR from `core.fx` (the XMM registers follow when generated code
 /// goes on).
 pub fn vector_state_in(core: &mut Core) {

@@ -214,6 +214,13 @@ pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
         || insn.cpuid_features().iter().any(|&f| is_vector_feature(f) || matches!(f, F::FXSR | F::SSE4A))
 }
 
+/// Whether it is an x87 instruction.
+pub(super) fn is_x87(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    insn.mnemonic() == Mnemonic::Fisttp
+        || insn.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387))
+}
+
 fn is_vector_feature(f: CpuidFeature) -> bool {
     use CpuidFeature as F;
     matches!(

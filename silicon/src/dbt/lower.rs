@@ -8,7 +8,7 @@ use super::asm::{Mem, RSP, Source, T0, T1, alu, at, cc, state};
 use super::block::Site;
 use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
-use super::kinds::{Way, condition, ends_block, has_memory, pushes_selector, uses_vector_state, way};
+use super::kinds::{Way, condition, ends_block, has_memory, is_x87, pushes_selector, uses_vector_state, way};
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::mode::MODE_PAUSE;
 use super::record::{Operand, Recipe, Record};
@@ -110,8 +110,8 @@ impl Translator<'_> {
         true
     }
 
-    /// Emit `T0 = linear address` of the memory operand.  T1 is lost.
-    pub(super) fn address(&mut self, insn: &Instruction, by: i32) {
+    /// Emit `T0 = offset` of the memory operand, plus a constant.  T1 is lost.
+    pub(super) fn operand_offset(&mut self, insn: &Instruction, by: i32) {
         self.t0_group = None;
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let is_short = base.size() == 4 || index.size() == 4;
@@ -143,6 +143,11 @@ impl Translator<'_> {
                 _ => self.a.lea(T0, m),
             }
         }
+    }
+
+    /// Emit `T0 = linear address` of the memory operand.  T1 is lost.
+    pub(super) fn address(&mut self, insn: &Instruction, by: i32) {
+        self.operand_offset(insn, by);
         let which = match insn.memory_segment() {
             Register::FS => seg::FS,
             Register::GS => seg::GS,
@@ -427,6 +432,9 @@ impl Translator<'_> {
             if store {
                 self.a.store(state(slot(guest)), temp);
             }
+        }
+        if is_x87(insn) {
+            self.note_x87(insn);
         }
         if let Some((at, site)) = fault {
             let next = self.a.here();

@@ -46,12 +46,15 @@ mod middle;
 mod mode;
 pub mod native;
 pub mod record;
+pub mod signals;
 mod strings;
 mod system;
 pub mod tables;
 pub mod transfer;
 pub mod translate;
+mod twin;
 pub mod undefined;
+mod x87;
 pub mod zeroed;
 
 use std::io;
@@ -97,7 +100,7 @@ struct Recent {
 pub struct Dbt {
     cache: Cache,
     fixed: usize,
-    _registration: native::Registration,
+    _registration: signals::Registration,
     tools: Tools,
     blocks: Vec<Block>,
     index: AddressMap<Key, u32>,
@@ -149,7 +152,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let fixed = cache.used();
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
-    let registration = native::register(start as usize..end as usize, glue.fault as usize)?;
+    let registration = signals::register(start as usize..end as usize, glue.fault as usize, false)?;
     Ok(Box::new(Dbt {
         cache,
         fixed,
@@ -483,9 +486,27 @@ impl Dbt {
         self.entered += 1;
         core.flags_to_jit();
         look(core);
+        self.cache.serialize();
         gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
+        self.tell_x87(core, |core| core.fx.pending() != 0);
+    }
+
+    /// Take over which x87 instruction generated code executed last.
+    fn tell_x87(&mut self, core: &mut Core, is_pending: impl Fn(&Core) -> bool) {
+        let number = std::mem::take(&mut core.jit.x87);
+        if number == 0 {
+            return;
+        }
+        let memory = std::mem::take(&mut core.jit.x87_memory);
+        let is_pending = is_pending(core);
+        // (With unmasked exceptions no other one follows.)
+        for (n, is_pending) in [(memory, is_pending && memory == number), (number, is_pending)] {
+            if let Some(last) = self.tools.x87.get((n as usize).wrapping_sub(1)) {
+                core.note_x87(*last, core.jit.x87_data, is_pending);
+            }
+        }
     }
 
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).

@@ -26,6 +26,12 @@ pub struct Tables {
     pub record: Record,
     /// The last indirect transfer.
     pub indirect: u32,
+    /// The last x87 instruction: one more than its number, or 0 if it is told already.
+    pub x87: u32,
+    /// The last one with a memory operand, alike.
+    pub x87_memory: u32,
+    /// Offset of the last memory operand of one.
+    pub x87_data: u64,
     /// Host pointers of a block's groups of accesses.
     pub groups: [u64; MAX_GROUPS],
     /// Why generated code came back: a link to make, or `NO_REQUEST`.
@@ -60,6 +66,9 @@ impl Tables {
             pointer: 0,
             record: Record::default(),
             indirect: 0,
+            x87: 0,
+            x87_memory: 0,
+            x87_data: 0,
             groups: [0; MAX_GROUPS],
             request: NO_REQUEST,
             saved_rsp: 0,

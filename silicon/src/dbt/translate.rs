@@ -11,6 +11,7 @@ use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
 use super::tables::{JUMP_ENTRIES, Tables};
 use crate::cpu::decode::{Execute, route};
+use crate::cpu::pointers::{self, Last};
 use crate::cpu::state::Core;
 use std::mem::offset_of;
 
@@ -118,6 +119,8 @@ pub struct Tools {
     pub links: Vec<Link>,
     /// Indirect transfers.
     pub indirects: Vec<Indirect>,
+    /// x87 instructions.
+    pub x87: Vec<Last>,
 }
 
 impl Tools {
@@ -134,6 +137,7 @@ impl Tools {
             faults: Vec::new(),
             links: Vec::new(),
             indirects: Vec::new(),
+            x87: Vec::new(),
         }
     }
 
@@ -144,6 +148,7 @@ impl Tools {
         self.faults.clear();
         self.links.clear();
         self.indirects.clear();
+        self.x87.clear();
     }
 }
 
@@ -185,15 +190,17 @@ fn decode(
     let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
         let from = decoder.position();
-        let insn = decoder.decode();
+        let mut insn = decoder.decode();
+        pointers::tag(&mut insn, bits as u8, &bytes[from..]);
         if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
             let Some(second) = second else { return (out, Tail::Unknown) };
             let both = [&bytes[from..], second].concat();
             let at = rip + from as u64;
-            let insn = Decoder::with_ip(bits, &both, at, DecoderOptions::NONE).decode();
+            let mut insn = Decoder::with_ip(bits, &both, at, DecoderOptions::NONE).decode();
             if insn.is_invalid() {
                 return (out, Tail::Unknown);
             }
+            pointers::tag(&mut insn, bits as u8, &both);
             out.push(code32::widen(insn));
             return (out, Tail::Crossing);
         }

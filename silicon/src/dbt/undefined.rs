@@ -8,6 +8,7 @@ use std::arch::asm;
 use std::sync::LazyLock;
 
 use crate::arch::bits::rflags::{AF, CF, OF, PF, SF, ZF};
+use crate::cpu::state::Fx;
 
 /// Whether BSF and BSR change no flag but ZF.
 #[must_use]
@@ -38,4 +39,34 @@ fn flags_after_bsf() -> u64 {
         );
     }
     after
+}
+
+/// FOP in the image that [`x87_images`] restores.
+pub const X87_MARK: u16 = 0x123;
+
+/// What the processor tells of its last x87 instruction, a load from memory, without an exception: the
+/// environment behind it, and that behind an FXRSTOR64 of an image with [`X87_MARK`]; and the image of FXSAVE64.
+#[must_use]
+pub fn x87_images() -> ([[u32; 7]; 2], Fx) {
+    let (mut image, mut environments, one) = (Fx([0; 512]), [[0_u32; 7]; 2], 1.0_f64);
+    let mut marked = Fx([0; 512]);
+    // SAFETY: aligned images and environments of the right size; the x87 and XMM registers are declared
+    // lost, and the x87 is left as FNINIT leaves it.
+    unsafe {
+        asm!(
+            "fninit", "fld qword ptr [{one}]", "fxsave64 [{image}]", "fnstenv [{env}]",
+            "fxsave64 [{marked}]", "mov word ptr [{marked} + 6], {mark}",
+            "fninit", "fxrstor64 [{marked}]", "fnstenv [{env} + 28]", "fninit",
+            one = in(reg) &raw const one, image = in(reg) &raw mut image,
+            marked = in(reg) &raw mut marked, env = in(reg) environments.as_mut_ptr(),
+            mark = const X87_MARK,
+            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+        );
+    }
+    (environments, image)
 }

@@ -27,8 +27,15 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     m.add("LAYOUTS", layouts)?;
     m.add_function(wrap_pyfunction!(host_features, m)?)?;
+    m.add_function(wrap_pyfunction!(hold_signals, m)?)?;
     // Made by the calls above; the data sheet has no such list.
     m.delattr("__all__")
+}
+
+/// See to it that this thread's SIGSEGV, SIGBUS, SIGFPE and SIGILL come to the machine first.
+#[pyfunction]
+fn hold_signals() {
+    crate::dbt::signals::look();
 }
 
 /// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).

@@ -19,6 +19,7 @@ use crate::arch::bits::cr0;
 use crate::arch::exit;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
+use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Clock, Core, Fx};
 use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
@@ -261,7 +262,10 @@ impl Processor {
 
     /// 512 bytes, FXSAVE64 format.
     fn fxsave<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.shared.lock()?.core.fx.0))
+        let machine = self.shared.lock()?;
+        let mut fx = machine.core.fx;
+        machine.core.pointers.to_image(&mut fx, true);
+        Ok(PyBytes::new(py, &fx.0))
     }
 
     /// The reverse.
@@ -274,8 +278,10 @@ impl Processor {
             let words = format!("MXCSR={:#x}: expected bits 31:16 clear", fx.mxcsr());
             return Err(PyValueError::new_err(words));
         }
+        let pointers = Pointers::of_image(&fx, true);
         normalize(&mut fx);
-        self.shared.lock()?.core.fx = fx;
+        let mut machine = self.shared.lock()?;
+        (machine.core.fx, machine.core.pointers) = (fx, pointers);
         Ok(())
     }
 
