@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz bench boots fuzz-walls lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -114,6 +114,10 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 10 --against reference
+
+MINUTES ?= 60
+fuzz-walls: setup ## Hostile files, clients and guests for MINUTES (SEED=n for others)
+	@$(BIN)/python -m tests.walls --minutes $(MINUTES) --seed $(SEED)
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
