@@ -23,7 +23,8 @@ from understudy.guest import Guest
 from understudy.interrupts import Router
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
+from understudy.paging import BUDGET, Paging
+from understudy.quantities import bytes_of
 from understudy.silicon import Processor, host_features
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
@@ -31,6 +32,7 @@ from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
+ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -41,9 +43,22 @@ def check_names(config: Config) -> None:
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
+def table_memory_of(config: Config) -> int:
+    """The bytes that shadow tables may take, with what is noted of them."""
+    if config.table_memory == "auto":
+        return max(BUDGET, bytes_of(config.memory) // 4)
+    return bytes_of(config.table_memory)
+
+
+def host_of(config: Config) -> Host:
+    """A host for one VM alone."""
+    return Host(bytes_of(config.memory) + table_memory_of(config) + ROOM, is_private=True)
+
+
 def paging_of(config: Config, host: Host, memory: GuestMemory) -> Paging:
     """The paging technique that was chosen, with its tables."""
-    return Paging.ALL[config.paging](host, memory.p2m, largest=config.largest_page)
+    technique, budget = Paging.ALL[config.paging], table_memory_of(config)
+    return technique(host, memory.p2m, largest=config.largest_page, budget=budget)
 
 
 def board_of(

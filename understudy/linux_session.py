@@ -24,6 +24,8 @@ from understudy.verdict import Stop, StopKind
 
 # How much of what the console showed is kept; a guest may print for ever.
 CONSOLE_KEPT_BYTES = 1 << 20
+# How much a command may print that nobody takes as it comes; of what is taken, a megabyte is kept.
+OUTPUT_KEPT_BYTES = 1 << 26
 # The shell prompts of busybox and of most others, at the end of what was printed.
 PROMPT = rb"[#$] (?:\x1b\[6n)?\Z"
 
@@ -189,9 +191,11 @@ class Linux:
     ) -> Result:
         """Run a shell command in the guest and wait for its end; boots first if need be.
 
-        `on_output` gets the output as it comes.  A command that is not done in time is given up
-        (it goes on in the guest until the next one begins) and GuestTimeout is raised; so is one
-        whose wait ends by Ctrl-C, or by an exception of `on_output`, which is raised here.
+        `on_output` gets the output as it comes, and the result has its last megabyte.  LinuxError
+        if a command prints more than 64 MiB that nobody takes so.  A command that is not done in
+        time is given up (it goes on in the guest until the next one begins) and GuestTimeout is
+        raised; so is one whose wait ends by Ctrl-C, or by an exception of `on_output`, which is
+        raised here.
         """
         state, agent = self.state, self._agent
         if not agent.is_there:
@@ -315,12 +319,26 @@ class Linux:
             del heard[:-CONSOLE_KEPT_BYTES]
 
     def _hear_output(self, data: bytes) -> None:
-        self.state.output += data
+        self._keep(data)
         if self._on_output is not None:
             self._tell(self._on_output, data)
 
     def _hear_exit(self, status: int) -> None:
         self.state.status = status
+
+    def _keep(self, chunk: bytes) -> None:
+        """What a guest prints is bounded, and nothing is left out unsaid."""
+        output = self.state.output
+        output += chunk
+        if self._on_output is not None and len(output) > 2 * CONSOLE_KEPT_BYTES:
+            del output[:-CONSOLE_KEPT_BYTES]
+        elif len(output) > OUTPUT_KEPT_BYTES:
+            output.clear()
+            self._agent.give_up()
+            self.vm.fail(LinuxError(
+                f"the command has printed more than {OUTPUT_KEPT_BYTES >> 20} MiB: "
+                "take its output as it comes, with on_output"
+            ))  # fmt: skip
 
     def _tell(self, listener: Callable[[bytes], None], chunk: bytes) -> None:
         try:

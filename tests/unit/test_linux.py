@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from understudy import GuestStopped, GuestTimeout, Linux, LinuxError
+from understudy import GuestStopped, GuestTimeout, Linux, LinuxError, linux_session
 from understudy import vm as machine
 from understudy.clock import ManualClock
 from understudy.devices.agent import CONTROL, DATA, ENDED, HELLO, Agent
@@ -171,6 +171,37 @@ def test_run_boots_first_and_gives_output_and_status() -> None:
     assert b"".join(chunks) == result.raw
     with pytest.raises(LinuxError, match="status 3"):
         result.check()
+
+
+def test_what_is_kept_of_a_console_is_bounded() -> None:
+    guest, vm = scripted()
+    for n in range(5):
+        vm.console.print(bytes([n]) * CONSOLE_KEPT_BYTES)
+    assert CONSOLE_KEPT_BYTES <= len(guest.state.heard) <= 2 * CONSOLE_KEPT_BYTES
+    assert guest.state.heard.endswith(bytes([4]))
+
+
+def test_of_output_that_is_taken_as_it_comes_the_end_is_kept() -> None:
+    printed = b"".join(bytes([n]) * (1 << 20) for n in range(5))
+    guest, _ = scripted(_is_there, _answers(printed, 0))
+    taken = 0
+
+    def take(data: bytes) -> None:
+        nonlocal taken
+        taken += len(data)
+
+    result = guest.run("yes", on_output=take)
+    assert taken == len(printed)
+    assert printed.endswith(result.raw) and len(result.raw) <= 2 * CONSOLE_KEPT_BYTES
+
+
+def test_a_command_that_prints_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux_session, "OUTPUT_KEPT_BYTES", 1000)
+    guest, _ = scripted(_is_there, _answers(b"y" * 5000, 0), _answers(b"ok", 0))
+    with pytest.raises(LinuxError, match=r"printed more than .* with on_output"):
+        guest.run("yes")
+    assert len(guest.state.output) <= 1000
+    assert guest.run("echo ok").output == "ok"
 
 
 def test_commands_follow_each_other() -> None:

@@ -26,9 +26,9 @@ Write = Callable[[int, int, int, int], None]
 ONES = {n: (1 << 8 * n) - 1 for n in range(1, 9)}
 PORT_SIZES = (1, 2, 4)
 PORTS: Final = 0x1_0000
-STRAYS: Final = 1024  # places whose unclaimed accesses are counted one by one
+STRAYS_KEPT: Final = 1024  # places whose unclaimed accesses are counted one by one
 ELSEWHERE: Final = ("elsewhere", 0)  # the sum over all others
-REMEMBERED: Final = 4096  # pages whose regions are kept at hand
+PAGES_KEPT: Final = 4096  # pages whose regions are kept at hand
 
 
 class Line:
@@ -214,11 +214,11 @@ class Bus:
     def load(self, saved: dict[str, Any]) -> None:
         """Count on from what was saved.  ValueError if it does not fit."""
         rows = restore(list[tuple[str, int, int]], saved["unclaimed"], "bus.unclaimed")
-        self._strays = {(kind, where): n for kind, where, n in rows[: STRAYS + 1]}
+        self._strays = {(kind, where): n for kind, where, n in rows[: STRAYS_KEPT + 1]}
 
     def _stray(self, key: tuple[str, int]) -> None:
         """Count an access at a new place; after many places, those that come are counted as one."""
-        if len(self._strays) >= STRAYS:
+        if len(self._strays) >= STRAYS_KEPT:
             key = ELSEWHERE
         self._strays[key] = self._strays.get(key, 0) + 1
 
@@ -305,7 +305,7 @@ class Bus:
             for r in self._mmio
             if r.base < stop and start < r.end
         )
-        if len(self._pages) >= REMEMBERED:
+        if len(self._pages) >= PAGES_KEPT:
             self._pages.clear()
         self._pages[page] = windows
         return windows

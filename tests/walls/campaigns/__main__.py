@@ -1,11 +1,11 @@
-"""`python -m tests.walls [--minutes N] [--seed N] [--round N] [PART ...]`: campaigns, in turn."""
+"""`python -m tests.walls.campaigns [--minutes N] [--seed N] [--round N] [PART ...]`."""
 
 import argparse
 import signal
 import time
 from types import FrameType
 
-from tests.walls import PARTS, chance
+from tests.walls.campaigns import PARTS, chance
 
 LONGEST_ROUND_S = 60
 
@@ -16,7 +16,7 @@ class Hang(BaseException):
 
 def main() -> None:
     """Run the parts, each for its share of the time; the first failure ends it, with its seed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.walls")
+    parser = argparse.ArgumentParser(prog="python -m tests.walls.campaigns")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--minutes", type=float, default=60.0, help="for all parts together")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,5 +1,6 @@
 """Kernels, ELF and Multiboot images, initrds, packages: each gives what it is for, or one line."""
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -15,8 +16,8 @@ import zstandard
 
 from tests.unit.guests.flat_memory import MIB, FlatMemory
 from tests.unit.guests.kernels import MAIN, bzimage, compress, elf32, elf64, pvh_note
-from tests.walls import Round, part
-from tests.walls.mutations import mutated
+from tests.walls.campaigns import Round, part
+from tests.walls.campaigns.mutations import mutated
 from understudy.guests import GuestError, deb, initramfs, load, loader, payload
 
 RAM = 20 * MIB
@@ -61,6 +62,7 @@ TAR = tar()
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     "gzip": gzip.compress,
+    "bzip2": bz2.compress,
     "XZ": lzma.compress,
     "ZSTD": zstandard.compress,
 }

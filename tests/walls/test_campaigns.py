@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.walls import PARTS, chance
+from tests.walls.campaigns import PARTS, chance
 
 SEED = 1
 
@@ -14,5 +14,7 @@ def test_the_first_rounds_hold(name: str) -> None:
             try:
                 one_round(chance(name, SEED, number))
             except BaseException as problem:
-                problem.add_note(f"python -m tests.walls {name} --seed {SEED} --round {number}")
+                problem.add_note(
+                    f"python -m tests.walls.campaigns {name} --seed {SEED} --round {number}"
+                )
                 raise

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.walls import Round, part
-from tests.walls.mutations import mutated
+from tests.walls.campaigns import Round, part
+from tests.walls.campaigns.mutations import mutated
 from understudy.control import ControlSocket, ask
 from understudy.control.sockets import MOST_CLIENTS
 from understudy.guests.entry import protected_mode

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 
-from tests.walls import Round, part
+from tests.walls.campaigns import Round, part
 from understudy.clock import ManualClock
 from understudy.devices.agent import CONTROL, DATA, ENDED, HELLO, NOTHING, Agent
 from understudy.devices.pc import AGENT_PORT
