@@ -26,6 +26,7 @@ from typing import Final
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U64
 
 DATA, CONTROL = 0, 4
 HELLO: Final = 0
@@ -37,10 +38,10 @@ NOTHING: Final = 0xFFFF_FFFF
 class AgentState:
     """Who the agent is, and how far the command has come."""
 
-    agent: int | None = None  # the root of its page tables, once it is there
+    agent: U64 | None = None  # the root of its page tables, once it is there
     command: bytes | None = None  # not taken yet
     taken: bytes = b""
-    at: int = 0  # how much of that has been read
+    at: U64 = 0  # how much of that has been read
     is_running: bool = False  # taken, and not given up
 
 

@@ -37,9 +37,11 @@ class Pretended:
         return usable(self.size)
 
     def read(self, gpa: int, length: int, /) -> bytes:
+        """Nothing is there."""
         return b""
 
-    def write(self, gpa: int, data: bytes, /) -> None: ...
+    def write(self, gpa: int, data: bytes, /) -> None:
+        """Nothing happens."""
 
 
 class Placement:
