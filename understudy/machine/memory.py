@@ -26,6 +26,18 @@ GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
 
+def usable(size: int) -> list[tuple[int, int]]:
+    """Where a PC with so many bytes of RAM has what a guest may use, as (gpa, bytes)."""
+    low = min(size, LOW_END)
+    resume = LEGACY_HOLE[1]
+    parts = [(0, min(low, EXTENDED_BIOS_DATA))]
+    if low > resume:
+        parts.append((resume, low - resume))
+    if size > low:
+        parts.append((HIGH_START, size - low))
+    return parts
+
+
 class GuestMemory:
     """A VM's RAM, addressed by gpa."""
 
@@ -68,14 +80,7 @@ class GuestMemory:
 
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (gpa, bytes)."""
-        low = min(self.size, LOW_END)
-        resume = LEGACY_HOLE[1]
-        parts = [(0, min(low, EXTENDED_BIOS_DATA))]
-        if low > resume:
-            parts.append((resume, low - resume))
-        if self.size > low:
-            parts.append((HIGH_START, self.size - low))
-        return parts
+        return usable(self.size)
 
     def hpa(self, gpa: int) -> int | None:
         """The host-physical address behind `gpa`, or None where there is no RAM."""
