@@ -41,9 +41,9 @@ def cpuid(vcpu: Vcpu, length: int) -> Verdict:
 
 
 def hlt(vcpu: Vcpu, length: int) -> Verdict:
-    """Nothing to do until an event comes: the run loop lets the time pass."""
+    """Nothing to do until an event comes, such as the trap of a single step over HLT itself."""
     vcpu.skip(length)
-    vcpu.state.halted = vcpu.attention = True
+    vcpu.state.halted, vcpu.attention = not vcpu.guest.has_debug_trap(), True
     return RESUME
 
 

@@ -10,7 +10,7 @@ events can come in between.
 from typing import Final
 
 from understudy.instructions.operands import MASKS, advance
-from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places
+from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places, goes_by_elements
 from understudy.instructions.surroundings import Surroundings
 
 CYCLE_NS: Final = 1000  # a bus cycle of a PC: what an access to a device waits for
@@ -28,7 +28,8 @@ def string(
     register, mask = RDI if is_in else RSI, MASKS[address_bits >> 3]
     step = -size if guest.rflags & DF else size
     left = guest.gpr(RCX) & mask if repeats else 1
-    count, done = min(left, BURST), 0
+    most = 1 if goes_by_elements(guest) else BURST
+    count, done = min(left, most), 0
     first = guest.gpr(register) & mask
     base = gva - first  # of the segment; offsets come round at the address size
     try:
