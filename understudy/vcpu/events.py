@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from understudy.guest import Event, Guest, Kind
+from understudy.guest import RF, Event, Guest, Kind
 from understudy.silicon import LocalApic
 from understudy.state import Part
 
@@ -29,6 +29,7 @@ class EventState:
 
     staged: Event | None = None
     nmi: bool = False  # one is remembered, as by hardware, whether NMIs are blocked or not
+    resume: bool = False  # RFLAGS.RF when the last event went in
     extint: bool = False  # the 8259s' output
     injected: Counter[str] = field(default_factory=Counter)
 
@@ -109,4 +110,5 @@ class Events(Part):
 
     def _inject(self, event: Event) -> None:
         self.guest.inject(event)
+        self.state.resume = bool(self.guest.rflags & RF)
         self.state.injected[f"{event.vector:#04x}"] += 1
