@@ -207,7 +207,7 @@ class Guest(Machine):
         registers = self.prepare(case, is_bare=False)
         self.bytes[:64] = bytes(range(64))
         live = {name: registers.pop(name) for name in ("dr0", "dr6", "cr2")}
-        base = {"efer": 0xD00, **{name: SELECTOR for name in ("ds", "es", "fs", "gs")}}
+        base = {"efer": 0xD00, **dict.fromkeys(("ds", "es", "fs", "gs"), SELECTOR)}
         vm.enter(Entry(base | registers, "test"))
         vm.processors[0].set_registers(live)
         if case.nmi:

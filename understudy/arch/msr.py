@@ -154,7 +154,7 @@ class SpecCtrl(Bits, width=64):
 
 
 class MiscEnable(Bits, width=64):
-    """IA32_MISC_ENABLE.  SDM 4, "Architectural MSRs", and turbo mode, which is not architectural."""
+    """IA32_MISC_ENABLE.  SDM 4, "Architectural MSRs"; turbo mode is not architectural."""
 
     TURBO_DISABLE = Bit(38)
     XD_DISABLE = Bit(34)
