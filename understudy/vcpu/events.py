@@ -18,7 +18,7 @@ from typing import Final
 
 from understudy.guest import RF, Event, Guest, Kind
 from understudy.silicon import LocalApic
-from understudy.state import U2, Part
+from understudy.state import Part
 
 NMI: Final = Event(2, Kind.NMI)
 
