@@ -285,9 +285,12 @@ fn oracle_with_ept(s: &Space, i: Intent, entries: &[u64], tables: u64, data: u64
                 return Outcome::Fault(error_code(s, i) | 1);
             }
         }
-        let wants = A | if is_leaf && i.access == Access::Write { D } else { 0 };
+    }
+    // A walk that leads to a translation sets flags, from the root down: a read and a write.
+    for (n, e) in entries.iter().enumerate() {
+        let wants = A | if n == 3 && i.access == Access::Write { D } else { 0 };
         if e & wants != wants && tables & 2 == 0 {
-            return Outcome::Violation(place(n as u64), 2 | tables << 3 | 1 << 7);
+            return Outcome::Violation(place(n as u64), 3 | tables << 3 | 1 << 7);
         }
     }
     let how = [1, 2, 4][ACCESSES.iter().position(|&a| a == i.access).unwrap()];

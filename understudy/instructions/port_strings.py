@@ -14,7 +14,7 @@ from typing import Final
 
 from understudy.arch.address import PAGE
 from understudy.instructions.operands import MASKS, advance
-from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places
+from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places, goes_by_elements
 from understudy.instructions.surroundings import Surroundings, load
 
 LONG_BURST: Final = 0x1_0000
@@ -36,9 +36,10 @@ def string(
     first = guest.gpr(register) & mask
     base = gva - first  # of the segment; offsets come round at the address size
     writer = bus.string_writer(port)
-    if writer is not None and not is_in and step == 1:
+    is_slow = goes_by_elements(guest)
+    if writer is not None and not is_in and step == 1 and not is_slow:
         return _runs(around, places, writer, base, mask, left, repeats)
-    count, done = min(left, BURST), 0
+    count, done = min(left, 1 if is_slow else BURST), 0
     try:
         while done < count:
             at = base + (first + done * step & mask) & MASKS[8]
