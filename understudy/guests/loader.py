@@ -48,8 +48,8 @@ def load(
     first = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
     if payload.compression(data) == "gzip":
         data = payload.decompress(data, what, sized=False)
-    extra = [(read(file, _name(file, "a module")), line) for file, line in modules]
-    files = ([(first, "")] if first is not None else []) + extra
+    files = [] if first is None else [(initrd, first, "")]
+    files += [(file, read(file, _name(file, "a module")), line) for file, line in modules]
     chosen = method or detect(data, what)
     if first is not None and chosen != "multiboot":
         ramdisk.check(first, _name(initrd, "the initrd"))
@@ -70,9 +70,16 @@ def load(
             )
         case "pvh":
             image = elf.parse(_elf_of(data, what), what)
-            return pvh.load(memory, image, modules=files, append=append, rsdp=rsdp, e820=e820)
+            contents = [(content, line) for _, content, line in files]
+            return pvh.load(memory, image, modules=contents, append=append, rsdp=rsdp, e820=e820)
         case "multiboot":
-            return multiboot.load(memory, data, modules=files, append=append, e820=e820)
+            return multiboot.load(
+                memory,
+                data,
+                modules=[(content, _spoken(file, "module", line)) for file, content, line in files],
+                append=_spoken(kernel, "kernel", append),
+                e820=e820,
+            )
         case _:
             image = elf.parse(_elf_of(data, what), what)
             place = Placement(memory)
@@ -80,7 +87,7 @@ def load(
             page = bzimage.finish(
                 place, None, initrd=first, append=append, rsdp=rsdp, e820=e820, seed=seed
             )
-            return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
+            return bzimage.enter(place, "elf", image.physical_entry, page, image.is_64)
 
 
 def detect(data: bytes, what: str = "the kernel") -> str:
@@ -113,6 +120,12 @@ def read(file: bytes | Path, what: str) -> bytes:
     if not data:
         raise GuestError(f"{what} is empty")
     return data
+
+
+def _spoken(file: bytes | Path | None, kind: str, line: str) -> str:
+    """A command line as Multiboot kernels expect it, which skip its first word: by the custom of
+    boot loaders that is the name of the file."""
+    return f"{file.name if isinstance(file, Path) else kind} {line}".rstrip()
 
 
 def _name(file: bytes | Path | None, kind: str) -> str:
