@@ -19,6 +19,7 @@ from understudy.arch.address import PAGE
 from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
+LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
 DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
@@ -112,6 +113,14 @@ def _cpus(what: str, value: int) -> int:
     return value
 
 
+def _rom(what: str, value: int) -> int:
+    if type(value) is not int or not 0 <= value <= LARGEST_ROM or value % ROM_UNIT:
+        raise ValueError(
+            f"{what} {value!r}: expected at most {LARGEST_ROM >> 20} MiB, in units of 64 KiB"
+        )
+    return value
+
+
 def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
     try:
         return tuple(
@@ -184,6 +193,8 @@ class Config:
         metavar="MODEL,+FEATURE,-FEATURE",
         check=_text,
     )
+    rom: int = option(0, "Bytes of a ROM that ends at 4 GiB, with the reset vector.", check=_rom)
+    """With one, the VM has no tables of ours: they are that firmware's business."""
     name: str = option("vm", "What the VM is called.", check=_text)
     devices: tuple[DeviceRow, ...] = option((), "Devices beside those of every board.", check=_rows)
 

@@ -81,7 +81,7 @@ class VM:
         self.host = host if host is not None else Host(size + ROOM, is_private=True)
         self.host.join()
         given.callback(self.host.leave)
-        self.memory = GuestMemory(self.host, size)
+        self.memory = GuestMemory(self.host, size, config.rom)
         given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()

@@ -66,9 +66,11 @@ class PC(Board):
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
         high_mmio: range | None = HIGH_WINDOW,
+        has_rom: bool = False,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
+        self.has_rom = has_rom
         self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
@@ -130,7 +132,12 @@ class PC(Board):
     # --- what the VM asks of it ---
 
     def install_tables(self) -> int:
-        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa."""
+        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa.
+
+        With a ROM that is the business of what is in it.
+        """
+        if self.has_rom:
+            return 0
         for gpa, data in firmware.pieces(SERIAL_PORTS).items():
             self.memory.write(gpa, data)
         self.vmgenid.install()
