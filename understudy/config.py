@@ -134,6 +134,10 @@ def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
         raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
 
 
+def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
+    return tuple((name, {}) for name in text.split(","))
+
+
 # --- the options ---
 
 
@@ -196,7 +200,10 @@ class Config:
     rom: int = option(0, "Bytes of a ROM that ends at 4 GiB, with the reset vector.", check=_rom)
     """With one, the VM has no tables of ours: they are that firmware's business."""
     name: str = option("vm", "What the VM is called.", check=_text)
-    devices: tuple[DeviceRow, ...] = option((), "Devices beside those of every board.", check=_rows)
+    devices: tuple[DeviceRow, ...] = option(
+        (), "Devices beside those of every board, like testdev, at their usual places.",
+        "--device", metavar="NAME[,NAME]", read=_names_of_devices, check=_rows,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -10,9 +10,10 @@ input 2 there; a board that loads what another of the same make saved behaves th
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, firmware, pci
+from understudy.devices import acpi_tables, firmware, pci, testdev
 from understudy.devices.acpi import Acpi
 from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
@@ -28,6 +29,10 @@ SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
 HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
+USUAL: dict[str, dict[str, Any]] = {
+    "testdev": {"at": (0xE0, 0x2000, 0xFF00_0000), "irq": testdev.REQUESTS},
+}
+"""Where parts beside those of every board are, if nothing else is said."""
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -103,7 +108,10 @@ class PC(Board):
                 },
             ),
         )
-        for part, options in (*rows, *devices):
+        for part, options in (
+            *rows,
+            *((part, {**USUAL.get(part, {}), **own}) for part, own in devices),
+        ):
             self.add(part, **options)
         self.pic = self.part("pic8259", Pic8259)
         self.ioapic = self.part("ioapic", IoApic)
