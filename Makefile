@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-walls bench boots lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -114,6 +114,11 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 10 --against reference
+
+COUNT ?= 4000
+fuzz-walls: setup ## Restore hostile snapshots beside a neighbor, and let guests grow (SEED=n, COUNT=n)
+	@$(BIN)/python tests/walls/snapshots.py --seed $(SEED) --count $(COUNT)
+	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench

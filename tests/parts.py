@@ -41,7 +41,7 @@ LEFT_OUT: Final = re.compile(
     # Under shadow paging it is the hypervisor's; the guest's own is in what the technique saves.
     r"|.*vmcs\[GUEST_CR3\]"
     # Tables are made anew, of what `Paging.save` says in guest frames: that is compared.
-    r"|paging\.(root|loaded|tables\{\}|_leaves|pool|pointers|directories|leaves)"
+    r"|paging\.(reserve|root|loaded|tables\{\}|_leaves|pool|pointers|directories|leaves)"
     r"|paging\..*\.(hpa|parents|at|links|reverse|traced|traced_in|stale)"
     # What is looked up again, and what a part that was made anew has to make known.
     r"|paging\.(hpas|regions|devices|regimes)|board\.bus\._pages|bus\._pages"

@@ -55,6 +55,7 @@ class Nowhere(Execution, name="nowhere"):
         self.processor, self.paging, self.table, self.timer_shift = processor, paging, {}, 0
         self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
         self.advance, self.arm = (lambda ticks: 0), (lambda ticks: None)
+        self.count_retired = lambda: 0
         paging.attach(self)
 
     def resume(self, budget):

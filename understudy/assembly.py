@@ -11,17 +11,20 @@ from collections.abc import Callable
 from typing import Final
 
 from understudy.answers.control_registers import offer_efer
-from understudy.arch.address import MAXPHYADDR
+from understudy.arch.address import MAXPHYADDR, PAGE
+from understudy.arch.cr import CR4
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
+from understudy.guest import Guest
 from understudy.interrupts import Router
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
+from understudy.paging import BUDGET, Paging
+from understudy.quantities import bytes_of
 from understudy.silicon import Processor, host_features
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
@@ -29,6 +32,7 @@ from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
+ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -39,9 +43,22 @@ def check_names(config: Config) -> None:
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
+def table_memory_of(config: Config) -> int:
+    """The bytes that shadow tables may take, with what is noted of them."""
+    if config.table_memory == "auto":
+        return max(BUDGET, bytes_of(config.memory) // 4)
+    return bytes_of(config.table_memory)
+
+
+def host_of(config: Config) -> Host:
+    """A host for one VM alone."""
+    return Host(bytes_of(config.memory) + table_memory_of(config) + ROOM, is_private=True)
+
+
 def paging_of(config: Config, host: Host, memory: GuestMemory) -> Paging:
     """The paging technique that was chosen, with its tables."""
-    return Paging.ALL[config.paging](host, memory.p2m, largest=config.largest_page)
+    technique, budget = Paging.ALL[config.paging], table_memory_of(config)
+    return technique(host, memory.p2m, largest=config.largest_page, budget=budget)
 
 
 def board_of(
@@ -51,7 +68,7 @@ def board_of(
     router: Router,
     request: Callable[[Stop], None],
     console: Console,
-    agent_port: Console,
+    com2: Console,
 ) -> PC:
     """A PC, wired to the processors by `router`.  `request` ends the run."""
     board = PC(
@@ -63,15 +80,23 @@ def board_of(
         deliver=router.deliver,
         extint=router.extint,
         com1=console.transmit,
-        com2=agent_port.transmit,
+        com2=com2.transmit,
+        who=lambda: address_space(router.vcpus[0].guest),
+        ring=lambda: com2.send(b"\n"),
         ram_bytes=memory.size,
         epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
         generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
         has_rom=config.rom > 0,
         devices=config.devices,
     )
-    console.receive, agent_port.receive = board.com1.receive, board.com2.receive
+    console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
+
+
+def address_space(guest: Guest) -> int:
+    """What tells a guest's processes apart: the root of the page tables in use."""
+    control = guest.paging_control()
+    return control.cr3 & -PAGE if control.cr4 & CR4.PCIDE.mask else control.cr3
 
 
 def vcpu_of(

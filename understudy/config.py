@@ -20,6 +20,7 @@ from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
+LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
 DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
@@ -107,6 +108,22 @@ def _largest_page(what: str, value: int | str) -> str:
         raise ValueError(f"{what} {value!r}: expected 4K, 2M or 1G") from None
 
 
+def _table_memory(what: str, value: int | str) -> int | str:
+    if value == "auto":
+        return value
+    size = bytes_of(value)
+    if not LEAST_TABLES <= size <= LARGEST or size % PAGE:
+        raise ValueError(
+            f"{what} {value!r}: expected auto, or {LEAST_TABLES >> 20}M to {LARGEST >> 30}G, "
+            "whole pages"
+        )
+    return size
+
+
+def _table_memory_text(text: str) -> str:
+    return text if text == "auto" else _size_text(text)
+
+
 def _cpus(what: str, value: int) -> int:
     if type(value) is not int or value != 1:
         raise ValueError(f"{what} {value!r}: expected 1, more are not built yet")
@@ -178,6 +195,13 @@ class Config:
         "--largest-page", metavar="SIZE", check=_largest_page,
     )  # fmt: skip
     """As text."""
+    table_memory: int | str = option(
+        "auto",
+        "The most memory for shadow tables and what is noted of them, set aside at the start; "
+        "auto: a quarter of the RAM, but at least 8M.",
+        "--table-memory", metavar="SIZE", read=_table_memory_text, check=_table_memory,
+    )  # fmt: skip
+    """Bytes, or "auto"."""
     reboot: bool = option(
         True, "End when the guest resets itself, instead of starting it again.",
         "--no-reboot", check=_switch,

@@ -30,6 +30,7 @@ def counted(
         "paging": paging.name,
         "fills": paging.fills,
         "flushes": paging.flushes,
+        "evictions": paging.evictions,
         "faults": dict(paging.faults),
         "tables": paging.table_count,
         "cr_accesses": _sum([vcpu.counts.named_cr_accesses() for vcpu in vcpus]),

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.arch.cr import RFLAGS
 from understudy.silicon import Exit
+from understudy.state import U8, U32, U64
 
 RSP: Final = 4
 IF: Final = RFLAGS.IF.mask
@@ -45,10 +46,10 @@ class Kind(IntEnum):
 class Event(NamedTuple):
     """An exception or interrupt on its way into the guest."""
 
-    vector: int
+    vector: U8
     kind: Kind
-    error: int | None = None
-    length: int = 0  # of the instruction that raised it, if one did
+    error: U32 | None = None
+    length: U8 = 0  # of the instruction that raised it, if one did
 
 
 class Control(NamedTuple):
@@ -57,11 +58,11 @@ class Control(NamedTuple):
     `pdptes`: the processor's copies under PAE paging.
     """
 
-    cr0: int
-    cr3: int
-    cr4: int
-    efer: int
-    pdptes: tuple[int, ...] = (0, 0, 0, 0)
+    cr0: U64
+    cr3: U64
+    cr4: U64
+    efer: U64
+    pdptes: tuple[U64, ...] = (0, 0, 0, 0)
 
 
 class SegmentName(IntEnum):
@@ -118,6 +119,8 @@ class Guest(ABC):
     """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
+    count_retired: Callable[[], int]
+    """Instructions that the processor has retired, fast."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 
@@ -327,9 +330,9 @@ class Guest(ABC):
         """The guest's TSC is the processor's, plus this (modulo 2**64)."""
 
     @property
-    @abstractmethod
     def retired(self) -> int:
         """Instructions that the processor has retired."""
+        return self.count_retired()
 
     # --- translations ---
 

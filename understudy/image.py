@@ -17,7 +17,10 @@ are no image raise SnapshotError and nothing else.
 import itertools
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
@@ -28,8 +31,12 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
+from understudy.silicon import VmFail
 
+UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
+"""What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once
+COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 
 Piece = tuple[int, Any]
 """Bytes of guest memory from a gpa on, as a buffer."""
@@ -177,7 +184,21 @@ def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> Non
 
     By the file, because each page that is first written through a mapping costs a fault.
     """
-    fd = memory.host.memory.fd
+    with ThreadPoolExecutor(COPIERS) as pool:
+        deque(pool.map(partial(_copy, memory.host.memory.fd), _placed(pieces, memory)), maxlen=0)
+
+
+def _copy(fd: int, place: "tuple[int, memoryview]") -> None:
+    hpa, part = place
+    while part:
+        written = os.pwrite(fd, part, hpa)
+        part, hpa = part[written:], hpa + written
+
+
+def _placed(
+    pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory
+) -> Iterator[tuple[int, memoryview]]:
+    """Where each goes: (hpa, bytes)."""
     for gpa, data in pieces:
         view = memoryview(data)
         extents = memory.p2m.within(gpa >> PAGE_SHIFT, len(view) >> PAGE_SHIFT)
@@ -185,11 +206,7 @@ def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> Non
             raise SnapshotError(f"the snapshot has memory at {gpa:#x}, where its VM has none")
         for extent in extents:
             at = (extent.gfn << PAGE_SHIFT) - gpa
-            part = view[at : at + (extent.frames << PAGE_SHIFT)]
-            hpa = extent.pfn << PAGE_SHIFT
-            while part:
-                written = os.pwrite(fd, part, hpa)
-                part, hpa = part[written:], hpa + written
+            yield extent.pfn << PAGE_SHIFT, view[at : at + (extent.frames << PAGE_SHIFT)]
 
 
 def touched(host: Host, p2m: P2m) -> Iterator[Piece]:

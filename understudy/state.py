@@ -3,6 +3,9 @@
 A part has one dataclass, `state`, with all that a snapshot must keep; the rest of it is wiring.
 
 Plain means what JSON has: dict, list, str, int, bool, None.  Byte arrays become hex strings.
+An `int` of a state has at most 64 bits; a register that has fewer says so: U8, U16, U32.  So do
+lists and byte arrays that have their length: `Annotated[bytearray, 128]`.
+
 Source: ours.  Invariants: `restore(type(x), plain(x)) == x` for every state dataclass, and
 `restore` raises ValueError, naming the place, for anything that does not fit the type.
 """
@@ -10,10 +13,28 @@ Source: ours.  Invariants: `restore(type(x), plain(x)) == x` for every state dat
 import types
 from collections import Counter
 from dataclasses import fields, is_dataclass
-from typing import Any, Final, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Protocol,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 PLAIN: Final[dict[Any, type]] = {bytearray: str, bytes: str, tuple: list, Counter: dict}
 """What values of these types become."""
+
+
+U2: TypeAlias = Annotated[int, 2]
+U3: TypeAlias = Annotated[int, 3]
+U8: TypeAlias = Annotated[int, 8]
+U16: TypeAlias = Annotated[int, 16]
+U32: TypeAlias = Annotated[int, 32]
+U64: TypeAlias = Annotated[int, 64]
 
 
 class Kept(Protocol):
@@ -59,6 +80,13 @@ def plain(value: Any) -> Any:
 def restore(kind: Any, value: Any, where: str = "state") -> Any:
     """The value of type `kind` that `plain` turned into `value`."""
     origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found = restore(args[0], value, where)
+        if args[0] is int and found >> args[1]:
+            raise ValueError(f"snapshot: {where} is {found:#x}, expected {args[1]} bits")
+        if args[0] is not int and len(found) != args[1]:
+            raise ValueError(f"snapshot: {where} has {len(found)} items, expected {args[1]}")
+        return found
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -73,7 +101,7 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         return _dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         args = tuple(hints[name] for name in kind._fields)
         return kind(*restore(tuple[args], value, where))  # type: ignore[valid-type]
     expected = PLAIN.get(origin or kind, origin or kind)
@@ -81,6 +109,10 @@ def restore(kind: Any, value: Any, where: str = "state") -> Any:
         expected = int
     if type(value) is not expected:
         raise ValueError(f"snapshot: {where} is {value!r:.40}, expected {expected.__name__}")
+    if kind is int and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(
+            f"snapshot: {where} is a number of {value.bit_length()} bits, expected 64 at most"
+        )
     if kind is bytearray or kind is bytes:
         return kind.fromhex(value)
     if origin is list:
@@ -105,7 +137,7 @@ def _key(key: Any) -> str:
 def _dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"snapshot: {where} is {value!r:.40}, expected a dict")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     if value.keys() != {f.name for f in fields(kind)}:
         names = set(value) ^ {f.name for f in fields(kind)}
         raise ValueError(f"snapshot: {where} and {kind.__name__} differ in {sorted(names)}")

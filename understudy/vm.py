@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.triple_fault import meant
-from understudy.assembly import board_of, check_names, paging_of, tell_apart, vcpu_of
+from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import Contents, Image, Shared, touched
+from understudy.image import UNFIT, Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection, Registers, reader
 from understudy.interrupts import Router
@@ -51,7 +51,6 @@ PARTS = frozenset(
      "bus", "pages", "machine", "on_reset")
 )  # fmt: skip
 """What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
-ROOM = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's tables
 
 
 @says_closed("name", "clock_kind", "engine")
@@ -77,11 +76,10 @@ class VM:
     def _make(
         self, config: Config, host: Host | None, contents: Contents | None, given: ExitStack
     ) -> None:
-        size = bytes_of(config.memory)
-        self.host = host if host is not None else Host(size + ROOM, is_private=True)
+        self.host = host if host is not None else host_of(config)
         self.host.join()
         given.callback(self.host.leave)
-        self.memory = GuestMemory(self.host, size, config.rom)
+        self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
         given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()
@@ -97,10 +95,10 @@ class VM:
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
         self.sessions = Sessions()
-        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
+        self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
-            self.console, self.agent_port,
+            self.console, self.com2,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
@@ -151,14 +149,16 @@ class VM:
     def change_paging(self, name: str) -> None:
         """Change it now: on the VM's thread, between two exits.
 
-        ValueError if the guest is in real-address mode, which needs EPT; nothing has changed then.
+        ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
+        has no room for the tables; nothing has changed then.
         """
         check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
-        pages = Paging.ALL[name](self.host, self.memory.p2m, largest=self.config.largest_page)
+        config = replace(self.config, paging=name)
+        pages = paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -166,7 +166,7 @@ class VM:
         except ValueError:
             pages.close()
             raise
-        self.pages, self.config = pages, replace(self.config, paging=name)
+        self.pages, self.config = pages, config
         self.pages.continue_counts(old)
         for vcpu in self.vcpus:
             vcpu.use(pages)
@@ -324,11 +324,11 @@ class VM:
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
-        self.clock.offset = state["offset"]
+        self.clock.offset = restore(int, state["offset"], "offset")
         for name, part in self.parts.items():
             part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
-            self.clock.offset = state["now"] - self.processors[0].tsc
+            self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
@@ -369,7 +369,7 @@ class VM:
                 raise
         except SnapshotError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as problem:
+        except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
         return vm
 
@@ -386,7 +386,7 @@ class VM:
         for name in PARTS & vars(self).keys():
             delattr(self, name)
         self.console.close()
-        self.agent_port.close()
+        self.com2.close()
 
     def __getattr__(self, name: str) -> Any:
         if name in PARTS and vars(self).get("is_closed"):

@@ -186,7 +186,7 @@ def test_nor_does_one_that_a_full_host_has_no_room_for(paging: str) -> None:
             taken = host.frames.allocate(host.frames.free_count - 256 - frames)
             free = host.frames.free_count
             try:
-                VM("1M", host=host, paging=paging).close()
+                VM("1M", host=host, paging=paging, table_memory="2M").close()
                 made = True
             except OutOfFrames:
                 made = False

@@ -23,6 +23,7 @@ from tests.property.paging_oracle import (
 )
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.paging.budget import TABLE_BYTES, Budgeted
 from understudy.vcpu.loop import Goal, Vcpu
 from understudy.verdict import Stop, StopKind, Verdict
 from understudy.vm import VM
@@ -65,13 +66,15 @@ class Done(NamedTuple):
 class Machine:
     """The VM under test and the oracle beside it."""
 
-    def __init__(self, paging: str, shape: Shape, pages: list[int]) -> None:
-        """`pages`: the addresses that will be used."""
+    def __init__(self, paging: str, shape: Shape, pages: list[int], room: int) -> None:
+        """`pages`: the addresses that will be used.  `room`: for so many tables; 0: for all."""
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
         self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
         self.vcpu: Vcpu = self.vm.vcpus[0]
         self.guest: Any = self.vcpu.guest
+        if room and isinstance(self.vm.pages, Budgeted):
+            self.vm.pages.limit = room * TABLE_BYTES
         self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
         self.oracle = Oracle(shape, {gfn: bytearray(4096) for gfn in (*TABLES, *DATA)})

@@ -45,6 +45,8 @@ LARGE_GFNS = {
 FRAMES = (*TABLES, *DATA)
 UPPER, MIDDLE, LOWER, SPARE = TABLES[2:5], TABLES[5:7], TABLES[7:10], TABLES[10:]
 WRITE_BESIDE = 0x1000
+ROOMS = (6, 8, 12, 16, 0)
+"""The budget, in tables (0: the usual one): all that there are are about 20."""
 LENGTH = 100  # steps of one machine
 """Tables by what they mostly are: any table may come to be used at any level."""
 
@@ -123,15 +125,16 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
 
     class PagingMachine(RuleBasedStateMachine):
         done = 0  # steps, by all machines of this class
+        evictions = 0
 
         @invariant()
         def count(self) -> None:
             """Called after each step."""
             type(self).done += 1
 
-        @initialize(mode=modes)
-        def begin(self, mode: Mode) -> None:
-            self.machine = Machine(paging, shape, addresses(shape_name))
+        @initialize(mode=modes, room=st.sampled_from(ROOMS))
+        def begin(self, mode: Mode, room: int) -> None:
+            self.machine = Machine(paging, shape, addresses(shape_name), room)
             for tier, below in zip(tiers, [*tiers[1:], DATA], strict=True):
                 for n, gfn in enumerate(tier):
                     for k, index in enumerate(indices(shape_name)):
@@ -141,6 +144,7 @@ def machine(paging: str, shape_name: str) -> type[RuleBasedStateMachine]:
 
         def teardown(self) -> None:
             if hasattr(self, "machine"):
+                type(self).evictions += self.machine.vm.counts()["evictions"]
                 self.machine.close()
 
         def _edit(self, gfn: int, index: int, value: int, how: str) -> None:
@@ -261,7 +265,8 @@ def check(paging: str, shape_name: str, steps: int) -> None:
             seed(chance)(kind), settings=options
         )
         if kind.done >= steps:  # type: ignore[attr-defined]
-            return
+            break
+    assert (paging == "ept") == (kind.evictions == 0)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape_name", FORMATS)

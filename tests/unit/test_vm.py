@@ -116,7 +116,7 @@ def test_counts_are_plain_and_complete() -> None:
         counts = b.vm.counts()
         assert set(counts) == {
             "instructions", "exits", "kicks", "walk", "walk_caches", "tlb", "fills", "injected",
-            "engine", "paging", "flushes", "faults", "tables", "cr_accesses",
+            "engine", "paging", "flushes", "evictions", "faults", "tables", "cr_accesses",
         }  # fmt: skip
         assert counts["walk"]["guest"] == {"1": 2}
 

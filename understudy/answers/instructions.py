@@ -2,12 +2,12 @@
 
 Source: SDM 2, the instructions' own pages; Linux, Documentation/virt/kvm/x86/hypercalls.rst.
 
-Each function gets the vCPU and the instruction's length, decides, and returns the verdict.
+Each function gets the vCPU and the instruction, decides, and returns the verdict.
 Invariants: nothing that a guest does raises here; whatever a guest may not do ends as the
 exception that hardware would raise.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
@@ -22,7 +22,15 @@ KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
 
 
-def cpuid(vcpu: Vcpu, length: int) -> Verdict:
+class Instruction(Protocol):
+    """What these answers need to know of the instruction that they carry out."""
+
+    @property
+    def length(self) -> int:
+        """Its bytes."""
+
+
+def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
     """The VM's CPU model answers.
 
     Intel's processors have SYSCALL in 64-bit mode only, and show it there only.
@@ -36,18 +44,18 @@ def cpuid(vcpu: Vcpu, length: int) -> Verdict:
     set_gpr(RBX, ebx)
     set_gpr(RCX, ecx)
     set_gpr(RDX, edx)
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     return RESUME
 
 
-def hlt(vcpu: Vcpu, length: int) -> Verdict:
+def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:
     """Nothing to do until an event comes: the run loop lets the time pass."""
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     vcpu.state.halted = vcpu.attention = True
     return RESUME
 
 
-def rdmsr(vcpu: Vcpu, length: int) -> Verdict:
+def rdmsr(vcpu: Vcpu, done: Instruction) -> Verdict:
     """An MSR that the processor does not hold for the guest; an unknown one is #GP(0)."""
     try:
         value = vcpu.msrs.read(vcpu.read_gpr(RCX) & LOW32)
@@ -55,42 +63,42 @@ def rdmsr(vcpu: Vcpu, length: int) -> Verdict:
         return vcpu.fault(Vector.GP, 0)
     vcpu.write_gpr(RAX, value & LOW32)
     vcpu.write_gpr(RDX, value >> 32)
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     return RESUME
 
 
-def wrmsr(vcpu: Vcpu, length: int) -> Verdict:
+def wrmsr(vcpu: Vcpu, done: Instruction) -> Verdict:
     """A write to an MSR that the processor does not hold for the guest; a bad one is #GP(0)."""
     gpr = vcpu.read_gpr
     try:
         vcpu.msrs.write(gpr(RCX) & LOW32, gpr(RDX) << 32 & LOW32 << 32 | gpr(RAX) & LOW32)
     except KeyError:
         return vcpu.fault(Vector.GP, 0)
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     return RESUME
 
 
-def vmcall(vcpu: Vcpu, length: int) -> Verdict:
+def vmcall(vcpu: Vcpu, done: Instruction) -> Verdict:
     """KVM's hypercall ABI, of which no call is offered."""
     allowed = vcpu.guest.cpl() == 0
     vcpu.write_gpr(RAX, KVM_ENOSYS if allowed else KVM_EPERM)
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     return RESUME
 
 
-def not_offered(vcpu: Vcpu) -> Verdict:
+def not_offered(vcpu: Vcpu, refused: Instruction) -> Verdict:
     """An instruction of a feature that the CPU model does not show."""
     return vcpu.fault(Vector.UD)
 
 
-def rdpmc(vcpu: Vcpu) -> Verdict:
+def rdpmc(vcpu: Vcpu, refused: Instruction) -> Verdict:
     """There are no performance counters."""
     return vcpu.fault(Vector.GP, 0)
 
 
-def cache_control(vcpu: Vcpu, length: int) -> Verdict:
+def cache_control(vcpu: Vcpu, done: Instruction) -> Verdict:
     """INVD, WBINVD: there is no cache to see."""
-    vcpu.skip(length)
+    vcpu.skip(done.length)
     return RESUME
 
 

@@ -51,7 +51,7 @@ class Loan:
         memory, gfn = self.vcpu.memory, gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn)
         if hpa is None:
-            hpa = self.hpas[gfn] = memory.host.frame()
+            hpa = self.hpas[gfn] = memory.spare.frame()
             memory.p2m.map(gfn, hpa >> PAGE_SHIFT, 1)
         memory.host.memory.write(hpa + (gpa & OFFSET), data)
 
@@ -66,7 +66,7 @@ class Loan:
         while self.hpas:
             gfn, hpa = self.hpas.popitem()
             memory.p2m.unmap(gfn, 1)
-            memory.host.release(hpa >> PAGE_SHIFT)
+            memory.spare.release(hpa >> PAGE_SHIFT)
 
 
 class Part(NamedTuple):

@@ -91,7 +91,7 @@ class Device:
             raise ValueError(f"snapshot: {self.name} was saved with other alarms or lines")
         self.state = restore(type(self.state), state, self.name)
         for name, alarm in self.alarms.items():
-            alarm.load(alarms[name])
+            alarm.load(restore(tuple[int, int] | None, alarms[name], f"{self.name}.{name}"))
         for name, line in self.lines.items():
             line.level = bool(lines[name])
 

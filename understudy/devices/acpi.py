@@ -20,6 +20,7 @@ from understudy.devices import Device
 from understudy.devices.acpi_tables import GPE0, GPE0_BYTES, PM1_CONTROL, PM_PORTS, PM_TIMER, S5
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U16, U64
 
 # --- The specification ---
 
@@ -76,12 +77,12 @@ GPES = (1 << GPE_BITS) - 1
 class AcpiState:
     """The registers, and how far TMR_STS is up to date."""
 
-    status: int = 0
-    enable: int = 0
-    control: int = int(PM1Control(SCI_EN=1))
-    gpe_status: int = 0
-    gpe_enable: int = 0
-    seen: int = 0  # how often bit 31 had changed when TMR_STS was last cleared
+    status: U16 = 0
+    enable: U16 = 0
+    control: U16 = int(PM1Control(SCI_EN=1))
+    gpe_status: U16 = 0
+    gpe_enable: U16 = 0
+    seen: U64 = 0  # how often bit 31 had changed when TMR_STS was last cleared
 
 
 class Acpi(Device, name="acpi"):

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U32
 
 
 @dataclass
 class DebugExitState:
     """The last value written."""
 
-    value: int = 0
+    value: U32 = 0
 
 
 class DebugExit(Device, name="debug_exit"):

@@ -12,12 +12,13 @@ Invariants: every command that has an answer answers at once, so that no driver 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 from understudy.arch.bits import Bit, Bits
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U8
 
 # --- The data sheet ---
 
@@ -76,11 +77,11 @@ RESEND = 0xFE  # what the controller reports for a byte that got no answer
 class I8042State:
     """Status, output buffer, output port and RAM."""
 
-    status: int = int(Status(UNLOCKED=1, SYSTEM=1))
-    data: int = 0
-    output: int = 0x03  # output port: bit 0 low resets, bit 1 opens address line 20
-    pending: int = 0  # the command that takes the next byte written to port 0x60
-    ram: bytearray = field(default_factory=lambda: bytearray([0x34]) + bytearray(31))
+    status: U8 = int(Status(UNLOCKED=1, SYSTEM=1))
+    data: U8 = 0
+    output: U8 = 0x03  # output port: bit 0 low resets, bit 1 opens address line 20
+    pending: U8 = 0  # the command that takes the next byte written to port 0x60
+    ram: Annotated[bytearray, 32] = field(default_factory=lambda: bytearray([0x34]) + bytearray(31))
 
 
 class I8042(Device, name="i8042"):

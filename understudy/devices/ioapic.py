@@ -11,13 +11,14 @@ comes while the entry is masked is lost.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
 from understudy.devices.message import Delivery, Message
 from understudy.devices.wires import Wires
 from understudy.machine.bus import mmio
+from understudy.state import U8, U32, U64
 
 # --- The data sheet ---
 
@@ -53,10 +54,10 @@ WRITABLE = sum(f.mask for f in Redirection.FIELDS) & ~READ_ONLY
 class IoApicState:
     """Registers, and the levels of the inputs."""
 
-    id: int = 0
-    select: int = 0
-    pins: int = 0  # asserted inputs
-    table: list[int] = field(default_factory=lambda: [MASK] * PINS)
+    id: U8 = 0
+    select: U8 = 0
+    pins: U32 = 0  # asserted inputs
+    table: Annotated[list[U64], PINS] = field(default_factory=lambda: [MASK] * PINS)
 
 
 class IoApic(Device, name="ioapic"):

@@ -16,6 +16,7 @@ from typing import Any
 from understudy.clock import NS_PER_SECOND
 from understudy.devices import Device
 from understudy.devices.wires import Wires
+from understudy.state import U32, U64
 
 # --- The interface ---
 
@@ -29,6 +30,7 @@ CPUID_FEATURES = 1 << 0 | 1 << 3 | 1 << 24  # old MSRs, new MSRs, stable: EAX of
 TIME_INFO = struct.Struct("<IIQQIbBH")  # version, -, TSC, system time, multiplier, shift, flags, -
 WALL_CLOCK = struct.Struct("<III")  # version, seconds, nanoseconds
 TSC_STABLE = 1
+MASK32 = (1 << 32) - 1
 MULTIPLIER, SHIFT = 1 << 31, 1  # ns = (ticks << 1) * 2**31 >> 32 = ticks
 
 
@@ -39,9 +41,9 @@ MULTIPLIER, SHIFT = 1 << 31, 1  # ns = (ticks << 1) * 2**31 >> 32 = ticks
 class KvmClockState:
     """The MSRs, and the version that the structures had last."""
 
-    wall_clock: int = 0
-    system_time: list[int] = field(default_factory=list)  # by vCPU
-    version: int = 0
+    wall_clock: U64 = 0
+    system_time: list[U64] = field(default_factory=list)  # by vCPU
+    version: U32 = 0
 
 
 class KvmClock(Device, name="kvmclock"):
@@ -57,6 +59,11 @@ class KvmClock(Device, name="kvmclock"):
     def power_on(self) -> KvmClockState:
         return KvmClockState(system_time=[0] * self.vcpus)
 
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        if len(self.state.system_time) != self.vcpus:
+            raise ValueError(f"snapshot: kvmclock was saved with other than {self.vcpus} vCPUs")
+
     def rdmsr(self, vcpu: int, index: int) -> int:
         """The MSR's value.  KeyError means #GP(0)."""
         if index in (MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD):
@@ -70,12 +77,12 @@ class KvmClock(Device, name="kvmclock"):
         s = self.state
         if index in (MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD):
             s.wall_clock = value
-            s.version += 2
+            s.version = s.version + 2 & MASK32
             self._write(value, WALL_CLOCK, s.version, *divmod(self.epoch_ns, NS_PER_SECOND))
         elif index in (MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD):
             s.system_time[vcpu] = value
             if value & 1:
-                s.version += 2
+                s.version = s.version + 2 & MASK32
                 now = self.clock.now()
                 body = (0, now, now, MULTIPLIER, SHIFT, TSC_STABLE, 0)
                 self._write(value & ~1, TIME_INFO, s.version, *body)

@@ -15,6 +15,7 @@ from typing import Any
 from understudy.clock import NS_PER_SECOND, Clock
 from understudy.devices import acpi_tables, firmware, pci, testdev
 from understudy.devices.acpi import Acpi
+from understudy.devices.agent import Agent
 from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
 from understudy.devices.kvmclock import KvmClock
@@ -27,6 +28,7 @@ from understudy.machine.physical import PhysicalMemory
 
 SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
+AGENT_PORT = 0x5A0  # no PC has anything there
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
 HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
 USUAL: dict[str, dict[str, Any]] = {
@@ -66,6 +68,8 @@ class PC(Board):
         extint: Callable[[bool], None],
         com1: Callable[[bytes], None],
         com2: Callable[[bytes], None],
+        who: Callable[[], int] = lambda: 0,
+        ring: Callable[[], None] = lambda: None,
         ram_bytes: int = 256 * MIB,
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
@@ -98,6 +102,7 @@ class PC(Board):
                 },
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
+            ("agent", {"at": AGENT_PORT, "who": who, "ring": ring}),
             ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
             (
                 "vmgenid",
@@ -119,6 +124,7 @@ class PC(Board):
         self.com2 = self.part("com2", Uart16550)
         self.pci = self.part("pci", Pci)
         self.acpi = self.part("acpi", Acpi)
+        self.agent = self.part("agent", Agent)
         self.kvmclock = self.part("kvmclock", KvmClock)
         self.vmgenid = self.part("vmgenid", VmGenId)
 

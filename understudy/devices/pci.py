@@ -31,6 +31,7 @@ from understudy.devices.pci_config import (
 from understudy.devices.pci_function import Bar, Function
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Region, SharedLine, mmio, ports
+from understudy.state import U8, U32
 
 # --- The specification ---
 
@@ -70,8 +71,8 @@ def irq_of(device: int, pin: int) -> int:
 class PciState:
     """CONFIG_ADDRESS, the reset register, and all functions by number."""
 
-    address: int = 0
-    reset_control: int = 0
+    address: U32 = 0
+    reset_control: U8 = 0
     functions: dict[str, FunctionState] = field(default_factory=dict)
 
 

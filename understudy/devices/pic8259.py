@@ -19,6 +19,7 @@ from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Line, ports
+from understudy.state import U3, U8
 
 # --- The data sheet ---
 
@@ -68,16 +69,16 @@ class OCW3(Bits, width=8):
 class Chip:
     """One 8259A."""
 
-    irr: int = 0  # interrupt request register
-    isr: int = 0  # in-service register
-    imr: int = 0  # interrupt mask register
-    pins: int = 0  # levels of the inputs
-    elcr: int = 0  # inputs that are level-triggered
-    base: int = 0  # vector of input 0
-    icw: int = 0  # the initialization word expected next, 0 if none
+    irr: U8 = 0  # interrupt request register
+    isr: U8 = 0  # in-service register
+    imr: U8 = 0  # interrupt mask register
+    pins: U8 = 0  # levels of the inputs
+    elcr: U8 = 0  # inputs that are level-triggered
+    base: U8 = 0  # vector of input 0
+    icw: U3 = 0  # the initialization word expected next, 0 if none
     icw1: int = 0
     icw4: int = 0
-    lowest: int = 7  # the input of lowest priority
+    lowest: U3 = 7  # the input of lowest priority
     rotate_in_aeoi: bool = False
     special_mask: bool = False
     poll: bool = False

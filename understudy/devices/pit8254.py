@@ -12,13 +12,14 @@ someone looks; the one alarm is for the next rising edge of counter 0's output.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U2, U3, U8, U16
 
 # --- The data sheet ---
 
@@ -62,20 +63,20 @@ def ns_at(tick: int) -> int:
 class Counter:
     """One counter.  Times are ticks of the input clock since power-on."""
 
-    mode: int = 3
-    rw: int = 3
+    mode: U3 = 3
+    rw: U2 = 3
     is_bcd: bool = False
     gate: bool = True
-    count: int = 0  # the count register; 0 stands for the largest count
-    next_count: int | None = None  # written, in use from the next reload on
+    count: U16 = 0  # the count register; 0 stands for the largest count
+    next_count: U16 | None = None  # written, in use from the next reload on
     reload_at: int | None = None  # modes 2 and 3: the tick of that reload
     start: int | None = None  # when the count was loaded; None: never, or not yet triggered
     stopped: int | None = None  # how many ticks had passed when the gate stopped it
     is_null: bool = True  # status: written, but not loaded yet
-    write_low: int | None = None  # the first byte of two
+    write_low: U8 | None = None  # the first byte of two
     read_high: bool = False  # the second byte of two is next
-    latch: list[int] = field(default_factory=list)  # bytes of a latched count
-    latched_status: int | None = None
+    latch: list[U8] = field(default_factory=list)  # bytes of a latched count
+    latched_status: U8 | None = None
 
     @property
     def period(self) -> int:
@@ -231,7 +232,9 @@ def _to_bcd(value: int) -> int:
 class PitState:
     """The counters, and the speaker's switch."""
 
-    counters: list[Counter] = field(default_factory=lambda: [Counter(), Counter(), Counter()])
+    counters: Annotated[list[Counter], 3] = field(
+        default_factory=lambda: [Counter(), Counter(), Counter()]
+    )
     speaker: bool = False
 
 

@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
 from understudy.arch.bits import Bit, Bits, Field
 from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U8, U64
 
 # --- The data sheet ---
 
@@ -93,11 +94,11 @@ DONT_CARE = 0xC0
 class RtcState:
     """The registers and RAM, and the time of day as an offset."""
 
-    index: int = 0
+    index: U8 = 0
     offset_ns: int = 0  # time of day (Unix, UTC) minus clock.now()
-    flags: int = 0  # register C without IRQF
-    seen_ns: int = 0  # up to when the flags are complete without an alarm
-    ram: bytearray = field(default_factory=lambda: bytearray(128))
+    flags: U8 = 0  # register C without IRQF
+    seen_ns: U64 = 0  # up to when the flags are complete without an alarm
+    ram: Annotated[bytearray, 128] = field(default_factory=lambda: bytearray(128))
 
 
 class Rtc(Device, name="rtc"):

@@ -24,6 +24,7 @@ from understudy.arch.bits import Bit, Bits, Field
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
+from understudy.state import U8, U16
 
 # --- The data sheet ---
 
@@ -121,19 +122,19 @@ FAR, BREAK = 0x100, 0x200  # came from the far end (may be sent again); was a br
 class UartState:
     """The registers, the receiver's FIFO, and what the far end still holds."""
 
-    ier: int = 0
-    fcr: int = 0
-    lcr: int = 0
-    mcr: int = 0
-    scr: int = 0
-    divisor: int = 12  # 9600 baud, what a PC's firmware leaves
-    errors: int = 0  # LSR.OE and LSR.BI until LSR is read
-    delta: int = 0  # the low half of MSR
-    inputs: int = 0xB0  # the far end's DCD, DSR and CTS are on
+    ier: U8 = 0
+    fcr: U8 = 0
+    lcr: U8 = 0
+    mcr: U8 = 0
+    scr: U8 = 0
+    divisor: U16 = 12  # 9600 baud, what a PC's firmware leaves
+    errors: U8 = 0  # LSR.OE and LSR.BI until LSR is read
+    delta: U8 = 0  # the low half of MSR
+    inputs: U8 = 0xB0  # the far end's DCD, DSR and CTS are on
     is_thre_pending: bool = False  # "THR empty" has not been reported yet
     was_polled: bool = False  # the last access read LSR and found no data
-    fifo: list[int] = field(default_factory=list)
-    far: list[int] = field(default_factory=list)  # typed, not yet sent to the guest
+    fifo: list[U16] = field(default_factory=list)
+    far: list[U16] = field(default_factory=list)  # typed, not yet sent to the guest
 
 
 class Uart16550(Device, name="uart16550"):

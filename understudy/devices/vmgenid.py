@@ -16,7 +16,7 @@ it, and always tells.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from understudy.devices import Device
@@ -36,7 +36,7 @@ def derived(origin: bytes, clone: int) -> bytes:
 class VmGenIdState:
     """The number."""
 
-    generation: bytes = FIRST
+    generation: Annotated[bytes, BYTES] = FIRST
 
 
 class VmGenId(Device, name="vmgenid"):

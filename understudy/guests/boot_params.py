@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
-from understudy.guests.placement import Placement, mib
+from understudy.guests.placement import Placement
 
 E820_RAM, E820_RESERVED = 1, 2
 E820_MAX = 128
@@ -126,11 +126,6 @@ def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[in
         return 0, 0
     if not initrd:
         raise GuestError("the initrd is empty: expected a cpio archive, plain or compressed")
-    if len(initrd) > place.memory.size:
-        raise GuestError(
-            f"the initrd of {mib(len(initrd))} is larger than the VM's memory "
-            f"({mib(place.memory.size)}): give it more"
-        )
     gpa = place.highest("the initrd", len(initrd), ceiling)
     place.memory.write(gpa, initrd)
     return gpa, len(initrd)

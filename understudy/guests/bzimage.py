@@ -125,6 +125,7 @@ def load(
     memory: GuestMemory,
     data: bytes,
     *,
+    inner: bytes | None,
     initrd: bytes | None,
     append: str,
     rsdp: int,
@@ -133,16 +134,18 @@ def load(
     what: str = "the kernel",
     seed: bytes = b"",
 ) -> Entry:
-    """Put a bzImage into memory by one of the three methods (None: the first that can be)."""
+    """Put a bzImage into memory by one of the three methods (None: the first that can be).
+
+    inner: its `vmlinux`, if that is wanted and there is one.
+    """
     head = header(data, what)
-    image = vmlinux(data, what) if method in (None, "linux-direct") else None
-    if image is None and method == "linux-direct":
+    if inner is None and method == "linux-direct":
         raise GuestError(f"{what} has no payload that can be decompressed: use another method")
     if method == "linux-64" and not head.has_64_bit_entry:
         raise GuestError(f"{what} has no 64-bit entry point (xloadflags {head.xloadflags:#x})")
     place = Placement(memory)
-    if image is not None:
-        start, is_64 = _place_vmlinux(place, image, head, what)
+    if inner is not None:
+        start, is_64 = _place_vmlinux(place, inner, head, what)
         protocol = "linux-direct"
     else:
         is_64 = head.has_64_bit_entry and method != "linux-32"

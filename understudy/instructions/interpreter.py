@@ -35,7 +35,7 @@ from understudy.instructions.operands import (
 )
 from understudy.instructions.strings import StringPlan, string_plan
 
-KEPT: Final = 4096  # plans before all are forgotten
+PLANS_KEPT: Final = 4096  # plans before all are forgotten
 
 Load = Callable[[int, int], int]
 """(place, bytes): the value there."""
@@ -69,7 +69,7 @@ def plan_at(guest: Guest) -> Plan | None:
     try:
         return _plans[code, bits]
     except KeyError:
-        if len(_plans) >= KEPT:
+        if len(_plans) >= PLANS_KEPT:
             _plans.clear()
         made = _plans[code, bits] = plan(decode(code, bits), bits)
         return made

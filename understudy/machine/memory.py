@@ -14,6 +14,7 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.reserve import Reserve
 from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED
 
 Gpa = NewType("Gpa", int)
@@ -23,6 +24,19 @@ Hpa = NewType("Hpa", int)
 LOW_END: Final = 0xC000_0000  # RAM below the devices ends here
 HIGH_START: Final = 0x1_0000_0000
 GIGABYTE_FRAMES: Final = 1 << 18
+SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
+
+
+def usable(size: int) -> list[tuple[int, int]]:
+    """Where a PC with so many bytes of RAM has what a guest may use, as (gpa, bytes)."""
+    low = min(size, LOW_END)
+    resume = LEGACY_HOLE[1]
+    parts = [(0, min(low, EXTENDED_BIOS_DATA))]
+    if low > resume:
+        parts.append((resume, low - resume))
+    if size > low:
+        parts.append((HIGH_START, size - low))
+    return parts
 
 
 class GuestMemory:
@@ -31,6 +45,7 @@ class GuestMemory:
     def __init__(self, host: Host, size: int, rom: int = 0) -> None:
         """`rom`: bytes of one; `size`: bytes of RAM beside it."""
         self.host, self.size, self.rom, self.p2m = host, size, rom, P2m()
+        self.spare = Reserve(host, SPARE)  # to lie for a moment where there is no RAM
         self._memory = host.memory
 
     def populate(self) -> None:
@@ -45,11 +60,15 @@ class GuestMemory:
     def clear(self) -> None:
         """Make every byte zero, with frames of its own."""
         with self.p2m.batch():
-            self.close()
+            self._release()
             self.populate()
 
     def close(self) -> None:
         """Give all frames back to the host."""
+        self._release()
+        self.spare.close()
+
+    def _release(self) -> None:
         for _, pfn, frames in self.p2m.clear():
             self.host.release(pfn, frames)
 
@@ -65,14 +84,7 @@ class GuestMemory:
 
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (gpa, bytes)."""
-        low = min(self.size, LOW_END)
-        resume = LEGACY_HOLE[1]
-        parts = [(0, min(low, EXTENDED_BIOS_DATA))]
-        if low > resume:
-            parts.append((resume, low - resume))
-        if self.size > low:
-            parts.append((HIGH_START, self.size - low))
-        return parts
+        return usable(self.size)
 
     def hpa(self, gpa: int) -> int | None:
         """The host-physical address behind `gpa`, or None where there is no RAM."""

@@ -23,9 +23,11 @@ from understudy.closed import let_go
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
+from understudy.machine.reserve import Reserve
 from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
+BUDGET: Final = 8 << 20  # bytes
 
 
 class PagingError(Exception):
@@ -55,6 +57,7 @@ class PagingState:
 
     fills: int
     flushes: int
+    evictions: int
     faults: dict[str, int]
 
 
@@ -73,12 +76,21 @@ class Paging(ABC):
         cls.name = name
         Paging.ALL[name] = cls
 
-    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        """`largest` is the largest page that the technique's own tables may use."""
-        self.host, self.p2m = host, p2m
+    def __init__(
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
+    ) -> None:
+        """The frames that the tables may ever take are set aside now.
+
+        largest: the largest page that the technique's own tables may use.  budget: the most bytes
+        for tables that grow with what the guest does, and for what is noted of them.
+        OutOfFrames if the host has no room.
+        """
+        self.host, self.p2m, self.budget = host, p2m, budget
+        self.reserve = Reserve(host, self.most_tables())
         self.guests: list[Guest] = []  # who translate by these tables
         self.fills = 0  # entries added because an access needed them
         self.flushes = 0  # times that all entries of an address space were dropped
+        self.evictions = 0  # tables dropped because the budget was used up
         self.faults = dict.fromkeys((Fault.TRUE, Fault.HIDDEN, Fault.TRACE, Fault.DEVICE), 0)
         self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
@@ -95,15 +107,19 @@ class Paging(ABC):
     def continue_counts(self, other: "Paging") -> None:
         """Count on from what the technique before this one has counted."""
         self.fills, self.flushes, self.faults = other.fills, other.flushes, other.faults
+        self.evictions = other.evictions
 
     def close(self) -> None:
         """Give the tables' frames back; the p2m's changes do not matter any more."""
         self.p2m.watchers.remove(self.p2m_change)
         if self in self.p2m.tracers:
             self.p2m.tracers.remove(self)
-        for pfn in self.frames():
-            self.host.release(pfn)
+        self.reserve.close()
         let_go(self)
+
+    @abstractmethod
+    def most_tables(self) -> int:
+        """How many tables there can be at once, whatever the guest does."""
 
     @property
     def eptp(self) -> int:
@@ -165,6 +181,13 @@ class Paging(ABC):
 
     # --- looking, saving ---
 
+    def fetch(self, gva: int, length: int) -> bytes:
+        """Guest code that a processor does not find by these tables, which need not be complete.
+
+        Fewer bytes, or none, where the guest's own tables lead to none either.
+        """
+        return b""
+
     @property
     def table_count(self) -> int:
         """Tables (shadow pages, EPT pages) that are alive."""
@@ -172,13 +195,13 @@ class Paging(ABC):
 
     def save(self) -> dict[str, Any]:
         """What a snapshot must keep, as plain values: counts, and the tables in gfns."""
-        counts = PagingState(self.fills, self.flushes, dict(self.faults))
+        counts = PagingState(self.fills, self.flushes, self.evictions, dict(self.faults))
         return {"counts": plain(counts)}
 
     def load(self, saved: dict[str, Any]) -> None:
         """Become what was saved: tables are made anew.  The guest's registers are restored."""
         counts = restore(PagingState, saved["counts"], "paging")
-        self.fills, self.flushes = counts.fills, counts.flushes
+        self.fills, self.flushes, self.evictions = counts.fills, counts.flushes, counts.evictions
         self.faults |= counts.faults
 
     @abstractmethod

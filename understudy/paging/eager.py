@@ -13,6 +13,7 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror
+from understudy.paging.shadow_pages import indices
 
 
 class Eager(Mirror, name="eager"):
@@ -25,10 +26,10 @@ class Eager(Mirror, name="eager"):
         return Answer(Fault.TRACE, found.gpa)
 
     def table_written(self, gpa: int, length: int) -> None:
-        gfn = gpa >> PAGE_SHIFT
+        gfn, size = gpa >> PAGE_SHIFT, self.regime.entry_bytes
         self.note_write(gfn, gpa & PAGE - 1, length)
         for page in list(self.traced.get(gfn, ())):
-            for index in self.indices(page, gpa & PAGE - 1, length):
+            for index in indices(page, gpa & PAGE - 1, length, size):
                 if page.hpa:  # else it has gone with what it hung from
                     self.resync(page, index)
         self.settle()

@@ -21,9 +21,10 @@ from typing import Final
 from understudy.arch.address import FRAME, PAGE, PAGE_SHIFT
 from understudy.arch.vmcs import EptPointer, EptViolation
 from understudy.machine.host import Host
+from understudy.machine.memory import SPARE
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.words import FRAMES, PRESENT, PROTECTED, RAM, number_of
-from understudy.paging import Paging, PagingError
+from understudy.paging import BUDGET, Paging, PagingError
 from understudy.paging.ept_entry import (
     AD,
     PLACE,
@@ -52,9 +53,11 @@ class Ept(Paging, name="ept"):
     """One EPT per VM."""
 
     def __init__(
-        self, host: Host, p2m: P2m, *, largest: int | str = "1G", accessed_dirty: bool = True
-    ) -> None:
-        super().__init__(host, p2m, largest=largest)
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET,
+        accessed_dirty: bool = True,
+    ) -> None:  # fmt: skip
+        """`budget` does not matter: the RAM bounds the tables."""
+        super().__init__(host, p2m, largest=largest, budget=budget)
         sizes = {1 << 12: 1, 1 << 21: 2, 1 << 30: 3}
         if bytes_of(largest) not in sizes:
             raise ValueError(f"EPT page size {largest!r}: expected 4K, 2M or 1G")
@@ -78,6 +81,15 @@ class Ept(Paging, name="ept"):
             ACCESSED_DIRTY=int(self.accessed_dirty), WALK=LEVELS - 1, MEMTYPE=WRITE_BACK
         )
         return self.root | flags
+
+    def most_tables(self) -> int:
+        blocks = {
+            block for gfn, _, frames in self.p2m.pieces()
+            for block in range(gfn >> 9, (gfn + frames - 1 >> 9) + 1)
+        }  # fmt: skip
+        gigabytes = {block >> 9 for block in blocks}
+        upper = {gigabyte >> 9 for gigabyte in gigabytes}
+        return 1 + len(upper) + len(gigabytes) + len(blocks) + SPARE * (LEVELS - 1)
 
     def frames(self) -> list[int]:
         return sorted(table >> PAGE_SHIFT for table in self.tables)
@@ -179,7 +191,7 @@ class Ept(Paging, name="ept"):
         return (gfn >> 9 * (level - 1) & 0x1FF) * 8
 
     def _new_table(self) -> int:
-        table = self.host.frame()
+        table = self.reserve.frame()
         self.tables.add(table)
         return table
 
@@ -252,5 +264,5 @@ class Ept(Paging, name="ept"):
             elif child & RWX:
                 flags |= child & AD
         self.tables.discard(table)
-        self.host.release(table >> PAGE_SHIFT)
+        self.reserve.release(table >> PAGE_SHIFT)
         return flags

@@ -15,21 +15,25 @@ from typing import Any
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
-from understudy.paging import Answer, Fault
+from understudy.paging import BUDGET, Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror, Place
 from understudy.paging.portable import Gfns
+from understudy.paging.shadow_pages import indices
 
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
+PLACE_BYTES = 256  # of one that was entered
 SMALLEST = 4  # bytes that a write to a table likely has at least
 
 
 class Lazy(Mirror, name="lazy"):
     """Trap once, catch up later."""
 
-    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        super().__init__(host, p2m, largest=largest)
+    def __init__(
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
+    ) -> None:
+        super().__init__(host, p2m, largest=largest, budget=budget)
         self.unsync: dict[int, bytes] = {}  # gfn -> the table when its shadow last agreed with it
         self.entered: set[Place] = set()  # entries made since, which a table may not show any more
         self.resyncs = 0  # tables that were compared
@@ -39,6 +43,7 @@ class Lazy(Mirror, name="lazy"):
 
     def trace(self, gva: int, error: int, found: Found) -> Answer:
         gfn = found.gpa >> PAGE_SHIFT
+        self.make_room()
         self.unsync[gfn] = self.memory.read(self.hpas[gfn], PAGE)
         self.note_write(gfn, found.gpa & PAGE - 1, SMALLEST)
         self.enter(gva, error, found)
@@ -82,7 +87,7 @@ class Lazy(Mirror, name="lazy"):
             offsets = changed(before, self.memory.read(hpa, PAGE), size)
             for page in pages:
                 for offset in offsets:
-                    for index in self.indices(page, offset, size):
+                    for index in indices(page, offset, size, size):
                         if page.hpa:  # else it has gone with what it hung from
                             self.resync(page, index)
 
@@ -91,9 +96,18 @@ class Lazy(Mirror, name="lazy"):
             if page.hpa and page.quadrant >= 0:
                 self.resync(page, index)
 
+    def kept_bytes(self) -> int:
+        noted = PAGE * len(self.unsync) + PLACE_BYTES * len(self.entered)
+        return super().kept_bytes() + noted
+
+    def evict(self, target: int) -> None:
+        """First what waits for a synchronization point, which may come at any time."""
+        self.synchronize()
+        super().evict(target)
+
     def save_tables(self, gfns: Gfns) -> dict[str, Any]:
         unsync = [[gfn, before.hex()] for gfn, before in self.unsync.items()]
-        entered = sorted([*self.key(page), index] for page, index in self.entered if page.hpa)
+        entered = sorted([*page.key, index] for page, index in self.entered if page.hpa)
         kept = {"unsync": unsync, "entered": entered, "resyncs": self.resyncs}
         return super().save_tables(gfns) | kept
 

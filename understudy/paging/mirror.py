@@ -19,7 +19,7 @@ from typing import Any, Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.paging import Answer
+from understudy.paging import BUDGET, Answer
 from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,
@@ -34,10 +34,11 @@ from understudy.paging.guest_walk import (
 from understudy.paging.portable import Gfns
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
-from understudy.paging.shadow_pages import COMPOSED, DIRECT, ShadowPage, ShadowPages
+from understudy.paging.shadow_pages import COMPOSED, DIRECT, ENTRY_BYTES, ShadowPage, ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
 
 ROOTS_KEPT: Final = 64
+NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
 RIGHTS: Final = WRITABLE | USER | NO_EXECUTE
 READ_ONLY: Final = USER | NO_EXECUTE
 ALL_RIGHTS: Final = PRESENT | ACCESSED | DIRTY | WRITABLE | USER
@@ -50,8 +51,12 @@ Place = tuple[ShadowPage, int]
 class Mirror(Shadow):
     """The shadows of one VM's tables."""
 
-    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        super().__init__(host, p2m, largest=largest)
+    headroom = Shadow.headroom + NOW_AND_THEN * ENTRY_BYTES
+
+    def __init__(
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
+    ) -> None:
+        super().__init__(host, p2m, largest=largest, budget=budget)
         self.tables = ShadowPages(self, self.may_write)
         self.traced: dict[int, list[ShadowPage]] = self.tables.traced
         self.stepped: list[int] = []  # gpa of a traced write that the processor makes by itself
@@ -74,6 +79,7 @@ class Mirror(Shadow):
         self.finish_step()
         self.read_regime()
         self.synchronize()
+        self.make_room()
         self._load_root()
         self.invalidate()
         self.tables.take_stale(self.root)
@@ -131,6 +137,7 @@ class Mirror(Shadow):
             if not found.rights & WRITABLE:  # CR0.WP is 0
                 return self.step(gva, error, found)
         self.fills += 1
+        self.make_room()
         self.enter(gva, error, found)
         self.settle()
         return HIDDEN
@@ -139,6 +146,8 @@ class Mirror(Shadow):
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
     ) -> bool:
         if error & E_WRITE and not self.may_write(gfn):
+            return False
+        if not self.fills & NOW_AND_THEN and self.kept_bytes() > self.limit:
             return False
         self.tables.at[slot & -PAGE].flood = 0
         self.tables.map(slot, gfn, entry)
@@ -158,7 +167,7 @@ class Mirror(Shadow):
             index = gva >> 3 + 9 * level & (3 if quadrant == COMPOSED else 511)
             slot = page.hpa + 8 * index
             places.append((page, index))
-            page.flood = 0
+            page.flood, page.used = 0, self.fills
             if quadrant == COMPOSED:
                 child, flags = self._below_root(index), PRESENT
             elif quadrant == DIRECT:
@@ -224,7 +233,7 @@ class Mirror(Shadow):
         if root is None:
             root = self._new_root(key)
             self.flushes += 1  # it begins empty
-        root.flood, root.loaded = 0, self.root.loaded + 1
+        root.flood, root.loaded, root.used = 0, self.root.loaded + 1, self.fills
         self.roots[key] = self.root = root
         while len(self.roots) > ROOTS_KEPT:
             self._forget(next(iter(self.roots)))
@@ -243,6 +252,24 @@ class Mirror(Shadow):
         root = self.roots.pop(key)
         root.is_root = False
         self.tables.release(root)
+
+    # --- the budget ---
+
+    def kept_bytes(self) -> int:
+        return self.tables.kept_bytes()
+
+    def evict(self, target: int) -> None:
+        super().finish_step()
+        self.regions.clear()
+        before = len(self.tables.pages)
+        for page in sorted(self.tables.pages.values(), key=lambda page: page.used):
+            if self.kept_bytes() <= target:
+                break
+            if page.hpa and page is not self.root:  # else it has gone with another
+                self._drop(page)
+                self.drain()
+        self.evictions += before - len(self.tables.pages)
+        self.settle()
 
     # --- frames that are tables no more ---
 
@@ -283,6 +310,8 @@ class Mirror(Shadow):
         entry = self._guest_entry(page, index)
         if level == 1:
             if entry & USED == USED and not entry & self.leaf_reserved:
+                if not self.read_u64(slot) and self.kept_bytes() > self.limit:
+                    return  # a fault will make it
                 self.tables.map(slot, (entry & self.regime.address_mask) >> PAGE_SHIFT, entry)
             elif self.read_u64(slot):
                 self.tables.zap(slot)
@@ -315,24 +344,12 @@ class Mirror(Shadow):
             return self.read_entry(gpa + 4 * (page.quadrant * 512 + index), 4)
         return self.read_entry(gpa + 4 * (page.quadrant * 256 + index // 2), 4)
 
-    def indices(self, page: ShadowPage, offset: int, length: int) -> range:
-        """The entries of a shadow that stand for these bytes of the guest's table."""
-        if self.regime.entry_bytes == 8:
-            return range(offset >> 3, (offset + length + 7) >> 3)
-        first, after, quadrant = offset >> 2, (offset + length + 3) >> 2, page.quadrant
-        per_page, each = (512, 1) if page.level == 1 else (256, 2)
-        begin, end = quadrant * per_page, (quadrant + 1) * per_page
-        if first < begin:
-            first = begin
-        if after > end:
-            after = end
-        return range((first - begin) * each, (after - begin) * each)
-
     # --- one instruction through ---
 
     def step(self, gva: int, error: int, found: Found) -> Answer:
         """Let one instruction write where the entries do not allow it."""
         self.fills += 1
+        self.make_room()
         places = self.enter(gva, error, found)
         self.settle()
         if not self.is_long:
@@ -357,14 +374,9 @@ class Mirror(Shadow):
         return {
             "pages": self.tables.save(gfns),
             "stepped": self.stepped,
-            "roots": [[list(key), list(self.key(root))] for key, root in self.roots.items()],
-            "root": list(self.key(self.root)),
+            "roots": [[list(key), list(root.key)] for key, root in self.roots.items()],
+            "root": list(self.root.key),
         }
-
-    @staticmethod
-    def key(page: ShadowPage) -> tuple[int, int, int]:
-        """By which `ShadowPages.pages` finds it."""
-        return page.gfn, page.level, page.quadrant
 
     def load_tables(self, saved: dict[str, Any]) -> None:
         self.tables.clear()
@@ -377,7 +389,7 @@ class Mirror(Shadow):
         self.invalidate()
 
     def name_table(self, hpa: int) -> list[int]:
-        return list(self.key(self.tables.at[hpa]))
+        return list(self.tables.at[hpa].key)
 
     def named_table(self, name: list[int]) -> int:
         gfn, level, quadrant = name

@@ -8,6 +8,8 @@ An entry is named by its slot, the hpa at which it lies.
 Invariant: a slot is listed exactly while its entry maps a page, under what it maps.
 """
 
+from collections.abc import Collection
+
 NOTHING: frozenset[int] = frozenset()
 BLOCK = 512  # frames of a 2-MByte page
 
@@ -16,7 +18,7 @@ class ReverseMap:
     """The slots that map each guest frame, and each block of 512 of them as one large page."""
 
     def __init__(self) -> None:
-        self._small: dict[int, set[int]] = {}  # gfn -> slots
+        self._small: dict[int, int | set[int]] = {}  # gfn -> its slot, or its slots
         self._large: dict[int, set[int]] = {}  # gfn // 512 -> slots
         self._small_of: dict[int, int] = {}  # and back
         self._large_of: dict[int, int] = {}
@@ -26,9 +28,11 @@ class ReverseMap:
         self._small_of[slot] = gfn
         slots = self._small.get(gfn)
         if slots is None:
-            self._small[gfn] = {slot}
-        else:
+            self._small[gfn] = slot
+        elif isinstance(slots, set):
             slots.add(slot)
+        elif slots != slot:
+            self._small[gfn] = {slots, slot}
 
     def add_large(self, slot: int, gfn: int) -> None:
         """The entry at `slot` maps the block that begins with this frame."""
@@ -40,16 +44,17 @@ class ReverseMap:
         gfn = self._small_of.pop(slot, None)
         if gfn is not None:
             slots = self._small[gfn]
-            slots.discard(slot)
-            if not slots:
+            if isinstance(slots, set):
+                slots.discard(slot)
+            if not slots or not isinstance(slots, set):
                 del self._small[gfn]
             return True
         block = self._large_of.pop(slot, None)
         if block is None:
             return False
-        slots = self._large[block]
-        slots.discard(slot)
-        if not slots:
+        large = self._large[block]
+        large.discard(slot)
+        if not large:
             del self._large[block]
         return True
 
@@ -57,9 +62,10 @@ class ReverseMap:
         """The frame that the entry at `slot` maps, if it is a small page."""
         return self._small_of.get(slot)
 
-    def small(self, gfn: int) -> set[int] | frozenset[int]:
+    def small(self, gfn: int) -> Collection[int]:
         """The slots that map one frame alone."""
-        return self._small.get(gfn, NOTHING)
+        slots = self._small.get(gfn, NOTHING)
+        return (slots,) if isinstance(slots, int) else slots
 
     def large(self, gfn: int) -> set[int] | frozenset[int]:
         """The slots that map the block in which this frame lies."""
@@ -71,11 +77,11 @@ class ReverseMap:
         end = gfn + count
         if count < len(self._small):
             for frame in range(gfn, end):
-                found += self._small.get(frame, NOTHING)
+                found += self.small(frame)
         else:
-            for frame, slots in self._small.items():
+            for frame in self._small:
                 if gfn <= frame < end:
-                    found += slots
+                    found += self.small(frame)
         first, last = gfn // BLOCK, (end - 1) // BLOCK
         if last - first < len(self._large):
             for block in range(first, last + 1):

@@ -20,9 +20,11 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import RFLAGS
 from understudy.guest import Control, Guest
 from understudy.machine import words
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.paging import Answer, Fault, Paging
+from understudy.paging import BUDGET, Answer, Fault
+from understudy.paging.budget import Budgeted
 from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,
@@ -50,7 +52,8 @@ NOT_LARGE: Final = (
 )  # in the word of its first frame
 BELOW_4G: Final = 1 << 32
 REGIMES_KEPT: Final = 64
-MOST_IN_POOL: Final = 1 << 16
+REGIONS_KEPT: Final = 4096
+DEVICES_KEPT: Final = 4096
 ERROR: Final = E_WRITE | E_USER | E_FETCH  # what decides, of a fault's error code
 ERROR_BITS: Final = 5
 HIDDEN: Final = Answer(Fault.HIDDEN)
@@ -66,20 +69,20 @@ class Region(NamedTuple):
     leaf: int  # hpa of our table of the last level
 
 
-class Shadow(Paging):
+class Shadow(Budgeted):
     """Tables of the hypervisor's own for one virtual processor."""
 
     guest: Guest
 
-    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        super().__init__(host, p2m, largest=largest)
-        self.memory = host.memory
+    def __init__(
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
+    ) -> None:
+        super().__init__(host, p2m, largest=largest, budget=budget)
         self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
         self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
         self.hpas: dict[int, int] = {}  # by gfn: what was looked up in the p2m lately
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
         self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
-        self.pool: list[int] = []  # frames for tables, not in use now
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
         self.regime = Regime(0, 0, 0, 0)
         self.regimes: dict[Control, Regime] = {}  # address spaces come back again and again
@@ -179,6 +182,8 @@ class Shadow(Paging):
         self.mark(found, error)
         if not self.regime.smap:  # else RFLAGS.AC has a say
             key = gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR
+            if len(self.devices) >= DEVICES_KEPT:
+                self.devices.clear()
             self.devices[key] = found.gpa & -PAGE
         return Answer(Fault.DEVICE, found.gpa)
 
@@ -205,6 +210,8 @@ class Shadow(Paging):
             rights &= entry
             no_execute |= entry & NO_EXECUTE
         table = self.hpas.get(gfn) or self.look_up(gfn)
+        if len(self.regions) >= REGIONS_KEPT:
+            self.regions.clear()
         self.regions[gva >> LARGE_SHIFT] = Region(table, rights, no_execute, leaf)
 
     @abstractmethod
@@ -223,6 +230,20 @@ class Shadow(Paging):
                 self.hpas.pop(frame, None)
 
     # --- the guest's tables ---
+
+    def fetch(self, gva: int, length: int) -> bytes:
+        error = E_FETCH | (E_USER if self.guest.cpl() == 3 else 0)
+        code = b""
+        while len(code) < length:
+            try:
+                gpa = self.regime.walk(self.read_entry, gva + len(code), error).gpa
+            except GuestFault:
+                break
+            if not (hpa := self.look_up(gpa >> PAGE_SHIFT)):
+                break
+            part = min(length - len(code), PAGE - (gpa & PAGE - 1))
+            code += self.memory.read(hpa + (gpa & PAGE - 1), part)
+        return code
 
     def look_up(self, gfn: int) -> int:
         """The hpa of a guest frame, 0 if it has none."""
@@ -284,14 +305,6 @@ class Shadow(Paging):
 
     # --- the hypervisor's tables ---
 
-    def new_table(self) -> int:
-        """The hpa of an empty table."""
-        if self.pool:
-            hpa = self.pool.pop()
-            self.memory.fill(hpa, PAGE)
-            return hpa
-        return self.host.frame()
-
     def large_frame(self, gfn: int) -> int:
         """The hpa of the 2-MByte page that holds `gfn`, if there is one behind it; or 0."""
         word = self.p2m.uniform(gfn & -LARGE_FRAMES, 2)
@@ -344,11 +357,14 @@ class Shadow(Paging):
         super().load(saved)
         self.hpas.clear()
         self.read_regime()
-        self.load_tables(saved["tables"])
-        if not 0 <= saved["pool"] <= MOST_IN_POOL:
-            raise ValueError(f"snapshot: {saved['pool']} tables in the pool")
-        while len(self.pool) < saved["pool"]:
-            self.pool.append(self.host.frame())
+        try:
+            self.load_tables(saved["tables"])
+            while len(self.pool) < saved["pool"]:
+                self.pool.append(self.reserve.frame())
+        except OutOfFrames as problem:
+            raise ValueError(f"snapshot: tables beyond the budget: {problem}") from None
+        if self.kept_bytes() > self.budget:
+            raise ValueError("snapshot: more is noted of the tables than the budget allows")
         steps = [
             (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["steps"]
         ]
@@ -372,14 +388,3 @@ class Shadow(Paging):
         form = self.regime.format
         if form is not None:
             self.leaf_reserved = form.levels[-1].reserved_page | self.regime.reserved_nx
-
-
-def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:
-    """The entry that gives the guest what its own entries do; writes, once they are dirty."""
-    entry = hpa | PAGE_ENTRY | found.rights & USER
-    if found.no_execute:
-        entry |= NO_EXECUTE
-    is_dirty = error & E_WRITE or not found.path or found.path[-1][1] & DIRTY
-    if is_dirty and may_write:
-        entry |= found.rights & WRITABLE
-    return entry

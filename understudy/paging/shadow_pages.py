@@ -10,10 +10,12 @@ page; if it names a table, `is_stale` is set.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from understudy.arch.address import PAGE
+from understudy.machine.frame_table import MOST
 from understudy.machine.p2m import Runs
+from understudy.paging.budget import TABLE_BYTES
 from understudy.paging.guest_walk import (
     ACCESSED,
     ADDRESS,
@@ -26,6 +28,7 @@ from understudy.paging.guest_walk import (
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
 from understudy.paging.reverse_map import BLOCK, ReverseMap
+from understudy.state import plain, restore
 
 if TYPE_CHECKING:
     from understudy.paging.shadow import Shadow
@@ -35,8 +38,24 @@ COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from r
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
+ENTRY_BYTES: Final = 320  # what is noted of one entry
 NOT_LOW: Final = 0xFFFF << 48
 Key = tuple[int, int, int]
+
+
+class SavedPage(NamedTuple):
+    """One of them, as a snapshot keeps it."""
+
+    gfn: int
+    level: int
+    quadrant: int
+    is_root: bool
+    flood: int
+    since: int
+    loaded: int
+    used: int
+    maps: str  # packed
+    links: list[tuple[int, int, int]]  # which entry, the place of what it names, flags
 
 
 class ShadowPage:
@@ -48,7 +67,7 @@ class ShadowPage:
     """
 
     __slots__ = (
-        "flood", "gfn", "hpa", "is_root", "level", "loaded", "parents", "quadrant", "since"
+        "flood", "gfn", "hpa", "is_root", "level", "loaded", "parents", "quadrant", "since", "used"
     )  # fmt: skip
 
     def __init__(self, gfn: int, level: int, quadrant: int, hpa: int) -> None:
@@ -58,6 +77,12 @@ class ShadowPage:
         self.flood = 0  # writes to the guest's table since a fault went through it
         self.since = 0  # loads of CR3 when that was last asked what it means
         self.loaded = 0  # of a root: which load of CR3 was its last
+        self.used = 0  # the number of the last fault that needed it
+
+    @property
+    def key(self) -> Key:
+        """By which `ShadowPages.pages` finds it."""
+        return self.gfn, self.level, self.quadrant
 
 
 class ShadowPages:
@@ -75,6 +100,11 @@ class ShadowPages:
         self.reverse = ReverseMap()
         self.stale: set[int] = set()  # slots
         self.is_stale = False
+
+    def kept_bytes(self) -> int:
+        """What all of them take, with what is noted of them; tables in the pool, too."""
+        tables, entries = len(self.pages) + len(self.shadow.pool), len(self.reverse)
+        return tables * TABLE_BYTES + (entries + len(self.links)) * ENTRY_BYTES
 
     # --- pages ---
 
@@ -114,7 +144,7 @@ class ShadowPages:
         if page.parents or page.is_root:
             return
         self.empty(page)
-        del self.pages[page.gfn, page.level, page.quadrant]
+        del self.pages[page.key]
         self.shadow.pool.append(page.hpa)
         del self.at[page.hpa]
         page.hpa = 0
@@ -279,42 +309,52 @@ class ShadowPages:
 
     # --- snapshots ---
 
-    def save(self, gfns: Gfns) -> list[list[object]]:
+    def save(self, gfns: Gfns) -> list[Any]:
         """Every page, what its entries map, and which pages they name, by place in this list."""
         places = {page.hpa: place for place, page in enumerate(self.pages.values())}
-        saved: list[list[object]] = []
+        saved: list[Any] = []
         for page in self.pages.values():
             words = memoryview(self.memory.read(page.hpa, PAGE)).cast("Q")
-            maps, links = [], []
+            maps: list[tuple[int, int]] = []
+            links: list[tuple[int, int, int]] = []
             for index, entry in enumerate(words):
                 child = self.links.get(page.hpa + 8 * index)
                 if child is not None:
-                    links.append([index, places[child.hpa], entry & ~ADDRESS])
+                    links.append((index, places[child.hpa], entry & ~ADDRESS))
                 elif entry:
                     maps.append((index, entry))
-            saved.append([page.gfn, page.level, page.quadrant, page.is_root, page.flood, page.since,
-                          page.loaded, packed(maps, gfns), links])  # fmt: skip
+            saved.append(plain(SavedPage(
+                *page.key, page.is_root, page.flood, page.since, page.loaded, page.used,
+                packed(maps, gfns), links,
+            )))  # fmt: skip
         return saved
 
-    def load(self, saved: list[list[Any]]) -> None:
+    def load(self, rows: list[Any]) -> None:
         """Make them anew.  ValueError if they cannot be tables of ours."""
         pages: list[ShadowPage] = []
-        for gfn, level, quadrant, is_root, flood, since, loaded, _, _ in saved:
+        saved = restore(list[SavedPage], rows, "shadow pages")
+        for row in saved:
+            key = row.gfn, row.level, row.quadrant
             if (
-                not 0 < level <= 4
-                or not COMPOSED <= quadrant < 4
-                or (gfn, level, quadrant) in self.pages
+                not 0 <= row.gfn < MOST
+                or not 0 < row.level <= 4
+                or not COMPOSED <= row.quadrant < 4
+                or key in self.pages
             ):
-                raise ValueError(f"snapshot: no shadow page is {(gfn, level, quadrant)}")
-            page = self.page(gfn, level, quadrant)
-            page.is_root, page.flood, page.since, page.loaded = is_root, flood, since, loaded
+                raise ValueError(f"snapshot: no shadow page is {key}")
+            page = self.page(*key)
+            page.is_root, page.flood, page.since = row.is_root, row.flood, row.since
+            page.loaded, page.used = row.loaded, row.used
             pages.append(page)
         for page, (*_, maps, links) in zip(pages, saved, strict=True):
             for index, gfn, flags in unpacked(maps, self.shadow.p2m):
                 self._restore(page, index, gfn, flags)
             for index, place, flags in links:
                 child = pages[place]
-                if not 0 <= index < BLOCK or flags & ~FLAGS or child.level != page.level - 1:
+                if (
+                    not 0 <= index < BLOCK or flags & ~FLAGS or not flags & PRESENT
+                    or place < 0 or child.level != page.level - 1
+                ):  # fmt: skip
                     raise ValueError(
                         f"snapshot: entry {index} of a shadow page names no table of it"
                     )
@@ -341,3 +381,17 @@ class ShadowPages:
 def _allows_less(old: int, new: int) -> bool:
     """Whether a processor that keeps `old` could do what `new` refuses."""
     return bool((old & (WRITABLE | USER)) & ~new) or bool(new & ~old & NO_EXECUTE)
+
+
+def indices(page: ShadowPage, offset: int, length: int, entry_bytes: int) -> range:
+    """The entries of a shadow that stand for these bytes of the guest's table."""
+    if entry_bytes == 8:
+        return range(offset >> 3, (offset + length + 7) >> 3)
+    first, after, quadrant = offset >> 2, (offset + length + 3) >> 2, page.quadrant
+    per_page, each = (512, 1) if page.level == 1 else (256, 2)
+    begin, end = quadrant * per_page, (quadrant + 1) * per_page
+    if first < begin:
+        first = begin
+    if after > end:
+        after = end
+    return range((first - begin) * each, (after - begin) * each)

@@ -16,10 +16,20 @@ from typing import Any, Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.paging import Answer
-from understudy.paging.guest_walk import DIRTY, E_WRITE, LARGE, PRESENT, USER, WRITABLE, Found
+from understudy.paging import BUDGET, Answer
+from understudy.paging.budget import TABLE_BYTES
+from understudy.paging.guest_walk import (
+    DIRTY,
+    E_WRITE,
+    LARGE,
+    NO_EXECUTE,
+    PRESENT,
+    USER,
+    WRITABLE,
+    Found,
+)
 from understudy.paging.portable import Gfns, packed, unpacked
-from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow, page_entry
+from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow
 
 DIRECTORY_SHIFT: Final = 30
 POINTER_SHIFT: Final = 39
@@ -28,9 +38,12 @@ POINTER_SHIFT: Final = 39
 class Vtlb(Shadow, name="vtlb"):
     """One set of tables, for the address space that is loaded now."""
 
-    def __init__(self, host: Host, p2m: P2m, *, largest: int | str = "1G") -> None:
-        self.root = host.frame()
-        super().__init__(host, p2m, largest=largest)
+    def __init__(
+        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
+    ) -> None:
+        super().__init__(host, p2m, largest=largest, budget=budget)
+        self.root = self.reserve.frame()
+        # The last ones of these are those that faults have needed last.
         self.pointers: dict[int, int] = {}  # gva >> 39 -> table (Intel 64 only)
         self.directories: dict[int, int] = {}  # gva >> 30 -> table
         self.leaves: dict[int, int] = {}  # gva >> 21 -> table
@@ -89,6 +102,7 @@ class Vtlb(Shadow, name="vtlb"):
 
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
         self.fills += 1
+        self.make_room()
         gfn = found.gpa >> PAGE_SHIFT
         entry = page_entry(hpa, found, error, may_write=not self.p2m.is_protected(gfn))
         slot = self._enter(gva, found, hpa, entry)
@@ -111,10 +125,11 @@ class Vtlb(Shadow, name="vtlb"):
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self.write_u64(slot, entry & ~hpa | large | LARGE)
                 return slot
-        leaf = self.leaves.get(key)
-        if leaf is None:
-            leaf = self.leaves[key] = self.new_table()
-            self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
+        directory, leaf = self._directory(gva), self.leaves.pop(key, 0)
+        if not leaf:
+            leaf = self.new_table()
+            self.write_u64(directory + (gva >> 18 & 0xFF8), leaf | TABLE)
+        self.leaves[key] = leaf
         slot = leaf + (gva >> 9 & 0xFF8)
         self.write_u64(slot, entry)
         if found.shift == PAGE_SHIFT:
@@ -138,7 +153,8 @@ class Vtlb(Shadow, name="vtlb"):
     def _directory(self, gva: int) -> int:
         """The table whose entries map 2 MBytes each."""
         key = gva >> DIRECTORY_SHIFT
-        if (found := self.directories.get(key)) is not None:
+        if (found := self.directories.pop(key, 0)) != 0:
+            self.directories[key] = found
             return found
         table = self.directories[key] = self.new_table()
         if not self.is_long:
@@ -161,6 +177,50 @@ class Vtlb(Shadow, name="vtlb"):
                 self.pool.append(leaf)
             if (directory := self.directories.get(key >> 9)) is not None:
                 self.write_u64(directory + (key & 511) * 8, 0)
+
+    def kept_bytes(self) -> int:
+        tables = len(self.pointers) + len(self.directories) + len(self.leaves) + len(self.pool)
+        return TABLE_BYTES * (1 + tables)
+
+    def evict(self, target: int) -> None:
+        """First whole gigabytes, all but the last one; of that, 2 MBytes after 2 MBytes."""
+        self.finish_step()
+        self.regions.clear()
+        for key in list(self.directories)[:-1]:
+            if self.kept_bytes() <= target:
+                break
+            self._drop_directory(key)
+            self.drain()
+        for key in list(self.leaves):
+            if self.kept_bytes() <= target:
+                break
+            self._drop_leaf(key)
+            self.write_u64(self.directories[key >> 9] + (key & 511) * 8, 0)
+            self.drain()
+        self.pieces = {
+            (shift, number) for shift, number in self.pieces
+            if (number in self.leaves if shift == LARGE_SHIFT
+                else number >> DIRECTORY_SHIFT - shift in self.directories)
+        }  # fmt: skip
+        self.invalidate()
+
+    def _drop_leaf(self, key: int) -> None:
+        self.pool.append(self.leaves.pop(key))
+        self.evictions += 1
+
+    def _drop_directory(self, key: int) -> None:
+        """Drop a gigabyte, and the 512 around it if that was the last one there."""
+        directory = self.directories.pop(key)
+        for index, entry in self._entries(directory):
+            if not entry & LARGE:
+                self._drop_leaf(key << 9 | index)
+        self.pool.append(directory)
+        self.evictions += 1
+        above = self.pointers.get(key >> 9, self.root)
+        self.write_u64(above + (key & (511 if self.is_long else 3)) * 8, 0)
+        if self.is_long and not self._entries(above):
+            self.pool.append(self.pointers.pop(key >> 9))
+            self.write_u64(self.root + (key >> 9 & 511) * 8, 0)
 
     # --- snapshots ---
 
@@ -213,3 +273,14 @@ class Vtlb(Shadow, name="vtlb"):
         for kind in (self.pointers, self.directories, self.leaves):
             tables += kind.values()
         return sorted(table >> PAGE_SHIFT for table in tables)
+
+
+def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:
+    """The entry that gives the guest what its own entries do; writes, once they are dirty."""
+    entry = hpa | PAGE_ENTRY | found.rights & USER
+    if found.no_execute:
+        entry |= NO_EXECUTE
+    is_dirty = error & E_WRITE or not found.path or found.path[-1][1] & DIRTY
+    if is_dirty and may_write:
+        entry |= found.rights & WRITABLE
+    return entry

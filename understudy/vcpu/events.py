@@ -18,7 +18,7 @@ from typing import Final
 
 from understudy.guest import Event, Guest, Kind
 from understudy.silicon import LocalApic
-from understudy.state import Part
+from understudy.state import U2, Part
 
 NMI: Final = Event(2, Kind.NMI)
 
@@ -28,7 +28,7 @@ class EventState:
     """What waits, and what was injected, by vector."""
 
     staged: Event | None = None
-    nmis: int = 0  # at most two: one in delivery, one latched
+    nmis: U2 = 0  # at most two: one in delivery, one latched
     extint: bool = False  # the 8259s' output
     injected: Counter[str] = field(default_factory=Counter)
 

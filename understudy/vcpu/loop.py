@@ -20,6 +20,7 @@ from understudy.arch.exit_reason import Reason, reason_name
 from understudy.closed import let_go
 from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.paging.guest_walk import (
@@ -102,7 +103,7 @@ class Vcpu:
         self.is_running, self.guest.thread = True, get_ident()
         try:
             return self._run(goal)
-        except CannotExecute as problem:
+        except (CannotExecute, OutOfFrames) as problem:
             return self.error(str(problem))
         finally:
             self.is_running, self.guest.thread = False, 0
@@ -111,7 +112,8 @@ class Vcpu:
 
     def _run(self, goal: Goal) -> Stop:
         guest, time, until, end = self.guest, self.time, goal.until, goal.end
-        counts, table = self.exits, self.table
+        state, retired = self.state, guest.count_retired
+        counts, table, is_wall = self.exits, self.table, self.is_wall
         budget = 0 if end is None else end - self.retired
         inside = guest.is_inside  # the last run ended between two instructions
         if inside and self.attention:
@@ -126,7 +128,7 @@ class Vcpu:
                     time.pay()
                 if self.attention and (stop := self.attend()) is not None:
                     return stop
-                if self.is_wall:
+                if is_wall:
                     time.rearm()
                 exit = guest.resume(budget)
             reason = exit.reason
@@ -144,7 +146,7 @@ class Vcpu:
             if until is not None and until():
                 return Stop(StopKind.UNTIL)
             if end is not None:
-                budget = end - self.retired
+                budget = end - retired() - state.carried_out
 
     # --- between exits ---
 

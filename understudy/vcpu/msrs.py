@@ -17,12 +17,13 @@ from typing import Any, Final
 from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
 from understudy.guest import Guest
 from understudy.silicon import LocalApic
-from understudy.state import Part
+from understudy.state import U64, Part
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.time import GuestClock
 
 MASK64: Final = (1 << 64) - 1
 EOI_OFFSET: Final = 0xB0
+UNKNOWN_KEPT: Final = 256  # MSRs that do not exist, and were asked for
 
 ARCH_CAPABILITIES: Final = ArchCapabilities(
     RDCL_NO=1, IBRS_ALL=1, SKIP_L1DFL_VMENTRY=1, SSB_NO=1, MDS_NO=1, IF_PSCHANGE_MC_NO=1, TAA_NO=1,
@@ -82,7 +83,7 @@ def reset_values(physical_bits: int) -> dict[int, int]:
 class MsrState:
     """What a snapshot keeps."""
 
-    values: dict[int, int] = field(default_factory=dict)
+    values: dict[int, U64] = field(default_factory=dict)
     unknown: Counter[int] = field(default_factory=Counter)  # how often a guest asked for none
 
 
@@ -208,7 +209,7 @@ class Msrs(Part):
 
     def _no_such(self, index: int) -> None:
         unknown = self.state.unknown
-        if len(unknown) < 256 or index in unknown:
+        if len(unknown) < UNKNOWN_KEPT or index in unknown:
             unknown[index] += 1
 
     # --- the TSC ---

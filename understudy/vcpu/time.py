@@ -35,7 +35,7 @@ class GuestClock(Clock):
         self.changed: list[Callable[[], None]] = []
 
     def now(self) -> int:
-        return self.source() + self.offset
+        return self.source() + self.offset & NEVER  # a TSC has 64 bits
 
     def _push(self, ns: int, sequence: int, callback: Callable[[], None]) -> Timer:
         for listener in self.changed:
@@ -85,11 +85,7 @@ class Deadlines:
         """
         shift = self.shift
         ticks = (self.armed + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
-        self.guest.arm(self._bounded(ticks))
-
-    @staticmethod
-    def _bounded(ticks: int) -> int:
-        return 0 if ticks < 0 else min(ticks, LONGEST)
+        self.guest.arm(min(max(ticks, 0), LONGEST))
 
     def pay(self) -> None:
         """Let the time pass that is owed; the timer did not see it."""
@@ -98,7 +94,7 @@ class Deadlines:
             return
         now, shift = self._advance(debt) + self.clock.offset, self.shift
         ticks = (self.armed + self._up >> shift) - (now >> shift)  # `rearm`, written out
-        self._arm(ticks if 0 < ticks < LONGEST else self._bounded(ticks))
+        self._arm(LONGEST if ticks > LONGEST else ticks if ticks > 0 else 0)
 
     def idle(self, has_news: Callable[[], bool]) -> bool:
         """One step of idle time.  False if nothing is armed that could end it.
@@ -116,6 +112,6 @@ class Deadlines:
             return False
         left = -(-deadline >> self.shift << self.shift) - self.clock.now()
         if left > 0:
-            self.guest.advance(left)
+            self.guest.advance(min(left, NEVER))
         self.armed = 0  # the guest's timer does not count idle time
         return True

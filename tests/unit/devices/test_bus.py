@@ -7,8 +7,8 @@ from understudy.devices.debug_exit import DebugExit
 from understudy.devices.wires import Wires
 from understudy.machine.bus import (
     ELSEWHERE,
-    REMEMBERED,
-    STRAYS,
+    PAGES_KEPT,
+    STRAYS_KEPT,
     Bus,
     Line,
     Region,
@@ -76,16 +76,16 @@ def test_unclaimed_reads_are_ones_and_are_counted() -> None:
 def test_a_guest_cannot_make_the_bus_grow() -> None:
     bus = Bus()
     bus.port_write(0x80, 1, 1)
-    for n in range(3 * REMEMBERED):
+    for n in range(3 * PAGES_KEPT):
         bus.port_read(n, 1)
         bus.port_write(n, 1, 0)
         bus.mmio_read(n << 12, 4)
         bus.mmio_write(n << 12, 8, 0)
-    assert len(bus.unclaimed) <= STRAYS + 1
+    assert len(bus.unclaimed) <= STRAYS_KEPT + 1
     assert bus.unclaimed["port", 0x80] == 3
-    assert bus.unclaimed.total() == 12 * REMEMBERED + 1
+    assert bus.unclaimed.total() == 12 * PAGES_KEPT + 1
     assert bus.unclaimed[ELSEWHERE] > 0
-    assert len(bus._pages) <= REMEMBERED
+    assert len(bus._pages) <= PAGES_KEPT
 
 
 def test_mmio_region_and_an_access_that_crosses_its_end() -> None:

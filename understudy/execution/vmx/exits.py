@@ -73,16 +73,20 @@ def interrupted(exit: Exit) -> Event | None:
 # --- instructions ---
 
 
-@handles(Reason.CPUID)
-def cpuid(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """SDM 2A, "CPUID - CPU Identification"."""
-    return instructions.cpuid(vcpu, exit.length)
-
-
-@handles(Reason.HLT)
-def hlt(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """ "HLT exiting" is set."""
-    return instructions.hlt(vcpu, exit.length)
+# That they came to exit is all that an exit says of these, so their answers take it as it is.
+handles(Reason.CPUID)(instructions.cpuid)
+handles(Reason.HLT)(instructions.hlt)
+handles(Reason.RDMSR)(instructions.rdmsr)  # of an MSR whose bit in the MSR bitmap is set
+handles(Reason.WRMSR)(instructions.wrmsr)
+handles(Reason.VMCALL)(instructions.vmcall)
+handles(Reason.RDPMC)(instructions.rdpmc)
+handles(Reason.INVD, Reason.WBINVD)(instructions.cache_control)
+handles(
+    Reason.GETSEC, Reason.VMCLEAR, Reason.VMLAUNCH, Reason.VMPTRLD, Reason.VMPTRST, Reason.VMREAD,
+    Reason.VMRESUME, Reason.VMWRITE, Reason.VMXOFF, Reason.VMXON, Reason.INVEPT, Reason.INVVPID,
+    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.XSETBV,
+    Reason.RSM, Reason.ENCLS,
+)(instructions.not_offered)  # fmt: skip
 
 
 @handles(Reason.IO_INSTRUCTION)
@@ -98,47 +102,6 @@ def io_instruction(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     if access & IN:
         return ports.read(vcpu, access >> 16 & 0xFFFF, (access & 7) + 1, exit.length)
     return ports.write(vcpu, access >> 16 & 0xFFFF, (access & 7) + 1, exit.length)
-
-
-@handles(Reason.RDMSR)
-def rdmsr(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """An MSR whose bit in the MSR bitmap is set."""
-    return instructions.rdmsr(vcpu, exit.length)
-
-
-@handles(Reason.WRMSR)
-def wrmsr(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """An MSR whose bit in the MSR bitmap is set."""
-    return instructions.wrmsr(vcpu, exit.length)
-
-
-@handles(Reason.VMCALL)
-def vmcall(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """VMCALL always exits."""
-    return instructions.vmcall(vcpu, exit.length)
-
-
-@handles(
-    Reason.GETSEC, Reason.VMCLEAR, Reason.VMLAUNCH, Reason.VMPTRLD, Reason.VMPTRST, Reason.VMREAD,
-    Reason.VMRESUME, Reason.VMWRITE, Reason.VMXOFF, Reason.VMXON, Reason.INVEPT, Reason.INVVPID,
-    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.XSETBV,
-    Reason.RSM, Reason.ENCLS,
-)  # fmt: skip
-def not_offered(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """Instructions that always exit, or that a control makes exit, and that nobody is offered."""
-    return instructions.not_offered(vcpu)
-
-
-@handles(Reason.RDPMC)
-def rdpmc(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """ "RDPMC exiting" is set."""
-    return instructions.rdpmc(vcpu)
-
-
-@handles(Reason.INVD, Reason.WBINVD)
-def cache_control(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """INVD always exits; WBINVD does by a control."""
-    return instructions.cache_control(vcpu, exit.length)
 
 
 @handles(Reason.TASK_SWITCH)

@@ -4,6 +4,8 @@ Source: SDM 3C, "Guest Register State".  MSRs that the VMCS does not hold (STAR 
 in the processor, which belongs to this vCPU alone.
 """
 
+from functools import partial
+from operator import attrgetter
 from typing import Final
 
 from understudy.arch.cr import CR0
@@ -40,6 +42,7 @@ class GuestState(Guest):
         self.read, self.write = processor.vmread, processor.vmwrite
         self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
         self.advance = processor.advance
+        self.count_retired = partial(attrgetter("retired"), processor)
         self.kept: ControlRegisters
         self.power_on_fx = processor.fxsave()
 

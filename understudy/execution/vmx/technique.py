@@ -38,6 +38,7 @@ from understudy.guest import Control, Event
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
+from understudy.state import plain, restore
 from understudy.vcpu.cpu_model import CpuModel
 
 MASK64: Final = (1 << 64) - 1
@@ -48,6 +49,7 @@ INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
 RF: Final = RFLAGS.RF.mask
+RF_AND_TF: Final = RF | TF
 PE: Final = CR0.PE.mask
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
@@ -134,16 +136,16 @@ class Vmx(GuestState, Execution, name="vmx"):
         read, write = self.read, self.write
         rip = read(RIP)
         after = rip + length
-        if (rip ^ after) >> 32 and not read(CS_RIGHTS) & CODE64:
-            after &= 0xFFFF_FFFF
-        write(RIP, after & MASK64)
+        if (rip ^ after) >> 32:
+            after &= MASK64 if read(CS_RIGHTS) & CODE64 else 0xFFFF_FFFF
+        write(RIP, after)
         if shadow := read(INTERRUPTIBILITY) & SHADOW:
             write(INTERRUPTIBILITY, read(INTERRUPTIBILITY) ^ shadow)
-        flags = read(RFLAGS_FIELD)
-        if flags & RF:  # it lasts for one instruction
-            write(RFLAGS_FIELD, flags ^ RF)
-        if flags & TF:
-            write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
+        if (flags := read(RFLAGS_FIELD)) & RF_AND_TF:
+            if flags & RF:  # it lasts for one instruction
+                write(RFLAGS_FIELD, flags ^ RF)
+            if flags & TF:
+                write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
 
     def clear_blocking(self) -> None:
         self.write(INTERRUPTIBILITY, 0)
@@ -208,10 +210,6 @@ class Vmx(GuestState, Execution, name="vmx"):
     def tsc(self) -> int:
         return self.processor.tsc
 
-    @property
-    def retired(self) -> int:
-        return self.processor.retired
-
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
 
@@ -227,7 +225,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         return {
             "processor": self.processor.save().hex(),
             "fields": {name: read(field) for name, field in KEPT.items()},
-            "control": list(self.control()),
+            "control": plain(self.control()),
             "windows": self.current_primary & WINDOWS,
         }
 
@@ -241,8 +239,10 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.operation.enter()
         self._choose_exits()
         self.resume = self._launch
-        cr0, cr3, cr4, efer, pdptes = saved["control"]
-        self.load_control(Control(cr0, cr3, cr4, efer, tuple(pdptes)))
+        control: Control = restore(Control, saved["control"], "control")
+        if len(control.pdptes) != 4:
+            raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
+        self.load_control(control)
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
             self.write(field, saved["fields"][name])
@@ -250,7 +250,8 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def code_at(self, gva: int, length: int) -> bytes:
-        return self.processor.fetch(gva, length)
+        code = self.processor.fetch(gva, length)
+        return code if len(code) == length else self.paging.fetch(gva, length) or code
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor

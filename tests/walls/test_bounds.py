@@ -1,0 +1,193 @@
+"""Each bound of docs/reference/bounds.md: is it what the code says, and does it hold?
+
+Source: docs/reference/bounds.md.  Invariant: a constant of the package whose name has KEPT in it
+has a row there.
+"""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.matrix.programs import handle, start
+from tests.tree import ROOT
+from tests.walls.growth import GROW, ROUND, SKIP, growing
+from understudy.clock import Alarm, ManualClock
+from understudy.devices.ioapic import PINS
+from understudy.guests.entry import PAGE_TABLES_GPA
+from understudy.instructions import interpreter
+from understudy.machine import bus
+from understudy.machine.host import Host
+from understudy.paging import mirror, shadow
+from understudy.vcpu import msrs
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+PAGE_OF_BOUNDS = ROOT / "docs" / "reference" / "bounds.md"
+ROW = re.compile(r"^\|.*?\| `(understudy[\w.]+)` \| (\d+) \|", re.MULTILINE)
+CONSTANT = re.compile(r"^(\w*KEPT\w*)\s*(?::[^=]+)?=", re.MULTILINE)
+SHADOWS = ("vtlb", "eager", "lazy")
+
+
+def rows() -> dict[str, int]:
+    """The bounds that the page names, with their values."""
+    return {name: int(value) for name, value in ROW.findall(PAGE_OF_BOUNDS.read_text())}
+
+
+def constants() -> Iterator[str]:
+    """The constants that say how much is kept."""
+    for path in sorted((ROOT / "understudy").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for name in CONSTANT.findall(path.read_text()):
+            if name != "KEPT":  # of a VMCS: what a snapshot keeps
+                yield f"{module}.{name}"
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    assert set(constants()) <= set(rows())
+    for name, value in rows().items():
+        module, _, constant = name.rpartition(".")
+        assert getattr(importlib.import_module(module), constant) == value, name
+
+
+def test_each_test_of_the_page_exists() -> None:
+    found = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE_OF_BOUNDS.read_text())
+    assert len(found) > 10
+    for path, name in found:
+        assert f"def {name}(" in Path(ROOT / path).read_text(), f"{path} has no {name}"
+
+
+# --- each of them ---
+
+
+def test_places_without_a_device() -> None:
+    one = bus.Bus()
+    for n in range(2 * bus.PAGES_KEPT):
+        one.port_read(n & 0xFFFF, 1)
+        one.mmio_read(0xD000_0000 + (n << 12), 4)
+    assert len(one.unclaimed) == bus.STRAYS_KEPT + 1
+    assert sum(one.unclaimed.values()) == 4 * bus.PAGES_KEPT
+    assert len(one._pages) <= bus.PAGES_KEPT
+
+
+def test_msrs_that_do_not_exist() -> None:
+    with VM("4M") as vm:
+        registers = vm.vcpus[0].msrs
+        for index in range(0x4000_0000, 0x4000_0000 + 2 * msrs.UNKNOWN_KEPT):
+            with pytest.raises(KeyError):
+                registers.read(index)
+        assert len(registers.state.unknown) == msrs.UNKNOWN_KEPT
+
+
+def test_instructions_decoded() -> None:
+    for n in range(interpreter.PLANS_KEPT + 100):
+        code = b"\xc7\x07" + n.to_bytes(4, "little") + bytes(9)  # mov dword [rdi], n
+        guest: Any = SimpleNamespace(
+            code_bits=lambda: 64, rip=0, is_code64=lambda: True, code_at=lambda at, n, c=code: c
+        )
+        assert interpreter.plan_at(guest) is not None
+        assert len(interpreter._plans) <= interpreter.PLANS_KEPT
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_what_shadow_paging_remembers(paging: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With smaller bounds, which this guest reaches soon."""
+    monkeypatch.setattr(shadow, "REGIONS_KEPT", 50)
+    monkeypatch.setattr(shadow, "DEVICES_KEPT", 50)
+    most = [0, 0]
+    with growing(paging=paging) as vm:
+        for _ in range(40):
+            vm.go(budget=10 * ROUND)
+            pages: Any = vm.pages
+            most = [max(most[0], len(pages.regions)), max(most[1], len(pages.devices))]
+    assert most[0] <= 50 and most[1] <= 50
+    assert max(most) > 40
+
+
+SWITCH = """
+    0f 22 de             | next: mov cr3, rsi
+    81 c6 00 10 00 00    | add esi, 0x1000
+    ff c9                | dec ecx
+    75 f3                | jnz next
+    e6 f4                | out 0xf4, al
+"""
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_address_spaces(paging: str) -> None:
+    spaces = 3 * mirror.ROOTS_KEPT
+    with VM("16M", paging=paging) as vm:
+        start(vm, SWITCH, rsi=0x40_0000, rcx=spaces)
+        root = vm.memory.read(PAGE_TABLES_GPA, 4096)
+        vm.memory.write(0x40_0000, root * spaces)
+        assert vm.go(budget=100 * spaces).kind is StopKind.DEBUG_EXIT
+        pages: Any = vm.pages
+        assert len(pages.regimes) <= shadow.REGIMES_KEPT
+        assert vm.counts()["cr_accesses"] == {"CR3 write": spaces}
+        if paging != "vtlb":
+            assert len(pages.roots) == mirror.ROOTS_KEPT
+
+
+def test_timers() -> None:
+    clock = ManualClock()
+    alarms = [Alarm(clock, lambda: None) for _ in range(PINS)]
+    for n in range(10_000):
+        alarms[n % PINS].set(10 + n * 7919 % 1000)
+        assert len(clock._queue) <= 2 * max(64, PINS)
+
+
+STORE = """
+    f3 0f 7f 07          | movdqu [rdi], xmm0      ; nobody emulates that
+    e6 f4                | out 0xf4, al
+"""
+
+
+def test_lent_memory_is_set_aside() -> None:
+    with Host("64M") as host:
+        vm = VM("4M", host=host)
+        start(vm, STORE, rdi=0xD000_0000, cr4=0x220)
+        while host.frames.free_count:
+            host.frames.allocate_runs(host.frames.free_count)
+        assert vm.go(budget=100).kind is StopKind.DEBUG_EXIT
+        assert vm.memory.spare.in_use == 0
+        vm.close()
+
+
+WRITE = """
+    89 07                | mov [rdi], eax
+    e6 f4                | out 0xf4, al
+"""
+
+
+@pytest.mark.parametrize("paging", ("ept", *SHADOWS))
+def test_a_clone_that_finds_no_frame(paging: str) -> None:
+    """Its run ends in words; with room, it goes on where it was."""
+    with Host("64M") as host:
+        vm = VM("4M", host=host, paging=paging)
+        start(vm, WRITE, rdi=0x30_0000, rax=77)
+        image = vm.snapshot()
+        (clone,) = image.fork()
+        taken = []
+        while host.frames.free_count:
+            taken += host.frames.allocate_runs(host.frames.free_count)
+        stop = clone.go(budget=100)
+        assert (stop.kind, "free" in stop.detail) == (StopKind.ERROR, True)
+        host.frames.free_all(taken)
+        assert clone.go(budget=100).kind is StopKind.DEBUG_EXIT
+        assert vm.memory.read_u32(0x30_0000) == 0
+        assert clone.memory.read_u32(0x30_0000) == 77
+        clone.close()
+        image.close()
+        vm.close()
+
+
+def test_the_program_is_what_it_says() -> None:
+    """All that it asks for, it gets an answer to: none of the above is reached by an error."""
+    with VM("16M") as vm:
+        start(vm, GROW, rsi=1 << 20, rbx=0, **handle(vm, 13, SKIP))
+        assert vm.go(budget=100 * ROUND).kind is StopKind.BUDGET
+        assert vm.counts()["exits"]["RDMSR"] > 50

@@ -1,0 +1,84 @@
+"""A snapshot is a hostile file: it is refused at once, or it is a VM like any other.
+
+Source: the campaigns of `snapshots`, and what they have found.
+Invariant: the seeds are fixed; other ones are for `make fuzz-walls`.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.walls.mutations import Place, at
+from tests.walls.snapshots import GUESTS, Campaign, of_hello, seeds
+from understudy.guests.entry import GuestError
+from understudy.image_file import SnapshotError, pack, unpack
+from understudy.machine.host import Host
+from understudy.paging import Paging
+from understudy.vm import VM
+
+TECHNIQUES = sorted(Paging.ALL)
+
+
+def run(guest: str, paging: str, seed: int, count: int) -> None:
+    """A campaign of so many mutations."""
+    try:
+        campaign = Campaign(GUESTS[guest](paging))
+    except GuestError as problem:
+        pytest.skip(f"no Linux: {problem}")
+    for one in seeds(seed, count):
+        campaign.run(one)
+    assert campaign.restored > count // 10 < campaign.refused
+    campaign.close()
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_of_a_small_guest(paging: str) -> None:
+    run("hello", paging, 1, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.real_guest
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_of_a_linux(paging: str) -> None:
+    run("linux", paging, 1, 500)
+
+
+BOARD, CPU = "board", "vcpu0"
+REFUSED: dict[Place, Any] = {
+    (BOARD, "rtc", "state", "flags"): 0x100,
+    (BOARD, "rtc", "state", "ram"): "00" * 127,
+    (BOARD, "rtc", "alarms", "alarm"): ["x", 1],
+    (BOARD, "acpi", "state", "enable"): 1 << 48,
+    (BOARD, "vmgenid", "state", "generation"): "00" * 15,
+    (BOARD, "kvmclock", "state", "system_time"): [],
+    (BOARD, "ioapic", "state", "table"): [0] * 25,
+    (BOARD, "pit8254", "state", "counters"): [],
+    (CPU, "guest", "control"): [0, 0, 0, 0, [0] * 5],
+    (CPU, "guest", "fields", "rip"): 1 << 64,
+    ("offset",): 1 << 100,
+    ("paging", "pool"): 1 << 40,
+    ("config", "table_memory"): -4096,
+}
+
+
+@pytest.mark.parametrize("place", REFUSED, ids=lambda place: "-".join(place))
+def test_what_no_machine_is_in_is_refused_at_once(place: Place) -> None:
+    state, pieces = unpack(memoryview(of_hello("vtlb")))
+    holder = at(state, place[:-1])
+    assert place[-1] in holder
+    holder[place[-1]] = REFUSED[place]
+    with Host("64M") as host:
+        free = host.frames.free_count
+        with pytest.raises(SnapshotError):
+            VM.restore(b"".join(pack(state, pieces)), host=host)
+        assert (host.frames.free_count, host.processors) == (free, [])
+
+
+def test_time_wraps_as_a_tsc_does() -> None:
+    state, pieces = unpack(memoryview(of_hello("ept")))
+    state["offset"] = (1 << 64) - state["now"] - 100
+    with VM.restore(b"".join(pack(state, pieces))) as vm:
+        before = vm.clock.now()
+        vm.go(budget=1000)
+        assert 0 <= vm.clock.now() < before
