@@ -86,6 +86,7 @@ def board_of(
         ram_bytes=memory.size,
         epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
         generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
+        has_rom=config.rom > 0,
         devices=config.devices,
     )
     console.receive, com2.receive = board.com1.receive, board.com2.receive
@@ -129,8 +130,10 @@ def tell_apart(config: Config, board: PC, clone: int | None) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
-    does: nobody knows how often the image is used.
+    does: nobody knows how often the image is used.  With a ROM no table tells of the number.
     """
+    if config.rom:
+        return
     if config.clock == "wall":
         board.vmgenid.renew(os.urandom(BYTES))
     elif clone is not None:

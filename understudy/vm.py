@@ -79,7 +79,7 @@ class VM:
         self.host = host if host is not None else host_of(config)
         self.host.join()
         given.callback(self.host.leave)
-        self.memory = GuestMemory(self.host, bytes_of(config.memory))
+        self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
         given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()

@@ -94,16 +94,16 @@ def write(
     struct.pack_into("<H", page, VID_MODE, NORMAL_VIDEO)
     struct.pack_into("<H", page, HEAP_END_PTR, 0xFE00)
     struct.pack_into("<II", page, RAMDISK_IMAGE, *initrd)
-    struct.pack_into("<I", page, CMD_LINE_PTR, COMMAND_LINE_GPA)
+    struct.pack_into("<I", page, CMD_LINE_PTR, write_command_line(place, append))
     struct.pack_into("<Q", page, ACPI_RSDP_ADDR, rsdp)
     _write_map(page, memory_map(place.memory) if e820 is None else [E820(*e) for e in e820])
-    write_command_line(place, append)
+    at = LOW_BLOCK_GPA + place.moved
     if seed:
-        struct.pack_into("<Q", page, SETUP_DATA, LOW_BLOCK_GPA + len(page))
+        struct.pack_into("<Q", page, SETUP_DATA, at + len(page))
         node = struct.pack("<QII", 0, SETUP_RNG_SEED, len(seed)) + seed
-        place.put("the random seed", LOW_BLOCK_GPA + len(page), node)
-    place.put("the zero page", LOW_BLOCK_GPA, bytes(page))
-    return LOW_BLOCK_GPA
+        place.put("the random seed", at + len(page), node)
+    place.put("the zero page", at, bytes(page))
+    return at
 
 
 def write_command_line(place: Placement, append: str, limit: int = MAX_COMMAND_LINE - 1) -> int:
@@ -115,8 +115,9 @@ def write_command_line(place: Placement, append: str, limit: int = MAX_COMMAND_L
         )
     if 0 in line:
         raise GuestError("the kernel command line contains a zero byte")
-    place.put("the command line", COMMAND_LINE_GPA, line + b"\0")
-    return COMMAND_LINE_GPA
+    gpa = COMMAND_LINE_GPA + place.moved
+    place.put("the command line", gpa, line + b"\0")
+    return gpa
 
 
 def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[int, int]:

@@ -49,12 +49,16 @@ def load(
     first = None if initrd is None else read(initrd, _name(initrd, "the initrd"), *INITRD)
     if payload.compression(data) == "gzip":
         data = payload.decompress(data, what, sized=False)
-    extra = [(read(file, _name(file, "a module"), *INITRD), line) for file, line in modules]
-    files = ([(first, "")] if first is not None else []) + extra
+    files = [] if first is None else [(initrd, first, "")]
+    files += [(file, read(file, _name(file, "a module"), *INITRD), line) for file, line in modules]
     chosen, unpacked = method or detect(data, what), 0
+    texts = [(content, line) for _, content, line in files]
+    if chosen == "multiboot":
+        append = _spoken(kernel, "kernel", append)
+        texts = [(content, _spoken(file, "module", line)) for file, content, line in files]
     if first is not None and chosen != "multiboot":
         unpacked = ramdisk.check(first, _name(initrd, "the initrd"))
-    put = _way(chosen, data, what, first, files, append, rsdp, e820, method, seed)
+    put = _way(chosen, data, what, first, texts, append, rsdp, e820, method, seed)
     try:
         return put(memory)
     except NoRoom as problem:
@@ -110,7 +114,7 @@ def _way(
         page = bzimage.finish(
             place, None, initrd=first, append=append, rsdp=rsdp, e820=rows, seed=seed
         )
-        return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
+        return bzimage.enter(place, "elf", image.physical_entry, page, image.is_64)
 
     return vmlinux
 
@@ -150,6 +154,12 @@ def read(
     if not data:
         raise GuestError(f"{what} is empty")
     return data
+
+
+def _spoken(file: bytes | Path | None, kind: str, line: str) -> str:
+    """A command line as Multiboot kernels expect it, which skip its first word: by the custom of
+    boot loaders that is the name of the file."""
+    return f"{file.name if isinstance(file, Path) else kind} {line}".rstrip()
 
 
 def _name(file: bytes | Path | None, kind: str) -> str:

@@ -7,10 +7,12 @@ says what did not fit.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from understudy.guests.entry import GuestError, GuestMemory
+from understudy.arch.address import PAGE
+from understudy.guests.entry import GDT_GPA, LOW_BLOCK_GPA, TABLES_END, GuestError, GuestMemory
 from understudy.machine.memory import usable
 
 MIB = 1 << 20
+FIRMWARE_END = 0x500  # the vector table and the BIOS data area
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class Pretended:
         return usable(self.size)
 
     def read(self, gpa: int, length: int, /) -> bytes:
-        """Nothing is there."""
+        """Nothing is in it."""
         return b""
 
     def write(self, gpa: int, data: bytes, /) -> None:
-        """Nothing happens."""
+        """Nothing is kept."""
 
 
 class Placement:
@@ -50,6 +52,8 @@ class Placement:
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
         self.claims: list[Claim] = []
+        self.moved = 0
+        """How far above their usual places the first tables are: see `tables`."""
 
     def claim(self, what: str, gpa: int, length: int) -> None:
         """Reserve [gpa, gpa+length) for `what`; GuestError if it is not free RAM."""
@@ -66,6 +70,21 @@ class Placement:
                     f"at {other.start:#x}-{other.end:#x}"
                 )
         self.claims.append(Claim(gpa, end, what))
+
+    def tables(self) -> None:
+        """Find the place of all that is not the kernel, once it is there: the usual one, or the
+        lowest above it where the kernel is not."""
+        self.claim("what firmware leaves", 0, FIRMWARE_END)
+        length = TABLES_END - GDT_GPA
+        ends = [claim.end for claim in self.claims] + [base for base, _ in self._ram()]
+        places = [GDT_GPA, *sorted((end + PAGE - 1) & -PAGE for end in ends)]
+        free = (gpa for gpa in places if gpa >= GDT_GPA and self._is_free(gpa, gpa + length))
+        self.moved = next(free, GDT_GPA) - GDT_GPA
+        self.claim("the first tables", GDT_GPA + self.moved, LOW_BLOCK_GPA - GDT_GPA)
+
+    def _is_free(self, start: int, end: int) -> bool:
+        is_ram = any(base <= start and end <= base + size for base, size in self._ram())
+        return is_ram and not any(start < other.end and other.start < end for other in self.claims)
 
     def highest(self, what: str, length: int, below: int, align: int = 4096) -> int:
         """Reserve the highest free place under `below`; returns its address."""

@@ -190,10 +190,10 @@ def test_multiboot_elf() -> None:
         "<IIIIIII", memory.read(r["rbx"], 28)
     )
     assert (flags & 0x4D, lower, upper, count) == (0x4D, 639, 63 * 1024, 1)
-    assert memory.read(line, 13) == b"console=com0\0"
+    assert memory.read(line, 20) == b"kernel console=com0\0"
     start, end, text, _ = struct.unpack("<IIII", memory.read(modules, 16))
     assert start % 4096 == 0 and memory.read(start, end - start) == b"mod"
-    assert memory.read(text, 5) == b"name\0"
+    assert memory.read(text, 12) == b"module name\0"
     length, address = struct.unpack("<II", memory.read(r["rbx"] + 44, 8))
     assert length == 4 * 24
     assert struct.unpack("<IQQI", memory.read(address + 72, 24)) == (20, MIB, 63 * MIB, 1)
@@ -236,7 +236,7 @@ GOOD = bzimage(compress("LZ4", elf64()))
         (elf64(loads=[(0xC000_0000, b"x", 1)]), {}, "no size of memory would do"),
         (elf64(loads=[(MAIN, b"x", 1 << 62)]), {}, "no size of memory would do"),
         (elf64(loads=[(MAIN, b"xx", 2), (MAIN + 1, b"y", 1)]), {}, "overlaps kernel segment 0"),
-        (elf64(loads=[(0, b"xx", 2)], entry=0), {}, "the first tables at 0x0-0x8000 overlaps"),
+        (elf64(loads=[(0, b"xx", 2)], entry=0), {}, "what firmware leaves at 0x0-0x500 overlaps"),
         (elf64(loads=[(0xB8000, b"x", 1)], entry=0xB8000), {}, "no size of memory would do"),
         (bzimage(compress("XZ", elf64())[:-9]), {}, "XZ payload is truncated"),
         (bzimage(compress("ZSTD", elf64())[:40] + b"\0" * 60), {}, "ZSTD payload is"),
