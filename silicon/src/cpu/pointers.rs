@@ -60,7 +60,7 @@ static HABITS: LazyLock<Habits> = LazyLock::new(|| {
         has_data: saved[5] != 0,
         has_selectors: saved[4] & 0xFFFF != 0,
         saves: image.0[FIP..FDP] != [0; 8],
-        restores: restored[4] >> 16 == X87_MARK.into(),
+        restores: restored[4] >> 16 == u32::from(X87_MARK),
     }
 });
 
