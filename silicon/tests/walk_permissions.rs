@@ -273,7 +273,7 @@ fn ept_use(gpa: u64, rights: u64, how: u64, is_table: bool) -> Option<Outcome> {
 
 fn oracle_with_ept(s: &Space, i: Intent, entries: &[u64], tables: u64, data: u64) -> Outcome {
     let has_ad = s.eptp & 0x40 != 0;
-    for (n, e) in entries.iter().enumerate() {
+    for n in 0..entries.len() {
         // With accessed and dirty flags for EPT, using an entry counts as a read and a write.
         if let Some(o) = ept_use(place(n as u64), tables, if has_ad { 3 } else { 1 }, true) {
             return o;
