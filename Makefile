@@ -118,9 +118,11 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 		--wide 10 --against reference
 
 COUNT ?= 4000
-fuzz-walls: setup ## Restore hostile snapshots beside a neighbor, and let guests grow (SEED=n, COUNT=n)
+MINUTES ?= 20
+fuzz-walls: setup ## Hostile snapshots, files, clients and guests (SEED=n, COUNT=n, MINUTES=n)
 	@$(BIN)/python tests/walls/snapshots.py --seed $(SEED) --count $(COUNT)
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
+	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench

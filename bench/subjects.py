@@ -180,7 +180,7 @@ class Understudy(Subject):
         except (RuntimeError, ValueError, OSError) as error:
             raise Failed(f"the guest could not be made: {error}") from error
         # Our own first process speaks there, not the agent that VM.linux expects.
-        self.vm.agent_port.on_output[:] = [self._hear]
+        self.vm.com2.on_output[:] = [self._hear]
         self.log = (self.logs / "understudy-console.log").open("wb")
         self.vm.console.on_output.append(self.log.write)
         self._go(BOOT_SECONDS, ready=True)
@@ -189,7 +189,7 @@ class Understudy(Subject):
 
     def run(self, command: list[str], timeout: float) -> Sample:
         self.markers = Markers()
-        self.vm.agent_port.send(f"run {' '.join(command)}\n".encode())
+        self.vm.com2.send(f"run {' '.join(command)}\n".encode())
         self._go(timeout, ready=False)
         return self.markers.sample()
 

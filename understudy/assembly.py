@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Final
 
 from understudy.answers.control_registers import offer_efer
-from understudy.arch.address import MAXPHYADDR
+from understudy.arch.address import MAXPHYADDR, PAGE
+from understudy.arch.cr import CR4
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
+from understudy.guest import Guest
 from understudy.interrupts import Router
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
@@ -66,7 +68,7 @@ def board_of(
     router: Router,
     request: Callable[[Stop], None],
     console: Console,
-    agent_port: Console,
+    com2: Console,
 ) -> PC:
     """A PC, wired to the processors by `router`.  `request` ends the run."""
     board = PC(
@@ -78,14 +80,23 @@ def board_of(
         deliver=router.deliver,
         extint=router.extint,
         com1=console.transmit,
-        com2=agent_port.transmit,
+        com2=com2.transmit,
+        who=lambda: address_space(router.vcpus[0].guest),
+        ring=lambda: com2.send(b"\n"),
         ram_bytes=memory.size,
         epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
         generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
+        has_rom=config.rom > 0,
         devices=config.devices,
     )
-    console.receive, agent_port.receive = board.com1.receive, board.com2.receive
+    console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
+
+
+def address_space(guest: Guest) -> int:
+    """What tells a guest's processes apart: the root of the page tables in use."""
+    control = guest.paging_control()
+    return control.cr3 & -PAGE if control.cr4 & CR4.PCIDE.mask else control.cr3
 
 
 def vcpu_of(
@@ -119,8 +130,10 @@ def tell_apart(config: Config, board: PC, clone: int | None) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
-    does: nobody knows how often the image is used.
+    does: nobody knows how often the image is used.  With a ROM no table tells of the number.
     """
+    if config.rom:
+        return
     if config.clock == "wall":
         board.vmgenid.renew(os.urandom(BYTES))
     elif clone is not None:

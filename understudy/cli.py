@@ -27,6 +27,7 @@ from understudy.commands.fetch import fetch
 from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
 from understudy.commands.run import run
+from understudy.visible import visible
 
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -125,11 +126,11 @@ def _give_up_output() -> None:
 
 
 def _complain(line: str, status: int, detail: str = "") -> int:
-    text = " ".join(line.split())
+    text = visible(" ".join(line.split()))
     with suppress(OSError):  # nowhere to say it: the status is left
         print(f"understudy: {text}", file=sys.stderr)
         if detail:
-            print(detail.rstrip(), file=sys.stderr)
+            print(visible(detail.rstrip()), file=sys.stderr)
         sys.stderr.flush()
     return status
 

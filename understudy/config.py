@@ -19,6 +19,7 @@ from understudy.arch.address import PAGE
 from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
+LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
@@ -129,6 +130,14 @@ def _cpus(what: str, value: int) -> int:
     return value
 
 
+def _rom(what: str, value: int) -> int:
+    if type(value) is not int or not 0 <= value <= LARGEST_ROM or value % ROM_UNIT:
+        raise ValueError(
+            f"{what} {value!r}: expected at most {LARGEST_ROM >> 20} MiB, in units of 64 KiB"
+        )
+    return value
+
+
 def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
     try:
         return tuple(
@@ -140,6 +149,10 @@ def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
         )
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
+
+
+def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
+    return tuple((name, {}) for name in text.split(","))
 
 
 # --- the options ---
@@ -208,8 +221,13 @@ class Config:
         metavar="MODEL,+FEATURE,-FEATURE",
         check=_text,
     )
+    rom: int = option(0, "Bytes of a ROM that ends at 4 GiB, with the reset vector.", check=_rom)
+    """With one, the VM has no tables of ours: they are that firmware's business."""
     name: str = option("vm", "What the VM is called.", check=_text)
-    devices: tuple[DeviceRow, ...] = option((), "Devices beside those of every board.", check=_rows)
+    devices: tuple[DeviceRow, ...] = option(
+        (), "Devices beside those of every board, like testdev, at their usual places.",
+        "--device", metavar="NAME[,NAME]", read=_names_of_devices, check=_rows,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for one in fields(self):

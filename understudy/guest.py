@@ -260,13 +260,20 @@ class Guest(ABC):
         """The instruction that exited is done: go past its `length` bytes."""
 
     @abstractmethod
+    def has_debug_trap(self) -> bool:
+        """A debug trap of the last instruction goes in next, before any interrupt."""
+
+    @abstractmethod
     def clear_blocking(self) -> None:
         """No interrupt shadow, no blocking by NMI, no pending debug exception."""
 
+    def bend(self) -> bool:
+        """The guest could not be entered as it is: change what it notices least, if there is."""
+        return False
+
     def set_resume_flag(self, wanted: bool) -> None:
         """RFLAGS.RF: whether the next instruction's breakpoint is not met (again)."""
-        flags = self.rflags
-        self.rflags = flags | RF if wanted else flags & ~RF
+        self.rflags = self.rflags & ~RF | RF * wanted
 
     @abstractmethod
     def single_step(self, on: bool) -> None:
@@ -300,11 +307,11 @@ class Guest(ABC):
 
     @abstractmethod
     def takes_interrupts(self) -> bool:
-        """RFLAGS.IF is set and nothing blocks interrupts."""
+        """RFLAGS.IF is set, and nothing blocks interrupts or comes before them."""
 
     @abstractmethod
     def takes_nmis(self) -> bool:
-        """Nothing blocks NMIs."""
+        """Nothing blocks NMIs or comes before them."""
 
     @abstractmethod
     def block_nmis(self) -> None:

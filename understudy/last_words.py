@@ -2,16 +2,18 @@
 
 What: pure functions of how a run ended and of what the guest printed.
 Source: for the lines that a kernel prints when it gives up: the kernel's own `panic` and `die`.
-Invariant: what goes into an error's line is one line.
+Invariants: what goes into an error's line is one line; what the guest printed is made visible.
 """
 
 import re
 from typing import Final
 
 from understudy.verdict import Stop, StopKind
+from understudy.visible import visible
 
 SHOWN_LINES: Final = 12
 LONGEST: Final = 200
+LAST_BYTES: Final = 4096
 
 _WORDS: Final = {
     StopKind.POWEROFF: "it powered itself off",
@@ -45,7 +47,7 @@ def reason(console: str) -> str | None:
     for pattern in _REASONS:
         found = pattern.findall(console)
         if found:
-            return str(found[-1]).strip()[:LONGEST]
+            return visible(str(found[-1]).strip()[:LONGEST])
     return None
 
 
@@ -59,5 +61,6 @@ def last_lines(console: str) -> str:
     """The end of what the guest printed, as a paragraph."""
     if not console:
         return NOTHING_PRINTED
-    tail = "\n".join(console.splitlines()[-SHOWN_LINES:])
+    lines = console[-LAST_BYTES:].rstrip().split("\n")
+    tail = visible("\n".join(line.rstrip("\r") for line in lines[-SHOWN_LINES:]))
     return f"--- the console's last lines ---\n{tail}"

@@ -9,6 +9,7 @@ A VM belongs to one thread at a time; several VMs run at once on several threads
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -17,7 +18,7 @@ from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
-from understudy.guests import debian, loader
+from understudy.guests import debian, loader, rom
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
 from understudy.guests.entry import Entry, GuestError
@@ -66,6 +67,8 @@ class VM(machine.VM):
         initrd: str | Path | None = None,
         append: str = "",
         host: Host | None = None,
+        modules: Sequence[tuple[Path, str]] = (),
+        is_firmware: bool = False,
         packages: Sequence[str] = (),
         progress: Progress | None = None,
         config: Config | None = None,
@@ -75,9 +78,11 @@ class VM(machine.VM):
 
         `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
         cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
-        kernel's command line.  `packages` are Debian's, by name: they and what they depend on are
-        unpacked into the guest's file system (fetched like the guest).  The rest is as for `VM`:
-        a `config`, or its fields, such as `memory="1G"`.
+        kernel's command line.  `modules` are further files, each with its command line, for kernels
+        that take some (Multiboot, PVH).  `is_firmware`: the path is that of an image of a ROM.
+        `packages` are Debian's, by name: they and what they depend on are unpacked into the guest's
+        file system (fetched like the guest).  The rest is as for `VM`: a `config`, or its fields,
+        such as `memory="1G"`.
         """
         if config is None:
             options.setdefault("name", str(guest))
@@ -92,17 +97,27 @@ class VM(machine.VM):
         else:
             fetched = debian.fetch(guest, progress or _say_nothing)
             kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
+            modules = [*fetched.modules, *modules]
+            is_firmware = fetched.is_firmware
             append = f"{fetched.append} {append}".strip()
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
 
+        if is_firmware:
+            assert isinstance(kernel, Path)
+            image = rom.read(kernel)
+            config = replace(config, rom=len(image))
+
         def load(at: Machine) -> Entry:
+            if is_firmware:
+                return rom.load(at.memory, image)
             # In virtual time two runs are the same run, with the same random numbers.
             is_wall = config.clock == "wall"
             seed = os.urandom(SEED_BYTES) if is_wall else bytes(range(1, SEED_BYTES + 1))
             return loader.load(
-                at.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed
-            )
+                at.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed,
+                modules=modules,
+            )  # fmt: skip
 
         vm = cls(config, host=host)
         try:

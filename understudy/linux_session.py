@@ -3,7 +3,7 @@
     session = Linux(machine.VM.restore(data))
     session.run("uname -a")
 
-Source: none; commands travel by the agent of `understudy.guests.agent`, on the second serial port.
+Source: none; commands travel by the port of `understudy.devices.agent`.
 Invariants: each wait ends, by a limit in guest time, one in wall time, or the guest's own end, and
 says which; however it ends (a callback's exception and Ctrl-C are ways, too), the next one works.
 The session's state goes with the VM's snapshots.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from understudy import vm as machine
-from understudy.guests.agent import Agent, Exited, Output, Send
+from understudy.devices.agent import Agent
 from understudy.last_words import NOTHING_PRINTED, ending, last_lines, reason
 from understudy.state import plain, restore
 from understudy.verdict import Stop, StopKind
@@ -81,7 +81,6 @@ class LinuxState:
     """What a snapshot keeps of a session."""
 
     heard: bytearray = field(default_factory=bytearray)  # the end of what the console showed
-    agent: Agent = field(default_factory=Agent)
     output: bytearray = field(default_factory=bytearray)  # of the command under way
     status: int | None = None  # of the last command, once it has ended
 
@@ -100,8 +99,8 @@ class Linux:
         self._on_output: Callable[[bytes], None] | None = None
         self._is_waiting = False
         vm.console.on_output.append(self._hear)
-        vm.agent_port.on_output.append(self._hear_agent)
-        vm.on_reset.append(self._start_again)
+        self._agent.on_output.append(self._hear_output)
+        self._agent.on_exit.append(self._hear_exit)
         vm.sessions.attach("linux", self)
 
     def save(self) -> dict[str, Any]:
@@ -112,15 +111,15 @@ class Linux:
     def load(self, saved: dict[str, Any]) -> None:
         """Go on where the saved session was; a command under way is nobody's any more."""
         self.state = restore(LinuxState, saved, "Linux")
-        self.state.agent.give_up()
+        self._agent.give_up()
 
     def let_go(self) -> None:
         """The VM is closed: what was heard stays, and nothing holds the VM any more."""
         self.vm = weakref.proxy(self.vm)
 
-    def _start_again(self) -> None:
-        """The guest was reset: its agent is to be waited for again."""
-        self.state.agent = Agent(count=self.state.agent.count)
+    @property
+    def _agent(self) -> Agent:
+        return self.vm.pc.agent
 
     # --- The console ------------------------------------------------------------------------
 
@@ -138,9 +137,8 @@ class Linux:
 
         Nothing happens in a guest without the agent, or while another command is under way.
         """
-        if not self.state.agent.busy:
-            command = f"stty -F /dev/ttyS0 rows {rows} cols {columns}"
-            self.vm.agent_port.send(self.state.agent.request(command))
+        if self._agent.is_there and not self._agent.is_busy:
+            self._agent.request(b"stty -F /dev/ttyS0 rows %d cols %d" % (rows, columns))
 
     def wait_for_prompt(
         self,
@@ -177,7 +175,7 @@ class Linux:
     ) -> None:
         """Run until the guest takes commands: its user land is up."""
         self.run_until(
-            lambda: self.state.agent.ready,
+            lambda: self._agent.is_there,
             "understudy's agent (an initrd of one's own has none)",
             timeout_guest_s,
             timeout_wall_s,
@@ -199,17 +197,15 @@ class Linux:
         raised; so is one whose wait ends by Ctrl-C, or by an exception of `on_output`, which is
         raised here.
         """
-        state = self.state
-        if not state.agent.ready:
+        state, agent = self.state, self._agent
+        if not agent.is_there:
             self.wait_for_agent()
-        if state.agent.busy and not self._is_waiting:  # with the size of the window
-            self.run_until(
-                lambda: not state.agent.busy, "an answer", timeout_guest_s, timeout_wall_s
-            )
+        if agent.is_busy and not self._is_waiting:  # with the size of the window
+            self.run_until(lambda: not agent.is_busy, "an answer", timeout_guest_s, timeout_wall_s)
         self._refuse_if_waiting(f"run {command!r}")
         state.output.clear()
         state.status, self._on_output = None, on_output
-        self.vm.agent_port.send(state.agent.request(command))
+        agent.request(command.encode("utf-8", "surrogateescape"))
         try:
             self.run_until(
                 lambda: state.status is not None,
@@ -218,7 +214,7 @@ class Linux:
                 timeout_wall_s,
             )
         except BaseException:
-            state.agent.give_up()
+            agent.give_up()
             raise
         finally:
             self._on_output = None
@@ -228,18 +224,19 @@ class Linux:
 
     def power_off(self, *, timeout_guest_s: float = 60.0, timeout_wall_s: float = 120.0) -> None:
         """Ask the guest to power itself off, and wait until it has."""
-        if not self.state.agent.ready:
+        agent = self._agent
+        if not agent.is_there:
             self.wait_for_agent()
         self._refuse_if_waiting("power off")
-        self.state.agent.give_up()
-        self.vm.agent_port.send(self.state.agent.request("poweroff -f"))
+        agent.give_up()
+        agent.request(b"poweroff -f")
         try:
             self.run_until(lambda: False, "the power-off", timeout_guest_s, timeout_wall_s)
         except GuestStopped as stopped:
             if stopped.stop.kind is not StopKind.POWEROFF:
                 raise
         finally:
-            self.state.agent.give_up()
+            agent.give_up()
 
     # --- Running ----------------------------------------------------------------------------
 
@@ -321,17 +318,13 @@ class Linux:
         if len(heard) > 2 * CONSOLE_KEPT_BYTES:
             del heard[:-CONSOLE_KEPT_BYTES]
 
-    def _hear_agent(self, data: bytes) -> None:
-        for event in self.state.agent.feed(data):
-            match event:
-                case Send(reply):
-                    self.vm.agent_port.send(reply)
-                case Output(chunk):
-                    self._keep(chunk)
-                    if self._on_output is not None:
-                        self._tell(self._on_output, chunk)
-                case Exited(status):
-                    self.state.status = status
+    def _hear_output(self, data: bytes) -> None:
+        self._keep(data)
+        if self._on_output is not None:
+            self._tell(self._on_output, data)
+
+    def _hear_exit(self, status: int) -> None:
+        self.state.status = status
 
     def _keep(self, chunk: bytes) -> None:
         """What a guest prints is bounded, and nothing is left out unsaid."""
@@ -341,7 +334,7 @@ class Linux:
             del output[:-CONSOLE_KEPT_BYTES]
         elif len(output) > OUTPUT_KEPT_BYTES:
             output.clear()
-            self.state.agent.give_up()
+            self._agent.give_up()
             self.vm.fail(LinuxError(
                 f"the command has printed more than {OUTPUT_KEPT_BYTES >> 20} MiB: "
                 "take its output as it comes, with on_output"

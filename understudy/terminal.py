@@ -20,6 +20,8 @@ from enum import Enum
 from types import FrameType
 from typing import Self
 
+from understudy.visible import visible
+
 ESCAPE = 0x1D  # Ctrl-]
 ESCAPE_NAME = "Ctrl-]"
 
@@ -230,6 +232,6 @@ class Output:
 
 def note(text: str) -> None:
     """A line from understudy itself, on standard error, that also looks right in raw mode."""
-    for line in text.splitlines():
+    for line in visible(text).splitlines():
         sys.stderr.write(f"\r[understudy] {line}\r\n")
     sys.stderr.flush()

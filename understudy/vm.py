@@ -79,7 +79,7 @@ class VM:
         self.host = host if host is not None else host_of(config)
         self.host.join()
         given.callback(self.host.leave)
-        self.memory = GuestMemory(self.host, bytes_of(config.memory))
+        self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
         given.callback(self.memory.close)
         if contents is None:
             self.memory.populate()
@@ -95,10 +95,10 @@ class VM:
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
         self.sessions = Sessions()
-        self.console, self.agent_port = (Console(self.post, self.fail) for _ in range(2))
+        self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
-            self.console, self.agent_port,
+            self.console, self.com2,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
@@ -386,7 +386,7 @@ class VM:
         for name in PARTS & vars(self).keys():
             delattr(self, name)
         self.console.close()
-        self.agent_port.close()
+        self.com2.close()
 
     def __getattr__(self, name: str) -> Any:
         if name in PARTS and vars(self).get("is_closed"):

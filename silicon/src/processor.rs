@@ -122,6 +122,10 @@ impl Processor {
             Trap::Again => None,
             Trap::Stop(stop) => Some(*stop),
             Trap::Exit(exit) => self.leave(*exit),
+            Trap::Exception(e) if vmx::events::comes_before(&self.core, &e) => {
+                self.core.pending_db = e.payload;
+                None
+            }
             Trap::Exception(e) => match event::raise(&mut self.core, e) {
                 Ok(()) => None,
                 Err(Trap::Exit(exit)) => self.leave(*exit),

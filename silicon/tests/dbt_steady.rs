@@ -139,3 +139,23 @@ fn a_prefetch_of_any_address_does_nothing() {
         assert_eq!((0x1000, 0), (processor.core.rip, counter(&processor, "interpreted")));
     }
 }
+
+#[test]
+fn a_block_without_groups_is_left_when_its_code_is_overwritten() {
+    // again: mov rax, [rbx]; mov rcx, [rbx + 8]; jc next; next: mov edx, 1; add rsi, rdx; jmp again;
+    // mov byte [next + 1], 2; jmp again.
+    let code = [
+        0x48, 0x8B, 0x03, 0x48, 0x8B, 0x4B, 0x08, 0x72, 0x00, 0xBA, 1, 0, 0, 0, 0x48, 0x01, 0xD6, 0xEB, 0xED,
+        0xC6, 0x05, 0xF0, 0xFF, 0xFF, 0xFF, 0x02, 0xEB, 0xE4,
+    ];
+    let mut processor = machine(0x1000, &code);
+    processor.core.gpr[3] = 0x2FF8; // across two pages
+    // The block with groups ends before this one, that without goes on through it.
+    processor.core.rip = 0x1009;
+    run(&mut processor, 3 + 6000);
+    let before = processor.core.gpr[6];
+    processor.core.rip = 0x1013;
+    run(&mut processor, 2 + 6000);
+    assert_eq!((1001, 3001), (before, processor.core.gpr[6]));
+    assert_eq!(2, counter(&processor, "invalidated_blocks"));
+}

@@ -254,7 +254,8 @@ fn checks_on_guest_rip_rflags_and_tables() {
     expect_failed_entry(&[
         ("GDTR base", 0, |b| _ = b.write(f::GUEST_GDTR_BASE, 1 << 47)),
         ("IDTR limit", 0, |b| _ = b.write(f::GUEST_IDTR_LIMIT, 0x1_0000)),
-        ("RIP", 0, |b| _ = b.write(f::GUEST_RIP, 1 << 47)),
+        ("RIP", 0, |b| _ = b.write(f::GUEST_RIP, 1 << 48)),
+        ("RIP below the upper half", 0, |b| _ = b.write(f::GUEST_RIP, 0xFFFE << 48)),
         ("RIP over 32 bits in compatibility mode", 0, |b| {
             b.write(f::GUEST_CS_ACCESS_RIGHTS, 0xC09B).write(f::GUEST_RIP, 1 << 32);
         }),

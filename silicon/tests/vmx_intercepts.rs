@@ -312,3 +312,18 @@ fn nmis_exit_or_reach_the_guest() {
     assert_eq!((0x8000_0306, CODE + 0x10), (e.intr_info, bed.read(f::GUEST_RIP)));
     assert_eq!(8, bed.read(f::GUEST_INTERRUPTIBILITY_STATE));
 }
+
+#[test]
+fn the_monitor_trap_flag_comes_before_a_single_step_and_leaves_it_pending() {
+    let mut bed = Bed::new();
+    bed.code(&[0x90, 0x90]).set(PRIMARY, primary::MONITOR_TRAP_FLAG);
+    bed.write(f::GUEST_RFLAGS, 0x102);
+    let e = bed.launch();
+    assert_eq!((reason::MTF, CODE + 1), (e.reason, bed.read(f::GUEST_RIP)));
+    assert_eq!(1 << 14, bed.read(f::GUEST_PENDING_DEBUG_EXCEPTIONS));
+    // The trap comes with the next entry, before the next instruction.
+    bed.clear(PRIMARY, primary::MONITOR_TRAP_FLAG);
+    let e = bed.resume();
+    assert_eq!((reason::EXCEPTION_OR_NMI, 0x8000_0301, 1 << 14), (e.reason, e.intr_info, e.qualification));
+    assert_eq!(CODE + 1, bed.read(f::GUEST_RIP));
+}

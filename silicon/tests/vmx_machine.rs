@@ -169,6 +169,24 @@ fn a_kick_stops_the_run_and_is_no_interrupt_to_a_hypervisor_in_the_machine() {
 }
 
 #[test]
+fn a_preemption_timer_expires_in_time_after_an_entry_by_code_in_the_machine() {
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        for ticks in [0, 1, 5] {
+            let mut bed = Bed::on(engine);
+            bed.code(&[0x90; 64]).set(PIN, TIMER_ON).write(f::PREEMPTION_TIMER_VALUE, ticks);
+            host(&mut bed, &[0x90, 0x90, 0x0F, 0x01, 0xC2, 0xF4]); // nop; nop; vmlaunch; hlt
+            bed.write(f::HOST_CR3, HOST_TABLES).write(f::HOST_RIP, HOST_EXIT);
+            bed.core().mem.write_bytes(HOST_EXIT, &[0xF4]);
+            assert_eq!(reason::HALT, bed.run().reason);
+            // The clock counts VMLAUNCH itself.
+            let done = ticks.saturating_sub(1);
+            let found = (bed.read(f::EXIT_REASON), bed.read(f::GUEST_RIP) - CODE);
+            assert_eq!((u64::from(reason::PREEMPTION_TIMER), done), found, "{engine:?} {ticks}");
+        }
+    }
+}
+
+#[test]
 fn vm_entry_under_mov_ss_fails_and_under_sti_does_not() {
     for engine in [EngineKind::Reference, EngineKind::Dbt] {
         for (code, number) in [

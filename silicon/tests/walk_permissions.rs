@@ -273,7 +273,7 @@ fn ept_use(gpa: u64, rights: u64, how: u64, is_table: bool) -> Option<Outcome> {
 
 fn oracle_with_ept(s: &Space, i: Intent, entries: &[u64], tables: u64, data: u64) -> Outcome {
     let has_ad = s.eptp & 0x40 != 0;
-    for (n, e) in entries.iter().enumerate() {
+    for n in 0..entries.len() {
         // With accessed and dirty flags for EPT, using an entry counts as a read and a write.
         if let Some(o) = ept_use(place(n as u64), tables, if has_ad { 3 } else { 1 }, true) {
             return o;
@@ -285,9 +285,12 @@ fn oracle_with_ept(s: &Space, i: Intent, entries: &[u64], tables: u64, data: u64
                 return Outcome::Fault(error_code(s, i) | 1);
             }
         }
-        let wants = A | if is_leaf && i.access == Access::Write { D } else { 0 };
+    }
+    // A walk that leads to a translation sets flags, from the root down: a read and a write.
+    for (n, e) in entries.iter().enumerate() {
+        let wants = A | if n == 3 && i.access == Access::Write { D } else { 0 };
         if e & wants != wants && tables & 2 == 0 {
-            return Outcome::Violation(place(n as u64), 2 | tables << 3 | 1 << 7);
+            return Outcome::Violation(place(n as u64), 3 | tables << 3 | 1 << 7);
         }
     }
     let how = [1, 2, 4][ACCESSES.iter().position(|&a| a == i.access).unwrap()];

@@ -3,11 +3,14 @@
 Source: what each package's own version says.  Skipped, with the reason, where one cannot be had.
 """
 
+import re
+
 import pytest
 
 from tests.guests.fetched import fetched
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import loader
+from understudy.guests.entry import GuestError
 from understudy.linux import VM, GuestStopped
 from understudy.verdict import StopKind
 
@@ -43,6 +46,17 @@ def test_boots_runs_a_command_and_powers_off(name: str) -> None:
         assert "random: crng init done" in log  # by the seed: nothing has asked for any yet
         vm.power_off()
         assert vm.counts()["instructions"] < INSTRUCTIONS
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_memory_that_an_error_advises_is_enough(name: str) -> None:
+    fetched(name)
+    with pytest.raises(GuestError) as refused:
+        VM.linux(name, memory="16M")
+    advised = re.search(r": try (\d+M)$", str(refused.value))
+    assert advised is not None, str(refused.value)
+    with VM.linux(name, memory=advised[1]) as vm:
+        assert vm.run("echo enough").output == "enough\n"
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,16 @@ LATER = 4  # once this test runs, those before it have passed
 ENTER = b"\r"  # ends the five seconds in which it can be configured
 
 
-@pytest.mark.parametrize("method", ["linux-64", "linux-32"])
-def test_its_first_tests_pass(method: str) -> None:
-    guest = fetched("memtest86+")
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("memtest86+", "linux-64"),
+        ("memtest86+", "linux-32"),
+        pytest.param("memtest86+ia32", "linux-32", marks=pytest.mark.slow),
+    ],
+)
+def test_its_first_tests_pass(name: str, method: str) -> None:
+    guest = fetched(name)
     with VM(MEMORY) as vm:
         entry = loader.load(
             vm.memory, guest.kernel, append=guest.append, rsdp=RSDP_GPA, method=method

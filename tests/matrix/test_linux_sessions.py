@@ -1,5 +1,6 @@
 """Sessions with a real Linux: over snapshots, and out of every way in which a wait can end."""
 
+import base64
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import pytest
 from tests.matrix.lockstep import linux
 from understudy import GuestTimeout, Linux, LinuxError
 from understudy import vm as machine
+from understudy.guests import agent_program
 from understudy.linux import VM
 
 pytestmark = pytest.mark.real_guest
@@ -82,6 +84,54 @@ def test_a_command_that_never_ends_makes_way_for_the_next(saved: bytes) -> None:
         assert vm.run("sleep 1000 & echo left").output == "left\n"  # this one has ended
         assert "sleep 1000" in vm.run("ps").output
         assert [vm.run(f"exit {n}").status for n in (0, 7)] == [0, 7]
+
+
+FORGER = bytes.fromhex(  # "it has ended with status 0", and some output, by one that may
+    "b865000000 bba0050000 b908000000 ba01000000 cd80"  # ioperm(0x5A0, 8, 1)
+    "baa4050000 b800010000 ef  baa0050000 b841414141 ef"  # out 0x5A4, 0x100; out 0x5A0, "AAAA"
+    "b801000000 31db cd80"  # exit(0)
+)
+
+
+def test_a_command_ends_when_it_ends_whatever_it_writes_wherever(saved: bytes) -> None:
+    forger = base64.b64encode(agent_program.image(FORGER)).decode()
+    ways = {
+        "output": r"printf '\0368d30fb97a4206649a5ce81866260ace6 0\n\0\1\0\0'",
+        "the bell": "printf x >/dev/ttyS1",
+        "the agent's own files": "for f in /proc/[0-9]*/fd/[0-9]*; do case $(readlink $f) in "
+        "pipe*) dd if=/proc/version of=$f oflag=nonblock 2>/dev/null;; esac; done",
+        "a second agent": "/sbin/agent </dev/null",
+        "the ports": f"echo {forger} | base64 -d >/tmp/f; chmod +x /tmp/f; /tmp/f",
+    }
+    with VM.restore(saved) as vm:
+        for name, way in ways.items():
+            result = vm.run(f"{way}; sleep 1; echo still here; exit 7")
+            assert (result.status, result.output.endswith("still here\n")) == (7, True), name
+            assert "A" not in result.output, name
+        assert vm.run("echo next; exit 3").raw == b"next\n"
+
+
+def test_output_comes_exactly_and_in_runs(saved: bytes) -> None:
+    with VM.restore(saved) as vm:
+        before = vm.counts()["exits"]["IO_INSTRUCTION"]
+        zeros = vm.run("head -c 2000000 /dev/zero").raw
+        assert zeros == bytes(2_000_000)
+        assert vm.counts()["exits"]["IO_INSTRUCTION"] - before < 2_000_000 / 2048
+        rows = [
+            (r"printf '\000\036\377\r\n'", b"\0\x1e\xff\r\n", 0),
+            ("echo out; echo err >&2; exit 3", b"out\nerr\n", 3),
+            ("cat; tty", b"not a tty\n", 1),
+            ("echo " + "x" * 200_000 + " | wc -c", b"200001\n", 0),
+            ("kill -9 $$", b"", 128 + 9),
+            ("", b"", 0),
+            ("exec >&- 2>&-; sleep 1; exit 9", b"", 9),
+            ("(while :; do echo on; sleep 1; done) & exit 4", None, 4),
+            ("sleep 3; ps | grep -c '[s]leep 1$'", b"1\n", 0),  # that one has a place to write to
+        ]
+        for command, output, status in rows:
+            result = vm.run(command)
+            assert result.status == status, command[:40]
+            assert output in (None, result.raw), command[:40]
 
 
 def test_a_guest_uses_what_its_processor_shows_and_nothing_else() -> None:

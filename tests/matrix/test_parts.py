@@ -159,7 +159,7 @@ def test_each_value_of_a_snapshot_is_missed_when_it_is_forgotten() -> None:
 def forget_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Events.load
     monkeypatch.setattr(
-        Events, "load", lambda self, saved: load(self, saved | {"injected": {}, "nmis": 0})
+        Events, "load", lambda self, saved: load(self, saved | {"injected": {}, "nmi": False})
     )
 
 

@@ -273,8 +273,7 @@ class Machine:
         words = f"{self.vm.pages.name}, {self.shape.name}: {access} -> {done}"
         if done.error is not None:
             assert done.error == fresh.error, f"{words}; expected {fresh}"
-            assert done.cr2 == access.gva, words
-            self._flags([fresh], access, fresh.path)
+            assert done.cr2 == access.gva, words  # and no flag is set
         else:
             assert pages, f"{words}; expected {fresh}"
             self._reached(access, value, done, pages, fresh, words)
@@ -300,12 +299,11 @@ class Machine:
     def _flags(self, outcomes: list[Outcome], access: Access, path: tuple[int, ...]) -> None:
         """The flags that the walk has set, or, if something may be cached, may have set."""
         oracle = self.oracle
-        is_page = outcomes[0].error is None
         paths = {one.path for one in outcomes} | {path}
         is_settled = self.is_strict or all(oracle.is_settled(one, access.gva) for one in paths)
         for one in paths:
             for n, gpa in enumerate(one):
-                flags = FLAGS if access.write and is_page and n == len(one) - 1 else A
+                flags = FLAGS if access.write and n == len(one) - 1 else A
                 if not is_settled or len(paths) > 1:
                     flags &= self._real_word(gpa, self.shape.entry_bytes)
                 oracle.set_flags(gpa, flags)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.property.test_paging import check
-from understudy.paging import guest_walk, shadow
+from understudy.paging import guest_walk, vtlb
 from understudy.paging.eager import Eager
 from understudy.paging.ept import Ept
 from understudy.paging.lazy import Lazy
@@ -87,10 +87,10 @@ def forgotten_dirty_flag(patch: Patch) -> None:
 
 def forgotten_dirty_flag_in_a_cache(patch: Patch) -> None:
     """The same where entries stand alone."""
-    from understudy.paging import vtlb
+    plain = vtlb.page_entry
 
     def entry(hpa: int, found: Any, error: int, *, may_write: bool) -> int:
-        return shadow.page_entry(hpa, found, error | guest_walk.E_WRITE, may_write=may_write)
+        return plain(hpa, found, error | guest_walk.E_WRITE, may_write=may_write)
 
     patch.setattr(vtlb, "page_entry", entry)
 
@@ -200,6 +200,30 @@ def ept_not_invalidated(patch: Patch) -> None:
     patch.setattr(Ept, "invalidate", nothing)
 
 
+def evicted_and_not_told(patch: Patch) -> None:
+    """Tables are evicted and used again, but the processor keeps what it had read of them."""
+    plain = Vtlb.evict
+
+    def evict(self: Any, target: int) -> None:
+        self.invalidate = nothing
+        plain(self, target)
+        del self.invalidate
+
+    patch.setattr(Vtlb, "evict", evict)
+
+
+def evicted_and_remembered(patch: Patch) -> None:
+    """What is remembered of a walk still names a table that was evicted."""
+    plain = Vtlb.evict
+
+    def evict(self: Any, target: int) -> None:
+        kept = dict(self.regions)
+        plain(self, target)
+        self.regions.update(kept)
+
+    patch.setattr(Vtlb, "evict", evict)
+
+
 def accessed_flag_kept(patch: Patch) -> None:
     """The guest clears a flag, and the entry that stood for it stays usable."""
     plain = Eager.table_written
@@ -242,6 +266,8 @@ ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
     (changed_and_changed_back, "lazy", ("Intel 64",)),
     (not_protected_again, "lazy", ("PAE",)),
     (demotion_not_applied, "lazy", ("Intel 64",)),
+    (evicted_and_not_told, "vtlb", ("IA-32",)),
+    (evicted_and_remembered, "vtlb", ("Intel 64",)),
     (ept_not_invalidated, "ept", ("Intel 64",)),
 ]
 

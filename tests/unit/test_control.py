@@ -1,5 +1,6 @@
 """The control socket of a running VM: what it answers, and what it must not let through."""
 
+import contextlib
 import json
 import os
 import socket
@@ -101,10 +102,13 @@ def test_paging_stays_if_the_guest_is_in_real_address_mode(vm: VM, tmp_path: Pat
         thread.join()
 
 
-def test_a_snapshot_is_written_whole(running: Running, tmp_path: Path) -> None:
+def test_a_snapshot_is_written_whole_and_for_its_owner_alone(
+    running: Running, tmp_path: Path
+) -> None:
     _, path, _ = running
     file = tmp_path / "snapshot"
     assert ask(path, {"do": "save", "file": str(file)})["bytes"] == file.stat().st_size
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with VM.restore(file.read_bytes()) as again:
         assert again.vcpus[0].guest.registers()["rip"] == CODE
     assert {f.name for f in tmp_path.iterdir()} == {"snapshot", "vm.sock"}
@@ -170,14 +174,68 @@ def test_what_is_no_request(running: Running, sent: bytes) -> None:
     assert ask(path, {"do": "paging"}) == "ept"
 
 
-def test_a_silent_client_is_not_waited_for(
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much that a test which waits for it does not end."""
+    monkeypatch.setattr(sockets, "PATIENCE_S", 3600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_slow_client_delays_nobody(vm: VM, tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    thread = threading.Thread(target=lambda: vm.go(wall_seconds=60))
+    with ControlSocket(vm, path), contextlib.ExitStack() as stack:
+        thread.start()
+        for sent in (b"", b"{", b'{"do": "status"'):
+            stack.enter_context(connected(path)).sendall(sent)
+        deaf = stack.enter_context(connected(path))
+        deaf.sendall(b'{"do": "status"}\n')  # and never reads the answer
+        assert ask(path, {"do": "paging"}) == "ept"
+        vm.stop()
+        thread.join()
+    assert not path.exists()  # the end has waited for none of them
+
+
+@pytest.mark.usefixtures("patient")
+def test_of_too_many_clients_those_that_ask_nothing_go(running: Running) -> None:
+    _, path, _ = running
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connected(path)) for _ in range(sockets.MOST_CLIENTS + 2)]
+        assert ask(path, {"do": "paging"}) == "ept"
+        assert silent[0].recv(10) in (b"", b'{"error": ')
+
+
+def test_a_request_has_a_limit_however_it_comes(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sockets, "PATIENCE_S", 0.5)
     _, path, _ = running
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.connect(str(path))
-        assert ask(path, {"do": "paging"}) == "ept"
+    with connected(path) as client:
+        client.settimeout(0.05)
+        answer = b""
+        while not answer:  # each byte comes well within the limit
+            with contextlib.suppress(TimeoutError):
+                client.sendall(b" ")
+                answer = client.recv(65536)
+    assert b"no whole line came within 0.5 s" in answer
+
+
+@pytest.mark.usefixtures("patient")
+def test_another_user_is_refused_before_he_has_said_anything(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path, _ = running
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(sockets, "ROOT", 54321)
+    with connected(path) as client:
+        assert b"belongs to another user" in client.recv(65536)
+
+
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        yield client
 
 
 def test_a_bug_in_an_action_does_not_end_the_vm(

@@ -1,16 +1,17 @@
 """Waiting, typing and running commands, on a machine that plays a script instead of code."""
 
-import base64
 import json
-import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from understudy import GuestStopped, GuestTimeout, Linux, LinuxError, linux_session
 from understudy import vm as machine
-from understudy.guests.agent import HELLO, MARK
+from understudy.clock import ManualClock
+from understudy.devices.agent import CONTROL, DATA, ENDED, HELLO, Agent
+from understudy.devices.wires import Wires
 from understudy.last_words import stop_in_words
 from understudy.linux_session import CONSOLE_KEPT_BYTES
 from understudy.sessions import Sessions
@@ -50,7 +51,8 @@ class Machine:
 
     def __init__(self, *steps: Step) -> None:
         self.clock = _Clock()
-        self.console, self.agent_port = _Port(), _Port()
+        self.console, self.commands = _Port(), list[bytes]()
+        self.pc = SimpleNamespace(agent=Agent(Wires(ManualClock())))
         self.sessions = Sessions()
         self.on_reset: list[Callable[[], None]] = []
         self.steps: Iterator[Step] = iter(steps)
@@ -98,18 +100,24 @@ def _prints(data: bytes) -> Callable[[Machine], None]:
     return lambda vm: vm.console.print(data)
 
 
-def _agent(data: bytes) -> Callable[[Machine], None]:
-    return lambda vm: vm.agent_port.print(data)
+def _is_there(vm: Machine) -> None:
+    """The guest's agent starts."""
+    vm.pc.agent.write(0, CONTROL, HELLO, 4)
+
+
+def _writes(data: bytes) -> Callable[[Machine], None]:
+    return lambda vm: vm.pc.agent.write_string(0, DATA, data)
 
 
 def _answers(output: bytes, status: int) -> Callable[[Machine], None]:
     """The guest's agent runs the command that was last asked for."""
 
     def answer(vm: Machine) -> None:
-        nonce = re.findall(rb"run (\S+) ", vm.agent_port.sent)[-1]
-        frame = MARK + nonce
-        reply = frame + b" begin\n" + output + frame + b" %d\n" % status
-        vm.agent_port.print(reply)
+        agent = vm.pc.agent
+        length = agent.read(0, CONTROL, 4)
+        vm.commands.append(bytes(agent.read(0, DATA, 1) for _ in range(length)))
+        agent.write_string(0, DATA, output)
+        agent.write(0, CONTROL, ENDED + status, 4)
 
     return answer
 
@@ -156,7 +164,7 @@ def test_a_guest_that_ends_says_how_with_its_last_words_and_its_state() -> None:
 
 
 def test_run_boots_first_and_gives_output_and_status() -> None:
-    guest, _ = scripted(_agent(HELLO), _answers(b"Linux\n\xff", 3))
+    guest, _ = scripted(_is_there, _answers(b"Linux\n\xff", 3))
     chunks: list[bytes] = []
     result = guest.run("uname", on_output=chunks.append)
     assert (result.output, result.status, result.raw) == ("Linux\n\ufffd", 3, b"Linux\n\xff")
@@ -175,7 +183,7 @@ def test_what_is_kept_of_a_console_is_bounded() -> None:
 
 def test_of_output_that_is_taken_as_it_comes_the_end_is_kept() -> None:
     printed = b"".join(bytes([n]) * (1 << 20) for n in range(5))
-    guest, _ = scripted(_agent(HELLO), _answers(printed, 0))
+    guest, _ = scripted(_is_there, _answers(printed, 0))
     taken = 0
 
     def take(data: bytes) -> None:
@@ -189,7 +197,7 @@ def test_of_output_that_is_taken_as_it_comes_the_end_is_kept() -> None:
 
 def test_a_command_that_prints_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux_session, "OUTPUT_KEPT_BYTES", 1000)
-    guest, _ = scripted(_agent(HELLO), _answers(b"y" * 5000, 0), _answers(b"ok", 0))
+    guest, _ = scripted(_is_there, _answers(b"y" * 5000, 0), _answers(b"ok", 0))
     with pytest.raises(LinuxError, match=r"printed more than .* with on_output"):
         guest.run("yes")
     assert len(guest.state.output) <= 1000
@@ -197,32 +205,33 @@ def test_a_command_that_prints_without_end_is_given_up(monkeypatch: pytest.Monke
 
 
 def test_commands_follow_each_other() -> None:
-    guest, _ = scripted(_agent(HELLO), _answers(b"1\n", 0), _answers(b"2\n", 0))
+    guest, _ = scripted(_is_there, _answers(b"1\n", 0), _answers(b"2\n", 0))
     assert [guest.run("one").check().output, guest.run("two").check().output] == ["1\n", "2\n"]
 
 
 def test_a_command_that_takes_too_long_is_given_up_and_the_next_one_runs() -> None:
-    guest, _ = scripted(_agent(HELLO), _agent(b"noise"), _agent(b"noise"), _answers(b"ok", 0))
+    guest, _ = scripted(_is_there, _writes(b"noise"), _writes(b"noise"), _answers(b"ok", 0))
     with pytest.raises(GuestTimeout, match="'sleep 9' did not come within 2 s of guest time"):
         guest.run("sleep 9", timeout_guest_s=2)
     assert guest.run("echo ok").output == "ok"
 
 
 def test_the_window_size_is_sent_when_the_agent_is_there_and_waits_for_nothing() -> None:
-    guest, vm = scripted(_agent(HELLO), _answers(b"", 0), _answers(b"ok", 0))
+    guest, vm = scripted(_is_there, _answers(b"", 0), _answers(b"ok", 0))
     guest.resize_console(50, 120)
-    assert vm.agent_port.sent == b""
+    assert not vm.pc.agent.is_busy
+    vm.go()
+    guest.resize_console(50, 120)
     guest.resize_console(1, 1)  # one at a time
     vm.go()
-    (code,) = re.findall(rb"run \S+ (\S+)", vm.agent_port.sent)
-    assert base64.b64decode(code) == b"stty -F /dev/ttyS0 rows 50 cols 120"
+    assert vm.commands == [b"stty -F /dev/ttyS0 rows 50 cols 120"]
     assert guest.run("echo ok").output == "ok"
 
 
 def test_power_off() -> None:
-    scripted(_agent(HELLO), Stop(StopKind.POWEROFF, "", 0))[0].power_off()
+    scripted(_is_there, Stop(StopKind.POWEROFF, "", 0))[0].power_off()
     with pytest.raises(GuestStopped, match="reset"):
-        scripted(_agent(HELLO), Stop(StopKind.RESET, "", 0))[0].power_off()
+        scripted(_is_there, Stop(StopKind.RESET, "", 0))[0].power_off()
 
 
 def test_the_console_keeps_only_its_end() -> None:
@@ -243,7 +252,7 @@ def test_every_kind_of_stop_has_words() -> None:
 
 
 def test_an_exception_of_on_output_is_raised_once_and_the_next_command_runs() -> None:
-    guest, _ = scripted(_agent(HELLO), _answers(b"one", 0), _answers(b"two", 0))
+    guest, _ = scripted(_is_there, _answers(b"one", 0), _answers(b"two", 0))
 
     def fails(_data: bytes) -> None:
         raise ValueError("mine")
@@ -257,7 +266,7 @@ def test_an_interrupted_command_is_given_up_and_the_next_one_runs() -> None:
     def interrupts(_vm: Machine) -> None:
         raise KeyboardInterrupt
 
-    guest, _ = scripted(_agent(HELLO), interrupts, _answers(b"ok", 0))
+    guest, _ = scripted(_is_there, interrupts, _answers(b"ok", 0))
     with pytest.raises(KeyboardInterrupt):
         guest.run("sleep 9")
     assert guest.run("echo ok").output == "ok"
@@ -277,7 +286,7 @@ def test_an_interrupted_command_is_given_up_and_the_next_one_runs() -> None:
     ],
 )
 def test_a_callback_cannot_wait(nested: Callable[[Linux], None], words: str) -> None:
-    guest, _ = scripted(_agent(HELLO), _answers(b"one", 0), _answers(b"two", 0))
+    guest, _ = scripted(_is_there, _answers(b"one", 0), _answers(b"two", 0))
     with pytest.raises(LinuxError, match=words) as caught:
         guest.run("echo one", on_output=lambda data: nested(guest))
     assert "\n" not in str(caught.value)
@@ -298,17 +307,18 @@ def test_a_session_of_a_closed_machine_says_so() -> None:
 
 
 def test_a_session_goes_on_in_another_machine() -> None:
-    guest, vm = scripted(_prints(b"booted # "), _agent(HELLO), _answers(b"1", 0))
+    guest, vm = scripted(_prints(b"booted # "), _is_there, _answers(b"1", 0))
     guest.run("one")
-    guest.state.agent.request("under way")  # its caller stays behind
-    kept = json.loads(json.dumps(vm.sessions.save()))
+    vm.pc.agent.request(b"under way")  # its caller stays behind
+    kept, board = json.loads(json.dumps((vm.sessions.save(), vm.pc.agent.save())))
     other = Machine(_answers(b"2", 0))
+    other.pc.agent.load(board)
     other.sessions.load(kept)
     assert other.sessions.save() == kept  # nobody has asked for it yet
     again = Linux(cast(machine.VM, other))
     assert again.console_text == "booted # "
     assert again.run("two").output == "2"
-    assert b"%s" % guest.state.agent.nonce not in other.agent_port.sent
+    assert other.commands == [b"two"]
 
 
 def test_a_kept_session_that_does_not_fit_is_refused() -> None:

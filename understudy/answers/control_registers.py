@@ -15,7 +15,7 @@ from understudy.arch.address import PHYSICAL, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
-from understudy.guest import Control, UnsupportedMode
+from understudy.guest import Control, SegmentName, UnsupportedMode
 from understudy.instructions.strings import Places
 from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
@@ -27,6 +27,7 @@ LMA: Final = EFER.LMA.mask
 LME: Final = EFER.LME.mask
 RELOADS_CR0: Final = int(CR0(PG=1, CD=1, NW=1))
 RELOADS_CR4: Final = int(CR4(SMEP=1, PGE=1, PAE=1, PSE=1))
+TSS32_TYPE: Final = 1 << 3  # of a TSS's access rights: none of 16 bits
 NO_FLUSH: Final = 1 << 63  # of CR3, under PCIDs
 
 
@@ -37,13 +38,13 @@ class Refused(Exception):
 # --- what a register takes ---
 
 
-def check_cr0(new: int, old: Control, *, is_code64: bool) -> int:
+def check_cr0(new: int, old: Control, *, is_code64: bool, is_tss16: bool = False) -> int:
     """The EFER that goes with this CR0.  Raises Refused."""
     if new >> 32 or (new & PG and not new & PE) or (new & CR0.NW.mask and not new & CR0.CD.mask):
         raise Refused
     efer = old.efer
     if new & ~old.cr0 & PG and efer & LME:
-        if not old.cr4 & CR4.PAE.mask or is_code64:
+        if not old.cr4 & CR4.PAE.mask or is_code64 or is_tss16:
             raise Refused
         return efer | LMA
     if not new & PG and old.cr0 & PG:
@@ -99,7 +100,8 @@ def _write_cr0(vcpu: Vcpu, value: int) -> None:
     guest, paging = vcpu.guest, vcpu.paging
     old = guest.control()
     new = value & ~int(CR0.ET.mask) | CR0.ET.mask
-    efer = check_cr0(new, old, is_code64=guest.is_code64())
+    is_tss16 = not guest.segment(SegmentName.TR).rights & TSS32_TYPE
+    efer = check_cr0(new, old, is_code64=guest.is_code64(), is_tss16=is_tss16)
     values = old._replace(cr0=new, efer=efer)
     guest.check_mode(new, paging.name, has_ept=paging.has_ept)
     if (new ^ old.cr0) & RELOADS_CR0:

@@ -49,9 +49,9 @@ def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
 
 
 def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:
-    """Nothing to do until an event comes: the run loop lets the time pass."""
+    """Nothing to do until an event comes, such as the trap of a single step over HLT itself."""
     vcpu.skip(done.length)
-    vcpu.state.halted = vcpu.attention = True
+    vcpu.state.halted, vcpu.attention = not vcpu.guest.has_debug_trap(), True
     return RESUME
 
 

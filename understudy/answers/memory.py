@@ -58,14 +58,25 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
     paging.faults[kind] += 1
     if event is not None:
         vcpu.deliver_again(event)
-        if event.kind is not Kind.EXCEPTION:
-            vcpu.guest.set_resume_flag(False)
+        _restore_resume_flag(vcpu, event)
     if gpa is None:
         return RESUME
     if kind is Fault.TRACE:
         return _traced_write(vcpu, gva, error, gpa, event)
     access = Access.FETCH if error & E_FETCH else Access(bool(error & E_WRITE))
     return device(vcpu, gpa, access, event)
+
+
+def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:
+    """RF as the event's frame will have it: the exit saved that of the page fault.
+
+    Interrupts and NMIs are injected by nobody but the hypervisor.  A #DB is a trap, or an
+    instruction breakpoint, whose handler sets RF itself.
+    """
+    if event.kind in (Kind.INTERRUPT, Kind.NMI):
+        vcpu.guest.set_resume_flag(vcpu.events.state.resume)
+    elif event.kind.is_software or event.vector in (Vector.DB, Vector.DF):
+        vcpu.guest.set_resume_flag(False)
 
 
 def _traced_write(

@@ -6,6 +6,7 @@ Invariant: nothing that a guest does raises here.
 
 from understudy.instructions import port_strings
 from understudy.instructions.port_strings import CYCLE_NS
+from understudy.instructions.strings import end_burst
 from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Verdict
@@ -46,4 +47,6 @@ def string(
         return vcpu.guest_fault(fault)
     if is_over:
         vcpu.skip(length)
+    else:
+        end_burst(vcpu.guest)
     return RESUME

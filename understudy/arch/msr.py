@@ -153,6 +153,22 @@ class SpecCtrl(Bits, width=64):
     IBRS = Bit(0)
 
 
+class MiscEnable(Bits, width=64):
+    """IA32_MISC_ENABLE.  SDM 4, "Architectural MSRs"; turbo mode is not architectural."""
+
+    TURBO_DISABLE = Bit(38)
+    XD_DISABLE = Bit(34)
+    XTPR_DISABLE = Bit(23)
+    LIMIT_CPUID = Bit(22)
+    MONITOR = Bit(18)
+    SPEEDSTEP = Bit(16)
+    PEBS_UNAVAILABLE = Bit(12)  # bits 12, 11 and 7 only read
+    BTS_UNAVAILABLE = Bit(11)
+    PERFMON = Bit(7)
+    THERMAL_CONTROL = Bit(3)
+    FAST_STRINGS = Bit(0)
+
+
 def msr_name(index: int) -> str:
     """The register's name for counts and messages."""
     try:

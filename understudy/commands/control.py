@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from understudy.commands import Refusal
+from understudy.visible import visible
 
 # What can be said, and what belongs to it: (the request's word, its help name, must it be there).
 WORDS: dict[str, tuple[str, str, bool] | None] = {
@@ -55,7 +56,7 @@ def control(
         answer = ask(socket, request)
     except ControlError as problem:
         raise Refusal(str(problem)) from None
-    typer.echo(answer if isinstance(answer, str) else _shown(word, answer))
+    typer.echo(visible(answer if isinstance(answer, str) else _shown(word, answer)))
 
 
 def _request(word: str, what: str | None) -> dict[str, Any]:

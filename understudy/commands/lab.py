@@ -24,6 +24,7 @@ from understudy.lab.discover import LabError, Loaded, find, folder, load, names
 from understudy.lab.store import Store
 from understudy.lab.table import DONE, SKIPPED
 from understudy.lab.verdict import Status, Verdict, judge
+from understudy.visible import visible
 
 COLORS = {
     Status.PASSED: "green",
@@ -174,7 +175,7 @@ class Ticker:
         self.bar.stop()
 
     def _say(self, text: str) -> None:
-        self.talk.print(f"lab: {text}", markup=False, highlight=False)
+        self.talk.print(f"lab: {visible(text)}", markup=False, highlight=False)
 
     def done(self, task: sweep.Task, outcome: sweep.Outcome) -> None:
         """One more."""
@@ -201,12 +202,13 @@ def _show(screen: Console, verdict: Verdict, alone: bool) -> None:
         if alone or not bar.holds:
             mark = {True: "✓", False: "✗", None: "–"}[bar.holds]
             kind = "control: " if bar.is_control else ""
-            screen.print(f"  {mark} {kind}{bar.statement}: {bar.found}", markup=False,
+            found = visible(bar.found)
+            screen.print(f"  {mark} {kind}{bar.statement}: {found}", markup=False,
                          highlight=False)  # fmt: skip
     reasons: dict[str, int] = {}
     for record in verdict.table.records:
         if record.status != DONE:
-            line = f"{record.status}: {record.reason.partition(chr(10))[0]}"
+            line = visible(f"{record.status}: {record.reason.partition(chr(10))[0]}")
             reasons[line] = reasons.get(line, 0) + 1
     for line, count in reasons.items():
         points = f"{count} point{'s' * (count != 1)}"

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from understudy.visible import visible
+
 PATIENCE_S = 2.0
 
 
@@ -101,6 +103,7 @@ class Steps:
 
     def __call__(self, text: str, share: float | None) -> None:
         """Say `text`; `share` is how much of it is done, 0 to 1, if that is known."""
+        text = visible(text)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._line.say(f"{bar(share)} {text}".strip())
         elif text != self._last:

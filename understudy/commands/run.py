@@ -32,6 +32,8 @@ class Wanted:
 
     guest: str | Path
     initrd: Path | None
+    modules: tuple[tuple[Path, str], ...]
+    is_firmware: bool
     append: str
     packages: tuple[str, ...]
     config: Config
@@ -58,6 +60,21 @@ def run(
     ] = None,
     initrd: Annotated[
         Path | None, typer.Option("--initrd", metavar="FILE", help="Its initial RAM disk.")
+    ] = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--module",
+            metavar="FILE[,ARGS]",
+            help="A further file for a Multiboot or PVH kernel, and its command line.  "
+            "May be repeated.",
+        ),
+    ] = None,
+    firmware: Annotated[
+        Path | None,
+        typer.Option(
+            "--firmware", metavar="FILE", help="An image of a ROM, started at its reset vector."
+        ),
     ] = None,
     append: Annotated[
         str, typer.Option("--append", metavar="TEXT", help="Added to the kernel's command line.")
@@ -124,6 +141,10 @@ def run(
       understudy run --guest 686 --control vm.sock
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
+
+      understudy run --kernel xen.gz --module "vmlinuz,console=hvc0" --module initrd.img -m 512M
+
+      understudy run --firmware u-boot.rom
     """
     if wish := next((name for name, value in said.items() if value in ("help", "?")), None):
         from understudy.commands.choices import CHOICES
@@ -135,6 +156,8 @@ def run(
         guest,
         kernel,
         initrd,
+        modules or [],
+        firmware,
         append,
         tuple(packages or ()),
         said,
@@ -153,6 +176,8 @@ def _checked(
     guest: str | None,
     kernel: Path | None,
     initrd: Path | None,
+    modules: list[str],
+    firmware: Path | None,
     append: str,
     packages: tuple[str, ...],
     said: Said,
@@ -162,15 +187,21 @@ def _checked(
     control: Path | None,
     timeout: str | None,
 ) -> Wanted:
-    if (guest is None) == (kernel is None):
-        raise typer.BadParameter("say either --guest NAME or --kernel FILE")
+    if sum(start is not None for start in (guest, kernel, firmware)) != 1:
+        raise typer.BadParameter("say one of --guest NAME, --kernel FILE and --firmware FILE")
+    if firmware is not None and (initrd is not None or modules or append or command is not None):
+        raise typer.BadParameter(
+            "--firmware starts what it finds by itself: --initrd, --module, --append and --exec go "
+            "with --kernel"
+        )
+    files = [(Path(name), line) for name, _, line in (one.partition(",") for one in modules)]
     if guest is not None and initrd is not None:
         raise typer.BadParameter("--initrd goes with --kernel; a named guest brings its own")
     if packages and guest is None:
         raise typer.BadParameter("--with goes with --guest; with --kernel bring an --initrd")
     if command is not None and not command.strip():
         raise typer.BadParameter("--exec is empty; give a command, like --exec 'uname -a'")
-    for file in (kernel, initrd):
+    for file in (kernel, initrd, firmware, *(file for file, _ in files)):
         if file is not None and not file.is_file():
             raise Refusal(f"{file}: no such file" if not file.exists() else f"{file}: not a file")
     try:
@@ -183,7 +214,7 @@ def _checked(
     interactive = command is None and is_interactive()
     if watch and not interactive:
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
-    chosen = guest if guest is not None else kernel or Path()
+    chosen = guest if guest is not None else kernel or firmware or Path()
     try:
         clock = "wall" if interactive else "virtual"
         config = Config.of(**{"clock": clock, "name": str(chosen), **said})
@@ -192,6 +223,8 @@ def _checked(
     return Wanted(
         guest=chosen,
         initrd=initrd,
+        modules=tuple(files),
+        is_firmware=firmware is not None,
         append=append,
         packages=packages,
         config=config,
@@ -225,6 +258,8 @@ def _carry_out(wanted: Wanted) -> int:
                 vm = VM.linux(
                     wanted.guest,
                     initrd=initrd,
+                    modules=wanted.modules,
+                    is_firmware=wanted.is_firmware,
                     append=append,
                     packages=wanted.packages,
                     config=wanted.config,

@@ -65,7 +65,9 @@ def _is_switch(one: "Field[Any]") -> bool:
 def _words(one: "Field[Any]") -> str:
     """The words of help, with the default if they do not speak of one."""
     words = option_of(one).words
-    return words if "Default:" in words else f"{words}  Default: {one.default}."
+    return (
+        words if "Default:" in words or one.default == () else f"{words}  Default: {one.default}."
+    )
 
 
 def _read(rows: "dict[str, Field[Any]]", texts: dict[str, Any]) -> Said:

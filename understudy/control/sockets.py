@@ -6,7 +6,8 @@ the VM's own thread (`VM.post`).
 
 Source: unix(7).
 Invariants: only this user (and root) is answered; nothing that is sent makes the VM end or raise,
-but "stop", which is to; a socket of another that still listens is never taken away.
+but "stop", which is to; no client waits for another that is slow, nor does the end of the VM; a
+socket of another that still listens is never taken away.
 """
 
 import json
@@ -14,6 +15,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 LONGEST_REQUEST: Final = 1 << 16
 LONGEST_ANSWER: Final = 1 << 24
-PATIENCE_S: Final = 10.0  # of either side with the other
+PATIENCE_S: Final = 10.0  # for a whole request, and for a whole answer
+MOST_CLIENTS: Final = 16
 LONGEST_PATH: Final = 107  # sockaddr_un
 CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 ROOT: Final = 0
@@ -40,6 +43,9 @@ class ControlSocket:
         self._listener: socket.socket | None = None
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._ends = threading.Event()
+        self._clients: dict[socket.socket, threading.Thread] = {}
+        self._reading: dict[socket.socket, None] = {}  # those that have asked nothing yet, in order
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         if len(os.fsencode(self.path)) > LONGEST_PATH:
@@ -65,10 +71,17 @@ class ControlSocket:
         self._thread.join()
         if self._listener is not None:
             self._listener.close()
+        with self._lock:
+            threads = list(self._clients.values())
+            for connection in self._clients:
+                _cut(connection)
+        for thread in threads:
+            thread.join()
         with suppress(OSError):
             self.path.unlink()
 
     def _serve(self) -> None:
+        """Each client has a thread, so none waits for another's line."""
         assert self._listener is not None
         while not self._ends.is_set():
             try:
@@ -77,15 +90,41 @@ class ControlSocket:
                 continue
             except OSError:
                 return
-            with connection, suppress(OSError):
-                connection.settimeout(PATIENCE_S)
-                connection.sendall(_line(self._answer(connection)))
+            if not _is_ours(connection):
+                _refuse(connection, "this VM belongs to another user")
+                continue
+            with self._lock:
+                if len(self._clients) >= MOST_CLIENTS and not self._reading:
+                    _refuse(connection, f"{MOST_CLIENTS} others are being answered: ask again")
+                    continue
+                if len(self._clients) >= MOST_CLIENTS:
+                    slowest = next(iter(self._reading))
+                    del self._reading[slowest]
+                    _cut(slowest)
+                thread = threading.Thread(
+                    target=self._talk, args=(connection,), name="control client", daemon=True
+                )
+                self._clients[connection] = thread
+                self._reading[connection] = None
+                thread.start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        try:
+            with suppress(OSError):
+                answer = _line(self._answer(connection))
+                connection.settimeout(PATIENCE_S)  # of all of it
+                connection.sendall(answer)
+        finally:
+            with self._lock:
+                self._reading.pop(connection, None)
+                self._clients.pop(connection, None)
+                connection.close()
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         try:
-            line = _read_line(connection, LONGEST_REQUEST)  # else the other end may see no answer
-            if not _is_ours(connection):
-                raise ControlError("this VM belongs to another user")
+            line = _read_line(connection, LONGEST_REQUEST, PATIENCE_S)
+            with self._lock:
+                self._reading.pop(connection, None)
             return {"ok": self._carry_out(_parse(line))}
         except ControlError as problem:
             return {"error": str(problem)}
@@ -152,17 +191,37 @@ def _line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _read_line(connection: socket.socket, longest: int) -> bytes:
+def _read_line(connection: socket.socket, longest: int, patience_s: float | None) -> bytes:
+    """One line, all of it within `patience_s`, however it comes."""
     data = bytearray()
+    ends_at = None if patience_s is None else time.monotonic() + patience_s
     while not data.endswith(b"\n"):
         try:
+            if ends_at is not None:
+                left = ends_at - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                connection.settimeout(left)
             part = connection.recv(65536)
         except TimeoutError:
-            raise ControlError(f"no whole line came within {PATIENCE_S:g} s") from None
+            raise ControlError(f"no whole line came within {patience_s:g} s") from None
         if not part or len(data) + len(part) > longest:
             raise ControlError(f"expected one line of JSON, at most {longest} bytes")
         data += part
     return bytes(data)
+
+
+def _refuse(connection: socket.socket, why: str) -> None:
+    """Say so, if that takes no time."""
+    with connection, suppress(OSError):
+        connection.setblocking(False)
+        connection.sendall(_line({"error": why}))
+
+
+def _cut(connection: socket.socket) -> None:
+    """Whoever waits for this connection need not wait any longer."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _parse(line: bytes) -> Request:
@@ -183,8 +242,9 @@ def ask(path: Path, request: Request, *, timeout_s: float | None = None) -> Any:
     with _connected(path) as connection:
         connection.settimeout(timeout_s)
         try:
-            connection.sendall(_line(request))
-            answer = _parse(_read_line(connection, LONGEST_ANSWER))
+            with suppress(BrokenPipeError):  # refused before it was read: the answer says why
+                connection.sendall(_line(request))
+            answer = _parse(_read_line(connection, LONGEST_ANSWER, timeout_s))
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from None
     if "error" in answer:

@@ -10,10 +10,12 @@ input 2 there; a board that loads what another of the same make saved behaves th
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, firmware, pci
+from understudy.devices import acpi_tables, firmware, pci, testdev
 from understudy.devices.acpi import Acpi
+from understudy.devices.agent import Agent
 from understudy.devices.board import Board, Row
 from understudy.devices.ioapic import IoApic
 from understudy.devices.kvmclock import KvmClock
@@ -26,8 +28,13 @@ from understudy.machine.physical import PhysicalMemory
 
 SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
+AGENT_PORT = 0x5A0  # no PC has anything there
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
 HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
+USUAL: dict[str, dict[str, Any]] = {
+    "testdev": {"at": (0xE0, 0x2000, 0xFF00_0000), "irq": testdev.REQUESTS},
+}
+"""Where parts beside those of every board are, if nothing else is said."""
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -61,14 +68,18 @@ class PC(Board):
         extint: Callable[[bool], None],
         com1: Callable[[bytes], None],
         com2: Callable[[bytes], None],
+        who: Callable[[], int] = lambda: 0,
+        ring: Callable[[], None] = lambda: None,
         ram_bytes: int = 256 * MIB,
         vcpus: int = 1,
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
         high_mmio: range | None = HIGH_WINDOW,
+        has_rom: bool = False,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
+        self.has_rom = has_rom
         self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
@@ -91,6 +102,7 @@ class PC(Board):
                 },
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
+            ("agent", {"at": AGENT_PORT, "who": who, "ring": ring}),
             ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
             (
                 "vmgenid",
@@ -101,7 +113,10 @@ class PC(Board):
                 },
             ),
         )
-        for part, options in (*rows, *devices):
+        for part, options in (
+            *rows,
+            *((part, {**USUAL.get(part, {}), **own}) for part, own in devices),
+        ):
             self.add(part, **options)
         self.pic = self.part("pic8259", Pic8259)
         self.ioapic = self.part("ioapic", IoApic)
@@ -109,6 +124,7 @@ class PC(Board):
         self.com2 = self.part("com2", Uart16550)
         self.pci = self.part("pci", Pci)
         self.acpi = self.part("acpi", Acpi)
+        self.agent = self.part("agent", Agent)
         self.kvmclock = self.part("kvmclock", KvmClock)
         self.vmgenid = self.part("vmgenid", VmGenId)
 
@@ -130,7 +146,12 @@ class PC(Board):
     # --- what the VM asks of it ---
 
     def install_tables(self) -> int:
-        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa."""
+        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa.
+
+        With a ROM that is the business of what is in it.
+        """
+        if self.has_rom:
+            return 0
         for gpa, data in firmware.pieces(SERIAL_PORTS).items():
             self.memory.write(gpa, data)
         self.vmgenid.install()

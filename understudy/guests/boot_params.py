@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
-from understudy.guests.placement import Placement, mib
+from understudy.guests.placement import Placement
 
 E820_RAM, E820_RESERVED = 1, 2
 E820_MAX = 128
@@ -94,16 +94,16 @@ def write(
     struct.pack_into("<H", page, VID_MODE, NORMAL_VIDEO)
     struct.pack_into("<H", page, HEAP_END_PTR, 0xFE00)
     struct.pack_into("<II", page, RAMDISK_IMAGE, *initrd)
-    struct.pack_into("<I", page, CMD_LINE_PTR, COMMAND_LINE_GPA)
+    struct.pack_into("<I", page, CMD_LINE_PTR, write_command_line(place, append))
     struct.pack_into("<Q", page, ACPI_RSDP_ADDR, rsdp)
     _write_map(page, memory_map(place.memory) if e820 is None else [E820(*e) for e in e820])
-    write_command_line(place, append)
+    at = LOW_BLOCK_GPA + place.moved
     if seed:
-        struct.pack_into("<Q", page, SETUP_DATA, LOW_BLOCK_GPA + len(page))
+        struct.pack_into("<Q", page, SETUP_DATA, at + len(page))
         node = struct.pack("<QII", 0, SETUP_RNG_SEED, len(seed)) + seed
-        place.put("the random seed", LOW_BLOCK_GPA + len(page), node)
-    place.put("the zero page", LOW_BLOCK_GPA, bytes(page))
-    return LOW_BLOCK_GPA
+        place.put("the random seed", at + len(page), node)
+    place.put("the zero page", at, bytes(page))
+    return at
 
 
 def write_command_line(place: Placement, append: str, limit: int = MAX_COMMAND_LINE - 1) -> int:
@@ -115,8 +115,9 @@ def write_command_line(place: Placement, append: str, limit: int = MAX_COMMAND_L
         )
     if 0 in line:
         raise GuestError("the kernel command line contains a zero byte")
-    place.put("the command line", COMMAND_LINE_GPA, line + b"\0")
-    return COMMAND_LINE_GPA
+    gpa = COMMAND_LINE_GPA + place.moved
+    place.put("the command line", gpa, line + b"\0")
+    return gpa
 
 
 def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[int, int]:
@@ -125,11 +126,6 @@ def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[in
         return 0, 0
     if not initrd:
         raise GuestError("the initrd is empty: expected a cpio archive, plain or compressed")
-    if len(initrd) > place.memory.size:
-        raise GuestError(
-            f"the initrd of {mib(len(initrd))} is larger than the VM's memory "
-            f"({mib(place.memory.size)}): give it more"
-        )
     gpa = place.highest("the initrd", len(initrd), ceiling)
     place.memory.write(gpa, initrd)
     return gpa, len(initrd)

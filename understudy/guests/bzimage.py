@@ -22,8 +22,6 @@ from understudy.guests import boot_params, elf, payload
 from understudy.guests.entry import (
     CODE_32,
     CODE_64,
-    LOW_BLOCK_END,
-    LOW_BLOCK_GPA,
     Entry,
     GuestError,
     GuestMemory,
@@ -127,6 +125,7 @@ def load(
     memory: GuestMemory,
     data: bytes,
     *,
+    inner: bytes | None,
     initrd: bytes | None,
     append: str,
     rsdp: int,
@@ -135,23 +134,25 @@ def load(
     what: str = "the kernel",
     seed: bytes = b"",
 ) -> Entry:
-    """Put a bzImage into memory by one of the three methods (None: the first that can be)."""
+    """Put a bzImage into memory by one of the three methods (None: the first that can be).
+
+    inner: its `vmlinux`, if that is wanted and there is one.
+    """
     head = header(data, what)
-    image = vmlinux(data, what) if method in (None, "linux-direct") else None
-    if image is None and method == "linux-direct":
+    if inner is None and method == "linux-direct":
         raise GuestError(f"{what} has no payload that can be decompressed: use another method")
     if method == "linux-64" and not head.has_64_bit_entry:
         raise GuestError(f"{what} has no 64-bit entry point (xloadflags {head.xloadflags:#x})")
     place = Placement(memory)
-    if image is not None:
-        start, is_64 = _place_vmlinux(place, image, head, what)
+    if inner is not None:
+        start, is_64 = _place_vmlinux(place, inner, head, what)
         protocol = "linux-direct"
     else:
         is_64 = head.has_64_bit_entry and method != "linux-32"
-        start = _place_as_is(place, data, head) + (ENTRY_64_OFFSET if is_64 else 0)
+        start = _place_as_is(place, data, head, what) + (ENTRY_64_OFFSET if is_64 else 0)
         protocol = "linux-64" if is_64 else "linux-32"
     page = finish(place, head, initrd=initrd, append=append, rsdp=rsdp, e820=e820, seed=seed)
-    return enter(memory, protocol, start, page, is_64)
+    return enter(place, protocol, start, page, is_64)
 
 
 def finish(
@@ -167,8 +168,7 @@ def finish(
     """Everything beside the kernel: initrd, command line, zero page.  Returns the page."""
     ceiling = head.initrd_ceiling if head else boot_params.LOWEST_INITRD_CEILING
     limit = head.command_line_limit if head else 2047
-    low = min(LOW_BLOCK_END, place.memory.size)
-    place.claim("the first tables", 0, min(low, LOW_BLOCK_GPA))
+    place.tables()
     if len(append.encode("utf-8", "surrogateescape")) > limit:
         boot_params.write_command_line(place, append, limit)  # says what is wrong
     location = boot_params.put_initrd(place, initrd, ceiling)
@@ -183,12 +183,13 @@ def finish(
     )
 
 
-def enter(memory: GuestMemory, protocol: str, rip: int, page: int, is_64: bool) -> Entry:
+def enter(place: Placement, protocol: str, rip: int, page: int, is_64: bool) -> Entry:
     """The registers of the boot protocol: RSI is the zero page; the others it wants are zero."""
-    write_gdt(memory, CODE_64 if is_64 else CODE_32)
+    moved = place.moved
+    write_gdt(place.memory, CODE_64 if is_64 else CODE_32, moved)
     if is_64:
-        return long_mode(memory, protocol, rip, rsi=page)
-    return protected_mode(protocol, rip, rsi=page, rbp=0, rdi=0, rbx=0)
+        return long_mode(place.memory, protocol, rip, moved=moved, rsi=page)
+    return protected_mode(protocol, rip, moved=moved, rsi=page, rbp=0, rdi=0, rbx=0)
 
 
 def _place_vmlinux(place: Placement, data: bytes, head: Header, what: str) -> tuple[int, bool]:
@@ -202,7 +203,12 @@ def _place_vmlinux(place: Placement, data: bytes, head: Header, what: str) -> tu
     return image.physical_entry, image.is_64
 
 
-def _place_as_is(place: Placement, data: bytes, head: Header) -> int:
+def _place_as_is(place: Placement, data: bytes, head: Header, what: str) -> int:
+    if not head.relocatable and not head.code32_start:
+        raise GuestError(
+            f"{what} needs a PC's BIOS, which a VM does not have: its only entry is for "
+            "real-address mode (code32_start is 0)"
+        )
     kernel = data[head.kernel_offset : head.kernel_offset + head.kernel_length]
     start = head.code32_start if not head.relocatable else head.pref_address
     place.put("the kernel", start, kernel, max(head.init_size, len(kernel)))

@@ -1,23 +1,24 @@
 """Debian packages, read without any tool: an `ar` archive with a tar archive in it.
 
 Source: deb(5).
+Invariants: at most `LIMIT` bytes are unpacked, in steps; every failure is a GuestError.
 """
 
-import io
-import lzma
 import stat
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
-import zstandard
-
+from understudy.guests import payload
 from understudy.guests.entry import GuestError
 from understudy.guests.initramfs import Node
+from understudy.guests.unpack import Plain, Reader, UnpackError, stream, unharmed
 
 AR_MAGIC = b"!<arch>\n"
+LIMIT: Final = 2 << 30  # unpacked; all of it goes into a guest's memory
+MOST_FILES: Final = 500_000
 
 
 def files(package: Path, patterns: Iterable[str]) -> dict[str, bytes]:
@@ -41,13 +42,13 @@ def files(package: Path, patterns: Iterable[str]) -> dict[str, bytes]:
 
 def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:
     """All files, folders and symbolic links by path, but those under the `left_out` prefixes."""
-    nodes: dict[str, Node] = {}
+    nodes, size = dict[str, Node](), 0
     with _unharmed(package), _data(package.read_bytes()) as archive:
         for member in archive:
             path = PurePosixPath(member.name)
             name = str(path)
             if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{name} lies outside of it")
+                raise UnpackError(f"{name} lies outside of it")
             if name == "." or f"{name}/".startswith(left_out):
                 continue
             mode = member.mode & 0o7777
@@ -61,6 +62,9 @@ def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:
                     nodes[name] = target
             elif member.isfile():
                 nodes[name] = Node(stat.S_IFREG | mode, _content(archive, member))
+            size += len(nodes[name].data) if name in nodes else 0
+            if len(nodes) > MOST_FILES or size > LIMIT:  # links repeat what they link to
+                raise UnpackError(f"it has over {MOST_FILES} files, or {LIMIT >> 20} MiB of them")
     return nodes
 
 
@@ -68,15 +72,9 @@ def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:
 def _unharmed(package: Path) -> Iterator[None]:
     """What goes wrong in reading a package means that it is damaged."""
     try:
-        yield
-    except (
-        EOFError,
-        ValueError,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zlib.error,
-        zstandard.ZstdError,
-    ) as error:
+        with unharmed():
+            yield
+    except UnpackError as error:
         raise GuestError(f"the package {package.name} is damaged: {error}") from None
 
 
@@ -85,21 +83,27 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return stream.read() if stream else b""
 
 
+def _archive(body: bytes) -> tarfile.TarFile:
+    method = payload.compression(body)
+    source = Plain(body, 0) if method is None else stream(method, body)
+    if source is None:
+        raise UnpackError(f"its data is packed by {method}, which is not known here")
+    reader: Any = Reader(source, LIMIT)  # it only reads
+    return tarfile.open(fileobj=reader, mode="r|")
+
+
 def _data(package: bytes) -> tarfile.TarFile:
     """The tar archive with the package's files, as a stream."""
     if not package.startswith(AR_MAGIC):
-        raise ValueError("it is no ar archive")
+        raise UnpackError("it is no ar archive")
     at = len(AR_MAGIC)
     while at + 60 <= len(package):
         name = package[at : at + 16].decode("ascii", "replace").strip().rstrip("/")
         size = int(package[at + 48 : at + 58])
         body = package[at + 60 : at + 60 + size]
         if len(body) != size or size < 0:
-            raise ValueError("it is truncated")
-        if name == "data.tar.zst":
-            reader = zstandard.ZstdDecompressor().stream_reader(body)
-            return tarfile.open(fileobj=reader, mode="r|")
+            raise UnpackError("it is truncated")
         if name.startswith("data.tar"):
-            return tarfile.open(fileobj=io.BytesIO(body), mode="r|*")
+            return _archive(body)
         at += 60 + size + (size & 1)
-    raise ValueError("it has no data.tar")
+    raise UnpackError("it has no data.tar")

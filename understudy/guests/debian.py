@@ -22,6 +22,9 @@ LINUX_32_APPEND = f"{LINUX_APPEND} cryptomgr.notests noisapnp"
 and 0.35 G a search for cards on a bus that the PC does not have."""
 
 
+DOM0_APPEND = "console=hvc0 panic=-1"
+
+
 @dataclass(frozen=True)
 class Guest:
     """A guest ready to be loaded with `loader.load`."""
@@ -32,6 +35,8 @@ class Guest:
     kernel: Path | bytes
     initrd: Path | None
     append: str
+    modules: tuple[tuple[Path, str], ...] = ()  # for a Multiboot kernel, with their command lines
+    is_firmware: bool = False  # `kernel` is an image of a ROM
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Package(NamedTuple):
     append: str = LINUX_APPEND
     linux: bool = True
     kept_as: str = "kernel"
+    dom0: str = ""  # the guest that a hypervisor starts first, as its modules
+    is_firmware: bool = False
 
 
 def _kernel(
@@ -87,6 +94,18 @@ def _busybox(architecture: str) -> Package:
     )
 
 
+def _u_boot(board: str, bits: str) -> Package:
+    return Package(
+        f"U-Boot, a boot loader that is firmware, {bits} bits",
+        "u-boot-qemu",
+        "(u-boot-qemu)",
+        f"u-boot/{board}/u-boot.rom",
+        append="",
+        linux=False,
+        is_firmware=True,
+    )
+
+
 PACKAGES = {
     "cloud-amd64": _kernel("Debian's Linux 6.1 for clouds, with busybox", "6.1", "cloud-amd64"),
     "amd64": _kernel("Debian's Linux 6.1 for any PC, with busybox", "6.1", "amd64"),
@@ -113,6 +132,34 @@ PACKAGES = {
         append="console=ttyS0,115200",
         linux=False,
     ),
+    "memtest86+ia32": Package(
+        "memtest86+ for 32-bit PCs, on the serial port",
+        "memtest86+",
+        "(memtest86\\+)",
+        "boot/memtest86+*ia32.bin",
+        append="console=ttyS0,115200",
+        linux=False,
+    ),
+    "xen": Package(
+        "Xen, with Debian's Linux 6.1 and busybox as its first domain",
+        "xen-hypervisor-",
+        r"xen-hypervisor-(\d[\d.]*)-amd64",
+        "boot/xen-*-amd64.gz",
+        append="com1=115200,8n1 console=com1",
+        linux=False,
+        dom0="amd64",
+    ),
+    "gnumach": Package(
+        "GNU Mach, a microkernel, without servers",
+        "gnumach-image-",
+        r"gnumach-image-(\d[\d.]*)-486",
+        "boot/gnumach-*-486.gz",
+        architecture="i386",
+        append="console=com0",
+        linux=False,
+    ),
+    "u-boot": _u_boot("qemu-x86", "32"),
+    "u-boot-64": _u_boot("qemu-x86_64", "64"),
 }
 NAMES = ("hello", *PACKAGES)
 
@@ -147,7 +194,21 @@ def fetch(
     kernel = _obtain(cache, name, package, progress)
     version = str(cache.manifest(name).get("version", ""))
     initrd = user_land(progress, cache, package.architecture) if package.linux else None
-    return Guest(name, package.description, version, kernel, initrd, package.append)
+    modules: tuple[tuple[Path, str], ...] = ()
+    if package.dom0:
+        first = fetch(package.dom0, progress, cache)
+        assert isinstance(first.kernel, Path) and first.initrd is not None
+        modules = ((first.kernel, DOM0_APPEND), (first.initrd, ""))
+    return Guest(
+        name,
+        package.description,
+        version,
+        kernel,
+        initrd,
+        package.append,
+        modules,
+        package.is_firmware,
+    )
 
 
 def busybox(

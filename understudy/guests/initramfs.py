@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import NamedTuple
 
+from understudy.guests import agent_program
 from understudy.guests.entry import GuestError
 
 PROMPT = b"understudy# "  # what the console's shell prints when it waits for a command
@@ -24,7 +25,7 @@ ETC = {
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": b"127.0.0.1 localhost understudy\n",
 }
-OURS = {"init": "init", "sbin/console": "console", "sbin/agent": "agent"}
+OURS = {"init": "init", "sbin/console": "console"}
 
 
 class Node(NamedTuple):
@@ -59,6 +60,7 @@ def build(busybox: bytes, extra: Mapping[str, Extra] | None = None, *, gzip: boo
     nodes["etc/profile"] = Node(stat.S_IFREG | 0o644, (ours / "profile").read_bytes())
     for name, source in OURS.items():
         nodes[name] = Node(stat.S_IFREG | 0o755, (ours / source).read_bytes())
+    nodes["sbin/agent"] = Node(stat.S_IFREG | 0o755, agent_program.image())
     for name, content in (extra or {}).items():
         data, mode = content if isinstance(content, tuple) else (content, 0o755)
         _add_with_parents(nodes, name.strip("/"), Node(stat.S_IFREG | mode, data))

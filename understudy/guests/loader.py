@@ -5,13 +5,14 @@ PVH note, those with a Multiboot header, any other as vmlinux.  A gzipped file i
 `method` overrides the choice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from understudy.guests import bzimage, elf, multiboot, payload, pvh, ramdisk
+from understudy.guests import bzimage, elf, multiboot, payload, pvh, ramdisk, room
 from understudy.guests.entry import Entry, GuestError, GuestMemory
-from understudy.guests.placement import Placement
+from understudy.guests.placement import NoRoom, Placement
 
+INITRD = (1 << 32) - 1, "4 GiB, which no kernel can be told of"
 METHODS = {
     "linux-direct": "bzImage: payload decompressed by understudy, vmlinux entered directly",
     "linux-64": "bzImage: the file's own 64-bit entry point",
@@ -45,42 +46,77 @@ def load(
         raise GuestError(f"unknown boot method {method!r}: expected one of {', '.join(METHODS)}")
     what = f"kernel {kernel}" if isinstance(kernel, Path) else "the kernel"
     data = read(kernel, what)
-    first = None if initrd is None else read(initrd, _name(initrd, "the initrd"))
+    first = None if initrd is None else read(initrd, _name(initrd, "the initrd"), *INITRD)
     if payload.compression(data) == "gzip":
         data = payload.decompress(data, what, sized=False)
-    extra = [(read(file, _name(file, "a module")), line) for file, line in modules]
-    files = ([(first, "")] if first is not None else []) + extra
-    chosen = method or detect(data, what)
+    files = [] if first is None else [(initrd, first, "")]
+    files += [(file, read(file, _name(file, "a module"), *INITRD), line) for file, line in modules]
+    chosen, unpacked = method or detect(data, what), 0
+    texts = [(content, line) for _, content, line in files]
+    if chosen == "multiboot":
+        append = _spoken(kernel, "kernel", append)
+        texts = [(content, _spoken(file, "module", line)) for file, content, line in files]
     if first is not None and chosen != "multiboot":
-        ramdisk.check(first, _name(initrd, "the initrd"))
+        unpacked = ramdisk.check(first, _name(initrd, "the initrd"))
+    put = _way(chosen, data, what, first, texts, append, rsdp, e820, method, seed)
+    try:
+        return put(memory)
+    except NoRoom as problem:
+        raise GuestError(f"{problem}: {room.advice(put, memory.size, unpacked)}") from None
+
+
+def _way(
+    chosen: str,
+    data: bytes,
+    what: str,
+    first: bytes | None,
+    files: list[tuple[bytes, str]],
+    append: str,
+    rsdp: int,
+    e820: Iterable[tuple[int, int, int]] | None,
+    method: str | None,
+    seed: bytes,
+) -> Callable[[GuestMemory], Entry]:
+    """All that does not depend on the memory is done once; the rest may be tried."""
+    rows = None if e820 is None else list(e820)
     match chosen:
         case "linux-direct" | "linux-64" | "linux-32" | "bzimage":
             if not bzimage.is_bzimage(data):
                 raise GuestError(f"{what} is no bzImage (its boot header is missing)")
-            return bzimage.load(
+            unpacks = method in (None, "linux-direct")
+            inner = bzimage.vmlinux(data, what) if unpacks else None
+            return lambda memory: bzimage.load(
                 memory,
                 data,
+                inner=inner,
                 initrd=first,
                 append=append,
                 rsdp=rsdp,
-                e820=e820,
+                e820=rows,
                 method=method,
                 what=what,
                 seed=seed,
             )
         case "pvh":
             image = elf.parse(_elf_of(data, what), what)
-            return pvh.load(memory, image, modules=files, append=append, rsdp=rsdp, e820=e820)
-        case "multiboot":
-            return multiboot.load(memory, data, modules=files, append=append, e820=e820)
-        case _:
-            image = elf.parse(_elf_of(data, what), what)
-            place = Placement(memory)
-            elf.load(image, place)
-            page = bzimage.finish(
-                place, None, initrd=first, append=append, rsdp=rsdp, e820=e820, seed=seed
+            return lambda memory: pvh.load(
+                memory, image, modules=files, append=append, rsdp=rsdp, e820=rows
             )
-            return bzimage.enter(memory, "elf", image.physical_entry, page, image.is_64)
+        case "multiboot":
+            return lambda memory: multiboot.load(
+                memory, data, modules=files, append=append, e820=rows
+            )
+    image = elf.parse(_elf_of(data, what), what)
+
+    def vmlinux(memory: GuestMemory) -> Entry:
+        place = Placement(memory)
+        elf.load(image, place)
+        page = bzimage.finish(
+            place, None, initrd=first, append=append, rsdp=rsdp, e820=rows, seed=seed
+        )
+        return bzimage.enter(place, "elf", image.physical_entry, page, image.is_64)
+
+    return vmlinux
 
 
 def detect(data: bytes, what: str = "the kernel") -> str:
@@ -99,20 +135,31 @@ def detect(data: bytes, what: str = "the kernel") -> str:
     )
 
 
-def read(file: bytes | Path, what: str) -> bytes:
-    """The bytes of a file, with each failure as one line."""
+def read(
+    file: bytes | Path, what: str, most: int = payload.LIMIT, bound: str = "any kernel"
+) -> bytes:
+    """The bytes of a file, at most so many, with each failure as one line."""
     if isinstance(file, Path):
         try:
-            data = file.read_bytes()
+            with file.open("rb") as opened:
+                data = opened.read(most + 1)
         except FileNotFoundError:
             raise GuestError(f"{what} does not exist") from None
         except OSError as error:
             raise GuestError(f"{what} cannot be read: {error.strerror or error}") from None
     else:
         data = bytes(file)
+    if len(data) > most:
+        raise GuestError(f"{what} is larger than {bound}")
     if not data:
         raise GuestError(f"{what} is empty")
     return data
+
+
+def _spoken(file: bytes | Path | None, kind: str, line: str) -> str:
+    """A command line as Multiboot kernels expect it, which skip its first word: by the custom of
+    boot loaders that is the name of the file."""
+    return f"{file.name if isinstance(file, Path) else kind} {line}".rstrip()
 
 
 def _name(file: bytes | Path | None, kind: str) -> str:

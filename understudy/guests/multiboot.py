@@ -87,15 +87,15 @@ def load(
         start = image.physical_entry
     if start >= HIGHEST:
         raise GuestError(f"the kernel's entry point {start:#x} is not below 4 GiB")
-    place.claim("the first tables", 0, LOW_BLOCK_GPA)
+    place.tables()
     line = boot_params.write_command_line(place, append)
     placed = [
         (*boot_params.put_initrd(place, content, boot_params.LOWEST_INITRD_CEILING), text)
         for content, text in modules
     ]
-    _write_information(place, line, placed, e820)
-    write_gdt(memory, CODE_32)
-    return protected_mode("multiboot", start, rax=LOADER_MAGIC, rbx=LOW_BLOCK_GPA)
+    information = _write_information(place, line, placed, e820)
+    write_gdt(memory, CODE_32, place.moved)
+    return protected_mode("multiboot", start, moved=place.moved, rax=LOADER_MAGIC, rbx=information)
 
 
 def _load_by_addresses(place: Placement, data: bytes, head: Header) -> int:
@@ -120,13 +120,14 @@ def _write_information(
     line: int,
     modules: Sequence[tuple[int, int, str]],
     e820: Iterable[tuple[int, int, int]] | None,
-) -> None:
+) -> int:
+    at = LOW_BLOCK_GPA + place.moved
     rows = (
         boot_params.memory_map(place.memory)
         if e820 is None
         else [boot_params.E820(*row) for row in e820]
     )
-    module_list = LOW_BLOCK_GPA + INFO_BYTES
+    module_list = at + INFO_BYTES
     map_list = module_list + 16 * len(modules)
     name = map_list + 24 * len(rows)
     texts_at = name + len(LOADER_NAME)
@@ -147,7 +148,8 @@ def _write_information(
     block = bytes(info) + entries + LOADER_NAME + texts
     if len(block) > COMMAND_LINE_GPA - LOW_BLOCK_GPA:
         raise GuestError("the modules and their command lines are too long")
-    place.put("the Multiboot information", LOW_BLOCK_GPA, block)
+    place.put("the Multiboot information", at, block)
+    return at
 
 
 def _lower_and_upper(rows: Sequence[boot_params.E820]) -> tuple[int, int]:

@@ -56,14 +56,15 @@ def load(
         raise GuestError(f"expected at most {MAX_MODULES} modules, got {len(modules)}")
     place = Placement(memory)
     elf.load(image, place)
-    place.claim("the first tables", 0, LOW_BLOCK_GPA)
+    place.tables()
     line = boot_params.write_command_line(place, append)
     placed = [
         (*boot_params.put_initrd(place, data, boot_params.LOWEST_INITRD_CEILING), text)
         for data, text in modules
     ]
     rows = boot_params.memory_map(memory) if e820 is None else [boot_params.E820(*e) for e in e820]
-    module_list = LOW_BLOCK_GPA + START_INFO_BYTES + 8
+    block_at = LOW_BLOCK_GPA + place.moved
+    module_list = block_at + START_INFO_BYTES + 8
     map_list = module_list + MODULE_BYTES * len(placed)
     texts_at = map_list + MAP_ENTRY_BYTES * len(rows)
     entries, texts = b"", b""
@@ -89,6 +90,6 @@ def load(
     block = info.ljust(START_INFO_BYTES + 8, b"\0") + entries + texts
     if len(block) > COMMAND_LINE_GPA - LOW_BLOCK_GPA:
         raise GuestError("the modules' command lines are too long")
-    place.put("the PVH start information", LOW_BLOCK_GPA, block)
-    write_gdt(memory, CODE_32)
-    return protected_mode("pvh", start, rbx=LOW_BLOCK_GPA)
+    place.put("the PVH start information", block_at, block)
+    write_gdt(memory, CODE_32, place.moved)
+    return protected_mode("pvh", start, moved=place.moved, rbx=block_at)

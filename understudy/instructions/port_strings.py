@@ -2,17 +2,22 @@
 
 Source: SDM 2A, "INS/INSB/INSW/INSD" and SDM 2B, "OUTS/OUTSB/OUTSW/OUTSD".
 
+A device that takes bytes in runs is on no ISA bus: a run, at most what a page holds, is one cycle.
+
 Invariants: a page fault leaves RSI, RDI and RCX as after the last element that was done, and of the
 element that faults no port is read or written; an exit moves at most `BURST` elements, so that
-events can come in between.
+events can come in between, or `LONG_BURST` bytes in runs.
 """
 
+from collections.abc import Callable
 from typing import Final
 
+from understudy.arch.address import PAGE
 from understudy.instructions.operands import MASKS, advance
-from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places
-from understudy.instructions.surroundings import Surroundings
+from understudy.instructions.strings import BURST, DF, RCX, RDI, RSI, Places, goes_by_elements
+from understudy.instructions.surroundings import Surroundings, load
 
+LONG_BURST: Final = 0x1_0000
 CYCLE_NS: Final = 1000  # a bus cycle of a PC: what an access to a device waits for
 
 
@@ -28,9 +33,13 @@ def string(
     register, mask = RDI if is_in else RSI, MASKS[address_bits >> 3]
     step = -size if guest.rflags & DF else size
     left = guest.gpr(RCX) & mask if repeats else 1
-    count, done = min(left, BURST), 0
     first = guest.gpr(register) & mask
     base = gva - first  # of the segment; offsets come round at the address size
+    writer = bus.string_writer(port)
+    is_slow = goes_by_elements(guest)
+    if writer is not None and not is_in and step == 1 and not is_slow:
+        return _runs(around, places, writer, base, mask, left, repeats)
+    count, done = min(left, 1 if is_slow else BURST), 0
     try:
         while done < count:
             at = base + (first + done * step & mask) & MASKS[8]
@@ -43,6 +52,33 @@ def string(
     finally:
         around.spend(done * CYCLE_NS)
         advance(guest, register, done * step, mask)
+        if repeats:
+            advance(guest, RCX, -done, mask)
+    return done == left
+
+
+def _runs(
+    around: Surroundings, places: Places, writer: Callable[[bytes], None], base: int, mask: int,
+    left: int, repeats: bool,
+) -> bool:  # fmt: skip
+    """The same for an OUTSB, upwards, to a device that takes bytes in runs."""
+    guest = around.guest
+    first = guest.gpr(RSI) & mask
+    count, done, cycles = min(left, LONG_BURST), 0, 0
+    try:
+        while done < count:
+            offset = first + done & mask
+            at = base + offset & MASKS[8]
+            size = min(count - done, PAGE - at % PAGE, mask + 1 - offset)
+            ((gpa, _),) = places.find(at, size, write=False)
+            if around.memory.hpa(gpa) is None:
+                size = 1  # of a device's registers, one by one
+            writer(load(around, gpa, size))
+            done += size
+            cycles += 1
+    finally:
+        around.spend(cycles * CYCLE_NS)
+        advance(guest, RSI, done, mask)
         if repeats:
             advance(guest, RCX, -done, mask)
     return done == left

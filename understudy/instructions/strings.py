@@ -34,6 +34,7 @@ from understudy.paging.guest_walk import GuestFault
 BURST: Final = 1024
 DF: Final = 1 << 10
 TF: Final = 1 << 8
+BREAKPOINTS: Final = 0xFF  # of DR7: those that are enabled
 RAX, RCX, RSI, RDI = 0, 1, 6, 7
 
 MOVS: Final = (Mnemonic.MOVSB, Mnemonic.MOVSW, Mnemonic.MOVSD, Mnemonic.MOVSQ)
@@ -125,7 +126,7 @@ def burst(around: Surroundings, plan: StringPlan, cost: int) -> bool:
     guest, mask = around.guest, plan.mask
     left = guest.gpr(RCX) & mask if plan.repeats else 1
     before = guest.rflags
-    most = 1 if before & TF else BURST  # a single step is one element
+    most = 1 if goes_by_elements(guest) else BURST
     count, done, is_over = min(left, most), 0, left <= most
     step = -plan.size if before & DF else plan.size
     elements = Elements(around, plan)
@@ -152,12 +153,17 @@ def burst(around: Surroundings, plan: StringPlan, cost: int) -> bool:
 def end_burst(guest: Guest) -> None:
     """The instruction is not finished: the processor goes on with it, as after an interrupt.
 
-    The exit saved RF as a fault's frame would have it; between two elements it is as it was.
+    Its interrupt shadow is over.  The frame of a single step's trap has RF set (SDM 3B,
+    "Instruction-Breakpoint Exception Condition").
     """
-    if guest.rflags & TF:
-        guest.skip(0)  # the trap of a single step
-    else:
-        guest.set_resume_flag(False)
+    guest.skip(0)
+    if goes_by_elements(guest):
+        guest.set_resume_flag(True)
+
+
+def goes_by_elements(guest: Guest) -> bool:
+    """Debug conditions are looked at after each element: single step, breakpoints."""
+    return bool(guest.rflags & TF or guest.dr7 & BREAKPOINTS)
 
 
 class Elements:

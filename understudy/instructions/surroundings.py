@@ -6,6 +6,7 @@ Invariant: what is at a gpa is either RAM, in `memory`, or a device's, reached b
 `mmio_write`; `memory.hpa` tells which.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from understudy.guest import Guest
@@ -17,6 +18,7 @@ class Bus(Protocol):
 
     def port_read(self, port: int, size: int) -> int: ...
     def port_write(self, port: int, size: int, value: int) -> None: ...
+    def string_writer(self, port: int) -> Callable[[bytes], None] | None: ...
 
 
 class Tables(Protocol):

@@ -6,8 +6,10 @@ beside what passed; the page needs nothing but itself (no script, no font, no ne
 
 import csv
 import html
+import os
 import platform
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from understudy.lab import figure
 from understudy.lab.bars import Bar
 from understudy.lab.table import BROKEN, DONE, SKIPPED, Table
 from understudy.lab.verdict import Status, Verdict
+from understudy.visible import visible
 
 TITLE: Final = "What virtualisation costs, counted"
 CSS: Final = {
@@ -57,9 +60,11 @@ def write(folder: Path, verdicts: Sequence[Verdict], *, quick: bool, version: st
         verdicts=[_section(folder, verdict) for verdict in verdicts],
         footer=_footer(quick, version),
     )
-    part = page.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(page)
+    handle, part = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+    Path(part).replace(page)
     return Written(page)
 
 
@@ -179,7 +184,7 @@ def show(value: object) -> str:
         return f"{value:,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if isinstance(value, dict):
         return ", ".join(f"{key} {show(of)}" for key, of in value.items())
-    return "" if value is None else str(value)
+    return "" if value is None else visible(str(value))
 
 
 def _row(table: Table, columns: Sequence[str], n: int) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _row(table: Table, columns: Sequence[str], n: int) -> dict[str, Any]:
     if record.status == DONE:
         wall = {"text": show(float(record.wall_s)), "css": "", "span": 1}
         return {"css": "", "cells": [*(cell(name) for name in columns), wall]}
-    why = f"{record.status}: {record.reason.partition(chr(10))[0]}"
+    why = f"{record.status}: {visible(record.reason.partition(chr(10))[0])}"
     last = {"text": why, "css": "why", "span": len(others) + 1}
     ordered = [cell(name) for name in params]
     return {"css": "broken" if record.status == BROKEN else "", "cells": [*ordered, last]}

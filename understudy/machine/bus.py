@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol, runtime_checkable
 
 from understudy.state import restore
 
@@ -99,6 +100,13 @@ class Owner(Protocol):
     def write(self, region: int, offset: int, value: int, size: int) -> None: ...
 
 
+@runtime_checkable
+class StringOwner(Owner, Protocol):
+    """One that takes what a string instruction writes, byte after byte, in runs."""
+
+    def write_string(self, region: int, offset: int, data: bytes) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Registers that lie together, wherever a board puts them."""
@@ -149,6 +157,7 @@ class Bus:
         # from Python faster than through C.
         self._reads: dict[int, tuple[Read, int, int]] = {}
         self._writes: dict[int, tuple[Write, int, int, int]] = {}
+        self._strings: dict[int, Callable[[bytes], None]] = {}  # by port
         self._mmio: list[Region] = []
         self._pages: dict[int, tuple[Window, ...]] = {}  # by gpa >> 12, from _mmio as needed
         self._strays: dict[tuple[str, int], int] = {}
@@ -174,6 +183,8 @@ class Bus:
             raise ValueError(f"port {taken[0]:#x} is claimed twice; every port has one device")
         read, write, number = region.owner.read, region.owner.write, region.number
         for port in range(base, end):
+            if isinstance(region.owner, StringOwner):
+                self._strings[port] = partial(region.owner.write_string, number, port - base)
             for size in PORT_SIZES:
                 if size <= region.width and port + size <= end:
                     self._reads[port << 4 | size] = read, number, port - base
@@ -186,6 +197,7 @@ class Bus:
             self._pages.clear()
             return
         for port in range(region.base, region.end):
+            self._strings.pop(port, None)
             for size in PORT_SIZES:
                 self._reads.pop(port << 4 | size, None)
                 self._writes.pop(port << 4 | size, None)
@@ -243,6 +255,10 @@ class Bus:
         else:
             for i in range(size):
                 self.port_write(port + i & 0xFFFF, 1, value >> 8 * i)
+
+    def string_writer(self, port: int) -> Callable[[bytes], None] | None:
+        """What takes the bytes of an OUTSB in runs there; None if they go one by one."""
+        return self._strings.get(port)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load of 1 to 8 bytes."""

@@ -2,7 +2,8 @@
 
 The map of a PC: RAM from 0 up to 3 GiB, the rest of it from 4 GiB on; between them lie the
 devices.  0xA0000-0xFFFFF is RAM, too (firmware tables are written there), and so is firmware's
-last KiB below it, but `ranges` does not report them as usable.
+last KiB below it, but `ranges` does not report them as usable.  Nor does it report a ROM, which
+ends at 4 GiB and is RAM with something in it.
 
 Invariant: whoever traces a frame hears of every write to it.
 """
@@ -26,11 +27,24 @@ GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
 
+def usable(size: int) -> list[tuple[int, int]]:
+    """Where a PC with so many bytes of RAM has what a guest may use, as (gpa, bytes)."""
+    low = min(size, LOW_END)
+    resume = LEGACY_HOLE[1]
+    parts = [(0, min(low, EXTENDED_BIOS_DATA))]
+    if low > resume:
+        parts.append((resume, low - resume))
+    if size > low:
+        parts.append((HIGH_START, size - low))
+    return parts
+
+
 class GuestMemory:
     """A VM's RAM, addressed by gpa."""
 
-    def __init__(self, host: Host, size: int) -> None:
-        self.host, self.size, self.p2m = host, size, P2m()
+    def __init__(self, host: Host, size: int, rom: int = 0) -> None:
+        """`rom`: bytes of one; `size`: bytes of RAM beside it."""
+        self.host, self.size, self.rom, self.p2m = host, size, rom, P2m()
         self.spare = Reserve(host, SPARE)  # to lie for a moment where there is no RAM
         self._memory = host.memory
 
@@ -62,20 +76,15 @@ class GuestMemory:
         """Where RAM lies: (gfn, frames)."""
         low = min(self.size, LOW_END)
         parts = [(0, low >> PAGE_SHIFT)]
+        if self.rom:
+            parts.append((HIGH_START - self.rom >> PAGE_SHIFT, self.rom >> PAGE_SHIFT))
         if self.size > low:
             parts.append((HIGH_START >> PAGE_SHIFT, (self.size - low) >> PAGE_SHIFT))
         return parts
 
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (gpa, bytes)."""
-        low = min(self.size, LOW_END)
-        resume = LEGACY_HOLE[1]
-        parts = [(0, min(low, EXTENDED_BIOS_DATA))]
-        if low > resume:
-            parts.append((resume, low - resume))
-        if self.size > low:
-            parts.append((HIGH_START, self.size - low))
-        return parts
+        return usable(self.size)
 
     def hpa(self, gpa: int) -> int | None:
         """The host-physical address behind `gpa`, or None where there is no RAM."""

@@ -3,7 +3,7 @@
 What is set aside costs the computer nothing until it is used, and nothing again once it was given
 back.
 
-Source: ours; docs/decisions/0040-tables-have-a-budget.md.
+Source: ours; docs/decisions/0039-tables-have-a-budget.md.
 Invariants: what is handed out is zero; more than was set aside is never handed out.
 """
 

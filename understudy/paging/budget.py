@@ -7,7 +7,7 @@ long; the guest's next access there makes them again.
 Which tables the processor has used since is not asked: its accessed flags depend on what its TLB
 holds, of which a snapshot knows nothing, and two runs must evict the same.
 
-Source: ours; docs/decisions/0040-tables-have-a-budget.md.
+Source: ours; docs/decisions/0039-tables-have-a-budget.md.
 Invariant: tables, and what is noted of them, take no more bytes than the budget, and their frames
 are set aside from the beginning.
 """

@@ -82,10 +82,9 @@ INTEL64: Final = paging_formats.LEVEL4
 class GuestFault(Exception):
     """The access is not allowed: this exception, with this error code; gva goes to CR2."""
 
-    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF, path: Path = ()) -> None:
-        """`path`: the tables that the walk went through, whose entries count as accessed."""
+    def __init__(self, gva: int, error: int, vector: Vector = Vector.PF) -> None:
         super().__init__(gva, error)
-        self.gva, self.error, self.vector, self.path = gva, error, vector, path
+        self.gva, self.error, self.vector = gva, error, vector
 
     def __str__(self) -> str:
         return f"#{self.vector.name} at {self.gva:#x}, error code {self.error:#x}"
@@ -148,12 +147,11 @@ class Regime:
         if end != PAGE:
             if end == RESERVED:
                 code |= E_PRESENT | E_RESERVED
-            del steps[-1]
-            raise GuestFault(gva, code, path=tuple(steps))
+            raise GuestFault(gva, code)
         rights &= RIGHTS
         no_execute = bool(some & NO_EXECUTE)
         if self._refuses(error, rights, no_execute, smap):
-            raise GuestFault(gva, code | E_PRESENT, path=tuple(steps[:-1]))
+            raise GuestFault(gva, code | E_PRESENT)
         entry = steps[-1][1]
         if shift == 12:
             gpa = entry & form.frame | gva & 0xFFF

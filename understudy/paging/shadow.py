@@ -105,13 +105,7 @@ class Shadow(Budgeted):
             self.fills += 1
             return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
-        try:
-            found = self.regime.walk(self.read_entry, gva, error, smap)
-        except GuestFault as fault:
-            for at, entry in fault.path:
-                if not entry & ACCESSED:
-                    self.set_entry(at, entry | ACCESSED)
-            raise
+        found = self.regime.walk(self.read_entry, gva, error, smap)
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:

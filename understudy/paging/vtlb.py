@@ -227,7 +227,6 @@ class Vtlb(Shadow, name="vtlb"):
     def save_tables(self, gfns: Gfns) -> dict[str, Any]:
         leaves, directories = self.leaves.items(), self.directories.items()
         return {
-            "pointers": list(self.pointers),
             "directories": [[key, packed(self._pages(hpa), gfns)] for key, hpa in directories],
             "leaves": [[key, packed(self._entries(hpa), gfns)] for key, hpa in leaves],
             "pieces": sorted(self.pieces),
@@ -255,6 +254,8 @@ class Vtlb(Shadow, name="vtlb"):
             self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
             for index, gfn, flags in unpacked(text, self.p2m):
                 self.write_u64(leaf + 8 * index, self.look_up(gfn) | flags)
+        for key, _ in saved["directories"]:  # in the order in which faults have needed them
+            self._directory(key << DIRECTORY_SHIFT)
 
     def name_table(self, hpa: int) -> list[int]:
         kinds = ({0: self.root}, self.pointers, self.directories, self.leaves)

@@ -31,7 +31,7 @@ from understudy.arch.cpuid import (
     LeafExt1Edx,
 )
 from understudy.arch.cr import CR4
-from understudy.arch.msr import Msr
+from understudy.arch.msr import MiscEnable, Msr
 from understudy.vcpu.cpu_features import FEATURES, Choice
 
 Answer = tuple[int, int, int, int]
@@ -86,6 +86,7 @@ class CpuModel:
         if "hypervisor" in self.shown:
             self._kvm()
         self._extended()
+        self.full = (self.plain[0], self.plain[1], self.plain[EXTENDED_BASE + 1])
         self.max_basic = max(leaf for leaf in self.plain if leaf < KVM_BASE)
         self.past_basic = range(
             self.max_basic + 1, KVM_BASE if KVM_BASE in self.plain else EXTENDED_BASE
@@ -106,6 +107,18 @@ class CpuModel:
             return rows.get(subleaf, (0, 0, subleaf & 0xFF, self.apic_id) if leaf == 0xB else ZERO)
         past = leaf > self.max_extended or leaf in self.past_basic
         return self.plain[self.max_basic] if past else ZERO
+
+    def follow(self, *, has_apic: bool, misc: MiscEnable) -> None:
+        """Show what registers leave of the features.
+
+        SDM 3A, "Enabling or Disabling the Local APIC"; SDM 4, IA32_MISC_ENABLE.
+        """
+        leaf0, leaf1, extended = self.full
+        hidden = 0 if has_apic else Leaf1Edx.APIC.mask
+        self.plain[0] = (min(leaf0[0], 2) if misc.LIMIT_CPUID else leaf0[0], *leaf0[1:])
+        self.plain[1] = (*leaf1[:3], leaf1[3] & ~hidden)
+        hidden = LeafExt1Edx.NX.mask if misc.XD_DISABLE else 0
+        self.plain[EXTENDED_BASE + 1] = (*extended[:3], extended[3] & ~hidden)
 
     @property
     def cr4_allowed(self) -> CR4:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from understudy.guest import Event, Guest, Kind
+from understudy.guest import RF, Event, Guest, Kind
 from understudy.silicon import LocalApic
-from understudy.state import U2, Part
+from understudy.state import Part
 
 NMI: Final = Event(2, Kind.NMI)
 
@@ -28,7 +28,8 @@ class EventState:
     """What waits, and what was injected, by vector."""
 
     staged: Event | None = None
-    nmis: U2 = 0  # at most two: one in delivery, one latched
+    nmi: bool = False  # one is remembered, as by hardware, whether NMIs are blocked or not
+    resume: bool = False  # RFLAGS.RF when the last event went in
     extint: bool = False  # the 8259s' output
     injected: Counter[str] = field(default_factory=Counter)
 
@@ -55,8 +56,8 @@ class Events(Part):
         return self.state.staged is not None
 
     def nmi(self) -> None:
-        """An NMI arrives; a second one is latched, a third is lost."""
-        self.state.nmis = min(self.state.nmis + 1, 2)
+        """An NMI arrives.  Of several that cannot be delivered yet one is remembered."""
+        self.state.nmi = True
 
     def requeue(self, event: Event) -> None:
         """An exit came while an event was being delivered: deliver it again."""
@@ -81,19 +82,19 @@ class Events(Part):
 
     def may_wake(self) -> bool:
         """Whether a halted processor goes on."""
-        if self.state.nmis or self.state.staged is not None:
+        if self.state.nmi or self.state.staged is not None:
             return True
         return self.is_due and self.guest.takes_interrupts()
 
     def deliver(self) -> None:
         """Put the first event that can go into the next entry; ask for windows for the rest."""
         guest, apic = self.guest, self.apic
-        staged, nmis = self.state.staged, self.state.nmis
+        staged, nmi = self.state.staged, self.state.nmi
         if staged is not None:
             self.state.staged = None
             self._inject(staged)
-        elif nmis and guest.takes_nmis():
-            self.state.nmis = nmis = nmis - 1
+        elif nmi and guest.takes_nmis():
+            self.state.nmi = nmi = False
             self._inject(NMI)
         else:
             vector = apic.pending()
@@ -103,10 +104,11 @@ class Events(Part):
                 if vector >= 0:
                     self._inject(Event(vector, Kind.INTERRUPT))
                 vector, extint = apic.pending(), self._extint_waits
-            guest.window(vector >= 0 or extint, nmis > 0)
+            guest.window(vector >= 0 or extint, nmi)
             return
-        guest.window(apic.pending() >= 0 or self._extint_waits, nmis > 0)
+        guest.window(apic.pending() >= 0 or self._extint_waits, nmi)
 
     def _inject(self, event: Event) -> None:
         self.guest.inject(event)
+        self.state.resume = bool(self.guest.rflags & RF)
         self.state.injected[f"{event.vector:#04x}"] += 1

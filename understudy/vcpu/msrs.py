@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from understudy.arch.msr import ApicBase, ArchCapabilities, Msr, SpecCtrl
+from understudy.arch.msr import ApicBase, ArchCapabilities, MiscEnable, Msr, SpecCtrl
 from understudy.guest import Guest
 from understudy.silicon import LocalApic
 from understudy.state import U64, Part
@@ -49,8 +49,9 @@ SPEC_CTRL_BITS: Final = int(SpecCtrl(BHI_DIS_S=1, IBRS=1, STIBP=1))
 NO_BHI_CTRL: Final = int(SpecCtrl(IBRS=1, STIBP=1))
 MTRR_TYPES: Final = frozenset({0, 1, 4, 5, 6})
 WRITE_BACK: Final = 6
-MISC_ENABLE_RESET: Final = 1 << 12 | 1 << 11 | 1  # no PEBS, no BTS, fast strings
-MISC_ENABLE_WRITABLE: Final = 1 << 34 | 1 << 22 | 1 << 18 | 1 << 16 | 1
+MISC_ENABLE_RESET: Final = int(MiscEnable(PEBS_UNAVAILABLE=1, BTS_UNAVAILABLE=1, FAST_STRINGS=1))
+MISC_ENABLE_FIXED: Final = int(MiscEnable(PEBS_UNAVAILABLE=1, BTS_UNAVAILABLE=1, PERFMON=1))
+MISC_ENABLE_BITS: Final = sum(bit.mask for bit in MiscEnable.FIELDS)
 
 _PHYS = range(Msr.IA32_MTRR_PHYSBASE0, Msr.IA32_MTRR_PHYSMASK7 + 1)
 _FIXED = (
@@ -161,6 +162,8 @@ class Msrs(Part):
             self._write_apic_msr(index, value)
         elif index in self.state.values:
             self.state.values[index] = self._checked(index, value)
+            if index == Msr.IA32_MISC_ENABLE:
+                self._note_features()
         elif (pair := self.extra.get(index)) is not None:
             pair[1](value)
         else:
@@ -185,8 +188,8 @@ class Msrs(Part):
             case Msr.IA32_SPEC_CTRL:
                 ok = not value & ~self.spec_ctrl
             case Msr.IA32_MISC_ENABLE:
-                ok = not value & ~(MISC_ENABLE_RESET | MISC_ENABLE_WRITABLE)
-                value |= 1 << 12 | 1 << 11
+                ok = not value & ~MISC_ENABLE_BITS
+                value = value & ~MISC_ENABLE_FIXED | MISC_ENABLE_RESET & MISC_ENABLE_FIXED
             case Msr.MISC_FEATURES_ENABLES:
                 ok = value == 0
             case Msr.IA32_MCG_STATUS:
@@ -235,6 +238,12 @@ class Msrs(Part):
         """Look where the APIC's page is now; nowhere in x2APIC mode or while it is disabled."""
         base = ApicBase(self.apic.base)
         self.apic_page = base.ADDR if base.EN and not base.EXTD else 0
+        self._note_features()
+
+    def _note_features(self) -> None:
+        """What CPUID shows follows these registers."""
+        misc = MiscEnable(self.state.values[Msr.IA32_MISC_ENABLE])
+        self.model.follow(has_apic=bool(ApicBase(self.apic.base).EN), misc=misc)
 
     def set_virtual_wire(self) -> None:
         """Leave the APIC as firmware does: the 8259s come in through LINT0, NMIs through LINT1.

@@ -144,7 +144,9 @@ impl LocalApic {
         (self.is_enabled() && !self.is_x2apic()).then_some(self.base & !0xFFF)
     }
 
-    fn is_enabled(&self) -> bool {
+    /// Whether IA32_APIC_BASE enables it.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
         self.base & base::ENABLE != 0
     }
 

@@ -11,6 +11,7 @@ use crate::arch::exception::{Exception, vector};
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::gate;
 use crate::cpu::state::{Activity, Core, Mode, Shadow};
+use crate::cpu::step::BTF;
 use crate::cpu::trap::{Exec, Trap, vm_exit};
 use crate::vmx;
 
@@ -139,7 +140,7 @@ fn sets_resume_flag(e: &Exception) -> bool {
     }
 }
 
-/// The state that an exception leaves apart from its frame: CR2, DR6, DR7.GD.
+/// The state that an exception leaves apart from its frame: CR2, DR6, DR7.GD, IA32_DEBUGCTL.BTF.
 fn leave_marks(core: &mut Core, e: &Exception) {
     const BREAKPOINTS: u64 = 0xF;
     const GENERAL_DETECT: u64 = 1 << 13;
@@ -148,6 +149,7 @@ fn leave_marks(core: &mut Core, e: &Exception) {
         vector::DB => {
             core.dr[6] = core.dr[6] & !BREAKPOINTS | e.payload & 0xE00F;
             core.dr[7] &= !GENERAL_DETECT;
+            core.msr.debugctl &= !BTF;
         }
         _ => {}
     }

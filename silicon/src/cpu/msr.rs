@@ -35,6 +35,26 @@ const MICROCODE: u64 = 1 << 32;
 /// IA32_MISC_ENABLE: branch trace store and PEBS are unavailable.
 const MISC_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 
+/// IA32_MISC_ENABLE: what only reads, performance monitoring among it.
+const MISC_READ_ONLY: u64 = MISC_UNAVAILABLE | 1 << 7;
+/// IA32_MISC_ENABLE: the bits that exist.  Fast strings, automatic thermal control, Enhanced
+/// SpeedStep, xTPR messages, turbo mode, and those below.
+const MISC_KNOWN: u64 = MISC_READ_ONLY
+    | 1
+    | 1 << 3
+    | 1 << 16
+    | 1 << 23
+    | 1 << 38
+    | MISC_MONITOR
+    | MISC_LIMIT_CPUID
+    | MISC_XD_DISABLE;
+/// ENABLE MONITOR FSM.
+pub(crate) const MISC_MONITOR: u64 = 1 << 18;
+/// Limit CPUID Maxval.
+pub(crate) const MISC_LIMIT_CPUID: u64 = 1 << 22;
+/// XD Bit Disable.
+pub(crate) const MISC_XD_DISABLE: u64 = 1 << 34;
+
 /// RDMSR, WRMSR.
 pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     const LOW: u64 = 0xFFFF_FFFF;
@@ -124,6 +144,7 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_MTRR_DEF_TYPE => value & !0xCFF == 0 && matches!(value & 0xFF, 0 | 1 | 4..=6),
         index::IA32_TSC_AUX => value >> 32 == 0,
         IA32_MCG_STATUS => value == 0,
+        index::IA32_MISC_ENABLE => value & !MISC_KNOWN == 0,
         index::IA32_SYSENTER_ESP
         | index::IA32_SYSENTER_EIP
         | index::IA32_LSTAR
@@ -146,7 +167,7 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,
         index::IA32_SYSENTER_ESP => m.sysenter_esp = value,
         index::IA32_SYSENTER_EIP => m.sysenter_eip = value,
-        index::IA32_MISC_ENABLE => m.misc_enable = value,
+        index::IA32_MISC_ENABLE => m.misc_enable = value & !MISC_READ_ONLY,
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,

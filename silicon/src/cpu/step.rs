@@ -7,7 +7,7 @@
 
 use std::mem::take;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{FlowControl, Instruction, Mnemonic};
 
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::cr4;
@@ -22,6 +22,8 @@ use crate::mmu::walk::Access;
 
 /// DR6.BS: single step.
 const BS: u64 = 1 << 14;
+/// IA32_DEBUGCTL: single-step on branches.
+pub(crate) const BTF: u64 = 1 << 1;
 /// DR6.B0 … B3: the conditions that can be held back by MOV SS and POP SS.
 const HELD_MARKS: u64 = 0xF;
 
@@ -107,13 +109,14 @@ fn step_debugged(core: &mut Core) -> Exec<()> {
         }
     }
     core.rflags &= !RF;
-    let mut mnemonic = Mnemonic::INVALID;
+    let (mut mnemonic, mut flow, mut behind) = (Mnemonic::INVALID, FlowControl::Next, 0);
     let result = fetch(core).and_then(|(insn, execute)| {
         core.rip = next(core, &insn);
-        mnemonic = insn.mnemonic();
+        (mnemonic, flow, behind) = (insn.mnemonic(), insn.flow_control(), core.rip);
         execute(core, &insn)
     });
-    let is_step = before & TF != 0 && !ends_single_step(core, mnemonic);
+    let counts = core.msr.debugctl & BTF == 0 || is_branch(flow, core.rip != behind);
+    let is_step = before & TF != 0 && counts && !ends_single_step(core, mnemonic);
     match result {
         Ok(()) => {
             core.countdown -= 1;
@@ -156,6 +159,16 @@ fn ends_single_step(core: &Core, mnemonic: Mnemonic) -> bool {
         Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 => true,
         Mnemonic::Into | Mnemonic::Syscall => core.rflags & TF == 0,
         Mnemonic::Vmlaunch | Mnemonic::Vmresume => core.vmx.non_root,
+        _ => false,
+    }
+}
+
+/// Whether IA32_DEBUGCTL.BTF lets a single step end after such an instruction.
+fn is_branch(flow: FlowControl, went_elsewhere: bool) -> bool {
+    use FlowControl as F;
+    match flow {
+        F::UnconditionalBranch | F::IndirectBranch | F::Call | F::IndirectCall | F::Return => true,
+        F::ConditionalBranch => went_elsewhere,
         _ => false,
     }
 }

@@ -153,11 +153,34 @@ fn cpuid(core: &mut Core, insn: &Instruction) -> Exec<()> {
     // Leaves without subleaves ignore ECX.
     let has_subleaves = matches!(leaf, 4 | 7 | 0xB | 0xD | 0xF | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1F);
     let key = (leaf, if has_subleaves { subleaf } else { 0 });
-    let words = core.cpuid.get(&key).copied().unwrap_or_default();
+    let mut words = core.cpuid.get(&key).copied().unwrap_or_default();
+    follow_registers(core, leaf, &mut words);
     for (r, word) in [RAX, RBX, RCX, RDX].into_iter().zip(words) {
         core.gpr[r] = u64::from(word);
     }
     Ok(())
+}
+
+/// What CPUID shows of features that registers turn off (SDM 3A, "Enabling or Disabling the Local
+/// APIC"; SDM 4, IA32_MISC_ENABLE).
+fn follow_registers(core: &Core, leaf: u32, words: &mut [u32; 4]) {
+    const APIC: u32 = 1 << 9;
+    const NX: u32 = 1 << 20;
+    const MONITOR: u32 = 1 << 3;
+    let misc = core.msr.misc_enable;
+    match leaf {
+        0 if misc & msr::MISC_LIMIT_CPUID != 0 => words[0] = words[0].min(2),
+        1 => {
+            if !core.apic.is_enabled() {
+                words[3] &= !APIC;
+            }
+            if misc & msr::MISC_MONITOR == 0 {
+                words[2] &= !MONITOR;
+            }
+        }
+        0x8000_0001 if misc & msr::MISC_XD_DISABLE != 0 => words[3] &= !NX,
+        _ => {}
+    }
 }
 
 fn hlt(core: &mut Core, insn: &Instruction) -> Exec<()> {

@@ -71,7 +71,7 @@ pub struct Site {
 /// A direct transfer to another block.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// The mode that the target must be for: that of the block, with groups.
+    /// The mode that the target must be for.
     pub mode: u32,
     /// Guest address of the target.
     pub target: u64,

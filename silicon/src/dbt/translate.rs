@@ -267,11 +267,6 @@ pub fn translate(
         ready: [false; MAX_GROUPS],
         t0_group: None,
     };
-    // Where an overwritten block leads: its address is looked up again.
-    let again = t.a.here();
-    t.a.imm(T0, key.rip);
-    let entry = super::mode::class_of(key.mode) * JUMP_ENTRIES + super::tables::jump_index(key.rip);
-    t.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
     let landing = t.a.here();
     t.a.imm(T1, key.rip);
     t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
@@ -299,6 +294,7 @@ pub fn translate(
         t.transfer(end);
     }
     t.write_cold(key.rip);
+    let again = t.write_again(key.rip, main);
     Some(Translated {
         code: t.a.bytes,
         main,
@@ -486,6 +482,30 @@ impl Translator<'_> {
         }
     }
 
+    /// Where the jump at the head of an overwritten block leads ([`super::Dbt::invalidate`]): its
+    /// address is looked up again.  The table of indirect targets has blocks with groups alone, so
+    /// the head of one without them is linked to its successor.
+    fn write_again(&mut self, rip: u64, main: u64) -> u64 {
+        let again = self.a.here();
+        if super::mode::has_groups(self.mode) {
+            self.a.imm(T0, rip);
+            let entry = self.class * JUMP_ENTRIES + super::tables::jump_index(rip);
+            self.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
+        } else {
+            self.leave_for(Link { mode: self.mode, target: rip, place: main + 1, page_place: None });
+        }
+        again
+    }
+
+    /// Leave, and have a link made.
+    fn leave_for(&mut self, link: Link) {
+        self.a.store_imm(state(offset_of!(Core, rip)), link.target);
+        let request = state(table(offset_of!(Tables, request)));
+        self.a.store_imm(request, self.tools.links.len() as u64);
+        self.tools.links.push(link);
+        self.a.jmp(self.tools.glue.exit);
+    }
+
     /// Give instructions that did not run back to the countdown.
     fn give_back(&mut self, count: u8) {
         self.a.rm(&[], true, &[0x83], 0, state(offset_of!(Core, countdown))); // add qword m, imm8
@@ -505,7 +525,6 @@ impl Translator<'_> {
     /// The way from a branch to the block of some mode at `target`, where `rest` instructions of
     /// this one did not run.
     fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64, mode: u32) {
-        let number = self.tools.links.len() as u32;
         let base = self.a.base;
         let is_near = target >> 12 == page;
         let here = self.a.here();
@@ -521,10 +540,6 @@ impl Translator<'_> {
             self.a.patch(jump, stub);
         }
         let page_place = miss.map(|m| base + m as u64 - 6); // the number compared with
-        let link = Link { mode, target, place: base + place as u64, page_place };
-        self.tools.links.push(link);
-        self.a.store_imm(state(offset_of!(Core, rip)), target);
-        self.a.store_imm(state(table(offset_of!(Tables, request))), u64::from(number));
-        self.a.jmp(self.tools.glue.exit);
+        self.leave_for(Link { mode, target, place: base + place as u64, page_place });
     }
 }

@@ -163,7 +163,8 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Set accessed and dirty flags in a guest's entry at `gpa`: a write, which the EPT may refuse.
+    /// Set accessed and dirty flags in a guest's entry at `gpa`: a read and a write, which the EPT
+    /// may refuse.
     fn set_guest_flags(
         &self,
         place: &HostPage,
@@ -173,7 +174,7 @@ impl<'a> Walker<'a> {
         bits: u64,
     ) -> Result<(), Refusal> {
         if self.has_effects() && seen & bits != bits && place.rights & ept::W == 0 {
-            let qualification = 2 | place.rights << 3 | 1 << 7;
+            let qualification = 3 | place.rights << 3 | 1 << 7;
             return Err(Refusal::EptViolation { gpa, qualification });
         }
         self.set_flags(place.hpa, size, seen, bits);
@@ -221,6 +222,7 @@ impl<'a> Walker<'a> {
         };
         let size = usize::from(format.entry_bytes);
         let (mut user, mut write, mut execute) = (true, true, true);
+        let mut passed = [const { None }; format::MOST_LEVELS];
         let (first, mut known) = self.known_table(format, gva);
         if let Some(t) = known {
             (table, user, write, execute) = (t.gpa, t.user, t.write, t.execute);
@@ -234,14 +236,10 @@ impl<'a> Walker<'a> {
             let place = if let Some(t) = known.take() {
                 HostPage { hpa: t.hpa | (at & PAGE_OFFSET), shift: 12, rights: t.rights, dirty: true }
             } else {
-                let place = self.host(s, at, how, Some(gva), false)?;
-                if let (Some((caches, asn)), true) = (&mut self.caches, n > 0) {
-                    let (hpa, above) = (place.hpa & !PAGE_OFFSET, &format.levels[n - 1]);
-                    let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
-                    caches.note_table(*asn, above.number, above.shift, gva, found);
-                }
-                place
+                self.host(s, at, how, Some(gva), false)?
             };
+            let hpa = place.hpa & !PAGE_OFFSET;
+            let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
@@ -256,7 +254,7 @@ impl<'a> Walker<'a> {
             write &= entry & pte::RW != 0;
             execute &= !nx || entry & pte::XD == 0;
             if !is_page {
-                self.set_guest_flags(&place, at, size, entry, pte::A)?;
+                passed[n] = Some((place, at, entry, found));
                 table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
                 continue;
             }
@@ -278,8 +276,13 @@ impl<'a> Walker<'a> {
                 entry & PHYS_MASK & !PAGE_OFFSET & !mask & if size == 4 { 0xFFFF_F000 } else { !0 }
             };
             let gpa = frame | (gva & mask);
+            // Only a walk that leads to a translation uses its entries (decision 0034).
+            for (place, at, entry, _) in passed.iter().flatten() {
+                self.set_guest_flags(place, *at, size, *entry, pte::A)?;
+            }
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
             self.set_guest_flags(&place, at, size, entry, wants)?;
+            self.note_tables(format, gva, first, passed.map(|p| p.map(|p| p.3)), found);
             let host = self.host(s, gpa, intent.access, Some(gva), true)?;
             return Ok(Walked {
                 gpa,
@@ -294,6 +297,23 @@ impl<'a> Walker<'a> {
             });
         }
         unreachable!("the last level of every format maps a page")
+    }
+
+    /// Keep the tables that a walk from level `first` on went through, the last one included.
+    fn note_tables(
+        &mut self,
+        format: &Format,
+        gva: u64,
+        first: usize,
+        passed: [Option<Table>; format::MOST_LEVELS],
+        last: Table,
+    ) {
+        let Some((caches, asn)) = &mut self.caches else { return };
+        let tables = passed.into_iter().flatten().chain([last]);
+        for (n, found) in tables.enumerate().map(|(i, found)| (first + i, found)).skip(1) {
+            let above = &format.levels[n - 1];
+            caches.note_table(*asn, above.number, above.shift, gva, found);
+        }
     }
 
     /// How many levels of the guest's tables a walk may leave out, and the table to begin with.

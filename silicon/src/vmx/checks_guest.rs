@@ -93,7 +93,9 @@ fn tables(g: &GuestState) -> Result<(), Broken> {
 fn instruction_pointer(c: &Controls, g: &GuestState, info: u64) -> Result<(), Broken> {
     let long = c.entry(entry::IA32E_MODE_GUEST);
     if long && g.seg[seg::CS].has(attr::L) {
-        rule(is_canonical(g.rip), "guest RIP must be canonical")?;
+        // Not more: after the last byte of the lower half RIP is not canonical, and the next fetch
+        // faults.
+        rule(matches!(g.rip >> 48, 0 | 0xFFFF), "bits 63:48 of guest RIP must be identical")?;
     } else {
         rule(g.rip >> 32 == 0, "bits 63:32 of guest RIP must be 0 outside 64-bit mode")?;
     }

@@ -1,9 +1,10 @@
 //! What happens between instructions in non-root operation: timers and windows.
 
 use crate::arch::bits::rflags;
+use crate::arch::exception::{Exception, vector};
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::event::{self, Event, Kind};
-use crate::cpu::state::{Activity, Core, Shadow};
+use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::trap::Trap;
 use crate::vmx::controls::{exit, pin, primary};
 
@@ -29,6 +30,15 @@ fn before_interrupts(core: &mut Core, now: u64) -> Option<Exit> {
     (core.vmx.timer <= now).then(|| Exit::new(reason::PREEMPTION_TIMER, 0))
 }
 
+/// Whether a VM exit that is due after this instruction comes before the debug trap that it raised,
+/// which stays pending (SDM 3C, "Monitor Trap Flag": such exits "take priority over debug-trap
+/// exceptions").
+#[must_use]
+pub fn comes_before(core: &Core, e: &Exception) -> bool {
+    let is_due = core.vmx.mtf.is_some() || core.vmx.trap_exit.is_some();
+    core.vmx.non_root && is_due && e.is_trap && e.vector == vector::DB
+}
+
 /// Whether nothing is due between these two instructions, and nothing but time changes that:
 /// engines that were asked to stop for attention may then go on.
 #[must_use]
@@ -47,12 +57,20 @@ pub fn is_open(core: &Core) -> bool {
 fn is_calm(core: &Core) -> bool {
     let v = &core.vmx;
     v.non_root
+        && is_in_time(core)
         && core.activity == Activity::Active
         && v.trap_exit.is_none()
         && v.mtf.is_none()
         && !core.nmi_pending
         && !v.controls.primary(primary::NMI_WINDOW_EXITING)
         && core.apic.pending().is_none()
+}
+
+/// Whether the countdown ends before anything is due by time.  A VM entry by code in the machine, or
+/// a timer that it sets, may bring a time that the dispatcher does not know yet.
+fn is_in_time(core: &Core) -> bool {
+    let end = core.horizon.wrapping_add(core.tsc_skew);
+    core.clock == Clock::Wall || core.vmx.timer.min(core.apic.deadline()) >= end
 }
 
 fn nmi(core: &mut Core) -> Option<Exit> {

@@ -160,7 +160,7 @@ fn save(core: &mut Core, e: &Exit) {
     a.set(f::GUEST_INTERRUPTIBILITY_STATE, shadow | by_nmi);
     let is_halted = core.activity == Activity::Hlt;
     a.set(f::GUEST_ACTIVITY_STATE, u64::from(is_halted));
-    a.set(f::GUEST_PENDING_DEBUG_EXCEPTIONS, pending_debug(core, shadow != 0 || is_halted));
+    a.set(f::GUEST_PENDING_DEBUG_EXCEPTIONS, pending_debug(core, e.reason, shadow != 0 || is_halted));
     if core.is_paging() && core.cr4 & cr4::PAE != 0 && !core.is_long() {
         for (i, &entry) in core.pdpte.iter().enumerate() {
             a.set(f::GUEST_PDPTE0 + 2 * i as u32, entry);
@@ -229,9 +229,10 @@ fn image_rf(info: u32, before: u64) -> u64 {
     }
 }
 
-fn pending_debug(core: &Core, is_held: bool) -> u64 {
+fn pending_debug(core: &Core, why: u32, is_held: bool) -> u64 {
     let mut pending = 0;
-    if core.shadow == Shadow::MovSs {
+    let comes_before_traps = matches!(why, reason::MTF | reason::TPR_BELOW_THRESHOLD);
+    if core.shadow == Shadow::MovSs || comes_before_traps {
         pending |= core.pending_db & 0x400F;
         if pending & 0xF != 0 {
             pending |= 1 << 12;

@@ -28,14 +28,14 @@ class Machine:
     """A VM that says one line of `script` at each step, until it is told to stop or has no more."""
 
     def __init__(self, script: list[bytes]) -> None:
-        self.script, self.agent_port, self.console = script, Port(), SimpleNamespace(on_output=[])
+        self.script, self.com2, self.console = script, Port(), SimpleNamespace(on_output=[])
         self.closed = False
 
     def go(self, *, until: Callable[[], bool], wall_seconds: float) -> Any:
         while not until():
             if not self.script:
                 return SimpleNamespace(kind="triple-fault", detail="rip=0")
-            for listener in self.agent_port.on_output:
+            for listener in self.com2.on_output:
                 listener(self.script.pop(0))
         return SimpleNamespace(kind="until", detail="")
 
@@ -73,7 +73,7 @@ def test_a_program_runs_by_the_second_serial_port(
     place.stop()
 
     assert (asked[0]["clock"], asked[0]["initrd"].name) == ("wall", "bench.cpio")
-    assert machine.agent_port.sent == b"run bench/crc 5\n"
+    assert machine.com2.sent == b"run bench/crc 5\n"
     assert sample.checksum == "1234"
     assert machine.closed
 

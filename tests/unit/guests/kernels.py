@@ -70,6 +70,15 @@ def compress(method: str, data: bytes) -> bytes:
             return b"\x89LZO" + data
 
 
+def low_bzimage(start: int, code: bytes, whole: int) -> bytes:
+    """A file of the Linux boot protocol that is not relocatable and wants to be at `start`."""
+    image = bytearray(bzimage(code, init_size=whole))
+    struct.pack_into("<I", image, 0x214, start)
+    image[0x234] = 0
+    struct.pack_into("<II", image, 0x248, 0, 0)  # no payload
+    return bytes(image)
+
+
 def bzimage(payload: bytes, *, xloadflags: int = 1, init_size: int = 0x10000) -> bytes:
     """A bzImage of protocol 2.15 with the payload 0x300 bytes into its protected-mode part."""
     kernel = b"\x90" * 0x300 + payload

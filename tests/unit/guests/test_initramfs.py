@@ -76,7 +76,7 @@ def test_applets_are_read_from_the_program() -> None:
         initramfs.build(b"#!/bin/sh")
 
 
-@pytest.mark.parametrize("script", ["init", "console", "agent", "profile"])
+@pytest.mark.parametrize("script", ["init", "console", "profile"])
 def test_scripts_are_shell(script: str) -> None:
     path = Path(initramfs.__file__).parent / "rootfs" / script
     subprocess.run(["sh", "-n", str(path)], check=True)

@@ -1,7 +1,10 @@
 """The loaders: what lands where, in which state the processor starts, and what they refuse."""
 
+import gzip
+import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.unit.guests.flat_memory import MIB, FlatMemory
 from tests.unit.guests.kernels import MAIN, bzimage, compress, elf32, elf64, pvh_note
-from understudy.guests import Entry, GuestError, load
+from understudy.guests import Entry, GuestError, initramfs, load
 from understudy.guests.entry import CODE_32, CODE_64, GuestMemory
 
+BIG = initramfs.Node(0o100644, bytes(30 * MIB))
 METHODS = ("gzip", "XZ", "LZ4", "ZSTD")
 
 
@@ -186,10 +190,10 @@ def test_multiboot_elf() -> None:
         "<IIIIIII", memory.read(r["rbx"], 28)
     )
     assert (flags & 0x4D, lower, upper, count) == (0x4D, 639, 63 * 1024, 1)
-    assert memory.read(line, 13) == b"console=com0\0"
+    assert memory.read(line, 20) == b"kernel console=com0\0"
     start, end, text, _ = struct.unpack("<IIII", memory.read(modules, 16))
     assert start % 4096 == 0 and memory.read(start, end - start) == b"mod"
-    assert memory.read(text, 5) == b"name\0"
+    assert memory.read(text, 12) == b"module name\0"
     length, address = struct.unpack("<II", memory.read(r["rbx"] + 44, 8))
     assert length == 4 * 24
     assert struct.unpack("<IQQI", memory.read(address + 72, 24)) == (20, MIB, 63 * MIB, 1)
@@ -228,16 +232,17 @@ GOOD = bzimage(compress("LZ4", elf64()))
         (elf64(machine=183), {}, "expected an ELF file for x86, got machine 183"),
         (elf64(loads=[]), {}, "nothing to load"),
         (elf64(entry=5), {}, "entry point 0x5 lies in no loadable segment"),
-        (elf64(loads=[(3 << 40, b"x", 1)]), {}, "give it at least"),
-        (elf64(loads=[(MAIN, b"x", 1 << 62)]), {}, "give it at least"),
+        (elf64(loads=[(3 << 40, b"x", 1)]), {}, "no size of memory would do"),
+        (elf64(loads=[(0xC000_0000, b"x", 1)]), {}, "no size of memory would do"),
+        (elf64(loads=[(MAIN, b"x", 1 << 62)]), {}, "no size of memory would do"),
         (elf64(loads=[(MAIN, b"xx", 2), (MAIN + 1, b"y", 1)]), {}, "overlaps kernel segment 0"),
-        (elf64(loads=[(0, b"xx", 2)], entry=0), {}, "the first tables at 0x0-0x8000 overlaps"),
-        (elf64(loads=[(0xB8000, b"x", 1)], entry=0xB8000), {}, "is not all memory"),
+        (elf64(loads=[(0, b"xx", 2)], entry=0), {}, "what firmware leaves at 0x0-0x500 overlaps"),
+        (elf64(loads=[(0xB8000, b"x", 1)], entry=0xB8000), {}, "no size of memory would do"),
         (bzimage(compress("XZ", elf64())[:-9]), {}, "XZ payload is truncated"),
         (bzimage(compress("ZSTD", elf64())[:40] + b"\0" * 60), {}, "ZSTD payload is"),
         (bzimage(compress("gzip", elf64())[:-9]), {}, "gzip payload is truncated"),
         (bzimage(compress("LZ4", b"no ELF file at all")), {}, "expected an ELF file"),
-        (bzimage(compress("LZ4", elf64()), init_size=99 * MIB), {}, "give it at least 115 MiB"),
+        (bzimage(compress("LZ4", elf64()), init_size=99 * MIB), {}, "give it at least 115M"),
         (GOOD, {"method": "bios"}, "unknown boot method 'bios'"),
         (GOOD, {"method": "multiboot"}, "no Multiboot header"),
         (elf64(), {"method": "linux-32"}, "is no bzImage"),
@@ -248,7 +253,7 @@ GOOD = bzimage(compress("LZ4", elf64()))
         (GOOD, {"append": "a\0b"}, "zero byte"),
         (GOOD, {"initrd": b""}, "the initrd is empty"),
         (GOOD, {"initrd": bytes(60 * MIB)}, "the initrd of 60 MiB does not fit"),
-        (GOOD, {"initrd": bytes(65 * MIB)}, "larger than the VM's memory"),
+        (GOOD, {"initrd": bytes(65 * MIB)}, "the initrd of 65 MiB does not fit"),
         (GOOD, {"e820": [(0, 1, 1)] * 200}, "at most 128 entries"),
     ],
 )
@@ -258,9 +263,29 @@ def test_refusals_are_one_line(kernel: bytes, options: dict[str, object], messag
     assert "\n" not in str(caught.value)
 
 
-def test_too_little_memory_names_how_much() -> None:
-    with pytest.raises(GuestError, match=r"\(8 MiB\): give it at least 17 MiB"):
-        load(FlatMemory(8 * MIB), bzimage(compress("XZ", elf64())))
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (bzimage(compress("XZ", elf64())), {}),
+        (bzimage(compress("XZ", elf64())), {"initrd": initramfs.cpio({"x": BIG})}),
+        (elf64(loads=[(MAIN, b"x", 40 * MIB)]), {"initrd": gzip.compress(bytes(9 * MIB))}),
+        (elf64(note=pvh_note(MAIN)), {"modules": [(bytes(31 * MIB), "")]}),
+        (elf32(MIB, MIB, multiboot_header(1 << 16, MIB, MIB, 0, 50 * MIB, MIB)), {}),
+    ],
+)
+def test_what_an_error_says_to_do_about_memory_helps(
+    kernel: bytes, options: dict[str, Any]
+) -> None:
+    with pytest.raises(GuestError) as caught:
+        load(FlatMemory(8 * MIB), kernel, **options)
+    found = re.search(r": give it at least (\d+)M, .*: try (\d+)M$", str(caught.value))
+    assert found is not None, str(caught.value)
+    least, enough = int(found[1]), int(found[2])
+    load(FlatMemory(least * MIB), kernel, **options)
+    load(FlatMemory(enough * MIB), kernel, **options)
+    with pytest.raises(GuestError, match="give it at least"):
+        load(FlatMemory((least - 1) * MIB), kernel, **options)
+    assert enough >= least * 5 // 4
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

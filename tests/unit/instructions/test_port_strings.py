@@ -81,3 +81,46 @@ def test_a_hostile_count_gives_way() -> None:
         assert b.processor.live[RCX] == (1 << 64) - 1 - 1024
         assert b.rip == CODE
         assert b.vm.clock.now() >= 1024  # else a deadline in guest time would never come
+
+
+class Runs(Stream):
+    """Takes runs of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[bytes] = []
+
+    def write_string(self, region: int, offset: int, data: bytes) -> None:
+        self.runs.append(data)
+
+
+def test_bytes_go_in_runs_of_a_page_where_the_device_takes_them() -> None:
+    with bench() as b:
+        device, data = Runs(), bytes(range(256)) * 0x110
+        b.vm.bus.claim(Region(Space.PORT, 0x700, 2, device, width=2))
+        b.vm.memory.write(0x5F00, data)
+        b.processor.live[RCX], b.processor.live[RSI] = len(data), 0x5F00
+        debt = b.vm.vcpus[0].time.debt
+        string(b, False, 1, 0x5F00)
+        assert b.rip == CODE  # more are left
+        string(b, False, 1, 0x5F00 + 0x1_0000)
+        assert b.rip == CODE + 2
+        assert b"".join(device.runs) == data
+        assert max(map(len, device.runs)) == 0x1000
+        assert (b.processor.live[RCX], b.processor.live[RSI]) == (0, 0x5F00 + len(data))
+        assert b.vm.vcpus[0].time.debt - debt <= len(device.runs) * 1000
+        assert len(device.runs) == 19
+
+
+def test_a_run_ends_at_a_page_that_is_not_there() -> None:
+    with bench() as b:
+        device = Runs()
+        b.vm.bus.claim(Region(Space.PORT, 0x700, 1, device))
+        b.vm.memory.write_u64(0x2008, 0x3007)  # 2 MBytes of tables: the second page is not present
+        b.vm.memory.write_u64(0x3000, 0x4007)
+        b.vm.memory.write_u64(0x4000, 0x5007)
+        b.processor.live[RCX], b.processor.live[RSI] = 0x1800, 0x4000_0F00
+        string(b, False, 1, 0x4000_0F00)
+        assert [len(run) for run in device.runs] == [0x100]
+        assert (b.processor.live[RCX], b.processor.live[RSI]) == (0x1700, 0x4000_1000)
+        assert b.injected & 0xFF == 14

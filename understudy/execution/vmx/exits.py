@@ -218,8 +218,14 @@ def triple_fault(vcpu: Vcpu, exit: Exit) -> Stop:
 
 
 @handles(Reason.INVALID_GUEST_STATE, Reason.MSR_LOADING, Reason.MACHINE_CHECK)
-def entry_failure(vcpu: Vcpu, exit: Exit) -> Stop:
-    """The entry did not come about: the hypervisor, or a loader, has set a state that cannot be."""
+def entry_failure(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+    """The entry did not come about.
+
+    It may be that the guest is in a state that needs "unrestricted guest", which can be helped.
+    Else the hypervisor, or a loader, has set a state that cannot be.
+    """
+    if exit.reason == Reason.INVALID_GUEST_STATE and vcpu.guest.bend():
+        return RESUME
     return vcpu.error(
         f"VM entry failed: {reason_name(exit.reason)}, qualification {exit.qualification:#x}; "
         'expected guest state that passes SDM 3C, "Checks on the Guest State Area"'

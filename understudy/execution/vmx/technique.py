@@ -44,6 +44,8 @@ from understudy.vcpu.cpu_model import CpuModel
 MASK64: Final = (1 << 64) - 1
 INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
 PENDING_DEBUG: Final = int(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS)
+DEBUGCTL: Final = int(Vmcs.GUEST_DEBUGCTL)
+SS, RPL = int(Vmcs.GUEST_SS), 3
 TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
 INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
@@ -54,6 +56,8 @@ PE: Final = CR0.PE.mask
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
 SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
+TRAPS: Final = SINGLE_STEP | 1 << 12  # that, and enabled breakpoints
+BTF: Final = 1 << 1  # of IA32_DEBUGCTL: a single step ends with a branch
 ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
 VALID: Final = InterruptionInformation.VALID.mask
 TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
@@ -145,11 +149,23 @@ class Vmx(GuestState, Execution, name="vmx"):
             if flags & RF:  # it lasts for one instruction
                 write(RFLAGS_FIELD, flags ^ RF)
             if flags & TF:
-                write(PENDING_DEBUG, read(PENDING_DEBUG) | SINGLE_STEP)
+                trap = 0 if read(DEBUGCTL) & BTF else SINGLE_STEP
+                write(PENDING_DEBUG, read(PENDING_DEBUG) & ~SINGLE_STEP | trap)
+
+    def has_debug_trap(self) -> bool:
+        return bool(self.read(PENDING_DEBUG) & TRAPS)
 
     def clear_blocking(self) -> None:
         self.write(INTERRUPTIBILITY, 0)
         self.write(PENDING_DEBUG, 0)
+
+    def bend(self) -> bool:
+        """Decision 0035: SYSCALL takes RPL of SS from IA32_STAR; some entries want that of CS."""
+        ss, cpl = self.read(SS), self.cpl()
+        if ss & RPL == cpl:
+            return False
+        self.write(SS, ss & ~RPL | cpl)
+        return True
 
     @property
     def is_inside(self) -> bool:
@@ -191,10 +207,12 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(Vmcs.PRIMARY_CONTROLS, self.current_primary)
 
     def takes_interrupts(self) -> bool:
-        return bool(self.read(RFLAGS_FIELD) & IF) and not self.read(INTERRUPTIBILITY) & SHADOW
+        read = self.read
+        is_open = read(RFLAGS_FIELD) & IF and not read(INTERRUPTIBILITY) & SHADOW
+        return bool(is_open) and not read(PENDING_DEBUG) & TRAPS
 
     def takes_nmis(self) -> bool:
-        return not self.read(INTERRUPTIBILITY) & NMI_BLOCKED
+        return not (self.read(INTERRUPTIBILITY) & NMI_BLOCKED or self.read(PENDING_DEBUG) & TRAPS)
 
     def block_nmis(self) -> None:
         """An IRET that unblocked NMIs did not complete."""

@@ -1,0 +1,68 @@
+"""The agent's program for the guest, as an ELF file for Linux on i386.
+
+Its source is agent.s, beside this file, which tells what it does; a test assembles it and compares.
+`python -m tools.agent_program` puts the bytes here.
+
+Source: System V ABI, Intel386 supplement, "Object Files".  Invariant: one segment, code and data.
+"""
+
+import struct
+from typing import Final
+
+LOADED_GVA: Final = 0x0804_8000
+HEADERS_BYTES: Final = 52 + 32  # ELF header, one program header
+CODE_GVA: Final = LOADED_GVA + HEADERS_BYTES
+MEMORY_BYTES: Final = 0x1_2000  # with the page of variables and the buffer that agent.s names
+DATA_GVA: Final = LOADED_GVA + 0x1000
+
+CODE: Final = bytes.fromhex("""
+    588d6c8404bba0050000b908000000ba01000000b865000000cd8085c00f853a
+    010000c6052e9004080131dbb92c90040831d2be08000000b8af000000cd80bb
+    ffffffffba08000000be00000800b847010000cd80a300900408c60504900408
+    01c70508900408ffffffffc6050c90040801c6051490040801baa405000031c0
+    efbb00900408b903000000baffffffffb8a8000000cd8085c078e6803d069004
+    08000f85be000000803d0e90040800750f803d16900408000f8561010000ebc1
+    ba00000100e8090000007fb5e829000000ebae8b1d08900408b900a00408b803
+    000000cd8085c07e1089c1be00a00408baa0050000f36e85c0c38b1d08900408
+    b806000000cd80c70508900408ffffffffc3833d08900408007cf6bb08900408
+    b90100000031d2b8a8000000cd80f6050e9004081075c3b802000000cd8085c0
+    75b88b1d08900408b900a00408ba00000100b803000000cd8085c07fe531dbb8
+    01000000cd808b1d00900408b900a00408ba80000000b803000000cd80bbffff
+    ffffb920900408ba01000000b807000000cd8085c00f8ee6feffff3b05189004
+    0875dac7051890040800000000c7051c900408000000008b1d08900408b91b54
+    0000ba1c900408b836000000cd808b151c90040883fa007e1c81fa0000010076
+    05ba00000100e8e8feffff7e0829051c900408ebd9e818ffffffa12090040889
+    c183e17f74088d8180000000eb030fb6c480cc01baa4050000efe95effffff31
+    dbb900a00408ba80000000b803000000cd8085c00f8e23ffffffbaa4050000ed
+    83f8ff0f8438feffffa31c9004088b1d1890040885db7436f7dbb909000000b8
+    25000000cd808b1d18900408b825000000cd808b1d1890040831c931d2b80700
+    0000cd80c7051890040800000000e87ffeffffbb42840408b941020000ba8001
+    0000b805000000cd8085c00f889a00000089c38b0d1c900408e33c81f9000001
+    007605b900000100290d1c90040889cebf00a00408baa0050000f36cb900a004
+    0889f2b804000000cd8039f074c5b806000000cd80eb54b806000000cd80bb24
+    900408b900000800b84b010000cd8085c07838b802000000cd8085c0743d89c6
+    8b1d28900408b806000000cd80a124900408a30890040885f6780b8935189004
+    08e93bfdffffe8affdffffb87e010000baa4050000efe926fdffffb842000000
+    cd80bba0050000b90800000031d2b865000000cd80bb02000000b934900408be
+    08000000b8af000000cd8031dbb806000000cd80bb55840408b902000000b805
+    000000cd808b1d28900408b901000000b83f000000cd8041b83f000000cd80bb
+    32840408b95f84040889eab80b000000cd80bb7f000000b801000000cd802f62
+    696e2f62757379626f78007368002f72756e2f6167656e742e636f6d6d616e64
+    002f6465762f6e756c6c003f8404084284040800000000
+""")
+
+
+def image(code: bytes = CODE) -> bytes:
+    """The program, as it stands in the guest's file system."""
+    identity = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)  # 32-bit, little-endian, version 1
+    executable, i386, readable_writable_executable = 2, 3, 7
+    header = struct.pack(
+        "<16sHHIIIIIHHHHHH",
+        identity, executable, i386, 1, CODE_GVA, 52, 0, 0, 52, 32, 1, 0, 0, 0,
+    )  # fmt: skip
+    size = HEADERS_BYTES + len(code)
+    segment = struct.pack(
+        "<8I",
+        1, 0, LOADED_GVA, LOADED_GVA, size, MEMORY_BYTES, readable_writable_executable, 0x1000,
+    )  # fmt: skip
+    return header + segment + code
