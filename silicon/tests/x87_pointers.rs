@@ -17,7 +17,9 @@ fn machine(engine: EngineKind, code: &[u8], is_32: bool) -> Processor {
     let mem = Memory::new(1 << 20).unwrap();
     mem.write_bytes(CODE, code);
     let entry = |at: u64, value: u64| mem.store(at, 8, value);
-    [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003)].map(|(at, value)| entry(at, value));
+    for (at, value) in [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003)] {
+        entry(at, value);
+    }
     (0..255).for_each(|i| entry(0x4000 + 8 * i, i << 12 | 3));
     mem.store(DATA, 8, 1.5_f64.to_bits());
     mem.store(DATA + 16, 4, 0x37B); // #Z is not masked

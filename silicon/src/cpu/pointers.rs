@@ -180,7 +180,9 @@ impl Pointers {
                 ]
             }
         };
-        fields.iter().for_each(|&(at, value, bytes)| put(memory, at, value, bytes));
+        for &(at, value, bytes) in &fields {
+            put(memory, at, value, bytes);
+        }
     }
 
     /// What FLDENV or FRSTOR loads.

@@ -186,7 +186,7 @@ fn the_state_survives_a_save_and_a_load() {
         assert_eq!(Ok(()), step(&mut core));
     }
     assert_eq!(0x1EB, u16::from_le_bytes(get(&core, 18))); // FOP
-    assert_eq!(core.rip - code.len() as u64, u32::from_le_bytes(get(&core, 12)).into());
+    assert_eq!(core.rip - code.len() as u64, u64::from(u32::from_le_bytes(get(&core, 12))));
     assert_eq!(saved.0[32..416], core.fx.0[32..416]);
     assert_eq!(saved.0[..5], core.fx.0[..5]);
 }

@@ -136,9 +136,9 @@ pub fn look() {
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        SIGNALS.iter().for_each(|&s| {
-            libc::sigaddset(&raw mut set, s);
-        });
+        for &signal in &SIGNALS {
+            libc::sigaddset(&raw mut set, signal);
+        }
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
     }
 }
