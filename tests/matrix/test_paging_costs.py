@@ -24,7 +24,7 @@ class Bench(Machine):
 
     def __init__(self, paging: str, shape_name: str) -> None:
         shape = FORMATS[shape_name]
-        super().__init__(paging, shape, [])
+        super().__init__(paging, shape, [], room=0)
         middle = [TABLES[2], TABLES[3]][: len(shape.shifts) - 2]
         for root in ROOTS:
             for gfn, below in zip([root, *middle], [*middle, LEAF], strict=True):

@@ -16,12 +16,14 @@ MEGA = 1 << 20
 
 def origin(host: Host, size: int = 4 * MEGA) -> GuestMemory:
     made = GuestMemory(host, size)
+    made.spare.close()  # so that all frames counted here are guests' memory
     made.populate()
     return made
 
 
 def clone(memory: GuestMemory) -> GuestMemory:
     made = GuestMemory(memory.host, memory.size)
+    made.spare.close()
     CopyOnWrite(memory.host).clone(memory.p2m, made.p2m)
     return made
 
