@@ -36,8 +36,11 @@ def _one_line(err: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], "either --guest NAME or --kernel FILE"),
-        (["run", "--guest", "hello", "--kernel", "x"], "either --guest NAME or --kernel FILE"),
+        (["run"], "say one of --guest NAME, --kernel FILE"),
+        (
+            ["run", "--guest", "hello", "--kernel", "x"],
+            "say one of --guest NAME, --kernel FILE",
+        ),
         (["run", "--guest", "hello", "--initrd", "x"], "--initrd goes with --kernel"),
         (["run", "--guest", "hello", "--memory", "256"], "expected a size like 256M or 1G"),
         (["run", "--guest", "hello", "--clock", "sundial"], "sundial"),

@@ -24,7 +24,7 @@ bytes, which no loader gives away; no piece overlaps the ACPI tables.
 import struct
 from typing import Final
 
-from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
+from understudy.arch.memory_map import EXTENDED_BIOS_DATA, LEGACY_HOLE
 
 SEGMENT: Final = 0xF000  # real-address mode; linear 0xF0000
 POST, BOOTSTRAP, DUMMY, RESET = 0xE05B, 0xE6F2, 0xFF53, 0xFFF0  # offsets in it

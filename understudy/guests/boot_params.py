@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
+from understudy.arch.memory_map import EXTENDED_BIOS_DATA, LEGACY_HOLE
 from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
 from understudy.guests.placement import Placement
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from understudy.arch.address import PAGE
+from understudy.arch.memory_map import usable
 from understudy.guests.entry import GDT_GPA, LOW_BLOCK_GPA, TABLES_END, GuestError, GuestMemory
-from understudy.machine.memory import usable
 
 MIB = 1 << 20
 FIRMWARE_END = 0x500  # the vector table and the BIOS data area

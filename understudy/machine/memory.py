@@ -11,7 +11,7 @@ Invariant: whoever traces a frame hears of every write to it.
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.arch.low_memory import EXTENDED_BIOS_DATA, LEGACY_HOLE
+from understudy.arch.memory_map import HIGH_START, LOW_END, usable
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.reserve import Reserve
@@ -21,22 +21,8 @@ Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
 Hpa = NewType("Hpa", int)
 
-LOW_END: Final = 0xC000_0000  # RAM below the devices ends here
-HIGH_START: Final = 0x1_0000_0000
 GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
-
-
-def usable(size: int) -> list[tuple[int, int]]:
-    """Where a PC with so many bytes of RAM has what a guest may use, as (gpa, bytes)."""
-    low = min(size, LOW_END)
-    resume = LEGACY_HOLE[1]
-    parts = [(0, min(low, EXTENDED_BIOS_DATA))]
-    if low > resume:
-        parts.append((resume, low - resume))
-    if size > low:
-        parts.append((HIGH_START, size - low))
-    return parts
 
 
 class GuestMemory:

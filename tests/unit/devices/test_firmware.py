@@ -3,7 +3,7 @@
 import struct
 
 from tests.unit.devices.test_pc import Machine
-from understudy.arch.low_memory import EXTENDED_BIOS_DATA
+from understudy.arch.memory_map import EXTENDED_BIOS_DATA
 from understudy.devices import acpi_tables, firmware
 from understudy.devices.pc import SERIAL_PORTS
 from understudy.verdict import Stop, StopKind

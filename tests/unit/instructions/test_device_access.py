@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import FakeExit, FakeProcessor
 from tests.unit.fixtures import CODE, Bench, bench
+from understudy.arch.address import PHYSICAL
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.vmx.exits import TABLE
@@ -256,7 +257,7 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
             b.vm.vcpus[0].requested = None
             b.processor.script.clear()
             b.processor.script.append(
-                FakeExit(reason, word, 3, word, word, instr_info=word & 0xFFFF_FFFF)
+                FakeExit(reason, word, 3, word, word & PHYSICAL, instr_info=word & 0xFFFF_FFFF)
             )
             b.processor.script.append(FakeExit(Reason.MONITOR_TRAP_FLAG))  # for lent memory
             b.processor.script.append(FakeExit(Reason.BUDGET))
