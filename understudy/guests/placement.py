@@ -58,7 +58,7 @@ class Placement:
     def claim(self, what: str, gpa: int, length: int) -> None:
         """Reserve [gpa, gpa+length) for `what`; GuestError if it is not free RAM."""
         end = gpa + length
-        if not any(base <= gpa and end <= base + size for base, size in self._ram()):
+        if not self._is_ram(gpa, end):
             raise NoRoom(
                 f"{what} must be at {gpa:#x}-{end:#x}, which is not all memory of this VM "
                 f"({mib(self.memory.size)})"
@@ -82,9 +82,12 @@ class Placement:
         self.moved = next(free, GDT_GPA) - GDT_GPA
         self.claim("the first tables", GDT_GPA + self.moved, LOW_BLOCK_GPA - GDT_GPA)
 
+    def _is_ram(self, start: int, end: int) -> bool:
+        return any(base <= start and end <= base + size for base, size in self._ram())
+
     def _is_free(self, start: int, end: int) -> bool:
-        is_ram = any(base <= start and end <= base + size for base, size in self._ram())
-        return is_ram and not any(start < other.end and other.start < end for other in self.claims)
+        taken = any(start < other.end and other.start < end for other in self.claims)
+        return self._is_ram(start, end) and not taken
 
     def highest(self, what: str, length: int, below: int, align: int = 4096) -> int:
         """Reserve the highest free place under `below`; returns its address."""

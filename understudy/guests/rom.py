@@ -8,10 +8,10 @@ from the beginning, and a guest that writes there finds what it wrote, until it 
 
 from pathlib import Path
 
+from understudy.arch.memory_map import HIGH_START, LEGACY_HOLE
 from understudy.config import LARGEST_ROM, ROM_UNIT
 from understudy.guests.entry import Entry, GuestError, GuestMemory
 
-END, LOW_END = 1 << 32, 1 << 20
 LOW_BYTES = 128 << 10
 VECTOR = 16  # bytes from the end
 
@@ -35,6 +35,6 @@ def read(file: Path) -> bytes:
 def load(memory: GuestMemory, data: bytes) -> Entry:
     """Put the image where the processor and programs look for it; start as after reset."""
     low = data[-LOW_BYTES:]
-    memory.write(END - len(data), data)
-    memory.write(LOW_END - len(low), low)
+    memory.write(HIGH_START - len(data), data)
+    memory.write(LEGACY_HOLE[1] - len(low), low)
     return Entry({}, "firmware")

@@ -182,9 +182,10 @@ class Bus:
         if taken := [p for p in range(base, end) if p << 4 | 1 in self._reads]:
             raise ValueError(f"port {taken[0]:#x} is claimed twice; every port has one device")
         read, write, number = region.owner.read, region.owner.write, region.number
-        for port in range(base, end):
-            if isinstance(region.owner, StringOwner):
+        if isinstance(region.owner, StringOwner):
+            for port in range(base, end):
                 self._strings[port] = partial(region.owner.write_string, number, port - base)
+        for port in range(base, end):
             for size in PORT_SIZES:
                 if size <= region.width and port + size <= end:
                     self._reads[port << 4 | size] = read, number, port - base
