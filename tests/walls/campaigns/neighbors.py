@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.matrix.lockstep import memory_hash
 from tests.matrix.programs import CODE, handle, start
 from tests.walls.campaigns import Round, part
 from understudy.guests.entry import PAGE_TABLES_GPA
@@ -152,8 +151,9 @@ class Twins:
 
     def compare_memory(self) -> None:
         """All of it."""
-        one, other = map(memory_hash, self.both)
-        assert one == other, "the memories differ"
+        one, other = (vm.memory.read(0, vm.memory.size) for vm in self.both)
+        where = (at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        assert one == other, f"the memories differ from {next(where):#x} on"
 
     def close(self) -> None:
         """Both end."""
