@@ -2,9 +2,9 @@
 
 What: random kernel code that writes over its own functions in every way that there is (stores,
 another address of the same page, REP MOVS, INS, an instruction right before), and a hypervisor
-that does; in turns of random length, under random techniques, now and then with clones, which
-share the code's frames, or with a VM that ends and another that gets its frames.  Beside each runs
-a twin, alone on a host of its own, in the reference engine, which translates nothing.
+that does; in turns of random length or at once, under random techniques, now and then with clones,
+which share the code's frames, or with a VM that ends and another that gets its frames.  Beside each
+runs a twin, alone on a host of its own, in the reference engine, which translates nothing.
 Source: docs/decisions/0011-a-mark-belongs-to-its-holder.md.
 Invariant: after each turn registers and counts are the same as the twin's, at the end memory, too.
 """
@@ -12,6 +12,7 @@ Invariant: after each turn registers and counts are the same as the twin's, at t
 import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,6 +27,7 @@ from understudy.vm import VM
 TECHNIQUES = sorted(Paging.ALL)
 FUNCTIONS, FUNCTION_BYTES = 0x12_0FC0, 32  # the third lies at the border of two pages
 COUNT, BODY = 6, 24
+MOST = 4  # VMs
 ALIAS = 1 << 30  # the first 2 MBytes again
 SECOND_GIGABYTE = PAGE_TABLES_GPA + 0x3000
 GUEST_NS = 3_000_000
@@ -145,7 +147,16 @@ class Twins:
 
     def go(self, budget: int) -> None:
         """One turn."""
-        ends = [vm.go(budget=budget, deadline_ns=vm.clock.now() + GUEST_NS) for vm in self.both]
+        self.compare(self.run(0, budget), budget)
+
+    def run(self, which: int, budget: int) -> Stop:
+        """One of them, for a turn."""
+        vm = self.both[which]
+        return vm.go(budget=budget, deadline_ns=vm.clock.now() + GUEST_NS)
+
+    def compare(self, ours: Stop, budget: int) -> None:
+        """The other one comes after, and is where the first one is."""
+        ends = ours, self.run(1, budget)
         one, other = (_seen(vm, end) for vm, end in zip(self.both, ends, strict=True))
         assert one == other, {key: (one[key], other[key]) for key in one if one[key] != other[key]}
 
@@ -186,7 +197,7 @@ def neighbors() -> Iterator[Round]:
                     twins, wish = vms[number], chance.randrange(12)
                     if wish < 3:
                         twins.write(place(chance), function(chance))
-                    elif wish == 3 and len(vms) < 4:
+                    elif wish == 3 and len(vms) < MOST:
                         vms.append(add(twins.clone()))
                     elif wish == 4:  # its frames are another's soon
                         vms[number] = add(
@@ -196,6 +207,32 @@ def neighbors() -> Iterator[Round]:
                     vms[number].go(chance.choice((1, 7, 300, 3000)))
                 for twins in vms:
                     twins.go(500)
+                    twins.compare_memory()
+            assert (host.frames.free_count, host.processors) == (free, [])
+
+        yield one
+
+
+@part(rounds=10)
+def neighbors_at_once() -> Iterator[Round]:
+    """Turns of two to four VMs, all at the same time, each on a thread."""
+    with Host("256M") as host, ThreadPoolExecutor(MOST) as pool:
+        free = host.frames.free_count
+
+        def one(chance: random.Random) -> None:
+            with ExitStack() as stack:
+                vms = [Twins.of(host, chance.choice(TECHNIQUES), chance.getrandbits(32))
+                       for _ in range(2)]  # fmt: skip
+                if chance.random() < 0.5:
+                    vms += [twins.clone() for twins in vms]
+                for twins in vms:
+                    stack.callback(twins.close)
+                for _ in range(chance.randrange(2, 8)):
+                    budgets = [chance.choice((300, 3000, 20_000)) for _ in vms]
+                    ends = list(pool.map(lambda twins, n: twins.run(0, n), vms, budgets))
+                    for twins, end, budget in zip(vms, ends, budgets, strict=True):
+                        twins.compare(end, budget)
+                for twins in vms:
                     twins.compare_memory()
             assert (host.frames.free_count, host.processors) == (free, [])
 
