@@ -28,13 +28,13 @@ from understudy.paging.guest_walk import (
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
 from understudy.paging.reverse_map import BLOCK, ReverseMap
+from understudy.paging.roots import COMPOSED
 from understudy.state import plain, restore
 
 if TYPE_CHECKING:
     from understudy.paging.shadow import Shadow
 
 DIRECT: Final = -1  # quadrant of a table that mirrors none
-COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
