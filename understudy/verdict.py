@@ -6,12 +6,16 @@ from typing import Final
 
 
 class Verdict(Enum):
-    """What an exit leads to, if not a stop."""
+    """What an exit, or a look around, leads to, if not a stop."""
 
     RESUME = 0
+    ASLEEP = 1  # this processor has nothing to do until something comes
+    OVER = 2  # its turn is over
 
 
 RESUME: Final = Verdict.RESUME
+ASLEEP: Final = Verdict.ASLEEP
+OVER: Final = Verdict.OVER
 
 
 class StopKind(StrEnum):

@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.triple_fault import meant
+from understudy.arch.topology import Topology
 from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
@@ -35,8 +38,10 @@ from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
+from understudy.silicon import Processor
 from understudy.state import Kept, plain, restore
-from understudy.vcpu.loop import Goal, Vcpu
+from understudy.turns import Turns
+from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
@@ -47,8 +52,8 @@ __all__ = ["VM", "Console", "Stop"]
 
 UNEXPECTED = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})  # show the state
 PARTS = frozenset(
-    ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
-     "bus", "pages", "machine", "on_reset")
+    ("memory", "processors", "clock", "posts", "vcpus", "turns", "interrupts", "endings",
+     "sessions", "pc", "bus", "pages", "machine", "on_reset")
 )  # fmt: skip
 """What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
 
@@ -85,15 +90,17 @@ class VM:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        bootstrap = self.host.plug(config.engine, config.clock)
-        given.callback(self.host.unplug, bootstrap)
-        self.processors = [bootstrap]
-        self.clock = GuestClock(lambda: bootstrap.tsc)
-        self.clock.offset = -bootstrap.tsc
+        self.processors: list[Processor] = []
+        for _ in range(Topology.of(config.cpus).count):
+            self.processors.append(self.host.plug(config.engine, config.clock))
+            given.callback(self.host.unplug, self.processors[-1])
+        self.clock = GuestClock(partial(attrgetter("tsc"), self.processors[0]))
+        self.clock.offset = -self.clock.source()
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.turns = Turns(self.vcpus, self.clock, is_wall=config.clock == "wall")
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
@@ -225,7 +232,7 @@ class VM:
         again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
             while True:
-                stop = self.vcpus[0].run(Goal(end, until))
+                stop = self.turns.run(end, until)
                 stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
@@ -329,6 +336,7 @@ class VM:
             part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
             self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
+        self.turns.resume()
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
