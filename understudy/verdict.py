@@ -34,6 +34,10 @@ class StopKind(StrEnum):
     STOPPED = "stopped"  # somebody asked for it, `VM.stop` or the control socket
 
 
+UNEXPECTED: Final = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})
+"""With these the guest's state is told."""
+
+
 @dataclass(frozen=True)
 class Stop:
     """Why `VM.go` came back."""
