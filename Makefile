@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-walls bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -123,6 +123,10 @@ fuzz-walls: setup ## Hostile snapshots, files, clients and guests (SEED=n, COUNT
 	@$(BIN)/python tests/walls/snapshots.py --seed $(SEED) --count $(COUNT)
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
+
+SCRIPTS ?= 10000
+fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)
+	@$(BIN)/python -m tests.property.virtio_bench --scripts $(SCRIPTS)
 
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
