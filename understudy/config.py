@@ -234,6 +234,11 @@ class Config:
             kept = option_of(one).check(one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, kept)
 
+    @property
+    def has_virtio(self) -> bool:
+        """Whether the VM has devices that a guest needs virtio's drivers for."""
+        return any(name.startswith("virtio_") for name, _ in self.devices)
+
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:
         """From what a user says: nothing, a size of memory or a whole Config, and options."""
