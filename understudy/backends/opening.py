@@ -1,0 +1,33 @@
+"""From the choices about a disk to its content.
+
+Source: ours.  Invariant: every failure is an `ImageError`, one line that says what to do.
+"""
+
+from pathlib import Path
+
+from understudy.backends.medium import Medium
+from understudy.backends.overlay import Overlay
+from understudy.backends.raw import ImageError, Raw
+from understudy.disk import Disk
+
+__all__ = ["ImageError", "open_disk"]
+
+
+def open_disk(disk: Disk, *, is_snapshot: bool = False) -> Medium:
+    """The disk, locked; with an overlay if it asks for one, or if nothing is to be written."""
+    overlay = not disk.is_read_only and (disk.is_overlay or is_snapshot)
+    raw = Raw(
+        Path(disk.file),
+        is_read_only=disk.is_read_only or overlay,
+        is_surely_raw=disk.format == "raw",
+    )
+    if not overlay:
+        return raw
+    try:
+        return Overlay(raw)
+    except OSError as error:
+        raw.close()
+        raise ImageError(
+            f"{disk.file}: no temporary file for its overlay ({error.strerror}): set TMPDIR to a "
+            "folder with room"
+        ) from None
