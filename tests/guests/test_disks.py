@@ -1,0 +1,136 @@
+"""Disks, driven by Debian's own drivers: what they see, write and read, in each kind of kernel.
+
+Source: what Linux says of a disk in sysfs.  The content is checked by this computer's own reading
+of the file.
+"""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.guests.fetched import fetched
+from understudy.backends.opening import ImageError
+from understudy.linux import VM, GuestStopped
+from understudy.verdict import StopKind
+
+pytestmark = pytest.mark.real_guest
+
+SIZE = 16 << 20
+FILL = "yes some words | head -c 3000000"
+WORDS = (b"some words\n" * 300_000)[:3_000_000]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+@pytest.mark.parametrize("kernel", ["cloud-amd64", "cloud-amd64-6.12", "686-pae"])
+def test_a_file_system_on_a_disk(kernel: str, image: Path, tmp_path: Path) -> None:
+    fetched(kernel)
+    other = tmp_path / "other.img"
+    other.write_bytes(b"\xabc" * 2048)
+    with VM.linux(kernel, disks=[f"{image},serial=ONE", f"{other},ro"]) as vm:
+        seen = "cd /sys/block; cat vda/serial vda/size vda/ro vdb/size vdb/ro vda/queue/write_cache"
+        assert vm.run(seen).output.split("\n", 1)[0].startswith("ONE")
+        assert vm.run(seen).output.split()[-6:] == [str(SIZE >> 9), "0", "12", "1", "write", "back"]
+        assert vm.run("md5sum /dev/vdb").output[:32] == hashlib.md5(other.read_bytes()).hexdigest()
+        assert vm.run("echo x > /dev/vdb").status != 0
+        vm.run("mkfs.ext2 /dev/vda && mount -t ext4 /dev/vda /mnt").check()
+        vm.run(f"{FILL} > /mnt/words && sync && fstrim /mnt && umount /mnt").check()
+        messages = vm.run("dmesg | grep -E 'vd[ab]|virtio'").output
+        assert "error" not in messages, messages
+        assert "virtio" in vm.run("cat /proc/interrupts").output
+    raw = image.read_bytes()
+    assert len(raw) == SIZE and WORDS[:1024] in raw
+    with VM.linux(kernel, disks=[f"{image},overlay"]) as vm:
+        vm.run("mount -t ext4 /dev/vda /mnt").check()
+        assert vm.run("md5sum /mnt/words").output[:32] == hashlib.md5(WORDS).hexdigest()
+        vm.run("rm /mnt/words && umount /mnt && blkdiscard -z /dev/vda").check()
+        assert vm.run("tr -d '\\0' < /dev/vda | wc -c").output == "0\n"
+    assert image.read_bytes() == raw
+
+
+WRITER = "(while :; do dd if=/dev/urandom of=/dev/vda bs=64k count=64; sync; done) 2>/dev/null &"
+
+
+def test_two_runs_and_a_snapshot_in_the_middle_of_traffic(image: Path) -> None:
+    """Exact with a disk; what was saved while it wrote goes on, writing, as it would have."""
+    fetched("cloud-amd64")
+    ends = []
+    for _ in range(2):
+        with VM.linux("cloud-amd64", disks=[f"{image},overlay"]) as vm:
+            vm.run(WRITER)
+            vm.go(budget=30_000_001)
+            saved = vm.save()
+            again = type(vm).restore(saved)
+            with again:
+                sums = [one.run("md5sum /dev/vda").check().output for one in (vm, again)]
+                assert sums[0] == sums[1]
+                assert again.instructions == vm.instructions
+                ends.append((sums[0], vm.instructions))
+            with vm.snapshot() as moment:
+                one, two = moment.fork(2)
+                with one, two:
+                    one.run("echo of its own > /dev/vda; sync").check()
+                    assert two.run("head -c 3 /dev/vda").output != "of "
+            vm.reset()
+            assert vm.run("head -c 1000000 /dev/vda | tr -d '\\0' | wc -c").output != "0\n"
+    assert ends[0] == ends[1]
+    assert image.read_bytes() == bytes(SIZE)
+
+
+def test_a_disk_that_is_written_cannot_be_cloned_and_is_not_restored_once_it_has_changed(
+    image: Path,
+) -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", disks=[str(image)]) as vm:
+        vm.run("echo first > /dev/vda; sync").check()
+        with vm.snapshot() as moment:
+            with pytest.raises(ValueError, match="in use by another virtual machine"):
+                moment.fork(1)
+        saved = vm.save()
+    with VM.restore(saved) as again:
+        assert again.run("head -c 5 /dev/vda").output == "first"
+        again.run("echo later > /dev/vda; sync").check()
+    with pytest.raises(ValueError, match="has been written since the snapshot"):
+        VM.restore(saved)
+
+
+def test_errors_of_the_computer_reach_the_guest_or_stop_it(image: Path, tmp_path: Path) -> None:
+    fetched("cloud-amd64")
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(SIZE))
+    disks = [str(image), f"{other},on-error=stop"]
+    with VM.linux("cloud-amd64", disks=disks) as vm:
+        for path in (image, other):
+            path.write_bytes(bytes(4096))  # the rest of it has gone
+        failed = vm.run("dd if=/dev/vda of=/dev/null bs=4k skip=8 count=1")
+        assert failed.status != 0 and "I/O error" in failed.output
+        assert vm.run("echo alive").output == "alive\n"
+        with pytest.raises(GuestStopped) as stopped:
+            vm.run("dd if=/dev/vdb of=/dev/null bs=4k skip=8 count=1")
+        assert stopped.value.stop.kind is StopKind.DISK
+        assert "other.img has become shorter" in stopped.value.stop.detail
+        other.write_bytes(bytes(SIZE))
+        assert vm.go(budget=50_000_000).kind is StopKind.BUDGET  # it was tried again
+
+
+def test_a_random_number_generator() -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", devices=[("virtio_rng", {})]) as vm:
+        read = "head -c 16 /dev/hwrng | xxd -p"
+        first = vm.run(read).check().output
+        with vm.snapshot() as moment, moment.restore() as same, moment.fork(1)[0] as clone:
+            outputs = {one: one.run(read).check().output for one in (vm, same, clone)}
+        assert len(first) == 33 and outputs[vm] == outputs[same] != first
+        assert outputs[clone] not in (first, outputs[vm])
+
+
+def test_disks_are_refused_before_anything_boots(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        VM("16M", disks=[str(tmp_path / "none.img")])
