@@ -11,6 +11,7 @@ import pytest
 
 from tests.guests.fetched import fetched
 from understudy.backends.opening import ImageError
+from understudy.devices.virtio.console import VirtioConsole
 from understudy.linux import VM, GuestStopped
 from understudy.verdict import StopKind
 
@@ -134,3 +135,17 @@ def test_a_random_number_generator() -> None:
 def test_disks_are_refused_before_anything_boots(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         VM("16M", disks=[str(tmp_path / "none.img")])
+
+
+def test_a_console_and_a_named_port() -> None:
+    fetched("cloud-amd64")
+    ports = ["", "org.understudy.test"]
+    with VM.linux("cloud-amd64", devices=[("virtio_console", {"ports": ports})]) as vm:
+        part = vm.pc.part("virtio_console", VirtioConsole)
+        said: list[tuple[int, bytes]] = []
+        part.on_output.append(lambda port, data: said.append((port, data)))
+        assert vm.run("cat /sys/class/virtio-ports/vport0p1/name").output == "org.understudy.test\n"
+        vm.run("echo out > /dev/vport0p1; stty -F /dev/hvc0 raw; echo console > /dev/hvc0").check()
+        assert said == [(1, b"out\n"), (0, b"console\n")]
+        part.send(1, b"in\n")
+        assert vm.run("head -n 1 /dev/vport0p1").output == "in\n"

@@ -104,8 +104,12 @@ class VirtioState:
 State = TypeVar("State", bound=VirtioState)
 
 
+class NotNow(Exception):
+    """A device has no use for a buffer yet: it stays in the queue until the device asks again."""
+
+
 class Postponed(Exception):
-    """A device that cannot carry a request out now: it stays in the queue for another time."""
+    """A device cannot carry a request out now: it stays in the queue, and comes again soon."""
 
 
 class VirtioPci(Device):
@@ -128,8 +132,8 @@ class VirtioPci(Device):
     def serve(self, number: int, chain: Chain) -> int:
         """Carry out a request of the driver; how many bytes were written to its buffer.
 
-        IndexError for memory that is not there, RingError for what no driver may do, and
-        `Postponed` if it is to come again after the alarm `again`.
+        IndexError for memory that is not there, RingError for what no driver may do; `NotNow` or
+        `Postponed` if it is to stay in the queue.
         """
         raise NotImplementedError(f"{self.name} serves no queue")
 
@@ -297,9 +301,9 @@ class VirtioPci(Device):
                         return True
                 try:
                     written = self.serve(number, chain)
-                except Postponed:
+                except (NotNow, Postponed) as excuse:
                     queue.unpop()
-                    return False
+                    return isinstance(excuse, NotNow)
                 queue.push(chain, written)
                 left -= 1
             return False

@@ -15,7 +15,7 @@ from understudy.devices.virtio.pci import VirtioPci
 RAM = 1 << 20
 ECAM, SLOT = 0xE000_0000, 1
 BAR, MSIX = 0xC000_0000, 0xC000_4000
-QUEUES, BUFFERS = 0x1000, 0x4000  # where the driver puts its queues, 4 KiB each, and its buffers
+QUEUES, BUFFERS = 0x1000, 0x1_8000  # where the driver has its queues, 4 KiB each, and its buffers
 VERSION_1 = 1 << 32
 
 
