@@ -5,9 +5,10 @@ Source: ours.  Invariant: every failure is an `ImageError`, one line that says w
 
 from pathlib import Path
 
+from understudy.backends.locked import ImageError
 from understudy.backends.medium import Medium
 from understudy.backends.overlay import Overlay
-from understudy.backends.raw import ImageError, Raw
+from understudy.backends.raw import Raw
 from understudy.disk import Disk
 
 __all__ = ["ImageError", "open_disk"]

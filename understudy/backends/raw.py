@@ -8,12 +8,11 @@ error, never zeros.
 import ctypes
 import errno
 import os
-import stat
 import weakref
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.backends.lock import InUse, lock
+from understudy.backends.locked import ImageError, opened
 from understudy.backends.medium import check_range, read_only, write_zeros
 
 SECTOR: Final = 512
@@ -35,10 +34,6 @@ _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-class ImageError(ValueError):
-    """An image that cannot be used, and what to do."""
-
-
 class Raw:
     """An open raw image."""
 
@@ -47,26 +42,13 @@ class Raw:
     ) -> None:
         """ImageError says why not.  `is_surely_raw`: it may begin as other formats do."""
         self.path, self.is_read_only = path, is_read_only
-        try:
-            self.fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if is_read_only else os.O_RDWR))
-        except OSError as error:
-            raise ImageError(_why(path, error)) from None
+        self.fd = opened(path, writes=not is_read_only)
         self._release = weakref.finalize(self, os.close, self.fd)
         try:
             self.size = _size(path, self.fd)
             if not is_surely_raw:
                 _check_format(path, os.pread(self.fd, 64, 0))
-            lock(self.fd, writes=not is_read_only)
-        except InUse:
-            self.close()
-            raise ImageError(
-                f"{path} is in use by another virtual machine or program: end that first, or open "
-                "it with ,ro or ,overlay in all of them"
-            ) from None
-        except OSError as error:
-            self.close()
-            raise ImageError(f"{path}: {error.strerror}") from None
-        except ImageError:
+        except BaseException:
             self.close()
             raise
 
@@ -136,9 +118,6 @@ class Raw:
 
 
 def _size(path: Path, fd: int) -> int:
-    kind = os.fstat(fd).st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-        raise ImageError(f"{path} is no file and no block device: a disk needs an image")
     size = os.lseek(fd, 0, os.SEEK_END)
     if size == 0:
         raise ImageError(f"{path} is empty: give it a size first, like `truncate -s 1G {path}`")
@@ -158,14 +137,3 @@ def _check_format(path: Path, start: bytes) -> None:
                 f"`qemu-img convert -O raw {path} {path.stem}.raw` makes one of it (or say "
                 ",format=raw if the disk is really to begin with these bytes)"
             )
-
-
-def _why(path: Path, error: OSError) -> str:
-    match error.errno:
-        case errno.ENOENT:
-            return f"{path}: no such file; `truncate -s 1G {path}` makes an empty disk"
-        case errno.EISDIR:
-            return f"{path} is a folder: a disk needs an image"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{path}: {error.strerror}; to read it is enough with ,ro or ,overlay"
-    return f"{path}: {error.strerror}"
