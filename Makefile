@@ -57,9 +57,18 @@ $(STAMPS)/silicon: $(RUST_SOURCES) $(STAMPS)/packages
 		$(BIN)/maturin develop --release
 	@touch $@
 
-setup: $(STAMPS)/silicon ## Make .venv, install the packages, compile the Rust
+IMAGES := understudy/_images.abi3.so
 
-build: $(STAMPS)/packages ## Leave a wheel (abi3: CPython 3.11 and newer) in dist/
+$(IMAGES): images/Cargo.toml images/Cargo.lock images/src/lib.rs | $(STAMPS)/packages
+	$(call say,"Compiling the library for disk images - Rust")
+	@cd images && PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_TARGET_DIR=$(CURDIR)/images/target \
+		cargo build --release
+	@cp images/target/release/libimages.so $(IMAGES).new
+	@mv $(IMAGES).new $(IMAGES)
+
+setup: $(STAMPS)/silicon $(IMAGES) ## Make .venv, install the packages, compile the Rust
+
+build: $(STAMPS)/packages $(IMAGES) ## Leave a wheel (abi3: CPython 3.11 and newer) in dist/
 	$(call say,"Building the wheel")
 	@rm -f dist/*.whl
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --out dist
@@ -83,6 +92,7 @@ demo: setup ## Boot an unmodified Debian kernel to a prompt in this terminal
 format: $(STAMPS)/packages ## Format Python and Rust
 	@$(BIN)/ruff format understudy experiments tests examples tools
 	@cd silicon && cargo fmt
+	@cd images && cargo fmt
 
 check-fast: $(STAMPS)/packages ## Lint and type-check the Python (seconds)
 	$(call say,"ruff and mypy")
@@ -94,6 +104,8 @@ check: check-fast ## The same, and rustfmt and clippy
 	$(call say,"rustfmt and clippy")
 	@cd silicon && cargo fmt --check
 	@cd silicon && cargo clippy --all-targets --features python -- -D warnings
+	@cd images && cargo fmt --check
+	@cd images && CARGO_TARGET_DIR=$(CURDIR)/images/target cargo clippy -- -D warnings
 
 test-rust: $(STAMPS)/packages ## The Rust tests only
 	$(call say,"Rust tests")
@@ -138,4 +150,4 @@ lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: 
 	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)
 
 clean: ## Remove what make made (the guests' cache stays)
-	rm -rf $(VENV) build dist silicon/target understudy/_silicon*.so
+	rm -rf $(VENV) build dist silicon/target images/target understudy/_*.so

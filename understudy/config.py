@@ -248,7 +248,7 @@ class Config:
     )  # fmt: skip
 
     disks: tuple[Disk, ...] = option(
-        (), f"A disk, from a raw image: {FORM}.  May be repeated.", "--disk",
+        (), f"A disk, from an image: {FORM}.  May be repeated.", "--disk",
         metavar="FILE[,OPTIONS]", read=Disk.parse, check=_disks, is_many=True,
     )  # fmt: skip
     """`Disk`s, or texts as on the command line."""

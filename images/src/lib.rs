@@ -39,7 +39,10 @@ impl Image {
         let access = py.detach(|| guarded(|| open(&files, writable)))?;
         let access = access.ok_or_else(|| PyValueError::new_err("an image of no files"))?;
         let size = access.size();
-        Ok(Self { access: Mutex::new(Some(access)), size })
+        Ok(Self {
+            access: Mutex::new(Some(access)),
+            size,
+        })
     }
 
     /// Bytes that the guest sees.
@@ -49,14 +52,19 @@ impl Image {
     }
 
     /// So many bytes from an offset on.
-    fn read<'py>(&self, py: Python<'py>, offset: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         self.check(offset, length as u64)?;
         let mut data = vec![0; length];
         py.detach(|| self.with(|access| access.read(&mut data, offset)))?;
         Ok(PyBytes::new(py, &data))
     }
 
-    /// All of the data, or an OSError.
+    /// All of the data, or an `OSError`.
     fn write(&self, py: Python<'_>, offset: u64, data: PyBuffer<u8>) -> PyResult<()> {
         let data = data.to_vec(py)?;
         self.check(offset, data.len() as u64)?;
@@ -65,7 +73,12 @@ impl Image {
 
     /// Everything that was written is on the computer's disk.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.with(|access| { access.flush()?; access.sync() }))
+        py.detach(|| {
+            self.with(|access| {
+                access.flush()?;
+                access.sync()
+            })
+        })
     }
 
     /// Zeros from an offset on; `unmap`: the room for them is given back.
@@ -111,7 +124,9 @@ impl Image {
             Some(end) if end <= self.size => Ok(()),
             _ => {
                 let size = self.size;
-                Err(PyValueError::new_err(format!("{length} bytes at {offset} of a disk of {size}")))
+                Err(PyValueError::new_err(format!(
+                    "{length} bytes at {offset} of a disk of {size}"
+                )))
             }
         }
     }
@@ -143,7 +158,10 @@ fn open(files: &[(RawFd, String)], writable: bool) -> io::Result<Option<Access>>
         below = Some(if format == "raw" {
             Access::new(Raw::builder(storage).write(writes).open(gate)?)
         } else {
-            let image = Qcow2::<File>::builder(storage).write(writes).backing(below).data_file(None);
+            let image = Qcow2::<File>::builder(storage)
+                .write(writes)
+                .backing(below)
+                .data_file(None);
             Access::new(image.open(gate)?)
         });
     }
@@ -155,7 +173,10 @@ fn storage(fd: RawFd, writes: bool) -> io::Result<File> {
     #[allow(unsafe_code)]
     // SAFETY: the descriptor is that of an open file of the caller, and only duplicated.
     let file = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
-    File::from_open_file(fs::File::from(file), StorageOpenOptions::new().write(writes))
+    File::from_open_file(
+        fs::File::from(file),
+        StorageOpenOptions::new().write(writes),
+    )
 }
 
 /// The module `understudy._images`.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.fetched import fetched
+from tests.unit.backends.qcow2_file import content, make
 from understudy.backends.opening import ImageError
 from understudy.devices.virtio.console import VirtioConsole
 from understudy.linux import VM, GuestStopped
@@ -68,6 +69,19 @@ def test_a_file_system_on_a_disk(kernel: str, image: Path, tmp_path: Path) -> No
         vm.run(f"dd if=/dev/zero of=/dev/vda bs=1M count={SIZE >> 20}").check()
         assert vm.run("tr -d '\\0' < /dev/vda | wc -c").output == "0\n"
     assert image.read_bytes() == raw
+
+
+def test_a_qcow2_image_over_a_raw_one(image: Path, tmp_path: Path) -> None:
+    fetched("cloud-amd64")
+    pytest.importorskip("understudy._images", reason="the binding of imago is not compiled")
+    image.write_bytes(b"below" * 1000 + bytes(SIZE - 5000))
+    top = tmp_path / "top.qcow2"
+    make(top, SIZE, {}, backing=image.name, backing_format="raw")
+    with VM.linux("cloud-amd64", disks=[str(top)]) as vm:
+        vm.run(f"{FILL} | dd of=/dev/vda bs=64k seek=16 && sync").check()
+        assert vm.run("head -c 5 /dev/vda").output == "below"
+    expected = image.read_bytes()[: 1 << 20] + WORDS
+    assert content(top, image.read_bytes())[: len(expected)] == expected
 
 
 WRITER = "(while :; do dd if=/dev/urandom of=/dev/vda bs=64k count=64; sync; done) 2>/dev/null &"

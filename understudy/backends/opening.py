@@ -8,6 +8,7 @@ from pathlib import Path
 from understudy.backends.locked import ImageError
 from understudy.backends.medium import Medium
 from understudy.backends.overlay import Overlay
+from understudy.backends.qcow2 import Qcow2
 from understudy.backends.raw import Raw
 from understudy.disk import Disk
 
@@ -17,17 +18,18 @@ __all__ = ["ImageError", "open_disk"]
 def open_disk(disk: Disk, *, is_snapshot: bool = False) -> Medium:
     """The disk, locked; with an overlay if it asks for one, or if nothing is to be written."""
     overlay = not disk.is_read_only and (disk.is_overlay or is_snapshot)
-    raw = Raw(
-        Path(disk.file),
-        is_read_only=disk.is_read_only or overlay,
-        is_surely_raw=disk.format == "raw",
-    )
+    path, is_read_only = Path(disk.file), disk.is_read_only or overlay
+    image: Medium
+    if disk.format == "qcow2" or (disk.format == "auto" and path.suffix == ".qcow2"):
+        image = Qcow2(path, is_read_only=is_read_only)
+    else:
+        image = Raw(path, is_read_only=is_read_only, is_surely_raw=disk.format == "raw")
     if not overlay:
-        return raw
+        return image
     try:
-        return Overlay(raw)
+        return Overlay(image)
     except OSError as error:
-        raw.close()
+        image.close()
         raise ImageError(
             f"{disk.file}: no temporary file for its overlay ({error.strerror}): set TMPDIR to a "
             "folder with room"

@@ -132,8 +132,10 @@ def _size(path: Path, fd: int) -> int:
 def _check_format(path: Path, start: bytes) -> None:
     for magic, name in OTHERS.items():
         if start.startswith(magic):
+            do = f"`qemu-img convert -f {name} -O qcow2 {path} {path.stem}.qcow2` makes it usable"
+            if name == "qcow2":
+                do = "say ,format=qcow2"
             raise ImageError(
-                f"{path} is an image of the format {name}, and only raw images can be used: "
-                f"`qemu-img convert -O raw {path} {path.stem}.raw` makes one of it (or say "
-                ",format=raw if the disk is really to begin with these bytes)"
+                f"{path} is an image of the format {name}: {do} (or say ,format=raw if the disk is "
+                "really to begin with these bytes)"
             )

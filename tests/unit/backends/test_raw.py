@@ -130,7 +130,9 @@ def test_a_lock_ends_with_its_process_however_that_ends(image: Path) -> None:
 
 
 def test_each_refusal_says_what_to_do(tmp_path: Path) -> None:
-    empty, odd, other = tmp_path / "empty", tmp_path / "odd", tmp_path / "some.qcow2"
+    empty, odd, other = tmp_path / "empty", tmp_path / "odd", tmp_path / "some.img"
+    windows = tmp_path / "windows.vhdx"
+    windows.write_bytes(b"vhdxfile" + bytes(504))
     empty.touch()
     odd.write_bytes(bytes(1000))
     other.write_bytes(b"QFI\xfb" + bytes(508))
@@ -142,7 +144,8 @@ def test_each_refusal_says_what_to_do(tmp_path: Path) -> None:
         (tmp_path, "is a folder"),
         (empty, "is empty: give it a size"),
         (odd, r"1000 bytes, no whole number of sectors .*truncate -s %512"),
-        (other, r"of the format qcow2, .*qemu-img convert -O raw"),
+        (other, "of the format qcow2: say ,format=qcow2"),
+        (windows, "of the format vhdx: `qemu-img convert -f vhdx -O qcow2"),
         (named, "No such device or address"),
         (Path("/dev/null"), "no file and no block device"),
         (tmp_path / ("x" * 300), "name too long"),
