@@ -17,7 +17,6 @@ before DRIVER_OK, nor after a ring was found broken.
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 from typing import Any, Final, TypeVar
 
 from understudy.clock import Alarm
@@ -46,18 +45,8 @@ from understudy.state import U8, U16, U32, U64
 
 # --- The specification ---
 
-
-class Status(IntFlag):
-    """ "Device Status Field"."""
-
-    ACKNOWLEDGE = 1
-    DRIVER = 2
-    DRIVER_OK = 4
-    FEATURES_OK = 8
-    NEEDS_RESET = 64
-    FAILED = 128
-
-
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8  # "Device Status Field"
+NEEDS_RESET, FAILED = 64, 128
 VERSION_1: Final = 1 << 32  # VIRTIO_F_*
 ACCESS_PLATFORM: Final = 1 << 33
 RING: Final = INDIRECT_DESC | EVENT_IDX | VERSION_1
@@ -158,8 +147,8 @@ class VirtioPci(Device):
     @property
     def is_live(self) -> bool:
         """Whether buffers may be used."""
-        wanted = Status.DRIVER_OK | Status.FEATURES_OK
-        return self.state.status & (wanted | Status.NEEDS_RESET) == wanted
+        wanted = DRIVER_OK | FEATURES_OK
+        return self.state.status & (wanted | NEEDS_RESET) == wanted
 
     # --- registers ---
 
@@ -209,7 +198,7 @@ class VirtioPci(Device):
             case "device_feature_select" | "driver_feature_select" | "queue_select":
                 setattr(s, name, value)
             case "driver_feature":
-                if s.driver_feature_select < 2 and not s.status & Status.FEATURES_OK:
+                if s.driver_feature_select < 2 and not s.status & FEATURES_OK:
                     shift = 32 * s.driver_feature_select
                     s.driver_features = s.driver_features & ~(0xFFFF_FFFF << shift) | value << shift
             case "config_vector":
@@ -244,12 +233,12 @@ class VirtioPci(Device):
         if value == 0:
             self.reset()
             return
-        if value & Status.FEATURES_OK and not s.status & Status.FEATURES_OK:
+        if value & FEATURES_OK and not s.status & FEATURES_OK:
             unknown = s.driver_features & ~self.offered
             if unknown or not s.driver_features & VERSION_1:
-                value &= ~Status.FEATURES_OK
+                value &= ~FEATURES_OK
         was_live = self.is_live
-        s.status = value & ~Status.NEEDS_RESET | s.status & Status.NEEDS_RESET
+        s.status = value & ~NEEDS_RESET | s.status & NEEDS_RESET
         if self.is_live and not was_live:
             self.moved = 0
             for number in range(len(s.queues)):  # whatever was made available before
@@ -332,12 +321,12 @@ class VirtioPci(Device):
         """Tell the driver that the device's own registers have changed."""
         s = self.state
         s.generation = s.generation + 1 & 0xFF
-        if s.status & Status.DRIVER_OK:
+        if s.status & DRIVER_OK:
             self.interrupt(s.config_vector, CONFIG_CHANGED)
 
     def needs_reset(self) -> None:
         """The driver has broken a ring: nothing more is done until it resets the device."""
-        self.state.status |= Status.NEEDS_RESET
+        self.state.status |= NEEDS_RESET
         self.config_changed()
 
     # --- reset, snapshots ---

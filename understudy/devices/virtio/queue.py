@@ -14,7 +14,6 @@ and then nothing has been taken.
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
@@ -23,14 +22,9 @@ from understudy.state import U16, U64
 # --- The specification ---
 
 
-class DescriptorFlag(IntFlag):
-    """ "The Virtqueue Descriptor Table": VIRTQ_DESC_F_*."""
-
-    NEXT = 1
-    WRITE = 2  # the device writes, else it reads
-    INDIRECT = 4  # the buffer is a table of descriptors
-
-
+NEXT: Final = 1  # VIRTQ_DESC_F_*
+WRITE: Final = 2  # the device writes, else it reads
+INDIRECT: Final = 4  # the buffer is a table of descriptors
 DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, flags, next
 USED: Final = struct.Struct("<II")  # head of the chain, bytes written
 NO_INTERRUPT: Final = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
@@ -181,17 +175,17 @@ class SplitQueue:
             raise RingError(f"descriptor {head} in a table of {s.size}")
         first = self._descriptor(head)
         gpa, size, flags, _ = first
-        if not flags & DescriptorFlag.INDIRECT:
+        if not flags & INDIRECT:
             return _walk(head, first, self._descriptor, s.size)
         if not self.has_indirect:
             raise RingError("an indirect descriptor, which was not negotiated")
-        if flags & DescriptorFlag.NEXT:
+        if flags & NEXT:
             raise RingError("an indirect descriptor with a next one")
         count, rest = divmod(size, DESCRIPTOR.size)
         if rest or not 0 < count <= LONGEST_TABLE:
             raise RingError(f"an indirect table of {size} bytes")
         table = list(DESCRIPTOR.iter_unpack(self._read(gpa, size)))
-        if table[0][2] & DescriptorFlag.INDIRECT:
+        if table[0][2] & INDIRECT:
             raise RingError("an indirect descriptor in an indirect table")
         return _walk(head, table[0], table.__getitem__, count)
 
@@ -222,20 +216,20 @@ def _walk(head: int, found: Descriptor, at: Callable[[int], Descriptor], count: 
         gpa, size, flags, following = found
         _check_range(gpa, size)
         total += size
-        if flags & DescriptorFlag.WRITE:
+        if flags & WRITE:
             writable.append(Segment(gpa, size))
         elif writable:
             raise RingError("a buffer to be read after one to be written")
         else:
             readable.append(Segment(gpa, size))
-        if not flags & DescriptorFlag.NEXT:
+        if not flags & NEXT:
             if total > LONGEST_CHAIN:
                 raise RingError("a chain of more than 2^32 bytes")
             return Chain(head, tuple(readable), tuple(writable))
         if following >= count:
             raise RingError(f"descriptor {following} in a table of {count}")
         found = at(following)
-        if found[2] & DescriptorFlag.INDIRECT:
+        if found[2] & INDIRECT:
             raise RingError("an indirect descriptor inside a chain")
     raise RingError(f"a chain that does not end in a table of {count}")
 

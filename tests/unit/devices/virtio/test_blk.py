@@ -9,6 +9,7 @@ import pytest
 from tests.unit.devices.virtio.driver import BUFFERS, VERSION_1, Driver
 from understudy.backends.medium import Medium, Zeros
 from understudy.backends.overlay import Overlay
+from understudy.devices.virtio.blk import MOST
 
 SIZE = 1 << 20
 FLUSH, RO, DISCARD, WRITE_ZEROES, MQ = 1 << 9, 1 << 5, 1 << 13, 1 << 14, 1 << 12
@@ -152,6 +153,18 @@ def test_requests_that_are_refused(kind: int, sector: int, count: int, status: i
     d = disk()
     out, room = (bytes(count), 0) if kind == 1 else (b"", count)
     assert ask(d, kind, sector, out, room) == (status, b"") and log(d) == []
+
+
+def test_a_request_of_more_than_there_may_be() -> None:
+    d = disk(ALL, Zeros(1 << 30))
+    d.memory.write(BUFFERS, struct.pack("<IIQ", 0, 0, 0))
+    d.describe(0, 0, BUFFERS, 16, 1, 1)
+    for n in range(1, 7):  # the same half of the memory again and again would do for gigabytes
+        d.describe(0, n, 0, MOST // 8 & -512 if n < 6 else MOST, 3, n + 1)
+    d.describe(0, 7, BUFFERS + 0x100, 1, 2)
+    d.offer(0, 0)
+    d.kick()
+    assert d.status == 15 and d.memory.read(BUFFERS + 0x100, 1) == b"\1"
 
 
 def test_features_that_were_not_accepted_are_not_there() -> None:
