@@ -156,7 +156,7 @@ def test_requests_that_are_refused(kind: int, sector: int, count: int, status: i
 
 
 def test_a_request_of_more_than_there_may_be() -> None:
-    d = disk(ALL, Zeros(1 << 30))
+    d = disk(VERSION_1, Zeros(1 << 30))
     d.memory.write(BUFFERS, struct.pack("<IIQ", 0, 0, 0))
     d.describe(0, 0, BUFFERS, 16, 1, 1)
     for n in range(1, 7):  # the same half of the memory again and again would do for gigabytes
