@@ -6,6 +6,7 @@ of the file.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,13 +43,16 @@ def _of_e2fsprogs(program: str, *arguments: str) -> None:
     subprocess.run([path, *arguments], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("kernel", ["cloud-amd64", "cloud-amd64-6.12", "686-pae"])
-def test_a_file_system_on_a_disk(kernel: str, image: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "paging"),
+    [("cloud-amd64", "ept"), ("cloud-amd64-6.12", "vtlb"), ("686-pae", "lazy")],
+)
+def test_a_file_system_on_a_disk(kernel: str, paging: str, image: Path, tmp_path: Path) -> None:
     fetched(kernel)
     _of_e2fsprogs("mke2fs", "-q", "-t", "ext4", str(image))
     other = tmp_path / "other.img"
     other.write_bytes(b"\xabc" * 2048)
-    with VM.linux(kernel, disks=[f"{image},serial=ONE", f"{other},ro"]) as vm:
+    with VM.linux(kernel, paging=paging, disks=[f"{image},serial=ONE", f"{other},ro"]) as vm:
         seen = "cd /sys/block; cat vda/serial vda/size vda/ro vdb/size vdb/ro vda/queue/write_cache"
         expected = f"ONE{SIZE >> 9} 0 8 1 write back"
         assert vm.run(seen).output.split() == expected.split()
@@ -62,7 +66,7 @@ def test_a_file_system_on_a_disk(kernel: str, image: Path, tmp_path: Path) -> No
     _of_e2fsprogs("e2fsck", "-fn", str(image))
     raw = image.read_bytes()
     assert len(raw) == SIZE and WORDS[:1024] in raw
-    with VM.linux(kernel, disks=[f"{image},overlay"]) as vm:
+    with VM.linux(kernel, paging=paging, disks=[f"{image},overlay"]) as vm:
         vm.run("mount -t ext4 /dev/vda /mnt").check()
         assert vm.run("md5sum /mnt/words").output[:32] == hashlib.md5(WORDS).hexdigest()
         vm.run("rm /mnt/words && umount /mnt && blkdiscard /dev/vda").check()
@@ -77,9 +81,10 @@ def test_a_qcow2_image_over_a_raw_one(image: Path, tmp_path: Path) -> None:
     image.write_bytes(b"below" * 1000 + bytes(SIZE - 5000))
     top = tmp_path / "top.qcow2"
     make(top, SIZE, {}, backing=image.name, backing_format="raw")
-    with VM.linux("cloud-amd64", disks=[str(top)]) as vm:
+    with VM.linux("cloud-amd64", append="pci=nomsi", disks=[str(top)]) as vm:
         vm.run(f"{FILL} | dd of=/dev/vda bs=64k seek=16 && sync").check()
         assert vm.run("head -c 5 /dev/vda").output == "below"
+        assert re.search(r"IO-APIC.*virtio0", vm.run("cat /proc/interrupts").output)
     expected = image.read_bytes()[: 1 << 20] + WORDS
     assert content(top, image.read_bytes())[: len(expected)] == expected
 

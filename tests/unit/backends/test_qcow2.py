@@ -204,6 +204,8 @@ def test_qemu_img_reads_it_and_finds_no_error(image: Path, tmp_path: Path) -> No
     expected = bytearray(content(image))
     disk = Qcow2(image)
     random_traffic(disk, expected, 5)
+    looked = subprocess.run([program, "check", str(image)], capture_output=True, check=False)
+    assert b"lock" in looked.stderr
     disk.close()
     raw, again = tmp_path / "disk.raw", tmp_path / "again.qcow2"
     subprocess.run([program, "check", str(image)], check=True, capture_output=True)

@@ -1,6 +1,7 @@
 """Raw images: what is refused, locks, errors of the host."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -172,3 +173,26 @@ def test_a_medium_of_zeros_takes_nothing() -> None:
         zeros.write(0, b"x")
     with pytest.raises(ValueError, match="snapshot"):
         zeros.load({"size": 512})
+
+
+def test_qemu_respects_our_locks_and_we_its(image: Path) -> None:
+    program = shutil.which("qemu-io")
+    if program is None:
+        pytest.skip("qemu-io (qemu-utils) is not on this computer")
+    for is_read_only in (False, True):
+        raw = Raw(image, is_read_only=is_read_only)
+        write = [program, "-f", "raw", "-c", "write 0 512", str(image)]
+        assert "lock" in subprocess.run(write, capture_output=True, text=True, check=False).stderr
+        raw.close()
+    with subprocess.Popen(
+        [program, "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdin.write(b"read 0 512\n")
+        holder.stdin.flush()
+        assert b"qemu-io>" in holder.stdout.readline()  # it has opened the image
+        for is_read_only in (False, True):
+            with pytest.raises(ImageError, match="in use"):
+                Raw(image, is_read_only=is_read_only)
+        holder.communicate(b"quit\n")
+    Raw(image).close()
