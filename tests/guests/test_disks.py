@@ -45,7 +45,11 @@ def _of_e2fsprogs(program: str, *arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "paging"),
-    [("cloud-amd64", "ept"), ("cloud-amd64-6.12", "vtlb"), ("686-pae", "lazy")],
+    [
+        ("cloud-amd64", "ept"),
+        pytest.param("cloud-amd64-6.12", "vtlb", marks=pytest.mark.slow),
+        pytest.param("686-pae", "lazy", marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_system_on_a_disk(kernel: str, paging: str, image: Path, tmp_path: Path) -> None:
     fetched(kernel)
