@@ -38,6 +38,7 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
+MOST_QUEUES: Final = 16  # of a disk: one for each processor, up to so many
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -116,7 +117,10 @@ def disk_rows(config: Config, request: Callable[[Stop], None], given: ExitStack)
         def stop(problem: str, file: str = disk.file) -> None:
             request(Stop(StopKind.DISK, f"{file}: {problem}"))
 
-        options = {"name": f"disk{number}", "medium": medium, "serial": disk.serial}
+        options = {
+            "name": f"disk{number}", "medium": medium, "serial": disk.serial,
+            "queues": min(config.cpus, MOST_QUEUES),
+        }  # fmt: skip
         if disk.on_error == "stop":
             options["stop"] = stop
         rows.append(("virtio_blk", options))

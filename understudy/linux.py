@@ -103,7 +103,7 @@ class VM(machine.VM):
             append = f"{fetched.append} {append}".strip()
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
-            if ramdisk is not None and config.has_virtio:
+            if initrd is None and ramdisk is not None and config.has_virtio:
                 ramdisk = drivers.with_drivers(guest, ramdisk, progress or _say_nothing)
                 append = f"{append} {drivers.APPEND}"
 
