@@ -1,5 +1,10 @@
 """Disk images in formats other than raw: the compiled binding of imago (images/src/lib.rs)."""
 
+from typing import final
+
+__all__ = ["Image"]
+
+@final
 class Image:
     """An open chain of images."""
 
