@@ -26,7 +26,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import UNFIT, Contents, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -372,7 +372,7 @@ class VM:
             except BaseException:
                 vm.close()
                 raise
-        except SnapshotError:
+        except TELLING:
             raise
         except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
