@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -143,6 +143,9 @@ bench: setup ## Compare with native and with QEMU; writes build/bench.json
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots
+
+reference: setup ## Write docs/reference/registers.md again: what the code's MSRs and CPUID do
+	@$(BIN)/python -m tools.registers
 
 lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: QUICK=1)
 	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)

@@ -13,12 +13,13 @@ use crate::arch::bits::{cr4, efer};
 use crate::arch::segment::{Segment, TableRegister};
 use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x03");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x04");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -232,6 +233,7 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     }
     w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
     w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
+    w.part(&mut core.pmu, Pmu::to_words, Pmu::from_words, "words of performance monitoring");
     visit_counts(core, w);
     let (mut structures, mut nested) = core.tlb.caches.sizes();
     w.word(&mut structures);

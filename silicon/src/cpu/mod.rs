@@ -30,6 +30,7 @@ pub mod logic;
 pub mod mov;
 pub mod msr;
 pub mod operand;
+pub mod pmu;
 pub mod pointers;
 pub mod segment;
 pub mod shift;

@@ -10,6 +10,7 @@ use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::vector::Vectors;
 use crate::dbt::tables::Tables;
@@ -228,6 +229,8 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// Performance monitoring.
+    pub pmu: Pmu,
     /// Interrupt shadow.
     pub shadow: Shadow,
     /// The one that the instruction which executes is in.
@@ -311,6 +314,7 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            pmu: Pmu::default(),
             shadow: Shadow::None,
             shadowed: Shadow::None,
             nmi_blocked: false,
