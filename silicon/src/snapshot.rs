@@ -18,7 +18,7 @@ use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x03");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x04");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -214,6 +214,8 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     ] {
         w.word(msr);
     }
+    w.words(&mut core.random.key);
+    w.word(&mut core.random.drawn);
     w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
     w.flag(&mut core.nmi_blocked, "blocking by NMI");
     w.flag(&mut core.nmi_pending, "a pending NMI");
@@ -426,9 +428,11 @@ mod tests {
 
     #[test]
     fn every_part_counts_for_the_hash() {
-        let changes: [fn(&mut Core); 14] = [
+        let changes: [fn(&mut Core); 16] = [
             |c| c.gpr[15] ^= 1,
             |c| c.rip += 1,
+            |c| c.random.key[3] ^= 1,
+            |c| c.random.drawn += 1,
             |c| c.seg[5].limit ^= 1,
             |c| c.fx.0[400] ^= 1,
             |c| c.dr[3] ^= 1,

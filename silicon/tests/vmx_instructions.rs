@@ -32,6 +32,8 @@ fn an_instruction_exits_exactly_if_its_control_says_so() {
         (&[0x0F, 0x01, 0xC9], PRIMARY, p::MWAIT_EXITING, reason::MWAIT, 0),
         (&[0x0F, 0x09], SECONDARY, s::WBINVD_EXITING, reason::WBINVD, 0),
         (&[0x0F, 0x01, 0x43, 0x10], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::GDTR_IDTR, 0x10),
+        (&[0x0F, 0xC7, 0xF0], SECONDARY, s::RDRAND_EXITING, reason::RDRAND, 0), // eax
+        (&[0x49, 0x0F, 0xC7, 0xF9], SECONDARY, s::RDSEED_EXITING, reason::RDSEED, 0), // r9
         (&[0x0F, 0x00, 0xC8], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::LDTR_TR, 0), // str eax
     ];
     for &(bytes, word, bit, why, qualification) in rows {
@@ -120,6 +122,26 @@ fn vmx_instructions_in_a_guest_describe_their_operands() {
         let e = bed.launch();
         assert_eq!((why, bytes.len() as u32), (e.reason, e.length), "{bytes:x?}");
         assert_eq!((displacement, info), (e.qualification, e.instr_info), "{why} {:#x}", e.instr_info);
+    }
+}
+
+#[test]
+fn random_numbers_that_exit_tell_their_register_and_its_size() {
+    // rdrand dx; rdrand edi; rdrand r9; rdseed r10w; rdseed esi; rdseed rbx
+    let rows: &[(&[u8], u32)] = &[
+        (&[0x66, 0x0F, 0xC7, 0xF2], 2 << 3),
+        (&[0x0F, 0xC7, 0xF7], 7 << 3 | 1 << 11),
+        (&[0x49, 0x0F, 0xC7, 0xF1], 9 << 3 | 2 << 11),
+        (&[0x66, 0x41, 0x0F, 0xC7, 0xFA], 10 << 3),
+        (&[0x0F, 0xC7, 0xFE], 6 << 3 | 1 << 11),
+        (&[0x48, 0x0F, 0xC7, 0xFB], 3 << 3 | 2 << 11),
+    ];
+    for &(bytes, info) in rows {
+        let mut bed = Bed::new();
+        bed.set(SECONDARY, secondary::RDRAND_EXITING | secondary::RDSEED_EXITING).code(bytes);
+        let e = bed.launch();
+        assert_eq!((info, 0, bytes.len() as u32), (e.instr_info, e.qualification, e.length), "{bytes:x?}");
+        assert_eq!(0, bed.core().random.drawn);
     }
 }
 

@@ -31,6 +31,7 @@ pub mod mov;
 pub mod msr;
 pub mod operand;
 pub mod pointers;
+pub mod random;
 pub mod segment;
 pub mod shift;
 pub mod stack;

@@ -11,6 +11,7 @@ use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::cpu::pointers::Pointers;
+use crate::cpu::random::Random;
 use crate::cpu::vector::Vectors;
 use crate::dbt::tables::Tables;
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
@@ -228,6 +229,8 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// Where RDRAND and RDSEED get their numbers.
+    pub random: Random,
     /// Interrupt shadow.
     pub shadow: Shadow,
     /// The one that the instruction which executes is in.
@@ -311,6 +314,7 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            random: Random::of_processor(apic_id),
             shadow: Shadow::None,
             shadowed: Shadow::None,
             nmi_blocked: false,

@@ -11,7 +11,7 @@ use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::trap::{Exec, gp, ud};
-use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, syscall};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, random, syscall};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx::execute::{self as vmx, displacement, information};
@@ -71,6 +71,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
             syscall::segment_bases(core, insn)
         }
         M::Rdmsr | M::Wrmsr => msr::execute(core, insn),
+        M::Rdrand | M::Rdseed => random::execute(core, insn),
         M::Cpuid => cpuid(core, insn),
         M::Hlt => hlt(core, insn),
         M::Invd => privileged(core, insn, Sensitive::Invd),

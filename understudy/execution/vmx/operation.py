@@ -122,8 +122,16 @@ class Operation:
         write(Vmcs.MSR_BITMAPS, self.bitmap)
         write(Vmcs.VPID, VPID)
 
-    def choose_exits(self, primary: PrimaryControls, secondary: SecondaryControls) -> int:
-        """Ask for these exits beside those of every guest.  Returns the primary controls."""
+    def choose_exits(
+        self,
+        primary: PrimaryControls,
+        secondary: SecondaryControls,
+        refused: SecondaryControls,
+    ) -> int:
+        """Ask for these exits beside those of every guest.  Returns the primary controls.
+
+        `refused`: exits of instructions that the guest shall not have, if there are such.
+        """
         wanted = PrimaryControls(
             ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
             UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
@@ -136,9 +144,7 @@ class Operation:
         ))  # fmt: skip
         second = allowed(
             SecondaryControls(secondary | SecondaryControls(ENABLE_VPID=1)),
-            SecondaryControls(
-                ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
-            ),
+            SecondaryControls(refused | SecondaryControls(ENABLE_RDTSCP=1, ENABLE_INVPCID=1)),
             self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
         )
         self.write(Vmcs.PRIMARY_CONTROLS, chosen)

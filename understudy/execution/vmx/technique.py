@@ -16,7 +16,7 @@ from typing import Any, Final
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
-from understudy.arch.vmx_controls import PrimaryControls
+from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import (
     ControlRegisters,
@@ -102,8 +102,11 @@ class Vmx(GuestState, Execution, name="vmx"):
         )
 
     def _choose_exits(self) -> None:
-        kept = self.kept
-        self.primary = self.operation.choose_exits(kept.primary, kept.secondary)
+        kept, shown = self.kept, self.model.shown
+        refused = SecondaryControls(
+            RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown)
+        )
+        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, refused)
         self.current_primary = self.primary
 
     def use(self, paging: Paging) -> None:
