@@ -15,6 +15,7 @@ use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
+use crate::cpu::xsave::XCR0_KNOWN;
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
@@ -211,9 +212,15 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
         &mut m.spec_ctrl,
         &mut m.feature_control,
         &mut m.mtrr_def_type,
+        &mut m.xss,
     ] {
         w.word(msr);
     }
+    w.word(&mut core.xcr0);
+    if core.xcr0 & !XCR0_KNOWN != 0 || core.xcr0 & 1 == 0 || core.msr.xss != 0 {
+        w.fail("XCR0 or IA32_XSS has components that this processor does not have");
+    }
+    w.number(&mut core.pkru, "PKRU");
     w.words(&mut core.random.key);
     w.word(&mut core.random.drawn);
     w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
@@ -428,11 +435,13 @@ mod tests {
 
     #[test]
     fn every_part_counts_for_the_hash() {
-        let changes: [fn(&mut Core); 16] = [
+        let changes: [fn(&mut Core); 18] = [
             |c| c.gpr[15] ^= 1,
             |c| c.rip += 1,
             |c| c.random.key[3] ^= 1,
             |c| c.random.drawn += 1,
+            |c| c.xcr0 ^= 2,
+            |c| c.pkru ^= 4,
             |c| c.seg[5].limit ^= 1,
             |c| c.fx.0[400] ^= 1,
             |c| c.dr[3] ^= 1,

@@ -110,6 +110,15 @@ class Leaf7Sub2Edx(Bits, width=32):
     RRSBA_CTRL = Bit(2)
 
 
+class LeafDSub1Eax(Bits, width=32):
+    """CPUID.(EAX=0DH,ECX=1):EAX."""
+
+    XSAVES = Bit(3)
+    XGETBV1 = Bit(2)  # XGETBV with ECX = 1
+    XSAVEC = Bit(1)
+    XSAVEOPT = Bit(0)
+
+
 class LeafExt1Ecx(Bits, width=32):
     """CPUID.80000001H:ECX."""
 

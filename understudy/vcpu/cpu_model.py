@@ -27,11 +27,13 @@ from understudy.arch.cpuid import (
     Leaf7Ecx,
     Leaf7Edx,
     Leaf7Sub2Edx,
+    LeafDSub1Eax,
     LeafExt1Ecx,
     LeafExt1Edx,
 )
 from understudy.arch.cr import CR4
 from understudy.arch.msr import MiscEnable, Msr
+from understudy.guest import Guest
 from understudy.vcpu.cpu_features import FEATURES, Choice
 
 Answer = tuple[int, int, int, int]
@@ -41,6 +43,12 @@ SIGNATURE = 0x000F0600  # family 6, model F0H, stepping 0
 TSC_HZ = 1_000_000_000
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000
+
+ECX_FOLLOWS: Final = {1: (CR4.OSXSAVE.mask, Leaf1Ecx.OSXSAVE.mask)}
+"""Bits of ECX that are those of CR4, by leaf."""
+XSAVE_LEAF: Final = 0xD
+X87_AND_SSE: Final = 0x3
+LEAST_AREA: Final = 576  # bytes of XSAVE's area: the legacy region and the header
 
 ALWAYS_CR4 = CR4(PCE=1)
 """Bits of CR4 that every guest may set."""
@@ -52,6 +60,7 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
     "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
     "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "xsaves": (Msr.IA32_XSS,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
@@ -108,6 +117,15 @@ class CpuModel:
         past = leaf > self.max_extended or leaf in self.past_basic
         return self.plain[self.max_basic] if past else ZERO
 
+    def enabled(self, leaf: int, subleaf: int, answer: Answer, guest: Guest) -> Answer:
+        """An answer with what follows the guest's CR4 and XCR0 at this moment."""
+        eax, ebx, ecx, edx = answer
+        if (pair := ECX_FOLLOWS.get(leaf)) is not None and subleaf * (leaf != 1) == 0:
+            ecx |= pair[1] if guest.control().cr4 & pair[0] else 0
+        elif leaf == XSAVE_LEAF and subleaf < 2 and eax:
+            ebx = LEAST_AREA
+        return eax, ebx, ecx, edx
+
     def follow(self, *, has_apic: bool, misc: MiscEnable) -> None:
         """Show what registers leave of the features.
 
@@ -127,6 +145,11 @@ class CpuModel:
         for name in self.shown:
             wanted |= FEATURES[name].cr4
         return CR4(wanted & self.cr4_available)
+
+    @property
+    def xcr0_allowed(self) -> int:
+        """The state components that the guest may enable."""
+        return X87_AND_SSE
 
     @property
     def efer_allowed(self) -> int:
@@ -167,6 +190,11 @@ class CpuModel:
                 2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "xsave" in self.shown:
+            self.indexed[XSAVE_LEAF] = {
+                0: (self.xcr0_allowed, LEAST_AREA, LEAST_AREA, 0),
+                1: (self._word(LeafDSub1Eax), LEAST_AREA, 0, 0),
+            }
         if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID
             self.indexed[0xB] = {
                 0: (0, 1, 1 << 8, self.apic_id),

@@ -55,6 +55,7 @@ pub mod cr4 {
         | VMXE
         | FSGSBASE
         | PCIDE
+        | OSXSAVE
         | SMEP
         | SMAP;
 }

@@ -20,6 +20,7 @@ pub const IA32_VMX_LAST: u32 = 0x491;
 pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8FF;
+pub const IA32_XSS: u32 = 0xDA0;
 pub const IA32_EFER: u32 = 0xC000_0080;
 pub const IA32_STAR: u32 = 0xC000_0081;
 pub const IA32_LSTAR: u32 = 0xC000_0082;

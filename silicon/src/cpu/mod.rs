@@ -54,3 +54,6 @@ pub mod undefined;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;
+pub mod xsave;
+#[cfg(test)]
+mod xsave_tests;

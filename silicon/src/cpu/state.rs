@@ -98,6 +98,7 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub feature_control: u64,
     pub mtrr_def_type: u64,
+    pub xss: u64,
 }
 
 impl Default for Msrs {
@@ -119,6 +120,7 @@ impl Default for Msrs {
             spec_ctrl: 0,
             feature_control: 5, // locked, VMX outside SMX
             mtrr_def_type: 0xC06,
+            xss: 0,
         }
     }
 }
@@ -229,6 +231,10 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// The state components that XSAVE and its kin may save.
+    pub xcr0: u64,
+    /// Protection-key rights for user pages.
+    pub pkru: u32,
     /// Where RDRAND and RDSEED get their numbers.
     pub random: Random,
     /// Interrupt shadow.
@@ -314,6 +320,8 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            xcr0: 1,
+            pkru: 0,
             random: Random::of_processor(apic_id),
             shadow: Shadow::None,
             shadowed: Shadow::None,

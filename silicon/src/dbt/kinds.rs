@@ -211,7 +211,10 @@ fn is_vector(insn: &Instruction) -> bool {
 pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
     use CpuidFeature as F;
     insn.mnemonic() == Mnemonic::Wait
-        || insn.cpuid_features().iter().any(|&f| is_vector_feature(f) || matches!(f, F::FXSR | F::SSE4A))
+        || insn.cpuid_features().iter().any(|&f| {
+            is_vector_feature(f)
+                || matches!(f, F::FXSR | F::SSE4A | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES)
+        })
 }
 
 /// Whether it is an x87 instruction.

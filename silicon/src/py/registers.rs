@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::cpu::state::Core;
+use crate::cpu::xsave::{self, XCR0_KNOWN};
 
 const GPRS: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -80,6 +81,8 @@ pub fn all<'py>(py: Python<'py>, core: &mut Core) -> PyResult<Bound<'py, PyDict>
     {
         out.set_item(name, value)?;
     }
+    out.set_item("xcr0", core.xcr0)?;
+    out.set_item("pkru", core.pkru)?;
     out.set_item("cr8", core.apic.tpr() >> 4)?;
     out.set_item("apic_base", core.apic.base())?;
     for name in DEBUG {
@@ -158,6 +161,11 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
     match name {
         "rip" => core.rip = value,
         "cr2" => core.cr2 = value,
+        "xcr0" => {
+            let known = known(name, value, XCR0_KNOWN)?;
+            xsave::set_xcr0(core, known).map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set"))?;
+        }
+        "pkru" => core.pkru = narrow(name, value)?,
         "cr8" => core.apic.set_tpr(narrow::<u8>(name, known(name, value, 0xF)?)? << 4),
         "rflags" => {
             core.rflags = known(name, value, rflags::KNOWN | rflags::FIXED1)? | rflags::FIXED1;

@@ -15,6 +15,7 @@ ALL_CR4 = (1 << 64) - 1
 PLACES: dict[type[Bits], tuple[int, int, int]] = {
     cpuid.Leaf1Ecx: (1, 0, 2), cpuid.Leaf1Edx: (1, 0, 3), cpuid.Leaf7Ebx: (7, 0, 1),
     cpuid.Leaf7Ecx: (7, 0, 2), cpuid.Leaf7Edx: (7, 0, 3), cpuid.Leaf7Sub2Edx: (7, 2, 3),
+    cpuid.LeafDSub1Eax: (0xD, 1, 0),
     cpuid.LeafExt1Ecx: (0x8000_0001, 0, 2), cpuid.LeafExt1Edx: (0x8000_0001, 0, 3),
 }  # fmt: skip
 """Leaf, sub-leaf and register of each word."""

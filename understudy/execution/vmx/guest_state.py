@@ -28,6 +28,7 @@ PE: Final = CR0.PE.mask
 
 RESET_LIVE: Final = {
     "cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0,
+    "xcr0": 1, "pkru": 0,
 }  # fmt: skip
 
 
@@ -120,6 +121,15 @@ class GuestState(Guest):
 
     def fxsave(self) -> bytes:
         return self.processor.fxsave()
+
+    @property
+    def xcr0(self) -> int:
+        """It stays in the processor, where the host has no use for it."""
+        return self.processor.registers()["xcr0"]
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.processor.set_registers({"xcr0": value})
 
     def set_cr2(self, value: int) -> None:
         self.processor.set_registers({"cr2": value})

@@ -126,11 +126,11 @@ class Operation:
         self,
         primary: PrimaryControls,
         secondary: SecondaryControls,
-        refused: SecondaryControls,
+        optional: SecondaryControls,
     ) -> int:
         """Ask for these exits beside those of every guest.  Returns the primary controls.
 
-        `refused`: exits of instructions that the guest shall not have, if there are such.
+        `optional`: what a processor can do without that does not have it.
         """
         wanted = PrimaryControls(
             ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
@@ -144,11 +144,13 @@ class Operation:
         ))  # fmt: skip
         second = allowed(
             SecondaryControls(secondary | SecondaryControls(ENABLE_VPID=1)),
-            SecondaryControls(refused | SecondaryControls(ENABLE_RDTSCP=1, ENABLE_INVPCID=1)),
+            optional,
             self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
         )
         self.write(Vmcs.PRIMARY_CONTROLS, chosen)
         self.write(Vmcs.SECONDARY_CONTROLS, int(second))
+        if second.ENABLE_XSAVES:
+            self.write(Vmcs.XSS_EXITING_BITMAP, 0)
         return chosen
 
     def intercept(self, msr: int, exits: bool) -> None:

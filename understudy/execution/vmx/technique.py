@@ -103,10 +103,12 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def _choose_exits(self) -> None:
         kept, shown = self.kept, self.model.shown
-        refused = SecondaryControls(
-            RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown)
-        )
-        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, refused)
+        optional = SecondaryControls(  # what lets the guest have an instruction, or not have it
+            ENABLE_RDTSCP=int("rdtscp" in shown), ENABLE_INVPCID=int("invpcid" in shown),
+            ENABLE_XSAVES=int("xsaves" in shown),
+            RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
+        )  # fmt: skip
+        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
         self.current_primary = self.primary
 
     def use(self, paging: Paging) -> None:
