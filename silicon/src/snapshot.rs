@@ -213,12 +213,13 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
         &mut m.feature_control,
         &mut m.mtrr_def_type,
         &mut m.xss,
+        &mut m.pkrs,
     ] {
         w.word(msr);
     }
     w.word(&mut core.xcr0);
-    if core.xcr0 & !XCR0_KNOWN != 0 || core.xcr0 & 1 == 0 || core.msr.xss != 0 {
-        w.fail("XCR0 or IA32_XSS has components that this processor does not have");
+    if core.xcr0 & !XCR0_KNOWN != 0 || core.xcr0 & 1 == 0 || core.msr.xss != 0 || core.msr.pkrs >> 32 != 0 {
+        w.fail("XCR0, IA32_XSS or IA32_PKRS has bits that this processor does not have");
     }
     w.number(&mut core.pkru, "PKRU");
     w.words(&mut core.random.key);

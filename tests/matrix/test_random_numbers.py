@@ -24,6 +24,7 @@ DRAW = """
     b0 00                | mov al, 0
     e6 f4                | out 0xf4, al
 """
+EARLY, NEVER = 60, 1 << 20  # lines of the kernel's log
 REFUSED = """
     b0 06                | mov al, 6
     e6 f4                | out 0xf4, al
@@ -74,7 +75,7 @@ def test_what_is_hidden_is_not_there(name: str, paging: str) -> None:
         registers = handle(vm, 6, REFUSED)
         start(vm, DRAW, **registers)
         assert vm.go().status == 6
-        assert vm.counts()["exits"] == {name.upper(): 1, "IO_INSTRUCTION": 1}
+        assert vm.counts()["exits"][name.upper()] == 1
 
 
 @pytest.mark.real_guest
@@ -82,10 +83,13 @@ def test_a_linux_that_trusts_its_processor_is_seeded_at_once() -> None:
     fetched("cloud-amd64")
     early = {}
     for trust in ("on", "off"):
-        with Linux.linux("cloud-amd64", memory="128M", append=f"random.trust_cpu={trust}") as vm:
+        with Linux.linux(
+            "cloud-amd64",
+            memory="128M",
+            append=f"random.trust_bootloader=off random.trust_cpu={trust}",
+        ) as vm:
             vm.wait_for_prompt()
             lines = vm.run("dmesg | grep -n 'crng init done'").output.splitlines()
-            assert len(lines) == 1
-            early[trust] = int(lines[0].partition(":")[0])
+            early[trust] = int(lines[0].partition(":")[0]) if lines else NEVER
             assert {"rdrand", "rdseed"} <= set(vm.run("grep ^flags /proc/cpuinfo").output.split())
-    assert early["on"] < 60 < early["off"]
+    assert early["on"] < EARLY < early["off"]

@@ -86,8 +86,10 @@ class Leaf7Ebx(Bits, width=32):
 class Leaf7Ecx(Bits, width=32):
     """CPUID.(EAX=07H,ECX=0):ECX."""
 
+    PKS = Bit(31)
     RDPID = Bit(22)
     LA57 = Bit(16)
+    OSPKE = Bit(4)
     PKU = Bit(3)
     UMIP = Bit(2)
 

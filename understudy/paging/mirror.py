@@ -34,7 +34,15 @@ from understudy.paging.guest_walk import (
 from understudy.paging.portable import Gfns
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
-from understudy.paging.shadow_pages import COMPOSED, DIRECT, ENTRY_BYTES, ShadowPage, ShadowPages
+from understudy.paging.shadow_pages import (
+    COMPOSED,
+    DIRECT,
+    ENTRY_BYTES,
+    ShadowPage,
+    ShadowPages,
+    direct,
+    key_of,
+)
 from understudy.paging.untrace import is_entry_write, is_flooded
 
 ROOTS_KEPT: Final = 64
@@ -170,12 +178,12 @@ class Mirror(Shadow):
             page.flood, page.used = 0, self.fills
             if quadrant == COMPOSED:
                 child, flags = self._below_root(index), PRESENT
-            elif quadrant == DIRECT:
+            elif quadrant < 0:
                 frame = page.gfn + (index << 9 * (level - 1))
                 if level == 1 or (level == 2 and tables.may_be_large(frame)):
-                    tables.map(slot, frame, ALL_RIGHTS, level == 2)
+                    tables.map(slot, frame, ALL_RIGHTS | key_of(quadrant), level == 2)
                     return places
-                child, flags = tables.page(frame, level - 1, DIRECT), ALL_RIGHTS
+                child, flags = tables.page(frame, level - 1, quadrant), ALL_RIGHTS
             else:
                 depth += 1
                 entry, is_page = path[depth], depth == len(path) - 1
@@ -214,7 +222,7 @@ class Mirror(Shadow):
         """The table that stands for what a guest's entry names, and the rights to it."""
         if is_page:  # a large one, in pieces
             rights = entry & (RIGHTS if entry & DIRTY else READ_ONLY)
-            return self.tables.page(frame, level - 1, DIRECT), USED | rights
+            return self.tables.page(frame, level - 1, direct(entry)), USED | rights
         half = index & 1 if self.regime.entry_bytes == 4 else 0
         return self.tables.page(frame, level - 1, half), USED | entry & RIGHTS
 
@@ -330,7 +338,9 @@ class Mirror(Shadow):
                     self.tables.map(slot, frame, entry, is_large=True)
                 else:
                     self.tables.zap(slot)
-            elif child.gfn == frame and (child.quadrant == DIRECT) == is_page:
+            elif child.gfn == frame and (
+                child.quadrant == direct(entry) if is_page else child.quadrant >= 0
+            ):
                 rights = entry & (RIGHTS if not is_page or entry & DIRTY else READ_ONLY)
                 self.tables.link(slot, child, USED | rights)
             else:

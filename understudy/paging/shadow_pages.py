@@ -20,6 +20,8 @@ from understudy.paging.guest_walk import (
     ACCESSED,
     ADDRESS,
     DIRTY,
+    KEY,
+    KEY_SHIFT,
     LARGE,
     NO_EXECUTE,
     PRESENT,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 DIRECT: Final = -1  # quadrant of a table that mirrors none
 COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
+KEYS: Final = 15  # quadrants below: tables that mirror none, and whose pages have such a key
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
@@ -212,7 +215,7 @@ class ShadowPages:
         if not hpa:
             self.zap(slot)
             return
-        entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
+        entry = hpa | guest & (USER | NO_EXECUTE | KEY) | PRESENT | ACCESSED | DIRTY
         if is_large:
             entry |= LARGE
         p2m = self.shadow.p2m
@@ -338,7 +341,7 @@ class ShadowPages:
             if (
                 not 0 <= row.gfn < MOST
                 or not 0 < row.level <= 4
-                or not COMPOSED <= row.quadrant < 4
+                or not COMPOSED - KEYS <= row.quadrant < 4
                 or key in self.pages
             ):
                 raise ValueError(f"snapshot: no shadow page is {key}")
@@ -378,9 +381,21 @@ class ShadowPages:
             self.reverse.add(slot, gfn)
 
 
+def direct(entry: int) -> int:
+    """The quadrant of a table whose entries map what a guest's entry maps, with its key."""
+    key = (entry & KEY) >> KEY_SHIFT
+    return COMPOSED - key if key else DIRECT
+
+
+def key_of(quadrant: int) -> int:
+    """The protection key of such a table's entries, where an entry has it."""
+    return max(COMPOSED - quadrant, 0) << KEY_SHIFT
+
+
 def _allows_less(old: int, new: int) -> bool:
     """Whether a processor that keeps `old` could do what `new` refuses."""
-    return bool((old & (WRITABLE | USER)) & ~new) or bool(new & ~old & NO_EXECUTE)
+    is_less = (old & (WRITABLE | USER)) & ~new or new & ~old & NO_EXECUTE
+    return bool(is_less or (old ^ new) & KEY)
 
 
 def indices(page: ShadowPage, offset: int, length: int, entry_bytes: int) -> range:

@@ -18,6 +18,7 @@ pub const IA32_MTRR_DEF_TYPE: u32 = 0x2FF;
 pub const IA32_VMX_BASIC: u32 = 0x480;
 pub const IA32_VMX_LAST: u32 = 0x491;
 pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
+pub const IA32_PKRS: u32 = 0x6E1;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8FF;
 pub const IA32_XSS: u32 = 0xDA0;

@@ -26,6 +26,7 @@ mod gate;
 mod hostile_tests;
 mod io;
 mod iret;
+mod keys;
 pub mod logic;
 pub mod mov;
 pub mod msr;

@@ -99,6 +99,7 @@ pub struct Msrs {
     pub feature_control: u64,
     pub mtrr_def_type: u64,
     pub xss: u64,
+    pub pkrs: u64,
 }
 
 impl Default for Msrs {
@@ -121,6 +122,7 @@ impl Default for Msrs {
             feature_control: 5, // locked, VMX outside SMX
             mtrr_def_type: 0xC06,
             xss: 0,
+            pkrs: 0,
         }
     }
 }

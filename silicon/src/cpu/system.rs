@@ -11,7 +11,7 @@ use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::trap::{Exec, gp, ud};
-use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, random, syscall, xsave};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, random, syscall, xsave};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx::execute::{self as vmx, displacement, information};
@@ -108,6 +108,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         | M::Vmxon
         | M::Invept
         | M::Invvpid => vmx::execute(core, insn),
+        M::Rdpkru | M::Wrpkru => keys::execute(core, insn),
         M::Xgetbv | M::Xsetbv => xsave::registers(core, insn),
         M::Xsave
         | M::Xsave64
@@ -181,6 +182,9 @@ fn follow_registers(core: &Core, leaf: u32, subleaf: u32, words: &mut [u32; 4]) 
     const NX: u32 = 1 << 20;
     const MONITOR: u32 = 1 << 3;
     const OSXSAVE: u32 = 1 << 27;
+    /// XSAVEC or XSAVES.
+    const COMPACTING: u32 = 1 << 1 | 1 << 3;
+    const OSPKE: u32 = 1 << 4;
     let misc = core.msr.misc_enable;
     match leaf {
         0 if misc & msr::MISC_LIMIT_CPUID != 0 => words[0] = words[0].min(2),
@@ -196,9 +200,17 @@ fn follow_registers(core: &Core, leaf: u32, subleaf: u32, words: &mut [u32; 4]) 
                 words[2] |= OSXSAVE;
             }
         }
+        7 if subleaf == 0 => {
+            words[2] &= !OSPKE;
+            if core.cr4 & cr4::PKE != 0 {
+                words[2] |= OSPKE;
+            }
+        }
         // How large an area is of which format, for the components that are enabled now.
         0xD if subleaf == 0 && words[0] != 0 => words[1] = xsave::standard_bytes(core.xcr0),
-        0xD if subleaf == 1 && words[0] != 0 => words[1] = xsave::compacted_bytes(core.xcr0 | core.msr.xss),
+        0xD if subleaf == 1 && words[0] & COMPACTING != 0 => {
+            words[1] = xsave::compacted_bytes(core.xcr0 | core.msr.xss)
+        }
         0x8000_0001 if misc & msr::MISC_XD_DISABLE != 0 => words[3] &= !NX,
         _ => {}
     }

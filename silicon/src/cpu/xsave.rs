@@ -296,7 +296,7 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
         crate::cpu::vector::settle(core);
     }
     if wanted & PKRU != 0 {
-        core.pkru = u64::from_le_bytes(pkru) as u32;
+        core.set_pkru(u64::from_le_bytes(pkru) as u32);
     }
     Ok(())
 }

@@ -285,6 +285,12 @@ impl Processor {
         Ok(())
     }
 
+    /// PKRU and IA32_PKRS.
+    fn protection_keys(&self) -> PyResult<(u32, u64)> {
+        let core = &self.shared.lock()?.core;
+        Ok((core.pkru, core.msr.pkrs))
+    }
+
     /// Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from.
     fn stir(&self, bytes: [u8; 32]) -> PyResult<()> {
         let (words, _) = bytes.as_chunks::<8>();

@@ -63,7 +63,7 @@ def test_the_models_differ_as_said() -> None:
     poor, rich = ({text: CpuModel(host, text).shown for text in MODELS} for host in ({}, RICH))
     assert poor["baseline"] == rich["baseline"]
     assert rich["baseline"] < rich["understudy"] < rich["max"] == FEATURES.keys()
-    assert {"smap", "umip", "sha"} <= rich["max"] - rich["understudy"]
+    assert {"smap", "pks", "sha"} <= rich["max"] - rich["understudy"]
     assert CpuModel(RICH).shown == rich["understudy"]
 
 

@@ -110,6 +110,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         )  # fmt: skip
         self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
         self.current_primary = self.primary
+        self.operation.intercept(Msr.IA32_PKRS, "pks" not in shown)
 
     def use(self, paging: Paging) -> None:
         values = self.control()
