@@ -8,7 +8,6 @@ address space that is not loaded keeps its shadows.  The guest's tables are writ
 Each level carries the rights of the guest's entry of that level; the processor combines them as
 it would the guest's.  A large page of the guest becomes a 2-MByte one if the p2m has one behind it
 and no table lies in it, else a *direct* table, which mirrors none and maps frames in a row.
-
 Invariants: an entry exists only if the guest's was present and accessed when it was last seen,
 and allows writes to a page only if it was dirty and the frame is not traced.
 """
@@ -32,25 +31,18 @@ from understudy.paging.guest_walk import (
     frame_of,
 )
 from understudy.paging.portable import Gfns
+from understudy.paging.quadrants import COMPOSED, DIRECT, direct, key_of, stands_for
 from understudy.paging.reverse_map import BLOCK
 from understudy.paging.shadow import HIDDEN, Shadow
-from understudy.paging.shadow_pages import (
-    COMPOSED,
-    DIRECT,
-    ENTRY_BYTES,
-    ShadowPage,
-    ShadowPages,
-    direct,
-    key_of,
-)
+from understudy.paging.shadow_pages import ENTRY_BYTES, ShadowPage, ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
 
 ROOTS_KEPT: Final = 64
 NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
-RIGHTS: Final = WRITABLE | USER | NO_EXECUTE
 READ_ONLY: Final = USER | NO_EXECUTE
-ALL_RIGHTS: Final = PRESENT | ACCESSED | DIRTY | WRITABLE | USER
+RIGHTS: Final = READ_ONLY | WRITABLE
 USED: Final = PRESENT | ACCESSED
+ALL_RIGHTS: Final = USED | DIRTY | WRITABLE | USER
 RootKey = tuple[int, ...]
 Place = tuple[ShadowPage, int]
 """An entry: its table, and which one it is."""
@@ -338,9 +330,7 @@ class Mirror(Shadow):
                     self.tables.map(slot, frame, entry, is_large=True)
                 else:
                     self.tables.zap(slot)
-            elif child.gfn == frame and (
-                child.quadrant == direct(entry) if is_page else child.quadrant >= 0
-            ):
+            elif child.gfn == frame and stands_for(child.quadrant, entry, is_page):
                 rights = entry & (RIGHTS if not is_page or entry & DIRTY else READ_ONLY)
                 self.tables.link(slot, child, USED | rights)
             else:

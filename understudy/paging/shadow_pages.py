@@ -21,7 +21,6 @@ from understudy.paging.guest_walk import (
     ADDRESS,
     DIRTY,
     KEY,
-    KEY_SHIFT,
     LARGE,
     NO_EXECUTE,
     PRESENT,
@@ -29,15 +28,13 @@ from understudy.paging.guest_walk import (
     WRITABLE,
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
+from understudy.paging.quadrants import LOWEST
 from understudy.paging.reverse_map import BLOCK, ReverseMap
 from understudy.state import plain, restore
 
 if TYPE_CHECKING:
     from understudy.paging.shadow import Shadow
 
-DIRECT: Final = -1  # quadrant of a table that mirrors none
-COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
-KEYS: Final = 15  # quadrants below: tables that mirror none, and whose pages have such a key
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
@@ -341,7 +338,7 @@ class ShadowPages:
             if (
                 not 0 <= row.gfn < MOST
                 or not 0 < row.level <= 4
-                or not COMPOSED - KEYS <= row.quadrant < 4
+                or not LOWEST <= row.quadrant < 4
                 or key in self.pages
             ):
                 raise ValueError(f"snapshot: no shadow page is {key}")
@@ -379,17 +376,6 @@ class ShadowPages:
                 flags &= ~WRITABLE
             self.write(slot, self.shadow.look_up(gfn) | flags)
             self.reverse.add(slot, gfn)
-
-
-def direct(entry: int) -> int:
-    """The quadrant of a table whose entries map what a guest's entry maps, with its key."""
-    key = (entry & KEY) >> KEY_SHIFT
-    return COMPOSED - key if key else DIRECT
-
-
-def key_of(quadrant: int) -> int:
-    """The protection key of such a table's entries, where an entry has it."""
-    return max(COMPOSED - quadrant, 0) << KEY_SHIFT
 
 
 def _allows_less(old: int, new: int) -> bool:
