@@ -11,10 +11,11 @@ use silicon::processor::{EngineKind, Processor};
 const CODE: u64 = 0x1_0000;
 const AREA: u64 = 0x2_0000;
 const OUT: u64 = 0x2_1000;
-const WORDS: usize = 72;
+const WORDS: usize = 80;
+const KEYS: u64 = 1 << 9;
 const COMPACTED: u64 = 1 << 63;
 
-/// An area of the legacy region and the header.
+/// An area of the legacy region, the header, and what comes there in the compacted format.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Area([u64; WORDS]);
@@ -34,7 +35,7 @@ impl Rng {
     }
 }
 
-fn area(rng: &mut Rng) -> Area {
+fn area(rng: &mut Rng, has_keys: bool) -> Area {
     let mut a = [0; WORDS];
     a.iter_mut().for_each(|w| *w = if rng.below(4) == 0 { 0 } else { rng.next() });
     // FCW, FSW and FTW; often those after FNINIT.
@@ -49,9 +50,11 @@ fn area(rng: &mut Rng) -> Area {
         }
     }
     (4..20).skip(1).step_by(2).for_each(|i| a[i] &= 0xFFFF);
-    let xcomp = if rng.below(2) == 0 { 0 } else { COMPACTED | 3 };
-    (a[64], a[65]) = (rng.below(4), xcomp);
+    let keys = if has_keys { KEYS } else { 0 };
+    let (xstate, xcomp) = if rng.below(2) == 0 { (0, 0) } else { (rng.next() & keys, COMPACTED | keys | 3) };
+    (a[64], a[65]) = (xstate | rng.below(4), xcomp);
     a[66..].fill(0);
+    a[72] = rng.next() & 0xFFFF_FFFC; // all of key 0, which this program lives by
     Area(a)
 }
 
@@ -62,7 +65,7 @@ macro_rules! forms {
 
         /// Restore from `from` and save to `out` on this computer; XINUSE between the two.
         #[target_feature(enable = "xsave")]
-        unsafe fn native(which: usize, from: &Area, wanted: u32, out: &mut Area, saved: u32) -> u64 {
+        unsafe fn native(which: usize, from: &Area, wanted: u32, out: &mut Area, saved: u32, has_keys: bool) -> u64 {
             let mut keep = Area([0; WORDS]);
             let mut in_use: u32;
             let mut n = 0;
@@ -72,19 +75,24 @@ macro_rules! forms {
                     // and SSE state is kept aside and put back.
                     unsafe {
                         asm!(
-                            "fxsave64 [r8]", "xor edx, edx", "xrstor64 [rsi]",
+                            // PKRU is kept in R11, where there are keys.
+                            "test r12d, r12d", "jz 2f", "xor ecx, ecx", "rdpkru", "mov r11d, eax", "2:",
+                            "fxsave64 [r8]", "mov eax, r13d", "xor edx, edx", "xrstor64 [rsi]",
                             "mov eax, r9d", "xor edx, edx", concat!($name, " [rdi]"),
                             "mov ecx, 1", "xgetbv", "mov r10d, eax", "fxrstor64 [r8]",
+                            "test r12d, r12d", "jz 3f",
+                            "xor ecx, ecx", "xor edx, edx", "mov eax, r11d", "wrpkru", "3:",
                             in("r8") &mut keep, in("rsi") from, in("rdi") out, in("r9") saved,
-                            inout("eax") wanted => _, out("edx") _, out("ecx") _, out("r10") in_use,
+                            in("r13") wanted, in("r12") u32::from(has_keys),
+                            out("eax") _, out("edx") _, out("ecx") _, out("r10") in_use, out("r11") _,
                             options(nostack),
                         );
                     }
-                    return u64::from(in_use) & 3;
+                    return u64::from(in_use);
                 }
                 n += 1;
             )*
-            let _ = (n, keep, saved, wanted, from);
+            let _ = (n, keep, saved, wanted, from, has_keys);
             unreachable!("form {which}")
         }
     };
@@ -108,7 +116,7 @@ fn machine(engine: EngineKind) -> Processor {
     (c.cr0, c.cr3, c.cr4, c.efer) = (0x8001_0031, 0x1000, 0x4_0620, 0x500);
     c.seg = [Segment { base: 0, limit: u32::MAX, attr: 0xC0F3, selector: 0x13 }; 6];
     c.seg[seg::CS] = Segment { base: 0, limit: u32::MAX, attr: 0xA0FB, selector: 0xB };
-    (c.cpl, c.xcr0) = (3, 3);
+    (c.cpl, c.xcr0) = (3, 0x203);
     c.refresh();
     p
 }
@@ -132,6 +140,11 @@ fn can_compare() -> bool {
     })
 }
 
+/// CPUID.7.ECX.OSPKE
+fn has_keys() -> bool {
+    std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0
+}
+
 #[test]
 fn areas_are_restored_and_saved_as_by_the_computer() {
     if !can_compare() {
@@ -139,17 +152,21 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
     }
     let mut machines = [EngineKind::Reference, EngineKind::Dbt].map(machine);
     let mut rng = Rng(0x5EED);
-    let mut seen = [0; 4];
+    let (mut seen, mut keys) = ([0; 4], 0);
+    let has_keys = has_keys();
     for round in 0..4000 {
-        let (from, fill) = (area(&mut rng), area(&mut rng));
-        let (wanted, saved) = (3, rng.below(4) as u32);
+        let (from, fill) = (area(&mut rng, has_keys), area(&mut rng, has_keys));
         let which = rng.below(CODES.len() as u64) as usize;
         let (name, save) = CODES[which];
+        let with_keys = has_keys && from.0[65] != 0;
+        let (wanted, relevant) = if with_keys { (0x203, 0x203) } else { (3, 3) };
+        // (In the standard format PKRU is elsewhere on AMD's processors.)
+        let saved = (rng.next() & if name.starts_with("xsavec") { relevant } else { 3 }) as u32;
         let mut theirs = fill;
         theirs.0[65] = 0;
         let filled = theirs;
         // SAFETY: this computer has the instructions.
-        let in_use = unsafe { native(which, &from, wanted, &mut theirs, saved) };
+        let in_use = unsafe { native(which, &from, wanted, &mut theirs, saved, has_keys) } & relevant;
         for p in &mut machines {
             let code = program(save);
             for (at, bytes) in [(CODE, &code), (AREA, &to_bytes(&from)), (OUT, &to_bytes(&filled))] {
@@ -172,9 +189,10 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
             for (i, (a, b)) in theirs.0.iter().zip(&ours.0).enumerate() {
                 assert_eq!(a, b, "{name} {saved}, round {round}, byte {:#x}: {:x?}", 8 * i, from.0);
             }
-            assert_eq!(in_use, p.core.gpr[0], "{name}, round {round}: XINUSE of {:x?}", from.0);
+            assert_eq!(in_use, p.core.gpr[0] & relevant, "{name}, round {round}: XINUSE of {:x?}", from.0);
         }
-        seen[in_use as usize] += 1;
+        seen[in_use as usize & 3] += 1;
+        keys += in_use >> 9;
     }
-    assert!(seen[3] > 100, "{seen:?}");
+    assert!(seen[3] > 100 && (keys > 100 || !has_keys), "{seen:?}, {keys}");
 }

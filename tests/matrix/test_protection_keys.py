@@ -7,12 +7,11 @@ Invariants: a write that a key refuses is a SIGSEGV of the program; a read is no
 """
 
 import base64
-import struct
 
 import pytest
 
 from tests.guests.fetched import fetched
-from tests.matrix.programs import assemble, handle, start
+from tests.matrix.programs import assemble, executable, handle, start
 from understudy.linux import VM as Linux
 from understudy.paging import Paging
 from understudy.vm import VM
@@ -55,17 +54,6 @@ BEGIN = """
     0f 05                | syscall
 """
 SEGV = 128 + 11
-BASE = 0x40_0000
-
-
-def executable(code: bytes) -> bytes:
-    """An ELF file of one segment."""
-    entry, size = BASE + 64 + 56, 64 + 56 + len(code)
-    header = struct.pack(
-        "<4s5B7xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0,
-        0, 0,
-    )  # fmt: skip
-    return header + struct.pack("<IIQQQQQQ", 1, 5, 0, BASE, BASE, size, size, 4096) + code
 
 
 @pytest.mark.real_guest
@@ -89,6 +77,26 @@ def test_a_linux_without_keys_has_none_to_give() -> None:
         shown = set(vm.run("grep -m1 ^flags /proc/cpuinfo").output.split())
         assert not {"pku", "ospke", "xsave", "xsaves", "umip"} & shown
         assert vm.run(f"echo {text} | base64 -d >/tmp/k; chmod +x /tmp/k; /tmp/k").status == 9
+
+
+READ_GDTR = """
+    0f 01 44 24 f0       | sgdt [rsp - 16]
+    bf 07 00 00 00       | mov edi, 7
+    b8 3c 00 00 00       | mov eax, 60: exit
+    0f 05                | syscall
+"""
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("cpu", ["understudy", "understudy,-umip"])
+def test_a_linux_hears_of_programs_that_look_at_its_tables(cpu: str) -> None:
+    """With UMIP the instruction faults, and Linux answers it with a value of its own."""
+    fetched("cloud-amd64")
+    text = base64.b64encode(executable(assemble(READ_GDTR))).decode()
+    with Linux.linux("cloud-amd64", memory="128M", cpu=cpu) as vm:
+        assert vm.run(f"echo {text} | base64 -d >/tmp/k; chmod +x /tmp/k; /tmp/k").status == 7
+        told = "SGDT instruction cannot be used by applications" in vm.run("dmesg").output
+        assert told == (cpu == "understudy")
 
 
 PKRS = """
