@@ -368,7 +368,7 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                tell_apart(vm.config, vm.pc, clone)
+                tell_apart(vm.config, vm.pc, vm.processors, clone)
             except BaseException:
                 vm.close()
                 raise
