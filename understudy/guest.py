@@ -118,6 +118,8 @@ class Guest(ABC):
     """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
+    read_tsc: Callable[[], int]
+    """The processor's own TSC, in ns, without the guest's offset; fast."""
     count_retired: Callable[[], int]
     """Instructions that the processor has retired, fast."""
     xcr0: int  # the state components that XSAVE and its kin may save
@@ -325,11 +327,6 @@ class Guest(ABC):
         return bool(self.rflags & IF)
 
     # --- time ---
-
-    @property
-    @abstractmethod
-    def tsc(self) -> int:
-        """The processor's own TSC, in ns, without the guest's offset."""
 
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:

@@ -13,6 +13,7 @@ use crate::arch::bits::{cr4, efer};
 use crate::arch::segment::{Segment, TableRegister};
 use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::cpu::xsave::XCR0_KNOWN;
@@ -242,6 +243,7 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     }
     w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
     w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
+    w.part(&mut core.pmu, Pmu::to_words, Pmu::from_words, "words of performance monitoring");
     visit_counts(core, w);
     let (mut structures, mut nested) = core.tlb.caches.sizes();
     w.word(&mut structures);

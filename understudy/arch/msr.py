@@ -176,4 +176,8 @@ def msr_name(index: int) -> str:
     try:
         return Msr(index).name
     except ValueError:
-        return f"MSR_{index:#x}"
+        pass
+    if Msr.IA32_MTRR_PHYSBASE0 <= index <= Msr.IA32_MTRR_PHYSMASK7:
+        pair, is_mask = divmod(index - Msr.IA32_MTRR_PHYSBASE0, 2)
+        return f"IA32_MTRR_PHYS{'MASK' if is_mask else 'BASE'}{pair}"
+    return f"MSR_{index:#x}"

@@ -31,6 +31,7 @@ pub mod logic;
 pub mod mov;
 pub mod msr;
 pub mod operand;
+pub mod pmu;
 pub mod pointers;
 pub mod random;
 pub mod segment;

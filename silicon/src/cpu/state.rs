@@ -10,6 +10,7 @@ use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::random::Random;
 use crate::cpu::vector::Vectors;
@@ -233,6 +234,8 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// Performance monitoring.
+    pub pmu: Pmu,
     /// The state components that XSAVE and its kin may save.
     pub xcr0: u64,
     /// Protection-key rights for user pages.
@@ -322,6 +325,7 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            pmu: Pmu::default(),
             xcr0: 1,
             pkru: 0,
             random: Random::of_processor(apic_id),

@@ -11,7 +11,7 @@ use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::trap::{Exec, gp, ud};
-use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, random, syscall, xsave};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, pmu, random, syscall, xsave};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx::execute::{self as vmx, displacement, information};
@@ -337,7 +337,11 @@ fn rdpmc(core: &mut Core, insn: &Instruction) -> Exec<()> {
         return Err(gp(0));
     }
     core.intercept(Sensitive::Rdpmc, insn.len() as u32)?;
-    Err(gp(0))
+    let counter = core.gpr[RCX] as u32;
+    let value = pmu::read_counter(core, counter).ok_or_else(|| gp(0))?;
+    core.gpr[RAX] = value & 0xFFFF_FFFF;
+    core.gpr[RDX] = value >> 32;
+    Ok(())
 }
 
 /// The flags that wait in R11 or a stack image may let interrupts in or start single-stepping.
