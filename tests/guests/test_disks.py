@@ -105,7 +105,7 @@ def test_two_runs_and_a_snapshot_in_the_middle_of_traffic(image: Path) -> None:
             vm.run(WRITER)
             vm.go(budget=30_000_001)
             saved = vm.save()
-            again = type(vm).restore(saved)
+            again = type(vm).restore(saved, disks=[f"{image},overlay"])
             with again:
                 sums = [one.run("md5sum /dev/vda").check().output for one in (vm, again)]
                 assert sums[0] == sums[1]
@@ -132,11 +132,13 @@ def test_a_disk_that_is_written_cannot_be_cloned_and_is_not_restored_once_it_has
         with vm.snapshot() as moment, in_use:
             moment.fork(1)
         saved = vm.save()
-    with VM.restore(saved) as again:
+    with pytest.raises(ValueError, match="opens no files by itself"):
+        VM.restore(saved)
+    with VM.restore(saved, disks=[str(image)]) as again:
         assert again.run("head -c 5 /dev/vda").output == "first"
         again.run("echo later > /dev/vda; sync").check()
     with pytest.raises(ValueError, match="has been written since the snapshot"):
-        VM.restore(saved)
+        VM.restore(saved, disks=[str(image)])
 
 
 def test_errors_of_the_computer_reach_the_guest_or_stop_it(image: Path, tmp_path: Path) -> None:
