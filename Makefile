@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -129,10 +129,8 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 10 --against reference
 
-COUNT ?= 4000
-MINUTES ?= 20
-fuzz-walls: setup ## Hostile snapshots, files, clients and guests (SEED=n, COUNT=n, MINUTES=n)
-	@$(BIN)/python tests/walls/snapshots.py --seed $(SEED) --count $(COUNT)
+MINUTES ?= 60
+fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
 
@@ -145,6 +143,9 @@ bench: setup ## Compare with native and with QEMU; writes build/bench.json
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots
+
+reference: setup ## Write docs/reference/registers.md again: what the code's MSRs and CPUID do
+	@$(BIN)/python -m tools.registers
 
 lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: QUICK=1)
 	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)

@@ -7,13 +7,14 @@ other, they were told here.
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Final
 
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
+from understudy.arch.topology import Topology
 from understudy.backends.opening import open_disk
 from understudy.config import Config, check_choice
 from understudy.console import Console
@@ -93,9 +94,10 @@ def board_of(
             extint=router.extint,
             com1=console.transmit,
             com2=com2.transmit,
-            who=lambda: address_space(router.vcpus[0].guest),
+            who=lambda: address_space(router.here().guest),
             ring=lambda: com2.send(b"\n"),
             ram_bytes=memory.size,
+            apic_ids=Topology.of(config.cpus).apic_ids,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
@@ -148,36 +150,46 @@ def vcpu_of(
     number, is_wall = len(router.vcpus), config.clock == "wall"
     technique = Execution.ALL[config.execution]
     cr4 = technique.cr4_available(processor)
-    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
+    topology = Topology.of(config.cpus)
+    model = CpuModel(
+        host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
+    )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
     vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
     vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)
     vcpu.msrs.as_firmware_leaves_them()
+    if is_wall:  # in virtual time every run is the same
+        processor.stir(os.urandom(SEED_BYTES))
     offer_efer(vcpu)
     _offer_clock(board, number, vcpu)
     return vcpu
 
 
-def tell_apart(config: Config, board: PC, clone: int | None) -> None:
+def tell_apart(
+    config: Config, board: PC, processors: Iterable[Processor], clone: int | None
+) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
     does: nobody knows how often the image is used.  With a ROM no table tells of the number.
+    Whoever is another one gets other numbers from RDRAND, too.
     """
+    if config.clock == "wall":
+        generation, seed, clone = os.urandom(BYTES), os.urandom(SEED_BYTES), None
+    elif clone is not None:
+        generation = derived(board.vmgenid.state.generation, clone)
+        seed = clone.to_bytes(SEED_BYTES, "little")
+    else:
+        return
+    for processor in processors:
+        processor.stir(seed)
     for part in board.parts.values():
         if isinstance(part, rng.Rng):
-            if config.clock == "wall":
-                part.reseed(os.urandom(SEED_BYTES))
-            elif clone is not None:
-                part.reseed(rng.derived(part.state.seed, clone))
-    if config.rom:
-        return
-    if config.clock == "wall":
-        board.vmgenid.renew(os.urandom(BYTES))
-    elif clone is not None:
-        board.vmgenid.renew(derived(board.vmgenid.state.generation, clone))
+            part.reseed(seed if clone is None else rng.derived(part.state.seed, clone))
+    if not config.rom:
+        board.vmgenid.renew(generation)
 
 
 def _offer_clock(board: PC, number: int, vcpu: Vcpu) -> None:
