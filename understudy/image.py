@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -213,13 +212,13 @@ class Image(Generic[Made]):
 def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
     """Put these into the configuration in place of those that are named there."""
     try:
-        config = restore(Config, state["config"], "config")
+        kept = restore(tuple[Disk, ...], state["config"]["disks"], "config.disks")
         if disks is not None:
-            state["config"] = plain(replace(config, disks=tuple(disks)))
+            state["config"]["disks"] = plain(Config.of(disks=disks).disks)
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
-    if config.disks and disks is None:
-        named = visible(", ".join(disk.file for disk in config.disks))
+    if kept and disks is None:
+        named = visible(", ".join(disk.file for disk in kept))
         raise SnapshotError(
             f"the snapshot's VM has disks ({named}), and a snapshot opens no files by itself: say "
             "which they are, in this order, disks=[…]"
