@@ -79,6 +79,18 @@ def test_a_file_system_on_a_disk(kernel: str, paging: str, image: Path, tmp_path
     assert image.read_bytes() == raw
 
 
+def test_a_queue_and_an_interrupt_for_each_processor(image: Path) -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", cpus=2, disks=[str(image)]) as vm:
+        assert vm.run("ls /sys/block/vda/mq").output.split() == ["0", "1"]
+        write = "taskset -c {0} dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync"
+        for processor in range(2):
+            vm.run(write.format(processor)).check()
+        table = vm.run("grep req /proc/interrupts").output
+        counts = [[int(n) for n in line.split()[1:3]] for line in table.splitlines()]
+        assert counts[0][0] > 0 == counts[0][1] and counts[1][1] > 0 == counts[1][0], table
+
+
 def test_a_qcow2_image_over_a_raw_one(image: Path, tmp_path: Path) -> None:
     fetched("cloud-amd64")
     pytest.importorskip("understudy._images", reason="the binding of imago is not compiled")
