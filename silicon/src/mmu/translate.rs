@@ -127,7 +127,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let page_log = self.page_log();
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, ..own };
         let w = match walker.walk(&space, gva, intent) {
             Ok(w) => w,
             Err(refusal) => {
@@ -168,7 +170,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let page_log = self.page_log();
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, ..own };
         walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| Self::refused(r, 0))
     }
 
@@ -182,7 +186,7 @@ impl Core {
             Refusal::EptViolation { gpa, .. } | Refusal::EptMisconfig { gpa } => {
                 caches.drop_mapping(space.eptp, gpa);
             }
-            Refusal::PageFault(_) => {}
+            Refusal::PageFault(_) | Refusal::LogFull => {}
         }
     }
 
@@ -197,6 +201,7 @@ impl Core {
             Refusal::EptMisconfig { gpa } => {
                 Trap::Exit(Box::new(Exit { gpa, gla: gva, ..Exit::new(reason::EPT_MISCONFIG, 0) }))
             }
+            Refusal::LogFull => Trap::Exit(Box::new(Exit::new(reason::PML_FULL, 0))),
         }
     }
 

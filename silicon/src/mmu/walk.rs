@@ -10,6 +10,7 @@ use crate::cpu::state::Counts;
 use crate::mem::Memory;
 use crate::mmu::caches::{Caches, Mapping, Table};
 use crate::mmu::format::{self, Format};
+use crate::mmu::page_log::PageLog;
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +95,8 @@ pub enum Refusal {
         /// Where.
         gpa: u64,
     },
+    /// Accessed or dirty flags would have to be set, and the page-modification log is full.
+    LogFull,
 }
 
 /// A walker: memory, and what to do beside translating.
@@ -106,6 +109,8 @@ pub struct Walker<'a> {
     pub log: Option<&'a mut Vec<Reference>>,
     /// Shorten walks by these, under this address-space number: the processor's own walks.
     pub caches: Option<(&'a mut Caches, u32)>,
+    /// Note here which pages of the EPT become dirty.
+    pub page_log: Option<PageLog>,
 }
 
 struct HostPage {
@@ -132,13 +137,13 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
 impl<'a> Walker<'a> {
     /// The processor's own: sets flags, counts, uses the translation caches.
     pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
-        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)) }
+        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)), page_log: None }
     }
 
     /// An observer's: without effects.
     #[must_use]
     pub fn observer(mem: &'a Memory) -> Self {
-        Self { mem, counts: None, log: None, caches: None }
+        Self { mem, counts: None, log: None, caches: None, page_log: None }
     }
 
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
@@ -161,6 +166,21 @@ impl<'a> Walker<'a> {
             self.mem.update(hpa, size, |old| if old == seen { old | bits } else { old });
             self.mem.touch(hpa, size as u64);
         }
+    }
+
+    /// Set flags in an entry of the EPT that translates `gpa`; a page that becomes dirty is logged.
+    /// False: the log is full, so nothing may be set.
+    fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> bool {
+        if let Some(log) = self.page_log.filter(|_| self.has_effects() && seen & bits != bits) {
+            if log.is_full(self.mem) {
+                return false;
+            }
+            if bits & !seen & ept::D != 0 {
+                log.note(self.mem, gpa);
+            }
+        }
+        self.set_flags(hpa, 8, seen, bits);
+        true
     }
 
     /// Set accessed and dirty flags in a guest's entry at `gpa`: a read and a write, which the EPT
@@ -387,6 +407,7 @@ impl<'a> Walker<'a> {
         let with_ad = s.eptp & ept::EPTP_AD != 0;
         let mut table = s.eptp & PHYS_MASK & !PAGE_OFFSET;
         let mut rights = ept::R | ept::W | ept::X;
+        let mut may_set = true;
         let wanted = match access {
             Access::Read => ept::R,
             Access::Write => ept::R | ept::W,
@@ -420,14 +441,14 @@ impl<'a> Walker<'a> {
             }
             if !is_page {
                 if with_ad {
-                    self.set_flags(at, 8, entry, ept::A);
+                    may_set &= self.set_host_flags(at, entry, ept::A, gpa);
                 }
                 table = entry & PHYS_MASK & !PAGE_OFFSET;
                 continue;
             }
             let flags = ept::A | if access == Access::Write { ept::D } else { 0 };
-            if with_ad {
-                self.set_flags(at, 8, entry, flags);
+            if with_ad && !(may_set && self.set_host_flags(at, entry, flags, gpa)) {
+                return Err(Refusal::LogFull);
             }
             let mask = (1_u64 << level.shift) - 1;
             let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;

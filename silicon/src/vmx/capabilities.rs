@@ -2,8 +2,8 @@
 //!
 //! A control that does not work is not advertised.  Not offered yet: APIC-register virtualization,
 //! virtual-interrupt delivery, x2APIC virtualization, posted interrupts, VMCS shadowing, VM
-//! functions, page-modification logging, #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what the entry checks
-//! hold control fields against.
+//! functions, #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what
+//! the entry checks hold control fields against.
 
 use crate::arch::bits::cr4;
 use crate::arch::vmcs::{self, REVISION};
@@ -84,6 +84,7 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID
         | secondary::RDSEED_EXITING
+        | secondary::ENABLE_PML
         | secondary::USE_TSC_SCALING,
 );
 

@@ -84,6 +84,10 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
             "the EPT pointer must have memory type 0 or 6, walk length 4, no reserved bit",
         )?;
     }
+    if c.secondary(s::ENABLE_PML) {
+        rule(c.secondary(s::ENABLE_EPT), "\"enable PML\" needs \"enable EPT\"")?;
+        rule(is_frame(c.pml_address, 4096), "the PML address must be a frame inside the width")?;
+    }
     let unrestricted = c.secondary(s::UNRESTRICTED_GUEST);
     rule(c.secondary(s::ENABLE_EPT) || !unrestricted, "\"unrestricted guest\" needs \"enable EPT\"")
 }

@@ -57,6 +57,7 @@ pub mod secondary {
     pub const ENABLE_INVPCID: u32 = 1 << 12;
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
+    pub const ENABLE_PML: u32 = 1 << 17;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
@@ -160,6 +161,8 @@ controls! {
     io_bitmap_b: IO_BITMAP_B,
     /// MSR bitmaps.
     msr_bitmaps: MSR_BITMAPS,
+    /// PML address.
+    pml_address: PML_ADDRESS,
     /// TSC offset.
     tsc_offset: TSC_OFFSET,
     /// TSC multiplier.

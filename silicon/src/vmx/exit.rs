@@ -190,26 +190,25 @@ fn save_mode(core: &mut Core) {
 fn saved_flags(core: &Core, e: &Exit) -> u64 {
     let flags = core.rflags & !rflags::RF;
     let before = core.rflags & rflags::RF;
-    let rf =
-        match e.reason {
-            reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
-            reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
-            reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG => {
-                if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
-            }
-            reason::EXTERNAL_INTERRUPT
-            | reason::TRIPLE_FAULT
-            | reason::INIT
-            | reason::SIPI
-            | reason::INTERRUPT_WINDOW
-            | reason::NMI_WINDOW
-            | reason::MTF
-            | reason::TPR_BELOW_THRESHOLD
-            | reason::VIRTUALIZED_EOI
-            | reason::PREEMPTION_TIMER
-            | reason::APIC_WRITE => before,
-            _ => 0,
-        };
+    let rf = match e.reason {
+        reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
+        reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
+        reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG | reason::PML_FULL => {
+            if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
+        }
+        reason::EXTERNAL_INTERRUPT
+        | reason::TRIPLE_FAULT
+        | reason::INIT
+        | reason::SIPI
+        | reason::INTERRUPT_WINDOW
+        | reason::NMI_WINDOW
+        | reason::MTF
+        | reason::TPR_BELOW_THRESHOLD
+        | reason::VIRTUALIZED_EOI
+        | reason::PREEMPTION_TIMER
+        | reason::APIC_WRITE => before,
+        _ => 0,
+    };
     flags | rf
 }
 
