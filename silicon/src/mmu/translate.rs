@@ -8,6 +8,7 @@ use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::{Access, Intent, Refusal, Space, Walker, format_of};
+use crate::vmx::controls::secondary;
 
 impl Core {
     /// The current translation regime.
@@ -20,6 +21,7 @@ impl Core {
             efer: self.efer,
             pdpte: self.pdpte,
             eptp: self.vmx.eptp,
+            by_mode: self.vmx.controls.secondary(secondary::MODE_BASED_EXECUTE),
         }
     }
 

@@ -85,6 +85,7 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::ENABLE_INVPCID
         | secondary::RDSEED_EXITING
         | secondary::ENABLE_PML
+        | secondary::MODE_BASED_EXECUTE
         | secondary::USE_TSC_SCALING,
 );
 

@@ -88,8 +88,11 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
         rule(c.secondary(s::ENABLE_EPT), "\"enable PML\" needs \"enable EPT\"")?;
         rule(is_frame(c.pml_address, 4096), "the PML address must be a frame inside the width")?;
     }
-    let unrestricted = c.secondary(s::UNRESTRICTED_GUEST);
-    rule(c.secondary(s::ENABLE_EPT) || !unrestricted, "\"unrestricted guest\" needs \"enable EPT\"")
+    let needs = c.secondary(s::UNRESTRICTED_GUEST | s::MODE_BASED_EXECUTE);
+    rule(
+        c.secondary(s::ENABLE_EPT) || !needs,
+        "\"unrestricted guest\" and \"mode-based execute control\" need \"enable EPT\"",
+    )
 }
 
 fn is_msr_list(count: u64, address: u64) -> bool {

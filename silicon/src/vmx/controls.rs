@@ -58,6 +58,7 @@ pub mod secondary {
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
     pub const ENABLE_PML: u32 = 1 << 17;
+    pub const MODE_BASED_EXECUTE: u32 = 1 << 22;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
