@@ -18,7 +18,7 @@ use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x03");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x04");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 

@@ -12,6 +12,7 @@ use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp};
+use crate::vmx::apic;
 use crate::vmx::capabilities;
 use crate::vmx::intercept::Sensitive;
 
@@ -62,13 +63,14 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let (msr, length) = (core.gpr[1] as u32, insn.len() as u32);
     if insn.mnemonic() == Mnemonic::Rdmsr {
         core.intercept(Sensitive::Rdmsr { index: msr }, length)?;
-        let value = read(core, msr).ok_or_else(|| gp(0))?;
+        let value = apic::rdmsr(core, msr).or_else(|| read(core, msr)).ok_or_else(|| gp(0))?;
         core.gpr[0] = value & LOW;
         core.gpr[2] = value >> 32;
         return Ok(());
     }
     core.intercept(Sensitive::Wrmsr { index: msr }, length)?;
-    write(core, msr, core.gpr[0] & LOW | core.gpr[2] << 32)
+    let value = core.gpr[0] & LOW | core.gpr[2] << 32;
+    if apic::wrmsr(core, msr, value)? { Ok(()) } else { write(core, msr, value) }
 }
 
 fn is_apic(msr: u32) -> bool {

@@ -41,7 +41,11 @@ impl Allowed {
 pub const PIN: Allowed = Allowed::new(
     0x16,
     0,
-    pin::EXTERNAL_INTERRUPT_EXITING | pin::NMI_EXITING | pin::VIRTUAL_NMIS | pin::ACTIVATE_PREEMPTION_TIMER,
+    pin::EXTERNAL_INTERRUPT_EXITING
+        | pin::NMI_EXITING
+        | pin::VIRTUAL_NMIS
+        | pin::ACTIVATE_PREEMPTION_TIMER
+        | pin::PROCESS_POSTED_INTERRUPTS,
 );
 
 /// Primary processor-based controls.
@@ -77,9 +81,12 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::ENABLE_EPT
         | secondary::DESCRIPTOR_TABLE_EXITING
         | secondary::ENABLE_RDTSCP
+        | secondary::VIRTUALIZE_X2APIC_MODE
         | secondary::ENABLE_VPID
         | secondary::WBINVD_EXITING
         | secondary::UNRESTRICTED_GUEST
+        | secondary::APIC_REGISTER_VIRTUALIZATION
+        | secondary::VIRTUAL_INTERRUPT_DELIVERY
         | secondary::PAUSE_LOOP_EXITING
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID

@@ -58,8 +58,9 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
     }
     if c.primary(primary::USE_TPR_SHADOW) {
         rule(is_frame(c.virtual_apic, 4096), "the virtual-APIC address must be a frame inside the width")?;
-        rule(c.tpr_threshold & !0xF == 0, "bits 31:4 of the TPR threshold must be 0")?;
-        if !c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
+        let has_delivery = c.secondary(s::VIRTUAL_INTERRUPT_DELIVERY);
+        rule(has_delivery || c.tpr_threshold & !0xF == 0, "bits 31:4 of the TPR threshold must be 0")?;
+        if !has_delivery && !c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
             let vtpr = core.mem.load(c.virtual_apic + 0x80, 1) >> 4;
             rule(c.tpr_threshold <= vtpr, "the TPR threshold must not exceed VTPR[7:4]")?;
         }
@@ -75,6 +76,7 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
     if c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
         rule(is_frame(c.apic_access, 4096), "the APIC-access address must be a frame inside the width")?;
     }
+    virtual_interrupts(c)?;
     if c.secondary(s::ENABLE_VPID) {
         rule(c.vpid != 0, "the VPID must not be 0 if \"enable VPID\" is 1")?;
     }
@@ -93,6 +95,24 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
         c.secondary(s::ENABLE_EPT) || !needs,
         "\"unrestricted guest\" and \"mode-based execute control\" need \"enable EPT\"",
     )
+}
+
+/// The rules of virtual interrupts among them.
+fn virtual_interrupts(c: &Controls) -> Result<(), Broken> {
+    use secondary as s;
+    let both = c.secondary(s::VIRTUALIZE_X2APIC_MODE) && c.secondary(s::VIRTUALIZE_APIC_ACCESSES);
+    rule(!both, "\"virtualize x2APIC mode\" and \"virtualize APIC accesses\" exclude each other")?;
+    let has_delivery = c.secondary(s::VIRTUAL_INTERRUPT_DELIVERY);
+    let exits = c.pin(pin::EXTERNAL_INTERRUPT_EXITING);
+    rule(exits || !has_delivery, "\"virtual-interrupt delivery\" needs \"external-interrupt exiting\"")?;
+    if !c.pin(pin::PROCESS_POSTED_INTERRUPTS) {
+        return Ok(());
+    }
+    rule(has_delivery, "\"process posted interrupts\" needs \"virtual-interrupt delivery\"")?;
+    let acknowledges = c.exit(exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT);
+    rule(acknowledges, "\"process posted interrupts\" needs \"acknowledge interrupt on exit\"")?;
+    rule(c.notification_vector <= 0xFF, "bits 15:8 of the notification vector must be 0")?;
+    rule(is_frame(c.posted_descriptor, 64), "the posted-interrupt descriptor must be aligned and inside")
 }
 
 fn is_msr_list(count: u64, address: u64) -> bool {

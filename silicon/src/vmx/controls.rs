@@ -11,6 +11,7 @@ pub mod pin {
     pub const NMI_EXITING: u32 = 1 << 3;
     pub const VIRTUAL_NMIS: u32 = 1 << 5;
     pub const ACTIVATE_PREEMPTION_TIMER: u32 = 1 << 6;
+    pub const PROCESS_POSTED_INTERRUPTS: u32 = 1 << 7;
 }
 
 /// Primary processor-based VM-execution controls.
@@ -172,6 +173,18 @@ controls! {
     virtual_apic: VIRTUAL_APIC_ADDRESS,
     /// APIC-access address.
     apic_access: APIC_ACCESS_ADDRESS,
+    /// EOI-exit bitmap, vectors 0 to 63.
+    eoi_exit_0: EOI_EXIT_BITMAP_0,
+    /// EOI-exit bitmap, vectors 64 to 127.
+    eoi_exit_1: EOI_EXIT_BITMAP_1,
+    /// EOI-exit bitmap, vectors 128 to 191.
+    eoi_exit_2: EOI_EXIT_BITMAP_2,
+    /// EOI-exit bitmap, vectors 192 to 255.
+    eoi_exit_3: EOI_EXIT_BITMAP_3,
+    /// Posted-interrupt notification vector.
+    notification_vector: POSTED_INTERRUPT_NOTIFICATION_VECTOR,
+    /// Posted-interrupt descriptor address.
+    posted_descriptor: POSTED_INTERRUPT_DESCRIPTOR,
     /// TPR threshold.
     tpr_threshold: TPR_THRESHOLD,
     /// PLE gap.

@@ -307,6 +307,7 @@ fn begin(core: &mut Core, c: &Controls, g: &GuestState, outside: bool) {
     let retired = core.retired() + u64::from(!outside);
     core.vmx.mtf = c.primary(primary::MONITOR_TRAP_FLAG).then_some((retired, core.rip));
     super::apic::check_threshold_at_entry(core);
+    super::virtual_interrupts::enter(core);
     core.attention = 1;
 }
 

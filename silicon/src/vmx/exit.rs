@@ -230,7 +230,10 @@ fn image_rf(info: u32, before: u64) -> u64 {
 
 fn pending_debug(core: &Core, why: u32, is_held: bool) -> u64 {
     let mut pending = 0;
-    let comes_before_traps = matches!(why, reason::MTF | reason::TPR_BELOW_THRESHOLD);
+    let comes_before_traps = matches!(
+        why,
+        reason::MTF | reason::TPR_BELOW_THRESHOLD | reason::VIRTUALIZED_EOI | reason::APIC_WRITE
+    );
     if core.shadow == Shadow::MovSs || comes_before_traps {
         pending |= core.pending_db & 0x400F;
         if pending & 0xF != 0 {
@@ -293,6 +296,7 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     core.pending_db = 0;
     core.vectoring = None;
     core.vmx.trap_exit = None;
+    core.vmx.is_recognized = false;
     core.vmx.mtf = None;
     core.vmx.timer = u64::MAX;
     core.vmx.non_root = false;
