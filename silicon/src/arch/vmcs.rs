@@ -14,6 +14,8 @@
 
 /// The VMCS revision identifier of this processor.
 pub const REVISION: u32 = 0x0055_4453;
+/// Beside the revision identifier: the region is a shadow VMCS.
+pub const SHADOW: u32 = 1 << 31;
 /// Region offset of the VMX-abort indicator.
 pub const ABORT_INDICATOR: u64 = 4;
 /// Region offset of the launch state.
@@ -64,6 +66,8 @@ fields! {
     EOI_EXIT_BITMAP_1 = 0x201E,
     EOI_EXIT_BITMAP_2 = 0x2020,
     EOI_EXIT_BITMAP_3 = 0x2022,
+    VMREAD_BITMAP = 0x2026,
+    VMWRITE_BITMAP = 0x2028,
     TSC_MULTIPLIER = 0x2032,
     GUEST_PHYSICAL_ADDRESS = 0x2400,
     VMCS_LINK_POINTER = 0x2800,

@@ -1,9 +1,8 @@
 //! What VMX this processor offers (SDM 3D, "VMX Capability Reporting Facility").
 //!
-//! A control that does not work is not advertised.  Not offered yet: APIC-register virtualization,
-//! virtual-interrupt delivery, x2APIC virtualization, posted interrupts, VMCS shadowing, VM
-//! functions, #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what
-//! the entry checks hold control fields against.
+//! A control that does not work is not advertised.  Not offered: IPI virtualization, VM functions,
+//! #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what the entry
+//! checks hold control fields against.
 
 use crate::arch::bits::cr4;
 use crate::arch::vmcs::{self, REVISION};
@@ -90,6 +89,7 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::PAUSE_LOOP_EXITING
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID
+        | secondary::VMCS_SHADOWING
         | secondary::RDSEED_EXITING
         | secondary::ENABLE_PML
         | secondary::MODE_BASED_EXECUTE

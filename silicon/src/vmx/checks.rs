@@ -86,6 +86,10 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
             "the EPT pointer must have memory type 0 or 6, walk length 4, no reserved bit",
         )?;
     }
+    if c.secondary(s::VMCS_SHADOWING) {
+        let both = is_frame(c.vmread_bitmap, 4096) && is_frame(c.vmwrite_bitmap, 4096);
+        rule(both, "the VMREAD and VMWRITE bitmaps must be frames inside the width")?;
+    }
     if c.secondary(s::ENABLE_PML) {
         rule(c.secondary(s::ENABLE_EPT), "\"enable PML\" needs \"enable EPT\"")?;
         rule(is_frame(c.pml_address, 4096), "the PML address must be a frame inside the width")?;

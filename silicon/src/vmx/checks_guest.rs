@@ -43,7 +43,7 @@ pub(crate) fn check(core: &Core, c: &Controls, g: &GuestState, info: u64) -> Res
     tables(g).map_err(default)?;
     instruction_pointer(c, g, info).map_err(default)?;
     non_register(c, g, info)?;
-    link_pointer(core, g).map_err(|words| (why::LINK_POINTER, words))?;
+    link_pointer(core, c, g).map_err(|words| (why::LINK_POINTER, words))?;
     pdptes(core, c, g).map_err(|words| (why::PDPTE, words))
 }
 
@@ -149,14 +149,21 @@ fn non_register(c: &Controls, g: &GuestState, info: u64) -> Result<(), Failure> 
     Ok(())
 }
 
-fn link_pointer(core: &Core, g: &GuestState) -> Result<(), Broken> {
+fn link_pointer(core: &Core, c: &Controls, g: &GuestState) -> Result<(), Broken> {
     if g.link_pointer == u64::MAX {
         return Ok(());
     }
     rule(is_frame(g.link_pointer, 4096), "the VMCS link pointer must be a frame, or all ones")?;
     rule(g.link_pointer != core.vmx.current, "the VMCS link pointer must not be the current VMCS")?;
     let revision = core.mem.load(g.link_pointer, 4);
-    rule(revision == u64::from(f::REVISION), "the linked VMCS must have this processor's revision")
+    let shadow = u64::from(f::SHADOW);
+    rule(
+        revision & !shadow == u64::from(f::REVISION),
+        "the linked VMCS must have this processor's revision",
+    )?;
+    let is_shadow = revision & shadow != 0;
+    let has_shadowing = c.secondary(secondary::VMCS_SHADOWING);
+    rule(is_shadow == has_shadowing, "the linked VMCS must be a shadow VMCS exactly under \"VMCS shadowing\"")
 }
 
 /// "Checks on Guest Page-Directory-Pointer-Table Entries".

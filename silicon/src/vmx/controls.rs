@@ -185,6 +185,10 @@ controls! {
     notification_vector: POSTED_INTERRUPT_NOTIFICATION_VECTOR,
     /// Posted-interrupt descriptor address.
     posted_descriptor: POSTED_INTERRUPT_DESCRIPTOR,
+    /// VMREAD bitmap.
+    vmread_bitmap: VMREAD_BITMAP,
+    /// VMWRITE bitmap.
+    vmwrite_bitmap: VMWRITE_BITMAP,
     /// TPR threshold.
     tpr_threshold: TPR_THRESHOLD,
     /// PLE gap.
