@@ -104,3 +104,30 @@ fn linear_addresses_have_48_bits_wherever_software_looks() {
     bed.write(f::EPT_POINTER, EPT | 0x26);
     assert_eq!(Err(VmFail(7)), bed.try_launch());
 }
+
+#[test]
+fn without_the_execute_disable_feature_there_is_no_nxe() {
+    const IA32_MISC_ENABLE: u32 = 0x1A0;
+    const IA32_EFER: u32 = 0xC000_0080;
+    const XD_DISABLE: u64 = 1 << 34;
+    const NXE: u64 = 1 << 11;
+    let mut bed = Bed::new();
+    bed.code(&VMCALL).write(f::GUEST_EFER, 0x500 | NXE);
+    let core = bed.core();
+    let misc = msr::read(core, IA32_MISC_ENABLE).unwrap();
+    msr::write(core, IA32_EFER, 0x500 | NXE).unwrap();
+    msr::write(core, IA32_MISC_ENABLE, misc | XD_DISABLE).unwrap();
+    assert_eq!(Some(0x500), msr::read(core, IA32_EFER));
+    assert!(msr::write(core, IA32_EFER, 0x500 | NXE).is_err());
+    msr::write(core, IA32_EFER, 0x501).unwrap();
+    assert_eq!(Some(0x501), msr::read(core, IA32_EFER));
+    let e = bed.launch();
+    assert_eq!((reason::ENTRY_GUEST_STATE, true), (e.reason, e.entry_failure));
+    bed.write(f::GUEST_EFER, 0x500);
+    assert_eq!(reason::VMCALL, bed.launch().reason);
+    bed.write(f::HOST_EFER, 0x500 | NXE);
+    assert_eq!(Err(VmFail(8)), bed.relaunchable().try_launch());
+    msr::write(bed.core(), IA32_MISC_ENABLE, misc).unwrap();
+    msr::write(bed.core(), IA32_EFER, 0x500 | NXE).unwrap();
+    assert_eq!(reason::VMCALL, bed.relaunchable().launch().reason);
+}

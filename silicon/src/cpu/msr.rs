@@ -169,7 +169,11 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,
         index::IA32_SYSENTER_ESP => m.sysenter_esp = value,
         index::IA32_SYSENTER_EIP => m.sysenter_eip = value,
-        index::IA32_MISC_ENABLE => m.misc_enable = value & !MISC_READ_ONLY,
+        index::IA32_MISC_ENABLE => {
+            m.misc_enable = value & !MISC_READ_ONLY;
+            // With the execute-disable feature NXE goes, too.
+            return cr::write_efer(core, core.efer & cr::efer_bits(core));
+        }
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,

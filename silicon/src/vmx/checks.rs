@@ -7,6 +7,7 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer};
 use crate::arch::exception::vector;
 use crate::arch::vmcs as f;
+use crate::cpu::cr::efer_bits;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::controls::{Controls, entry, exit, pin, primary, secondary};
@@ -195,7 +196,7 @@ pub(crate) fn host_state(core: &Core, c: &Controls) -> Result<(), Broken> {
     }
     if c.exit(exit::LOAD_EFER) {
         let e = h(f::HOST_EFER);
-        rule(e & !efer::KNOWN == 0, "host IA32_EFER sets a reserved bit")?;
+        rule(e & !efer_bits(core) == 0, "host IA32_EFER sets a reserved bit")?;
         let long = (e & efer::LMA != 0, e & efer::LME != 0);
         rule(long == (has64, has64), "host IA32_EFER.LMA and LME must equal \"host address-space size\"")?;
     }

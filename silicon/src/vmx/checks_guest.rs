@@ -5,6 +5,7 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
 use crate::arch::vmcs as f;
+use crate::cpu::cr::efer_bits;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::checks::{Broken, is_canonical, is_frame, is_pat, rule};
@@ -32,7 +33,7 @@ pub(crate) type Failure = (u64, Broken);
 /// All checks; `info` is the VM-entry interruption information.
 pub(crate) fn check(core: &Core, c: &Controls, g: &GuestState, info: u64) -> Result<(), Failure> {
     let default = |words| (why::DEFAULT, words);
-    control_registers(c, g).map_err(default)?;
+    control_registers(core, c, g).map_err(default)?;
     let circumstances = Circumstances {
         v86: g.rflags & rflags::VM != 0,
         unrestricted: c.secondary(secondary::UNRESTRICTED_GUEST),
@@ -47,7 +48,7 @@ pub(crate) fn check(core: &Core, c: &Controls, g: &GuestState, info: u64) -> Res
     pdptes(core, c, g).map_err(|words| (why::PDPTE, words))
 }
 
-fn control_registers(c: &Controls, g: &GuestState) -> Result<(), Broken> {
+fn control_registers(core: &Core, c: &Controls, g: &GuestState) -> Result<(), Broken> {
     let exempt = if c.secondary(secondary::UNRESTRICTED_GUEST) { cr0::PE | cr0::PG } else { 0 };
     let must = cap::CR0_FIXED0 & !exempt;
     rule(g.cr0 & must == must && g.cr0 & !cap::CR0_FIXED1 == 0, "guest CR0 has a value VMX refuses")?;
@@ -75,7 +76,7 @@ fn control_registers(c: &Controls, g: &GuestState) -> Result<(), Broken> {
         rule(is_pat(g.pat), "guest IA32_PAT names a reserved memory type")?;
     }
     if c.entry(entry::LOAD_EFER) {
-        rule(g.efer & !efer::KNOWN == 0, "guest IA32_EFER sets a reserved bit")?;
+        rule(g.efer & !efer_bits(core) == 0, "guest IA32_EFER sets a reserved bit")?;
         let lma = g.efer & efer::LMA != 0;
         rule(lma == long, "guest IA32_EFER.LMA must equal \"IA-32e mode guest\"")?;
         let agree = g.cr0 & cr0::PG == 0 || lma == (g.efer & efer::LME != 0);
