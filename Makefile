@@ -117,10 +117,8 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 10 --against reference
 
-COUNT ?= 4000
-MINUTES ?= 20
-fuzz-walls: setup ## Hostile snapshots, files, clients and guests (SEED=n, COUNT=n, MINUTES=n)
-	@$(BIN)/python tests/walls/snapshots.py --seed $(SEED) --count $(COUNT)
+MINUTES ?= 60
+fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
 

@@ -35,7 +35,7 @@ ROWS = (
     ("vcpu",),
     ("answers",),
     ("execution",),
-    ("console", "counting", "describe", "endings", "image", "image_file", "inspection"),
+    ("console", "counting", "describe", "endings", "image", "image_file", "inspection", "turns"),
     ("interrupts",),
     ("assembly",),
     ("vm",),

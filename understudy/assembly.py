@@ -13,6 +13,7 @@ from typing import Final
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
+from understudy.arch.topology import Topology
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
@@ -81,9 +82,10 @@ def board_of(
         extint=router.extint,
         com1=console.transmit,
         com2=com2.transmit,
-        who=lambda: address_space(router.vcpus[0].guest),
+        who=lambda: address_space(router.here().guest),
         ring=lambda: com2.send(b"\n"),
         ram_bytes=memory.size,
+        apic_ids=Topology.of(config.cpus).apic_ids,
         epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
         generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
         has_rom=config.rom > 0,
@@ -114,7 +116,10 @@ def vcpu_of(
     number, is_wall = len(router.vcpus), config.clock == "wall"
     technique = Execution.ALL[config.execution]
     cr4 = technique.cr4_available(processor)
-    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
+    topology = Topology.of(config.cpus)
+    model = CpuModel(
+        host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
+    )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
     vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge

@@ -16,6 +16,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from understudy.arch.address import PAGE
+from understudy.arch.topology import Topology
 from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
@@ -124,10 +125,9 @@ def _table_memory_text(text: str) -> str:
     return text if text == "auto" else _size_text(text)
 
 
-def _cpus(what: str, value: int) -> int:
-    if type(value) is not int or value != 1:
-        raise ValueError(f"{what} {value!r}: expected 1, more are not built yet")
-    return value
+def _cpus(what: str, value: int | str) -> int | str:
+    topology = Topology.of(value)
+    return topology.count if str(value) == str(topology.count) else value
 
 
 def _rom(what: str, value: int) -> int:
@@ -171,7 +171,11 @@ class Config:
         metavar="SIZE", read=_size_text, check=_memory,
     )  # fmt: skip
     """Bytes; a text like "256M" becomes bytes."""
-    cpus: int = option(1, "Virtual processors.", check=_cpus)
+    cpus: int | str = option(
+        1, "Virtual processors, and how they are grouped, like 4,cores=2,threads=2.",
+        "--cpus", metavar="N[,cores=N][,threads=N]", check=_cpus,
+    )  # fmt: skip
+    """How many, or text with their grouping."""
     clock: str = option(
         "virtual",
         "virtual: time is instructions, every run is the same, idling costs nothing; "

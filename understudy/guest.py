@@ -119,6 +119,8 @@ class Guest(ABC):
     """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
+    read_tsc: Callable[[], int]
+    """The processor's own TSC, in ns, without the guest's offset; fast."""
     count_retired: Callable[[], int]
     """Instructions that the processor has retired, fast."""
     cr0_always_exits: ClassVar[int] = 0
@@ -326,11 +328,6 @@ class Guest(ABC):
         return bool(self.rflags & IF)
 
     # --- time ---
-
-    @property
-    @abstractmethod
-    def tsc(self) -> int:
-        """The processor's own TSC, in ns, without the guest's offset."""
 
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:

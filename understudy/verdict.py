@@ -6,12 +6,16 @@ from typing import Final
 
 
 class Verdict(Enum):
-    """What an exit leads to, if not a stop."""
+    """What an exit, or a look around, leads to, if not a stop."""
 
     RESUME = 0
+    ASLEEP = 1  # this processor has nothing to do until something comes
+    OVER = 2  # its turn is over
 
 
 RESUME: Final = Verdict.RESUME
+ASLEEP: Final = Verdict.ASLEEP
+OVER: Final = Verdict.OVER
 
 
 class StopKind(StrEnum):
@@ -28,6 +32,10 @@ class StopKind(StrEnum):
     DEADLINE = "deadline"  # a limit of guest time
     WALL = "wall"  # a limit of wall time: the end of a slice, after which the guest may go on
     STOPPED = "stopped"  # somebody asked for it, `VM.stop` or the control socket
+
+
+UNEXPECTED: Final = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})
+"""With these the guest's state is told."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
+from understudy.vcpu.activity import Activity
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
@@ -51,7 +52,9 @@ def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
 def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:
     """Nothing to do until an event comes, such as the trap of a single step over HLT itself."""
     vcpu.skip(done.length)
-    vcpu.state.halted, vcpu.attention = not vcpu.guest.has_debug_trap(), True
+    if not vcpu.guest.has_debug_trap():
+        vcpu.state.activity = Activity.HLT
+    vcpu.attention = True
     return RESUME
 
 

@@ -71,7 +71,7 @@ class PC(Board):
         who: Callable[[], int] = lambda: 0,
         ring: Callable[[], None] = lambda: None,
         ram_bytes: int = 256 * MIB,
-        vcpus: int = 1,
+        apic_ids: tuple[int, ...] = (0,),
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
         high_mmio: range | None = HIGH_WINDOW,
@@ -80,7 +80,11 @@ class PC(Board):
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
         self.has_rom = has_rom
-        self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
+        # The I/O APIC's number has four bits, and need not differ from local APICs' any more.
+        ioapic_id = apic_ids[-1] + 1 & 0xF
+        self.layout = acpi_tables.Layout(
+            apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio
+        )
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
@@ -103,7 +107,7 @@ class PC(Board):
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
             ("agent", {"at": AGENT_PORT, "who": who, "ring": ring}),
-            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": len(apic_ids)}),
             (
                 "vmgenid",
                 {

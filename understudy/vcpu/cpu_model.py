@@ -32,6 +32,7 @@ from understudy.arch.cpuid import (
 )
 from understudy.arch.cr import CR4
 from understudy.arch.msr import MiscEnable, Msr
+from understudy.arch.topology import Topology
 from understudy.vcpu.cpu_features import FEATURES, Choice
 
 Answer = tuple[int, int, int, int]
@@ -39,6 +40,7 @@ ZERO: Answer = (0, 0, 0, 0)
 BRAND = b"understudy virtual processor, 1.00GHz"
 SIGNATURE = 0x000F0600  # family 6, model F0H, stepping 0
 TSC_HZ = 1_000_000_000
+ONE: Final = Topology()
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000
 
@@ -63,9 +65,13 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
 """MSRs that exist only with a feature, of those that exit."""
 
 
-def cache(level: int, kind: int, ways: int, sets: int) -> Answer:
-    """One sub-leaf of leaf 4.  kind: 1 data, 2 instruction, 3 unified; lines of 64 bytes."""
-    return (1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0)
+def cache(level: int, kind: int, ways: int, sets: int, sharing: int = 0) -> Answer:
+    """One sub-leaf of leaf 4.  kind: 1 data, 2 instruction, 3 unified; lines of 64 bytes.
+
+    sharing: bits of the APIC ID in which processors that share it differ.
+    """
+    eax = ((1 << sharing) - 1) << 14 | 1 << 8 | level << 5 | kind
+    return (eax, (ways - 1) << 22 | 63, sets - 1, 0)
 
 
 @dataclass
@@ -77,6 +83,7 @@ class CpuModel:
     apic_id: int = 0
     physical_bits: int = MAXPHYADDR
     cr4_available: int = (1 << 64) - 1  # to the technique
+    topology: Topology = ONE
 
     def __post_init__(self) -> None:
         self.is_xd_off = False  # IA32_MISC_ENABLE: XD Bit Disable
@@ -153,11 +160,14 @@ class CpuModel:
         return int(word(**{one.bit: 1 for one in rows if one.word is word}))
 
     def _basic(self) -> None:
-        ebx1 = self.apic_id << 24 | 1 << 16 | 8 << 8
+        thread, package = self.topology.thread_bits, self.topology.package_bits
+        ebx1 = self.apic_id << 24 | 1 << package << 16 | 8 << 8
+        edx1 = self._word(Leaf1Edx) | (Leaf1Edx.HTT.mask if package else 0)
+        cores = ((1 << package - thread) - 1) << 26
         vendor = [int.from_bytes(b"GenuineIntel"[i : i + 4], "little") for i in (0, 4, 8)]
         self.plain |= {
             0x0: (0x16, vendor[0], vendor[2], vendor[1]),
-            0x1: (SIGNATURE, ebx1, self._word(Leaf1Ecx), self._word(Leaf1Edx)),
+            0x1: (SIGNATURE, ebx1, self._word(Leaf1Ecx), edx1),
             0x2: (0x00FE_FF01, 0xF0, 0, 0),  # "see leaf 4", 64-byte prefetch
             0x6: (1 << 2, 0, 0, 0),  # the APIC timer always runs
             0x15: (1, 1, TSC_HZ, 0),  # TSC = crystal clock = 1 GHz
@@ -165,10 +175,15 @@ class CpuModel:
         }
         self.indexed |= {
             0x4: {
-                0: cache(level=1, kind=1, ways=12, sets=64),
-                1: cache(level=1, kind=2, ways=8, sets=64),
-                2: cache(level=2, kind=3, ways=16, sets=2048),
-                3: cache(level=3, kind=3, ways=16, sets=16384),
+                number: (eax | cores, ebx, ecx, edx)
+                for number, (eax, ebx, ecx, edx) in enumerate(
+                    (
+                        cache(level=1, kind=1, ways=12, sets=64, sharing=thread),
+                        cache(level=1, kind=2, ways=8, sets=64, sharing=thread),
+                        cache(level=2, kind=3, ways=16, sets=2048, sharing=thread),
+                        cache(level=3, kind=3, ways=16, sets=16384, sharing=package),
+                    )
+                )
             },
             0x7: {
                 0: (2, self._word(Leaf7Ebx), self._word(Leaf7Ecx), self._word(Leaf7Edx)),
@@ -177,8 +192,8 @@ class CpuModel:
         }
         if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID
             self.indexed[0xB] = {
-                0: (0, 1, 1 << 8, self.apic_id),
-                1: (0, 1, 2 << 8 | 1, self.apic_id),
+                0: (thread, self.topology.threads, 1 << 8, self.apic_id),
+                1: (package, self.topology.cores * self.topology.threads, 2 << 8 | 1, self.apic_id),
             }
 
     def _kvm(self) -> None:

@@ -116,7 +116,8 @@ class Msrs(Part):
         self.state.values = reset_values(self.model.physical_bits)
         self.note_apic_base()
         self.note_tsc_offset()
-        self.set_virtual_wire()
+        if self.model.apic_id == 0:  # the others wait, as after INIT
+            self.set_virtual_wire()
 
     def load(self, saved: dict[str, Any]) -> None:
         """The APIC and the clock are restored already: they say where its page is now."""

@@ -274,12 +274,13 @@ impl<'a> Walker<'a> {
         };
         let size = usize::from(format.entry_bytes);
         let (mut user, mut write, mut execute) = (true, true, true);
-        let mut passed = [const { None }; format::MOST_LEVELS];
+        let (mut unmarked, mut tables) = (Vec::new(), Vec::new()); // seldom more than nothing
+        let keeps_tables = self.caches.as_ref().is_some_and(|(caches, _)| caches.has_structures());
         let (first, mut known) = self.known_table(format, gva);
         if let Some(t) = known {
             (table, user, write, execute) = (t.gpa, t.user, t.write, t.execute);
         }
-        for (n, level) in format.levels.iter().enumerate().skip(first) {
+        for level in format.levels.iter().skip(first) {
             let index = gva >> level.shift & ((1 << level.bits) - 1);
             let at = table + index * size as u64;
             // A table access counts as a write for the EPT when its accessed/dirty flags are on.
@@ -291,7 +292,9 @@ impl<'a> Walker<'a> {
                 self.host(s, at, how, For::Table)?
             };
             let hpa = place.hpa & !PAGE_OFFSET;
-            let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
+            if keeps_tables {
+                tables.push(Table { gpa: table, hpa, rights: place.rights, user, write, execute });
+            }
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
@@ -306,7 +309,9 @@ impl<'a> Walker<'a> {
             write &= entry & pte::RW != 0;
             execute &= !nx || entry & pte::XD == 0;
             if !is_page {
-                passed[n] = Some((place, at, entry, found));
+                if entry & pte::A == 0 {
+                    unmarked.push((place, at, entry));
+                }
                 table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
                 continue;
             }
@@ -329,12 +334,12 @@ impl<'a> Walker<'a> {
             };
             let gpa = frame | (gva & mask);
             // Only a walk that leads to a translation uses its entries (decision 0034).
-            for (place, at, entry, _) in passed.iter().flatten() {
-                self.set_guest_flags(s, place, *at, size, *entry, pte::A)?;
+            for (place, at, entry) in unmarked {
+                self.set_guest_flags(s, &place, at, size, entry, pte::A)?;
             }
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
             self.set_guest_flags(s, &place, at, size, entry, wants)?;
-            self.note_tables(format, gva, first, passed.map(|p| p.map(|p| p.3)), found);
+            self.note_tables(format, gva, first, &tables);
             let host = self.host(s, gpa, intent.access, For::Page { user })?;
             return Ok(Walked {
                 gpa,
@@ -351,20 +356,11 @@ impl<'a> Walker<'a> {
         unreachable!("the last level of every format maps a page")
     }
 
-    /// Keep the tables that a walk from level `first` on went through, the last one included.
-    fn note_tables(
-        &mut self,
-        format: &Format,
-        gva: u64,
-        first: usize,
-        passed: [Option<Table>; format::MOST_LEVELS],
-        last: Table,
-    ) {
+    /// Keep the tables that a walk from level `first` on went through.
+    fn note_tables(&mut self, format: &Format, gva: u64, first: usize, tables: &[Table]) {
         let Some((caches, asn)) = &mut self.caches else { return };
-        let tables = passed.into_iter().flatten().chain([last]);
-        for (n, found) in tables.enumerate().map(|(i, found)| (first + i, found)).skip(1) {
-            let above = &format.levels[n - 1];
-            caches.note_table(*asn, above.number, above.shift, gva, found);
+        for (table, above) in tables.iter().skip(1).zip(&format.levels[first..]) {
+            caches.note_table(*asn, above.number, above.shift, gva, *table);
         }
     }
 

@@ -42,6 +42,7 @@ class GuestState(Guest):
         self.read, self.write = processor.vmread, processor.vmwrite
         self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
         self.advance = processor.advance
+        self.read_tsc = partial(attrgetter("tsc"), processor)
         self.count_retired = partial(attrgetter("retired"), processor)
         self.kept: ControlRegisters
         self.power_on_fx = processor.fxsave()

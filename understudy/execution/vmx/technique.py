@@ -224,10 +224,6 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     # --- time ---
 
-    @property
-    def tsc(self) -> int:
-        return self.processor.tsc
-
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
 
