@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.backends.opening import ImageError
 from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
@@ -34,6 +35,8 @@ from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.silicon import VmFail
 
+TELLING: Final = (SnapshotError, ImageError)
+"""What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once

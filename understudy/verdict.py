@@ -26,6 +26,7 @@ class StopKind(StrEnum):
     TRIPLE_FAULT = "triple-fault"  # it could not deliver an exception
     DEBUG_EXIT = "debug-exit"  # it wrote to the debug-exit port; `status` says what
     STUCK = "stuck"  # it halted, and nothing can wake it
+    DISK = "disk"  # the computer cannot read or write a disk's image, and is not to go on
     ERROR = "error"  # the hypervisor cannot go on with it
     BUDGET = "budget"  # as many instructions as were asked for have retired
     UNTIL = "until"  # what was waited for is there

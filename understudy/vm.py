@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -28,7 +26,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import UNFIT, Contents, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -91,10 +89,11 @@ class VM:
         else:
             contents.fill(self.memory)
         self.processors: list[Processor] = []
-        for _ in range(Topology.of(config.cpus).count):
+        for _ in Topology.of(config.cpus).apic_ids:
             self.processors.append(self.host.plug(config.engine, config.clock))
             given.callback(self.host.unplug, self.processors[-1])
-        self.clock = GuestClock(partial(attrgetter("tsc"), self.processors[0]))
+        bootstrap = self.processors[0]
+        self.clock = GuestClock(lambda: bootstrap.tsc)
         self.clock.offset = -self.clock.source()
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
@@ -259,9 +258,8 @@ class VM:
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        if stop.kind not in UNEXPECTED:
-            return stop
-        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}")
+        words = f"{stop.detail}\n{self._in_words()}" if stop.kind in UNEXPECTED else stop.detail
+        return replace(stop, detail=words)
 
     def _in_words(self) -> str:
         return in_words(self.vcpus, self.memory, self.bus.unclaimed)
@@ -370,11 +368,11 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                tell_apart(vm.config, vm.pc, clone)
+                tell_apart(vm.config, vm.pc, vm.processors, clone)
             except BaseException:
                 vm.close()
                 raise
-        except SnapshotError:
+        except TELLING:
             raise
         except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None

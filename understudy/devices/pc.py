@@ -23,6 +23,7 @@ from understudy.devices.message import Message
 from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
 from understudy.devices.uart16550 import Uart16550
+from understudy.devices.virtio import rng
 from understudy.devices.vmgenid import FIRST, VmGenId
 from understudy.machine.physical import PhysicalMemory
 
@@ -74,6 +75,7 @@ class PC(Board):
         apic_ids: tuple[int, ...] = (0,),
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
+        entropy: bytes = rng.FIRST,
         high_mmio: range | None = HIGH_WINDOW,
         has_rom: bool = False,
         devices: Sequence[Row] = (),
@@ -86,6 +88,7 @@ class PC(Board):
             apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio
         )
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
+        usual = {**USUAL, "virtio_rng": {"seed": entropy}}
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
             ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
@@ -119,7 +122,7 @@ class PC(Board):
         )
         for part, options in (
             *rows,
-            *((part, {**USUAL.get(part, {}), **own}) for part, own in devices),
+            *((part, {**usual.get(part, {}), **own}) for part, own in devices),
         ):
             self.add(part, **options)
         self.pic = self.part("pic8259", Pic8259)

@@ -27,12 +27,14 @@ from understudy.arch.cpuid import (
     Leaf7Ecx,
     Leaf7Edx,
     Leaf7Sub2Edx,
+    LeafDSub1Eax,
     LeafExt1Ecx,
     LeafExt1Edx,
 )
 from understudy.arch.cr import CR4
 from understudy.arch.msr import MiscEnable, Msr
 from understudy.arch.topology import Topology
+from understudy.guest import Guest
 from understudy.vcpu.cpu_features import FEATURES, Choice
 
 Answer = tuple[int, int, int, int]
@@ -44,6 +46,18 @@ ONE: Final = Topology()
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000
 
+ECX_FOLLOWS: Final = {
+    1: (CR4.OSXSAVE.mask, Leaf1Ecx.OSXSAVE.mask),
+    7: (CR4.PKE.mask, Leaf7Ecx.OSPKE.mask),
+}
+"""Bits of ECX that are those of CR4, by leaf."""
+XSAVE_LEAF: Final = 0xD
+COMPACTING: Final = int(LeafDSub1Eax(XSAVES=1, XSAVEC=1))  # without, sub-leaf 1 tells no size
+X87_AND_SSE: Final = 0x3
+PKRU: Final = 1 << 9
+LEAST_AREA: Final = 576  # bytes of XSAVE's area: the legacy region and the header
+PKRU_AT, PKRU_BYTES = 2688, 8  # in its standard format, as on Intel's processors
+
 ALWAYS_CR4 = CR4(PCE=1)
 """Bits of CR4 that every guest may set."""
 EFER_BITS: Final = {"syscall": 1 << 0, "lm": 1 << 8 | 1 << 10, "nx": 1 << 11}
@@ -54,6 +68,8 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
     "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
     "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "pks": (Msr.IA32_PKRS,),
+    "xsaves": (Msr.IA32_XSS,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
@@ -72,6 +88,13 @@ def cache(level: int, kind: int, ways: int, sets: int, sharing: int = 0) -> Answ
     """
     eax = ((1 << sharing) - 1) << 14 | 1 << 8 | level << 5 | kind
     return (eax, (ways - 1) << 22 | 63, sets - 1, 0)
+
+
+def area_bytes(components: int, *, is_compacted: bool = False) -> int:
+    """How large XSAVE's area is with these components."""
+    if not components & PKRU:
+        return LEAST_AREA
+    return (LEAST_AREA if is_compacted else PKRU_AT) + PKRU_BYTES
 
 
 @dataclass
@@ -116,6 +139,16 @@ class CpuModel:
         past = leaf > self.max_extended or leaf in self.past_basic
         return self.plain[self.max_basic] if past else ZERO
 
+    def enabled(self, leaf: int, subleaf: int, answer: Answer, guest: Guest) -> Answer:
+        """An answer with what follows the guest's CR4 and XCR0 at this moment."""
+        eax, ebx, ecx, edx = answer
+        if leaf == XSAVE_LEAF and (subleaf == 0 or (subleaf == 1 and eax & COMPACTING)):
+            ebx = area_bytes(guest.xcr0, is_compacted=subleaf == 1) if eax else 0
+        elif leaf in ECX_FOLLOWS and (subleaf == 0 or leaf == 1):
+            enables, shows = ECX_FOLLOWS[leaf]
+            ecx |= shows if guest.control().cr4 & enables else 0
+        return eax, ebx, ecx, edx
+
     def follow(self, *, has_apic: bool, misc: MiscEnable) -> None:
         """Show what registers leave of the features.
 
@@ -136,6 +169,11 @@ class CpuModel:
         for name in self.shown:
             wanted |= FEATURES[name].cr4
         return CR4(wanted & self.cr4_available)
+
+    @property
+    def xcr0_allowed(self) -> int:
+        """The state components that the guest may enable."""
+        return X87_AND_SSE | (PKRU if "pku" in self.shown else 0)
 
     @property
     def efer_allowed(self) -> int:
@@ -190,6 +228,13 @@ class CpuModel:
                 2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "xsave" in self.shown:
+            self.indexed[XSAVE_LEAF] = {
+                0: (self.xcr0_allowed, LEAST_AREA, area_bytes(self.xcr0_allowed), 0),
+                1: (self._word(LeafDSub1Eax), 0, 0, 0),
+            }
+            if "pku" in self.shown:
+                self.indexed[XSAVE_LEAF][9] = (PKRU_BYTES, PKRU_AT, 0, 0)
         if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID
             self.indexed[0xB] = {
                 0: (thread, self.topology.threads, 1 << 8, self.apic_id),

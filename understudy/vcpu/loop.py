@@ -284,7 +284,8 @@ class Vcpu:
         """What the guest's linear addresses mean now."""
         guest = self.guest
         cr0, cr3, cr4, efer, pdptes = guest.control()
-        return Translation(cr0, cr3, cr4, efer, guest.cpl(), pdptes, bool(guest.rflags & AC))
+        ac, keys = bool(guest.rflags & AC), guest.protection_keys()
+        return Translation(cr0, cr3, cr4, efer, guest.cpl(), pdptes, ac, keys)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load from where there is no RAM."""

@@ -82,6 +82,29 @@ pub struct Intent {
     pub smap: bool,
 }
 
+/// The rights that protection keys leave, two bits a key (SDM 3A, "Protection Keys"): 0 refuses
+/// nothing, and so does what is not in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keys {
+    /// PKRU: for user pages.
+    pub user: u32,
+    /// IA32_PKRS: for supervisor pages.
+    pub supervisor: u32,
+}
+
+impl Keys {
+    /// Whether a page's key refuses an access; `heeds_writes`: of a user, or under CR0.WP.
+    #[must_use]
+    pub fn refuses(&self, key: u8, page_is_user: bool, access: Access, heeds_writes: bool) -> bool {
+        let rights = if page_is_user { self.user } else { self.supervisor } >> (2 * key);
+        match access {
+            Access::Fetch => false,
+            Access::Read => rights & 1 != 0,
+            Access::Write => rights & 1 != 0 || rights & 2 != 0 && heeds_writes,
+        }
+    }
+}
+
 /// One reference of a walk, for observers: (is host dimension, level, address, entry).
 pub type Reference = (bool, u8, u64, u64);
 
@@ -106,6 +129,8 @@ pub struct Walked {
     pub global: bool,
     /// Dirty flags set and the EPT allows writes: a later write needs no walk.
     pub dirty: bool,
+    /// The protection key; 0 where the format has none.
+    pub key: u8,
 }
 
 /// Why there is no translation.
@@ -142,6 +167,8 @@ pub struct Walker<'a> {
     pub caches: Option<(&'a mut Caches, u32)>,
     /// Note here which pages of the EPT become dirty.
     pub page_log: Option<PageLog>,
+    /// Refuse what these do.
+    pub keys: Keys,
 }
 
 struct HostPage {
@@ -168,13 +195,20 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
 impl<'a> Walker<'a> {
     /// The processor's own: sets flags, counts, uses the translation caches.
     pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
-        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)), page_log: None }
+        Self {
+            mem,
+            counts: Some(counts),
+            log: None,
+            caches: Some((caches, asn)),
+            page_log: None,
+            keys: Keys::default(),
+        }
     }
 
     /// An observer's: without effects.
     #[must_use]
     pub fn observer(mem: &'a Memory) -> Self {
-        Self { mem, counts: None, log: None, caches: None, page_log: None }
+        Self { mem, counts: None, log: None, caches: None, page_log: None, keys: Keys::default() }
     }
 
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
@@ -250,6 +284,7 @@ impl<'a> Walker<'a> {
                 execute: host.rights & s.execute(true) != 0,
                 global: false,
                 dirty: host.rights & ept::W != 0 && host.dirty,
+                key: 0,
             });
         };
         let is_long = s.efer & efer::LMA != 0;
@@ -323,8 +358,11 @@ impl<'a> Walker<'a> {
                 (Access::Write, false) => !(user && intent.smap) && (write || s.cr0 & cr0::WP == 0),
                 (Access::Fetch, false) => execute && !(user && s.cr4 & cr4::SMEP != 0),
             };
-            if !allowed {
-                return Err(Refusal::PageFault(code(pf::P)));
+            let key = if is_long { (entry >> 59) as u8 & 0xF } else { 0 };
+            let heeds_writes = intent.user || s.cr0 & cr0::WP != 0;
+            let by_key = self.keys.refuses(key, user, intent.access, heeds_writes);
+            if !allowed || by_key {
+                return Err(Refusal::PageFault(code(pf::P) | if by_key { pf::PK } else { 0 }));
             }
             let mask = (1_u64 << level.shift) - 1;
             let frame = if size == 4 && level.number == 2 {
@@ -351,6 +389,7 @@ impl<'a> Walker<'a> {
                 execute: execute && host.rights & s.execute(user) != 0,
                 global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
                 dirty: (entry | wants) & pte::D != 0 && host.rights & ept::W != 0 && host.dirty,
+                key,
             });
         }
         unreachable!("the last level of every format maps a page")

@@ -59,6 +59,7 @@ pub mod secondary {
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
     pub const ENABLE_PML: u32 = 1 << 17;
+    pub const ENABLE_XSAVES: u32 = 1 << 20;
     pub const MODE_BASED_EXECUTE: u32 = 1 << 22;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
@@ -68,6 +69,7 @@ pub mod exit {
     #![allow(missing_docs)]
     pub const SAVE_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const HOST_ADDRESS_SPACE_SIZE: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 12;
     pub const ACKNOWLEDGE_INTERRUPT_ON_EXIT: u32 = 1 << 15;
     pub const SAVE_PAT: u32 = 1 << 18;
     pub const LOAD_PAT: u32 = 1 << 19;
@@ -81,6 +83,7 @@ pub mod entry {
     #![allow(missing_docs)]
     pub const LOAD_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const IA32E_MODE_GUEST: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 13;
     pub const LOAD_PAT: u32 = 1 << 14;
     pub const LOAD_EFER: u32 = 1 << 15;
 }
@@ -167,6 +170,8 @@ controls! {
     pml_address: PML_ADDRESS,
     /// TSC offset.
     tsc_offset: TSC_OFFSET,
+    /// XSS-exiting bitmap.
+    xss_exiting: XSS_EXITING_BITMAP,
     /// TSC multiplier.
     tsc_multiplier: TSC_MULTIPLIER,
     /// Virtual-APIC address.

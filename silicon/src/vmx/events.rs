@@ -64,6 +64,7 @@ fn is_calm(core: &Core) -> bool {
         && v.mtf.is_none()
         && !v.is_recognized
         && !core.nmi_pending
+        && !core.pmu.is_news
         && !v.controls.primary(primary::NMI_WINDOW_EXITING)
         && core.apic.pending().is_none()
 }
