@@ -155,11 +155,11 @@ class Machine:
         processor.set_gpr(1, ecx)
         events, exits = vcpu.events.state, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
-        if isinstance(stop, Stop) and stop.kind == StopKind.DEBUG_EXIT:
+        assert isinstance(stop, Stop)
+        if stop.kind == StopKind.DEBUG_EXIT:
             return Done(None, 0, processor.gpr(0) & 0xFFFF_FFFF)
-        assert isinstance(stop, Stop) and stop.kind == StopKind.UNTIL, stop
         event, events.staged = events.staged, None
-        assert event is not None, "one instruction exits again and again"
+        assert event is not None, f"one instruction exits again and again: {stop}"
         assert event.vector == 14, f"exception {event.vector}"
         return Done(event.error, processor.registers()["cr2"], 0)
 
