@@ -50,7 +50,7 @@ fn checks_on_vm_execution_control_fields() {
         7,
         &[
             ("a default1 pin-based bit", |b| _ = b.clear(PIN, 1 << 1)),
-            ("an unknown pin-based bit", |b| _ = b.set(PIN, 1 << 7)),
+            ("an unknown pin-based bit", |b| _ = b.set(PIN, 1 << 9)),
             ("a default1 primary bit", |b| _ = b.clear(PRIMARY, 1 << 1)),
             ("an unknown primary bit", |b| _ = b.set(PRIMARY, 1 << 17)),
             ("an unknown secondary bit", |b| _ = b.set(SECONDARY, 1 << 13)),
