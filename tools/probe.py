@@ -44,7 +44,7 @@ Answer = tuple[int, ...]
 class Msr(NamedTuple):
     """What was found out about one MSR."""
 
-    index: int
+    number: int
     reset: int | None  # None: it cannot be read
     writable: int  # bits that keep what is written
     ignored: int  # bits that may be written, and stay as they are

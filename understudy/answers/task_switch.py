@@ -31,4 +31,6 @@ def task_switch(
         return vcpu.guest_fault(fault)
     except GuestMemoryError as problem:
         return vcpu.error(f"a task switch: {problem}")
+    if event is None:
+        vcpu.guest.note_skip()  # of CALL, JMP or IRET
     return RESUME

@@ -36,6 +36,7 @@ from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
+from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
@@ -85,6 +86,9 @@ class Vcpu:
         self.apic = LocalApic(model.apic_id, model.apic_id == 0)
         self.events = Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
+        self.pmu = Pmu(guest, self.apic, self.events)
+        if "pmu" in model.shown:
+            self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.state = VcpuState()
         self.table = guest.table
@@ -260,6 +264,7 @@ class Vcpu:
             if self.state.interrupted_at != retired:  # else it was interrupted again
                 self.state.interrupted_at = retired
                 self.retire()
+                self.guest.note_skip()
 
     @property
     def retired(self) -> int:
@@ -365,7 +370,8 @@ class Vcpu:
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
-            "guest": self.guest, "events": self.events, "msrs": self.msrs, "counts": self.counts,
+            "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
+            "counts": self.counts,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:
