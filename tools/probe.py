@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from understudy.arch.cr import CR4
 from understudy.arch.exception import Vector
 from understudy.execution.vmx.operation import PASSED
-from understudy.vcpu.loop import Goal
+from understudy.vcpu.activity import Goal
 from understudy.verdict import StopKind
 from understudy.vm import VM
 

@@ -31,11 +31,19 @@ def linux(
     paging: str = "ept",
     initrd: Path | None = None,
     cpu: str = "understudy",
+    cpus: int = 1,
 ) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
         return LinuxVM.linux(
-            guest, engine=engine, clock=clock, append=append, paging=paging, initrd=initrd, cpu=cpu
+            guest,
+            engine=engine,
+            clock=clock,
+            append=append,
+            paging=paging,
+            initrd=initrd,
+            cpus=cpus,
+            cpu=cpu,
         )
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")

@@ -80,6 +80,7 @@ def reset_values(model: CpuModel) -> dict[int, int]:
         Msr.IA32_BIOS_SIGN_ID: 0x2B00_0600 << 32,
         Msr.MISC_FEATURES_ENABLES: 0,
         Msr.IA32_MCG_STATUS: 0,
+        Msr.IA32_XSS: 0,
         Msr.IA32_MISC_ENABLE: MISC_ENABLE_RESET | perfmon,
         Msr.IA32_TSC_ADJUST: 0,
     }
@@ -124,7 +125,8 @@ class Msrs(Part):
             self.pmu.reset()
         self.note_apic_base()
         self.note_tsc_offset()
-        self.set_virtual_wire()
+        if self.model.apic_id == 0:  # the others wait, as after INIT
+            self.set_virtual_wire()
 
     def load(self, saved: dict[str, Any]) -> None:
         """The APIC and the clock are restored already: they say where its page is now."""
@@ -199,7 +201,7 @@ class Msrs(Part):
             case Msr.IA32_MISC_ENABLE:
                 ok = not value & ~MISC_ENABLE_BITS
                 value = value & ~MISC_ENABLE_FIXED | self.state.values[index] & MISC_ENABLE_FIXED
-            case Msr.MISC_FEATURES_ENABLES:
+            case Msr.MISC_FEATURES_ENABLES | Msr.IA32_XSS:  # no component is a supervisor's
                 ok = value == 0
             case Msr.IA32_MCG_STATUS:
                 ok = not value & ~7
@@ -227,7 +229,9 @@ class Msrs(Part):
     # --- performance monitoring ---
 
     def offer(self, pmu: Pmu) -> None:
-        """The CPU model shows these counters."""
+        """These counters, if the CPU model shows them."""
+        if "pmu" not in self.model.shown:
+            return
         self.pmu = pmu
         self.debugctl |= int(DebugCtl(FREEZE_PERFMON_ON_PMI=1, FREEZE_LBRS_ON_PMI=1))
         for index in (*PERFMON_MSRS, *FULL_WIDTH_MSRS):

@@ -95,6 +95,8 @@ pub fn read(core: &mut Core, msr: u32) -> Option<u64> {
         index::IA32_DEBUGCTL => m.debugctl,
         index::IA32_PAT => m.pat,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type,
+        index::IA32_XSS => m.xss,
+        index::IA32_PKRS => m.pkrs,
         index::IA32_EFER => core.efer,
         index::IA32_STAR => m.star,
         index::IA32_LSTAR => m.lstar,
@@ -143,7 +145,8 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_DEBUGCTL => value & !(3 | pmu::FREEZE_BITS) == 0,
         index::IA32_PAT => is_pat(value),
         index::IA32_MTRR_DEF_TYPE => value & !0xCFF == 0 && matches!(value & 0xFF, 0 | 1 | 4..=6),
-        index::IA32_TSC_AUX => value >> 32 == 0,
+        index::IA32_TSC_AUX | index::IA32_PKRS => value >> 32 == 0,
+        index::IA32_XSS => value == 0, // no component is a supervisor's
         IA32_MCG_STATUS => value == 0,
         index::IA32_MISC_ENABLE => value & !MISC_KNOWN == 0,
         index::IA32_SYSENTER_ESP
@@ -172,6 +175,8 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,
+        index::IA32_XSS => m.xss = value,
+        index::IA32_PKRS => m.pkrs = value,
         index::IA32_EFER => return cr::write_efer(core, value),
         index::IA32_STAR => m.star = value,
         index::IA32_LSTAR => m.lstar = value,

@@ -12,6 +12,7 @@ use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
+use crate::cpu::random::Random;
 use crate::cpu::vector::Vectors;
 use crate::dbt::tables::Tables;
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
@@ -98,6 +99,8 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub feature_control: u64,
     pub mtrr_def_type: u64,
+    pub xss: u64,
+    pub pkrs: u64,
 }
 
 impl Default for Msrs {
@@ -119,6 +122,8 @@ impl Default for Msrs {
             spec_ctrl: 0,
             feature_control: 5, // locked, VMX outside SMX
             mtrr_def_type: 0xC06,
+            xss: 0,
+            pkrs: 0,
         }
     }
 }
@@ -231,6 +236,12 @@ pub struct Core {
     pub msr: Msrs,
     /// Performance monitoring.
     pub pmu: Pmu,
+    /// The state components that XSAVE and its kin may save.
+    pub xcr0: u64,
+    /// Protection-key rights for user pages.
+    pub pkru: u32,
+    /// Where RDRAND and RDSEED get their numbers.
+    pub random: Random,
     /// Interrupt shadow.
     pub shadow: Shadow,
     /// The one that the instruction which executes is in.
@@ -315,6 +326,9 @@ impl Core {
             pdpte: [0; 4],
             msr: Msrs::default(),
             pmu: Pmu::default(),
+            xcr0: 1,
+            pkru: 0,
+            random: Random::of_processor(apic_id),
             shadow: Shadow::None,
             shadowed: Shadow::None,
             nmi_blocked: false,

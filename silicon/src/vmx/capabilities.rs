@@ -84,6 +84,7 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID
         | secondary::RDSEED_EXITING
+        | secondary::ENABLE_XSAVES
         | secondary::USE_TSC_SCALING,
 );
 

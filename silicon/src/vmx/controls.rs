@@ -57,6 +57,7 @@ pub mod secondary {
     pub const ENABLE_INVPCID: u32 = 1 << 12;
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
+    pub const ENABLE_XSAVES: u32 = 1 << 20;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
@@ -164,6 +165,8 @@ controls! {
     msr_bitmaps: MSR_BITMAPS,
     /// TSC offset.
     tsc_offset: TSC_OFFSET,
+    /// XSS-exiting bitmap.
+    xss_exiting: XSS_EXITING_BITMAP,
     /// TSC multiplier.
     tsc_multiplier: TSC_MULTIPLIER,
     /// Virtual-APIC address.
