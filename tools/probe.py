@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from understudy.arch.cr import CR4
 from understudy.arch.exception import Vector
 from understudy.execution.vmx.operation import PASSED
-from understudy.vcpu.activity import Goal
-from understudy.verdict import StopKind
+from understudy.vcpu.activity import Activity, Goal
+from understudy.verdict import ASLEEP, OVER
 from understudy.vm import VM
 
 MASK32, MASK64 = (1 << 32) - 1, (1 << 64) - 1
@@ -81,13 +81,14 @@ class Probe:
         """Execute the code there, to its HLT.  False if it faulted."""
         vcpu, guest = self.vcpu, self.vcpu.guest
         vcpu.leave_guest()
-        vcpu.state.halted = False
+        vcpu.state.activity = Activity.ACTIVE
         guest.rip, guest.rflags = at, 2
         guest.set_gpr(RSP, STACK_GPA)
         for name, value in registers.items():
             guest.set_gpr({"eax": RAX, "ecx": RCX, "edx": RDX, "ebp": RBP}[name], value)
-        stop = vcpu.run(Goal())
-        assert stop.kind is StopKind.STUCK, stop
+        while (end := vcpu.run(Goal())) is OVER:
+            pass
+        assert end is ASLEEP, end
         return guest.rip != FAULT + 1
 
     def read(self, index: int) -> int | None:
