@@ -15,7 +15,8 @@ from understudy.arch.address import PHYSICAL, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
-from understudy.guest import Control, SegmentName, UnsupportedMode
+from understudy.arch.segment import SegmentName
+from understudy.guest import Control, UnsupportedMode
 from understudy.instructions.strings import Places
 from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu

@@ -21,6 +21,8 @@ from understudy.arch.address import MAXPHYADDR
 from understudy.arch.bits import Bits
 from understudy.arch.cpuid import (
     KvmFeatures,
+    Leaf0AEax,
+    Leaf0AEdx,
     Leaf1Ecx,
     Leaf1Edx,
     Leaf7Ebx,
@@ -36,6 +38,15 @@ from understudy.arch.msr import MiscEnable, Msr
 from understudy.arch.topology import Topology
 from understudy.guest import Guest
 from understudy.vcpu.cpu_features import FEATURES, Choice
+from understudy.vcpu.perfmon import (
+    EVENTS,
+    FIXED,
+    FULL_WIDTH_MSRS,
+    GENERAL,
+    PERFMON_MSRS,
+    UNCOUNTED,
+    WIDTH,
+)
 
 Answer = tuple[int, int, int, int]
 ZERO: Answer = (0, 0, 0, 0)
@@ -68,6 +79,8 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
     "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
     "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "pmu": PERFMON_MSRS,
+    "pdcm": FULL_WIDTH_MSRS,
     "pks": (Msr.IA32_PKRS,),
     "xsaves": (Msr.IA32_XSS,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
@@ -228,6 +241,10 @@ class CpuModel:
                 2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "pmu" in self.shown:
+            counters = Leaf0AEax(EVENTS=EVENTS, BITS=WIDTH, COUNTERS=GENERAL, VERSION=2)
+            fixed = Leaf0AEdx(FIXED_BITS=WIDTH, FIXED_COUNTERS=FIXED)
+            self.plain[0xA] = (int(counters), UNCOUNTED, 0, int(fixed))
         if "xsave" in self.shown:
             self.indexed[XSAVE_LEAF] = {
                 0: (self.xcr0_allowed, LEAST_AREA, area_bytes(self.xcr0_allowed), 0),

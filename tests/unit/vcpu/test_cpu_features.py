@@ -13,6 +13,7 @@ from understudy.vcpu.cpu_model import EFER_BITS, MSRS, CpuModel
 RICH = {name: True for one in FEATURES.values() for name in one.host}
 ALL_CR4 = (1 << 64) - 1
 PLACES: dict[type[Bits], tuple[int, int, int]] = {
+    cpuid.Leaf0AEax: (0xA, 0, 0),
     cpuid.Leaf1Ecx: (1, 0, 2), cpuid.Leaf1Edx: (1, 0, 3), cpuid.Leaf7Ebx: (7, 0, 1),
     cpuid.Leaf7Ecx: (7, 0, 2), cpuid.Leaf7Edx: (7, 0, 3), cpuid.Leaf7Sub2Edx: (7, 2, 3),
     cpuid.LeafDSub1Eax: (0xD, 1, 0),
@@ -24,7 +25,7 @@ PLACES: dict[type[Bits], tuple[int, int, int]] = {
 def shows(model: CpuModel, name: str) -> bool:
     one = FEATURES[name]
     leaf, subleaf, register = PLACES[one.word]
-    mask = int(one.word(**{one.bit: 1}))
+    mask = getattr(one.word, one.bit).mask
     return bool(model.answer(leaf, subleaf)[register] & mask)
 
 
