@@ -47,6 +47,11 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
+    if Topology.of(config.cpus).count > 1 and not Paging.ALL[config.paging].serves_many:
+        many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
+        raise ValueError(
+            f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
+        )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
