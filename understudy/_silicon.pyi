@@ -148,6 +148,10 @@ class Processor:
     def fxsave(self) -> bytes:
         """512 bytes, FXSAVE64 format."""
     def fxrstor(self, image: bytes) -> None: ...
+    def protection_keys(self) -> tuple[int, int]:
+        """PKRU and IA32_PKRS."""
+    def stir(self, bytes: bytes) -> None:
+        """Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from."""
     def registers(self) -> dict[str, int]:
         """Everything live in the processor now, by SDM names in lower case: rax … r15, rip,
         rflags, cr0, cr2, cr3, cr4, cr8, efer, dr0 … dr7, es, cs, … with _base _limit _attr,

@@ -47,7 +47,7 @@ COPROCESSOR = 1 << 1  # of the equipment; bits 9 to 11 count the serial ports
 EMPTY_BUFFER = struct.pack("<HH", 0x1E, 0x1E)  # head and tail, from 0x400 on
 
 SETTINGS: Final = (
-    # The timer, before the interrupt controllers: its outputs rise, and nobody hears.
+    (0x21, 0xFF), (0xA1, 0xFF),  # nobody hears that the timer's outputs rise
     (0x43, 0x36), (0x40, 0), (0x40, 0),  # counter 0, a square wave of 1193182/65536 Hz: 18.2 Hz
     (0x43, 0x54), (0x41, 18),  # counter 1, every 15 microseconds: refresh
     # ICW1 to ICW4, then the masks: the timer, the keyboard and the slave may interrupt.

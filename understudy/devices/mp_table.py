@@ -2,7 +2,8 @@
 
 Source: Intel 242016, "MultiProcessor Specification" 1.4: "MP Floating Pointer Structure", "MP
 Configuration Table Header", "Base MP Configuration Table Entries".
-It says what the ACPI tables say: see `acpi_tables.madt_body` and the routes of its PCI root.
+It says what the ACPI tables say: see `acpi_tables.madt_body` and the routes of its PCI root; but
+local APICs beyond 254, for which an entry has no room, are left out.
 
 Invariants: it lies between 0xF0000 and 0xFFFFF, the floating pointer on a boundary of 16, where a
 guest searches; both checksums are right; entries are in the order of their types.
@@ -43,10 +44,11 @@ def build(layout: acpi_tables.Layout) -> dict[int, bytes]:
 def _entries(layout: acpi_tables.Layout) -> list[bytes]:
     rows = [
         struct.pack(
-            "<BBBBIIQ", PROCESSOR, n, LOCAL_APIC_VERSION, ENABLED | (0 if n else BOOT),
+            "<BBBBIIQ", PROCESSOR, apic_id, LOCAL_APIC_VERSION, ENABLED | (0 if number else BOOT),
             FAMILY_6, FPU_AND_APIC, 0,
         )
-        for n in range(layout.vcpus)
+        for number, apic_id in enumerate(layout.apic_ids)
+        if apic_id < EVERY
     ]  # fmt: skip
     rows += [struct.pack("<BB6s", BUS, PCI_BUS, b"PCI   ")]
     rows += [struct.pack("<BB6s", BUS, ISA_BUS, b"ISA   ")]

@@ -285,6 +285,20 @@ impl Processor {
         Ok(())
     }
 
+    /// PKRU and IA32_PKRS.
+    fn protection_keys(&self) -> PyResult<(u32, u64)> {
+        let core = &self.shared.lock()?.core;
+        Ok((core.pkru, core.msr.pkrs))
+    }
+
+    /// Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from.
+    fn stir(&self, bytes: [u8; 32]) -> PyResult<()> {
+        let (words, _) = bytes.as_chunks::<8>();
+        let seed = std::array::from_fn(|n| u64::from_le_bytes(words[n]));
+        self.shared.lock()?.core.random.stir(seed);
+        Ok(())
+    }
+
     /// Everything live in the processor now, by SDM names in lower case.
     fn registers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         registers::all(py, &mut self.shared.lock()?.core)

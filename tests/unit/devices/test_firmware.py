@@ -51,7 +51,11 @@ def test_every_vector_leads_to_an_end_or_starts_again() -> None:
 def test_the_chips_are_programmed_as_a_bios_leaves_them() -> None:
     """SeaBIOS, asked by QEMU's monitor, has the same vectors, and masks no more on the master."""
     m = Machine()
+    changes: list[bool] = []
+    m.pc.pic.output.callback = changes.append
     m.pc.install_tables()
+    assert changes == []
+    m.pc.pic.output.callback = m.set_extint
     master, slave = m.pc.pic.state.master, m.pc.pic.state.slave
     assert (master.base, slave.base, master.imr, slave.imr) == (0x08, 0x70, 0xF8, 0xFF)
     assert (master.irr, master.isr, slave.irr, m.extint) == (0, 0, 0, False)
@@ -77,7 +81,7 @@ def test_the_last_bytes_are_those_of_a_pc() -> None:
 
 def test_the_pieces_do_not_overlap_and_leave_usable_memory_alone() -> None:
     at = 0
-    layout = acpi_tables.Layout(vcpus=255)
+    layout = acpi_tables.Layout(apic_ids=tuple(range(255)))
     tables = {acpi_tables.BASE: acpi_tables.build(layout), layout.generation_gpa: bytes(4096)}
     tables |= smbios.build(1 << 40, 255, bytes(16)) | mp_table.build(layout)
     for gpa, data in sorted((firmware.pieces(SERIAL_PORTS) | tables).items()):

@@ -34,7 +34,7 @@ def test_it_is_found_and_adds_up() -> None:
 
 
 def test_processors_and_the_interrupt_controller_are_those_of_the_madt() -> None:
-    layout = acpi_tables.Layout(vcpus=3, ioapic_id=3)
+    layout = acpi_tables.Layout(apic_ids=(0, 1, 2, 255, 256), ioapic_id=3)
     rows = entries(mp_table.build(layout)[mp_table.TABLE])
     processors = [row for row in rows if row[0] == 0]
     assert [(row[1], row[3]) for row in processors] == [(0, 3), (1, 1), (2, 1)]
