@@ -122,6 +122,7 @@ class CpuModel:
     topology: Topology = ONE
 
     def __post_init__(self) -> None:
+        self.is_xd_off = False  # IA32_MISC_ENABLE: XD Bit Disable
         self.shown = Choice.of(self.text).made(self.features, self.cr4_available)
         self.plain: dict[int, Answer] = {}
         self.indexed: dict[int, dict[int, Answer]] = {}  # leaves that look at ECX
@@ -170,7 +171,8 @@ class CpuModel:
         hidden = 0 if has_apic else Leaf1Edx.APIC.mask
         self.plain[0] = (min(leaf0[0], 2) if misc.LIMIT_CPUID else leaf0[0], *leaf0[1:])
         self.plain[1] = (*leaf1[:3], leaf1[3] & ~hidden)
-        hidden = LeafExt1Edx.NX.mask if misc.XD_DISABLE else 0
+        self.is_xd_off = bool(misc.XD_DISABLE)
+        hidden = LeafExt1Edx.NX.mask if self.is_xd_off else 0
         self.plain[EXTENDED_BASE + 1] = (*extended[:3], extended[3] & ~hidden)
 
     @property
@@ -189,7 +191,13 @@ class CpuModel:
     @property
     def efer_allowed(self) -> int:
         """The bits of IA32_EFER that the guest may set."""
-        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown)
+        hidden = {"nx"} if self.is_xd_off else set()
+        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown - hidden)
+
+    @property
+    def hides_efer(self) -> bool:
+        """Whether the machine has bits of IA32_EFER that the guest may not set."""
+        return self.efer_allowed != sum(EFER_BITS.values())
 
     @property
     def hidden_msrs(self) -> frozenset[int]:

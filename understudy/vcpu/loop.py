@@ -174,9 +174,7 @@ class Vcpu:
         self.attention = True
 
     def attend(self) -> Stop | Verdict | None:
-        """Everything that is not for every exit: wishes, time, sleep, events, the timer.
-
-        None: enter the guest."""
+        """Everything that is not for every exit: wishes, time, sleep, events.  None: enter."""
         self.attention = False
         self.guest.pay()
         try:

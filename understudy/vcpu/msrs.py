@@ -106,6 +106,7 @@ class Msrs(Part):
         """`look` is called when something has changed that the run loop must see."""
         self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
         self.look, self.now = look, clock.now
+        self.efer_allowed_changed: Callable[[], None] = lambda: None
         self.state = MsrState(reset_values(model))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
@@ -264,8 +265,10 @@ class Msrs(Part):
 
     def _note_features(self) -> None:
         """What CPUID shows follows these registers."""
-        misc = MiscEnable(self.state.values[Msr.IA32_MISC_ENABLE])
+        misc, allowed = MiscEnable(self.state.values[Msr.IA32_MISC_ENABLE]), self.model.efer_allowed
         self.model.follow(has_apic=bool(ApicBase(self.apic.base).EN), misc=misc)
+        if self.model.efer_allowed != allowed:
+            self.efer_allowed_changed()
 
     def set_virtual_wire(self) -> None:
         """Leave the APIC as firmware does: the 8259s come in through LINT0, NMIs through LINT1.
