@@ -5,7 +5,7 @@ that are given back.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -21,13 +21,23 @@ def let_go(*parts: object) -> None:
         vars(part).clear()
 
 
-def says_closed(*still: str) -> Callable[[type[Kind]], type[Kind]]:
+def says_closed(
+    *still: str, gone: Container[str] = frozenset()
+) -> Callable[[type[Kind]], type[Kind]]:
     """Class decorator: when `is_closed`, public methods and properties raise RuntimeError.
 
-    `still` are the names that are answered all the same; `close` is always.
+    `still` are the names that are answered all the same; `close` is always.  `gone` are attributes
+    that a closed one has no more; who asks for them hears why.
     """
 
+    def missing(self: Any, name: str) -> Any:
+        if name in gone and vars(self).get("is_closed"):
+            raise RuntimeError(f"{self.name} is closed")
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
     def decorate(kind: type[Kind]) -> type[Kind]:
+        if gone:
+            kind.__getattr__ = missing  # type: ignore[attr-defined]
         for name, value in list(vars(kind).items()):
             if name.startswith("_") or name in still or name == "close":
                 continue

@@ -24,7 +24,6 @@ from understudy.state import U8, U32, U64
 RSP: Final = 4
 IF: Final = RFLAGS.IF.mask
 RF: Final = RFLAGS.RF.mask
-EVERYTHING: Final = None
 
 
 class Kind(IntEnum):
@@ -119,8 +118,13 @@ class Guest(ABC):
     """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
+    read_tsc: Callable[[], int]
+    """The processor's own TSC, in ns, without the guest's offset; fast."""
     count_retired: Callable[[], int]
     """Instructions that the processor has retired, fast."""
+    xcr0: int  # the state components that XSAVE and its kin may save
+    protection_keys: Callable[[], tuple[int, int]]
+    """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 
@@ -282,10 +286,7 @@ class Guest(ABC):
     @property
     @abstractmethod
     def is_inside(self) -> bool:
-        """A run ended between two instructions, still in the guest: `run` goes on there.
-
-        Registers can be read and written only outside.
-        """
+        """A run ended between two instructions: `run` goes on; registers are out of reach."""
 
     @abstractmethod
     def run(self, budget: int) -> Exit:
@@ -327,11 +328,6 @@ class Guest(ABC):
 
     # --- time ---
 
-    @property
-    @abstractmethod
-    def tsc(self) -> int:
-        """The processor's own TSC, in ns, without the guest's offset."""
-
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:
         """The guest's TSC is the processor's, plus this (modulo 2**64)."""
@@ -359,7 +355,7 @@ class Guest(ABC):
     def forget_guest(self) -> None:
         """Drop what the guest's own tables have led to (its CR3 was loaded in its stead)."""
 
-    def invalidate(self, addresses: Sequence[int] | None = EVERYTHING) -> None:
+    def invalidate(self, addresses: Sequence[int] | None = None) -> None:
         """From any thread: have these translations forgotten before the next instruction.
 
         On the thread that answers this processor's exits they are at once.  For every other it is

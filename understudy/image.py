@@ -20,12 +20,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.backends.opening import ImageError
 from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
@@ -33,6 +35,8 @@ from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.silicon import VmFail
 
+TELLING: Final = (SnapshotError, ImageError)
+"""What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once
@@ -41,7 +45,14 @@ COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 Piece = tuple[int, Any]
 """Bytes of guest memory from a gpa on, as a buffer."""
 
-Made = TypeVar("Made", covariant=True)
+
+class Closable(Protocol):
+    """What an image makes."""
+
+    def close(self) -> None: ...
+
+
+Made = TypeVar("Made", bound=Closable, covariant=True)
 
 
 class Contents(Protocol):
@@ -143,10 +154,19 @@ class Image(Generic[Made]):
         return self._make(self, host, engine, clone)
 
     def fork(self, count: int = 1) -> list[Made]:
-        """So many clones on the host of the VM; what nobody writes, they share."""
+        """So many clones on the host of the VM; what nobody writes, they share.
+
+        All of them, or none: OutOfFrames if the host has no room for one.
+        """
         if count < 0:
             raise ValueError(f"fork({count}): expected how many clones to make")
-        return [self.restore(host=self.host, clone=next(self._clones)) for _ in range(count)]
+        with ExitStack() as made:
+            clones = []
+            for _ in range(count):
+                clones.append(self.restore(host=self.host, clone=next(self._clones)))
+                made.callback(clones[-1].close)
+            made.pop_all()
+        return clones
 
     def to_bytes(self) -> bytes:
         """As bytes, for a file."""

@@ -20,6 +20,7 @@ from understudy.arch import paging_formats
 from understudy.arch.address import is_canonical
 from understudy.arch.paging_entry import address, words
 from understudy.arch.paging_formats import EPT, Format, Level, descend
+from understudy.vcpu.loop import Vcpu
 
 Reader = Callable[[int, int], int | None]  # (address, bytes) to a value; None: no memory there
 ABSENT: Final = {  # by whether it is the EPT, and what it leads to
@@ -127,6 +128,16 @@ def inspect(
     else:
         ours = linear("the shadow's walk", real, gva, host_memory, "hpa")
     return Inspection(gva, technique, theirs, ours)
+
+
+def of_vcpu(vcpu: Vcpu, gva: int) -> Inspection:
+    """Both walks of an address of the guest that runs there."""
+    vcpu.leave_guest()
+    guest, memory, pages = vcpu.guest, vcpu.memory, vcpu.paging
+    return inspect(
+        gva, f"paging {pages.name}", Registers(*guest.control()), reader(memory.read),
+        pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.host.memory.read),
+    )  # fmt: skip
 
 
 def reader(read: Callable[[int, int], bytes]) -> Reader:

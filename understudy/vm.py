@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import inspection
 from understudy.answers.triple_fault import meant
+from understudy.arch.topology import Topology
 from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
@@ -25,35 +26,37 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import UNFIT, Contents, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
-from understudy.inspection import Inspection, Registers, reader
+from understudy.inspection import Inspection
 from understudy.interrupts import Router
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
+from understudy.silicon import Processor
 from understudy.state import Kept, plain, restore
-from understudy.vcpu.loop import Goal, Vcpu
+from understudy.turns import Turns
+from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
-from understudy.verdict import Stop, StopKind
+from understudy.verdict import UNEXPECTED, Stop, StopKind
 
 if TYPE_CHECKING:
     from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
-UNEXPECTED = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})  # show the state
 PARTS = frozenset(
-    ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
-     "bus", "pages", "machine", "on_reset")
+    ("memory", "processors", "clock", "posts", "vcpus", "turns", "interrupts", "endings",
+     "sessions", "pc", "bus", "pages", "machine", "on_reset")
 )  # fmt: skip
 """What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
 
 
-@says_closed("name", "clock_kind", "engine")
+@says_closed("name", "clock_kind", "engine", gone=PARTS)
 class VM:
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
@@ -85,15 +88,18 @@ class VM:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        bootstrap = self.host.plug(config.engine, config.clock)
-        given.callback(self.host.unplug, bootstrap)
-        self.processors = [bootstrap]
+        self.processors: list[Processor] = []
+        for _ in Topology.of(config.cpus).apic_ids:
+            self.processors.append(self.host.plug(config.engine, config.clock))
+            given.callback(self.host.unplug, self.processors[-1])
+        bootstrap = self.processors[0]
         self.clock = GuestClock(lambda: bootstrap.tsc)
-        self.clock.offset = -bootstrap.tsc
+        self.clock.offset = -self.clock.source()
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.turns = Turns(self.vcpus, self.clock, is_wall=config.clock == "wall")
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = board_of(
@@ -186,7 +192,8 @@ class VM:
     def reset(self) -> None:
         """What the reset button does: nothing is left of what ran, the guest starts again.
 
-        RuntimeError if the VM has nothing to boot from (`boot` has not been called).
+        RuntimeError if the VM has nothing to boot from (`boot` has not been called), OutOfFrames if
+        it shares memory, and the host has no room for its own: then it is as it was.
         """
         if self._load is None:
             raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
@@ -225,11 +232,16 @@ class VM:
         again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
             while True:
-                stop = self.vcpus[0].run(Goal(end, until))
+                stop = self.turns.run(end, until)
                 stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
-                self.reset()
+                try:
+                    self.reset()
+                except OutOfFrames as problem:
+                    self.endings.request(stop)  # the next run tries again
+                    words = f"the host has no room for the guest to start again: {problem}"
+                    return self._described(Stop(StopKind.ERROR, words))
                 self.endings.again()
                 if until is not None and until():
                     return Stop(StopKind.UNTIL)
@@ -246,8 +258,8 @@ class VM:
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        unexpected = stop.kind in UNEXPECTED
-        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}") if unexpected else stop
+        words = f"{stop.detail}\n{self._in_words()}" if stop.kind in UNEXPECTED else stop.detail
+        return replace(stop, detail=words)
 
     def _in_words(self) -> str:
         return in_words(self.vcpus, self.memory, self.bus.unclaimed)
@@ -288,21 +300,13 @@ class VM:
         `print` it, or call its own `inspect`.
         """
         if gva is not None:
-            return self._walks(gva)
+            return inspection.of_vcpu(self.vcpus[0], gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
             "devices": self.pc.inspect(),
             "counts": self.counts(),
         }
-
-    def _walks(self, gva: int) -> Inspection:
-        self.vcpus[0].leave_guest()
-        guest, memory = self.vcpus[0].guest, self.host.memory
-        return inspection.inspect(
-            gva, f"paging {self.pages.name}", Registers(*guest.control()), reader(self.memory.read),
-            self.pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.read),
-        )  # fmt: skip
 
     def snapshot(self) -> "Image[Self]":
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
@@ -329,6 +333,7 @@ class VM:
             part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
             self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
+        self.turns.resume()
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
@@ -363,11 +368,11 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                tell_apart(vm.config, vm.pc, clone)
+                tell_apart(vm.config, vm.pc, vm.processors, clone)
             except BaseException:
                 vm.close()
                 raise
-        except SnapshotError:
+        except TELLING:
             raise
         except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
@@ -387,11 +392,6 @@ class VM:
             delattr(self, name)
         self.console.close()
         self.com2.close()
-
-    def __getattr__(self, name: str) -> Any:
-        if name in PARTS and vars(self).get("is_closed"):
-            raise RuntimeError(f"{self.name} is closed")
-        raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
 use crate::bus::news;
 use crate::cpu::event::{self, Event, Kind};
+use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
@@ -62,7 +63,9 @@ impl Processor {
 
     /// The same, for who has made the processor present on the bus.
     pub fn run_present(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
+        pmu::set_running(&mut self.core, true);
         let exit = self.run_on(budget, poll);
+        pmu::set_running(&mut self.core, false);
         self.engine.settle(&mut self.core);
         exit
     }
@@ -100,11 +103,12 @@ impl Processor {
     fn turn(&mut self, end: u64) -> Exec<()> {
         let core = &mut *self.core;
         core.attention = 0;
+        pmu::distance(core); // an overflow comes to attention
         between(core)?;
         if core.activity != Activity::Active {
             return idle(core);
         }
-        let mut exact = end - core.retired();
+        let mut exact = (end - core.retired()).min(pmu::distance(core));
         if core.clock == Clock::Virtual {
             exact = exact.min(deadline(core).saturating_sub(core.tsc()).max(1));
         }
@@ -195,6 +199,7 @@ fn between(core: &mut Core) -> Exec<()> {
 
 /// Nothing executes: let time pass.
 fn idle(core: &mut Core) -> Exec<()> {
+    pmu::settle(core);
     let (now, until) = (core.tsc(), deadline(core));
     let can_wake = core.activity == Activity::Hlt || core.vmx.non_root;
     if !core.vmx.non_root || !can_wake || until == u64::MAX {
@@ -207,6 +212,7 @@ fn idle(core: &mut Core) -> Exec<()> {
             std::thread::sleep(Duration::from_nanos(until.saturating_sub(now).min(1_000_000)));
         }
     }
+    pmu::skip_idle(core);
     Ok(())
 }
 

@@ -232,3 +232,31 @@ fn a_kick_ends_a_chain_of_blocks() {
         });
     }
 }
+
+/// Blocks look at the bell only once two processors have run at the same time.
+#[test]
+fn who_takes_turns_has_the_code_of_one_alone() {
+    let mem = memory();
+    mem.write_bytes(0x1_0000, &[0x48, 0xFF, 0xC0, 0x48, 0xFF, 0xC9, 0x75, 0xF8, 0xF4]); // inc rax; dec rcx; jnz; hlt
+    let run = |p: &mut Processor, budget| {
+        (p.core.rip, p.core.gpr[1]) = (0x1_0000, 1 << 30);
+        assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason);
+        let bytes = p.statistics().into_iter().find(|s| s.0 == "code_bytes").unwrap().1;
+        let translated = p.statistics().into_iter().find(|s| s.0 == "translated_instructions").unwrap().1;
+        (bytes, translated)
+    };
+    let [mut a, mut b] = [0, 1].map(|id| processor(&mem, Dbt, id, 0x1_0000));
+    let alone = run(&mut a, 9_999);
+    assert_eq!((alone, alone), (run(&mut b, 9_999), run(&mut a, 9_999)));
+    let presence = b.core.agent.arrive();
+    let together = std::thread::scope(|scope| {
+        let runs = scope.spawn(|| run(&mut a, 9_999));
+        while !runs.is_finished() {
+            b.core.catch_up(); // as if it ran
+            std::thread::yield_now();
+        }
+        runs.join().unwrap()
+    });
+    drop(presence);
+    assert!(together.0 > alone.0 && together.1 > alone.1, "{alone:?} {together:?}");
+}

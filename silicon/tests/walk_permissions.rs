@@ -113,7 +113,7 @@ fn all_rights_at_all_levels_under_all_modes() {
             for mode in 0..8 {
                 let s = space(mode, 0);
                 for i in intents() {
-                    let mut walker = Walker { mem: &mem, counts: None, log: None, caches: None };
+                    let mut walker = Walker::observer(&mem);
                     let got = match walker.walk(&s, GVA, i) {
                         Ok(_) => None,
                         Err(Refusal::PageFault(code)) => Some(code),
@@ -230,7 +230,7 @@ fn reserved_bits_of_every_format_and_level() {
             };
             let i = Intent { access: Access::Read, user: true, smap: false };
             let mut log = Vec::new();
-            let got = Walker { mem: &mem, counts: None, log: Some(&mut log), caches: None }.walk(&s, GVA, i);
+            let got = Walker { log: Some(&mut log), ..Walker::observer(&mem) }.walk(&s, GVA, i);
             let what = format!("{name} bit {b} at shift {shift}, large {large}, NXE {nxe}");
             // An entry that leads out of memory finds ones there: a fault, but of the next entry.
             let is_refused = got == Err(Refusal::PageFault(0xD)) && log.len() == step + 1;
@@ -316,7 +316,7 @@ fn ept_rights_of_tables_and_data_and_accessed_flags() {
                 mem.store(place(n as u64), 8, e);
             }
             let mut counts = Counts::default();
-            let mut walker = Walker { mem: &mem, counts: Some(&mut counts), log: None, caches: None };
+            let mut walker = Walker { counts: Some(&mut counts), ..Walker::observer(&mem) };
             let got = match walker.walk(&s, GVA, i) {
                 Ok(_) => Outcome::Works,
                 Err(Refusal::PageFault(code)) => Outcome::Fault(code),
@@ -366,7 +366,7 @@ fn ept_rights_at_every_level_are_anded() {
                 },
             };
             let intent = Intent { access, user: false, smap: false };
-            let got = Walker { mem: &mem, counts: None, log: None, caches: None }.walk(&s, gpa, intent);
+            let got = Walker::observer(&mem).walk(&s, gpa, intent);
             assert_eq!(want, got.map(|w| w.hpa), "{rights:?} {access:?}");
         }
     }

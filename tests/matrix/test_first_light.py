@@ -13,6 +13,7 @@ from tests.matrix import programs as p
 from understudy import silicon
 from understudy.arch.address import PAGE_SHIFT
 from understudy.image_file import SnapshotError
+from understudy.vcpu.activity import Activity
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -119,7 +120,7 @@ def test_a_guest_that_cannot_go_on_is_reported_decoded(vm: VM) -> None:
         assert stop.kind == kind, stop
         assert words in stop.detail
         assert "cr0=CR0(PG" in stop.detail
-        vm.vcpus[0].state.halted = False
+        vm.vcpus[0].state.activity = Activity.ACTIVE
 
 
 def test_a_hung_guest_is_ended_by_each_limit(vm: VM) -> None:

@@ -55,13 +55,18 @@ def growing(step: int = STEPS[0], memory: int = MEMORY, **options: Any) -> VM:
     """A VM that runs it; each page read lies `step` bytes after the one before."""
     vm = VM(memory, **options)
     start(vm, GROW, rsi=1 << 39, rbx=step, **handle(vm, 13, SKIP))
+    lead_everywhere(vm)
+    return vm
+
+
+def lead_everywhere(vm: VM) -> None:
+    """Tables for all that lies above the first 512 GBytes, beside those of the loader."""
     entries = [table_entry(n) for n in range(512 * 512)]
     vm.memory.write(TABLES, struct.pack(f"<{len(entries)}Q", *entries))
     tables = [TABLES + (n << 12) | 3 for n in range(512)]
     vm.memory.write(DIRECTORY, struct.pack("<512Q", *tables))
     vm.memory.write(POINTERS, struct.pack("<512Q", *[DIRECTORY | 3] * 512))
     vm.memory.write(PAGE_TABLES_GPA + 8, struct.pack("<255Q", *[POINTERS | 3] * 255))
-    return vm
 
 
 def table_entry(number: int) -> int:

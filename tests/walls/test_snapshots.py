@@ -1,7 +1,6 @@
 """A snapshot is a hostile file: it is refused at once, or it is a VM like any other.
 
-Source: the campaigns of `snapshots`, and what they have found.
-Invariant: the seeds are fixed; other ones are for `make fuzz-walls`.
+Source: what the campaigns of `tests/walls/campaigns/snapshots.py` have found.
 """
 
 from typing import Any
@@ -9,40 +8,10 @@ from typing import Any
 import pytest
 
 from tests.walls.mutations import Place, at
-from tests.walls.snapshots import GUESTS, Campaign, of_hello, seeds
-from understudy.guests.entry import GuestError
+from tests.walls.snapshots import of_hello
 from understudy.image_file import SnapshotError, pack, unpack
 from understudy.machine.host import Host
-from understudy.paging import Paging
 from understudy.vm import VM
-
-TECHNIQUES = sorted(Paging.ALL)
-
-
-def run(guest: str, paging: str, seed: int, count: int) -> None:
-    """A campaign of so many mutations."""
-    try:
-        campaign = Campaign(GUESTS[guest](paging))
-    except GuestError as problem:
-        pytest.skip(f"no Linux: {problem}")
-    for one in seeds(seed, count):
-        campaign.run(one)
-    assert campaign.restored > count // 10 < campaign.refused
-    campaign.close()
-
-
-@pytest.mark.parametrize("paging", TECHNIQUES)
-def test_of_a_small_guest(paging: str) -> None:
-    run("hello", paging, 1, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.real_guest
-@pytest.mark.parametrize("paging", TECHNIQUES)
-def test_of_a_linux(paging: str) -> None:
-    run("linux", paging, 1, 500)
-
 
 BOARD, CPU = "board", "vcpu0"
 REFUSED: dict[Place, Any] = {

@@ -115,5 +115,7 @@ def _parts(vcpu: Vcpu, touches: list[Touch]) -> list[Part]:
             except GuestFault:
                 parts.append(Part(None, n, touch))
             else:
+                if touch.writes:
+                    vcpu.memory.expect_write(gpa)
                 parts.append(Part(gpa, n, touch))
     return parts

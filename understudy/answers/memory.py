@@ -16,6 +16,7 @@ from understudy.arch.exception import Vector
 from understudy.guest import Event, Kind
 from understudy.instructions import device_access
 from understudy.instructions.table_write import write_table
+from understudy.machine.frames import OutOfFrames
 from understudy.paging import Fault, PagingError
 from understudy.paging.guest_walk import E_FETCH, E_WRITE, GuestFault
 from understudy.vcpu.loop import Vcpu
@@ -55,16 +56,24 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
         return _reflect(vcpu, fault, event)
     except PagingError as problem:
         return vcpu.error(str(problem))
+    except OutOfFrames:
+        _put_back(vcpu, event)
+        raise
     paging.faults[kind] += 1
-    if event is not None:
-        vcpu.deliver_again(event)
-        _restore_resume_flag(vcpu, event)
+    _put_back(vcpu, event)
     if gpa is None:
         return RESUME
     if kind is Fault.TRACE:
         return _traced_write(vcpu, gva, error, gpa, event)
     access = Access.FETCH if error & E_FETCH else Access(bool(error & E_WRITE))
     return device(vcpu, gpa, access, event)
+
+
+def _put_back(vcpu: Vcpu, event: Event | None) -> None:
+    """The event in whose delivery the exit came goes in with the next entry."""
+    if event is not None:
+        vcpu.deliver_again(event)
+        _restore_resume_flag(vcpu, event)
 
 
 def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:

@@ -6,8 +6,9 @@ Invariant: nothing that a guest's tables contain raises here.
 
 from understudy.answers.instructions import triple_fault
 from understudy.arch.exception import Vector
-from understudy.guest import Event, Kind
+from understudy.guest import Event, Kind, SegmentName
 from understudy.instructions.task_switch import TaskFault, TaskSwitch
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.p2m import GuestMemoryError
 from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu.loop import Vcpu
@@ -21,6 +22,7 @@ def task_switch(
 
     `source`: 0 CALL, 1 IRET, 2 JMP, 3 a task gate in the IDT.  `event`: what went through the gate.
     """
+    task = vcpu.guest.segment(SegmentName.TR)
     try:
         TaskSwitch(vcpu, selector, source, event, length).carry_out()
     except TaskFault as fault:
@@ -31,4 +33,9 @@ def task_switch(
         return vcpu.guest_fault(fault)
     except GuestMemoryError as problem:
         return vcpu.error(f"a task switch: {problem}")
+    except OutOfFrames:
+        if event is not None and vcpu.guest.segment(SegmentName.TR) == task:
+            vcpu.events.requeue(event)  # all of it is done again
+            vcpu.attention = True
+        raise
     return RESUME

@@ -86,8 +86,10 @@ class Leaf7Ebx(Bits, width=32):
 class Leaf7Ecx(Bits, width=32):
     """CPUID.(EAX=07H,ECX=0):ECX."""
 
+    PKS = Bit(31)
     RDPID = Bit(22)
     LA57 = Bit(16)
+    OSPKE = Bit(4)
     PKU = Bit(3)
     UMIP = Bit(2)
 
@@ -108,6 +110,15 @@ class Leaf7Sub2Edx(Bits, width=32):
 
     BHI_CTRL = Bit(4)  # IA32_SPEC_CTRL.BHI_DIS_S exists
     RRSBA_CTRL = Bit(2)
+
+
+class LeafDSub1Eax(Bits, width=32):
+    """CPUID.(EAX=0DH,ECX=1):EAX."""
+
+    XSAVES = Bit(3)
+    XGETBV1 = Bit(2)  # XGETBV with ECX = 1
+    XSAVEC = Bit(1)
+    XSAVEOPT = Bit(0)
 
 
 class LeafExt1Ecx(Bits, width=32):

@@ -65,9 +65,11 @@ class Msr(IntEnum):
     IA32_VMX_TRUE_EXIT_CTLS = 0x48F
     IA32_VMX_TRUE_ENTRY_CTLS = 0x490
     IA32_TSC_DEADLINE = 0x6E0
+    IA32_PKRS = 0x6E1
     X2APIC_FIRST = 0x800
     X2APIC_EOI = 0x80B
     X2APIC_LAST = 0x8FF
+    IA32_XSS = 0xDA0
     IA32_EFER = 0xC000_0080
     IA32_STAR = 0xC000_0081
     IA32_LSTAR = 0xC000_0082
@@ -174,4 +176,8 @@ def msr_name(index: int) -> str:
     try:
         return Msr(index).name
     except ValueError:
-        return f"MSR_{index:#x}"
+        pass
+    if Msr.IA32_MTRR_PHYSBASE0 <= index <= Msr.IA32_MTRR_PHYSMASK7:
+        pair, is_mask = divmod(index - Msr.IA32_MTRR_PHYSBASE0, 2)
+        return f"IA32_MTRR_PHYS{'MASK' if is_mask else 'BASE'}{pair}"
+    return f"MSR_{index:#x}"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from understudy.control.actions import ACTIONS, ControlError, Request
+from understudy.machine.frames import OutOfFrames
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -33,6 +34,8 @@ MOST_CLIENTS: Final = 16
 LONGEST_PATH: Final = 107  # sockaddr_un
 CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 ROOT: Final = 0
+OURS: Final = (ControlError, ValueError, OutOfFrames)
+"""What an action raises if it cannot be done; anything else is a bug."""
 
 
 class ControlSocket:
@@ -156,7 +159,7 @@ class ControlSocket:
             if self._ends.is_set():
                 break
         if problem:
-            kind = "" if isinstance(problem[0], ControlError | ValueError) else "a bug: "
+            kind = "" if isinstance(problem[0], OURS) else "a bug: "
             raise ControlError(f"{kind}{problem[0]}") from problem[0]
         if not outcome:
             raise ControlError("the VM has ended")

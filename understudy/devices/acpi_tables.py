@@ -43,7 +43,7 @@ ACTIVE_HIGH_LEVEL = 0x0D  # MADT, "MPS INTI Flags"
 class Layout:
     """What the tables describe."""
 
-    vcpus: int = 1
+    apic_ids: tuple[int, ...] = (0,)
     pm_port: int = 0x600
     ioapic_id: int = 1
     ioapic_gpa: int = 0xFEC0_0000
@@ -127,7 +127,7 @@ def fadt_body(layout: Layout, facs: int, dsdt: int) -> bytes:
 def madt_body(layout: Layout) -> bytes:
     """ "Multiple APIC Description Table (MADT)"."""
     parts = [struct.pack("<II", layout.lapic_gpa, 1)]  # PCAT_COMPAT: there are 8259s too
-    parts += [struct.pack("<BBBBI", 0, 8, n, n, 1) for n in range(layout.vcpus)]
+    parts += [struct.pack("<BBBBI", 0, 8, n, id, 1) for n, id in enumerate(layout.apic_ids)]
     parts.append(struct.pack("<BBBBII", 1, 12, layout.ioapic_id, 0, layout.ioapic_gpa, 0))
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))  # IRQ 0 is on input 2
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH_LEVEL))

@@ -76,26 +76,25 @@ class KvmClock(Device, name="kvmclock"):
         """Fill the guest's structure.  KeyError means #GP(0)."""
         s = self.state
         if index in (MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD):
+            self._write(value, WALL_CLOCK, *divmod(self.epoch_ns, NS_PER_SECOND))
             s.wall_clock = value
-            s.version = s.version + 2 & MASK32
-            self._write(value, WALL_CLOCK, s.version, *divmod(self.epoch_ns, NS_PER_SECOND))
         elif index in (MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD):
-            s.system_time[vcpu] = value
             if value & 1:
-                s.version = s.version + 2 & MASK32
                 now = self.clock.now()
                 body = (0, now, now, MULTIPLIER, SHIFT, TSC_STABLE, 0)
-                self._write(value & ~1, TIME_INFO, s.version, *body)
+                self._write(value & ~1, TIME_INFO, *body)
+            s.system_time[vcpu] = value
         else:
             raise KeyError(index)
 
-    def _write(self, gpa: int, layout: struct.Struct, version: int, *body: int) -> None:
-        version &= 0xFFFF_FFFE
+    def _write(self, gpa: int, layout: struct.Struct, *body: int) -> None:
+        version = self.state.version + 2 & MASK32 & ~1
         try:
             self.wires.dma.write(gpa, layout.pack(version | 1, *body))
             self.wires.dma.write(gpa, struct.pack("<I", version))
         except (IndexError, ValueError, OverflowError):
             pass  # the guest named an address without memory: KVM ignores it as well
+        self.state.version = version
 
     def inspect(self) -> dict[str, Any]:
         s = self.state

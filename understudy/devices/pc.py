@@ -23,6 +23,7 @@ from understudy.devices.message import Message
 from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
 from understudy.devices.uart16550 import Uart16550
+from understudy.devices.virtio import rng
 from understudy.devices.vmgenid import FIRST, VmGenId
 from understudy.machine.physical import PhysicalMemory
 
@@ -71,17 +72,23 @@ class PC(Board):
         who: Callable[[], int] = lambda: 0,
         ring: Callable[[], None] = lambda: None,
         ram_bytes: int = 256 * MIB,
-        vcpus: int = 1,
+        apic_ids: tuple[int, ...] = (0,),
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
+        entropy: bytes = rng.FIRST,
         high_mmio: range | None = HIGH_WINDOW,
         has_rom: bool = False,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
         self.has_rom = has_rom
-        self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
+        # The I/O APIC's number has four bits, and need not differ from local APICs' any more.
+        ioapic_id = apic_ids[-1] + 1 & 0xF
+        self.layout = acpi_tables.Layout(
+            apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio
+        )
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
+        usual = {**USUAL, "virtio_rng": {"seed": entropy}}
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
             ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
@@ -103,7 +110,7 @@ class PC(Board):
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
             ("agent", {"at": AGENT_PORT, "who": who, "ring": ring}),
-            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": len(apic_ids)}),
             (
                 "vmgenid",
                 {
@@ -115,7 +122,7 @@ class PC(Board):
         )
         for part, options in (
             *rows,
-            *((part, {**USUAL.get(part, {}), **own}) for part, own in devices),
+            *((part, {**usual.get(part, {}), **own}) for part, own in devices),
         ):
             self.add(part, **options)
         self.pic = self.part("pic8259", Pic8259)

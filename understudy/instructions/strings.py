@@ -102,6 +102,8 @@ class Places:
         known = self.pages.get((page, write))
         if known is None:
             gpa = self.translation.gpa(self.around.memory, gva, write=write)
+            if write:
+                self.around.memory.expect_write(gpa)
             known = self.pages[page, write] = gpa - offset
         return known + offset
 

@@ -2,8 +2,9 @@
 
 A virtual processor is one; this room lies below it and knows only what is listed here.
 
-Invariant: what is at a gpa is either RAM, in `memory`, or a device's, reached by `mmio_read` and
-`mmio_write`; `memory.hpa` tells which.
+Invariants: what is at a gpa is either RAM, in `memory`, or a device's, reached by `mmio_read` and
+`mmio_write`; `memory.hpa` tells which.  No device is asked for an element before what is written
+of it can be.
 """
 
 from collections.abc import Callable
@@ -33,13 +34,20 @@ class Tables(Protocol):
         """Carry out the guest's write to a traced table, inside one page."""
 
 
+class Ram(PhysicalMemory, Protocol):
+    """Guest-physical memory, of which one can ask beforehand."""
+
+    def expect_write(self, gpa: int) -> None:
+        """A page is going to be written: OutOfFrames now, not when devices were asked already."""
+
+
 class Surroundings(Protocol):
     """What a vCPU has, as far as instructions need it."""
 
     @property
     def guest(self) -> Guest: ...
     @property
-    def memory(self) -> PhysicalMemory: ...
+    def memory(self) -> Ram: ...
     @property
     def bus(self) -> Bus: ...
     @property

@@ -9,7 +9,8 @@ none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) ha
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from understudy.machine.free_runs import FreeRuns
 from understudy.machine.references import References
@@ -37,7 +38,7 @@ class Frames:
             self._free.add(first, count)
         self._references = References()
         self._discard = discard
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._is_closed = False
 
     @property
@@ -120,6 +121,18 @@ class Frames:
             for first, count in _joined(gone):
                 self._discard(first, count)
                 self._free.add(first, count)
+
+    @contextmanager
+    def exchange(self, runs: Runs, count: int) -> Iterator[None]:
+        """Nobody else takes frames while an owner gives up these runs and takes `count` frames.
+
+        OutOfFrames if there are not as many: nothing has been given up then.
+        """
+        with self._lock:
+            room = self.free_count + sum(self._references.sole(*run) for run in runs)
+            if room < count:
+                raise OutOfFrames(f"{count} frames wanted, {room} are free or its own")
+            yield
 
     def references(self, pfn: int) -> int:
         """How many owners a frame has."""

@@ -44,8 +44,10 @@ class GuestMemory:
                     gfn += part
 
     def clear(self) -> None:
-        """Make every byte zero, with frames of its own."""
-        with self.p2m.batch():
+        """Make every byte zero, with frames of its own; OutOfFrames has changed nothing."""
+        runs = [(pfn, frames) for _, pfn, frames in self.p2m]
+        needed = sum(count for _, count in self.layout())
+        with self.p2m.batch(), self.host.frames.exchange(runs, needed):
             self._release()
             self.populate()
 
@@ -87,6 +89,14 @@ class GuestMemory:
             return self._memory.read(hpa, length)
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def expect_write(self, gpa: int) -> None:
+        """A page is going to be written, if it is RAM: what that needs is there afterwards.
+
+        OutOfFrames if it needs a frame that the host has not.
+        """
+        if self.p2m.protected or self.p2m.absent:
+            self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""

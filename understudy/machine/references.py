@@ -43,6 +43,15 @@ class References:
                 return False
         return True
 
+    def sole(self, first: int, count: int) -> int:
+        """How many of these frames have one owner."""
+        found = 0
+        for number, low, high in _parts(first, count):
+            block = self._blocks.get(number, 0)
+            alike = (high - low) * (block == 1)
+            found += alike if isinstance(block, int) else block[low:high].count(1)
+        return found
+
     def add(self, first: int, count: int) -> None:
         """One more owner for each of these frames."""
         for number, low, high in _parts(first, count):

@@ -75,6 +75,7 @@ def reset_values(physical_bits: int) -> dict[int, int]:
         Msr.IA32_BIOS_SIGN_ID: 0x2B00_0600 << 32,
         Msr.MISC_FEATURES_ENABLES: 0,
         Msr.IA32_MCG_STATUS: 0,
+        Msr.IA32_XSS: 0,
         Msr.IA32_MISC_ENABLE: MISC_ENABLE_RESET,
         Msr.IA32_TSC_ADJUST: 0,
     }
@@ -115,7 +116,8 @@ class Msrs(Part):
         self.state.values = reset_values(self.model.physical_bits)
         self.note_apic_base()
         self.note_tsc_offset()
-        self.set_virtual_wire()
+        if self.model.apic_id == 0:  # the others wait, as after INIT
+            self.set_virtual_wire()
 
     def load(self, saved: dict[str, Any]) -> None:
         """The APIC and the clock are restored already: they say where its page is now."""
@@ -190,7 +192,7 @@ class Msrs(Part):
             case Msr.IA32_MISC_ENABLE:
                 ok = not value & ~MISC_ENABLE_BITS
                 value = value & ~MISC_ENABLE_FIXED | MISC_ENABLE_RESET & MISC_ENABLE_FIXED
-            case Msr.MISC_FEATURES_ENABLES:
+            case Msr.MISC_FEATURES_ENABLES | Msr.IA32_XSS:  # no component is a supervisor's
                 ok = value == 0
             case Msr.IA32_MCG_STATUS:
                 ok = not value & ~7

@@ -7,6 +7,7 @@ use crate::addr::{PAGE_OFFSET, PHYS_MASK};
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
 use crate::cpu::operand::{get_reg, mem_linear, read_op, set_reg, write_op};
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp, ud};
@@ -95,7 +96,7 @@ pub fn write_cr0(core: &mut Core, value: u64) -> Exec<()> {
     core.cr0 = new;
     core.efer = new_efer;
     if changed & cr0::PE != 0 {
-        core.cpl = 0;
+        pmu::set_level(core, 0);
     }
     core.refresh();
     if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {

@@ -8,6 +8,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::arch::msr as index;
 use crate::arch::segment::seg;
 use crate::cpu::cr;
+use crate::cpu::pmu;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
@@ -35,7 +36,7 @@ const MICROCODE: u64 = 1 << 32;
 /// IA32_MISC_ENABLE: branch trace store and PEBS are unavailable.
 const MISC_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 
-/// IA32_MISC_ENABLE: what only reads, performance monitoring among it.
+/// IA32_MISC_ENABLE: what only reads: those, and that there is performance monitoring.
 const MISC_READ_ONLY: u64 = MISC_UNAVAILABLE | 1 << 7;
 /// IA32_MISC_ENABLE: the bits that exist.  Fast strings, automatic thermal control, Enhanced
 /// SpeedStep, xTPR messages, turbo mode, and those below.
@@ -90,10 +91,12 @@ pub fn read(core: &mut Core, msr: u32) -> Option<u64> {
         index::IA32_SYSENTER_CS => m.sysenter_cs,
         index::IA32_SYSENTER_ESP => m.sysenter_esp,
         index::IA32_SYSENTER_EIP => m.sysenter_eip,
-        index::IA32_MISC_ENABLE => m.misc_enable | MISC_UNAVAILABLE,
+        index::IA32_MISC_ENABLE => m.misc_enable | MISC_READ_ONLY,
         index::IA32_DEBUGCTL => m.debugctl,
         index::IA32_PAT => m.pat,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type,
+        index::IA32_XSS => m.xss,
+        index::IA32_PKRS => m.pkrs,
         index::IA32_EFER => core.efer,
         index::IA32_STAR => m.star,
         index::IA32_LSTAR => m.lstar,
@@ -118,7 +121,7 @@ pub fn read(core: &mut Core, msr: u32) -> Option<u64> {
             let now = core.tsc();
             core.apic.rdmsr(msr, now)?
         }
-        _ => return None,
+        _ => return pmu::read(core, msr),
     })
 }
 
@@ -139,10 +142,11 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SPEC_CTRL => value & !7 == 0,
         index::IA32_PRED_CMD => value & !1 == 0,
         index::IA32_FEATURE_CONTROL => core.msr.feature_control & LOCKED == 0,
-        index::IA32_DEBUGCTL => value & !3 == 0,
+        index::IA32_DEBUGCTL => value & !(3 | pmu::FREEZE_BITS) == 0,
         index::IA32_PAT => is_pat(value),
         index::IA32_MTRR_DEF_TYPE => value & !0xCFF == 0 && matches!(value & 0xFF, 0 | 1 | 4..=6),
-        index::IA32_TSC_AUX => value >> 32 == 0,
+        index::IA32_TSC_AUX | index::IA32_PKRS => value >> 32 == 0,
+        index::IA32_XSS => value == 0, // no component is a supervisor's
         IA32_MCG_STATUS => value == 0,
         index::IA32_MISC_ENABLE => value & !MISC_KNOWN == 0,
         index::IA32_SYSENTER_ESP
@@ -171,6 +175,8 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,
+        index::IA32_XSS => m.xss = value,
+        index::IA32_PKRS => m.pkrs = value,
         index::IA32_EFER => return cr::write_efer(core, value),
         index::IA32_STAR => m.star = value,
         index::IA32_LSTAR => m.lstar = value,
@@ -181,7 +187,7 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_KERNEL_GS_BASE => m.kernel_gs_base = value,
         index::IA32_TSC_AUX => m.tsc_aux = value,
         index::IA32_PRED_CMD | index::IA32_BIOS_SIGN_ID | IA32_MCG_STATUS => {}
-        _ => return Err(gp(0)),
+        _ => return pmu::write(core, msr, value).ok_or_else(|| gp(0)),
     }
     core.attention = 1;
     Ok(())

@@ -11,7 +11,9 @@ use crate::bus::Agent;
 use crate::code::NOBODY;
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
+use crate::cpu::random::Random;
 use crate::cpu::vector::Vectors;
 use crate::dbt::home::Bell;
 use crate::dbt::tables::Tables;
@@ -99,6 +101,8 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub feature_control: u64,
     pub mtrr_def_type: u64,
+    pub xss: u64,
+    pub pkrs: u64,
 }
 
 impl Default for Msrs {
@@ -120,6 +124,8 @@ impl Default for Msrs {
             spec_ctrl: 0,
             feature_control: 5, // locked, VMX outside SMX
             mtrr_def_type: 0xC06,
+            xss: 0,
+            pkrs: 0,
         }
     }
 }
@@ -230,6 +236,14 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// Performance monitoring.
+    pub pmu: Pmu,
+    /// The state components that XSAVE and its kin may save.
+    pub xcr0: u64,
+    /// Protection-key rights for user pages.
+    pub pkru: u32,
+    /// Where RDRAND and RDSEED get their numbers.
+    pub random: Random,
     /// Interrupt shadow.
     pub shadow: Shadow,
     /// The one that the instruction which executes is in.
@@ -326,6 +340,10 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            pmu: Pmu::default(),
+            xcr0: 1,
+            pkru: 0,
+            random: Random::of_processor(apic_id),
             shadow: Shadow::None,
             shadowed: Shadow::None,
             nmi_blocked: false,

@@ -490,23 +490,7 @@ impl Dbt {
         gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
-        self.tell_x87(core, |core| core.fx.pending() != 0);
-    }
-
-    /// Take over which x87 instruction generated code executed last.
-    fn tell_x87(&mut self, core: &mut Core, is_pending: impl Fn(&Core) -> bool) {
-        let number = std::mem::take(&mut core.jit.x87);
-        if number == 0 {
-            return;
-        }
-        let memory = std::mem::take(&mut core.jit.x87_memory);
-        let is_pending = is_pending(core);
-        // (With unmasked exceptions no other one follows.)
-        for (n, is_pending) in [(memory, is_pending && memory == number), (number, is_pending)] {
-            if let Some(last) = self.tools.x87.get((n as usize).wrapping_sub(1)) {
-                core.note_x87(*last, core.jit.x87_data, is_pending);
-            }
-        }
+        self.tell_x87(core, 0, |core| core.fx.pending() != 0);
     }
 
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).

@@ -50,6 +50,29 @@ pub struct Intent {
     pub smap: bool,
 }
 
+/// The rights that protection keys leave, two bits a key (SDM 3A, "Protection Keys"): 0 refuses
+/// nothing, and so does what is not in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keys {
+    /// PKRU: for user pages.
+    pub user: u32,
+    /// IA32_PKRS: for supervisor pages.
+    pub supervisor: u32,
+}
+
+impl Keys {
+    /// Whether a page's key refuses an access; `heeds_writes`: of a user, or under CR0.WP.
+    #[must_use]
+    pub fn refuses(&self, key: u8, page_is_user: bool, access: Access, heeds_writes: bool) -> bool {
+        let rights = if page_is_user { self.user } else { self.supervisor } >> (2 * key);
+        match access {
+            Access::Fetch => false,
+            Access::Read => rights & 1 != 0,
+            Access::Write => rights & 1 != 0 || rights & 2 != 0 && heeds_writes,
+        }
+    }
+}
+
 /// One reference of a walk, for observers: (is host dimension, level, address, entry).
 pub type Reference = (bool, u8, u64, u64);
 
@@ -74,6 +97,8 @@ pub struct Walked {
     pub global: bool,
     /// Dirty flags set and the EPT allows writes: a later write needs no walk.
     pub dirty: bool,
+    /// The protection key; 0 where the format has none.
+    pub key: u8,
 }
 
 /// Why there is no translation.
@@ -120,6 +145,8 @@ pub struct Walker<'a> {
     pub log: Option<&'a mut Vec<Reference>>,
     /// Shorten walks by these, under this address-space number: the processor's own walks.
     pub caches: Option<(&'a mut Caches, u32)>,
+    /// Refuse what these do.
+    pub keys: Keys,
 }
 
 struct HostPage {
@@ -146,13 +173,13 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
 impl<'a> Walker<'a> {
     /// The processor's own: sets flags, counts, uses the translation caches.
     pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
-        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)) }
+        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)), keys: Keys::default() }
     }
 
     /// An observer's: without effects.
     #[must_use]
     pub fn observer(mem: &'a Memory) -> Self {
-        Self { mem, counts: None, log: None, caches: None }
+        Self { mem, counts: None, log: None, caches: None, keys: Keys::default() }
     }
 
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
@@ -218,6 +245,7 @@ impl<'a> Walker<'a> {
                 execute: host.rights & ept::X != 0,
                 global: false,
                 dirty: host.rights & ept::W != 0 && host.dirty,
+                key: 0,
             });
         };
         let is_long = s.efer & efer::LMA != 0;
@@ -242,12 +270,13 @@ impl<'a> Walker<'a> {
         };
         let size = usize::from(format.entry_bytes);
         let (mut user, mut write, mut execute) = (true, true, true);
-        let mut passed = [const { None }; format::MOST_LEVELS];
+        let (mut unmarked, mut tables) = (Vec::new(), Vec::new()); // seldom more than nothing
+        let keeps_tables = self.caches.as_ref().is_some_and(|(caches, _)| caches.has_structures());
         let (first, mut known) = self.known_table(format, gva);
         if let Some(t) = known {
             (table, user, write, execute) = (t.gpa, t.user, t.write, t.execute);
         }
-        for (n, level) in format.levels.iter().enumerate().skip(first) {
+        for level in format.levels.iter().skip(first) {
             let index = gva >> level.shift & ((1 << level.bits) - 1);
             let at = table + index * size as u64;
             // A table access counts as a write for the EPT when its accessed/dirty flags are on.
@@ -259,7 +288,9 @@ impl<'a> Walker<'a> {
                 self.host(s, at, how, Some(gva), false)?
             };
             let hpa = place.hpa & !PAGE_OFFSET;
-            let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
+            if keeps_tables {
+                tables.push(Table { gpa: table, hpa, rights: place.rights, user, write, execute });
+            }
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
@@ -274,7 +305,9 @@ impl<'a> Walker<'a> {
             write &= entry & pte::RW != 0;
             execute &= !nx || entry & pte::XD == 0;
             if !is_page {
-                passed[n] = Some((place, at, entry, found));
+                if entry & pte::A == 0 {
+                    unmarked.push((place, at, entry));
+                }
                 table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
                 continue;
             }
@@ -286,8 +319,12 @@ impl<'a> Walker<'a> {
                 (Access::Write, false) => !(user && intent.smap) && (write || s.cr0 & cr0::WP == 0),
                 (Access::Fetch, false) => execute && !(user && s.cr4 & cr4::SMEP != 0),
             };
-            if !allowed {
-                return Err(Refusal::PageFault(code(pf::P)).into());
+            let key = if is_long { (entry >> 59) as u8 & 0xF } else { 0 };
+            let heeds_writes = intent.user || s.cr0 & cr0::WP != 0;
+            let by_key = self.keys.refuses(key, user, intent.access, heeds_writes);
+            if !allowed || by_key {
+                let by_key = if by_key { pf::PK } else { 0 };
+                return Err(Refusal::PageFault(code(pf::P) | by_key).into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let frame = if size == 4 && level.number == 2 {
@@ -297,12 +334,12 @@ impl<'a> Walker<'a> {
             };
             let gpa = frame | (gva & mask);
             // Only a walk that leads to a translation uses its entries (decision 0034).
-            for (place, at, entry, _) in passed.iter().flatten() {
-                self.set_guest_flags(place, *at, size, *entry, pte::A)?;
+            for (place, at, entry) in unmarked {
+                self.set_guest_flags(&place, at, size, entry, pte::A)?;
             }
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
             self.set_guest_flags(&place, at, size, entry, wants)?;
-            self.note_tables(format, gva, first, passed.map(|p| p.map(|p| p.3)), found);
+            self.note_tables(format, gva, first, &tables);
             let host = self.host(s, gpa, intent.access, Some(gva), true)?;
             return Ok(Walked {
                 gpa,
@@ -314,25 +351,17 @@ impl<'a> Walker<'a> {
                 execute: execute && host.rights & ept::X != 0,
                 global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
                 dirty: (entry | wants) & pte::D != 0 && host.rights & ept::W != 0 && host.dirty,
+                key,
             });
         }
         unreachable!("the last level of every format maps a page")
     }
 
-    /// Keep the tables that a walk from level `first` on went through, the last one included.
-    fn note_tables(
-        &mut self,
-        format: &Format,
-        gva: u64,
-        first: usize,
-        passed: [Option<Table>; format::MOST_LEVELS],
-        last: Table,
-    ) {
+    /// Keep the tables that a walk from level `first` on went through.
+    fn note_tables(&mut self, format: &Format, gva: u64, first: usize, tables: &[Table]) {
         let Some((caches, asn)) = &mut self.caches else { return };
-        let tables = passed.into_iter().flatten().chain([last]);
-        for (n, found) in tables.enumerate().map(|(i, found)| (first + i, found)).skip(1) {
-            let above = &format.levels[n - 1];
-            caches.note_table(*asn, above.number, above.shift, gva, found);
+        for (table, above) in tables.iter().skip(1).zip(&format.levels[first..]) {
+            caches.note_table(*asn, above.number, above.shift, gva, *table);
         }
     }
 

@@ -168,7 +168,10 @@ impl Processor {
         self.go(py, Some(vmx::vmresume), budget)
     }
 
-    /// Make `run` return soon (within about a millisecond); callable from any thread.
+    /// Make `run` return soon; callable from any thread.
+    ///
+    /// Within about a millisecond; within one block of code once two processors of the memory have
+    /// run at the same time.
     ///
     /// In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
     /// intr_info clear.  Otherwise a KICK stop.
@@ -284,6 +287,20 @@ impl Processor {
         normalize(&mut fx);
         let mut machine = self.shared.lock()?;
         (machine.core.fx, machine.core.pointers) = (fx, pointers);
+        Ok(())
+    }
+
+    /// PKRU and IA32_PKRS.
+    fn protection_keys(&self) -> PyResult<(u32, u64)> {
+        let core = &self.shared.lock()?.core;
+        Ok((core.pkru, core.msr.pkrs))
+    }
+
+    /// Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from.
+    fn stir(&self, bytes: [u8; 32]) -> PyResult<()> {
+        let (words, _) = bytes.as_chunks::<8>();
+        let seed = std::array::from_fn(|n| u64::from_le_bytes(words[n]));
+        self.shared.lock()?.core.random.stir(seed);
         Ok(())
     }
 

@@ -84,6 +84,7 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID
         | secondary::RDSEED_EXITING
+        | secondary::ENABLE_XSAVES
         | secondary::USE_TSC_SCALING,
 );
 
@@ -92,6 +93,7 @@ pub const EXIT: Allowed = Allowed::new(
     0x0003_6DFF,
     exit::SAVE_DEBUG_CONTROLS,
     exit::HOST_ADDRESS_SPACE_SIZE
+        | exit::LOAD_PERF_GLOBAL_CTRL
         | exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT
         | exit::SAVE_PAT
         | exit::LOAD_PAT
@@ -104,7 +106,7 @@ pub const EXIT: Allowed = Allowed::new(
 pub const ENTRY: Allowed = Allowed::new(
     0x11FF,
     entry::LOAD_DEBUG_CONTROLS,
-    entry::IA32E_MODE_GUEST | entry::LOAD_PAT | entry::LOAD_EFER,
+    entry::IA32E_MODE_GUEST | entry::LOAD_PERF_GLOBAL_CTRL | entry::LOAD_PAT | entry::LOAD_EFER,
 );
 
 /// CR3-target values.

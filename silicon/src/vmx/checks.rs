@@ -7,6 +7,7 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer};
 use crate::arch::exception::vector;
 use crate::arch::vmcs as f;
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::controls::{Controls, entry, exit, pin, primary, secondary};
@@ -159,6 +160,10 @@ pub(crate) fn host_state(core: &Core, c: &Controls) -> Result<(), Broken> {
     rule(h(f::HOST_CR3) & !PHYS_MASK == 0, "host CR3 exceeds the physical-address width")?;
     let canonical = [f::HOST_SYSENTER_ESP, f::HOST_SYSENTER_EIP].iter().all(|&field| is_canonical(h(field)));
     rule(canonical, "host IA32_SYSENTER_ESP and IA32_SYSENTER_EIP must be canonical")?;
+    if c.exit(exit::LOAD_PERF_GLOBAL_CTRL) {
+        let global = h(f::HOST_PERF_GLOBAL_CTRL);
+        rule(global & !pmu::GLOBAL == 0, "host IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
+    }
     if c.exit(exit::LOAD_PAT) {
         rule(is_pat(h(f::HOST_PAT)), "host IA32_PAT names a reserved memory type")?;
     }

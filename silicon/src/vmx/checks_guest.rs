@@ -5,6 +5,7 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
 use crate::arch::vmcs as f;
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::checks::{Broken, is_canonical, is_frame, is_pat, rule};
@@ -13,7 +14,7 @@ use crate::vmx::controls::{Controls, entry, pin, secondary};
 use crate::vmx::entry::GuestState;
 
 /// Bits of IA32_DEBUGCTL that may be 1: LBR, BTF.
-pub(crate) const DEBUGCTL_KNOWN: u64 = 3;
+pub(crate) const DEBUGCTL_KNOWN: u64 = 3 | pmu::FREEZE_BITS;
 /// PDPTE bits that must be 0 in a present entry of PAE paging.
 pub(crate) const PDPTE_RESERVED: u64 = 0x1E6 | !PHYS_MASK;
 
@@ -71,6 +72,9 @@ fn control_registers(c: &Controls, g: &GuestState) -> Result<(), Broken> {
     }
     let sysenter = is_canonical(g.sysenter_esp) && is_canonical(g.sysenter_eip);
     rule(sysenter, "guest IA32_SYSENTER_ESP and IA32_SYSENTER_EIP must be canonical")?;
+    if c.entry(entry::LOAD_PERF_GLOBAL_CTRL) {
+        rule(g.perf_global_ctrl & !pmu::GLOBAL == 0, "guest IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
+    }
     if c.entry(entry::LOAD_PAT) {
         rule(is_pat(g.pat), "guest IA32_PAT names a reserved memory type")?;
     }

@@ -57,6 +57,7 @@ pub mod secondary {
     pub const ENABLE_INVPCID: u32 = 1 << 12;
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
+    pub const ENABLE_XSAVES: u32 = 1 << 20;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
@@ -65,6 +66,7 @@ pub mod exit {
     #![allow(missing_docs)]
     pub const SAVE_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const HOST_ADDRESS_SPACE_SIZE: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 12;
     pub const ACKNOWLEDGE_INTERRUPT_ON_EXIT: u32 = 1 << 15;
     pub const SAVE_PAT: u32 = 1 << 18;
     pub const LOAD_PAT: u32 = 1 << 19;
@@ -78,6 +80,7 @@ pub mod entry {
     #![allow(missing_docs)]
     pub const LOAD_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const IA32E_MODE_GUEST: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 13;
     pub const LOAD_PAT: u32 = 1 << 14;
     pub const LOAD_EFER: u32 = 1 << 15;
 }
@@ -162,6 +165,8 @@ controls! {
     msr_bitmaps: MSR_BITMAPS,
     /// TSC offset.
     tsc_offset: TSC_OFFSET,
+    /// XSS-exiting bitmap.
+    xss_exiting: XSS_EXITING_BITMAP,
     /// TSC multiplier.
     tsc_multiplier: TSC_MULTIPLIER,
     /// Virtual-APIC address.

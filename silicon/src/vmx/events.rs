@@ -62,6 +62,7 @@ fn is_calm(core: &Core) -> bool {
         && v.trap_exit.is_none()
         && v.mtf.is_none()
         && !core.nmi_pending
+        && !core.pmu.is_news
         && !v.controls.primary(primary::NMI_WINDOW_EXITING)
         && core.apic.pending().is_none()
 }

@@ -6,6 +6,7 @@ use crate::arch::exit::{Exit, reason};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::arch::vmcs as f;
 use crate::cpu::event::{Event, Kind};
+use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Core, Shadow};
 use crate::vmx::checks_guest::{are_pdptes, pdptes_at};
 use crate::vmx::controls::{Controls, entry, exit, pin, secondary};
@@ -271,6 +272,10 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     if c.exit(exit::LOAD_PAT) {
         core.msr.pat = h(core, f::HOST_PAT);
     }
+    if c.exit(exit::LOAD_PERF_GLOBAL_CTRL) {
+        let value = h(core, f::HOST_PERF_GLOBAL_CTRL);
+        pmu::load_global(core, value);
+    }
     let first = core.vmx.current.wrapping_add(f::offset(f::HOST_ES));
     for (i, s) in core.seg.iter_mut().enumerate() {
         let selector = core.mem.load(first + 8 * i as u64, 2) as u16;
@@ -288,7 +293,7 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     core.rip = h(core, f::HOST_RIP);
     core.gpr[4] = h(core, f::HOST_RSP);
     core.rflags = rflags::FIXED1;
-    core.cpl = 0;
+    pmu::set_level(core, 0);
     core.shadow = Shadow::None;
     core.activity = Activity::Active;
     core.pending_db = 0;

@@ -174,6 +174,12 @@ impl Vmx {
         !self.non_root || self.controls.secondary(controls::secondary::ENABLE_RDTSCP)
     }
 
+    /// Whether XSAVES and XRSTORS exist here and now ("enable XSAVES/XRSTORS").
+    #[must_use]
+    pub fn has_xsaves(&self) -> bool {
+        !self.non_root || self.controls.secondary(controls::secondary::ENABLE_XSAVES)
+    }
+
     /// Whether CR0.PE and CR0.PG are free ("unrestricted guest").
     #[must_use]
     pub fn is_unrestricted(&self) -> bool {

@@ -193,3 +193,17 @@ def test_the_bookkeeping_does_not_grow_with_use() -> None:
     frames.claim(0, 4096)
     frames.free(0, 4096)
     assert frames._references._blocks == {}
+
+
+def test_an_exchange_has_room_or_changes_nothing() -> None:
+    frames = Frames(1, 1000)
+    ours, shared = frames.allocate(600), frames.allocate(300)
+    frames.share(shared, 300)
+    runs = [(ours, 600), (shared, 300)]
+    with frames.exchange(runs, 700):  # 600 that are nobody else's, 100 that are free
+        frames.free_all(runs)
+        frames.allocate_runs(700)
+    assert (frames.free_count, frames.references(shared)) == (0, 1)
+    with pytest.raises(OutOfFrames), frames.exchange([(shared, 1)], 2):
+        pytest.fail("there is no room")
+    assert (frames.free_count, frames.references(shared)) == (0, 1)

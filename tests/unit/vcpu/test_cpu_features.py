@@ -15,6 +15,7 @@ ALL_CR4 = (1 << 64) - 1
 PLACES: dict[type[Bits], tuple[int, int, int]] = {
     cpuid.Leaf1Ecx: (1, 0, 2), cpuid.Leaf1Edx: (1, 0, 3), cpuid.Leaf7Ebx: (7, 0, 1),
     cpuid.Leaf7Ecx: (7, 0, 2), cpuid.Leaf7Edx: (7, 0, 3), cpuid.Leaf7Sub2Edx: (7, 2, 3),
+    cpuid.LeafDSub1Eax: (0xD, 1, 0),
     cpuid.LeafExt1Ecx: (0x8000_0001, 0, 2), cpuid.LeafExt1Edx: (0x8000_0001, 0, 3),
 }  # fmt: skip
 """Leaf, sub-leaf and register of each word."""
@@ -62,7 +63,7 @@ def test_the_models_differ_as_said() -> None:
     poor, rich = ({text: CpuModel(host, text).shown for text in MODELS} for host in ({}, RICH))
     assert poor["baseline"] == rich["baseline"]
     assert rich["baseline"] < rich["understudy"] < rich["max"] == FEATURES.keys()
-    assert {"smap", "umip", "sha"} <= rich["max"] - rich["understudy"]
+    assert {"smap", "pks", "sha"} <= rich["max"] - rich["understudy"]
     assert CpuModel(RICH).shown == rich["understudy"]
 
 

@@ -21,16 +21,17 @@ class Part(NamedTuple):
 
     setting: Callable[[], AbstractContextManager[Round]]
     rounds: int
+    boots: bool  # a guest that must be fetched
 
 
 PARTS: dict[str, Part] = {}
 
 
-def part(rounds: int) -> Callable[[Callable[[], Iterator[Round]]], None]:
+def part(rounds: int, *, boots: bool = False) -> Callable[[Callable[[], Iterator[Round]]], None]:
     """Put the setting of a part, a generator of its one `Round`, into the table."""
 
     def add(setting: Callable[[], Iterator[Round]]) -> None:
-        PARTS[setting.__name__] = Part(contextmanager(setting), rounds)
+        PARTS[setting.__name__] = Part(contextmanager(setting), rounds, boots)
 
     return add
 

@@ -36,9 +36,11 @@ def clients() -> Iterator[Round]:
         vm.memory.write(CODE, b"\xeb\xfe")
         vm.enter(protected_mode("walls", CODE))
         path, ends = Path(folder) / "vm.sock", list[Stop]()
+        files: list[int] = []  # descriptors, before each round
         thread = threading.Thread(target=lambda: ends.append(vm.go()))
 
         def one(chance: random.Random) -> None:
+            files.append(len(list(Path("/proc/self/fd").iterdir())))
             with contextlib.ExitStack() as stack:
                 for _ in range(chance.randrange(1, MOST_CLIENTS + 4)):
                     client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -48,6 +50,7 @@ def clients() -> Iterator[Round]:
                 assert ask(path, {"do": "status"}, timeout_s=30)["name"] == "vm"
             assert not ends, ends
             assert threading.active_count() < MOST_CLIENTS + 10
+            assert files[-1] <= files[0] + MOST_CLIENTS, "descriptors are leaked"
 
         with ControlSocket(vm, path):
             thread.start()

@@ -19,10 +19,14 @@ from tests.unit.guests.kernels import MAIN, bzimage, compress, elf32, elf64, pvh
 from tests.walls.campaigns import Round, part
 from tests.walls.campaigns.mutations import mutated
 from understudy.guests import GuestError, deb, initramfs, load, loader, payload
+from understudy.machine.host import Host
+from understudy.verdict import StopKind
+from understudy.vm import VM
 
 RAM = 20 * MIB
 MORE = 512 << 10  # KiB that a campaign may need on top of what it had: the limit, a few times
 LIMIT = 32 << 20  # in place of a gigabyte, so that bombs go off quickly
+OUTSIDE = {StopKind.UNTIL, StopKind.WALL, StopKind.STOPPED}  # nobody asks for these
 METHODS = (None, None, None, *loader.METHODS)
 PACKERS = ("gzip", "XZ", "ZSTD", "LZ4")
 
@@ -111,6 +115,28 @@ def kernels() -> Iterator[Round]:
 
     with _limited():
         yield one
+
+
+@part(rounds=60)
+def booted_kernels() -> Iterator[Round]:
+    """The same in a VM, which runs what was loaded, beside one whose memory it must not see."""
+    with Host("128M") as host, VM("2M", host=host) as neighbor, VM("24M", host=host) as vm:
+        before = neighbor.memory.read(0, neighbor.memory.size)
+        free = host.frames.free_count
+
+        def one(chance: random.Random) -> None:
+            method = chance.choice(METHODS)
+            with _ours(), contextlib.suppress(UnicodeError):
+                vm.boot(lambda machine: load(machine.memory, kernel(chance), method=method))
+                end = vm.clock.now() + 2_000_000
+                stop = vm.go(budget=3000, deadline_ns=end, reboot=False)
+                assert stop.kind in set(StopKind) - OUTSIDE, stop
+            vm.describe()
+            assert neighbor.memory.read(0, neighbor.memory.size) == before, "foreign writes"
+            assert host.frames.free_count == free
+
+        with _limited():
+            yield one
 
 
 @part(rounds=250)

@@ -80,12 +80,13 @@ handles(Reason.RDMSR)(instructions.rdmsr)  # of an MSR whose bit in the MSR bitm
 handles(Reason.WRMSR)(instructions.wrmsr)
 handles(Reason.VMCALL)(instructions.vmcall)
 handles(Reason.RDPMC)(instructions.rdpmc)
+handles(Reason.XSETBV)(instructions.xsetbv)
 handles(Reason.INVD, Reason.WBINVD)(instructions.cache_control)
 handles(
     Reason.GETSEC, Reason.VMCLEAR, Reason.VMLAUNCH, Reason.VMPTRLD, Reason.VMPTRST, Reason.VMREAD,
     Reason.VMRESUME, Reason.VMWRITE, Reason.VMXOFF, Reason.VMXON, Reason.INVEPT, Reason.INVVPID,
-    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.XSETBV,
-    Reason.RSM, Reason.ENCLS,
+    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.RSM,
+    Reason.ENCLS,
 )(instructions.not_offered)  # fmt: skip
 
 

@@ -122,8 +122,16 @@ class Operation:
         write(Vmcs.MSR_BITMAPS, self.bitmap)
         write(Vmcs.VPID, VPID)
 
-    def choose_exits(self, primary: PrimaryControls, secondary: SecondaryControls) -> int:
-        """Ask for these exits beside those of every guest.  Returns the primary controls."""
+    def choose_exits(
+        self,
+        primary: PrimaryControls,
+        secondary: SecondaryControls,
+        optional: SecondaryControls,
+    ) -> int:
+        """Ask for these exits beside those of every guest.  Returns the primary controls.
+
+        `optional`: what a processor can do without that does not have it.
+        """
         wanted = PrimaryControls(
             ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
             UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
@@ -136,13 +144,13 @@ class Operation:
         ))  # fmt: skip
         second = allowed(
             SecondaryControls(secondary | SecondaryControls(ENABLE_VPID=1)),
-            SecondaryControls(
-                ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
-            ),
+            optional,
             self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
         )
         self.write(Vmcs.PRIMARY_CONTROLS, chosen)
         self.write(Vmcs.SECONDARY_CONTROLS, int(second))
+        if second.ENABLE_XSAVES:
+            self.write(Vmcs.XSS_EXITING_BITMAP, 0)
         return chosen
 
     def intercept(self, msr: int, exits: bool) -> None:

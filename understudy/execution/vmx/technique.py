@@ -16,7 +16,7 @@ from typing import Any, Final
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
-from understudy.arch.vmx_controls import PrimaryControls
+from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import (
     ControlRegisters,
@@ -102,9 +102,15 @@ class Vmx(GuestState, Execution, name="vmx"):
         )
 
     def _choose_exits(self) -> None:
-        kept = self.kept
-        self.primary = self.operation.choose_exits(kept.primary, kept.secondary)
+        kept, shown = self.kept, self.model.shown
+        optional = SecondaryControls(  # what lets the guest have an instruction, or not have it
+            ENABLE_RDTSCP=int("rdtscp" in shown), ENABLE_INVPCID=int("invpcid" in shown),
+            ENABLE_XSAVES=int("xsaves" in shown),
+            RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
+        )  # fmt: skip
+        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
         self.current_primary = self.primary
+        self.operation.intercept(Msr.IA32_PKRS, "pks" not in shown)
 
     def use(self, paging: Paging) -> None:
         values = self.control()
@@ -223,10 +229,6 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~Interruptibility.NMI.mask)
 
     # --- time ---
-
-    @property
-    def tsc(self) -> int:
-        return self.processor.tsc
 
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)
