@@ -55,7 +55,11 @@ pub struct Bus {
     running: AtomicU32,
     is_locked: AtomicBool,
     is_parallel: AtomicBool,
+    /// Everybody knows that they are.
+    is_parallel_known: AtomicBool,
     changes: AtomicU64,
+    /// Those of them that are marks of code.
+    marks: AtomicU64,
 }
 
 /// A processor on the bus.
@@ -110,6 +114,12 @@ impl Bus {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(SeqCst)
+    }
+
+    /// How many frames were marked.
+    #[must_use]
+    pub fn marks(&self) -> u64 {
+        self.marks.load(SeqCst)
     }
 
     /// Something was taken away; the number of the change.
@@ -232,7 +242,7 @@ impl Agent {
         self.caught_up.store(0, SeqCst);
         let others = self.bus.running.fetch_add(1, SeqCst);
         self.bus.give_way();
-        if others > 0 && !self.bus.is_parallel() {
+        if others > 0 && !self.bus.is_parallel_known.load(Acquire) {
             self.begin_parallel();
         }
     }
@@ -242,12 +252,13 @@ impl Agent {
         self.caught_up.store(ABSENT, SeqCst);
     }
 
-    /// Two are present for the first time: until the others know of it nothing is executed here.
+    /// Two are present for the first time: nothing is executed here until the others know of it.
     #[cold]
     fn begin_parallel(&self) {
         self.bus.is_parallel.store(true, SeqCst);
         let change = self.bus.change();
         self.wait_for(change, || self.caught_up.store(change, SeqCst));
+        self.bus.is_parallel_known.store(true, Release);
     }
 
     /// Wait until all others that are present know of a change; `meanwhile` catches up with theirs.
@@ -287,15 +298,19 @@ impl Core {
 
     #[cold]
     fn give_up(&mut self) {
-        let (mem, base) = (self.mem.clone(), self.mem.base() as u64);
-        self.tlb.l1_protect_where(|host| {
-            let pfn = host.wrapping_sub(base) >> 12;
-            let is_code = mem.is_code(pfn);
-            if is_code {
-                mem.report_code(pfn, self.holder, &self.agent);
-            }
-            is_code
-        });
+        let marks = self.agent.bus.marks();
+        if self.marks != marks {
+            self.marks = marks;
+            let (mem, base) = (self.mem.clone(), self.mem.base() as u64);
+            self.tlb.l1_protect_where(|host| {
+                let pfn = host.wrapping_sub(base) >> 12;
+                let is_code = mem.is_code(pfn);
+                if is_code {
+                    mem.report_code(pfn, self.holder, &self.agent);
+                }
+                is_code
+            });
+        }
         let now = (self.mem.dirty_epoch(), self.agent.bus.is_parallel());
         if (self.dirty_epoch, self.is_parallel) != now {
             (self.dirty_epoch, self.is_parallel) = now;
@@ -303,8 +318,12 @@ impl Core {
         }
     }
 
-    /// Note a change of one's own, which others have to catch up with.
-    pub fn change(&mut self) -> u64 {
+    /// Tell the bus that this processor has marked a frame; the number of the change.
+    pub fn tell_mark(&mut self) -> u64 {
+        // (One's own is no news, unless there is other.)
+        if self.agent.bus.marks.fetch_add(1, SeqCst) == self.marks {
+            self.marks += 1;
+        }
         let change = self.agent.bus.change();
         if change == self.caught_up + 1 {
             self.caught_up = change;

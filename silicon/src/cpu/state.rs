@@ -288,6 +288,8 @@ pub struct Core {
     pub agent: Arc<Agent>,
     /// The changes on the bus that were looked at.
     pub caught_up: u64,
+    /// The marks of code that were.
+    pub marks: u64,
     /// [`Memory::dirty_epoch`] since which generated code's writable pages are marked dirty.
     pub dirty_epoch: u64,
     /// Others may run at the same time.
@@ -309,7 +311,7 @@ impl Core {
         bell: Bell,
     ) -> io::Result<&mut Core> {
         let agent = mem.bus().join(bell);
-        let caught_up = agent.bus().changes();
+        let (caught_up, marks) = (agent.bus().changes(), agent.bus().marks());
         let dirty_epoch = mem.dirty_epoch();
         let is_parallel = agent.bus().is_parallel();
         let entries = Zeroed::new(tlb::ENTRIES)?;
@@ -364,6 +366,7 @@ impl Core {
             vectors: Vectors::default(),
             agent: agent,
             caught_up: caught_up,
+            marks: marks,
             dirty_epoch: dirty_epoch,
             is_parallel: is_parallel,
             holder: NOBODY,

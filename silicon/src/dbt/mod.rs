@@ -450,7 +450,7 @@ impl Dbt {
         if is_new {
             let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
             core.tlb.l1_protect_where(|page| page == host);
-            let change = core.change();
+            let change = core.tell_mark();
             if core.is_parallel && core.mem.code().is_granted(pfn) {
                 core.agent.clone().wait_for(change, || core.catch_up());
                 core.mem.code().revoke(pfn);
