@@ -16,7 +16,7 @@ from understudy.arch.cr import CR4
 from understudy.arch.exception import Vector
 from understudy.execution.vmx.operation import PASSED
 from understudy.vcpu.activity import Activity, Goal
-from understudy.verdict import ASLEEP
+from understudy.verdict import ASLEEP, OVER
 from understudy.vm import VM
 
 MASK32, MASK64 = (1 << 32) - 1, (1 << 64) - 1
@@ -44,7 +44,7 @@ Answer = tuple[int, ...]
 class Msr(NamedTuple):
     """What was found out about one MSR."""
 
-    index: int
+    number: int
     reset: int | None  # None: it cannot be read
     writable: int  # bits that keep what is written
     ignored: int  # bits that may be written, and stay as they are
@@ -86,8 +86,9 @@ class Probe:
         guest.set_gpr(RSP, STACK_GPA)
         for name, value in registers.items():
             guest.set_gpr({"eax": RAX, "ecx": RCX, "edx": RDX, "ebp": RBP}[name], value)
-        found = vcpu.run(Goal())
-        assert found is ASLEEP, found
+        while (end := vcpu.run(Goal())) is OVER:
+            pass
+        assert end is ASLEEP, end
         return guest.rip != FAULT + 1
 
     def read(self, index: int) -> int | None:

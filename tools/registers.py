@@ -32,8 +32,13 @@ WORDS: Final[dict[tuple[int, int, str], type[Bits]]] = {
     (0xD, 1, "EAX"): words.LeafDSub1Eax,
     (0x8000_0001, 0, "ECX"): words.LeafExt1Ecx, (0x8000_0001, 0, "EDX"): words.LeafExt1Edx,
     (0x4000_0001, 0, "EAX"): words.KvmFeatures,
+    (0xA, 0, "EAX"): words.Leaf0AEax, (0xA, 0, "EDX"): words.Leaf0AEdx,
+    (0xD, 1, "EAX"): words.LeafDSub1Eax,
 }  # fmt: skip
-"""Registers of CPUID whose bits are features."""
+"""Registers of CPUID whose bits have names."""
+
+FEATURE_WORDS: Final = {one.word for one in FEATURES.values()} - {words.Leaf0AEax}
+"""Those whose bits a user chooses."""
 
 X2APIC: Final = range(Index.X2APIC_FIRST, Index.X2APIC_LAST + 1)
 SEARCHED: Final = (
@@ -118,21 +123,21 @@ def merged(found: Sequence[Msr]) -> Iterator[tuple[Msr, Msr]]:
     left = list(found)
     while left:
         first = last = left.pop(0)
-        while left and left[0].index == last.index + 1 and left[0][1:] == first[1:]:
+        while left and left[0].number == last.number + 1 and left[0][1:] == first[1:]:
             last = left.pop(0)
         yield first, last
 
 
 def msr_row(first: Msr, last: Msr) -> Sequence[object]:
     """The row of one register, or of several that are alike."""
-    number, name = f"{first.index:X}H", name_of(first.index)
-    if last.index != first.index:
-        number, name = f"{number} … {last.index:X}H", f"{name} … {name_of(last.index)}"
+    number, name = f"{first.number:X}H", name_of(first.number)
+    if last.number != first.number:
+        number, name = f"{number} … {last.number:X}H", f"{name} … {name_of(last.number)}"
     reset = "write-only" if first.reset is None else "runs" if first.runs else f"{first.reset:#x}"
     written = "canonical" if first.is_canonical else bits_of(first.writable)
     if not first.writable | first.ignored:
         written = "read-only" if first.reset is not None else "only 0"
-    return number, name, reset, written, bits_of(first.ignored), feature_of(first.index)
+    return number, name, reset, written, bits_of(first.ignored), feature_of(first.number)
 
 
 # --- CPUID ---
@@ -159,8 +164,7 @@ def leaf_rows(models: Sequence[CpuModel]) -> Iterator[Sequence[object]]:
             values = [answer[n] for answer in answers]
             if any(values):
                 word = WORDS.get((leaf, subleaf, register))
-                is_features = word is not None and word is not words.KvmFeatures
-                note = "features" if is_features else word(values[0]) if word else ""
+                note = "features" if word in FEATURE_WORDS else word(values[0]) if word else ""
                 place = f"{leaf:02X}H" + (f".{subleaf}" if leaf in models[0].indexed else "")
                 yield place, register, *(f"{value:#x}" for value in values), note
 
@@ -170,7 +174,7 @@ def feature_rows(models: Sequence[CpuModel]) -> Iterator[Sequence[object]]:
     places = {word: place for place, word in WORDS.items()}
     for name, one in FEATURES.items():
         leaf, subleaf, register = places[one.word]
-        bit = getattr(one.word, one.bit).low
+        bit = bits_of(getattr(one.word, one.bit).mask)
         shown = ", ".join(each.text for each in models if name in each.shown)
         cr4 = ", ".join(f.name for f in one.cr4.FIELDS if one.cr4 & f.mask)
         goes = [f"CR4.{cr4}"] if cr4 else []
@@ -208,7 +212,7 @@ def follow_rows(probe: Probe, found: Iterable[Msr]) -> Iterator[Sequence[object]
     """Each bit of a register that changes something elsewhere."""
     for msr in found:
         for bit, place in msr.follows:
-            yield bit_name(msr.index, bit), named(place)
+            yield bit_name(msr.number, bit), named(place)
     for name, place in probe.cr4_follows():
         yield f"CR4.{name}", named(place)
     in64, in16 = probe.vcpu.model.answer(0x8000_0001, 0), probe.cpuid()[0x8000_0001, 0]

@@ -249,6 +249,8 @@ class LocalApic:
         """An interrupt message arrives (fixed delivery)."""
     def lint(self, pin: int, asserted: bool) -> None:
         """LINT0 (ExtINT from the 8259s on a PC) or LINT1."""
+    def performance_interrupt(self) -> bool:
+        """The performance counters interrupt, as LVT PC says.  True if that is an NMI."""
     def pending(self) -> int:
         """The vector that would be delivered now, or -1.  (ExtINT: see `extint_open`.)"""
     @property

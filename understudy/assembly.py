@@ -22,6 +22,7 @@ from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
+from understudy.devices.virtio.blk import MOST_QUEUES
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
@@ -39,7 +40,6 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
-MOST_QUEUES: Final = 16  # of a disk: one for each processor, up to so many
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -47,6 +47,11 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
+    if Topology.of(config.cpus).count > 1 and not Paging.ALL[config.paging].serves_many:
+        many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
+        raise ValueError(
+            f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
+        )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 

@@ -26,7 +26,7 @@ MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
-DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
+DeviceRow = tuple[str, dict[str, int | str | bool | list[int | str | None]]]
 """A further device on the board: its name in `Device.ALL`, where it is, and its options."""
 
 Check = Callable[[str, Any], Any]

@@ -21,12 +21,12 @@ from understudy.answers.triple_fault import meant
 from understudy.arch.topology import Topology
 from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
-from understudy.config import Config, check_choice
+from understudy.config import Config
 from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import TELLING, UNFIT, Contents, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -34,7 +34,6 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
 from understudy.silicon import Processor
@@ -149,7 +148,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        check_choice("paging", name, Paging.ALL)
+        check_names(replace(self.config, paging=name))
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -158,12 +157,12 @@ class VM:
         ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
         has no room for the tables; nothing has changed then.
         """
-        check_choice("paging", name, Paging.ALL)
         old = self.pages
         if name == old.name:
             return
         old.finish_step()
         config = replace(self.config, paging=name)
+        check_names(config)
         pages = paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
@@ -348,14 +347,14 @@ class VM:
     @classmethod
     def restore(
         cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
-        clone: int | None = None,
+        clone: int | None = None, disks: Disks = None,
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`.
-        SnapshotError if they are no snapshot, or one that does not fit.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks: as
+        for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
         """
-        return Image.of(data, cls._of_image).restore(host=host, engine=engine, clone=clone)
+        return Image.of(data, cls._of_image, disks).restore(host=host, engine=engine, clone=clone)
 
     @classmethod
     def _of_image(

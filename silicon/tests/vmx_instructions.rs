@@ -278,7 +278,7 @@ fn umip_comes_before_the_exits_of_descriptor_tables() {
             if is_user {
                 unprivileged(&mut bed);
             }
-            bed.code(&[0x0F, 0x0B].repeat(16)).code(code);
+            bed.code(code).code_at(code.len() as u64, &[0x0F, 0x0B]);
             // Not canonical: UMIP and the exit come before the operand.
             bed.core().gpr[3] = 1 << 62;
             let e = bed.launch();

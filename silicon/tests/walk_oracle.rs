@@ -219,6 +219,7 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
                     efer: guest.efer,
                     pdpte: [0; 4],
                     eptp,
+                    by_mode: false,
                 };
                 space.pdpte[(gva >> 30 & 3) as usize] = root | 1;
                 let gpa = data_address(guest, gva);

@@ -79,6 +79,18 @@ def test_a_file_system_on_a_disk(kernel: str, paging: str, image: Path, tmp_path
     assert image.read_bytes() == raw
 
 
+def test_a_queue_and_an_interrupt_for_each_processor(image: Path) -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", cpus=2, disks=[str(image)]) as vm:
+        assert vm.run("ls /sys/block/vda/mq").output.split() == ["0", "1"]
+        write = "taskset -c {0} dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync"
+        for processor in range(2):
+            vm.run(write.format(processor)).check()
+        table = vm.run("grep req /proc/interrupts").output
+        counts = [[int(n) for n in line.split()[1:3]] for line in table.splitlines()]
+        assert counts[0][0] > 0 == counts[0][1] and counts[1][1] > 0 == counts[1][0], table
+
+
 def test_a_qcow2_image_over_a_raw_one(image: Path, tmp_path: Path) -> None:
     fetched("cloud-amd64")
     pytest.importorskip("understudy._images", reason="the binding of imago is not compiled")
@@ -105,7 +117,7 @@ def test_two_runs_and_a_snapshot_in_the_middle_of_traffic(image: Path) -> None:
             vm.run(WRITER)
             vm.go(budget=30_000_001)
             saved = vm.save()
-            again = type(vm).restore(saved)
+            again = type(vm).restore(saved, disks=[f"{image},overlay"])
             with again:
                 sums = [one.run("md5sum /dev/vda").check().output for one in (vm, again)]
                 assert sums[0] == sums[1]
@@ -132,11 +144,13 @@ def test_a_disk_that_is_written_cannot_be_cloned_and_is_not_restored_once_it_has
         with vm.snapshot() as moment, in_use:
             moment.fork(1)
         saved = vm.save()
-    with VM.restore(saved) as again:
+    with pytest.raises(ValueError, match="opens no files by itself"):
+        VM.restore(saved)
+    with VM.restore(saved, disks=[str(image)]) as again:
         assert again.run("head -c 5 /dev/vda").output == "first"
         again.run("echo later > /dev/vda; sync").check()
     with pytest.raises(ValueError, match="has been written since the snapshot"):
-        VM.restore(saved)
+        VM.restore(saved, disks=[str(image)])
 
 
 def test_errors_of_the_computer_reach_the_guest_or_stop_it(image: Path, tmp_path: Path) -> None:

@@ -159,8 +159,7 @@ class Machine:
         if stop.kind == StopKind.DEBUG_EXIT:
             return Done(None, 0, processor.gpr(0) & 0xFFFF_FFFF)
         event, events.staged = events.staged, None
-        assert event is not None, f"one instruction exits again and again: {stop}"
-        assert event.vector == 14, f"exception {event.vector}"
+        assert event is not None and event.vector == 14, (event, stop)
         return Done(event.error, processor.registers()["cr2"], 0)
 
     def gadget(self, name: str, **registers: Any) -> Done:

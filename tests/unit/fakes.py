@@ -275,6 +275,10 @@ class FakeApic:
     def lint(self, pin: int, asserted: bool) -> None:
         self.lints.append((pin, asserted))
 
+    def performance_interrupt(self) -> bool:
+        self.lints.append((2, True))
+        return False
+
     def deadline(self) -> int:
         return self.timer
 

@@ -50,9 +50,13 @@ def test_it_is_made_of_what_a_user_says() -> None:
 
 
 def test_a_snapshot_keeps_it_and_checks_it() -> None:
-    rows = (("uart16550", {"irq": 5, "name": "x"}), ("pit8254", {"at": (0x140, None)}))
+    rows = (
+        ("virtio_console", {"ports": ["", "x"]}),
+        ("uart16550", {"irq": 5, "name": "x"}),
+        ("pit8254", {"at": (0x140, None)}),
+    )
     config = Config("64M", engine="reference", devices=rows)
-    assert config.devices[1] == ("pit8254", {"at": [0x140, None]})
+    assert config.devices[2] == ("pit8254", {"at": [0x140, None]})
     kept = json.loads(json.dumps(state.plain(config)))
     assert state.restore(Config, kept) == config
     for name, value in (("engine", "steam"), ("memory", 1.5), ("cpus", True), ("clock", None)):

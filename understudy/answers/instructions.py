@@ -113,7 +113,7 @@ def not_offered(vcpu: Vcpu, refused: Instruction) -> Verdict:
 
 
 def rdpmc(vcpu: Vcpu, refused: Instruction) -> Verdict:
-    """There are no performance counters."""
+    """The CPU model shows no performance counters."""
     return vcpu.fault(Vector.GP, 0)
 
 

@@ -4,7 +4,7 @@ Source: SDM 2A, "CPUID - CPU Identification"; the KVM leaves: the Linux kernel's
 "KVM CPUID bits".
 """
 
-from understudy.arch.bits import Bit, Bits
+from understudy.arch.bits import Bit, Bits, Field
 
 
 class Leaf1Ecx(Bits, width=32):
@@ -137,6 +137,22 @@ class LeafExt1Edx(Bits, width=32):
     PAGE_1G = Bit(26)
     NX = Bit(20)
     SYSCALL = Bit(11)
+
+
+class Leaf0AEax(Bits, width=32):
+    """CPUID.0AH:EAX: architectural performance monitoring."""
+
+    EVENTS = Field(31, 24)  # bits of EBX that say something
+    BITS = Field(23, 16)  # of a general counter
+    COUNTERS = Field(15, 8)
+    VERSION = Field(7, 0)
+
+
+class Leaf0AEdx(Bits, width=32):
+    """CPUID.0AH:EDX."""
+
+    FIXED_BITS = Field(12, 5)
+    FIXED_COUNTERS = Field(4, 0)
 
 
 class KvmFeatures(Bits, width=32):

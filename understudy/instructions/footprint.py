@@ -18,7 +18,8 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpAccess, OpKind
 
 from understudy.arch.cr import CR0, CR4
-from understudy.guest import Guest, SegmentName
+from understudy.arch.segment import SegmentName
+from understudy.guest import Guest
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import (
     LONGEST,

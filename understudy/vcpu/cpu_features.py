@@ -69,6 +69,8 @@ _add(cpuid.Leaf1Edx, "sse2", needs=("sse",))
 _add(cpuid.Leaf1Ecx, "hypervisor cx16 rdrand")
 _add(cpuid.Leaf1Ecx, "tsc_deadline", needs=("apic", "msr", "tsc"))
 _add(cpuid.Leaf1Ecx, "x2apic", needs=("apic", "msr"))
+FEATURES["pmu"] = Feature("pmu", cpuid.Leaf0AEax, "VERSION", needs=("apic", "msr"))
+_add(cpuid.Leaf1Ecx, "pdcm", needs=("pmu",))
 _add(cpuid.Leaf1Ecx, "pcid", cr4=CR4(PCIDE=1), needs=("lm",))
 _add(cpuid.Leaf1Ecx, "sse3", needs=("sse2",))
 _add(cpuid.Leaf1Ecx, "ssse3", host=("ssse3",), needs=("sse3",), models=_WIDE)
@@ -111,7 +113,7 @@ ALIASES: Final = {
     "pni": "sse3", "abm": "lzcnt", "clflush": "clfsh", "lahf_lm": "lahf64",
     "3dnowprefetch": "prefetchw", "pdpe1gb": "page_1g", "tsc_deadline_timer": "tsc_deadline",
     "ibrs": "ibrs_ibpb", "ibpb": "ibrs_ibpb", "spec_ctrl": "ibrs_ibpb", "sha_ni": "sha",
-    "pclmul": "pclmulqdq", "cmpxchg16b": "cx16", "cmpxchg8b": "cx8",
+    "arch_perfmon": "pmu", "pclmul": "pclmulqdq", "cmpxchg16b": "cx16", "cmpxchg8b": "cx8",
 }  # fmt: skip
 """Other names in use: of Linux's /proc/cpuinfo, and of other hypervisors."""
 

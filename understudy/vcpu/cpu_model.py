@@ -21,6 +21,8 @@ from understudy.arch.address import MAXPHYADDR
 from understudy.arch.bits import Bits
 from understudy.arch.cpuid import (
     KvmFeatures,
+    Leaf0AEax,
+    Leaf0AEdx,
     Leaf1Ecx,
     Leaf1Edx,
     Leaf7Ebx,
@@ -36,6 +38,15 @@ from understudy.arch.msr import MiscEnable, Msr
 from understudy.arch.topology import Topology
 from understudy.guest import Guest
 from understudy.vcpu.cpu_features import FEATURES, Choice
+from understudy.vcpu.perfmon import (
+    EVENTS,
+    FIXED,
+    FULL_WIDTH_MSRS,
+    GENERAL,
+    PERFMON_MSRS,
+    UNCOUNTED,
+    WIDTH,
+)
 
 Answer = tuple[int, int, int, int]
 ZERO: Answer = (0, 0, 0, 0)
@@ -68,6 +79,8 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
     "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
     "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "pmu": PERFMON_MSRS,
+    "pdcm": FULL_WIDTH_MSRS,
     "pks": (Msr.IA32_PKRS,),
     "xsaves": (Msr.IA32_XSS,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
@@ -109,6 +122,7 @@ class CpuModel:
     topology: Topology = ONE
 
     def __post_init__(self) -> None:
+        self.is_xd_off = False  # IA32_MISC_ENABLE: XD Bit Disable
         self.shown = Choice.of(self.text).made(self.features, self.cr4_available)
         self.plain: dict[int, Answer] = {}
         self.indexed: dict[int, dict[int, Answer]] = {}  # leaves that look at ECX
@@ -157,7 +171,8 @@ class CpuModel:
         hidden = 0 if has_apic else Leaf1Edx.APIC.mask
         self.plain[0] = (min(leaf0[0], 2) if misc.LIMIT_CPUID else leaf0[0], *leaf0[1:])
         self.plain[1] = (*leaf1[:3], leaf1[3] & ~hidden)
-        hidden = LeafExt1Edx.NX.mask if misc.XD_DISABLE else 0
+        self.is_xd_off = bool(misc.XD_DISABLE)
+        hidden = LeafExt1Edx.NX.mask if self.is_xd_off else 0
         self.plain[EXTENDED_BASE + 1] = (*extended[:3], extended[3] & ~hidden)
 
     @property
@@ -176,7 +191,13 @@ class CpuModel:
     @property
     def efer_allowed(self) -> int:
         """The bits of IA32_EFER that the guest may set."""
-        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown)
+        hidden = {"nx"} if self.is_xd_off else set()
+        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown - hidden)
+
+    @property
+    def hides_efer(self) -> bool:
+        """Whether the machine has bits of IA32_EFER that the guest may not set."""
+        return self.efer_allowed != sum(EFER_BITS.values())
 
     @property
     def hidden_msrs(self) -> frozenset[int]:
@@ -220,6 +241,10 @@ class CpuModel:
                 2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "pmu" in self.shown:
+            counters = Leaf0AEax(EVENTS=EVENTS, BITS=WIDTH, COUNTERS=GENERAL, VERSION=2)
+            fixed = Leaf0AEdx(FIXED_BITS=WIDTH, FIXED_COUNTERS=FIXED)
+            self.plain[0xA] = (int(counters), UNCOUNTED, 0, int(fixed))
         if "xsave" in self.shown:
             self.indexed[XSAVE_LEAF] = {
                 0: (self.xcr0_allowed, LEAST_AREA, area_bytes(self.xcr0_allowed), 0),

@@ -22,13 +22,7 @@ from understudy.machine.bus import Bus
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.paging.guest_walk import (
-    PAE_FORMAT,
-    GuestFault,
-    Regime,
-    Translation,
-    entries_of,
-)
+from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.activity import Activity, Goal, VcpuState
@@ -36,6 +30,7 @@ from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
+from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
 
@@ -67,6 +62,8 @@ class Vcpu:
         self.apic = LocalApic(model.apic_id, self.is_bootstrap)
         self.events = Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
+        self.pmu = Pmu(guest, self.apic, self.events)
+        self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.state = VcpuState(activity=self.first_activity)
         self.table = guest.table
@@ -272,6 +269,7 @@ class Vcpu:
             if self.state.interrupted_at != retired:  # else it was interrupted again
                 self.state.interrupted_at = retired
                 self.retire()
+                self.guest.note_skip()
 
     @property
     def retired(self) -> int:
@@ -379,7 +377,8 @@ class Vcpu:
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
-            "guest": self.guest, "events": self.events, "msrs": self.msrs, "counts": self.counts,
+            "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
+            "counts": self.counts,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:

@@ -241,7 +241,7 @@ impl LocalApic {
     }
 
     /// The end of the interrupt with the highest priority in service.
-    fn end_of_interrupt(&mut self) {
+    pub fn end_of_interrupt(&mut self) {
         let Some(v) = self.isr.highest() else { return };
         self.isr.set(v, false);
         if !self.tmr.has(v) {

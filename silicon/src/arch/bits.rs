@@ -125,6 +125,8 @@ pub mod ept {
     pub const LARGE: u64 = 1 << 7;
     pub const A: u64 = 1 << 8;
     pub const D: u64 = 1 << 9;
+    /// Execute for user-mode linear addresses, under mode-based execute control.
+    pub const XU: u64 = 1 << 10;
     /// EPTP: accessed and dirty flags are on.
     pub const EPTP_AD: u64 = 1 << 6;
 }

@@ -13,6 +13,7 @@ use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp};
+use crate::vmx::apic;
 use crate::vmx::capabilities;
 use crate::vmx::intercept::Sensitive;
 
@@ -63,13 +64,14 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let (msr, length) = (core.gpr[1] as u32, insn.len() as u32);
     if insn.mnemonic() == Mnemonic::Rdmsr {
         core.intercept(Sensitive::Rdmsr { index: msr }, length)?;
-        let value = read(core, msr).ok_or_else(|| gp(0))?;
+        let value = apic::rdmsr(core, msr).or_else(|| read(core, msr)).ok_or_else(|| gp(0))?;
         core.gpr[0] = value & LOW;
         core.gpr[2] = value >> 32;
         return Ok(());
     }
     core.intercept(Sensitive::Wrmsr { index: msr }, length)?;
-    write(core, msr, core.gpr[0] & LOW | core.gpr[2] << 32)
+    let value = core.gpr[0] & LOW | core.gpr[2] << 32;
+    if apic::wrmsr(core, msr, value)? { Ok(()) } else { write(core, msr, value) }
 }
 
 fn is_apic(msr: u32) -> bool {
@@ -171,7 +173,11 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,
         index::IA32_SYSENTER_ESP => m.sysenter_esp = value,
         index::IA32_SYSENTER_EIP => m.sysenter_eip = value,
-        index::IA32_MISC_ENABLE => m.misc_enable = value & !MISC_READ_ONLY,
+        index::IA32_MISC_ENABLE => {
+            m.misc_enable = value & !MISC_READ_ONLY;
+            // With the execute-disable feature NXE goes, too.
+            return cr::write_efer(core, core.efer & cr::efer_bits(core));
+        }
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,

@@ -209,7 +209,7 @@ fn follow_registers(core: &Core, leaf: u32, subleaf: u32, words: &mut [u32; 4]) 
         // How large an area is of which format, for the components that are enabled now.
         0xD if subleaf == 0 && words[0] != 0 => words[1] = xsave::standard_bytes(core.xcr0),
         0xD if subleaf == 1 && words[0] & COMPACTING != 0 => {
-            words[1] = xsave::compacted_bytes(core.xcr0 | core.msr.xss)
+            words[1] = xsave::compacted_bytes(core.xcr0 | core.msr.xss);
         }
         0x8000_0001 if misc & msr::MISC_XD_DISABLE != 0 => words[3] &= !NX,
         _ => {}

@@ -192,35 +192,35 @@ fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()
     let saved = if form.is_lean { used } else { wanted };
     let mut fx = core.fx;
     core.pointers.save(&mut fx, is_wide(insn));
-    let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
-    let mut parts: Vec<(usize, Vec<u8>)> = Vec::new();
-    if saved & X87 != 0 {
-        parts.push((0, fx.0[..MXCSR].to_vec()));
-        parts.push((ST, fx.0[ST..XMM].to_vec()));
-    }
+    let mut image = [0; HEADER + PKRU_BYTES];
+    image[..HEADER].copy_from_slice(&fx.0);
+    image[HEADER..].copy_from_slice(&u64::from(core.pkru).to_le_bytes());
     let has_mxcsr = if form.is_compacted { saved } else { wanted } & SSE != 0;
-    if has_mxcsr {
-        parts.push((MXCSR, fx.0[MXCSR..ST].to_vec()));
-    }
-    if saved & SSE != 0 {
-        parts.push((XMM, fx.0[XMM..end].to_vec()));
-    }
-    if saved & PKRU != 0 {
-        let at = if form.is_compacted { PKRU_COMPACTED } else { PKRU_AT };
-        parts.push((at, u64::from(core.pkru).to_le_bytes().to_vec()));
-    }
+    let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
+    let pkru_at = if form.is_compacted { PKRU_COMPACTED } else { PKRU_AT };
+    // (whether it is saved, its place in the area, where it is in the image)
+    let parts = [
+        (saved & X87 != 0, 0, 0..MXCSR),
+        (has_mxcsr, MXCSR, MXCSR..ST),
+        (saved & X87 != 0, ST, ST..XMM),
+        (saved & SSE != 0, XMM, XMM..end),
+        (saved & PKRU != 0, pkru_at, HEADER..HEADER + PKRU_BYTES),
+    ];
     let header = area.part(core, HEADER, 16, Access::Write)?;
     core.probe_write(header, 16, Who::Program)?;
-    let mut places = Vec::with_capacity(parts.len());
-    for (at, bytes) in &parts {
-        let gva = area.part(core, *at, bytes.len(), Access::Write)?;
-        core.probe_write(gva, bytes.len(), Who::Program)?;
-        places.push(gva);
+    let mut places = [0; 5];
+    for (place, (is_saved, at, bytes)) in places.iter_mut().zip(&parts) {
+        if *is_saved {
+            *place = area.part(core, *at, bytes.len(), Access::Write)?;
+            core.probe_write(*place, bytes.len(), Who::Program)?;
+        }
     }
     let xstate =
         if form.is_compacted { used } else { core.read_lin(header, 8, Who::Program)? & !wanted | used };
-    for (gva, (_, bytes)) in places.into_iter().zip(&parts) {
-        store(core, gva, bytes)?;
+    for (gva, (is_saved, _, bytes)) in places.into_iter().zip(parts) {
+        if is_saved {
+            store(core, gva, &image[bytes])?;
+        }
     }
     core.write_lin(header, 8, xstate, Who::Program)?;
     if form.is_compacted {
@@ -230,7 +230,7 @@ fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()
 }
 
 /// XSTATE_BV and whether the area is compacted, if the header is one to restore from.
-fn header(core: &Core, words: &[u64], supervisor: bool) -> Exec<(u64, bool)> {
+fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, bool)> {
     let (xstate, xcomp) = (words[0], words[1]);
     let enabled = core.xcr0 | if supervisor { core.msr.xss } else { 0 };
     let is_compacted = xcomp & COMPACTED != 0;
@@ -249,7 +249,8 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
     let gva = area.part(core, HEADER, 64, Access::Read)?;
     let mut bytes = [0; 64];
     fetch(core, gva, &mut bytes)?;
-    let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+    let (chunks, _) = bytes.as_chunks::<8>();
+    let words = std::array::from_fn(|n| u64::from_le_bytes(chunks[n]));
     let (xstate, is_compacted) = header(core, &words, supervisor)?;
     let (loaded, initial) = (wanted & xstate, Fx::at_reset());
     let mut fx = core.fx;

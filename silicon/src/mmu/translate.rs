@@ -8,6 +8,7 @@ use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::{Access, Intent, Refusal, Space, Walker, format_of};
+use crate::vmx::controls::secondary;
 
 impl Core {
     /// The current translation regime.
@@ -20,6 +21,7 @@ impl Core {
             efer: self.efer,
             pdpte: self.pdpte,
             eptp: self.vmx.eptp,
+            by_mode: self.vmx.controls.secondary(secondary::MODE_BASED_EXECUTE),
         }
     }
 
@@ -134,8 +136,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let keys = self.keys();
-        let mut walker = Walker { keys, ..Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn) };
+        let (page_log, keys) = (self.page_log(), self.keys());
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, keys, ..own };
         let w = match walker.walk(&space, gva, intent) {
             Ok(w) => w,
             Err(refusal) => {
@@ -176,7 +179,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let page_log = self.page_log();
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, ..own };
         walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| Self::refused(r, 0))
     }
 
@@ -190,7 +195,7 @@ impl Core {
             Refusal::EptViolation { gpa, .. } | Refusal::EptMisconfig { gpa } => {
                 caches.drop_mapping(space.eptp, gpa);
             }
-            Refusal::PageFault(_) => {}
+            Refusal::PageFault(_) | Refusal::LogFull => {}
         }
     }
 
@@ -205,6 +210,7 @@ impl Core {
             Refusal::EptMisconfig { gpa } => {
                 Trap::Exit(Box::new(Exit { gpa, gla: gva, ..Exit::new(reason::EPT_MISCONFIG, 0) }))
             }
+            Refusal::LogFull => Trap::Exit(Box::new(Exit::new(reason::PML_FULL, 0))),
         }
     }
 

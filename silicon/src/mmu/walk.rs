@@ -10,6 +10,7 @@ use crate::cpu::state::Counts;
 use crate::mem::Memory;
 use crate::mmu::caches::{Caches, Mapping, Table};
 use crate::mmu::format::{self, Format};
+use crate::mmu::page_log::PageLog;
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,37 @@ pub struct Space {
     pub pdpte: [u64; 4],
     /// EPT pointer, 0 without EPT.
     pub eptp: u64,
+    /// "Mode-based execute control for EPT".
+    pub by_mode: bool,
+}
+
+impl Space {
+    /// The bits of an entry of the EPT that are rights, and make it present.
+    fn rights(&self) -> u64 {
+        ept::R | ept::W | ept::X | if self.by_mode { ept::XU } else { 0 }
+    }
+
+    /// The right that a fetch from a user-mode or supervisor-mode linear address needs.
+    fn execute(&self, user: bool) -> u64 {
+        if user && self.by_mode { ept::XU } else { ept::X }
+    }
+
+    /// Rights as the exit qualification of an EPT violation shows them.
+    fn shown(&self, rights: u64) -> u64 {
+        (rights & 7) << 3 | if self.by_mode && rights & ept::XU != 0 { 1 << 6 } else { 0 }
+    }
+}
+
+/// What a guest-physical address is translated for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// No linear address.
+    Itself,
+    /// A table, on the way to the translation of a linear address.
+    Table,
+    /// What a linear address leads to: one that is user-mode if all the guest's entries say so, or
+    /// there are none.
+    Page { user: bool },
 }
 
 /// Who accesses and how, as far as permissions go.
@@ -119,6 +151,8 @@ pub enum Refusal {
         /// Where.
         gpa: u64,
     },
+    /// Accessed or dirty flags would have to be set, and the page-modification log is full.
+    LogFull,
 }
 
 /// Why a walk ended early.
@@ -145,6 +179,8 @@ pub struct Walker<'a> {
     pub log: Option<&'a mut Vec<Reference>>,
     /// Shorten walks by these, under this address-space number: the processor's own walks.
     pub caches: Option<(&'a mut Caches, u32)>,
+    /// Note here which pages of the EPT become dirty.
+    pub page_log: Option<PageLog>,
     /// Refuse what these do.
     pub keys: Keys,
 }
@@ -173,13 +209,20 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
 impl<'a> Walker<'a> {
     /// The processor's own: sets flags, counts, uses the translation caches.
     pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
-        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)), keys: Keys::default() }
+        Self {
+            mem,
+            counts: Some(counts),
+            log: None,
+            caches: Some((caches, asn)),
+            page_log: None,
+            keys: Keys::default(),
+        }
     }
 
     /// An observer's: without effects.
     #[must_use]
     pub fn observer(mem: &'a Memory) -> Self {
-        Self { mem, counts: None, log: None, caches: None, keys: Keys::default() }
+        Self { mem, counts: None, log: None, caches: None, page_log: None, keys: Keys::default() }
     }
 
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
@@ -207,10 +250,26 @@ impl<'a> Walker<'a> {
         if is_same(old) { Ok(()) } else { Err(End::Changed) }
     }
 
+    /// Set flags in an entry of the EPT that translates `gpa`; a page that becomes dirty is logged.
+    /// False: the log is full, so nothing may be set.
+    fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> Result<bool, End> {
+        if let Some(log) = self.page_log.filter(|_| self.has_effects() && seen & bits != bits) {
+            if log.is_full(self.mem) {
+                return Ok(false);
+            }
+            if bits & !seen & ept::D != 0 {
+                log.note(self.mem, gpa);
+            }
+        }
+        self.set_flags(hpa, 8, seen, bits, ept::A | ept::D)?;
+        Ok(true)
+    }
+
     /// Set accessed and dirty flags in a guest's entry at `gpa`: a read and a write, which the EPT
     /// may refuse.
     fn set_guest_flags(
         &self,
+        s: &Space,
         place: &HostPage,
         gpa: u64,
         size: usize,
@@ -218,7 +277,7 @@ impl<'a> Walker<'a> {
         bits: u64,
     ) -> Result<(), End> {
         if self.has_effects() && seen & bits != bits && place.rights & ept::W == 0 {
-            let qualification = 3 | place.rights << 3 | 1 << 7;
+            let qualification = 3 | s.shown(place.rights) | 1 << 7;
             return Err(Refusal::EptViolation { gpa, qualification }.into());
         }
         self.set_flags(place.hpa, size, seen, bits, pte::A | pte::D)
@@ -234,7 +293,7 @@ impl<'a> Walker<'a> {
 
     fn attempt(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, End> {
         let Some(format) = format_of(s) else {
-            let host = self.host(s, gva & PHYS_MASK, intent.access, Some(gva), true)?;
+            let host = self.host(s, gva & PHYS_MASK, intent.access, For::Page { user: true })?;
             return Ok(Walked {
                 gpa: gva & PHYS_MASK,
                 hpa: host.hpa,
@@ -242,7 +301,7 @@ impl<'a> Walker<'a> {
                 page_shift: 12,
                 user: true,
                 write: true,
-                execute: host.rights & ept::X != 0,
+                execute: host.rights & s.execute(true) != 0,
                 global: false,
                 dirty: host.rights & ept::W != 0 && host.dirty,
                 key: 0,
@@ -285,7 +344,7 @@ impl<'a> Walker<'a> {
             let place = if let Some(t) = known.take() {
                 HostPage { hpa: t.hpa | (at & PAGE_OFFSET), shift: 12, rights: t.rights, dirty: true }
             } else {
-                self.host(s, at, how, Some(gva), false)?
+                self.host(s, at, how, For::Table)?
             };
             let hpa = place.hpa & !PAGE_OFFSET;
             if keeps_tables {
@@ -335,12 +394,12 @@ impl<'a> Walker<'a> {
             let gpa = frame | (gva & mask);
             // Only a walk that leads to a translation uses its entries (decision 0034).
             for (place, at, entry) in unmarked {
-                self.set_guest_flags(&place, at, size, entry, pte::A)?;
+                self.set_guest_flags(s, &place, at, size, entry, pte::A)?;
             }
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
-            self.set_guest_flags(&place, at, size, entry, wants)?;
+            self.set_guest_flags(s, &place, at, size, entry, wants)?;
             self.note_tables(format, gva, first, &tables);
-            let host = self.host(s, gpa, intent.access, Some(gva), true)?;
+            let host = self.host(s, gpa, intent.access, For::Page { user })?;
             return Ok(Walked {
                 gpa,
                 hpa: host.hpa,
@@ -348,7 +407,7 @@ impl<'a> Walker<'a> {
                 page_shift: level.shift,
                 user,
                 write,
-                execute: execute && host.rights & ept::X != 0,
+                execute: execute && host.rights & s.execute(user) != 0,
                 global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
                 dirty: (entry | wants) & pte::D != 0 && host.rights & ept::W != 0 && host.dirty,
                 key,
@@ -420,26 +479,19 @@ impl<'a> Walker<'a> {
         bits
     }
 
-    /// Translate a guest-physical address; `of_page`: the access itself, not one of its tables.
-    fn host(
-        &mut self,
-        s: &Space,
-        gpa: u64,
-        access: Access,
-        gla: Option<u64>,
-        of_page: bool,
-    ) -> Result<HostPage, End> {
+    /// Translate a guest-physical address.
+    fn host(&mut self, s: &Space, gpa: u64, access: Access, what: For) -> Result<HostPage, End> {
+        let mut rights = s.rights();
         if s.eptp == 0 {
-            let rights = ept::R | ept::W | ept::X;
             return Ok(HostPage { hpa: gpa, shift: 63, rights, dirty: true });
         }
         let with_ad = s.eptp & ept::EPTP_AD != 0;
         let mut table = s.eptp & PHYS_MASK & !PAGE_OFFSET;
-        let mut rights = ept::R | ept::W | ept::X;
+        let mut may_set = true;
         let wanted = match access {
             Access::Read => ept::R,
             Access::Write => ept::R | ept::W,
-            Access::Fetch => ept::X,
+            Access::Fetch => s.execute(what == For::Page { user: true }),
         };
         if let Some(page) = self.known_page(s, gpa, wanted, access == Access::Write) {
             return Ok(page);
@@ -449,7 +501,7 @@ impl<'a> Walker<'a> {
             let at = table + (gpa >> level.shift & 511) * 8;
             let entry = self.mem.load(at, 8);
             self.note(true, level.number, at, entry);
-            let bits = entry & (ept::R | ept::W | ept::X);
+            let bits = entry & s.rights();
             rights &= bits;
             let is_page = level.number == 1 || (level.may_map && entry & ept::LARGE != 0);
             if bits != 0 && is_misconfigured(entry, level.number, level.shift, is_page) {
@@ -458,26 +510,29 @@ impl<'a> Walker<'a> {
             if bits == 0 || (is_page && wanted & !rights != 0) {
                 let q = match access {
                     Access::Read => 1,
-                    Access::Write if of_page => 2,
+                    Access::Write if matches!(what, For::Page { .. }) => 2,
                     Access::Write => 3,
                     Access::Fetch => 4,
                 };
                 let rights = if bits == 0 { 0 } else { rights };
-                let linear = if gla.is_some() { 1 << 7 } else { 0 };
-                let page = if of_page { 1 << 8 } else { 0 };
-                let qualification = q | rights << 3 | linear | page;
+                let address = match what {
+                    For::Itself => 0,
+                    For::Table => 1 << 7,
+                    For::Page { .. } => 3 << 7,
+                };
+                let qualification = q | s.shown(rights) | address;
                 return Err(Refusal::EptViolation { gpa, qualification }.into());
             }
             if !is_page {
                 if with_ad {
-                    self.set_flags(at, 8, entry, ept::A, ept::A | ept::D)?;
+                    may_set &= self.set_host_flags(at, entry, ept::A, gpa)?;
                 }
                 table = entry & PHYS_MASK & !PAGE_OFFSET;
                 continue;
             }
             let flags = ept::A | if access == Access::Write { ept::D } else { 0 };
-            if with_ad {
-                self.set_flags(at, 8, entry, flags, ept::A | ept::D)?;
+            if with_ad && !(may_set && self.set_host_flags(at, entry, flags, gpa)?) {
+                return Err(Refusal::LogFull.into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;
@@ -495,7 +550,7 @@ impl<'a> Walker<'a> {
     /// # Errors
     /// EPT violation or misconfiguration.
     pub fn physical(&mut self, s: &Space, gpa: u64, access: Access) -> Result<u64, Refusal> {
-        until_unchanged(|| self.host(s, gpa, access, None, false)).map(|p| p.hpa)
+        until_unchanged(|| self.host(s, gpa, access, For::Itself)).map(|p| p.hpa)
     }
 }
 

@@ -375,7 +375,8 @@ impl Processor {
     ) -> PyResult<Vec<(&'static str, u8, u64, u64)>> {
         let mem = self.shared.lock()?.core.mem.clone();
         let cr0 = cr0::PG | cr0::PE | cr0::WP;
-        let space = space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp });
+        let space =
+            space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp, by_mode: false });
         let mut log = Vec::new();
         let intent = Intent { access: Access::Read, user: false, smap: false };
         // Where the walk ends early, what it saw so far is the answer.

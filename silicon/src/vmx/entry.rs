@@ -163,6 +163,9 @@ pub(crate) fn enter(core: &mut Core, launch: bool, outside: bool) -> Result<Opti
     if !core.vmx.is_on || core.vmx.non_root || core.vmx.current == NO_VMCS {
         return Err(VmFail(0));
     }
+    if core.mem.load(core.vmx.current, 4) & u64::from(f::SHADOW) != 0 {
+        return Err(VmFail(0));
+    }
     // (For an instruction of the machine's own, its shadow is over when it executes.)
     if (if outside { core.shadow } else { core.shadowed }) == Shadow::MovSs {
         return Err(core.vm_fail(error::ENTRY_UNDER_MOV_SS));
@@ -313,6 +316,7 @@ fn begin(core: &mut Core, c: &Controls, g: &GuestState, outside: bool) {
     let retired = core.retired() + u64::from(!outside);
     core.vmx.mtf = c.primary(primary::MONITOR_TRAP_FLAG).then_some((retired, core.rip));
     super::apic::check_threshold_at_entry(core);
+    super::virtual_interrupts::enter(core);
     core.attention = 1;
 }
 

@@ -191,26 +191,25 @@ fn save_mode(core: &mut Core) {
 fn saved_flags(core: &Core, e: &Exit) -> u64 {
     let flags = core.rflags & !rflags::RF;
     let before = core.rflags & rflags::RF;
-    let rf =
-        match e.reason {
-            reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
-            reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
-            reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG => {
-                if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
-            }
-            reason::EXTERNAL_INTERRUPT
-            | reason::TRIPLE_FAULT
-            | reason::INIT
-            | reason::SIPI
-            | reason::INTERRUPT_WINDOW
-            | reason::NMI_WINDOW
-            | reason::MTF
-            | reason::TPR_BELOW_THRESHOLD
-            | reason::VIRTUALIZED_EOI
-            | reason::PREEMPTION_TIMER
-            | reason::APIC_WRITE => before,
-            _ => 0,
-        };
+    let rf = match e.reason {
+        reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
+        reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
+        reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG | reason::PML_FULL => {
+            if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
+        }
+        reason::EXTERNAL_INTERRUPT
+        | reason::TRIPLE_FAULT
+        | reason::INIT
+        | reason::SIPI
+        | reason::INTERRUPT_WINDOW
+        | reason::NMI_WINDOW
+        | reason::MTF
+        | reason::TPR_BELOW_THRESHOLD
+        | reason::VIRTUALIZED_EOI
+        | reason::PREEMPTION_TIMER
+        | reason::APIC_WRITE => before,
+        _ => 0,
+    };
     flags | rf
 }
 
@@ -232,7 +231,10 @@ fn image_rf(info: u32, before: u64) -> u64 {
 
 fn pending_debug(core: &Core, why: u32, is_held: bool) -> u64 {
     let mut pending = 0;
-    let comes_before_traps = matches!(why, reason::MTF | reason::TPR_BELOW_THRESHOLD);
+    let comes_before_traps = matches!(
+        why,
+        reason::MTF | reason::TPR_BELOW_THRESHOLD | reason::VIRTUALIZED_EOI | reason::APIC_WRITE
+    );
     if core.shadow == Shadow::MovSs || comes_before_traps {
         pending |= core.pending_db & 0x400F;
         if pending & 0xF != 0 {
@@ -299,6 +301,7 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     core.pending_db = 0;
     core.vectoring = None;
     core.vmx.trap_exit = None;
+    core.vmx.is_recognized = false;
     core.vmx.mtf = None;
     core.vmx.timer = u64::MAX;
     core.vmx.non_root = false;

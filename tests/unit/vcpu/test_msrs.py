@@ -45,7 +45,7 @@ def test_reserved_bits_and_read_only_registers_are_refused(msr: int, value: int)
         b.vm.vcpus[0].msrs.write(msr, value)
 
 
-@pytest.mark.parametrize("msr", [Msr.IA32_VMX_BASIC, 0x345, 0xC001_0015, 0x606, 0x4B56_4D02])
+@pytest.mark.parametrize("msr", [Msr.IA32_VMX_BASIC, 0x346, 0xC001_0015, 0x606, 0x4B56_4D02])
 def test_hidden_registers_do_not_exist(msr: int) -> None:
     with bench() as b, pytest.raises(KeyError):
         b.vm.vcpus[0].msrs.read(msr)

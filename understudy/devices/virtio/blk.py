@@ -61,6 +61,7 @@ OK, IOERR, UNSUPP = b"\0", b"\1", b"\2"  # VIRTIO_BLK_S_*
 # --- Ours ---
 
 QUEUE_SIZE: Final = 256
+MOST_QUEUES: Final = 16
 SEGMENTS: Final = QUEUE_SIZE - 2  # the header and the status are descriptors, too
 SEGMENT_BYTES: Final = 1 << 16
 MOST: Final = SEGMENTS * SEGMENT_BYTES  # bytes of one request
@@ -99,6 +100,8 @@ class Blk(VirtioPci, name="virtio_blk"):
         queues: int = 1,
         stop: Callable[[str], None] | None = None,
     ) -> None:
+        if not 1 <= queues <= MOST_QUEUES:
+            raise ValueError(f"virtio_blk: {queues} queues, expected 1 to {MOST_QUEUES}")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * queues)
         self.medium = Overlay(Zeros(USUAL_BYTES)) if medium is None else medium
         self.serial, self.stop = serial.encode()[:ID_BYTES], stop

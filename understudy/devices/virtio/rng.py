@@ -45,6 +45,8 @@ class Rng(VirtioPci, name="virtio_rng"):
     state: RngState
 
     def __init__(self, wires: Wires, *, seed: bytes = FIRST) -> None:
+        if not isinstance(seed, bytes) or len(seed) != SEED_BYTES:
+            raise ValueError(f"virtio_rng: a seed {seed!r:.40}, expected {SEED_BYTES} bytes")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,))
         self.first = seed
         self.state = self.power_on()

@@ -205,9 +205,19 @@ def preemption_timer(vcpu: Vcpu, exit: Exit) -> Verdict:
     return RESUME
 
 
-@handles(Reason.INTERRUPT_WINDOW, Reason.NMI_WINDOW, Reason.EXTERNAL_INTERRUPT)
+@handles(Reason.EXTERNAL_INTERRUPT)
+def external_interrupt(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """A counter of the guest's has overflowed; without a vector: another thread wants something."""
+    vcpu.attention = True
+    if exit.intr_info & VALID:
+        vcpu.guest.take_pmu_interrupt()
+        vcpu.pmu.interrupt()
+    return RESUME
+
+
+@handles(Reason.INTERRUPT_WINDOW, Reason.NMI_WINDOW)
 def look_around(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """The guest can take an event, or another thread wants something."""
+    """The guest can take an event."""
     vcpu.attention = True
     return RESUME
 

@@ -9,10 +9,12 @@ from operator import attrgetter
 from typing import Final
 
 from understudy.arch.cr import CR0, CR4
+from understudy.arch.msr import Msr
+from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
 from understudy.execution.vmx.control_registers import FIXED, ControlRegisters, InHypervisor
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
-from understudy.guest import RSP, Control, Guest, Segment, TableRegister, UnsupportedMode
+from understudy.guest import RSP, Control, Guest, UnsupportedMode
 from understudy.silicon import Processor
 
 RIP: Final = int(Vmcs.GUEST_RIP)
@@ -152,6 +154,19 @@ class GuestState(Guest):
     @debugctl.setter
     def debugctl(self, value: int) -> None:
         self.write(Vmcs.GUEST_DEBUGCTL, value)
+
+    # --- performance monitoring ---
+
+    def read_pmu(self, index: int) -> int:
+        if index == Msr.IA32_PERF_GLOBAL_CTRL:  # each entry loads it
+            return self.read(Vmcs.GUEST_PERF_GLOBAL_CTRL)
+        return self.processor.rdmsr(index)
+
+    def write_pmu(self, index: int, value: int) -> None:
+        if index == Msr.IA32_PERF_GLOBAL_CTRL:
+            self.write(Vmcs.GUEST_PERF_GLOBAL_CTRL, value)
+        else:
+            self.processor.wrmsr(index, value)
 
     # --- modes and segments ---
 

@@ -77,7 +77,9 @@ class Vmx(GuestState, Execution, name="vmx"):
     ) -> None:  # fmt: skip
         super().__init__(processor)
         self.host, self.paging, self.model, self.table = host, paging, model, dict(TABLE)
-        self.operation = Operation(host, processor, keep_timer=keep_timer)
+        has_pmu = "pmu" in model.shown
+        self.operation = Operation(host, processor, keep_timer=keep_timer, has_pmu=has_pmu)
+        self.take_pmu_interrupt = self.operation.take_pmu_interrupt
         self.timer_shift = self.operation.timer_shift
         self.arm = partial(processor.vmwrite, TIMER)
         self.kept = self._keep_control(paging)
@@ -157,6 +159,8 @@ class Vmx(GuestState, Execution, name="vmx"):
             if flags & TF:
                 trap = 0 if read(DEBUGCTL) & BTF else SINGLE_STEP
                 write(PENDING_DEBUG, read(PENDING_DEBUG) & ~SINGLE_STEP | trap)
+        if length and self.after_skip is not None:  # else it is not done yet
+            self.after_skip()
 
     def has_debug_trap(self) -> bool:
         return bool(self.read(PENDING_DEBUG) & TRAPS)

@@ -1,6 +1,7 @@
 """Virtio over PCI: what a driver finds, negotiates, and is told."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,19 @@ def test_a_snapshot_with_more_queues_is_refused() -> None:
 def test_msix_table_is_where_the_capability_says() -> None:
     d = Driver("virtio_rng")
     assert d.config(0x10 + 4 * 2) == MSIX
+
+
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("virtio_blk", {"queues": 0}),
+        ("virtio_blk", {"queues": 1 << 30}),
+        ("virtio_console", {"ports": []}),
+        ("virtio_console", {"ports": [""] * 17}),
+        ("virtio_rng", {"seed": "a text"}),
+        ("virtio_rng", {"seed": b"short"}),
+    ],
+)
+def test_a_row_with_what_cannot_be_is_refused(part: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{part}: .*expected"):
+        Driver(part, **options)
