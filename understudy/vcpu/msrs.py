@@ -106,12 +106,8 @@ class Msrs(Part):
         """`look` is called when something has changed that the run loop must see."""
         self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
         self.look, self.now = look, clock.now
-<<<<<<< HEAD
         self.efer_allowed_changed: Callable[[], None] = lambda: None
-        self.state = MsrState(reset_values(model.physical_bits))
-=======
         self.state = MsrState(reset_values(model))
->>>>>>> pmu
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
         self.hidden = model.hidden_msrs
