@@ -48,9 +48,7 @@ def measure(kernel: str, level: str, kib: int) -> dict[str, Any]:
         with disk.open("wb") as file:
             file.truncate(DISK_BYTES)
         with VM.linux(kernel, memory=MEMORY, append=APPEND, disks=[str(disk)]) as vm:
-            short, long = (
-                COMMANDS[level].format(n=n) + " 2>/dev/null" for n in (FEW, FEW + kib)
-            )
+            short, long = (COMMANDS[level].format(n=n) + " 2>/dev/null" for n in (FEW, FEW + kib))
             vm.run(short).check()  # what is done once is done now
             few, many = spend(vm, short), spend(vm, long)
     found = since(many, few)

@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 
 from understudy.devices import aml, pci
+from understudy.devices.checksum import summed
 from understudy.devices.rtc import Reg
 
 BASE, LIMIT = 0xE_0000, 0x10_0000
@@ -70,8 +71,8 @@ def build(layout: Layout) -> bytes:
     rsdt = place(table(b"RSDT", 1, struct.pack("<III", fadt, madt, mcfg)))
     xsdt = place(table(b"XSDT", 1, struct.pack("<QQQ", fadt, madt, mcfg)))
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM, 2, rsdt)
-    first = _summed(first, 8)
-    image[:36] = _summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
+    first = summed(first, 8)
+    image[:36] = summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
     if BASE + len(image) > LIMIT:
         raise ValueError(f"ACPI tables of {len(image)} bytes do not fit below {LIMIT:#x}")
     return bytes(image)
@@ -83,12 +84,7 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
     header = struct.pack(
         "<4sIBB6s8sI4sI", signature, length, revision, 0, OEM, TABLE_ID, 1, CREATOR, 1
     )
-    return _summed(header + body, 9)
-
-
-def _summed(data: bytes, at: int) -> bytes:
-    """With the byte `at` (0 before) such that all bytes add up to 0."""
-    return data[:at] + bytes((-sum(data) & 0xFF,)) + data[at + 1 :]
+    return summed(header + body, 9)
 
 
 def _port(port: int, bits: int, access: int) -> bytes:
