@@ -150,6 +150,9 @@ fn checks_on_host_state() {
             ("PAT type 2", |b| {
                 b.set(f::EXIT_CONTROLS, exit::LOAD_PAT).write(f::HOST_PAT, 2);
             }),
+            ("PERF_GLOBAL_CTRL reserved", |b| {
+                b.set(f::EXIT_CONTROLS, exit::LOAD_PERF_GLOBAL_CTRL).write(f::HOST_PERF_GLOBAL_CTRL, 1 << 4);
+            }),
             ("EFER reserved", |b| _ = b.write(f::HOST_EFER, 0x502)),
             ("EFER without LMA", |b| _ = b.write(f::HOST_EFER, 0x100)),
             ("CS with RPL", |b| _ = b.write(f::HOST_CS, 9)),
@@ -189,6 +192,9 @@ fn checks_on_guest_control_registers_and_msrs() {
         ("SYSENTER_ESP", 0, |b| _ = b.write(f::GUEST_SYSENTER_ESP, 1 << 47)),
         ("PAT type 3", 0, |b| {
             b.set(f::ENTRY_CONTROLS, entry::LOAD_PAT).write(f::GUEST_PAT, 3 << 8);
+        }),
+        ("PERF_GLOBAL_CTRL reserved", 0, |b| {
+            b.set(f::ENTRY_CONTROLS, entry::LOAD_PERF_GLOBAL_CTRL).write(f::GUEST_PERF_GLOBAL_CTRL, 1 << 35);
         }),
         ("EFER reserved", 0, |b| _ = b.write(f::GUEST_EFER, 0x502)),
         ("EFER.LMA against the control", 0, |b| _ = b.write(f::GUEST_EFER, 0)),
