@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from understudy.arch.cr import CR4
 from understudy.arch.exception import Vector
+from understudy.arch.msr import Msr as Index
 from understudy.execution.vmx.operation import PASSED
 from understudy.vcpu.activity import Activity, Goal
 from understudy.verdict import ASLEEP, OVER
@@ -38,6 +39,7 @@ CODE: Final = {
     "83c608 83c710 3bf5 72de f4",  # add si, 8; add di, 16; cmp si, bp; jb next; hlt
 }
 IA32_APIC_BASE: Final = 0x1B
+CANDIDATES: Final = frozenset({*PASSED, *Index})
 Answer = tuple[int, ...]
 
 
@@ -195,13 +197,14 @@ def bits_of(value: int) -> str:
 
 
 def there(vm: VM, numbers: Iterable[int]) -> Iterator[int]:
-    """Which of these MSRs there are.  The VM is good for nothing else afterwards.
+    """Which of these MSRs there may be.  The VM is good for nothing else afterwards.
 
-    Of those that exit the hypervisor says it, which is faster than asking in the guest.
+    Of those that exit the hypervisor says it, which is faster than asking in the guest.  Those
+    that have a name in the manual the guest shall try.
     """
     msrs = vm.vcpus[0].msrs
     for index in numbers:
-        if index in PASSED:
+        if index in CANDIDATES:
             yield index
             continue
         for access in (msrs.read, partial(msrs.write, value=0)):

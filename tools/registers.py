@@ -32,7 +32,6 @@ WORDS: Final[dict[tuple[int, int, str], type[Bits]]] = {
     (0x8000_0001, 0, "ECX"): words.LeafExt1Ecx, (0x8000_0001, 0, "EDX"): words.LeafExt1Edx,
     (0x4000_0001, 0, "EAX"): words.KvmFeatures,
     (0xA, 0, "EAX"): words.Leaf0AEax, (0xA, 0, "EDX"): words.Leaf0AEdx,
-    (0xD, 1, "EAX"): words.LeafDSub1Eax,
 }  # fmt: skip
 """Registers of CPUID whose bits have names."""
 

@@ -55,7 +55,7 @@ class Memory:
     def dirty(self, pfn: int, count: int, clear: bool = True) -> bytes:
         """One byte a frame: 1 if a processor or `write` changed it since last cleared.
 
-        After clearing, processors must be told to drop translations (`Processor.flush`).
+        What processors write from now on, those that run in other threads too, is marked again.
         """
     def hash(self, hpa: int, length: int) -> int:
         """A 64-bit hash of the bytes (for comparing machines)."""
@@ -118,7 +118,10 @@ class Processor:
         """VMLAUNCH, then run.  Raises VmFail; a failed entry check on guest state is an Exit."""
     def vmresume(self, budget: int = 0) -> Exit: ...
     def kick(self) -> None:
-        """Make `run` return soon (within about a millisecond); callable from any thread.
+        """Make `run` return soon; callable from any thread.
+
+        Within about a millisecond; within one block of code once two processors of the memory have
+        run at the same time.
 
         In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
         intr_info clear.  Otherwise a KICK stop.

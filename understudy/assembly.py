@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from understudy.answers.control_registers import offer_efer
@@ -53,6 +54,14 @@ def check_names(config: Config) -> None:
             f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
         )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
+
+
+def with_paging(config: Config, name: str) -> Config:
+    """The same VM with another paging technique.  ValueError if that cannot be."""
+    check_choice("paging", name, Paging.ALL)
+    config = replace(config, paging=name)
+    check_names(config)
+    return config
 
 
 def table_memory_of(config: Config) -> int:

@@ -16,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from understudy import inspection
+from understudy import assembly, inspection
 from understudy.answers.triple_fault import meant
 from understudy.arch.topology import Topology
-from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.console import Console
@@ -69,7 +68,7 @@ class VM:
     ) -> None:
         """`contents`: what is in its memory from the beginning (None: what firmware leaves)."""
         self.config = config = Config.of(config, **options)
-        check_names(config)
+        assembly.check_names(config)
         self.is_closed = False
         with ExitStack() as given:  # given back here if something fails, else by `close`
             self._make(config, host, contents, given)
@@ -78,7 +77,7 @@ class VM:
     def _make(
         self, config: Config, host: Host | None, contents: Contents | None, given: ExitStack
     ) -> None:
-        self.host = host if host is not None else host_of(config)
+        self.host = host if host is not None else assembly.host_of(config)
         self.host.join()
         given.callback(self.host.leave)
         self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
@@ -101,16 +100,16 @@ class VM:
         self.turns = Turns(self.vcpus, self.clock, is_wall=config.clock == "wall")
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
-        self.pc = board_of(
+        self.pc = assembly.board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
             self.console, self.com2,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
-        self.pages = paging_of(config, self.host, self.memory)
+        self.pages = assembly.paging_of(config, self.host, self.memory)
         given.callback(lambda: self.pages.close())  # the technique of then
         for processor in self.processors:
-            vcpu = vcpu_of(
+            vcpu = assembly.vcpu_of(
                 config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
                 self.posts, self.clock,
             )  # fmt: skip
@@ -148,7 +147,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        check_names(replace(self.config, paging=name))
+        assembly.with_paging(self.config, name)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -157,13 +156,11 @@ class VM:
         ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
         has no room for the tables; nothing has changed then.
         """
-        old = self.pages
+        config, old = assembly.with_paging(self.config, name), self.pages
         if name == old.name:
             return
         old.finish_step()
-        config = replace(self.config, paging=name)
-        check_names(config)
-        pages = paging_of(config, self.host, self.memory)
+        pages = assembly.paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -367,7 +364,7 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                tell_apart(vm.config, vm.pc, vm.processors, clone)
+                assembly.tell_apart(vm.config, vm.pc, vm.processors, clone)
             except BaseException:
                 vm.close()
                 raise

@@ -20,7 +20,7 @@ use crate::cpu::xsave::XCR0_KNOWN;
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x05");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x06");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 

@@ -98,7 +98,7 @@ fn checks_on_vm_exit_and_vm_entry_control_fields() {
         7,
         &[
             ("a default1 exit bit", |b| _ = b.clear(f::EXIT_CONTROLS, 1 << 0)),
-            ("an unknown exit bit", |b| _ = b.set(f::EXIT_CONTROLS, 1 << 12)),
+            ("an unknown exit bit", |b| _ = b.set(f::EXIT_CONTROLS, 1 << 23)),
             ("timer saved but not active", |b| {
                 b.set(f::EXIT_CONTROLS, exit::SAVE_PREEMPTION_TIMER);
             }),

@@ -21,7 +21,7 @@ fn beds() -> [Bed; 2] {
         let mut bed = Bed::on(engine);
         let mem = bed.core().mem.clone();
         for page in 0..512 {
-            mem.store(LAST + 8 * page, 8, GUEST + (page << 12) | 0x37);
+            mem.store(LAST + 8 * page, 8, (GUEST + (page << 12)) | 0x37);
         }
         mem.store(EPT + 0x2000, 8, LAST | 7);
         bed.write(f::EPT_POINTER, EPT | 0x5E).set(SECONDARY, ENABLE_PML);
@@ -57,7 +57,7 @@ fn each_page_that_becomes_dirty_is_logged_once() {
         bed.write(f::GUEST_RIP, CODE);
         assert_eq!(reason::VMCALL, bed.resume().reason);
         assert_eq!(506, bed.read(f::PML_INDEX));
-        bed.core().mem.store(LAST + 5 * 8, 8, GUEST + 0x5000 | 0x37);
+        bed.core().mem.store(LAST + 5 * 8, 8, (GUEST + 0x5000) | 0x37);
         vmx::invept(bed.core(), 1, EPT | 0x5E).unwrap();
         bed.write(f::GUEST_RIP, CODE);
         assert_eq!(reason::VMCALL, bed.resume().reason);
@@ -119,7 +119,7 @@ fn a_full_log_exits_even_for_an_accessed_flag_but_an_ept_violation_comes_first()
             }
             vmx::invept(bed.core(), 2, 0).unwrap();
             assert_eq!((reason::PML_FULL, 0), (bed.resume().reason, flags(&mut bed, CODE)));
-            mem.store(LAST + 8, 8, GUEST + 0x1000 | 0x33); // not executable
+            mem.store(LAST + 8, 8, (GUEST + 0x1000) | 0x33); // not executable
             vmx::invept(bed.core(), 2, 0).unwrap();
             assert_eq!(reason::EPT_VIOLATION, bed.resume().reason);
         }

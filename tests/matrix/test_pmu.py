@@ -119,6 +119,27 @@ def test_an_overflow_comes_at_the_end_of_its_instruction(engine: str, paging: st
 
 
 @pytest.mark.parametrize("paging", TECHNIQUES)
+@pytest.mark.parametrize("n", [4, 19])
+def test_an_overflow_freezes_the_counters(paging: str, n: int) -> None:
+    """The fourth instruction is CPUID, which the hypervisor carries out; the 19th is not."""
+    freeze = """
+        b9 d9 01 00 00       | mov ecx, 0x1d9   ; IA32_DEBUGCTL
+        b8 00 10 00 00       | mov eax, 0x1000  ; FREEZE_PERFMON_ON_PMI
+        31 d2                | xor edx, edx
+        0f 30                | wrmsr
+    """
+    enables = HANDLER.replace("b9 8e 03", "b9 8f 03")  # IA32_PERF_GLOBAL_CTRL
+    with VM("16M", paging=paging) as vm:
+        idt = handle(vm, Vector.NMI, enables)
+        start(vm, freeze + OVERFLOWS, r14=(1 << 32) - n, **idt)
+        assert vm.go().kind is StopKind.DEBUG_EXIT
+        vcpu = vm.vcpus[0]
+        assert vcpu.registers()["r13"] == 0
+        assert vcpu.msrs.read(Msr.IA32_FIXED_CTR0) == 0
+        assert vcpu.msrs.read(Msr.IA32_PERF_GLOBAL_STATUS) == 1 << 32
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
 def test_a_snapshot_keeps_the_counters(paging: str) -> None:
     """What a clone counts goes on from what was counted."""
     with VM("16M", paging=paging) as vm:

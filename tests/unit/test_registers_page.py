@@ -29,6 +29,8 @@ def test_the_page_is_what_the_code_does(text: str) -> None:
         "| 49H | IA32_PRED_CMD | write-only |   | 0 | ibrs_ibpb |",
         "| 80BH | x2APIC 0B0H | write-only | only 0 |   | x2apic |",
         "| C0000082H … C0000083H | IA32_LSTAR … IA32_CSTAR | 0x0 | canonical |   |   |",
+        "| 309H … 30BH | IA32_FIXED_CTR0 … IA32_FIXED_CTR2 | 0x0 | 47:0 |   | pmu |",
+        "| 38FH | IA32_PERF_GLOBAL_CTRL | 0xf | 34:32, 3:0 |   | pmu |",
         "| IA32_APIC_BASE.EN | CPUID.01H.0:EDX[9] (APIC) |",
         "| IA32_MISC_ENABLE.XD_DISABLE | CPUID.80000001H.0:EDX[20] (NX) |",
         "| CS.L (64-bit code) | CPUID.80000001H.0:EDX[11] (SYSCALL) |",

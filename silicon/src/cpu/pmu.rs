@@ -212,7 +212,7 @@ pub(crate) fn settle(core: &mut Core) {
     core.pmu.mark = now;
     let mut interrupts = false;
     let enabled = core.pmu.enabled();
-    for e in enabled.filter(|e| counts_at(e, core.cpl)) {
+    for e in enabled.filter(|e| counts_at(*e, core.cpl)) {
         let counter = core.pmu.counter(e.bit);
         let sum = *counter + if e.what == What::Instructions { instructions } else { cycles };
         *counter = sum & COUNTER;
@@ -226,7 +226,7 @@ pub(crate) fn settle(core: &mut Core) {
     }
 }
 
-fn counts_at(e: &Enabled, cpl: u8) -> bool {
+fn counts_at(e: Enabled, cpl: u8) -> bool {
     if cpl == 0 { e.levels.1 } else { e.levels.0 }
 }
 
@@ -263,7 +263,7 @@ pub(crate) fn distance(core: &mut Core) -> u64 {
     settle(core);
     core.pmu.is_news = false;
     let decided = |what| what == What::Instructions || core.clock == Clock::Virtual;
-    let next = core.pmu.enabled().filter(|e| e.interrupts && decided(e.what) && counts_at(e, core.cpl));
+    let next = core.pmu.enabled().filter(|e| e.interrupts && decided(e.what) && counts_at(*e, core.cpl));
     let mut pmu = core.pmu;
     next.map(|e| COUNTER + 1 - *pmu.counter(e.bit)).min().unwrap_or(u64::MAX)
 }

@@ -169,7 +169,7 @@ fn is_left_alone(core: &mut Core) -> bool {
             core.attention = 0;
         }
     }
-    core.attention == 0
+    core.attention == 0 && !core.agent.is_rung()
 }
 
 /// Whether the next instruction is to be interpreted with the last one: it is in an interrupt
@@ -212,6 +212,9 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     }
     if write {
         core.mem.mark_dirty(e.hpa);
+        if core.is_parallel && !core.mem.code().grant(e.hpa >> 12) {
+            return 0;
+        }
     }
     let host = core.mem.host_ptr(e.hpa) as u64;
     core.tlb.l1_fill(class, &e, host, write);

@@ -9,6 +9,7 @@ use super::code32;
 use super::flags::Flags;
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
+use super::home::BELL;
 use super::tables::{JUMP_ENTRIES, Tables};
 use super::x87::Report;
 use crate::cpu::decode::{Execute, route};
@@ -28,8 +29,8 @@ pub(super) enum Cold {
     Cross { branch: usize, rip: u64, flags: Flags, x87: u32, index: usize },
     /// An instruction has to be interpreted after all.
     Step { branch: usize, site: Site },
-    /// The instruction budget does not cover the block.
-    Budget { branch: usize },
+    /// The instruction budget does not cover the block, or the bell is rung.
+    Leave { branch: usize },
     /// The flags in the record have to be made before they can be loaded.
     Flags { branch: usize, back: u64 },
     /// A transfer to `target` whose jump is at `branch`; the block has `rest` instructions behind.
@@ -113,6 +114,8 @@ pub struct Tools {
     pub info: InstructionInfoFactory,
     /// The computer has RORX.
     pub has_bmi2: bool,
+    /// Blocks begin with a look at the bell.
+    pub is_parallel: bool,
     /// Places to interpret from.
     pub sites: Vec<Site>,
     /// Instructions that are always interpreted, and their executors.
@@ -136,6 +139,7 @@ impl Tools {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            is_parallel: false,
             sites: Vec::new(),
             prepared: Vec::new(),
             faults: Vec::new(),
@@ -312,11 +316,16 @@ pub fn translate(
 }
 
 impl Translator<'_> {
-    /// The head of a block: take its instructions from the countdown.
+    /// The head of a block: take its instructions from the countdown, look at the bell.
     fn enter(&mut self) {
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
         let branch = self.a.jcc_later(cc::S);
-        self.cold.push(Cold::Budget { branch });
+        self.cold.push(Cold::Leave { branch });
+        if self.tools.is_parallel {
+            self.a.cmp_mem32_imm(state(BELL), 0);
+            let branch = self.a.jcc_later(cc::NE);
+            self.cold.push(Cold::Leave { branch });
+        }
     }
 
     /// A site at the current host address.
@@ -480,7 +489,7 @@ impl Translator<'_> {
                     self.a.call(self.tools.glue.flags);
                     self.a.jmp(back);
                 }
-                Cold::Budget { branch } => {
+                Cold::Leave { branch } => {
                     self.a.patch(branch, here);
                     self.give_back(self.count as u8);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);

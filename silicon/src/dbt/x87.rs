@@ -146,9 +146,9 @@ impl Translator<'_> {
             self.a.load(if other.is_some() { RAX } else { T1 }, home(r));
         }
         if sum.is_short {
-            self.a.lea32(T1, m)
+            self.a.lea32(T1, m);
         } else {
-            self.a.lea(T1, m)
+            self.a.lea(T1, m);
         }
         if other.is_some() {
             self.a.load(RAX, data_place());

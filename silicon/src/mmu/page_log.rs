@@ -29,7 +29,7 @@ impl PageLog {
         let index = mem.load(self.index, 2);
         let at = self.address.wrapping_add(8 * index);
         mem.store(at, 8, gpa & !PAGE_OFFSET);
-        mem.touch(at, 8);
+        mem.wrote(at, 8);
         mem.store(self.index, 2, index.wrapping_sub(1) & 0xFFFF);
     }
 }

@@ -155,6 +155,20 @@ pub enum Refusal {
     LogFull,
 }
 
+/// Why a walk ended early.
+enum End {
+    /// For good.
+    Refused(Refusal),
+    /// Another processor changed an entry that was used: begin again.
+    Changed,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        End::Refused(refusal)
+    }
+}
+
 /// A walker: memory, and what to do beside translating.
 pub struct Walker<'a> {
     /// Where the tables are.
@@ -225,27 +239,30 @@ impl<'a> Walker<'a> {
         self.counts.is_some()
     }
 
-    /// Set flag bits in an entry, atomically, if it still is what was read.
-    fn set_flags(&self, hpa: u64, size: usize, seen: u64, bits: u64) {
-        if self.has_effects() && seen & bits != bits {
-            self.mem.update(hpa, size, |old| if old == seen { old | bits } else { old });
-            self.mem.touch(hpa, size as u64);
+    /// Set flag bits in an entry, atomically, if but for such flags (`all`) it still is what was read.
+    fn set_flags(&self, hpa: u64, size: usize, seen: u64, bits: u64, all: u64) -> Result<(), End> {
+        if !self.has_effects() || seen & bits == bits {
+            return Ok(());
         }
+        let is_same = |old| (old ^ seen) & !all == 0;
+        let old = self.mem.update(hpa, size, |old| if is_same(old) { old | bits } else { old });
+        self.mem.wrote(hpa, size as u64);
+        if is_same(old) { Ok(()) } else { Err(End::Changed) }
     }
 
     /// Set flags in an entry of the EPT that translates `gpa`; a page that becomes dirty is logged.
     /// False: the log is full, so nothing may be set.
-    fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> bool {
+    fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> Result<bool, End> {
         if let Some(log) = self.page_log.filter(|_| self.has_effects() && seen & bits != bits) {
             if log.is_full(self.mem) {
-                return false;
+                return Ok(false);
             }
             if bits & !seen & ept::D != 0 {
                 log.note(self.mem, gpa);
             }
         }
-        self.set_flags(hpa, 8, seen, bits);
-        true
+        self.set_flags(hpa, 8, seen, bits, ept::A | ept::D)?;
+        Ok(true)
     }
 
     /// Set accessed and dirty flags in a guest's entry at `gpa`: a read and a write, which the EPT
@@ -258,13 +275,12 @@ impl<'a> Walker<'a> {
         size: usize,
         seen: u64,
         bits: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), End> {
         if self.has_effects() && seen & bits != bits && place.rights & ept::W == 0 {
             let qualification = 3 | s.shown(place.rights) | 1 << 7;
-            return Err(Refusal::EptViolation { gpa, qualification });
+            return Err(Refusal::EptViolation { gpa, qualification }.into());
         }
-        self.set_flags(place.hpa, size, seen, bits);
-        Ok(())
+        self.set_flags(place.hpa, size, seen, bits, pte::A | pte::D)
     }
 
     /// Translate a linear address.
@@ -272,6 +288,10 @@ impl<'a> Walker<'a> {
     /// # Errors
     /// What the processor would raise.
     pub fn walk(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, Refusal> {
+        until_unchanged(|| self.attempt(s, gva, intent))
+    }
+
+    fn attempt(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, End> {
         let Some(format) = format_of(s) else {
             let host = self.host(s, gva & PHYS_MASK, intent.access, For::Page { user: true })?;
             return Ok(Walked {
@@ -299,7 +319,7 @@ impl<'a> Walker<'a> {
         let mut table = if format.is_pae {
             let pdpte = s.pdpte[(gva >> 30 & 3) as usize];
             if pdpte & pte::P == 0 {
-                return Err(Refusal::PageFault(code(0)));
+                return Err(Refusal::PageFault(code(0)).into());
             }
             pdpte & PHYS_MASK & !PAGE_OFFSET
         } else if is_long {
@@ -333,12 +353,12 @@ impl<'a> Walker<'a> {
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
-                return Err(Refusal::PageFault(code(0)));
+                return Err(Refusal::PageFault(code(0)).into());
             }
             let is_page = level.number == 1
                 || (level.may_map && entry & pte::PS != 0 && (size == 8 || s.cr4 & cr4::PSE != 0));
             if entry & self.reserved(s, format, level.number, level.shift, is_page, nx) != 0 {
-                return Err(Refusal::PageFault(code(pf::P) | pf::RSVD));
+                return Err(Refusal::PageFault(code(pf::P) | pf::RSVD).into());
             }
             user &= entry & pte::US != 0;
             write &= entry & pte::RW != 0;
@@ -362,7 +382,8 @@ impl<'a> Walker<'a> {
             let heeds_writes = intent.user || s.cr0 & cr0::WP != 0;
             let by_key = self.keys.refuses(key, user, intent.access, heeds_writes);
             if !allowed || by_key {
-                return Err(Refusal::PageFault(code(pf::P) | if by_key { pf::PK } else { 0 }));
+                let by_key = if by_key { pf::PK } else { 0 };
+                return Err(Refusal::PageFault(code(pf::P) | by_key).into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let frame = if size == 4 && level.number == 2 {
@@ -459,7 +480,7 @@ impl<'a> Walker<'a> {
     }
 
     /// Translate a guest-physical address.
-    fn host(&mut self, s: &Space, gpa: u64, access: Access, what: For) -> Result<HostPage, Refusal> {
+    fn host(&mut self, s: &Space, gpa: u64, access: Access, what: For) -> Result<HostPage, End> {
         let mut rights = s.rights();
         if s.eptp == 0 {
             return Ok(HostPage { hpa: gpa, shift: 63, rights, dirty: true });
@@ -484,7 +505,7 @@ impl<'a> Walker<'a> {
             rights &= bits;
             let is_page = level.number == 1 || (level.may_map && entry & ept::LARGE != 0);
             if bits != 0 && is_misconfigured(entry, level.number, level.shift, is_page) {
-                return Err(Refusal::EptMisconfig { gpa });
+                return Err(Refusal::EptMisconfig { gpa }.into());
             }
             if bits == 0 || (is_page && wanted & !rights != 0) {
                 let q = match access {
@@ -499,18 +520,19 @@ impl<'a> Walker<'a> {
                     For::Table => 1 << 7,
                     For::Page { .. } => 3 << 7,
                 };
-                return Err(Refusal::EptViolation { gpa, qualification: q | s.shown(rights) | address });
+                let qualification = q | s.shown(rights) | address;
+                return Err(Refusal::EptViolation { gpa, qualification }.into());
             }
             if !is_page {
                 if with_ad {
-                    may_set &= self.set_host_flags(at, entry, ept::A, gpa);
+                    may_set &= self.set_host_flags(at, entry, ept::A, gpa)?;
                 }
                 table = entry & PHYS_MASK & !PAGE_OFFSET;
                 continue;
             }
             let flags = ept::A | if access == Access::Write { ept::D } else { 0 };
-            if with_ad && !(may_set && self.set_host_flags(at, entry, flags, gpa)) {
-                return Err(Refusal::LogFull);
+            if with_ad && !(may_set && self.set_host_flags(at, entry, flags, gpa)?) {
+                return Err(Refusal::LogFull.into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;
@@ -528,7 +550,18 @@ impl<'a> Walker<'a> {
     /// # Errors
     /// EPT violation or misconfiguration.
     pub fn physical(&mut self, s: &Space, gpa: u64, access: Access) -> Result<u64, Refusal> {
-        self.host(s, gpa, access, For::Itself).map(|p| p.hpa)
+        until_unchanged(|| self.host(s, gpa, access, For::Itself)).map(|p| p.hpa)
+    }
+}
+
+/// Try until nobody changes an entry between its being read and its flags being set.
+fn until_unchanged<T>(mut attempt: impl FnMut() -> Result<T, End>) -> Result<T, Refusal> {
+    loop {
+        match attempt() {
+            Ok(found) => return Ok(found),
+            Err(End::Refused(refusal)) => return Err(refusal),
+            Err(End::Changed) => {}
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! `Processor`: a processor, moved between threads as its users like; one of them runs it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
@@ -17,6 +16,7 @@ use super::shared::{Refusal, Shared};
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::cr0;
 use crate::arch::exit;
+use crate::bus::news;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::pointers::Pointers;
@@ -64,6 +64,7 @@ impl Processor {
                 Ok(machine) => machine,
                 Err(why) => return End::Refused(why),
             };
+            let _present = self.shared.agent.arrive();
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -86,10 +87,11 @@ impl Processor {
                     return false;
                 }
                 next = Some(now + SIGNAL_PERIOD);
-                raised = Python::attach(|py| py.check_signals().err());
+                // (The interpreter may be busy, with something that waits for this processor.)
+                raised = self.shared.agent.aside(|| Python::attach(|py| py.check_signals().err()));
                 raised.is_some()
             };
-            End::Exit(machine.run(budget, &mut poll))
+            End::Exit(machine.run_present(budget, &mut poll))
         });
         match (raised, end) {
             (Some(error), _) => Err(error),
@@ -166,12 +168,15 @@ impl Processor {
         self.go(py, Some(vmx::vmresume), budget)
     }
 
-    /// Make `run` return soon (within about a millisecond); callable from any thread.
+    /// Make `run` return soon; callable from any thread.
+    ///
+    /// Within about a millisecond; within one block of code once two processors of the memory have
+    /// run at the same time.
     ///
     /// In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
     /// intr_info clear.  Otherwise a KICK stop.
     fn kick(&self) {
-        self.shared.kick.store(true, Ordering::Release);
+        self.shared.agent.ring(news::KICK);
     }
 
     /// Whether the processor is in VMX non-root operation (after a BUDGET or KICK stop).

@@ -132,7 +132,7 @@ pub(crate) fn take_posted(core: &mut Core) {
             rvi = rvi.max((64 * n) as u8 + requests.ilog2() as u8);
         }
     }
-    core.mem.touch(descriptor, 40);
+    core.mem.wrote(descriptor, 40);
     set_status(core, rvi, svi);
     evaluate(core);
 }

@@ -82,7 +82,7 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
     # --- the host's end ---
 
     def send(self, port: int, data: bytes) -> None:
-        """Bytes for the guest; they wait until it has room for them."""
+        """Bytes for the guest; they wait until it has room for them, and the port open."""
         self.state.inputs[port] += data
         self.kick(self._queues(port)[0])
 
@@ -128,11 +128,15 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
 
     def _input(self, port: int, chain: Chain) -> int:
         waiting = self.state.inputs[port]
-        if not waiting:
+        if not waiting or not self._is_listened_to(port):
             raise NotNow
         count = scatter(self.wires.dma, chain.writable, waiting)
         self.state.inputs[port] = waiting[count:]
         return count
+
+    def _is_listened_to(self, port: int) -> bool:
+        """Whether the driver keeps what comes.  Linux throws it away while a file is not open."""
+        return not self.ports[port] or not self.has(MULTIPORT) or self.state.is_open[port]
 
     # --- control ---
 
@@ -161,6 +165,7 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
                 self._introduce(port)
             elif event == Event.PORT_OPEN:
                 self.state.is_open[port] = value == 1
+                self.kick(self._queues(port)[0])
         self.kick(CONTROL_IN)
 
     def _introduce(self, port: int) -> None:

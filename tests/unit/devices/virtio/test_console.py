@@ -85,8 +85,26 @@ def test_each_port_has_its_queues() -> None:
     d.request(7, b"from b", 0, gpa=BUFFERS)
     assert said == [(1, b"from a"), (2, b"from b")]
     give(d, 6, 0, 16)
+    tell(d, 2, OPEN)
     part.send(2, b"to b")
     assert filled(d, 6) == [b"to b"]
+
+
+def test_what_is_sent_to_a_port_waits_until_somebody_has_it_open() -> None:
+    d, part, _ = console("", "a")
+    give(d, 4, 0, 16)
+    part.send(1, b"early")
+    assert filled(d, 4) == []
+    tell(d, 1, OPEN)
+    assert filled(d, 4) == [b"early"]
+    tell(d, 1, OPEN, 0)
+    give(d, 4, 1, 16)
+    part.send(1, b"late")
+    assert filled(d, 4) == []
+    plain, part, _ = console("a", features=VERSION_1)  # nobody says whether it is open
+    give(plain, 0, 0, 16)
+    part.send(0, b"x")
+    assert filled(plain, 0) == [b"x"]
 
 
 def test_messages_that_wait_do_not_grow() -> None:
