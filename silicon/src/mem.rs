@@ -141,16 +141,16 @@ impl Memory {
             let v: u64;
             match size {
                 1 => {
-                    asm!("movzx {v:e}, byte ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly))
+                    asm!("movzx {v:e}, byte ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
                 }
                 2 => {
-                    asm!("movzx {v:e}, word ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly))
+                    asm!("movzx {v:e}, word ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
                 }
                 4 => {
-                    asm!("mov {v:e}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly))
+                    asm!("mov {v:e}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
                 }
                 _ => {
-                    asm!("mov {v}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly))
+                    asm!("mov {v}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
                 }
             }
             v
@@ -171,7 +171,7 @@ impl Memory {
             let p = self.base.add(hpa as usize);
             match size {
                 1 => {
-                    asm!("mov [{}], {}", in(reg) p, in(reg_byte) value as u8, options(nostack, preserves_flags))
+                    asm!("mov [{}], {}", in(reg) p, in(reg_byte) value as u8, options(nostack, preserves_flags));
                 }
                 2 => asm!("mov [{}], {:x}", in(reg) p, in(reg) value, options(nostack, preserves_flags)),
                 4 => asm!("mov [{}], {:e}", in(reg) p, in(reg) value, options(nostack, preserves_flags)),
@@ -215,16 +215,16 @@ impl Memory {
             let (s, d) = (self.base.add(from as usize), self.base.add(to as usize));
             match size {
                 1 => {
-                    asm!("rep movsb", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags))
+                    asm!("rep movsb", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
                 }
                 2 => {
-                    asm!("rep movsw", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags))
+                    asm!("rep movsw", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
                 }
                 4 => {
-                    asm!("rep movsd", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags))
+                    asm!("rep movsd", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
                 }
                 _ => {
-                    asm!("rep movsq", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags))
+                    asm!("rep movsq", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
                 }
             }
         }
@@ -243,16 +243,16 @@ impl Memory {
             let d = self.base.add(to as usize);
             match size {
                 1 => {
-                    asm!("rep stosb", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags))
+                    asm!("rep stosb", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
                 }
                 2 => {
-                    asm!("rep stosw", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags))
+                    asm!("rep stosw", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
                 }
                 4 => {
-                    asm!("rep stosd", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags))
+                    asm!("rep stosd", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
                 }
                 _ => {
-                    asm!("rep stosq", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags))
+                    asm!("rep stosq", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
                 }
             }
         }
@@ -336,13 +336,13 @@ impl Memory {
                     old = byte.into();
                 }
                 2 => {
-                    asm!("lock cmpxchg [{}], {:x}", in(reg) p, in(reg) new, inout("rax") old, options(nostack))
+                    asm!("lock cmpxchg [{}], {:x}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
                 }
                 4 => {
-                    asm!("lock cmpxchg [{}], {:e}", in(reg) p, in(reg) new, inout("rax") old, options(nostack))
+                    asm!("lock cmpxchg [{}], {:e}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
                 }
                 _ => {
-                    asm!("lock cmpxchg [{}], {}", in(reg) p, in(reg) new, inout("rax") old, options(nostack))
+                    asm!("lock cmpxchg [{}], {}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
                 }
             }
         }

@@ -23,7 +23,7 @@ fn bed(engine: EngineKind) -> Bed {
         mem.store(at, 8, mem.load(at, 8) | XU);
     }
     for page in 0..512 {
-        mem.store(LAST + 8 * page, 8, GUEST + (page << 12) | 0x37 | XU);
+        mem.store(LAST + 8 * page, 8, (GUEST + (page << 12)) | 0x37 | XU);
         bed.guest_store(PML4 + 0x3000 + 8 * page, page << 12 | if page == OURS >> 12 { 3 } else { 7 });
     }
     mem.store(EPT + 0x2000, 8, LAST | 7 | XU);
@@ -36,7 +36,7 @@ fn bed(engine: EngineKind) -> Bed {
 }
 
 fn allow(bed: &mut Bed, gpa: u64, rights: u64) {
-    bed.core().mem.store(LAST + (gpa >> 9), 8, GUEST + gpa | 0x30 | rights);
+    bed.core().mem.store(LAST + (gpa >> 9), 8, (GUEST + gpa) | 0x30 | rights);
     vmx::invept(bed.core(), 2, 0).unwrap();
 }
 
