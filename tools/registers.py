@@ -29,6 +29,7 @@ WORDS: Final[dict[tuple[int, int, str], type[Bits]]] = {
     (0x1, 0, "ECX"): words.Leaf1Ecx, (0x1, 0, "EDX"): words.Leaf1Edx,
     (0x7, 0, "EBX"): words.Leaf7Ebx, (0x7, 0, "ECX"): words.Leaf7Ecx,
     (0x7, 0, "EDX"): words.Leaf7Edx, (0x7, 2, "EDX"): words.Leaf7Sub2Edx,
+    (0xD, 1, "EAX"): words.LeafDSub1Eax,
     (0x8000_0001, 0, "ECX"): words.LeafExt1Ecx, (0x8000_0001, 0, "EDX"): words.LeafExt1Edx,
     (0x4000_0001, 0, "EAX"): words.KvmFeatures,
     (0xA, 0, "EAX"): words.Leaf0AEax, (0xA, 0, "EDX"): words.Leaf0AEdx,
