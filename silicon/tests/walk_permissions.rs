@@ -406,8 +406,8 @@ fn mode_based_execute_control_asks_for_what_sort_of_linear_address_is_fetched() 
         let (upper, last, by_mode) = (rights(k), rights(k >> 4), bit(k, 8));
         let (is_user, is_paging, access) = (bit(k, 9), bit(k, 10), ACCESSES[(k >> 11) as usize * 2]);
         lay_ept(&mem, 7 | XU, last);
-        mem.store(EPT, 8, EPT + 0x1000 | 7 | XU);
-        mem.store(EPT + 0x1000, 8, EPT + 0x2000 | upper);
+        mem.store(EPT, 8, (EPT + 0x1000) | 7 | XU);
+        mem.store(EPT + 0x1000, 8, (EPT + 0x2000) | upper);
         for n in 0..4 {
             let us = if is_user || n < 3 { US } else { 0 };
             mem.store(
