@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-walls bench boots lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -57,9 +57,18 @@ $(STAMPS)/silicon: $(RUST_SOURCES) $(STAMPS)/packages
 		$(BIN)/maturin develop --release
 	@touch $@
 
-setup: $(STAMPS)/silicon ## Make .venv, install the packages, compile the Rust
+IMAGES := understudy/_images.abi3.so
 
-build: $(STAMPS)/packages ## Leave a wheel (abi3: CPython 3.11 and newer) in dist/
+$(IMAGES): images/Cargo.toml images/Cargo.lock images/src/lib.rs | $(STAMPS)/packages
+	$(call say,"Compiling the library for disk images - Rust")
+	@cd images && PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_TARGET_DIR=$(CURDIR)/images/target \
+		cargo build --release
+	@cp images/target/release/libimages.so $(IMAGES).new
+	@mv $(IMAGES).new $(IMAGES)
+
+setup: $(STAMPS)/silicon $(IMAGES) ## Make .venv, install the packages, compile the Rust
+
+build: $(STAMPS)/packages $(IMAGES) ## Leave a wheel (abi3: CPython 3.11 and newer) in dist/
 	$(call say,"Building the wheel")
 	@rm -f dist/*.whl
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --release --out dist
@@ -83,6 +92,7 @@ demo: setup ## Boot an unmodified Debian kernel to a prompt in this terminal
 format: $(STAMPS)/packages ## Format Python and Rust
 	@$(BIN)/ruff format understudy experiments tests examples tools
 	@cd silicon && cargo fmt
+	@cd images && cargo fmt
 
 check-fast: $(STAMPS)/packages ## Lint and type-check the Python (seconds)
 	$(call say,"ruff and mypy")
@@ -94,6 +104,8 @@ check: check-fast ## The same, and rustfmt and clippy
 	$(call say,"rustfmt and clippy")
 	@cd silicon && cargo fmt --check
 	@cd silicon && cargo clippy --all-targets --features python -- -D warnings
+	@cd images && cargo fmt --check
+	@cd images && CARGO_TARGET_DIR=$(CURDIR)/images/target cargo clippy -- -D warnings
 
 test-rust: $(STAMPS)/packages ## The Rust tests only
 	$(call say,"Rust tests")
@@ -122,14 +134,21 @@ fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (S
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
 
+SCRIPTS ?= 10000
+fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)
+	@$(BIN)/python -m tests.property.virtio_bench --scripts $(SCRIPTS)
+
 bench: setup ## Compare with native and with QEMU; writes build/bench.json
 	@$(BIN)/python -m bench
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots
 
+reference: setup ## Write docs/reference/registers.md again: what the code's MSRs and CPUID do
+	@$(BIN)/python -m tools.registers
+
 lab: setup ## Run every experiment; writes build/lab/report.html (quick sweeps: QUICK=1)
 	@$(BIN)/understudy lab --all $(if $(QUICK),--quick)
 
 clean: ## Remove what make made (the guests' cache stays)
-	rm -rf $(VENV) build dist silicon/target understudy/_silicon*.so
+	rm -rf $(VENV) build dist silicon/target images/target understudy/_*.so

@@ -55,7 +55,7 @@ class Memory:
     def dirty(self, pfn: int, count: int, clear: bool = True) -> bytes:
         """One byte a frame: 1 if a processor or `write` changed it since last cleared.
 
-        After clearing, processors must be told to drop translations (`Processor.flush`).
+        What processors write from now on, those that run in other threads too, is marked again.
         """
     def hash(self, hpa: int, length: int) -> int:
         """A 64-bit hash of the bytes (for comparing machines)."""
@@ -118,7 +118,10 @@ class Processor:
         """VMLAUNCH, then run.  Raises VmFail; a failed entry check on guest state is an Exit."""
     def vmresume(self, budget: int = 0) -> Exit: ...
     def kick(self) -> None:
-        """Make `run` return soon (within about a millisecond); callable from any thread.
+        """Make `run` return soon; callable from any thread.
+
+        Within about a millisecond; within one block of code once two processors of the memory have
+        run at the same time.
 
         In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
         intr_info clear.  Otherwise a KICK stop.
@@ -148,6 +151,10 @@ class Processor:
     def fxsave(self) -> bytes:
         """512 bytes, FXSAVE64 format."""
     def fxrstor(self, image: bytes) -> None: ...
+    def protection_keys(self) -> tuple[int, int]:
+        """PKRU and IA32_PKRS."""
+    def stir(self, bytes: bytes) -> None:
+        """Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from."""
     def registers(self) -> dict[str, int]:
         """Everything live in the processor now, by SDM names in lower case: rax … r15, rip,
         rflags, cr0, cr2, cr3, cr4, cr8, efer, dr0 … dr7, es, cs, … with _base _limit _attr,
@@ -242,6 +249,8 @@ class LocalApic:
         """An interrupt message arrives (fixed delivery)."""
     def lint(self, pin: int, asserted: bool) -> None:
         """LINT0 (ExtINT from the 8259s on a PC) or LINT1."""
+    def performance_interrupt(self) -> bool:
+        """The performance counters interrupt, as LVT PC says.  True if that is an NMI."""
     def pending(self) -> int:
         """The vector that would be delivered now, or -1.  (ExtINT: see `extint_open`.)"""
     @property

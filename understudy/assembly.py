@@ -7,16 +7,24 @@ other, they were told here.
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
+from understudy.arch.topology import Topology
+from understudy.backends.opening import open_disk
 from understudy.config import Config, check_choice
 from understudy.console import Console
+from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
+from understudy.devices.virtio import rng
+from understudy.devices.virtio.blk import MOST_QUEUES
+from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
 from understudy.guest import Guest
@@ -40,7 +48,20 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
+    if Topology.of(config.cpus).count > 1 and not Paging.ALL[config.paging].serves_many:
+        many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
+        raise ValueError(
+            f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
+        )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
+
+
+def with_paging(config: Config, name: str) -> Config:
+    """The same VM with another paging technique.  ValueError if that cannot be."""
+    check_choice("paging", name, Paging.ALL)
+    config = replace(config, paging=name)
+    check_names(config)
+    return config
 
 
 def table_memory_of(config: Config) -> int:
@@ -70,27 +91,56 @@ def board_of(
     console: Console,
     com2: Console,
 ) -> PC:
-    """A PC, wired to the processors by `router`.  `request` ends the run."""
-    board = PC(
-        clock,
-        memory,
-        power_off=lambda: request(Stop(StopKind.POWEROFF)),
-        reset=lambda: request(Stop(StopKind.RESET)),
-        debug_exit=lambda code: request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
-        deliver=router.deliver,
-        extint=router.extint,
-        com1=console.transmit,
-        com2=com2.transmit,
-        who=lambda: address_space(router.vcpus[0].guest),
-        ring=lambda: com2.send(b"\n"),
-        ram_bytes=memory.size,
-        epoch_ns=time.time_ns() if config.clock == "wall" else DEFAULT_EPOCH_NS,
-        generation=os.urandom(BYTES) if config.clock == "wall" else FIRST,
-        has_rom=config.rom > 0,
-        devices=config.devices,
-    )
+    """A PC, wired to the processors by `router`.  `request` ends the run.
+
+    Its disks are open; the board closes them.  ImageError if one of them cannot be.
+    """
+    is_wall = config.clock == "wall"
+    with ExitStack() as given:
+        rows = disk_rows(config, request, given)
+        board = PC(
+            clock,
+            memory,
+            power_off=lambda: request(Stop(StopKind.POWEROFF)),
+            reset=lambda: request(Stop(StopKind.RESET)),
+            debug_exit=lambda code: request(Stop(StopKind.DEBUG_EXIT, f"code {code}", code)),
+            deliver=router.deliver,
+            extint=router.extint,
+            com1=console.transmit,
+            com2=com2.transmit,
+            who=lambda: address_space(router.here().guest),
+            ring=lambda: com2.send(b"\n"),
+            ram_bytes=memory.size,
+            apic_ids=Topology.of(config.cpus).apic_ids,
+            epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
+            generation=os.urandom(BYTES) if is_wall else FIRST,
+            has_rom=config.rom > 0,
+            entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
+            devices=(*rows, *config.devices),
+        )
+        given.pop_all()
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
+
+
+def disk_rows(config: Config, request: Callable[[Stop], None], given: ExitStack) -> list[Row]:
+    """A row for each disk, with its content; `given` closes these."""
+    rows: list[Row] = []
+    for number, disk in enumerate(config.disks):
+        medium = open_disk(disk, is_snapshot=config.snapshot)
+        given.callback(medium.close)
+
+        def stop(problem: str, file: str = disk.file) -> None:
+            request(Stop(StopKind.DISK, f"{file}: {problem}"))
+
+        options = {
+            "name": f"disk{number}", "medium": medium, "serial": disk.serial,
+            "queues": min(config.cpus, MOST_QUEUES),
+        }  # fmt: skip
+        if disk.on_error == "stop":
+            options["stop"] = stop
+        rows.append(("virtio_blk", options))
+    return rows
 
 
 def address_space(guest: Guest) -> int:
@@ -114,30 +164,46 @@ def vcpu_of(
     number, is_wall = len(router.vcpus), config.clock == "wall"
     technique = Execution.ALL[config.execution]
     cr4 = technique.cr4_available(processor)
-    model = CpuModel(host_features(), config.cpu, number, MAXPHYADDR, cr4)
+    topology = Topology.of(config.cpus)
+    model = CpuModel(
+        host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
+    )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
     vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
     vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)
     vcpu.msrs.as_firmware_leaves_them()
+    if is_wall:  # in virtual time every run is the same
+        processor.stir(os.urandom(SEED_BYTES))
     offer_efer(vcpu)
     _offer_clock(board, number, vcpu)
     return vcpu
 
 
-def tell_apart(config: Config, board: PC, clone: int | None) -> None:
+def tell_apart(
+    config: Config, board: PC, processors: Iterable[Processor], clone: int | None
+) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
     does: nobody knows how often the image is used.  With a ROM no table tells of the number.
+    Whoever is another one gets other numbers from RDRAND, too.
     """
-    if config.rom:
-        return
     if config.clock == "wall":
-        board.vmgenid.renew(os.urandom(BYTES))
+        generation, seed, clone = os.urandom(BYTES), os.urandom(SEED_BYTES), None
     elif clone is not None:
-        board.vmgenid.renew(derived(board.vmgenid.state.generation, clone))
+        generation = derived(board.vmgenid.state.generation, clone)
+        seed = clone.to_bytes(SEED_BYTES, "little")
+    else:
+        return
+    for processor in processors:
+        processor.stir(seed)
+    for part in board.parts.values():
+        if isinstance(part, rng.Rng):
+            part.reseed(seed if clone is None else rng.derived(part.state.seed, clone))
+    if not config.rom:
+        board.vmgenid.renew(generation)
 
 
 def _offer_clock(board: PC, number: int, vcpu: Vcpu) -> None:

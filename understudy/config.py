@@ -16,14 +16,17 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from understudy.arch.address import PAGE
+from understudy.arch.topology import Topology
+from understudy.disk import FORM, Disk
 from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
+MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
-DeviceRow = tuple[str, dict[str, int | str | bool | list[int | None]]]
+DeviceRow = tuple[str, dict[str, int | str | bool | list[int | str | None]]]
 """A further device on the board: its name in `Device.ALL`, where it is, and its options."""
 
 Check = Callable[[str, Any], Any]
@@ -41,6 +44,8 @@ class Option:
     metavar: str | None = None
     read: Callable[[str], Any] = str
     """What the command line's text means; ValueError says what was expected."""
+    is_many: bool = False
+    """It may be repeated: what was read each time becomes a tuple."""
 
 
 def option(default: Any, words: str, *names: str, **more: Any) -> Any:
@@ -124,10 +129,9 @@ def _table_memory_text(text: str) -> str:
     return text if text == "auto" else _size_text(text)
 
 
-def _cpus(what: str, value: int) -> int:
-    if type(value) is not int or value != 1:
-        raise ValueError(f"{what} {value!r}: expected 1, more are not built yet")
-    return value
+def _cpus(what: str, value: int | str) -> int | str:
+    topology = Topology.of(value)
+    return topology.count if str(value) == str(topology.count) else value
 
 
 def _rom(what: str, value: int) -> int:
@@ -151,6 +155,20 @@ def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
         raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
 
 
+def _disks(what: str, value: Iterable[Disk | str]) -> tuple[Disk, ...]:
+    if isinstance(value, str | Disk):
+        value = (value,)
+    try:
+        disks = tuple(Disk.parse(one) if isinstance(one, str) else one for one in value)
+    except TypeError:
+        disks = (None,)  # type: ignore[assignment]
+    if not all(isinstance(one, Disk) for one in disks):
+        raise ValueError(f"{what} {value!r}: expected disks, or texts like 'FILE,ro'")
+    if len(disks) > MOST_DISKS:
+        raise ValueError(f"{what}: {len(disks)} of them, expected {MOST_DISKS} at most")
+    return disks
+
+
 def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
     return tuple((name, {}) for name in text.split(","))
 
@@ -171,7 +189,11 @@ class Config:
         metavar="SIZE", read=_size_text, check=_memory,
     )  # fmt: skip
     """Bytes; a text like "256M" becomes bytes."""
-    cpus: int = option(1, "Virtual processors.", check=_cpus)
+    cpus: int | str = option(
+        1, "Virtual processors, and how they are grouped, like 4,cores=2,threads=2.",
+        "--cpus", metavar="N[,cores=N][,threads=N]", check=_cpus,
+    )  # fmt: skip
+    """How many, or text with their grouping."""
     clock: str = option(
         "virtual",
         "virtual: time is instructions, every run is the same, idling costs nothing; "
@@ -229,10 +251,25 @@ class Config:
         "--device", metavar="NAME[,NAME]", read=_names_of_devices, check=_rows,
     )  # fmt: skip
 
+    disks: tuple[Disk, ...] = option(
+        (), f"A disk, from an image: {FORM}.  May be repeated.", "--disk",
+        metavar="FILE[,OPTIONS]", read=Disk.parse, check=_disks, is_many=True,
+    )  # fmt: skip
+    """`Disk`s, or texts as on the command line."""
+    snapshot: bool = option(
+        False, "Keep what is written to disks in temporary files, and forget it at the end.",
+        "--snapshot", check=_switch,
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         for one in fields(self):
             kept = option_of(one).check(one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, kept)
+
+    @property
+    def has_virtio(self) -> bool:
+        """Whether the VM has devices that a guest needs virtio's drivers for."""
+        return bool(self.disks) or any(name.startswith("virtio_") for name, _ in self.devices)
 
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:

@@ -18,13 +18,13 @@ from threading import get_ident
 from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.arch.cr import RFLAGS
+from understudy.arch.segment import Segment, TableRegister
 from understudy.silicon import Exit
 from understudy.state import U8, U32, U64
 
 RSP: Final = 4
 IF: Final = RFLAGS.IF.mask
 RF: Final = RFLAGS.RF.mask
-EVERYTHING: Final = None
 
 
 class Kind(IntEnum):
@@ -65,35 +65,6 @@ class Control(NamedTuple):
     pdptes: tuple[U64, ...] = (0, 0, 0, 0)
 
 
-class SegmentName(IntEnum):
-    """Segment registers, in the order in which instructions number them; then LDTR and TR."""
-
-    ES = 0
-    CS = 1
-    SS = 2
-    DS = 3
-    FS = 4
-    GS = 5
-    LDTR = 6
-    TR = 7
-
-
-class Segment(NamedTuple):
-    """A segment register.  `rights`: SDM 3C, table "Format of Access Rights"."""
-
-    selector: int
-    base: int
-    limit: int
-    rights: int
-
-
-class TableRegister(NamedTuple):
-    """GDTR or IDTR."""
-
-    base: int
-    limit: int
-
-
 class UnsupportedMode(ValueError):
     """A mode in which this technique cannot run a guest."""
 
@@ -119,8 +90,19 @@ class Guest(ABC):
     """Come back after this many units of guest time (0 to 2**32 - 1)."""
     advance: Callable[[int], int]
     """Virtual time only: let ticks (> 0) pass without instructions; the TSC then."""
+    read_tsc: Callable[[], int]
+    """The processor's own TSC, in ns, without the guest's offset; fast."""
     count_retired: Callable[[], int]
     """Instructions that the processor has retired, fast."""
+    read_pmu: Callable[[int], int]
+    """The guest's counters and their control registers, by the numbers of their MSRs."""
+    write_pmu: Callable[[int, int], None]
+    """Set one.  KeyError if it does not take the value."""
+    take_pmu_interrupt: Callable[[], None]
+    """One of them has overflowed, and the technique has come back for it: it may do so again."""
+    xcr0: int  # the state components that XSAVE and its kin may save
+    protection_keys: Callable[[], tuple[int, int]]
+    """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 
@@ -128,6 +110,7 @@ class Guest(ABC):
         self.thread = 0  # the one on which this processor's exits are answered now
         self.notify: Callable[[], None] = lambda: None  # have `pay` called before the next entry
         self._stale: list[Sequence[int] | None] = []  # what must be forgotten; None: everything
+        self.after_skip: Callable[[], None] | None = None  # hears of instructions that are done
 
     # --- general registers, instruction pointer, flags ---
 
@@ -259,6 +242,11 @@ class Guest(ABC):
     def skip(self, length: int) -> None:
         """The instruction that exited is done: go past its `length` bytes."""
 
+    def note_skip(self) -> None:
+        """An instruction was carried out in the guest's place."""
+        if self.after_skip is not None:
+            self.after_skip()
+
     @abstractmethod
     def has_debug_trap(self) -> bool:
         """A debug trap of the last instruction goes in next, before any interrupt."""
@@ -282,10 +270,7 @@ class Guest(ABC):
     @property
     @abstractmethod
     def is_inside(self) -> bool:
-        """A run ended between two instructions, still in the guest: `run` goes on there.
-
-        Registers can be read and written only outside.
-        """
+        """A run ended between two instructions: `run` goes on; registers are out of reach."""
 
     @abstractmethod
     def run(self, budget: int) -> Exit:
@@ -327,11 +312,6 @@ class Guest(ABC):
 
     # --- time ---
 
-    @property
-    @abstractmethod
-    def tsc(self) -> int:
-        """The processor's own TSC, in ns, without the guest's offset."""
-
     @abstractmethod
     def set_tsc_offset(self, offset: int) -> None:
         """The guest's TSC is the processor's, plus this (modulo 2**64)."""
@@ -359,7 +339,7 @@ class Guest(ABC):
     def forget_guest(self) -> None:
         """Drop what the guest's own tables have led to (its CR3 was loaded in its stead)."""
 
-    def invalidate(self, addresses: Sequence[int] | None = EVERYTHING) -> None:
+    def invalidate(self, addresses: Sequence[int] | None = None) -> None:
         """From any thread: have these translations forgotten before the next instruction.
 
         On the thread that answers this processor's exits they are at once.  For every other it is

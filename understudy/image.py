@@ -27,18 +27,27 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.backends.opening import ImageError
+from understudy.config import Config
+from understudy.disk import Disk
 from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.silicon import VmFail
+from understudy.state import plain, restore
+from understudy.visible import visible
 
+TELLING: Final = (SnapshotError, ImageError)
+"""What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once
 COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 
+Disks = Sequence[Disk | str] | None
+"""Those of a snapshot's VM; None: it has none."""
 Piece = tuple[int, Any]
 """Bytes of guest memory from a gpa on, as a buffer."""
 
@@ -174,10 +183,14 @@ class Image(Generic[Made]):
         return write(Path(path), pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of(cls, data: "bytes | str | Path", make: "Maker[Made]") -> Self:
-        """What `to_bytes` made, or a file with it; SnapshotError for anything else."""
+    def of(cls, data: "bytes | str | Path", make: "Maker[Made]", disks: Disks = None) -> Self:
+        """What `to_bytes` made, or a file with it; SnapshotError for anything else.
+
+        disks: those of the VM, if it has some; what may come from anybody opens no file by itself.
+        """
         view = memoryview(data) if isinstance(data, bytes) else mapped(Path(data))
         state, pieces = unpack(view)
+        _choose_disks(state, disks)
         return cls(state, Loose(pieces), make)
 
     def close(self) -> None:
@@ -194,6 +207,22 @@ class Image(Generic[Made]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
+    """Put these into the configuration in place of those that are named there."""
+    try:
+        kept = restore(tuple[Disk, ...], state["config"]["disks"], "config.disks")
+        if disks is not None:
+            state["config"]["disks"] = plain(Config.of(disks=disks).disks)
+    except UNFIT as problem:
+        raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+    if kept and disks is None:
+        named = visible(", ".join(disk.file for disk in kept))
+        raise SnapshotError(
+            f"the snapshot's VM has disks ({named}), and a snapshot opens no files by itself: say "
+            "which they are, in this order, disks=[…]"
+        )
 
 
 def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:

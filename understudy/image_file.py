@@ -37,10 +37,15 @@ class SnapshotError(ValueError):
 
 
 def pack(state: dict[str, Any], pieces: Iterable[tuple[int, Any]]) -> Iterator[Any]:
-    """The parts of the file, in order, as buffers."""
+    """The parts of the file, in order, as buffers.  SnapshotError if nobody could read them."""
     kept = list(pieces)
     index = [[gpa, len(data), xxhash.xxh3_64_intdigest(data)] for gpa, data in kept]
     header = json.dumps({"state": state, "pieces": index}).encode()
+    if len(header) > LONGEST_HEADER:
+        raise SnapshotError(
+            f"a snapshot with {len(header) >> 20} MiB of state, expected {LONGEST_HEADER >> 20} at "
+            "most: was much written to a disk's overlay?"
+        )
     packed = zstandard.ZstdCompressor(level=1).compress(header)
     yield MAGIC + HEAD.pack(len(packed), len(header), xxhash.xxh3_64_intdigest(packed))
     yield packed

@@ -7,8 +7,11 @@ Invariant: a message reaches the processors that its destination names, and no o
 """
 
 from collections.abc import Sequence
+from functools import partial
+from threading import get_ident
 from typing import Final
 
+from understudy.answers import startup
 from understudy.arch.msr import InterruptCommand
 from understudy.devices.message import Delivery, Message
 from understudy.vcpu.loop import Vcpu
@@ -27,10 +30,17 @@ class Router:
     def __init__(self, vcpus: Sequence[Vcpu]) -> None:
         self.vcpus = vcpus
 
+    def here(self) -> Vcpu:
+        """The one whose exit is being answered on this thread; else the bootstrap processor."""
+        thread = get_ident()
+        return next((vcpu for vcpu in self.vcpus if vcpu.guest.thread == thread), self.vcpus[0])
+
     # --- from the board ---
 
     def deliver(self, message: Message) -> None:
         """An interrupt message from the I/O APIC, or of a device (MSI)."""
+        if message.delivery == Delivery.START_UP:
+            return  # reserved
         targets = self.targets(message.destination, message.logical, is_x2apic=False)
         self._send(message.delivery, message.vector, targets, level=message.level)
 
@@ -58,7 +68,7 @@ class Router:
                 targets = [source]
             case shorthand:
                 targets = [v for v in self.vcpus if shorthand == ALL or v is not source]
-        if command.DELIVERY_MODE != Delivery.NMI:
+        if command.DELIVERY_MODE in (Delivery.FIXED, Delivery.LOWEST):
             targets = [vcpu for vcpu in targets if vcpu is not source]
         self._send(command.DELIVERY_MODE, command.VECTOR, targets)
 
@@ -79,6 +89,10 @@ class Router:
                     vcpu.apic.raise_vector(vector, level)
                 case Delivery.NMI:
                     vcpu.events.nmi()
+                case Delivery.INIT:
+                    vcpu.command(partial(startup.init, vcpu))
+                case Delivery.START_UP:
+                    vcpu.command(partial(startup.start_up, vcpu, vector))
                 case _:
                     continue
             vcpu.look_now()

@@ -22,6 +22,7 @@ _WORDS: Final = {
     StopKind.STUCK: "halted, and nothing can wake it",
     StopKind.STOPPED: "somebody stopped it",
     StopKind.DEBUG_EXIT: "it asked to end through the debug-exit port",
+    StopKind.DISK: "a disk's image cannot be read or written",
     StopKind.ERROR: "understudy cannot go on with it",
 }
 

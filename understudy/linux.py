@@ -19,6 +19,7 @@ from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader, rom
+from understudy.guests import modules as drivers
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
 from understudy.guests.entry import Entry, GuestError
@@ -102,6 +103,9 @@ class VM(machine.VM):
             append = f"{fetched.append} {append}".strip()
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
+            if initrd is None and ramdisk is not None and config.has_virtio:
+                ramdisk = drivers.with_drivers(guest, ramdisk, progress or _say_nothing)
+                append = f"{append} {drivers.APPEND}"
 
         if is_firmware:
             assert isinstance(kernel, Path)

@@ -6,12 +6,16 @@ from typing import Final
 
 
 class Verdict(Enum):
-    """What an exit leads to, if not a stop."""
+    """What an exit, or a look around, leads to, if not a stop."""
 
     RESUME = 0
+    ASLEEP = 1  # this processor has nothing to do until something comes
+    OVER = 2  # its turn is over
 
 
 RESUME: Final = Verdict.RESUME
+ASLEEP: Final = Verdict.ASLEEP
+OVER: Final = Verdict.OVER
 
 
 class StopKind(StrEnum):
@@ -22,6 +26,7 @@ class StopKind(StrEnum):
     TRIPLE_FAULT = "triple-fault"  # it could not deliver an exception
     DEBUG_EXIT = "debug-exit"  # it wrote to the debug-exit port; `status` says what
     STUCK = "stuck"  # it halted, and nothing can wake it
+    DISK = "disk"  # the computer cannot read or write a disk's image, and is not to go on
     ERROR = "error"  # the hypervisor cannot go on with it
     BUDGET = "budget"  # as many instructions as were asked for have retired
     UNTIL = "until"  # what was waited for is there

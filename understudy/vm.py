@@ -16,16 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from understudy import inspection
+from understudy import assembly, inspection
 from understudy.answers.triple_fault import meant
-from understudy.assembly import board_of, check_names, host_of, paging_of, tell_apart, vcpu_of
+from understudy.arch.topology import Topology
 from understudy.closed import says_closed
-from understudy.config import Config, check_choice
+from understudy.config import Config
 from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import UNFIT, Contents, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -33,11 +33,12 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
+from understudy.silicon import Processor
 from understudy.state import Kept, plain, restore
-from understudy.vcpu.loop import Goal, Vcpu
+from understudy.turns import Turns
+from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import UNEXPECTED, Stop, StopKind
 
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["VM", "Console", "Stop"]
 
 PARTS = frozenset(
-    ("memory", "processors", "clock", "posts", "vcpus", "interrupts", "endings", "sessions", "pc",
-     "bus", "pages", "machine", "on_reset")
+    ("memory", "processors", "clock", "posts", "vcpus", "turns", "interrupts", "endings",
+     "sessions", "pc", "bus", "pages", "machine", "on_reset")
 )  # fmt: skip
 """What a closed VM has no more: they hold each other, and only a garbage collection ends that."""
 
@@ -67,7 +68,7 @@ class VM:
     ) -> None:
         """`contents`: what is in its memory from the beginning (None: what firmware leaves)."""
         self.config = config = Config.of(config, **options)
-        check_names(config)
+        assembly.check_names(config)
         self.is_closed = False
         with ExitStack() as given:  # given back here if something fails, else by `close`
             self._make(config, host, contents, given)
@@ -76,7 +77,7 @@ class VM:
     def _make(
         self, config: Config, host: Host | None, contents: Contents | None, given: ExitStack
     ) -> None:
-        self.host = host if host is not None else host_of(config)
+        self.host = host if host is not None else assembly.host_of(config)
         self.host.join()
         given.callback(self.host.leave)
         self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
@@ -85,27 +86,30 @@ class VM:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        bootstrap = self.host.plug(config.engine, config.clock)
-        given.callback(self.host.unplug, bootstrap)
-        self.processors = [bootstrap]
+        self.processors: list[Processor] = []
+        for _ in Topology.of(config.cpus).apic_ids:
+            self.processors.append(self.host.plug(config.engine, config.clock))
+            given.callback(self.host.unplug, self.processors[-1])
+        bootstrap = self.processors[0]
         self.clock = GuestClock(lambda: bootstrap.tsc)
-        self.clock.offset = -bootstrap.tsc
+        self.clock.offset = -self.clock.source()
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
+        self.turns = Turns(self.vcpus, self.clock, is_wall=config.clock == "wall")
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
-        self.pc = board_of(
+        self.pc = assembly.board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
             self.console, self.com2,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
-        self.pages = paging_of(config, self.host, self.memory)
+        self.pages = assembly.paging_of(config, self.host, self.memory)
         given.callback(lambda: self.pages.close())  # the technique of then
         for processor in self.processors:
-            vcpu = vcpu_of(
+            vcpu = assembly.vcpu_of(
                 config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
                 self.posts, self.clock,
             )  # fmt: skip
@@ -143,7 +147,7 @@ class VM:
     @paging.setter
     def paging(self, name: str) -> None:
         """Change it at the next exit; the guest notices nothing.  From any thread."""
-        check_choice("paging", name, Paging.ALL)
+        assembly.with_paging(self.config, name)
         self.post(lambda: self.change_paging(name))
 
     def change_paging(self, name: str) -> None:
@@ -152,13 +156,11 @@ class VM:
         ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
         has no room for the tables; nothing has changed then.
         """
-        check_choice("paging", name, Paging.ALL)
-        old = self.pages
+        config, old = assembly.with_paging(self.config, name), self.pages
         if name == old.name:
             return
         old.finish_step()
-        config = replace(self.config, paging=name)
-        pages = paging_of(config, self.host, self.memory)
+        pages = assembly.paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
                 cr0 = vcpu.guest.control().cr0
@@ -226,7 +228,7 @@ class VM:
         again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
             while True:
-                stop = self.vcpus[0].run(Goal(end, until))
+                stop = self.turns.run(end, until)
                 stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
                 if stop.kind is not StopKind.RESET or not again:
                     return self._described(stop)
@@ -252,9 +254,8 @@ class VM:
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        if stop.kind not in UNEXPECTED:
-            return stop
-        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}")
+        words = f"{stop.detail}\n{self._in_words()}" if stop.kind in UNEXPECTED else stop.detail
+        return replace(stop, detail=words)
 
     def _in_words(self) -> str:
         return in_words(self.vcpus, self.memory, self.bus.unclaimed)
@@ -328,6 +329,7 @@ class VM:
             part.load(state[name])
         if self.clock_kind == "wall":  # guest time goes on from where it was
             self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
+        self.turns.resume()
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
@@ -342,14 +344,14 @@ class VM:
     @classmethod
     def restore(
         cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
-        clone: int | None = None,
+        clone: int | None = None, disks: Disks = None,
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`.
-        SnapshotError if they are no snapshot, or one that does not fit.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks: as
+        for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
         """
-        return Image.of(data, cls._of_image).restore(host=host, engine=engine, clone=clone)
+        return Image.of(data, cls._of_image, disks).restore(host=host, engine=engine, clone=clone)
 
     @classmethod
     def _of_image(
@@ -362,11 +364,11 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                tell_apart(vm.config, vm.pc, clone)
+                assembly.tell_apart(vm.config, vm.pc, vm.processors, clone)
             except BaseException:
                 vm.close()
                 raise
-        except SnapshotError:
+        except TELLING:
             raise
         except UNFIT as problem:
             raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None

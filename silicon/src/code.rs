@@ -6,14 +6,15 @@
 //! holder reads the others' reports from where it stopped reading, which is at first *now*.
 //!
 //! An engine may have the right to write to a frame without asking (its first level) from before
-//! the frame was marked.  [`Holder::others_marked`] tells when to look for such rights.  So between
-//! processors that take turns no write goes unnoticed; one that runs beside the holder in another
-//! thread is noticed when its present slice ends.
+//! the frame was marked.  Marking is a change on the [`crate::bus`], and it gives such rights up as
+//! it catches up.  Parallel processors note the frames that they may write to without asking
+//! ([`Marks::grant`]), and who marks one of those waits for them: from then on no write of it goes
+//! unnoticed.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::AddressMap;
@@ -41,8 +42,8 @@ pub struct Marks {
     holders: Zeroed<AtomicU16>,
     /// How many holders there were.
     numbers: AtomicU32,
-    /// How often a holder marked a frame.
-    marked: AtomicU64,
+    /// By frame: somebody has, or had, the right to write there without asking.
+    granted: Zeroed<AtomicU8>,
     /// Reports: the frame, and the writer's number.
     writes: Mutex<VecDeque<(u64, u32)>>,
     /// How many reports there were.
@@ -58,7 +59,7 @@ impl Marks {
         Ok(Self {
             holders: Zeroed::new(frames)?,
             numbers: AtomicU32::new(NOBODY),
-            marked: AtomicU64::new(0),
+            granted: Zeroed::new(frames)?,
             writes: Mutex::new(VecDeque::new()),
             written: AtomicU64::new(0),
         })
@@ -69,6 +70,30 @@ impl Marks {
     #[must_use]
     pub fn holders(&self, pfn: u64) -> u16 {
         self.holders.get(pfn as usize).map_or(0, |n| n.load(Relaxed))
+    }
+
+    /// Note that a processor is about to have the right to write to a frame without asking; whether
+    /// it may.
+    #[must_use]
+    pub fn grant(&self, pfn: u64) -> bool {
+        let Some(granted) = self.granted.get(pfn as usize) else { return false };
+        granted.store(1, Relaxed);
+        fence(SeqCst); // either this is seen by who marks the frame, or the mark here
+        self.holders(pfn) == 0
+    }
+
+    /// Whether anybody may have that right, for who has marked the frame.
+    #[must_use]
+    pub fn is_granted(&self, pfn: u64) -> bool {
+        fence(SeqCst);
+        self.granted.get(pfn as usize).is_some_and(|g| g.load(Relaxed) != 0)
+    }
+
+    /// Nobody has it any more, and nobody gets it while the frame is marked.
+    pub fn revoke(&self, pfn: u64) {
+        if let Some(granted) = self.granted.get(pfn as usize) {
+            granted.store(0, Relaxed);
+        }
     }
 
     /// Say that a marked frame was written by a holder, or by [`NOBODY`].
@@ -102,8 +127,6 @@ pub struct Holder<T> {
     frames: AddressMap<u64, T>,
     /// How far the reports were read.
     read: u64,
-    /// How many marks were looked at.
-    seen: u64,
 }
 
 impl<T: Default> Holder<T> {
@@ -112,8 +135,14 @@ impl<T: Default> Holder<T> {
     pub fn new(mem: Arc<Memory>) -> Self {
         let marks = mem.code();
         let number = marks.numbers.fetch_add(1, Relaxed) + 1;
-        let (read, seen) = (marks.written.load(Acquire), marks.marked.load(Acquire));
-        Self { number, frames: AddressMap::default(), read, seen, mem }
+        let read = marks.written.load(Acquire);
+        Self { number, frames: AddressMap::default(), read, mem }
+    }
+
+    /// Its number, which its reports carry.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     /// Hold a frame inside the memory; whether it is a new one, and what is there.
@@ -121,11 +150,7 @@ impl<T: Default> Holder<T> {
         let mut is_new = false;
         let held = self.frames.entry(pfn).or_insert_with(|| {
             is_new = true;
-            let marks = self.mem.code();
-            marks.holders[pfn as usize].fetch_add(1, SeqCst);
-            if marks.marked.fetch_add(1, SeqCst) == self.seen {
-                self.seen += 1;
-            }
+            self.mem.code().holders[pfn as usize].fetch_add(1, SeqCst);
             T::default()
         });
         (is_new, held)
@@ -148,12 +173,10 @@ impl<T: Default> Holder<T> {
         let_go(&self.mem, self.frames.drain().map(|(pfn, _)| pfn));
     }
 
-    /// This engine wrote to a marked frame: tell the others, if there are any.
-    pub fn wrote(&self, pfn: u64) {
-        let marks = self.mem.code();
-        if marks.holders(pfn) > u16::from(self.frames.contains_key(&pfn)) {
-            marks.report(pfn, self.number);
-        }
+    /// Whether others hold a frame, too.
+    #[must_use]
+    pub fn is_shared(&self, pfn: u64) -> bool {
+        self.mem.code().holders(pfn) > u16::from(self.frames.contains_key(&pfn))
     }
 
     /// What others wrote since the last time.
@@ -166,13 +189,6 @@ impl<T: Default> Holder<T> {
         let (writes, now) = marks.read(self.read, self.number);
         self.read = now;
         writes
-    }
-
-    /// Whether others have marked frames since the last time.
-    #[inline]
-    pub fn others_marked(&mut self) -> bool {
-        let now = self.mem.code().marked.load(Acquire);
-        std::mem::replace(&mut self.seen, now) != now
     }
 }
 
@@ -225,7 +241,7 @@ mod tests {
         a.hold(3);
         b.hold(3);
         mem.write_bytes(0x3004, &[1]);
-        a.wrote(3);
+        mem.code().report(3, a.number());
         let mut late = holder(&mem);
         late.hold(3);
         assert_eq!(Writes::Frames(vec![3]), a.writes());
@@ -236,16 +252,24 @@ mod tests {
     }
 
     #[test]
-    fn who_is_alone_with_a_frame_tells_nobody() {
+    fn who_is_alone_with_a_frame_shares_it_with_nobody() {
+        let mem = Memory::new(1 << 16).unwrap();
+        let (mut a, mut b) = (holder(&mem), holder(&mem));
+        a.hold(3);
+        b.hold(4);
+        assert_eq!((false, true), (a.is_shared(3), a.is_shared(4)));
+        a.hold(4);
+        assert!(a.is_shared(4) && b.is_shared(4));
+    }
+
+    #[test]
+    fn a_right_is_not_granted_on_a_marked_frame() {
         let mem = Memory::new(1 << 16).unwrap();
         let mut a = holder(&mem);
+        assert!(mem.code().grant(3) && mem.code().is_granted(3) && !mem.code().is_granted(4));
         a.hold(3);
-        a.wrote(3);
-        assert_eq!(0, mem.code().written.load(Relaxed));
-        let mut b = holder(&mem);
-        b.hold(4);
-        a.wrote(4);
-        assert_eq!(Writes::Frames(vec![4]), b.writes());
+        mem.code().revoke(3);
+        assert!(!mem.code().grant(3));
     }
 
     #[test]
@@ -258,17 +282,5 @@ mod tests {
         }
         assert_eq!(Writes::TooMany, a.writes());
         assert_eq!(Writes::Frames(vec![]), a.writes());
-    }
-
-    #[test]
-    fn marks_of_ones_own_are_no_news() {
-        let mem = Memory::new(1 << 16).unwrap();
-        let (mut a, mut b) = (holder(&mem), holder(&mem));
-        a.hold(3);
-        a.hold(4);
-        assert!(!a.others_marked() && b.others_marked() && !b.others_marked());
-        b.hold(4);
-        a.hold(5);
-        assert!(a.others_marked() && !a.others_marked());
     }
 }

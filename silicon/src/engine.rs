@@ -8,7 +8,7 @@ use crate::cpu::trap::Exec;
 /// An executor of instructions.
 pub trait Engine: Send {
     /// Execute until `core.countdown` is used up (or nearly, if `core.may_stop_early`),
-    /// `core.attention` is set, or a trap.  At least one instruction is tried.  Called between
+    /// `core.attention` is set, the bell is rung, or a trap.  At least one instruction is tried.  Called between
     /// instructions with no interrupt shadow, TF clear and no breakpoints armed.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Engine for Reference {
             let result = step(core);
             self.settle(core);
             result?;
-            if core.attention != 0 {
+            if core.attention != 0 || core.agent.is_rung() {
                 break;
             }
         }
@@ -43,7 +43,7 @@ impl Engine for Reference {
     fn settle(&mut self, core: &mut Core) {
         if !core.code_writes.is_empty() {
             for (hpa, _) in core.code_writes.drain(..) {
-                core.mem.code().report(hpa >> 12, NOBODY);
+                core.mem.report_code(hpa >> 12, NOBODY, &core.agent);
             }
         }
     }

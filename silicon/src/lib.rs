@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod apic;
 pub mod arch;
+pub mod bus;
 pub mod code;
 #[cfg(test)]
 mod code_tests;

@@ -4,15 +4,25 @@
 //! Beside the bytes stand two marks a frame: *dirty* (something changed it; whose frame it is takes
 //! the mark away, and every processor notices by the epoch) and *code* (engines hold translations of
 //! instructions in it; whoever writes there must say so: [`crate::code`]).
+//!
+//! Several threads use the bytes at once.  Every plain access is one MOV of the computer, every
+//! locked one a locked instruction, every copy its REP MOVSB, written as assembly: so they are as
+//! atomic and in such an order as on the processor that is modelled, and the compiler, which knows
+//! nothing of the other threads, neither moves nor splits them.
 
+use std::arch::asm;
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::*, fence};
 
 use crate::addr::FRAME_BYTES;
+use crate::bus::{Agent, Bus};
 use crate::code::{Marks, NOBODY};
 use crate::dbt::zeroed::Zeroed;
+
+/// Bytes of a cache line.
+const LINE_BYTES: u64 = 64;
 
 /// Physical memory of one machine, shared by its processors.
 pub struct Memory {
@@ -23,13 +33,13 @@ pub struct Memory {
     /// How often a dirty mark was taken away.
     dirty_epoch: AtomicU64,
     code: Marks,
-    split_lock: Mutex<()>,
+    bus: Arc<Bus>,
 }
 
 // SAFETY: all access goes through raw pointers into a shared mapping that lives as long as the
 // value; racing accesses are the guest's own races, as on real memory.
 unsafe impl Send for Memory {}
-// SAFETY: as above; the marks are atomics and the log has a lock.
+// SAFETY: as above; the marks are atomics, log and bus have locks.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -73,7 +83,7 @@ impl Memory {
             dirty,
             dirty_epoch: AtomicU64::new(0),
             code,
-            split_lock: Mutex::new(()),
+            bus: Arc::default(),
         }))
     }
 
@@ -81,6 +91,13 @@ impl Memory {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What its processors share beside the bytes.
+    #[inline]
+    #[must_use]
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
     }
 
     /// The memfd.
@@ -118,15 +135,25 @@ impl Memory {
         if !self.contains(hpa, size as u64) {
             return u64::MAX >> (64 - 8 * size);
         }
-        // SAFETY: checked to be inside; unaligned reads are allowed by read_unaligned.
+        // SAFETY: checked to be inside; a MOV takes any alignment.
         unsafe {
             let p = self.base.add(hpa as usize);
+            let v: u64;
             match size {
-                1 => u64::from(p.read_volatile()),
-                2 => u64::from(p.cast::<u16>().read_unaligned()),
-                4 => u64::from(p.cast::<u32>().read_unaligned()),
-                _ => p.cast::<u64>().read_unaligned(),
+                1 => {
+                    asm!("movzx {v:e}, byte ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
+                }
+                2 => {
+                    asm!("movzx {v:e}, word ptr [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
+                }
+                4 => {
+                    asm!("mov {v:e}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
+                }
+                _ => {
+                    asm!("mov {v}, [{p}]", p = in(reg) p, v = out(reg) v, options(nostack, preserves_flags, readonly));
+                }
             }
+            v
         }
     }
 
@@ -139,14 +166,16 @@ impl Memory {
         }
         self.mark_dirty(hpa);
         self.mark_dirty(hpa + size as u64 - 1);
-        // SAFETY: checked to be inside; write_unaligned allows any alignment.
+        // SAFETY: checked to be inside; a MOV takes any alignment.
         unsafe {
             let p = self.base.add(hpa as usize);
             match size {
-                1 => p.write_volatile(value as u8),
-                2 => p.cast::<u16>().write_unaligned(value as u16),
-                4 => p.cast::<u32>().write_unaligned(value as u32),
-                _ => p.cast::<u64>().write_unaligned(value),
+                1 => {
+                    asm!("mov [{}], {}", in(reg) p, in(reg_byte) value as u8, options(nostack, preserves_flags));
+                }
+                2 => asm!("mov [{}], {:x}", in(reg) p, in(reg) value, options(nostack, preserves_flags)),
+                4 => asm!("mov [{}], {:e}", in(reg) p, in(reg) value, options(nostack, preserves_flags)),
+                _ => asm!("mov [{}], {}", in(reg) p, in(reg) value, options(nostack, preserves_flags)),
             }
         }
     }
@@ -157,7 +186,7 @@ impl Memory {
             return false;
         }
         // SAFETY: source checked to be inside; `out` is a live exclusive slice outside the mapping.
-        unsafe { ptr::copy_nonoverlapping(self.base.add(hpa as usize), out.as_mut_ptr(), out.len()) };
+        unsafe { copy(self.base.add(hpa as usize), out.as_mut_ptr(), out.len()) };
         true
     }
 
@@ -166,28 +195,65 @@ impl Memory {
         if !self.contains(hpa, data.len() as u64) {
             return false;
         }
-        self.touch(hpa, data.len() as u64);
-        // SAFETY: destination checked to be inside; `data` cannot overlap the mapping mutably.
-        unsafe { ptr::copy(data.as_ptr(), self.base.add(hpa as usize), data.len()) };
+        self.mark_range(hpa, data.len() as u64);
+        // SAFETY: destination checked to be inside; `data` is a live slice outside the mapping.
+        unsafe { copy(data.as_ptr(), self.base.add(hpa as usize), data.len()) };
+        self.wrote(hpa, data.len() as u64);
         true
     }
 
-    /// Copy `len` bytes upwards inside the memory, byte by byte in effect (as REP MOVSB does).
-    pub fn copy_within(&self, from: u64, to: u64, len: u64) -> bool {
+    /// REP MOVS: copy `n` elements of `size` bytes upwards inside the memory, one after the other.
+    /// Returns false if any are outside.
+    pub fn move_elements(&self, from: u64, to: u64, n: u64, size: usize) -> bool {
+        let len = n * size as u64;
         if !self.contains(from, len) || !self.contains(to, len) {
             return false;
         }
         self.mark_range(to, len);
-        // SAFETY: both ranges are inside.  Overlap with `to` above `from` must replicate, so go
-        // byte by byte there.
+        // SAFETY: both ranges are inside.
         unsafe {
             let (s, d) = (self.base.add(from as usize), self.base.add(to as usize));
-            if to > from && to - from < len {
-                for i in 0..len as usize {
-                    d.add(i).write(s.add(i).read());
+            match size {
+                1 => {
+                    asm!("rep movsb", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
                 }
-            } else {
-                ptr::copy(s, d, len as usize);
+                2 => {
+                    asm!("rep movsw", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
+                }
+                4 => {
+                    asm!("rep movsd", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
+                }
+                _ => {
+                    asm!("rep movsq", inout("rsi") s => _, inout("rdi") d => _, inout("rcx") n => _, options(nostack, preserves_flags));
+                }
+            }
+        }
+        true
+    }
+
+    /// REP STOS: write an element of `size` bytes `n` times.  Returns false if any are outside.
+    pub fn store_elements(&self, to: u64, n: u64, size: usize, value: u64) -> bool {
+        let len = n * size as u64;
+        if !self.contains(to, len) {
+            return false;
+        }
+        self.mark_range(to, len);
+        // SAFETY: the range is inside.
+        unsafe {
+            let d = self.base.add(to as usize);
+            match size {
+                1 => {
+                    asm!("rep stosb", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
+                }
+                2 => {
+                    asm!("rep stosw", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
+                }
+                4 => {
+                    asm!("rep stosd", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
+                }
+                _ => {
+                    asm!("rep stosq", inout("rdi") d => _, inout("rcx") n => _, in("rax") value, options(nostack, preserves_flags));
+                }
             }
         }
         true
@@ -198,9 +264,8 @@ impl Memory {
         if !self.contains(hpa, len) {
             return false;
         }
-        self.touch(hpa, len);
-        // SAFETY: checked to be inside.
-        unsafe { ptr::write_bytes(self.base.add(hpa as usize), byte, len as usize) };
+        self.store_elements(hpa, len, 1, byte.into());
+        self.wrote(hpa, len);
         true
     }
 
@@ -212,11 +277,13 @@ impl Memory {
         if !self.contains(hpa, len) || !(hpa | len).is_multiple_of(FRAME_BYTES) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
-        self.touch(hpa, len);
+        self.mark_range(hpa, len);
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: our own descriptor and a checked range.
         let r = unsafe { libc::fallocate(self.fd, mode, hpa.cast_signed(), len.cast_signed()) };
-        if r == 0 || len == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let result = if r == 0 || len == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        self.wrote(hpa, len);
+        result
     }
 
     /// What the computer really spends on this memory, in bytes.
@@ -229,47 +296,57 @@ impl Memory {
         }
     }
 
-    /// Atomically replace the naturally aligned (or not) word at `hpa` by `f(old)`; returns old.
-    ///
-    /// A word that crosses a cache line is done under a lock (split locks are rare and slow on
-    /// real processors too).  Outside the memory: `f` sees all ones, nothing is written.
+    /// Whether a locked instruction on `size` bytes at `hpa` needs no bus lock: they are in one cache
+    /// line.
+    #[inline]
+    #[must_use]
+    pub fn is_in_line(hpa: u64, size: usize) -> bool {
+        hpa % LINE_BYTES + size as u64 <= LINE_BYTES
+    }
+
+    /// Atomically replace the 1, 2, 4 or 8 bytes at `hpa`, which are in one cache line, by `f(old)`;
+    /// returns old.  Outside the memory: `f` sees all ones, nothing is written.
     pub fn update(&self, hpa: u64, size: usize, mut f: impl FnMut(u64) -> u64) -> u64 {
+        debug_assert!(Self::is_in_line(hpa, size));
+        let mut old = self.load(hpa, size);
+        loop {
+            let now = self.compare_exchange(hpa, size, old, f(old));
+            if now == old {
+                return old;
+            }
+            old = now;
+        }
+    }
+
+    /// LOCK CMPXCHG on 1, 2, 4 or 8 bytes: returns the old value.  Outside the memory: all ones.
+    pub fn compare_exchange(&self, hpa: u64, size: usize, expected: u64, new: u64) -> u64 {
         if !self.contains(hpa, size as u64) {
-            let ones = u64::MAX >> (64 - 8 * size);
-            f(ones);
-            return ones;
+            return u64::MAX >> (64 - 8 * size);
         }
         self.mark_dirty(hpa);
-        if !hpa.is_multiple_of(size as u64) {
-            let _guard = self.split_lock.lock();
-            let old = self.load(hpa, size);
-            self.store(hpa, size, f(old));
-            return old;
-        }
-        // SAFETY: inside the mapping and naturally aligned; atomics of that width are valid for
-        // shared memory.
+        self.mark_dirty(hpa + size as u64 - 1);
+        let mut old = expected;
+        // SAFETY: inside the mapping; a locked instruction takes any alignment.
         unsafe {
             let p = self.base.add(hpa as usize);
-            macro_rules! go {
-                ($atomic:ty, $word:ty) => {{
-                    let a = &*p.cast::<$atomic>();
-                    let mut old = a.load(SeqCst);
-                    loop {
-                        let new = f(u64::from(old)) as $word;
-                        match a.compare_exchange_weak(old, new, SeqCst, SeqCst) {
-                            Ok(v) => break u64::from(v),
-                            Err(v) => old = v,
-                        }
-                    }
-                }};
-            }
             match size {
-                1 => go!(AtomicU8, u8),
-                2 => go!(AtomicU16, u16),
-                4 => go!(AtomicU32, u32),
-                _ => go!(AtomicU64, u64),
+                1 => {
+                    let mut byte = expected as u8;
+                    asm!("lock cmpxchg [{}], {}", in(reg) p, in(reg_byte) new as u8, inout("al") byte, options(nostack));
+                    old = byte.into();
+                }
+                2 => {
+                    asm!("lock cmpxchg [{}], {:x}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
+                }
+                4 => {
+                    asm!("lock cmpxchg [{}], {:e}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
+                }
+                _ => {
+                    asm!("lock cmpxchg [{}], {}", in(reg) p, in(reg) new, inout("rax") old, options(nostack));
+                }
             }
         }
+        old & (u64::MAX >> (64 - 8 * size))
     }
 
     /// LOCK CMPXCHG16B on an aligned 16-byte word: returns the old value.
@@ -278,7 +355,6 @@ impl Memory {
             return u128::MAX;
         }
         self.mark_dirty(hpa);
-        let _guard = self.split_lock.lock();
         // SAFETY: inside and aligned.  Every x86-64 processor of the last ten years has the
         // instruction.
         unsafe {
@@ -303,25 +379,42 @@ impl Memory {
         }
     }
 
-    /// Say that `len` bytes at `hpa` change: marks dirty, and reports frames that hold code.
-    pub fn touch(&self, hpa: u64, len: u64) {
-        self.mark_range(hpa, len);
-        if len > 0 {
-            for pfn in hpa >> 12..=(hpa + len - 1) >> 12 {
-                if self.is_code(pfn) {
-                    self.code.report(pfn, NOBODY);
+    /// Say that `len` bytes at `hpa` were written (and marked dirty before), not by a processor's own
+    /// program: reports frames that hold code.
+    pub fn wrote(&self, hpa: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        fence(SeqCst); // either who marks the frame reads what was written, or the mark is seen here
+        for pfn in hpa >> 12..=(hpa + len - 1) >> 12 {
+            if self.is_code(pfn) {
+                self.code.report(pfn, NOBODY);
+                if self.bus.is_parallel() {
+                    self.bus.ring(None);
                 }
             }
         }
     }
 
-    /// Read (and with `clear` reset) the dirty mark of a frame.
+    /// A processor wrote to a frame that others hold code of: they hear of it before its next
+    /// instruction.
+    #[cold]
+    pub fn report_code(&self, pfn: u64, writer: u32, agent: &Agent) {
+        self.code.report(pfn, writer);
+        if self.bus.is_parallel() {
+            self.bus.ring(Some(agent));
+        }
+    }
+
+    /// Read (and with `clear` reset) the dirty mark of a frame.  What a processor that is running
+    /// writes there is sure to be marked anew once it knows of the change ([`Bus::publish`]).
     pub fn take_dirty(&self, pfn: u64, clear: bool) -> bool {
         match self.dirty.get(pfn as usize) {
             Some(d) if clear => {
                 let was_dirty = d.swap(0, Relaxed) != 0;
                 if was_dirty {
-                    self.dirty_epoch.fetch_add(1, Release);
+                    self.dirty_epoch.fetch_add(1, SeqCst);
+                    self.bus.change();
                 }
                 was_dirty
             }
@@ -352,6 +445,18 @@ impl Memory {
     }
 }
 
+/// Copy bytes upwards, one after the other, as REP MOVSB does.
+///
+/// # Safety
+/// `from` must be valid for reads of `len` bytes, `to` for writes.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        asm!("rep movsb", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") len => _,
+            options(nostack, preserves_flags));
+    }
+}
+
 /// LOCK CMPXCHG16B: returns the old value.
 ///
 /// # Safety
@@ -361,7 +466,7 @@ unsafe fn compare_exchange_16(p: *mut u128, expected: u128, new: u128) -> u128 {
     // SAFETY: the caller vouches for the pointer.  RBX, which the compiler keeps for itself, is
     // put back.
     unsafe {
-        std::arch::asm!(
+        asm!(
             "xchg rsi, rbx",
             "lock cmpxchg16b [rdi]",
             "mov rbx, rsi",

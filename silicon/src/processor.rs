@@ -5,12 +5,13 @@
 //! to [`step`], the plain interpreter.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
+use crate::bus::news;
 use crate::cpu::event::{self, Event, Kind};
+use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
@@ -28,8 +29,6 @@ pub struct Processor {
     /// Its state.
     pub core: Home,
     engine: Box<dyn Engine>,
-    /// [`Memory::dirty_epoch`] since which generated code's writable pages are marked dirty.
-    dirty_epoch: u64,
 }
 
 /// Which engine runs a processor.
@@ -52,13 +51,21 @@ impl Processor {
             EngineKind::Reference => Box::new(Reference),
             EngineKind::Dbt => crate::dbt::engine(&mut core)?,
         };
-        Ok(Self { core, engine, dirty_epoch: 0 })
+        Ok(Self { core, engine })
     }
 
     /// Execute until an exit or stop, at most `budget` instructions (0: no limit).  `poll` is
     /// asked after every slice whether to stop with `KICK`.
     pub fn run(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
+        let _present = self.core.agent.arrive();
+        self.run_present(budget, poll)
+    }
+
+    /// The same, for who has made the processor present on the bus.
+    pub fn run_present(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
+        pmu::set_running(&mut self.core, true);
         let exit = self.run_on(budget, poll);
+        pmu::set_running(&mut self.core, false);
         self.engine.settle(&mut self.core);
         exit
     }
@@ -67,7 +74,11 @@ impl Processor {
         let end = if budget == 0 { u64::MAX } else { self.core.retired().saturating_add(budget) };
         loop {
             signals::look_now_and_then();
-            if self.core.kick.swap(false, Ordering::Acquire) || poll() {
+            let rung = self.core.agent.answer();
+            let is_over = rung & news::KICK != 0 || poll();
+            self.core.agent.bus().give_way();
+            self.core.catch_up();
+            if is_over {
                 match self.core.vmx.non_root.then(|| vmx::events::on_kick(&mut self.core)).flatten() {
                     Some(exit) => {
                         if let Some(exit) = self.leave(exit) {
@@ -92,11 +103,12 @@ impl Processor {
     fn turn(&mut self, end: u64) -> Exec<()> {
         let core = &mut *self.core;
         core.attention = 0;
+        pmu::distance(core); // an overflow comes to attention
         between(core)?;
         if core.activity != Activity::Active {
             return idle(core);
         }
-        let mut exact = end - core.retired();
+        let mut exact = (end - core.retired()).min(pmu::distance(core));
         if core.clock == Clock::Virtual {
             exact = exact.min(deadline(core).saturating_sub(core.tsc()).max(1));
         }
@@ -107,11 +119,6 @@ impl Processor {
             let result = step(core);
             self.engine.settle(core);
             return result;
-        }
-        let dirty_epoch = core.mem.dirty_epoch();
-        if self.dirty_epoch != dirty_epoch {
-            self.dirty_epoch = dirty_epoch;
-            core.tlb.flush_l1();
         }
         self.engine.run(core)
     }
@@ -192,6 +199,7 @@ fn between(core: &mut Core) -> Exec<()> {
 
 /// Nothing executes: let time pass.
 fn idle(core: &mut Core) -> Exec<()> {
+    pmu::settle(core);
     let (now, until) = (core.tsc(), deadline(core));
     let can_wake = core.activity == Activity::Hlt || core.vmx.non_root;
     if !core.vmx.non_root || !can_wake || until == u64::MAX {
@@ -204,6 +212,7 @@ fn idle(core: &mut Core) -> Exec<()> {
             std::thread::sleep(Duration::from_nanos(until.saturating_sub(now).min(1_000_000)));
         }
     }
+    pmu::skip_idle(core);
     Ok(())
 }
 

@@ -13,12 +13,14 @@ use crate::arch::bits::{cr4, efer};
 use crate::arch::segment::{Segment, TableRegister};
 use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
+use crate::cpu::xsave::XCR0_KNOWN;
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x03");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x07");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -211,9 +213,18 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
         &mut m.spec_ctrl,
         &mut m.feature_control,
         &mut m.mtrr_def_type,
+        &mut m.xss,
+        &mut m.pkrs,
     ] {
         w.word(msr);
     }
+    w.word(&mut core.xcr0);
+    if core.xcr0 & !XCR0_KNOWN != 0 || core.xcr0 & 1 == 0 || core.msr.xss != 0 || core.msr.pkrs >> 32 != 0 {
+        w.fail("XCR0, IA32_XSS or IA32_PKRS has bits that this processor does not have");
+    }
+    w.number(&mut core.pkru, "PKRU");
+    w.words(&mut core.random.key);
+    w.word(&mut core.random.drawn);
     w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
     w.flag(&mut core.nmi_blocked, "blocking by NMI");
     w.flag(&mut core.nmi_pending, "a pending NMI");
@@ -232,6 +243,7 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     }
     w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
     w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
+    w.part(&mut core.pmu, Pmu::to_words, Pmu::from_words, "words of performance monitoring");
     visit_counts(core, w);
     let (mut structures, mut nested) = core.tlb.caches.sizes();
     w.word(&mut structures);
@@ -426,9 +438,13 @@ mod tests {
 
     #[test]
     fn every_part_counts_for_the_hash() {
-        let changes: [fn(&mut Core); 14] = [
+        let changes: [fn(&mut Core); 18] = [
             |c| c.gpr[15] ^= 1,
             |c| c.rip += 1,
+            |c| c.random.key[3] ^= 1,
+            |c| c.random.drawn += 1,
+            |c| c.xcr0 ^= 2,
+            |c| c.pkru ^= 4,
             |c| c.seg[5].limit ^= 1,
             |c| c.fx.0[400] ^= 1,
             |c| c.dr[3] ^= 1,

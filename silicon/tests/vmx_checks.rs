@@ -50,7 +50,7 @@ fn checks_on_vm_execution_control_fields() {
         7,
         &[
             ("a default1 pin-based bit", |b| _ = b.clear(PIN, 1 << 1)),
-            ("an unknown pin-based bit", |b| _ = b.set(PIN, 1 << 7)),
+            ("an unknown pin-based bit", |b| _ = b.set(PIN, 1 << 9)),
             ("a default1 primary bit", |b| _ = b.clear(PRIMARY, 1 << 1)),
             ("an unknown primary bit", |b| _ = b.set(PRIMARY, 1 << 17)),
             ("an unknown secondary bit", |b| _ = b.set(SECONDARY, 1 << 13)),
@@ -98,7 +98,7 @@ fn checks_on_vm_exit_and_vm_entry_control_fields() {
         7,
         &[
             ("a default1 exit bit", |b| _ = b.clear(f::EXIT_CONTROLS, 1 << 0)),
-            ("an unknown exit bit", |b| _ = b.set(f::EXIT_CONTROLS, 1 << 12)),
+            ("an unknown exit bit", |b| _ = b.set(f::EXIT_CONTROLS, 1 << 23)),
             ("timer saved but not active", |b| {
                 b.set(f::EXIT_CONTROLS, exit::SAVE_PREEMPTION_TIMER);
             }),
@@ -143,12 +143,15 @@ fn checks_on_host_state() {
             ("CR0 without PG", |b| _ = b.write(f::HOST_CR0, 0x31)),
             ("CR0 beyond 32 bits", |b| _ = b.write(f::HOST_CR0, 0x1_8001_0031)),
             ("CR4 without VMXE", |b| _ = b.write(f::HOST_CR4, 0x20)),
-            ("CR4 with an unknown bit", |b| _ = b.write(f::HOST_CR4, 0x2020 | 1 << 24)),
+            ("CR4 with an unknown bit", |b| _ = b.write(f::HOST_CR4, 0x2020 | 1 << 23)),
             ("CR3 beyond the width", |b| _ = b.write(f::HOST_CR3, 1 << 46)),
             ("SYSENTER_ESP", |b| _ = b.write(f::HOST_SYSENTER_ESP, BENT)),
             ("SYSENTER_EIP", |b| _ = b.write(f::HOST_SYSENTER_EIP, BENT)),
             ("PAT type 2", |b| {
                 b.set(f::EXIT_CONTROLS, exit::LOAD_PAT).write(f::HOST_PAT, 2);
+            }),
+            ("PERF_GLOBAL_CTRL reserved", |b| {
+                b.set(f::EXIT_CONTROLS, exit::LOAD_PERF_GLOBAL_CTRL).write(f::HOST_PERF_GLOBAL_CTRL, 1 << 4);
             }),
             ("EFER reserved", |b| _ = b.write(f::HOST_EFER, 0x502)),
             ("EFER without LMA", |b| _ = b.write(f::HOST_EFER, 0x100)),
@@ -177,7 +180,7 @@ fn checks_on_guest_control_registers_and_msrs() {
         ("CR0 without NE", 0, |b| _ = b.write(f::GUEST_CR0, 0x8001_0011)),
         ("CR0.PG without PE", 0, |b| _ = b.write(f::GUEST_CR0, 0x8001_0030)),
         ("CR4 without VMXE", 0, |b| _ = b.write(f::GUEST_CR4, 0x20)),
-        ("CR4 with an unknown bit", 0, |b| _ = b.write(f::GUEST_CR4, 0x2020 | 1 << 24)),
+        ("CR4 with an unknown bit", 0, |b| _ = b.write(f::GUEST_CR4, 0x2020 | 1 << 23)),
         ("DEBUGCTL reserved", 0, |b| _ = b.write(f::GUEST_DEBUGCTL, 1 << 4)),
         ("IA-32e mode without PAE", 0, |b| _ = b.write(f::GUEST_CR4, 0x2000)),
         ("IA-32e mode without PG", 0, |b| _ = b.write(f::GUEST_CR0, 0x31)),
@@ -189,6 +192,9 @@ fn checks_on_guest_control_registers_and_msrs() {
         ("SYSENTER_ESP", 0, |b| _ = b.write(f::GUEST_SYSENTER_ESP, 1 << 47)),
         ("PAT type 3", 0, |b| {
             b.set(f::ENTRY_CONTROLS, entry::LOAD_PAT).write(f::GUEST_PAT, 3 << 8);
+        }),
+        ("PERF_GLOBAL_CTRL reserved", 0, |b| {
+            b.set(f::ENTRY_CONTROLS, entry::LOAD_PERF_GLOBAL_CTRL).write(f::GUEST_PERF_GLOBAL_CTRL, 1 << 35);
         }),
         ("EFER reserved", 0, |b| _ = b.write(f::GUEST_EFER, 0x502)),
         ("EFER.LMA against the control", 0, |b| _ = b.write(f::GUEST_EFER, 0)),

@@ -32,6 +32,8 @@ fn an_instruction_exits_exactly_if_its_control_says_so() {
         (&[0x0F, 0x01, 0xC9], PRIMARY, p::MWAIT_EXITING, reason::MWAIT, 0),
         (&[0x0F, 0x09], SECONDARY, s::WBINVD_EXITING, reason::WBINVD, 0),
         (&[0x0F, 0x01, 0x43, 0x10], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::GDTR_IDTR, 0x10),
+        (&[0x0F, 0xC7, 0xF0], SECONDARY, s::RDRAND_EXITING, reason::RDRAND, 0), // eax
+        (&[0x49, 0x0F, 0xC7, 0xF9], SECONDARY, s::RDSEED_EXITING, reason::RDSEED, 0), // r9
         (&[0x0F, 0x00, 0xC8], SECONDARY, s::DESCRIPTOR_TABLE_EXITING, reason::LDTR_TR, 0), // str eax
     ];
     for &(bytes, word, bit, why, qualification) in rows {
@@ -120,6 +122,26 @@ fn vmx_instructions_in_a_guest_describe_their_operands() {
         let e = bed.launch();
         assert_eq!((why, bytes.len() as u32), (e.reason, e.length), "{bytes:x?}");
         assert_eq!((displacement, info), (e.qualification, e.instr_info), "{why} {:#x}", e.instr_info);
+    }
+}
+
+#[test]
+fn random_numbers_that_exit_tell_their_register_and_its_size() {
+    // rdrand dx; rdrand edi; rdrand r9; rdseed r10w; rdseed esi; rdseed rbx
+    let rows: &[(&[u8], u32)] = &[
+        (&[0x66, 0x0F, 0xC7, 0xF2], 2 << 3),
+        (&[0x0F, 0xC7, 0xF7], 7 << 3 | 1 << 11),
+        (&[0x49, 0x0F, 0xC7, 0xF1], 9 << 3 | 2 << 11),
+        (&[0x66, 0x41, 0x0F, 0xC7, 0xFA], 10 << 3),
+        (&[0x0F, 0xC7, 0xFE], 6 << 3 | 1 << 11),
+        (&[0x48, 0x0F, 0xC7, 0xFB], 3 << 3 | 2 << 11),
+    ];
+    for &(bytes, info) in rows {
+        let mut bed = Bed::new();
+        bed.set(SECONDARY, secondary::RDRAND_EXITING | secondary::RDSEED_EXITING).code(bytes);
+        let e = bed.launch();
+        assert_eq!((info, 0, bytes.len() as u32), (e.instr_info, e.qualification, e.length), "{bytes:x?}");
+        assert_eq!(0, bed.core().random.drawn);
     }
 }
 
@@ -222,6 +244,109 @@ fn accesses_of_the_apic_access_page_exit_but_for_the_shadowed_tpr() {
                 }
             }
             assert_eq!(0, bed.core().mem.load(GUEST + PAGE + 0x80, 8), "the page itself is untouched");
+        }
+    }
+}
+
+const EXCEPTION_MASK: u64 = 0x8000_07FF;
+const UD_EXIT: u64 = 0x8000_0306;
+const GP_EXIT: u64 = 0x8000_0B0D;
+
+/// The guest runs at CPL 3.
+fn unprivileged(bed: &mut Bed) {
+    bed.write(f::GUEST_CS, 8 | 3).write(f::GUEST_CS_ACCESS_RIGHTS, 0xA0FB);
+    bed.write(f::GUEST_SS, 0x10 | 3).write(f::GUEST_SS_ACCESS_RIGHTS, 0xC0F3);
+}
+
+#[test]
+fn umip_comes_before_the_exits_of_descriptor_tables() {
+    const UMIP: u64 = 1 << 11;
+    // sgdt [rbx]; sidt [rbx]; sldt eax; str eax; smsw eax
+    let rows: [(&[u8], Option<u32>); 5] = [
+        (&[0x0F, 0x01, 0x03], Some(reason::GDTR_IDTR)),
+        (&[0x0F, 0x01, 0x0B], Some(reason::GDTR_IDTR)),
+        (&[0x0F, 0x00, 0xC0], Some(reason::LDTR_TR)),
+        (&[0x0F, 0x00, 0xC8], Some(reason::LDTR_TR)),
+        (&[0x0F, 0x01, 0xE0], None),
+    ];
+    for (code, why) in rows {
+        for (is_user, umip) in [(false, 0), (false, UMIP), (true, 0), (true, UMIP)] {
+            let mut bed = Bed::new();
+            bed.set(SECONDARY, secondary::DESCRIPTOR_TABLE_EXITING).set(PRIMARY, primary::HLT_EXITING);
+            let cr4 = bed.read(f::GUEST_CR4);
+            bed.write(f::GUEST_CR4, cr4 | umip);
+            if is_user {
+                unprivileged(&mut bed);
+            }
+            bed.code(code).code_at(code.len() as u64, &[0x0F, 0x0B]);
+            // Not canonical: UMIP and the exit come before the operand.
+            bed.core().gpr[3] = 1 << 62;
+            let e = bed.launch();
+            if is_user && umip != 0 {
+                assert_eq!(GP_EXIT & EXCEPTION_MASK, u64::from(e.intr_info) & EXCEPTION_MASK, "{code:x?}");
+            } else if let Some(why) = why {
+                assert_eq!((why, code.len() as u32), (e.reason, e.length), "{code:x?}");
+            } else {
+                assert_eq!(UD_EXIT & EXCEPTION_MASK, u64::from(e.intr_info) & EXCEPTION_MASK, "{code:x?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn xsetbv_exits_after_its_own_ud_and_gp() {
+    const OSXSAVE: u64 = 1 << 18;
+    for (is_user, enabled, expected) in
+        [(false, true, None), (true, true, Some(GP_EXIT)), (false, false, Some(UD_EXIT))]
+    {
+        let mut bed = Bed::new();
+        let cr4 = bed.read(f::GUEST_CR4);
+        bed.write(f::GUEST_CR4, cr4 | if enabled { OSXSAVE } else { 0 });
+        if is_user {
+            unprivileged(&mut bed);
+        }
+        bed.code(&[0x0F, 0x01, 0xD1]);
+        // Neither an index nor a value that would do.
+        bed.core().gpr[..3].copy_from_slice(&[0, 7, 0]);
+        let e = bed.launch();
+        match expected {
+            None => assert_eq!((reason::XSETBV, 3), (e.reason, e.length)),
+            Some(info) => assert_eq!(info & EXCEPTION_MASK, u64::from(e.intr_info) & EXCEPTION_MASK),
+        }
+        assert_eq!(1, bed.core().xcr0);
+    }
+}
+
+#[test]
+fn xsaves_and_xrstors_must_be_enabled_and_exit_for_supervisor_components() {
+    const OSXSAVE: u64 = 1 << 18;
+    for (modrm, why) in [(0x2B, reason::XSAVES), (0x1B, reason::XRSTORS)] {
+        // (enabled, IA32_XSS, bitmap, EAX, what comes)
+        let rows = [
+            (false, 0, 0, 3, Some(reason::EXCEPTION_OR_NMI)),
+            (true, 0, u64::MAX, 3, None),
+            (true, 0x100, 0x100, 3, None),
+            (true, 0x100, 0x800, 0x100, None),
+            (true, 0x100, 0x100, 0x100, Some(why)),
+        ];
+        for (enabled, xss, bitmap, eax, expected) in rows {
+            let mut bed = Bed::new();
+            let cr4 = bed.read(f::GUEST_CR4);
+            bed.write(f::GUEST_CR4, cr4 | OSXSAVE).write(f::XSS_EXITING_BITMAP, bitmap);
+            if enabled {
+                bed.set(SECONDARY, secondary::ENABLE_XSAVES);
+            }
+            bed.set(PRIMARY, primary::HLT_EXITING);
+            bed.code(&[0xF4]).code(&[0x0F, 0xC7, modrm, 0xF4]);
+            let core = bed.core();
+            core.msr.xss = xss;
+            core.gpr[..4].copy_from_slice(&[eax, 0, 0, 0x5000]);
+            core.mem.store(GUEST + 0x5208, 8, 1 << 63);
+            let e = bed.launch();
+            assert_eq!(expected.unwrap_or(reason::HLT), e.reason, "{enabled} {xss:x} {bitmap:x}: {e:x?}");
+            if expected == Some(why) {
+                assert_eq!((2 << 7 | 3 << 15 | 1 << 22 | 3 << 23, 3), (e.instr_info & 0x0FFF_FFFF, e.length));
+            }
         }
     }
 }

@@ -99,12 +99,12 @@ fn a_kick_is_an_external_interrupt_if_those_exit() {
     let mut bed = Bed::new();
     bed.code(&[0xEB, 0xFE]).set(PIN, pin::EXTERNAL_INTERRUPT_EXITING);
     vmx::vmlaunch(bed.core()).unwrap();
-    bed.core().kick.store(true, std::sync::atomic::Ordering::Release);
+    bed.core().agent.ring(silicon::bus::news::KICK);
     let e = bed.run();
     assert_eq!((reason::EXTERNAL_INTERRUPT, 0), (e.reason, e.intr_info));
     bed.clear(PIN, pin::EXTERNAL_INTERRUPT_EXITING);
     vmx::vmresume(bed.core()).unwrap();
-    bed.core().kick.store(true, std::sync::atomic::Ordering::Release);
+    bed.core().agent.ring(silicon::bus::news::KICK);
     assert_eq!(reason::KICK, bed.run().reason);
     assert!(bed.core().vmx.non_root);
     assert_eq!(reason::BUDGET, bed.run().reason);

@@ -163,7 +163,7 @@ fn a_kick_stops_the_run_and_is_no_interrupt_to_a_hypervisor_in_the_machine() {
     bed.code(&[0xEB, 0xFE]).set(PIN, silicon::vmx::controls::pin::EXTERNAL_INTERRUPT_EXITING);
     host(&mut bed, &[0x0F, 0x01, 0xC2]);
     assert_eq!(reason::BUDGET, bed.run().reason);
-    bed.core().kick.store(true, std::sync::atomic::Ordering::Release);
+    bed.core().agent.ring(silicon::bus::news::KICK);
     assert_eq!(reason::KICK, bed.run().reason);
     assert!(bed.core().vmx.non_root && !bed.core().vmx.is_host_outside);
 }

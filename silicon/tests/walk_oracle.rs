@@ -219,6 +219,7 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
                     efer: guest.efer,
                     pdpte: [0; 4],
                     eptp,
+                    by_mode: false,
                 };
                 space.pdpte[(gva >> 30 & 3) as usize] = root | 1;
                 let gpa = data_address(guest, gva);
@@ -243,8 +244,8 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
 
                 // An observer sees the same and changes nothing.
                 let mut log = Vec::new();
-                let seen = Walker { mem: &scene.mem, counts: None, log: Some(&mut log), caches: None }
-                    .walk(&space, gva, intent);
+                let seen =
+                    Walker { log: Some(&mut log), ..Walker::observer(&scene.mem) }.walk(&space, gva, intent);
                 let order =
                     |log: &[(bool, u8, u64, u64)]| log.iter().map(|r| (r.0, r.1, r.2)).collect::<Vec<_>>();
                 assert_eq!(order(&expected), order(&log), "{what}, observed");
@@ -256,7 +257,7 @@ fn every_walk_makes_the_oracles_references_in_its_order_and_sets_its_flags() {
                 // The processor's own walk.
                 let (mut counts, mut log) = (Counts::default(), Vec::new());
                 let walked =
-                    Walker { mem: &scene.mem, counts: Some(&mut counts), log: Some(&mut log), caches: None }
+                    Walker { counts: Some(&mut counts), log: Some(&mut log), ..Walker::observer(&scene.mem) }
                         .walk(&space, gva, intent);
                 assert_eq!((order(&expected), Ok(hpa)), (order(&log), walked.map(|w| w.hpa)), "{what}");
                 check_flags(&scene, &expected, &what);

@@ -80,6 +80,7 @@ fn space(k: u32, eptp: u64) -> Space {
         efer: LONG | on(2, NXE),
         pdpte: [0; 4],
         eptp,
+        by_mode: false,
     }
 }
 
@@ -113,7 +114,7 @@ fn all_rights_at_all_levels_under_all_modes() {
             for mode in 0..8 {
                 let s = space(mode, 0);
                 for i in intents() {
-                    let mut walker = Walker { mem: &mem, counts: None, log: None, caches: None };
+                    let mut walker = Walker::observer(&mem);
                     let got = match walker.walk(&s, GVA, i) {
                         Ok(_) => None,
                         Err(Refusal::PageFault(code)) => Some(code),
@@ -218,6 +219,7 @@ fn reserved_bits_of_every_format_and_level() {
                 efer: efer | if nxe { NXE } else { 0 },
                 pdpte: [TABLES | 1; 4],
                 eptp: 0,
+                by_mode: false,
             };
             let is_reserved = match (name, b) {
                 ("IA-32", 21) => large,
@@ -230,7 +232,7 @@ fn reserved_bits_of_every_format_and_level() {
             };
             let i = Intent { access: Access::Read, user: true, smap: false };
             let mut log = Vec::new();
-            let got = Walker { mem: &mem, counts: None, log: Some(&mut log), caches: None }.walk(&s, GVA, i);
+            let got = Walker { log: Some(&mut log), ..Walker::observer(&mem) }.walk(&s, GVA, i);
             let what = format!("{name} bit {b} at shift {shift}, large {large}, NXE {nxe}");
             // An entry that leads out of memory finds ones there: a fault, but of the next entry.
             let is_refused = got == Err(Refusal::PageFault(0xD)) && log.len() == step + 1;
@@ -316,11 +318,12 @@ fn ept_rights_of_tables_and_data_and_accessed_flags() {
                 mem.store(place(n as u64), 8, e);
             }
             let mut counts = Counts::default();
-            let mut walker = Walker { mem: &mem, counts: Some(&mut counts), log: None, caches: None };
+            let mut walker = Walker { counts: Some(&mut counts), ..Walker::observer(&mem) };
             let got = match walker.walk(&s, GVA, i) {
                 Ok(_) => Outcome::Works,
                 Err(Refusal::PageFault(code)) => Outcome::Fault(code),
                 Err(Refusal::EptViolation { gpa, qualification }) => Outcome::Violation(gpa, qualification),
+                Err(Refusal::LogFull) => panic!("no log is kept"),
                 Err(Refusal::EptMisconfig { gpa }) => Outcome::Misconfigured(gpa),
             };
             let want = oracle_with_ept(&s, i, &entries, tables, data);
@@ -350,7 +353,7 @@ fn ept_rights_at_every_level_are_anded() {
             let at = EPT + n as u64 * 0x1000 + (gpa >> (39 - 9 * n)) % 512 * 8;
             mem.store(at, 8, r | if n == 3 { PAGE | 0x30 } else { EPT + (n as u64 + 1) * 0x1000 });
         }
-        let s = Space { cr0: 1, cr3: 0, cr4: 0, efer: 0, pdpte: [0; 4], eptp: EPT | 0x1E };
+        let s = Space { cr0: 1, cr3: 0, cr4: 0, efer: 0, pdpte: [0; 4], eptp: EPT | 0x1E, by_mode: false };
         for (access, how) in ACCESSES.into_iter().zip([1, 2, 4]) {
             // The first entry that ends the walk says how.
             let bad = rights.iter().find(|&&r| r == 0 || r & 3 == 2);
@@ -366,7 +369,7 @@ fn ept_rights_at_every_level_are_anded() {
                 },
             };
             let intent = Intent { access, user: false, smap: false };
-            let got = Walker { mem: &mem, counts: None, log: None, caches: None }.walk(&s, gpa, intent);
+            let got = Walker::observer(&mem).walk(&s, gpa, intent);
             assert_eq!(want, got.map(|w| w.hpa), "{rights:?} {access:?}");
         }
     }
@@ -391,4 +394,71 @@ fn refusals_become_the_exits_with_their_addresses() {
         assert_eq!((why, qualification), (exit.reason, exit.qualification));
         assert_eq!((PAGE | GVA & 0xFFF, GVA), (exit.gpa, exit.gla));
     }
+}
+
+#[test]
+fn mode_based_execute_control_asks_for_what_sort_of_linear_address_is_fetched() {
+    const XU: u64 = 1 << 10;
+    let mem = Memory::new(16 << 20).unwrap();
+    let rights = |k: u32| u64::from(k & 7) | if bit(k, 3) { XU } else { 0 };
+    let (mut seen, mut refused) = ([0; 3], 0);
+    for k in 0..1_u32 << 12 {
+        let (upper, last, by_mode) = (rights(k), rights(k >> 4), bit(k, 8));
+        let (is_user, is_paging, access) = (bit(k, 9), bit(k, 10), ACCESSES[(k >> 11) as usize * 2]);
+        lay_ept(&mem, 7 | XU, last);
+        mem.store(EPT, 8, (EPT + 0x1000) | 7 | XU);
+        mem.store(EPT + 0x1000, 8, (EPT + 0x2000) | upper);
+        for n in 0..4 {
+            let us = if is_user || n < 3 { US } else { 0 };
+            mem.store(
+                place(n),
+                8,
+                if n == 3 { PAGE } else { TABLES + (n + 1) * 0x1000 } | P | RW | us | A | D,
+            );
+        }
+        let mut s = Space { by_mode, ..space(0, EPT | 0x1E) };
+        s.cr0 = if is_paging { s.cr0 } else { 1 };
+        let gva = if is_paging { GVA } else { PAGE | GVA & 0xFFF };
+        // The tables of the guest are behind the same upper entry.
+        let first = if is_paging { TABLES + (GVA >> 39) % 512 * 8 } else { PAGE | GVA & 0xFFF };
+        let mask = if by_mode { 7 | XU } else { 7 };
+        let shown = |r: u64| (r & 7) << 3 | if by_mode { (r & XU) >> 4 } else { 0 };
+        let of_page = PAGE | GVA & 0xFFF;
+        let how = if access == Access::Fetch { 4 } else { 1 };
+        let needs = match access {
+            Access::Fetch if by_mode && (is_user || !is_paging) => XU,
+            Access::Fetch => 4,
+            _ => 1,
+        };
+        let (first_how, first_kind) = if is_paging { (1, 0x80) } else { (how, 0x180) };
+        let want = if upper & mask == 0 {
+            Err(Refusal::EptViolation { gpa: first, qualification: first_how | first_kind })
+        } else if upper & 3 == 2 {
+            Err(Refusal::EptMisconfig { gpa: first })
+        } else if is_paging && upper & 1 == 0 {
+            Err(Refusal::EptViolation { gpa: first, qualification: 1 | shown(upper) | 0x80 })
+        } else if last & mask == 0 {
+            Err(Refusal::EptViolation { gpa: of_page, qualification: how | 0x180 })
+        } else if last & 3 == 2 {
+            Err(Refusal::EptMisconfig { gpa: of_page })
+        } else if last & upper & needs == 0 {
+            Err(Refusal::EptViolation { gpa: of_page, qualification: how | shown(last & upper) | 0x180 })
+        } else {
+            Ok(of_page)
+        };
+        let intent = Intent { access, user: false, smap: false };
+        let got = Walker::observer(&mem).walk(&s, gva, intent);
+        assert_eq!(want, got.map(|w| w.hpa), "{upper:x} {last:x} {by_mode} {is_user} {is_paging} {access:?}");
+        match got {
+            Ok(w) => {
+                let execute = if by_mode && (is_user || !is_paging) { XU } else { 4 };
+                assert_eq!(last & upper & execute != 0, w.execute);
+                seen[0] += 1;
+            }
+            Err(Refusal::EptViolation { .. }) => seen[1] += 1,
+            Err(_) => seen[2] += 1,
+        }
+        refused += u32::from(got.is_err() && by_mode && last & upper & 4 != 0 && last & upper & 1 != 0);
+    }
+    assert!(seen.iter().all(|&n| n > 100) && refused > 10, "{seen:?} {refused}");
 }

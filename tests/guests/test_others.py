@@ -4,33 +4,70 @@ Source: what each says last when it runs on a PC (QEMU).  Skipped, with the reas
 be had.  Invariant: the number of instructions is bounded.
 """
 
+from typing import NamedTuple
+
 import pytest
 
 from tests.guests.fetched import fetched
+from understudy.devices.acpi_tables import BASE as RSDP_GPA
+from understudy.guests import loader
 from understudy.linux import VM
 from understudy.verdict import StopKind
 
 pytestmark = [pytest.mark.real_guest, pytest.mark.slow]
 
-CASES = {
-    # guest: the last it says, and most instructions
-    "xen": (b"Run /init as init process", 12_000_000_000),
-    "u-boot": (b"\n=> ", 8_000_000_000),
-    "u-boot-64": (b"\n=> ", 8_000_000_000),
-    "gnumach": (b"No bootstrap code loaded", 8_000_000_000),
+MOST = 12_000_000_000  # instructions
+LAST = {
+    "xen": b"Run /init as init process",
+    "u-boot": b"\n=> ",
+    "u-boot-64": b"\n=> ",
+    "gnumach": b"No bootstrap code loaded",
 }
 ASKED, KEY = b"Hit any key to stop autoboot", b" "
 
 
-@pytest.mark.parametrize("name", CASES)
+class Ran(NamedTuple):
+    """What a run came to."""
+
+    instructions: int
+    said: bytes
+
+
+def to_its_last_word(vm: VM, last: bytes) -> Ran:
+    said = bytearray()
+    vm.console.on_output.append(said.extend)
+    stop = vm.go(budget=MOST, until=lambda: last in said[-200:] or ASKED in said[-60:])
+    if ASKED in said:
+        vm.send(KEY)
+        stop = vm.go(budget=MOST, until=lambda: last in said[-200:])
+    assert stop.kind is StopKind.UNTIL, f"{stop}\n{said[-3000:].decode(errors='replace')}"
+    return Ran(vm.instructions, bytes(said))
+
+
+@pytest.mark.parametrize("name", LAST)
 def test_says_its_last_word(name: str) -> None:
     fetched(name)
-    last, most = CASES[name]
     with VM.linux(name, memory="512M") as vm:
-        said = bytearray()
-        vm.console.on_output.append(said.extend)
-        stop = vm.go(budget=most, until=lambda: last in said[-200:] or said[-60:].find(ASKED) >= 0)
-        if ASKED in said:
-            vm.send(KEY)
-            stop = vm.go(budget=most, until=lambda: last in said[-200:])
-        assert stop.kind is StopKind.UNTIL, f"{stop}\n{said[-3000:].decode(errors='replace')}"
+        to_its_last_word(vm, LAST[name])
+
+
+@pytest.mark.parametrize("name", ["u-boot", "u-boot-64"])
+def test_says_the_same_on_both_engines(name: str) -> None:
+    fetched(name)
+    seen = set()
+    for engine in ("dbt", "reference"):
+        with VM.linux(name, memory="512M", engine=engine) as vm:
+            seen.add(to_its_last_word(vm, LAST[name]))
+    assert len(seen) == 1, seen
+
+
+def test_xen_starts_by_multiboot_2_too() -> None:
+    guest = fetched("xen")
+    with VM("512M") as vm:
+        vm.boot(
+            lambda at: loader.load(
+                at.memory, guest.kernel, modules=guest.modules, append=guest.append,
+                rsdp=RSDP_GPA, method="multiboot2",
+            )
+        )  # fmt: skip
+        assert b"Multiboot-e820 RAM map" in to_its_last_word(vm, LAST["xen"]).said

@@ -30,11 +30,20 @@ def linux(
     append: str = "",
     paging: str = "ept",
     initrd: Path | None = None,
+    cpu: str = "understudy",
+    cpus: int = 1,
 ) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
         return LinuxVM.linux(
-            guest, engine=engine, clock=clock, append=append, paging=paging, initrd=initrd
+            guest,
+            engine=engine,
+            clock=clock,
+            append=append,
+            paging=paging,
+            initrd=initrd,
+            cpus=cpus,
+            cpu=cpu,
         )
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")

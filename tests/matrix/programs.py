@@ -11,6 +11,7 @@ from understudy.vm import VM
 
 CODE, IDT, DATA = 0x10_0000, 0x11_0000, 0x12_0000
 HANDLERS = 0x10_8000
+LINUX_BASE = 0x40_0000
 CODE_SELECTOR = 0x10  # `long_mode`'s
 
 
@@ -36,6 +37,18 @@ def handle(vm: VM, vector: int, program: str) -> dict[str, int]:
     )
     vm.memory.write(IDT + vector * 16, gate)
     return {"idtr_base": IDT, "idtr_limit": 0xFFF}
+
+
+def executable(code: bytes) -> bytes:
+    """An ELF file of one segment, for a Linux to run."""
+    entry, size = LINUX_BASE + 64 + 56, 64 + 56 + len(code)
+    header = struct.pack(
+        "<4s5B7xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0,
+        0, 0,
+    )  # fmt: skip
+    return (
+        header + struct.pack("<IIQQQQQQ", 1, 5, 0, LINUX_BASE, LINUX_BASE, size, size, 4096) + code
+    )
 
 
 HELLO = """

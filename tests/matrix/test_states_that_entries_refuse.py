@@ -91,3 +91,42 @@ def test_misc_enable_takes_the_bits_of_the_manual(bit: int) -> None:
         msrs.write(Msr.IA32_MISC_ENABLE, before ^ 1 << bit)
         fixed = bit in (7, 11, 12)
         assert msrs.read(Msr.IA32_MISC_ENABLE) == (before if fixed else before ^ 1 << bit)
+
+
+NXE = """
+    b9 80 00 00 c0 | mov ecx, IA32_EFER
+    0f 32          | rdmsr
+    80 cc 08       | or ah, NXE
+    0f 30          | wrmsr
+"""
+XD_DISABLE = """
+    b9 a0 01 00 00 | mov ecx, IA32_MISC_ENABLE
+    0f 32          | rdmsr
+    83 ca 04       | or edx, XD_DISABLE
+    0f 30          | wrmsr
+    b9 80 00 00 c0 | mov ecx, IA32_EFER
+    0f 32          | rdmsr
+    88 e0          | mov al, ah
+    24 08          | and al, NXE
+    75 0c          | jnz fail
+"""
+FAIL = "e6 f4 | fail: out 0xf4, al"
+SETS_NXE = NXE + FAIL  # the handler of #GP says 13, this one something else
+
+
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+@pytest.mark.parametrize(
+    ("cpu", "listing"), [("max,-nx", SETS_NXE), ("max", NXE + XD_DISABLE + SETS_NXE)]
+)
+def test_nxe_is_reserved_without_the_feature(paging: str, cpu: str, listing: str) -> None:
+    with VM("16M", paging=paging, cpu=cpu) as vm:
+        write_gdt(vm.memory, CODE_32)
+        vm.memory.write(CODE, p.assemble(listing))
+        vm.memory.write(HANDLER, p.assemble("b0 0d | mov al, 13\n e6 f4 | out 0xf4, al"))
+        vm.memory.write(IDT + 8 * 13, (HANDLER | 0x10 << 16 | 0x8E00 << 32).to_bytes(8, "little"))
+        state = protected_mode("test", CODE).registers
+        state |= {"idtr_base": IDT, "idtr_limit": 0xFF, "rsp": 0x7000}
+        vm.enter(Entry(state | {"gdtr_base": 0x1000, "gdtr_limit": 0x1F}, "test"))
+        stop = vm.go(budget=100)
+        assert (stop.kind, stop.status) == (StopKind.DEBUG_EXIT, 13), str(stop)
+        assert not vm.vcpus[0].guest.control().efer & 1 << 11

@@ -118,7 +118,7 @@ class Outside:
             extint=self.said("extint"),
             com1=self.said("com1"),
             com2=self.said("com2"),
-            vcpus=2,
+            apic_ids=(0, 1),
         )
 
 

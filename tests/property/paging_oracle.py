@@ -17,7 +17,8 @@ from typing import NamedTuple
 P, RW, US, A, D, PS, G = (1 << n for n in (0, 1, 2, 5, 6, 7, 8))
 NX = 1 << 63
 FLAGS = A | D
-W_, U_, I_ = 2, 4, 16  # of the error code
+KEY_SHIFT = 59
+W_, U_, I_, K_ = 2, 4, 16, 32  # of the error code
 RESERVED_HIGH = ((1 << 52) - 1) & ~((1 << 46) - 1)
 
 
@@ -62,6 +63,8 @@ class Mode:
     nxe: bool = True
     smep: bool = False
     smap: bool = False
+    pkru: int | None = None  # None: no protection keys
+    keys_heed_wp: bool = True  # else a supervisor's writes are refused whatever CR0.WP says
 
 
 @dataclass
@@ -180,8 +183,9 @@ class Oracle:
                 else:
                     yield Outcome(self.code(access), path=(*path, at))  # a table that is no RAM
                 continue
-            if self._refuses(access, u, w, x):
-                yield Outcome(self.code(access) | 1, path=path)
+            key = K_ if self._key_refuses(access, entry, u) else 0
+            if key or self._refuses(access, u, w, x):
+                yield Outcome(self.code(access) | 1 | key, path=path)
                 continue
             frame = self._frame(entry, shift)
             yield Outcome(None, frame | gva & (1 << shift) - 1, shift, (*path, at))
@@ -205,6 +209,14 @@ class Oracle:
         if user and mode.smap and not access.ac:
             return True
         return access.write and not write and mode.wp
+
+    def _key_refuses(self, access: Access, entry: int, user: bool) -> bool:
+        mode = self.mode
+        if mode.pkru is None or self.shape is not INTEL64 or not user or access.fetch:
+            return False
+        rights = mode.pkru >> 2 * (entry >> KEY_SHIFT & 15) & 3
+        heeds = access.user or mode.wp or not mode.keys_heed_wp
+        return bool(rights & 1 or (rights & 2 and access.write and heeds))
 
     def _frame(self, entry: int, shift: int) -> int:
         if self.shape is IA32:

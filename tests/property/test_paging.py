@@ -22,6 +22,8 @@ from hypothesis.stateful import (
 from tests.property.paging_machine import DATA, EDITS, FORMATS, ROOTS, TABLES, Machine
 from tests.property.paging_oracle import (
     IA32,
+    INTEL64,
+    KEY_SHIFT,
     NX,
     PAE,
     PS,
@@ -80,6 +82,8 @@ def entries(shape_name: str, paging: str, below: tuple[int, ...]) -> st.SearchSt
     full = RW | US
     flags = st.sampled_from([full, full | A, full | A | D, full | A | D, US | A, RW | A | D, US, 0])
     wide = [0] * 12 + [NX, NX, G, 1 << 50]
+    if shape is INTEL64:
+        wide += [1 << KEY_SHIFT] * 4 + [15 << KEY_SHIFT]
     extras = st.sampled_from([0] * 9 + [G] if shape is IA32 else wide)
     if paging == "ept":  # global translations outlive a load of CR3, and the oracle knows none
         extras = extras.map(lambda bits: bits & ~G)
@@ -102,7 +106,11 @@ def machine(paging: str, shape_name: str, rooms: tuple[int, ...]) -> type[RuleBa
     values = [entries(shape_name, paging, below) for below in [*tiers[1:], ()]]
     any_value = st.one_of(values)
     flips = st.sampled_from([RW, US, A, D, A | D, RW | D, P] + [NX] * (shape is not IA32))
-    modes = st.builds(Mode, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+    keys: st.SearchStrategy[int | None] = st.just(None)
+    if shape is INTEL64:
+        keys = st.sampled_from([None, None, 0, 1 << 2, 2 << 2, 2 << 2 | 1 << 30])
+    switches = [st.booleans()] * 4
+    modes = st.builds(Mode, *switches, keys, st.just(paging == "ept"))
     places = st.one_of([
         st.tuples(st.sampled_from(gfns), st.sampled_from(indices(shape_name)), value)
         for n, (gfns, value) in enumerate(zip(tiers, values, strict=True))

@@ -199,6 +199,12 @@ class FakeProcessor:
     def fxsave(self) -> bytes:
         return bytes(512)
 
+    def protection_keys(self) -> tuple[int, int]:
+        return (0, 0)
+
+    def stir(self, bytes: bytes) -> None:
+        assert len(bytes) == 32
+
     def gpr(self, n: int) -> int:
         return self.live[n]
 
@@ -268,6 +274,10 @@ class FakeApic:
 
     def lint(self, pin: int, asserted: bool) -> None:
         self.lints.append((pin, asserted))
+
+    def performance_interrupt(self) -> bool:
+        self.lints.append((2, True))
+        return False
 
     def deadline(self) -> int:
         return self.timer

@@ -74,9 +74,10 @@ def patch_fetch(vm: VM, processor: FakeProcessor) -> None:
 def bench(
     registers: dict[str, int] | None = None, features: dict[str, bool] | None = None, **options: str
 ) -> Iterator[Bench]:
-    """A VM that is ready to `play`.  gva = gpa for the first gigabyte."""
+    """A VM that is ready to `play`, without a timer.  gva = gpa for the first gigabyte."""
     with fake_machine(features):
         vm = VM("16M", **options)  # type: ignore[arg-type]
+        vm.bus.port_write(0x43, 1, 0x30)
         vm.memory.write_u64(0x1000, 0x2007)
         vm.memory.write_u64(0x2000, 0x87)
         vm.memory.write_u64(0x2018, 3 << 30 | 0x87)

@@ -3,12 +3,14 @@
 Source: what the campaigns of `tests/walls/campaigns/snapshots.py` have found.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.walls.mutations import Place, at
 from tests.walls.snapshots import of_hello
+from understudy import image_file
 from understudy.image_file import SnapshotError, pack, unpack
 from understudy.machine.host import Host
 from understudy.vm import VM
@@ -73,3 +75,13 @@ def test_shadow_tables_are_those_of_the_mode_that_was_saved(paging: str, wrong: 
         with pytest.raises(SnapshotError):
             VM.restore(b"".join(pack(state, pieces)), host=host)
         assert (host.frames.free_count, host.processors) == (free, [])
+
+
+def test_what_nobody_could_read_again_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(image_file, "LONGEST_HEADER", 1 << 20)
+    path = tmp_path / "much.usnap"
+    with pytest.raises(SnapshotError, match="much written to a disk's overlay"):
+        image_file.write(path, pack({"much": "x" * (1 << 20)}, []))
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,8 @@ from understudy.arch.address import PHYSICAL, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
-from understudy.guest import Control, SegmentName, UnsupportedMode
+from understudy.arch.segment import SegmentName
+from understudy.guest import Control, UnsupportedMode
 from understudy.instructions.strings import Places
 from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
@@ -169,8 +170,7 @@ READS: Final[dict[int, Callable[[Vcpu], int]]] = {3: _read_cr3, 8: _read_cr8}
 
 
 def offer_efer(vcpu: Vcpu) -> None:
-    """Answer RDMSR and WRMSR of IA32_EFER, where they exit."""
-    hidden = ~vcpu.model.efer_allowed
+    """Answer RDMSR and WRMSR of IA32_EFER, where they exit; clear what is hidden later."""
 
     def read_efer() -> int:
         vcpu.retire()
@@ -178,7 +178,7 @@ def offer_efer(vcpu: Vcpu) -> None:
 
     def write_efer(value: int) -> None:
         """KeyError is #GP(0)."""
-        if value & hidden:
+        if value & ~vcpu.model.efer_allowed:
             raise KeyError(Msr.IA32_EFER)
         old = vcpu.guest.control()
         try:
@@ -188,7 +188,14 @@ def offer_efer(vcpu: Vcpu) -> None:
         vcpu.retire()
         vcpu.paging.mode_change()
 
+    def follow() -> None:
+        """Load the registers again: whether IA32_EFER exits depends on what is hidden."""
+        old = vcpu.guest.control()
+        vcpu.guest.load_control(old._replace(efer=old.efer & vcpu.model.efer_allowed))
+        vcpu.paging.mode_change()
+
     vcpu.msrs.extra[Msr.IA32_EFER] = read_efer, write_efer
+    vcpu.msrs.efer_allowed_changed = follow
 
 
 # --- invalidation ---

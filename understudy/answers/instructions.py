@@ -11,11 +11,16 @@ from typing import Final, Protocol
 
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
+from understudy.vcpu.activity import Activity
+from understudy.vcpu.cpu_model import ECX_FOLLOWS, XSAVE_LEAF
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 RAX, RCX, RDX, RBX = range(4)
+X87: Final = 1 << 0  # of XCR0
+FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
+"""Leaves in which something follows registers that a guest writes without an exit."""
 EXTENDED_FEATURES: Final = 0x8000_0001
 SYSCALL: Final = LeafExt1Edx.SYSCALL.mask
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
@@ -36,8 +41,11 @@ def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
     Intel's processors have SYSCALL in 64-bit mode only, and show it there only.
     """
     gpr, set_gpr = vcpu.read_gpr, vcpu.write_gpr
-    leaf = gpr(RAX) & LOW32
-    eax, ebx, ecx, edx = vcpu.answer(leaf, gpr(RCX) & LOW32)
+    leaf, subleaf = gpr(RAX) & LOW32, gpr(RCX) & LOW32
+    answer = vcpu.answer(leaf, subleaf)
+    if leaf in FOLLOWING:
+        answer = vcpu.model.enabled(leaf, subleaf, answer, vcpu.guest)
+    eax, ebx, ecx, edx = answer
     if leaf == EXTENDED_FEATURES and not vcpu.guest.is_code64():
         edx &= ~SYSCALL
     set_gpr(RAX, eax)
@@ -48,10 +56,23 @@ def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
     return RESUME
 
 
+def xsetbv(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """XCR0, the only one there is, takes x87 always and what the CPU model shows."""
+    gpr = vcpu.read_gpr
+    value = gpr(RDX) << 32 & LOW32 << 32 | gpr(RAX) & LOW32
+    if gpr(RCX) & LOW32 or not value & X87 or value & ~vcpu.model.xcr0_allowed:
+        return vcpu.fault(Vector.GP, 0)
+    vcpu.guest.xcr0 = value
+    vcpu.skip(done.length)
+    return RESUME
+
+
 def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:
     """Nothing to do until an event comes, such as the trap of a single step over HLT itself."""
     vcpu.skip(done.length)
-    vcpu.state.halted, vcpu.attention = not vcpu.guest.has_debug_trap(), True
+    if not vcpu.guest.has_debug_trap():
+        vcpu.state.activity = Activity.HLT
+    vcpu.attention = True
     return RESUME
 
 
@@ -92,7 +113,7 @@ def not_offered(vcpu: Vcpu, refused: Instruction) -> Verdict:
 
 
 def rdpmc(vcpu: Vcpu, refused: Instruction) -> Verdict:
-    """There are no performance counters."""
+    """The CPU model shows no performance counters."""
     return vcpu.fault(Vector.GP, 0)
 
 

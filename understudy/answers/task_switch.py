@@ -6,7 +6,8 @@ Invariant: nothing that a guest's tables contain raises here.
 
 from understudy.answers.instructions import triple_fault
 from understudy.arch.exception import Vector
-from understudy.guest import Event, Kind, SegmentName
+from understudy.arch.segment import SegmentName
+from understudy.guest import Event, Kind
 from understudy.instructions.task_switch import TaskFault, TaskSwitch
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.p2m import GuestMemoryError
@@ -38,4 +39,6 @@ def task_switch(
             vcpu.events.requeue(event)  # all of it is done again
             vcpu.attention = True
         raise
+    if event is None:
+        vcpu.guest.note_skip()  # of CALL, JMP or IRET
     return RESUME

@@ -9,7 +9,8 @@ Invariant: decided from what the processor shows; nothing is remembered.
 
 from typing import Final
 
-from understudy.guest import Guest, SegmentName
+from understudy.arch.segment import SegmentName
+from understudy.guest import Guest
 from understudy.verdict import Stop, StopKind
 
 GATE_BYTES: Final = 8

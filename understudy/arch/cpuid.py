@@ -4,7 +4,7 @@ Source: SDM 2A, "CPUID - CPU Identification"; the KVM leaves: the Linux kernel's
 "KVM CPUID bits".
 """
 
-from understudy.arch.bits import Bit, Bits
+from understudy.arch.bits import Bit, Bits, Field
 
 
 class Leaf1Ecx(Bits, width=32):
@@ -86,8 +86,10 @@ class Leaf7Ebx(Bits, width=32):
 class Leaf7Ecx(Bits, width=32):
     """CPUID.(EAX=07H,ECX=0):ECX."""
 
+    PKS = Bit(31)
     RDPID = Bit(22)
     LA57 = Bit(16)
+    OSPKE = Bit(4)
     PKU = Bit(3)
     UMIP = Bit(2)
 
@@ -110,6 +112,15 @@ class Leaf7Sub2Edx(Bits, width=32):
     RRSBA_CTRL = Bit(2)
 
 
+class LeafDSub1Eax(Bits, width=32):
+    """CPUID.(EAX=0DH,ECX=1):EAX."""
+
+    XSAVES = Bit(3)
+    XGETBV1 = Bit(2)  # XGETBV with ECX = 1
+    XSAVEC = Bit(1)
+    XSAVEOPT = Bit(0)
+
+
 class LeafExt1Ecx(Bits, width=32):
     """CPUID.80000001H:ECX."""
 
@@ -126,6 +137,22 @@ class LeafExt1Edx(Bits, width=32):
     PAGE_1G = Bit(26)
     NX = Bit(20)
     SYSCALL = Bit(11)
+
+
+class Leaf0AEax(Bits, width=32):
+    """CPUID.0AH:EAX: architectural performance monitoring."""
+
+    EVENTS = Field(31, 24)  # bits of EBX that say something
+    BITS = Field(23, 16)  # of a general counter
+    COUNTERS = Field(15, 8)
+    VERSION = Field(7, 0)
+
+
+class Leaf0AEdx(Bits, width=32):
+    """CPUID.0AH:EDX."""
+
+    FIXED_BITS = Field(12, 5)
+    FIXED_COUNTERS = Field(4, 0)
 
 
 class KvmFeatures(Bits, width=32):

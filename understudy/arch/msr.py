@@ -5,6 +5,7 @@ MSRs".
 """
 
 from enum import IntEnum
+from typing import Final
 
 from understudy.arch.address import TOP
 from understudy.arch.bits import Bit, Bits, Field
@@ -24,6 +25,7 @@ class Msr(IntEnum):
     IA32_SPEC_CTRL = 0x48
     IA32_PRED_CMD = 0x49
     IA32_BIOS_SIGN_ID = 0x8B
+    IA32_PMC0 = 0xC1
     PLATFORM_INFO = 0xCE
     IA32_MTRRCAP = 0xFE
     IA32_ARCH_CAPABILITIES = 0x10A
@@ -33,6 +35,7 @@ class Msr(IntEnum):
     IA32_SYSENTER_EIP = 0x176
     IA32_MCG_CAP = 0x179
     IA32_MCG_STATUS = 0x17A
+    IA32_PERFEVTSEL0 = 0x186
     IA32_MISC_ENABLE = 0x1A0
     IA32_DEBUGCTL = 0x1D9
     LASTBRANCHFROMIP = 0x1DB
@@ -48,6 +51,12 @@ class Msr(IntEnum):
     IA32_MTRR_FIX4K_F8000 = 0x26F
     IA32_PAT = 0x277
     IA32_MTRR_DEF_TYPE = 0x2FF
+    IA32_FIXED_CTR0 = 0x309
+    IA32_PERF_CAPABILITIES = 0x345
+    IA32_FIXED_CTR_CTRL = 0x38D
+    IA32_PERF_GLOBAL_STATUS = 0x38E
+    IA32_PERF_GLOBAL_CTRL = 0x38F
+    IA32_PERF_GLOBAL_OVF_CTRL = 0x390
     IA32_VMX_BASIC = 0x480
     IA32_VMX_PINBASED_CTLS = 0x481
     IA32_VMX_PROCBASED_CTLS = 0x482
@@ -64,10 +73,15 @@ class Msr(IntEnum):
     IA32_VMX_TRUE_PROCBASED_CTLS = 0x48E
     IA32_VMX_TRUE_EXIT_CTLS = 0x48F
     IA32_VMX_TRUE_ENTRY_CTLS = 0x490
+    IA32_A_PMC0 = 0x4C1
     IA32_TSC_DEADLINE = 0x6E0
+    IA32_PKRS = 0x6E1
     X2APIC_FIRST = 0x800
     X2APIC_EOI = 0x80B
+    X2APIC_SVR = 0x80F
+    X2APIC_LVT_PC = 0x834
     X2APIC_LAST = 0x8FF
+    IA32_XSS = 0xDA0
     IA32_EFER = 0xC000_0080
     IA32_STAR = 0xC000_0081
     IA32_LSTAR = 0xC000_0082
@@ -169,9 +183,53 @@ class MiscEnable(Bits, width=64):
     FAST_STRINGS = Bit(0)
 
 
+class DebugCtl(Bits, width=64):
+    """IA32_DEBUGCTL.  SDM 3B, "IA32_DEBUGCTL MSR"; there are no branch records."""
+
+    FREEZE_PERFMON_ON_PMI = Bit(12)
+    FREEZE_LBRS_ON_PMI = Bit(11)
+    BTF = Bit(1)  # single-step on branches
+    LBR = Bit(0)
+
+
+class PerfEventSelect(Bits, width=64):
+    """IA32_PERFEVTSELx.  SDM 3B, "Architectural Performance Monitoring Version 1"."""
+
+    CMASK = Field(31, 24)
+    INV = Bit(23)
+    EN = Bit(22)
+    INT = Bit(20)  # an overflow interrupts
+    PC = Bit(19)
+    EDGE = Bit(18)
+    OS = Bit(17)  # count at level 0
+    USR = Bit(16)  # count at levels 1 to 3
+    EVENT = Field(15, 0)  # unit mask and number
+
+
+class FixedCounterControl(Bits, width=4):
+    """One fixed counter's part of IA32_FIXED_CTR_CTRL.  SDM 3B, the same, version 2."""
+
+    PMI = Bit(3)  # an overflow interrupts
+    USR = Bit(1)
+    OS = Bit(0)
+
+
+SERIES: Final = (
+    (Msr.IA32_PMC0, 4), (Msr.IA32_PERFEVTSEL0, 4), (Msr.IA32_FIXED_CTR0, 3), (Msr.IA32_A_PMC0, 4),
+)  # fmt: skip
+"""Registers of which there are several: the first, and how many."""
+
+
 def msr_name(index: int) -> str:
     """The register's name for counts and messages."""
     try:
         return Msr(index).name
     except ValueError:
-        return f"MSR_{index:#x}"
+        pass
+    if Msr.IA32_MTRR_PHYSBASE0 <= index <= Msr.IA32_MTRR_PHYSMASK7:
+        pair, is_mask = divmod(index - Msr.IA32_MTRR_PHYSBASE0, 2)
+        return f"IA32_MTRR_PHYS{'MASK' if is_mask else 'BASE'}{pair}"
+    for first, count in SERIES:
+        if first < index < first + count:
+            return f"{first.name.rstrip('0')}{index - first}"
+    return f"MSR_{index:#x}"

@@ -93,7 +93,8 @@ class PTE(Bits, width=64):
     """Page-table entry that maps a 4-KByte page, PAE and 4-level paging."""
 
     XD = Bit(63)
-    IGNORED = Field(62, 52)
+    KEY = Field(62, 59)  # protection key, 4-level paging
+    IGNORED = Field(58, 52)
     ADDR = Field(TOP, 12)
     AVL = Field(11, 9)
     G = Bit(8)
@@ -111,7 +112,8 @@ class PDE2M(Bits, width=64):
     """Page-directory entry that maps a 2-MByte page, PAE and 4-level paging."""
 
     XD = Bit(63)
-    IGNORED = Field(62, 52)
+    KEY = Field(62, 59)
+    IGNORED = Field(58, 52)
     ADDR = Field(TOP, 21)
     PAT = Bit(12)
     AVL = Field(11, 9)
@@ -130,7 +132,8 @@ class PDPTE1G(Bits, width=64):
     """Page-directory-pointer-table entry that maps a 1-GByte page, 4-level paging."""
 
     XD = Bit(63)
-    IGNORED = Field(62, 52)
+    KEY = Field(62, 59)
+    IGNORED = Field(58, 52)
     ADDR = Field(TOP, 30)
     PAT = Bit(12)
     AVL = Field(11, 9)
@@ -201,6 +204,8 @@ def words(entry: Bits) -> list[str]:
     if "MEMTYPE" in values:
         kind = values["MEMTYPE"]
         said.append(MEMORY_TYPES.get(kind, f"reserved memory type {kind}"))
+    if values.get("KEY"):
+        said.append(f"protection key {values['KEY']}")
     rest = int(entry) & ~sum(field.mask for field in entry.FIELDS)
     if rest:
         said.append(f"reserved bits {rest:#x} set")

@@ -62,6 +62,7 @@ class Vmcs(IntEnum):
     EPTP_LIST_ADDRESS = 0x2024
     VMREAD_BITMAP = 0x2026
     VMWRITE_BITMAP = 0x2028
+    XSS_EXITING_BITMAP = 0x202C
     TSC_MULTIPLIER = 0x2032
     # 64-bit read-only data field
     GUEST_PHYSICAL_ADDRESS = 0x2400

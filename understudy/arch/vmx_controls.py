@@ -51,6 +51,7 @@ class SecondaryControls(Bits, width=32):
     """SDM 3C, "Processor-Based VM-Execution Controls", secondary."""
 
     USE_TSC_SCALING = Bit(25)
+    MODE_BASED_EXECUTE = Bit(22)
     ENABLE_XSAVES = Bit(20)
     EPT_VIOLATION_VE = Bit(18)
     ENABLE_PML = Bit(17)

@@ -138,6 +138,8 @@ def run(
 
       understudy run --guest cloud-amd64 --with stress-ng --exec "stress-ng --vm 1 -t 5s"
 
+      understudy run --guest cloud-amd64 --disk data.img --disk debian.img,ro
+
       understudy run --guest 686 --control vm.sock
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
@@ -240,6 +242,7 @@ def _checked(
 def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
+    from understudy.backends.opening import ImageError
     from understudy.commands.console import converse, execute
     from understudy.control import ControlError, ControlSocket
     from understudy.guests import debian
@@ -285,6 +288,8 @@ def _carry_out(wanted: Wanted) -> int:
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
         except ControlError as error:
             raise Refusal(f"--control: {error}") from None
+        except ImageError as error:
+            raise Refusal(str(error)) from None
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None
         except MemoryError as error:

@@ -46,6 +46,7 @@ def _parameter(one: "Field[Any]") -> inspect.Parameter:
     option = option_of(one)
     annotation: Any
     default: bool | None
+    kind: Any = list[str] if option.is_many else str
     if _is_switch(one):
         shown = typer.Option(*option.names, help=option.words)
         annotation, default = Annotated[bool, shown], False
@@ -53,7 +54,7 @@ def _parameter(one: "Field[Any]") -> inspect.Parameter:
         shown = typer.Option(
             *option.names, help=_words(one), metavar=option.metavar, show_default=False
         )
-        annotation, default = Annotated[str | None, shown], None
+        annotation, default = Annotated[kind | None, shown], None
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(one.name, kind, default=default, annotation=annotation)
 
@@ -78,8 +79,12 @@ def _read(rows: "dict[str, Field[Any]]", texts: dict[str, Any]) -> Said:
         if _is_switch(one):
             if text:
                 said[name] = not one.default
-        elif text is not None:
-            said[name] = _value(option, text)
+        elif text is not None and text != []:
+            said[name] = (
+                tuple(_value(option, one) for one in text)
+                if option.is_many
+                else _value(option, text)
+            )
     return said
 
 

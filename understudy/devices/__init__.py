@@ -24,6 +24,8 @@ from understudy.state import plain, restore
 class Device:
     """What every device model has.  Subclass with `class Part(Device, name="part")`.
 
+    A class without a name is no part: what several of a kind have in common.
+
     The first argument of `__init__` is the `Wires`, all others are keywords with defaults, and its
     last line is `self.state = self.power_on()`.
     """
@@ -38,11 +40,12 @@ class Device:
     alarms: dict[str, Alarm]  # its timers; kept in snapshots
     lines: dict[str, Line]  # the wires it drives; their levels are kept in snapshots
 
-    def __init_subclass__(cls, *, name: str) -> None:
+    def __init_subclass__(cls, *, name: str = "") -> None:
         if name in Device.ALL:
             raise TypeError(f"two devices are named {name!r}")
         cls.name = name
-        Device.ALL[name] = cls
+        if name:
+            Device.ALL[name] = cls
 
     def __init__(self, wires: Wires) -> None:
         self.wires, self.clock = wires, wires.clock

@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 
 from understudy.devices import aml, pci
+from understudy.devices.checksum import summed
 from understudy.devices.rtc import Reg
 
 BASE, LIMIT = 0xE_0000, 0x10_0000
@@ -43,7 +44,7 @@ ACTIVE_HIGH_LEVEL = 0x0D  # MADT, "MPS INTI Flags"
 class Layout:
     """What the tables describe."""
 
-    vcpus: int = 1
+    apic_ids: tuple[int, ...] = (0,)
     pm_port: int = 0x600
     ioapic_id: int = 1
     ioapic_gpa: int = 0xFEC0_0000
@@ -70,8 +71,8 @@ def build(layout: Layout) -> bytes:
     rsdt = place(table(b"RSDT", 1, struct.pack("<III", fadt, madt, mcfg)))
     xsdt = place(table(b"XSDT", 1, struct.pack("<QQQ", fadt, madt, mcfg)))
     first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, OEM, 2, rsdt)
-    first = _summed(first, 8)
-    image[:36] = _summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
+    first = summed(first, 8)
+    image[:36] = summed(first + struct.pack("<IQB3x", 36, xsdt, 0), 32)
     if BASE + len(image) > LIMIT:
         raise ValueError(f"ACPI tables of {len(image)} bytes do not fit below {LIMIT:#x}")
     return bytes(image)
@@ -83,12 +84,7 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
     header = struct.pack(
         "<4sIBB6s8sI4sI", signature, length, revision, 0, OEM, TABLE_ID, 1, CREATOR, 1
     )
-    return _summed(header + body, 9)
-
-
-def _summed(data: bytes, at: int) -> bytes:
-    """With the byte `at` (0 before) such that all bytes add up to 0."""
-    return data[:at] + bytes((-sum(data) & 0xFF,)) + data[at + 1 :]
+    return summed(header + body, 9)
 
 
 def _port(port: int, bits: int, access: int) -> bytes:
@@ -127,7 +123,7 @@ def fadt_body(layout: Layout, facs: int, dsdt: int) -> bytes:
 def madt_body(layout: Layout) -> bytes:
     """ "Multiple APIC Description Table (MADT)"."""
     parts = [struct.pack("<II", layout.lapic_gpa, 1)]  # PCAT_COMPAT: there are 8259s too
-    parts += [struct.pack("<BBBBI", 0, 8, n, n, 1) for n in range(layout.vcpus)]
+    parts += [struct.pack("<BBBBI", 0, 8, n, id, 1) for n, id in enumerate(layout.apic_ids)]
     parts.append(struct.pack("<BBBBII", 1, 12, layout.ioapic_id, 0, layout.ioapic_gpa, 0))
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))  # IRQ 0 is on input 2
     parts.append(struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, ACTIVE_HIGH_LEVEL))

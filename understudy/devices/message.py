@@ -16,6 +16,7 @@ class Delivery(IntEnum):
     SMI = 2
     NMI = 4
     INIT = 5
+    START_UP = 6  # from a local APIC only
     EXTINT = 7
 
 

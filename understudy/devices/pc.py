@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, firmware, pci, testdev
+from understudy.devices import acpi_tables, firmware, mp_table, pci, pit8254, smbios, testdev
 from understudy.devices.acpi import Acpi
 from understudy.devices.agent import Agent
 from understudy.devices.board import Board, Row
@@ -22,7 +22,9 @@ from understudy.devices.kvmclock import KvmClock
 from understudy.devices.message import Message
 from understudy.devices.pci import Pci
 from understudy.devices.pic8259 import Pic8259
+from understudy.devices.rtc import Rtc
 from understudy.devices.uart16550 import Uart16550
+from understudy.devices.virtio import rng
 from understudy.devices.vmgenid import FIRST, VmGenId
 from understudy.machine.physical import PhysicalMemory
 
@@ -71,17 +73,23 @@ class PC(Board):
         who: Callable[[], int] = lambda: 0,
         ring: Callable[[], None] = lambda: None,
         ram_bytes: int = 256 * MIB,
-        vcpus: int = 1,
+        apic_ids: tuple[int, ...] = (0,),
         epoch_ns: int = DEFAULT_EPOCH_NS,
         generation: bytes = FIRST,
+        entropy: bytes = rng.FIRST,
         high_mmio: range | None = HIGH_WINDOW,
         has_rom: bool = False,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
-        self.has_rom = has_rom
-        self.layout = acpi_tables.Layout(vcpus=vcpus, ioapic_id=vcpus, high_mmio=high_mmio)
+        self.has_rom, self.ram_bytes = has_rom, ram_bytes
+        # The I/O APIC's number has four bits, and need not differ from local APICs' any more.
+        ioapic_id = apic_ids[-1] + 1 & 0xF
+        self.layout = acpi_tables.Layout(
+            apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio
+        )
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
+        usual = {**USUAL, "virtio_rng": {"seed": entropy}}
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
         rows: tuple[Row, ...] = (
             ("pic8259", {"at": (0x20, 0xA0, 0x4D0), "extint": extint, "levels": levels}),
@@ -91,6 +99,7 @@ class PC(Board):
             ("uart16550", {"name": "com1", "at": COM1, "irq": IRQ_COM1, "transmit": com1}),
             ("uart16550", {"name": "com2", "at": COM2, "irq": IRQ_COM2, "transmit": com2}),
             ("i8042", {"at": (0x60, 0x64), "irq": IRQ_KEYBOARD, "restart": reset}),
+            ("port92", {"at": 0x92, "restart": reset}),
             ("debug_exit", {"at": 0xF4, "debug_exit": debug_exit}),
             (
                 "pci",
@@ -103,7 +112,7 @@ class PC(Board):
             ),
             ("acpi", {"at": layout.pm_port, "irq": acpi_tables.SCI, "power_off": power_off}),
             ("agent", {"at": AGENT_PORT, "who": who, "ring": ring}),
-            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": vcpus}),
+            ("kvmclock", {"epoch_ns": epoch_ns, "vcpus": len(apic_ids)}),
             (
                 "vmgenid",
                 {
@@ -115,7 +124,7 @@ class PC(Board):
         )
         for part, options in (
             *rows,
-            *((part, {**USUAL.get(part, {}), **own}) for part, own in devices),
+            *((part, {**usual.get(part, {}), **own}) for part, own in devices),
         ):
             self.add(part, **options)
         self.pic = self.part("pic8259", Pic8259)
@@ -146,14 +155,27 @@ class PC(Board):
     # --- what the VM asks of it ---
 
     def install_tables(self) -> int:
-        """Write what firmware leaves, and the ACPI tables; returns the RSDP's gpa.
+        """Leave what firmware leaves, in memory and in the chips; returns the RSDP's gpa.
 
         With a ROM that is the business of what is in it.
         """
         if self.has_rom:
             return 0
-        for gpa, data in firmware.pieces(SERIAL_PORTS).items():
-            self.memory.write(gpa, data)
+        uuid = smbios.uuid_of(self.vmgenid.state.generation)
+        for part in (
+            firmware.pieces(SERIAL_PORTS, self._ticks()),
+            smbios.build(self.ram_bytes, len(self.layout.apic_ids), uuid),
+            mp_table.build(self.layout),
+            {acpi_tables.BASE: acpi_tables.build(self.layout)},
+        ):
+            for gpa, data in part.items():
+                self.memory.write(gpa, data)
         self.vmgenid.install()
-        self.memory.write(acpi_tables.BASE, acpi_tables.build(self.layout))
+        for port, value in firmware.SETTINGS:
+            self.bus.port_write(port, 1, value)
         return acpi_tables.BASE
+
+    def _ticks(self) -> int:
+        """The time of day as the BIOS counts it, in 65536 ticks of the timer's clock."""
+        ns = self.part("rtc", Rtc).time_ns % (24 * 3600 * NS_PER_SECOND)
+        return ns * pit8254.HZ // NS_PER_SECOND >> 16

@@ -180,7 +180,7 @@ class Function(ConfigSpace):
     @property
     def is_master(self) -> bool:
         """Whether it may begin transactions of its own."""
-        return bool(self.get(COMMAND, 2) & MASTER)
+        return bool(self.state.config[COMMAND] & MASTER)
 
     def region(self, number: int) -> Region | None:
         """Where the BAR answers now, or None."""

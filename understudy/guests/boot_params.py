@@ -108,16 +108,23 @@ def write(
 
 def write_command_line(place: Placement, append: str, limit: int = MAX_COMMAND_LINE - 1) -> int:
     """Write the command line, zero-terminated; returns its address."""
-    line = append.encode("utf-8", "surrogateescape")
-    if len(line) > limit:
+    line = encoded(append)
+    if len(line) > limit + 1:
         raise GuestError(
-            f"the kernel command line has {len(line)} bytes, this kernel takes {limit}: shorten it"
+            f"the kernel command line has {len(line) - 1} bytes, this kernel takes {limit}: "
+            "shorten it"
         )
-    if 0 in line:
-        raise GuestError("the kernel command line contains a zero byte")
     gpa = COMMAND_LINE_GPA + place.moved
-    place.put("the command line", gpa, line + b"\0")
+    place.put("the command line", gpa, line)
     return gpa
+
+
+def encoded(append: str, what: str = "the kernel command line") -> bytes:
+    """A command line as guests read it, with a zero byte at its end."""
+    line = append.encode("utf-8", "surrogateescape")
+    if 0 in line:
+        raise GuestError(f"{what} contains a zero byte")
+    return line + b"\0"
 
 
 def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[int, int]:

@@ -120,6 +120,11 @@ class Cache:
                 Path(temporary).unlink(missing_ok=True)
         return path
 
+    def keep(self, folder: str, suffix: str, data: bytes) -> Path:
+        """Keep a file that is called after what is in it."""
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        return self.write(f"{folder}/{digest}{suffix}", data)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process fetches at a time; the others wait."""

@@ -6,7 +6,7 @@ Invariants: at most `LIMIT` bytes are unpacked, in steps; every failure is a Gue
 
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -38,6 +38,15 @@ def files(package: Path, patterns: Iterable[str]) -> dict[str, bytes]:
                 return found
     missing = [pattern for pattern in wanted if pattern not in found]
     raise GuestError(f"the package {package.name} has no {' and no '.join(missing)}")
+
+
+def chosen(package: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """The files whose paths are wanted, one after the other, with what is in them."""
+    with _unharmed(package), _data(package.read_bytes()) as archive:
+        for member in archive:
+            name = str(PurePosixPath(member.name))
+            if member.isfile() and wanted(name):
+                yield name, _content(archive, member)
 
 
 def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:

@@ -229,8 +229,7 @@ def user_land(
     """The plain initramfs, made from the fetched busybox of the architecture."""
     cache = cache or Cache()
     archive = initramfs.build(busybox(progress, cache, architecture))
-    digest = hashlib.sha256(archive).hexdigest()[:16]
-    return cache.write(f"initramfs/{digest}.cpio", archive)
+    return cache.keep("initramfs", ".cpio", archive)
 
 
 def _obtain(cache: Cache, item: str, package: Package, progress: Progress) -> Path:
@@ -248,9 +247,7 @@ def _obtain(cache: Cache, item: str, package: Package, progress: Progress) -> Pa
 
 
 def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> None:
-    folder = ("apt-backports" if package.backports else "apt") + suffix(package.architecture)
-    state = cache.root / folder
-    apt = Apt(state, package.architecture, backports=package.backports)
+    apt = apt_for(cache, package)
     apt.update(progress)
     name = newest(apt.names(package.prefix), package.pattern)
     if name is None and apt.trouble is not None:
@@ -273,6 +270,12 @@ def _fetch(cache: Cache, item: str, package: Package, progress: Progress) -> Non
         }
     cache.store(item, {package.kept_as: content}, about)
     progress(f"Fetched {name}", 1.0)
+
+
+def apt_for(cache: Cache, package: Package) -> Apt:
+    """The package client with the sources in which the package is."""
+    folder = ("apt-backports" if package.backports else "apt") + suffix(package.architecture)
+    return Apt(cache.root / folder, package.architecture, backports=package.backports)
 
 
 def suffix(architecture: str) -> str:

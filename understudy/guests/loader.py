@@ -1,14 +1,14 @@
 """Load any kernel file: find out what it is, put it into memory, say where the processor starts.
 
 The formats, in the order tried: bzImage (Linux boot protocol), then of ELF files those with a
-PVH note, those with a Multiboot header, any other as vmlinux.  A gzipped file is unpacked first.
-`method` overrides the choice.
+PVH note, those with a Multiboot header (of version 1, or else 2), any other as vmlinux.  A gzipped
+file is unpacked first.  `method` overrides the choice.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from understudy.guests import bzimage, elf, multiboot, payload, pvh, ramdisk, room
+from understudy.guests import bzimage, elf, multiboot, multiboot2, payload, pvh, ramdisk, room
 from understudy.guests.entry import Entry, GuestError, GuestMemory
 from understudy.guests.placement import NoRoom, Placement
 
@@ -20,6 +20,7 @@ METHODS = {
     "elf": "ELF vmlinux: its entry point, with Linux boot parameters",
     "pvh": "ELF with a PVH note: 32-bit entry with the PVH start information",
     "multiboot": "Multiboot 1",
+    "multiboot2": "Multiboot 2",
 }
 
 
@@ -53,10 +54,11 @@ def load(
     files += [(file, read(file, _name(file, "a module"), *INITRD), line) for file, line in modules]
     chosen, unpacked = method or detect(data, what), 0
     texts = [(content, line) for _, content, line in files]
-    if chosen == "multiboot":
+    is_multiboot = chosen in ("multiboot", "multiboot2")
+    if is_multiboot:
         append = _spoken(kernel, "kernel", append)
         texts = [(content, _spoken(file, "module", line)) for file, content, line in files]
-    if first is not None and chosen != "multiboot":
+    if first is not None and not is_multiboot:
         unpacked = ramdisk.check(first, _name(initrd, "the initrd"))
     put = _way(chosen, data, what, first, texts, append, rsdp, e820, method, seed)
     try:
@@ -106,6 +108,10 @@ def _way(
             return lambda memory: multiboot.load(
                 memory, data, modules=files, append=append, e820=rows
             )
+        case "multiboot2":
+            return lambda memory: multiboot2.load(
+                memory, data, modules=files, append=append, rsdp=rsdp, e820=rows
+            )
     image = elf.parse(_elf_of(data, what), what)
 
     def vmlinux(memory: GuestMemory) -> Entry:
@@ -126,13 +132,20 @@ def detect(data: bytes, what: str = "the kernel") -> str:
     if data.startswith(elf.MAGIC):
         if pvh.entry_point(elf.parse(data, what)) is not None:
             return "pvh"
-        return "elf" if multiboot.find_header(data) is None else "multiboot"
-    if multiboot.find_header(data) is not None:
-        return "multiboot"
+        return _multiboot(data) or "elf"
+    found = _multiboot(data)
+    if found is not None:
+        return found
     raise GuestError(
         f"{what} is not a kernel: expected a bzImage, an ELF file or a Multiboot image, "
         f"got {len(data)} bytes that begin with {data[:4].hex(' ')}"
     )
+
+
+def _multiboot(data: bytes) -> str | None:
+    if multiboot.find_header(data) is not None:
+        return "multiboot"
+    return None if multiboot2.find_header(data) is None else "multiboot2"
 
 
 def read(

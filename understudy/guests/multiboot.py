@@ -38,15 +38,21 @@ LOADER_NAME = b"understudy\0"
 HIGHEST = 1 << 32
 
 
+class Addresses(NamedTuple):
+    """Where a file says that it goes, if it is not ELF: "address fields"."""
+
+    header: int
+    load: int
+    load_end: int
+    bss_end: int
+
+
 class Header(NamedTuple):
     """A Multiboot header and where in the file it was found."""
 
     offset: int
     flags: int
-    header_addr: int
-    load_addr: int
-    load_end_addr: int
-    bss_end_addr: int
+    addresses: Addresses | None
     entry_addr: int
 
 
@@ -55,12 +61,12 @@ def find_header(data: bytes) -> Header | None:
     for offset in range(0, min(len(data), SEARCHED) - 11, 4):
         magic, flags, checksum = struct.unpack_from("<III", data, offset)
         if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFFFFFF == 0:
-            addresses = (0, 0, 0, 0, 0)
-            if flags & ADDRESSES:
-                if len(data) < offset + 32:
-                    return None
-                addresses = struct.unpack_from("<IIIII", data, offset + 12)
-            return Header(offset, flags, *addresses)
+            if not flags & ADDRESSES:
+                return Header(offset, flags, None, 0)
+            if len(data) < offset + 32:
+                return None
+            *addresses, entry = struct.unpack_from("<IIIII", data, offset + 12)
+            return Header(offset, flags, Addresses(*addresses), entry)
     return None
 
 
@@ -80,39 +86,77 @@ def load(
     if unknown:
         raise GuestError(f"the kernel's Multiboot header requires unknown flags {unknown:#x}")
     place = Placement(memory)
-    start = _load_by_addresses(place, data, head) if head.flags & ADDRESSES else None
-    if start is None:
-        image = elf.parse(data)
-        elf.load(image, place)
-        start = image.physical_entry
-    if start >= HIGHEST:
-        raise GuestError(f"the kernel's entry point {start:#x} is not below 4 GiB")
+    if head.addresses is None:
+        start = put_elf(place, data)
+    else:
+        start = head.entry_addr
+        put_by_addresses(place, data, head.offset, head.addresses)
+    check_entry(start)
     place.tables()
     line = boot_params.write_command_line(place, append)
-    placed = [
-        (*boot_params.put_initrd(place, content, boot_params.LOWEST_INITRD_CEILING), text)
-        for content, text in modules
-    ]
-    information = _write_information(place, line, placed, e820)
+    information = _write_information(place, line, put_modules(place, modules), e820)
     write_gdt(memory, CODE_32, place.moved)
     return protected_mode("multiboot", start, moved=place.moved, rax=LOADER_MAGIC, rbx=information)
 
 
-def _load_by_addresses(place: Placement, data: bytes, head: Header) -> int:
-    """The header says where the file goes ("address fields"), whatever its format."""
-    first = head.offset - (head.header_addr - head.load_addr)
-    if first < 0 or head.header_addr < head.load_addr:
+# --- what both versions do ---
+
+
+def put_elf(place: Placement, data: bytes) -> int:
+    """Load the kernel as the ELF file that it is; returns its entry point."""
+    image = elf.parse(data)
+    elf.load(image, place)
+    return image.physical_entry
+
+
+def put_by_addresses(place: Placement, data: bytes, offset: int, at: Addresses) -> None:
+    """The header at `offset` says where the file goes ("address fields"), whatever its format."""
+    first = offset - (at.header - at.load)
+    if first < 0 or at.header < at.load:
         raise GuestError("the Multiboot header's load address lies before the file's start")
-    end = head.load_end_addr or head.load_addr + len(data) - first
-    length = end - head.load_addr
+    end = at.load_end or at.load + len(data) - first
+    length = end - at.load
     if length < 0 or first + length > len(data):
         raise GuestError(
             f"the kernel is truncated: its Multiboot header loads {length} bytes, "
             f"the file has {len(data) - first}"
         )
-    whole = max(length, head.bss_end_addr - head.load_addr)
-    place.put("the kernel", head.load_addr, data[first : first + length], whole)
-    return head.entry_addr
+    whole = max(length, at.bss_end - at.load)
+    place.put("the kernel", at.load, data[first : first + length], whole)
+
+
+def check_entry(start: int) -> None:
+    """GuestError if 32-bit code cannot begin there."""
+    if start >= HIGHEST:
+        raise GuestError(f"the kernel's entry point {start:#x} is not below 4 GiB")
+
+
+def put_modules(
+    place: Placement, modules: Sequence[tuple[bytes, str]]
+) -> list[tuple[int, int, str]]:
+    """Place the modules; returns (address, bytes, command line) of each."""
+    return [
+        (*boot_params.put_initrd(place, content, boot_params.LOWEST_INITRD_CEILING), text)
+        for content, text in modules
+    ]
+
+
+def memory_rows(
+    memory: GuestMemory, e820: Iterable[tuple[int, int, int]] | None
+) -> list[boot_params.E820]:
+    """The memory map: the one given, else that of the memory."""
+    if e820 is None:
+        return boot_params.memory_map(memory)
+    return [boot_params.E820(*row) for row in e820]
+
+
+def lower_and_upper(rows: Sequence[boot_params.E820]) -> tuple[int, int]:
+    """KiB of memory from 0, and from 1 MiB on, up to the first hole."""
+    ram = {row.base: row.length for row in rows if row.kind == boot_params.E820_RAM}
+    return ram.get(0, 0) // 1024, min(ram.get(0x10_0000, 0) // 1024, 0xFFFFFFFF)
+
+
+# --- version 1 ---
 
 
 def _write_information(
@@ -122,11 +166,7 @@ def _write_information(
     e820: Iterable[tuple[int, int, int]] | None,
 ) -> int:
     at = LOW_BLOCK_GPA + place.moved
-    rows = (
-        boot_params.memory_map(place.memory)
-        if e820 is None
-        else [boot_params.E820(*row) for row in e820]
-    )
+    rows = memory_rows(place.memory, e820)
     module_list = at + INFO_BYTES
     map_list = module_list + 16 * len(modules)
     name = map_list + 24 * len(rows)
@@ -134,14 +174,14 @@ def _write_information(
     entries, texts = b"", b""
     for gpa, length, text in modules:
         entries += struct.pack("<IIII", gpa, gpa + length, texts_at + len(texts), 0)
-        texts += text.encode() + b"\0"
+        texts += boot_params.encoded(text, "a module's command line")
     for row in rows:
         entries += struct.pack("<IQQI", 20, *row)
     info = bytearray(INFO_BYTES)
     flags = INFO_MEMORY | INFO_COMMAND_LINE | INFO_MEMORY_MAP | INFO_LOADER_NAME
     if modules:
         flags |= INFO_MODULES
-    struct.pack_into("<III", info, 0, flags, *_lower_and_upper(rows))
+    struct.pack_into("<III", info, 0, flags, *lower_and_upper(rows))
     struct.pack_into("<III", info, 16, line, len(modules), module_list if modules else 0)
     struct.pack_into("<II", info, 44, 24 * len(rows), map_list)
     struct.pack_into("<I", info, 64, name)
@@ -150,9 +190,3 @@ def _write_information(
         raise GuestError("the modules and their command lines are too long")
     place.put("the Multiboot information", at, block)
     return at
-
-
-def _lower_and_upper(rows: Sequence[boot_params.E820]) -> tuple[int, int]:
-    """KiB of memory from 0, and from 1 MiB on, up to the first hole."""
-    ram = {row.base: row.length for row in rows if row.kind == boot_params.E820_RAM}
-    return ram.get(0, 0) // 1024, min(ram.get(0x10_0000, 0) // 1024, 0xFFFFFFFF)

@@ -8,7 +8,6 @@ Invariants: nothing is installed on the computer; packages are unpacked and no s
 runs, so those that set themselves up in one (alternatives, users, caches) are not set up.
 """
 
-import hashlib
 import re
 import stat
 import tempfile
@@ -40,8 +39,7 @@ def with_packages(
     pieces = [ramdisk.read_bytes()]
     pieces += [tree(name, progress, cache, architecture).read_bytes() for name in names]
     archive = b"".join(pieces)
-    digest = hashlib.sha256(archive).hexdigest()[:16]
-    return cache.write(f"initramfs/{digest}.cpio", archive)
+    return cache.keep("initramfs", ".cpio", archive)
 
 
 def tree(

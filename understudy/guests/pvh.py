@@ -70,7 +70,7 @@ def load(
     entries, texts = b"", b""
     for gpa, length, text in placed:
         text_gpa = texts_at + len(texts) if text else 0
-        texts += text.encode() + b"\0" if text else b""
+        texts += boot_params.encoded(text, "a module's command line") if text else b""
         entries += struct.pack("<QQQQ", gpa, length, text_gpa, 0)
     for row in rows:
         entries += struct.pack("<QQII", *row, 0)

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpAccess, OpKind
 
-from understudy.arch.cr import CR0
-from understudy.guest import Guest, SegmentName
+from understudy.arch.cr import CR0, CR4
+from understudy.arch.segment import SegmentName
+from understudy.guest import Guest
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import (
     LONGEST,
@@ -39,6 +40,18 @@ WRITES: Final = frozenset(
 BIT_TESTS: Final = frozenset({Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC})
 MASKED: Final = frozenset({Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU})
 FXSAVES: Final = frozenset({Mnemonic.FXSAVE, Mnemonic.FXSAVE64})
+XSAVES: Final = frozenset({Mnemonic.XSAVE, Mnemonic.XSAVE64})
+XSAVEOPTS: Final = frozenset({Mnemonic.XSAVEOPT, Mnemonic.XSAVEOPT64})
+XSAVECS: Final = frozenset({
+    Mnemonic.XSAVEC, Mnemonic.XSAVEC64, Mnemonic.XSAVES, Mnemonic.XSAVES64,
+})  # fmt: skip
+XRSTORS: Final = frozenset({
+    Mnemonic.XRSTOR, Mnemonic.XRSTOR64, Mnemonic.XRSTORS, Mnemonic.XRSTORS64,
+})  # fmt: skip
+XSTATES: Final = XSAVES | XSAVEOPTS | XSAVECS | XRSTORS
+HEADER_AT, HEADER_BYTES, HEADER_SAVED = 512, 64, 16  # of XSAVE's area
+PKRU_STANDARD, PKRU_COMPACTED, PKRU_BYTES = 2688, 576, 8
+X87_BIT, SSE_BIT, PKRU_BIT = 1 << 0, 1 << 1, 1 << 9  # of XCR0
 UNTOUCHED: Final = frozenset({Mnemonic.CLFLUSH, Mnemonic.CLFLUSHOPT, Mnemonic.CLWB})
 """They access no data."""
 ADDRESS_BYTES: Final = {iced.CodeSize.CODE16: 2, iced.CodeSize.CODE32: 4, iced.CodeSize.CODE64: 8}
@@ -100,6 +113,8 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
     touches = [_touch(memory, guest, bits, beyond) for memory in used]
     if mnemonic in MASKED:
         return _masked(touches[0], instruction, fxsave())
+    if mnemonic in XSTATES:
+        return _xstate(touches[0].gva, mnemonic, guest, bits)
     if mnemonic in FXSAVES:
         area = touches[0]
         return [area._replace(size=FXSAVE_BYTES[bits]), area._replace(writes=False)]
@@ -112,6 +127,9 @@ def faults_first(guest: Guest) -> bool:
     #NM, by which kernels switch x87 and SSE state lazily, or #GP for an operand not aligned.
     """
     instruction, bits = instruction_at(guest)
+    if instruction.mnemonic in XSTATES:
+        is_off = guest.control().cr0 & CR0.TS.mask or not guest.control().cr4 & CR4.OSXSAVE.mask
+        return bool(is_off or operand_address(instruction, bits)(guest) & 63)
     registers = [instruction.op_register(n) for n in range(instruction.op_count)
                  if instruction.op_kind(n) == OpKind.REGISTER]  # fmt: skip
     uses_xmm = any(iced.RegisterExt.is_xmm(register) for register in registers)
@@ -130,6 +148,30 @@ def faults_first(guest: Guest) -> bool:
     if OpKind.MEMORY not in (instruction.op_kind(n) for n in range(instruction.op_count)):
         return False
     return bool(operand_address(instruction, bits)(guest) & 15)
+
+
+def _xstate(area: int, mnemonic: int, guest: Guest, bits: int) -> list[Touch]:
+    """XSAVE and its kin: the components that EDX:EAX and XCR0 name, and the header.
+
+    Where a form leaves out a component that is in its initial configuration, the old bytes stay.
+    """
+    wanted = (guest.gpr(2) & LOW32) << 32 | guest.gpr(0) & LOW32
+    wanted &= guest.xcr0
+    parts: list[tuple[int, int]] = []
+    if wanted & X87_BIT:
+        parts += [(0, 24), (ST_AT, XMM_AT - ST_AT)]
+    if wanted & SSE_BIT:
+        parts += [(24, 8), (XMM_AT, FXSAVE_BYTES[bits] - XMM_AT)]
+    if wanted & PKRU_BIT and mnemonic not in XSAVECS:
+        parts += [(PKRU_STANDARD, PKRU_BYTES)]
+    if wanted & PKRU_BIT and mnemonic not in XSAVES | XSAVEOPTS:
+        parts += [(PKRU_COMPACTED, PKRU_BYTES)]
+    if mnemonic in XRSTORS:
+        parts += [(HEADER_AT, HEADER_BYTES)]
+        return [Touch(area + at, size, True, False) for at, size in parts]
+    keeps = mnemonic not in XSAVES
+    touches = [Touch(area + at, size, keeps, True) for at, size in parts]
+    return [*touches, Touch(area + HEADER_AT, HEADER_SAVED, True, True)]
 
 
 def _touch(used: iced.UsedMemory, guest: Guest, bits: int, beyond: int) -> Touch:

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind
 
-from understudy.guest import Guest, SegmentName
+from understudy.arch.segment import SegmentName
+from understudy.guest import Guest
 from understudy.instructions.arithmetic import CF, OPERATIONS, ZF, Operation, computer
 from understudy.instructions.operands import (
     ACCUMULATORS,

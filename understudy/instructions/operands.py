@@ -17,7 +17,8 @@ import iced_x86 as iced
 from iced_x86 import OpKind, Register
 
 from understudy.arch.address import PAGE
-from understudy.guest import RSP, Guest, SegmentName
+from understudy.arch.segment import SegmentName
+from understudy.guest import RSP, Guest
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.exception import Vector
-from understudy.guest import RSP, Event, Kind, Segment
+from understudy.arch.segment import Segment
+from understudy.guest import RSP, Event, Kind
 from understudy.instructions.operands import LOW32, pieces
 from understudy.instructions.surroundings import Surroundings
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, entries_of

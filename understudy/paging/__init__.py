@@ -66,6 +66,8 @@ class Paging(ABC):
 
     ALL: ClassVar[dict[str, type["Paging"]]] = {}
     name: ClassVar[str] = ""
+    serves_many: ClassVar[bool] = False
+    """Several processors can use the same tables."""
 
     def __init_subclass__(cls, *, name: str = "") -> None:
         """A subclass without a name is no technique but what several share."""

@@ -16,6 +16,7 @@ from understudy.arch.address import FRAME, is_canonical
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER
+from understudy.arch.paging_entry import PTE
 from understudy.arch.paging_formats import (
     ACCESSED,
     DIRTY,
@@ -38,11 +39,15 @@ __all__ = [
     "ADDRESS",
     "DIRTY",
     "E_FETCH",
+    "E_KEY",
     "E_USER",
     "E_WRITE",
     "INTEL64",
+    "KEY",
+    "KEY_SHIFT",
     "LARGE",
     "NO_EXECUTE",
+    "NO_KEYS",
     "PAE_FORMAT",
     "PRESENT",
     "USER",
@@ -57,6 +62,7 @@ __all__ = [
     "Translation",
     "entries_of",
     "frame_of",
+    "key_refuses",
     "marks",
 ]  # and so all that a technique needs of an entry
 
@@ -65,6 +71,7 @@ E_WRITE: Final = 1 << 1
 E_USER: Final = 1 << 2
 E_RESERVED: Final = 1 << 3
 E_FETCH: Final = 1 << 4
+E_KEY: Final = 1 << 5
 
 WP: Final = CR0.WP.mask
 SMEP: Final = CR4.SMEP.mask
@@ -77,6 +84,11 @@ RESERVED: Final = End.RESERVED
 ADDRESS: Final = FRAME
 PAE_FORMAT: Final = paging_formats.PAE
 INTEL64: Final = paging_formats.LEVEL4
+KEY: Final = PTE.KEY.mask
+KEY_SHIFT: Final = PTE.KEY.low
+Keys = tuple[int, int]
+"""PKRU, for user pages, and IA32_PKRS, for supervisor pages; 0 where it is not in force."""
+NO_KEYS: Final[Keys] = (0, 0)
 
 
 class GuestFault(Exception):
@@ -132,7 +144,9 @@ class Regime:
         self.reserved_nx = NO_EXECUTE if has_xd and not self.nx else 0
         self.error_mask = E_WRITE | E_USER | (E_FETCH if self.nx or self.smep else 0)
 
-    def walk(self, read: ReadEntry, gva: int, error: int, smap: bool = False) -> Found:
+    def walk(
+        self, read: ReadEntry, gva: int, error: int, smap: bool = False, keys: Keys = NO_KEYS
+    ) -> Found:
         """Where the access goes that `error` describes (E_WRITE, E_USER, E_FETCH); no effects.
 
         `smap`: a supervisor access that SMAP keeps from user pages.  Raises GuestFault.
@@ -150,9 +164,11 @@ class Regime:
             raise GuestFault(gva, code)
         rights &= RIGHTS
         no_execute = bool(some & NO_EXECUTE)
-        if self._refuses(error, rights, no_execute, smap):
-            raise GuestFault(gva, code | E_PRESENT)
         entry = steps[-1][1]
+        if keys != NO_KEYS and key_refuses(entry, rights, error, keys, self.wp):
+            code |= E_KEY
+        if code & E_KEY or self._refuses(error, rights, no_execute, smap):
+            raise GuestFault(gva, code | E_PRESENT)
         if shift == 12:
             gpa = entry & form.frame | gva & 0xFFF
         else:
@@ -200,6 +216,17 @@ class Regime:
         return entries
 
 
+def key_refuses(entry: int, rights: int, error: int, keys: Keys, wp: bool) -> bool:
+    """Whether the key of a page refuses the access (SDM 3A, "Protection Keys").
+
+    Only the entries of 4-level and 5-level paging have keys; in others these bits are 0.
+    """
+    if error & E_FETCH:
+        return False
+    own = keys[0 if rights & USER else 1] >> 2 * ((entry & KEY) >> KEY_SHIFT)
+    return bool(own & 1 or (own & 2 and error & E_WRITE and (error & E_USER or wp)))
+
+
 def entries_of(memory: PhysicalMemory) -> ReadEntry:
     """How to read a guest's tables in this memory."""
 
@@ -215,7 +242,7 @@ def entries_of(memory: PhysicalMemory) -> ReadEntry:
 class Translation:
     """What a guest's linear addresses mean now, at one privilege level.
 
-    `ac`: RFLAGS.AC, with which a supervisor lifts SMAP.
+    `ac`: RFLAGS.AC, with which a supervisor lifts SMAP.  `keys`: what protection keys leave.
     """
 
     cr0: int
@@ -225,6 +252,7 @@ class Translation:
     cpl: int = 0
     pdptes: tuple[int, ...] | None = None
     ac: bool = False
+    keys: Keys = NO_KEYS
 
     @cached_property
     def regime(self) -> Regime:
@@ -252,7 +280,7 @@ class Translation:
             gva &= 0xFFFF_FFFF
         error = write * E_WRITE | (self.cpl == 3) * E_USER | fetch * E_FETCH
         smap = regime.smap and self.cpl < 3 and not self.ac
-        found = regime.walk(entries_of(memory), gva, error, smap)
+        found = regime.walk(entries_of(memory), gva, error, smap, self.keys)
         if mark:
             put = memory.write_u64 if regime.entry_bytes == 8 else memory.write_u32
             for (at, entry), wanted in zip(found.path, marks(found.path, write), strict=True):

@@ -8,7 +8,6 @@ address space that is not loaded keeps its shadows.  The guest's tables are writ
 Each level carries the rights of the guest's entry of that level; the processor combines them as
 it would the guest's.  A large page of the guest becomes a 2-MByte one if the p2m has one behind it
 and no table lies in it, else a *direct* table, which mirrors none and maps frames in a row.
-
 Invariants: an entry exists only if the guest's was present and accessed when it was last seen,
 and allows writes to a page only if it was dirty and the frame is not traced.
 """
@@ -32,19 +31,20 @@ from understudy.paging.guest_walk import (
     frame_of,
 )
 from understudy.paging.portable import Gfns
+from understudy.paging.quadrants import COMPOSED, DIRECT, direct, key_of, stands_for
 from understudy.paging.reverse_map import BLOCK
-from understudy.paging.roots import COMPOSED, RootKey, root_key, saved_root
+from understudy.paging.roots import RootKey, root_key, saved_root
 from understudy.paging.shadow import HIDDEN, Shadow
-from understudy.paging.shadow_pages import DIRECT, ENTRY_BYTES, ShadowPage, ShadowPages
+from understudy.paging.shadow_pages import ENTRY_BYTES, ShadowPage, ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
 from understudy.state import restore
 
 ROOTS_KEPT: Final = 64
 NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
-RIGHTS: Final = WRITABLE | USER | NO_EXECUTE
 READ_ONLY: Final = USER | NO_EXECUTE
-ALL_RIGHTS: Final = PRESENT | ACCESSED | DIRTY | WRITABLE | USER
+RIGHTS: Final = READ_ONLY | WRITABLE
 USED: Final = PRESENT | ACCESSED
+ALL_RIGHTS: Final = USED | DIRTY | WRITABLE | USER
 Place = tuple[ShadowPage, int]
 """An entry: its table, and which one it is."""
 
@@ -171,12 +171,12 @@ class Mirror(Shadow):
             page.flood, page.used = 0, self.fills
             if quadrant == COMPOSED:
                 child, flags = self._below_root(index), PRESENT
-            elif quadrant == DIRECT:
+            elif quadrant < 0:
                 frame = page.gfn + (index << 9 * (level - 1))
                 if level == 1 or (level == 2 and tables.may_be_large(frame)):
-                    tables.map(slot, frame, ALL_RIGHTS, level == 2)
+                    tables.map(slot, frame, ALL_RIGHTS | key_of(quadrant), level == 2)
                     return places
-                child, flags = tables.page(frame, level - 1, DIRECT), ALL_RIGHTS
+                child, flags = tables.page(frame, level - 1, quadrant), ALL_RIGHTS
             else:
                 depth += 1
                 entry, is_page = path[depth], depth == len(path) - 1
@@ -215,7 +215,7 @@ class Mirror(Shadow):
         """The table that stands for what a guest's entry names, and the rights to it."""
         if is_page:  # a large one, in pieces
             rights = entry & (RIGHTS if entry & DIRTY else READ_ONLY)
-            return self.tables.page(frame, level - 1, DIRECT), USED | rights
+            return self.tables.page(frame, level - 1, direct(entry)), USED | rights
         half = index & 1 if self.regime.entry_bytes == 4 else 0
         return self.tables.page(frame, level - 1, half), USED | entry & RIGHTS
 
@@ -325,7 +325,7 @@ class Mirror(Shadow):
                     self.tables.map(slot, frame, entry, is_large=True)
                 else:
                     self.tables.zap(slot)
-            elif child.gfn == frame and (child.quadrant == DIRECT) == is_page:
+            elif child.gfn == frame and stands_for(child.quadrant, entry, is_page):
                 rights = entry & (RIGHTS if not is_page or entry & DIRTY else READ_ONLY)
                 self.tables.link(slot, child, USED | rights)
             else:

@@ -18,6 +18,7 @@ from understudy.paging.guest_walk import (
     ACCESSED,
     ADDRESS,
     DIRTY,
+    KEY,
     LARGE,
     NO_EXECUTE,
     PRESENT,
@@ -26,7 +27,7 @@ from understudy.paging.guest_walk import (
 )
 
 ENTRY: Final = struct.Struct("<HQ")
-FLAGS: Final = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | LARGE | NO_EXECUTE
+FLAGS: Final = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | LARGE | NO_EXECUTE | KEY
 BLOCK: Final = 512  # frames of a 2-MByte page
 
 Entry = tuple[int, int]

@@ -4,14 +4,12 @@ Source: SDM 3A, "Paging Modes and Control Bits": what CR3, or the PDPTE register
 Invariant: two address spaces with the same key have the same tables.
 """
 
-from typing import Final
-
 from understudy.arch.address import PAGE_SHIFT
 from understudy.paging.guest_walk import INTEL64, Regime
+from understudy.paging.quadrants import COMPOSED
 from understudy.state import restore
 
 RootKey = tuple[int, ...]
-COMPOSED: Final = -2  # quadrant of a PAE root: its four entries are made from registers
 
 
 def root_key(regime: Regime) -> RootKey:

@@ -29,16 +29,21 @@ from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,
     E_FETCH,
+    E_KEY,
+    E_PRESENT,
     E_USER,
     E_WRITE,
     INTEL64,
     NO_EXECUTE,
+    NO_KEYS,
     PRESENT,
     USER,
     WRITABLE,
     Found,
     GuestFault,
+    Keys,
     Regime,
+    key_refuses,
 )
 from understudy.paging.portable import Gfns
 
@@ -97,15 +102,18 @@ class Shadow(Budgeted):
     # --- events ---
 
     def page_fault(self, gva: int, error: int) -> Answer:
+        keys = self.guest.protection_keys()
         device = self.devices.get(gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR)
-        if device is not None:
+        if device is not None and keys == NO_KEYS:
             return Answer(Fault.DEVICE, device | gva & PAGE - 1)
         region = self.regions.get(gva >> LARGE_SHIFT)
-        if region is not None and self._is_filled(gva, error, region):
+        if region is not None and self._is_filled(gva, error, region, keys):
             self.fills += 1
             return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
-        found = self.regime.walk(self.read_entry, gva, error, smap)
+        found = self.regime.walk(self.read_entry, gva, error, smap, keys)
+        if error & E_KEY and found.path:
+            self._heed_key(gva, error, found, keys)
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
@@ -134,7 +142,12 @@ class Shadow(Budgeted):
                 self.write_u64(slot, entry | flags)
         self.guest.single_step(True)
 
-    def _is_filled(self, gva: int, error: int, region: Region) -> bool:
+    def _heed_key(self, gva: int, error: int, found: Found, keys: Keys) -> None:
+        """Under our tables CR0.WP is always set: so keys refuse writes to a supervisor, too."""
+        if key_refuses(found.path[-1][1], found.rights, error, keys, wp=True):
+            raise GuestFault(gva, error & (E_PRESENT | E_WRITE | E_USER | E_KEY))
+
+    def _is_filled(self, gva: int, error: int, region: Region, keys: Keys) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
         if self.regime.entry_bytes == 8:
             at = region.table + (gva >> 9 & 0xFF8)
@@ -149,6 +162,7 @@ class Shadow(Budgeted):
             or entry & self.leaf_reserved
             or (error & E_USER and not rights & USER)
             or (error & E_FETCH and no_execute)
+            or (keys != NO_KEYS and key_refuses(entry, rights, error, keys, wp=True))
             or (rights & USER and not error & E_USER and self._is_kept_out(error))
         ):
             return False

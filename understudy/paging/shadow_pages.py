@@ -20,6 +20,7 @@ from understudy.paging.guest_walk import (
     ACCESSED,
     ADDRESS,
     DIRTY,
+    KEY,
     LARGE,
     NO_EXECUTE,
     PRESENT,
@@ -27,14 +28,13 @@ from understudy.paging.guest_walk import (
     WRITABLE,
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
+from understudy.paging.quadrants import LOWEST
 from understudy.paging.reverse_map import BLOCK, ReverseMap
-from understudy.paging.roots import COMPOSED
 from understudy.state import plain, restore
 
 if TYPE_CHECKING:
     from understudy.paging.shadow import Shadow
 
-DIRECT: Final = -1  # quadrant of a table that mirrors none
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
@@ -212,7 +212,7 @@ class ShadowPages:
         if not hpa:
             self.zap(slot)
             return
-        entry = hpa | guest & (USER | NO_EXECUTE) | PRESENT | ACCESSED | DIRTY
+        entry = hpa | guest & (USER | NO_EXECUTE | KEY) | PRESENT | ACCESSED | DIRTY
         if is_large:
             entry |= LARGE
         p2m = self.shadow.p2m
@@ -338,7 +338,7 @@ class ShadowPages:
             if (
                 not 0 <= row.gfn < MOST
                 or not 0 < row.level <= 4
-                or not COMPOSED <= row.quadrant < 4
+                or not LOWEST <= row.quadrant < 4
                 or key in self.pages
             ):
                 raise ValueError(f"snapshot: no shadow page is {key}")
@@ -380,7 +380,8 @@ class ShadowPages:
 
 def _allows_less(old: int, new: int) -> bool:
     """Whether a processor that keeps `old` could do what `new` refuses."""
-    return bool((old & (WRITABLE | USER)) & ~new) or bool(new & ~old & NO_EXECUTE)
+    is_less = (old & (WRITABLE | USER)) & ~new or new & ~old & NO_EXECUTE
+    return bool(is_less or (old ^ new) & KEY)
 
 
 def indices(page: ShadowPage, offset: int, length: int, entry_bytes: int) -> range:

@@ -21,6 +21,7 @@ from understudy.paging.budget import TABLE_BYTES
 from understudy.paging.guest_walk import (
     DIRTY,
     E_WRITE,
+    KEY,
     LARGE,
     NO_EXECUTE,
     PRESENT,
@@ -94,7 +95,7 @@ class Vtlb(Shadow, name="vtlb"):
     def fill_slot(
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
     ) -> bool:
-        own = hpa | PAGE_ENTRY | rights & USER | no_execute
+        own = hpa | PAGE_ENTRY | rights & USER | no_execute | entry & KEY
         if entry & DIRTY and not (self.p2m.protected and self.p2m.is_protected(gfn)):
             own |= rights & WRITABLE
         self.write_u64(slot, own)
@@ -281,6 +282,8 @@ def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:
     entry = hpa | PAGE_ENTRY | found.rights & USER
     if found.no_execute:
         entry |= NO_EXECUTE
+    if found.path:
+        entry |= found.path[-1][1] & KEY
     is_dirty = error & E_WRITE or not found.path or found.path[-1][1] & DIRTY
     if is_dirty and may_write:
         entry |= found.rights & WRITABLE

@@ -8,8 +8,7 @@
 Source: SDM 2A, "CPUID - CPU Identification".  A feature is called as its bit is there, in lower
 case; the names of Linux's /proc/cpuinfo and others in use are understood as well.
 
-Left out on purpose: AVX and XSAVE (not in the machine), LA57, PKU, CET, VMX (nesting comes later),
-RDRAND and RDSEED (two runs must be the same run).
+Left out on purpose: AVX (not in the machine), LA57, CET, VMX (nesting comes later).
 
 Invariants: a set of features that `Choice.made` returns is closed: what a feature needs is in it;
 nothing is in it that the machine or the computer lacks.
@@ -67,9 +66,11 @@ _add(cpuid.Leaf1Edx, "pse36", needs=("pse",))
 _add(cpuid.Leaf1Edx, "fxsr", cr4=CR4(OSFXSR=1))
 _add(cpuid.Leaf1Edx, "sse", cr4=CR4(OSXMMEXCPT=1), needs=("fxsr",))
 _add(cpuid.Leaf1Edx, "sse2", needs=("sse",))
-_add(cpuid.Leaf1Ecx, "hypervisor cx16")
+_add(cpuid.Leaf1Ecx, "hypervisor cx16 rdrand")
 _add(cpuid.Leaf1Ecx, "tsc_deadline", needs=("apic", "msr", "tsc"))
 _add(cpuid.Leaf1Ecx, "x2apic", needs=("apic", "msr"))
+FEATURES["pmu"] = Feature("pmu", cpuid.Leaf0AEax, "VERSION", needs=("apic", "msr"))
+_add(cpuid.Leaf1Ecx, "pdcm", needs=("pmu",))
 _add(cpuid.Leaf1Ecx, "pcid", cr4=CR4(PCIDE=1), needs=("lm",))
 _add(cpuid.Leaf1Ecx, "sse3", needs=("sse2",))
 _add(cpuid.Leaf1Ecx, "ssse3", host=("ssse3",), needs=("sse3",), models=_WIDE)
@@ -81,7 +82,7 @@ _add(cpuid.Leaf1Ecx, "popcnt", host=("popcnt",), models=_WIDE)
 _add(cpuid.Leaf1Ecx, "movbe", host=("movbe",), models=_WIDE)
 _add(cpuid.Leaf7Ebx, "erms")
 _add(cpuid.Leaf7Ebx, "tsc_adjust", needs=("msr", "tsc"))
-_add(cpuid.Leaf7Ebx, "invpcid")
+_add(cpuid.Leaf7Ebx, "invpcid rdseed")
 _add(cpuid.Leaf7Ebx, "fsgsbase", cr4=CR4(FSGSBASE=1), needs=("lm",))
 _add(cpuid.Leaf7Ebx, "smep", cr4=CR4(SMEP=1))
 _add(cpuid.Leaf7Ebx, "smap", cr4=CR4(SMAP=1), models=_ASKED)
@@ -90,11 +91,16 @@ _add(cpuid.Leaf7Ebx, "bmi2", host=("bmi2",), models=_WIDE)
 _add(cpuid.Leaf7Ebx, "adx", host=("adx",), models=_WIDE)
 _add(cpuid.Leaf7Ebx, "clflushopt clwb", needs=("clfsh",), models=_ASKED)
 _add(cpuid.Leaf7Ebx, "sha", host=("sha",), needs=("sse2",), models=_ASKED)
-_add(cpuid.Leaf7Ecx, "umip", cr4=CR4(UMIP=1), models=_ASKED)
+_add(cpuid.Leaf7Ecx, "umip", cr4=CR4(UMIP=1))
 _add(cpuid.Leaf7Ecx, "rdpid", needs=("rdtscp",), models=_ASKED)
 _add(cpuid.Leaf7Edx, "arch_capabilities ibrs_ibpb", needs=("msr",))
 _add(cpuid.Leaf7Edx, "fsrm")
 _add(cpuid.Leaf7Sub2Edx, "bhi_ctrl", needs=("ibrs_ibpb",))
+_add(cpuid.Leaf1Ecx, "xsave", cr4=CR4(OSXSAVE=1), needs=("fxsr",))
+_add(cpuid.LeafDSub1Eax, "xsaveopt xsavec xgetbv1", needs=("xsave",))
+_add(cpuid.LeafDSub1Eax, "xsaves", needs=("xsave", "msr"))
+_add(cpuid.Leaf7Ecx, "pku", cr4=CR4(PKE=1), needs=("lm", "xsave"))
+_add(cpuid.Leaf7Ecx, "pks", cr4=CR4(PKS=1), needs=("lm", "msr"), models=_ASKED)
 _add(cpuid.LeafExt1Ecx, "lahf64", needs=("lm",))
 _add(cpuid.LeafExt1Ecx, "prefetchw")
 _add(cpuid.LeafExt1Ecx, "lzcnt", host=("lzcnt",), needs=("bmi1",), models=_WIDE)
@@ -107,7 +113,7 @@ ALIASES: Final = {
     "pni": "sse3", "abm": "lzcnt", "clflush": "clfsh", "lahf_lm": "lahf64",
     "3dnowprefetch": "prefetchw", "pdpe1gb": "page_1g", "tsc_deadline_timer": "tsc_deadline",
     "ibrs": "ibrs_ibpb", "ibpb": "ibrs_ibpb", "spec_ctrl": "ibrs_ibpb", "sha_ni": "sha",
-    "pclmul": "pclmulqdq", "cmpxchg16b": "cx16", "cmpxchg8b": "cx8",
+    "arch_perfmon": "pmu", "pclmul": "pclmulqdq", "cmpxchg16b": "cx16", "cmpxchg8b": "cx8",
 }  # fmt: skip
 """Other names in use: of Linux's /proc/cpuinfo, and of other hypervisors."""
 

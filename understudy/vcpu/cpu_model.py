@@ -21,26 +21,53 @@ from understudy.arch.address import MAXPHYADDR
 from understudy.arch.bits import Bits
 from understudy.arch.cpuid import (
     KvmFeatures,
+    Leaf0AEax,
+    Leaf0AEdx,
     Leaf1Ecx,
     Leaf1Edx,
     Leaf7Ebx,
     Leaf7Ecx,
     Leaf7Edx,
     Leaf7Sub2Edx,
+    LeafDSub1Eax,
     LeafExt1Ecx,
     LeafExt1Edx,
 )
 from understudy.arch.cr import CR4
 from understudy.arch.msr import MiscEnable, Msr
+from understudy.arch.topology import Topology
+from understudy.guest import Guest
 from understudy.vcpu.cpu_features import FEATURES, Choice
+from understudy.vcpu.perfmon import (
+    EVENTS,
+    FIXED,
+    FULL_WIDTH_MSRS,
+    GENERAL,
+    PERFMON_MSRS,
+    UNCOUNTED,
+    WIDTH,
+)
 
 Answer = tuple[int, int, int, int]
 ZERO: Answer = (0, 0, 0, 0)
 BRAND = b"understudy virtual processor, 1.00GHz"
 SIGNATURE = 0x000F0600  # family 6, model F0H, stepping 0
 TSC_HZ = 1_000_000_000
+ONE: Final = Topology()
 KVM_BASE = 0x4000_0000
 EXTENDED_BASE = 0x8000_0000
+
+ECX_FOLLOWS: Final = {
+    1: (CR4.OSXSAVE.mask, Leaf1Ecx.OSXSAVE.mask),
+    7: (CR4.PKE.mask, Leaf7Ecx.OSPKE.mask),
+}
+"""Bits of ECX that are those of CR4, by leaf."""
+XSAVE_LEAF: Final = 0xD
+COMPACTING: Final = int(LeafDSub1Eax(XSAVES=1, XSAVEC=1))  # without, sub-leaf 1 tells no size
+X87_AND_SSE: Final = 0x3
+PKRU: Final = 1 << 9
+LEAST_AREA: Final = 576  # bytes of XSAVE's area: the legacy region and the header
+PKRU_AT, PKRU_BYTES = 2688, 8  # in its standard format, as on Intel's processors
 
 ALWAYS_CR4 = CR4(PCE=1)
 """Bits of CR4 that every guest may set."""
@@ -52,6 +79,10 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "tsc_adjust": (Msr.IA32_TSC_ADJUST,),
     "arch_capabilities": (Msr.IA32_ARCH_CAPABILITIES,),
     "ibrs_ibpb": (Msr.IA32_SPEC_CTRL, Msr.IA32_PRED_CMD),
+    "pmu": PERFMON_MSRS,
+    "pdcm": FULL_WIDTH_MSRS,
+    "pks": (Msr.IA32_PKRS,),
+    "xsaves": (Msr.IA32_XSS,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
@@ -63,9 +94,20 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
 """MSRs that exist only with a feature, of those that exit."""
 
 
-def cache(level: int, kind: int, ways: int, sets: int) -> Answer:
-    """One sub-leaf of leaf 4.  kind: 1 data, 2 instruction, 3 unified; lines of 64 bytes."""
-    return (1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 0)
+def cache(level: int, kind: int, ways: int, sets: int, sharing: int = 0) -> Answer:
+    """One sub-leaf of leaf 4.  kind: 1 data, 2 instruction, 3 unified; lines of 64 bytes.
+
+    sharing: bits of the APIC ID in which processors that share it differ.
+    """
+    eax = ((1 << sharing) - 1) << 14 | 1 << 8 | level << 5 | kind
+    return (eax, (ways - 1) << 22 | 63, sets - 1, 0)
+
+
+def area_bytes(components: int, *, is_compacted: bool = False) -> int:
+    """How large XSAVE's area is with these components."""
+    if not components & PKRU:
+        return LEAST_AREA
+    return (LEAST_AREA if is_compacted else PKRU_AT) + PKRU_BYTES
 
 
 @dataclass
@@ -77,8 +119,10 @@ class CpuModel:
     apic_id: int = 0
     physical_bits: int = MAXPHYADDR
     cr4_available: int = (1 << 64) - 1  # to the technique
+    topology: Topology = ONE
 
     def __post_init__(self) -> None:
+        self.is_xd_off = False  # IA32_MISC_ENABLE: XD Bit Disable
         self.shown = Choice.of(self.text).made(self.features, self.cr4_available)
         self.plain: dict[int, Answer] = {}
         self.indexed: dict[int, dict[int, Answer]] = {}  # leaves that look at ECX
@@ -108,6 +152,16 @@ class CpuModel:
         past = leaf > self.max_extended or leaf in self.past_basic
         return self.plain[self.max_basic] if past else ZERO
 
+    def enabled(self, leaf: int, subleaf: int, answer: Answer, guest: Guest) -> Answer:
+        """An answer with what follows the guest's CR4 and XCR0 at this moment."""
+        eax, ebx, ecx, edx = answer
+        if leaf == XSAVE_LEAF and (subleaf == 0 or (subleaf == 1 and eax & COMPACTING)):
+            ebx = area_bytes(guest.xcr0, is_compacted=subleaf == 1) if eax else 0
+        elif leaf in ECX_FOLLOWS and (subleaf == 0 or leaf == 1):
+            enables, shows = ECX_FOLLOWS[leaf]
+            ecx |= shows if guest.control().cr4 & enables else 0
+        return eax, ebx, ecx, edx
+
     def follow(self, *, has_apic: bool, misc: MiscEnable) -> None:
         """Show what registers leave of the features.
 
@@ -117,7 +171,8 @@ class CpuModel:
         hidden = 0 if has_apic else Leaf1Edx.APIC.mask
         self.plain[0] = (min(leaf0[0], 2) if misc.LIMIT_CPUID else leaf0[0], *leaf0[1:])
         self.plain[1] = (*leaf1[:3], leaf1[3] & ~hidden)
-        hidden = LeafExt1Edx.NX.mask if misc.XD_DISABLE else 0
+        self.is_xd_off = bool(misc.XD_DISABLE)
+        hidden = LeafExt1Edx.NX.mask if self.is_xd_off else 0
         self.plain[EXTENDED_BASE + 1] = (*extended[:3], extended[3] & ~hidden)
 
     @property
@@ -129,9 +184,20 @@ class CpuModel:
         return CR4(wanted & self.cr4_available)
 
     @property
+    def xcr0_allowed(self) -> int:
+        """The state components that the guest may enable."""
+        return X87_AND_SSE | (PKRU if "pku" in self.shown else 0)
+
+    @property
     def efer_allowed(self) -> int:
         """The bits of IA32_EFER that the guest may set."""
-        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown)
+        hidden = {"nx"} if self.is_xd_off else set()
+        return sum(bits for name, bits in EFER_BITS.items() if name in self.shown - hidden)
+
+    @property
+    def hides_efer(self) -> bool:
+        """Whether the machine has bits of IA32_EFER that the guest may not set."""
+        return self.efer_allowed != sum(EFER_BITS.values())
 
     @property
     def hidden_msrs(self) -> frozenset[int]:
@@ -145,11 +211,14 @@ class CpuModel:
         return int(word(**{one.bit: 1 for one in rows if one.word is word}))
 
     def _basic(self) -> None:
-        ebx1 = self.apic_id << 24 | 1 << 16 | 8 << 8
+        thread, package = self.topology.thread_bits, self.topology.package_bits
+        ebx1 = self.apic_id << 24 | 1 << package << 16 | 8 << 8
+        edx1 = self._word(Leaf1Edx) | (Leaf1Edx.HTT.mask if package else 0)
+        cores = ((1 << package - thread) - 1) << 26
         vendor = [int.from_bytes(b"GenuineIntel"[i : i + 4], "little") for i in (0, 4, 8)]
         self.plain |= {
             0x0: (0x16, vendor[0], vendor[2], vendor[1]),
-            0x1: (SIGNATURE, ebx1, self._word(Leaf1Ecx), self._word(Leaf1Edx)),
+            0x1: (SIGNATURE, ebx1, self._word(Leaf1Ecx), edx1),
             0x2: (0x00FE_FF01, 0xF0, 0, 0),  # "see leaf 4", 64-byte prefetch
             0x6: (1 << 2, 0, 0, 0),  # the APIC timer always runs
             0x15: (1, 1, TSC_HZ, 0),  # TSC = crystal clock = 1 GHz
@@ -157,20 +226,36 @@ class CpuModel:
         }
         self.indexed |= {
             0x4: {
-                0: cache(level=1, kind=1, ways=12, sets=64),
-                1: cache(level=1, kind=2, ways=8, sets=64),
-                2: cache(level=2, kind=3, ways=16, sets=2048),
-                3: cache(level=3, kind=3, ways=16, sets=16384),
+                number: (eax | cores, ebx, ecx, edx)
+                for number, (eax, ebx, ecx, edx) in enumerate(
+                    (
+                        cache(level=1, kind=1, ways=12, sets=64, sharing=thread),
+                        cache(level=1, kind=2, ways=8, sets=64, sharing=thread),
+                        cache(level=2, kind=3, ways=16, sets=2048, sharing=thread),
+                        cache(level=3, kind=3, ways=16, sets=16384, sharing=package),
+                    )
+                )
             },
             0x7: {
                 0: (2, self._word(Leaf7Ebx), self._word(Leaf7Ecx), self._word(Leaf7Edx)),
                 2: (0, 0, 0, self._word(Leaf7Sub2Edx)),
             },
         }
+        if "pmu" in self.shown:
+            counters = Leaf0AEax(EVENTS=EVENTS, BITS=WIDTH, COUNTERS=GENERAL, VERSION=2)
+            fixed = Leaf0AEdx(FIXED_BITS=WIDTH, FIXED_COUNTERS=FIXED)
+            self.plain[0xA] = (int(counters), UNCOUNTED, 0, int(fixed))
+        if "xsave" in self.shown:
+            self.indexed[XSAVE_LEAF] = {
+                0: (self.xcr0_allowed, LEAST_AREA, area_bytes(self.xcr0_allowed), 0),
+                1: (self._word(LeafDSub1Eax), 0, 0, 0),
+            }
+            if "pku" in self.shown:
+                self.indexed[XSAVE_LEAF][9] = (PKRU_BYTES, PKRU_AT, 0, 0)
         if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID
             self.indexed[0xB] = {
-                0: (0, 1, 1 << 8, self.apic_id),
-                1: (0, 1, 2 << 8 | 1, self.apic_id),
+                0: (thread, self.topology.threads, 1 << 8, self.apic_id),
+                1: (package, self.topology.cores * self.topology.threads, 2 << 8 | 1, self.apic_id),
             }
 
     def _kvm(self) -> None:

@@ -66,8 +66,8 @@ class Events(Part):
         self.state.staged = event
 
     def clear(self) -> None:
-        """Nothing waits any more."""
-        self.state = EventState(injected=self.state.injected)
+        """Nothing waits any more, but for the 8259s, whose wire is outside."""
+        self.state = EventState(injected=self.state.injected, extint=self.state.extint)
 
     # --- towards the guest ---
 

@@ -11,7 +11,6 @@ runs while the processor is in the guest; two runs in virtual time make the same
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Final
 
@@ -23,42 +22,19 @@ from understudy.machine.bus import Bus
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
-from understudy.paging.guest_walk import (
-    PAE_FORMAT,
-    GuestFault,
-    Regime,
-    Translation,
-    entries_of,
-)
+from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
+from understudy.vcpu.activity import Activity, Goal, VcpuState
 from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
+from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import Deadlines, GuestClock
-from understudy.verdict import RESUME, Stop, StopKind, Verdict
+from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
 
 AC: Final = 1 << 18  # of RFLAGS
-
-
-@dataclass
-class Goal:
-    """When `run` shall come back, if the guest does not end before."""
-
-    end: int | None = None  # instructions retired
-    until: Callable[[], bool] | None = None
-
-
-@dataclass
-class VcpuState:
-    """What a snapshot keeps, beside what the parts keep."""
-
-    halted: bool = False
-    attention: bool = True  # the run loop must look around before it enters
-    armed: int = 0  # the deadline that the guest's timer holds
-    interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
-    carried_out: int = 0  # instructions that only exit because of the paging technique
 
 
 class Vcpu:
@@ -82,24 +58,36 @@ class Vcpu:
         self.answer, self.port_read, self.port_write = model.answer, bus.port_read, bus.port_write
         self.read_gpr, self.write_gpr, self.gpr = guest.read_gpr, guest.write_gpr, guest.gpr
         self.set_gpr, self.skip = guest.set_gpr, guest.skip
-        self.apic = LocalApic(model.apic_id, model.apic_id == 0)
+        self.is_bootstrap = model.apic_id == 0
+        self.apic = LocalApic(model.apic_id, self.is_bootstrap)
         self.events = Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
+        self.pmu = Pmu(guest, self.apic, self.events)
+        self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
-        self.state = VcpuState()
+        self.state = VcpuState(activity=self.first_activity)
         self.table = guest.table
         self.counts = ExitCounts(self.table)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
         self.attention = True
         self.requested: Stop | None = None
+        self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
         clock.changed.append(self.look)
         guest.notify = self.look_now
 
+    @property
+    def first_activity(self) -> Activity:
+        """After power-on all processors but the first wait for it to start them."""
+        return Activity.ACTIVE if self.is_bootstrap else Activity.WAIT_FOR_SIPI
+
     # --- the run loop ---
 
-    def run(self, goal: Goal) -> Stop:
-        """Enter the guest and answer its exits until something ends the run."""
+    def run(self, goal: Goal) -> Stop | Verdict:
+        """Enter the guest and answer its exits until something ends the run.
+
+        ASLEEP or OVER: this processor has nothing to do, or it is another's turn.
+        """
         self.is_running, self.guest.thread = True, get_ident()
         hold_signals()
         try:
@@ -111,7 +99,7 @@ class Vcpu:
             if self.time.debt:
                 self.time.pay()
 
-    def _run(self, goal: Goal) -> Stop:
+    def _run(self, goal: Goal) -> Stop | Verdict:
         guest, time, until, end = self.guest, self.time, goal.until, goal.end
         state, retired = self.state, guest.count_retired
         counts, table, is_wall = self.exits, self.table, self.is_wall
@@ -125,7 +113,7 @@ class Vcpu:
             if inside:
                 exit = guest.run(budget)
             else:
-                if time.debt:
+                if time.debt and not is_wall:
                     time.pay()
                 if self.attention and (stop := self.attend()) is not None:
                     return stop
@@ -164,6 +152,16 @@ class Vcpu:
         if self.is_running:
             self.guest.kick()
 
+    def command(self, action: Callable[[], None]) -> None:
+        """From any thread: have this done to the processor before it executes anything more."""
+        self.commands.append(action)
+        self.look_now()
+
+    def obey(self) -> None:
+        """Do what was commanded."""
+        while self.commands:
+            self.commands.popleft()()
+
     def request(self, stop: Stop) -> None:
         """End the run before the next entry.
 
@@ -175,42 +173,53 @@ class Vcpu:
             self.requested = stop
         self.attention = True
 
-    def attend(self) -> Stop | None:
-        """Everything that is not for every exit: wishes, time, sleep, events, the timer."""
+    def attend(self) -> Stop | Verdict | None:
+        """Everything that is not for every exit: wishes, time, sleep, events.  None: enter."""
         self.attention = False
         self.guest.pay()
         try:
             while self.posts:
                 self.posts.popleft()()
+            self.obey()
             self.time.fire()
         except BaseException:
             self.attention = True  # for the rest of it
             raise
-        if self.state.halted and self.requested is None:
-            self._sleep()
+        if self.state.activity and self.requested is None and not self._wakes():
+            self.attention = True
+            return ASLEEP
         if self.requested is not None:
             stop, self.requested = self.requested, None
             self.attention = True
             return stop
+        if self.time.is_over:
+            self.attention = True
+            return OVER
         self.events.deliver()
         self.time.arm()
         return None
 
-    def _sleep(self) -> None:
-        """The guest halted.  Let time pass until an event can wake it."""
-        while not self.events.may_wake():
-            if self.requested is not None:
-                return
-            if not self.guest.interrupt_flag():
-                self.request(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
-                return
-            if not self.time.idle(lambda: bool(self.posts) or self.requested is not None):
-                self.request(Stop(StopKind.STUCK, "halted, and no timer is armed"))
-                return
-            while self.posts:
-                self.posts.popleft()()
-            self.time.fire()
-        self.state.halted = False
+    def _wakes(self) -> bool:
+        """It is not active: whether something ends that."""
+        if self.state.activity is Activity.WAIT_FOR_SIPI or not self.events.may_wake():
+            return False
+        self.state.activity = Activity.ACTIVE
+        return True
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is there to do for it now."""
+        activity = self.state.activity
+        if not activity or self.posts or self.commands or self.requested is not None:
+            return False
+        is_woken = activity is Activity.HLT and self.events.may_wake()
+        return not is_woken and self.time.due() > self.clock.now()
+
+    @property
+    def is_off(self) -> bool:
+        """No interrupt can bring it back."""
+        is_deaf = self.state.activity is Activity.HLT and not self.guest.interrupt_flag()
+        return is_deaf or self.state.activity is Activity.WAIT_FOR_SIPI
 
     # --- what answers need ---
 
@@ -260,6 +269,7 @@ class Vcpu:
             if self.state.interrupted_at != retired:  # else it was interrupted again
                 self.state.interrupted_at = retired
                 self.retire()
+                self.guest.note_skip()
 
     @property
     def retired(self) -> int:
@@ -270,7 +280,8 @@ class Vcpu:
         """What the guest's linear addresses mean now."""
         guest = self.guest
         cr0, cr3, cr4, efer, pdptes = guest.control()
-        return Translation(cr0, cr3, cr4, efer, guest.cpl(), pdptes, bool(guest.rflags & AC))
+        ac, keys = bool(guest.rflags & AC), guest.protection_keys()
+        return Translation(cr0, cr3, cr4, efer, guest.cpl(), pdptes, ac, keys)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         """A load from where there is no RAM."""
@@ -351,11 +362,12 @@ class Vcpu:
 
     def reset(self) -> None:
         """As after power-on, but for what is counted; `set_registers` says where it starts."""
-        self.apic.load(LocalApic(self.model.apic_id, self.model.apic_id == 0).save())
+        self.apic.load(LocalApic(self.model.apic_id, self.is_bootstrap).save())
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
         self.guest.reset()
-        self.state.halted = False
+        self.commands.clear()
+        self.state.activity = self.first_activity
         self.time.armed = self.time.debt = 0
         self.attention, self.requested = True, None
 
@@ -365,11 +377,13 @@ class Vcpu:
     def parts(self) -> dict[str, Kept]:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
-            "guest": self.guest, "events": self.events, "msrs": self.msrs, "counts": self.counts,
+            "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
+            "counts": self.counts,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:
         """What a snapshot keeps of this vCPU, as plain values.  It must be out of the guest."""
+        self.obey()
         own = self.state
         own.attention, own.armed = self.attention, self.time.armed
         saved = {name: part.save() for name, part in self.parts.items()}

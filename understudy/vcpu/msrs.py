@@ -12,13 +12,16 @@ Invariants: a reserved bit that is set is #GP(0); an MSR that the CPU model hide
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from understudy.arch.msr import ApicBase, ArchCapabilities, MiscEnable, Msr, SpecCtrl
+from understudy.arch.msr import ApicBase, ArchCapabilities, DebugCtl, MiscEnable, Msr, SpecCtrl
 from understudy.guest import Guest
 from understudy.silicon import LocalApic
 from understudy.state import U64, Part
 from understudy.vcpu.cpu_model import CpuModel
+from understudy.vcpu.perfmon import FULL_WIDTH_MSRS, PERFMON_MSRS
+from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import GuestClock
 
 MASK64: Final = (1 << 64) - 1
@@ -62,8 +65,10 @@ _FIXED = (
 )
 
 
-def reset_values(physical_bits: int) -> dict[int, int]:
+def reset_values(model: CpuModel) -> dict[int, int]:
     """The MSRs that are kept, with the values that firmware would leave."""
+    physical_bits = model.physical_bits
+    perfmon = MiscEnable.PERFMON.mask if "pmu" in model.shown else 0
     values = dict.fromkeys([*_PHYS, *_FIXED], 0)
     values |= dict.fromkeys(_FIXED, 0x0606_0606_0606_0606)
     # All memory is write-back but the gigabyte below 4 GiB, where devices are.
@@ -75,7 +80,8 @@ def reset_values(physical_bits: int) -> dict[int, int]:
         Msr.IA32_BIOS_SIGN_ID: 0x2B00_0600 << 32,
         Msr.MISC_FEATURES_ENABLES: 0,
         Msr.IA32_MCG_STATUS: 0,
-        Msr.IA32_MISC_ENABLE: MISC_ENABLE_RESET,
+        Msr.IA32_XSS: 0,
+        Msr.IA32_MISC_ENABLE: MISC_ENABLE_RESET | perfmon,
         Msr.IA32_TSC_ADJUST: 0,
     }
 
@@ -100,11 +106,14 @@ class Msrs(Part):
         """`look` is called when something has changed that the run loop must see."""
         self.guest, self.apic, self.clock, self.model = guest, apic, clock, model
         self.look, self.now = look, clock.now
-        self.state = MsrState(reset_values(model.physical_bits))
+        self.efer_allowed_changed: Callable[[], None] = lambda: None
+        self.state = MsrState(reset_values(model))
         self.extra: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {}
         self.apic_page = 0
         self.hidden = model.hidden_msrs
         self.lacks_x2apic = Msr.X2APIC_EOI in self.hidden
+        self.debugctl = int(DebugCtl(BTF=1, LBR=1))
+        self.pmu: Pmu | None = None
         self.spec_ctrl = SPEC_CTRL_BITS if "bhi_ctrl" in model.shown else NO_BHI_CTRL
         self.eoi: Callable[[int], None] = lambda vector: None  # to the I/O APICs
         self.interrupt_command: Callable[[int], None] = lambda icr: None
@@ -112,10 +121,13 @@ class Msrs(Part):
 
     def as_firmware_leaves_them(self) -> None:
         """Their values when a kernel starts."""
-        self.state.values = reset_values(self.model.physical_bits)
+        self.state.values = reset_values(self.model)
+        if self.pmu is not None:
+            self.pmu.reset()
         self.note_apic_base()
         self.note_tsc_offset()
-        self.set_virtual_wire()
+        if self.model.apic_id == 0:  # the others wait, as after INIT
+            self.set_virtual_wire()
 
     def load(self, saved: dict[str, Any]) -> None:
         """The APIC and the clock are restored already: they say where its page is now."""
@@ -175,8 +187,8 @@ class Msrs(Part):
                 self._set_adjust(self.state.values[Msr.IA32_TSC_ADJUST] + value - self._tsc())
             case Msr.IA32_PRED_CMD if not value & ~1:
                 pass  # a barrier for predictors that this processor does not have
-            case Msr.IA32_DEBUGCTL if not value & ~3:
-                self.guest.debugctl = value & 2  # BTF; no LBR
+            case Msr.IA32_DEBUGCTL if not value & ~self.debugctl:
+                self.guest.debugctl = value & ~DebugCtl.LBR.mask
             case _:
                 self._no_such(index)
                 raise KeyError(index)
@@ -189,8 +201,8 @@ class Msrs(Part):
                 ok = not value & ~self.spec_ctrl
             case Msr.IA32_MISC_ENABLE:
                 ok = not value & ~MISC_ENABLE_BITS
-                value = value & ~MISC_ENABLE_FIXED | MISC_ENABLE_RESET & MISC_ENABLE_FIXED
-            case Msr.MISC_FEATURES_ENABLES:
+                value = value & ~MISC_ENABLE_FIXED | self.state.values[index] & MISC_ENABLE_FIXED
+            case Msr.MISC_FEATURES_ENABLES | Msr.IA32_XSS:  # no component is a supervisor's
                 ok = value == 0
             case Msr.IA32_MCG_STATUS:
                 ok = not value & ~7
@@ -214,6 +226,17 @@ class Msrs(Part):
         unknown = self.state.unknown
         if len(unknown) < UNKNOWN_KEPT or index in unknown:
             unknown[index] += 1
+
+    # --- performance monitoring ---
+
+    def offer(self, pmu: Pmu) -> None:
+        """These counters, if the CPU model shows them."""
+        if "pmu" not in self.model.shown:
+            return
+        self.pmu = pmu
+        self.debugctl |= int(DebugCtl(FREEZE_PERFMON_ON_PMI=1, FREEZE_LBRS_ON_PMI=1))
+        for index in (*PERFMON_MSRS, *FULL_WIDTH_MSRS):
+            self.extra[index] = partial(pmu.read, index), partial(pmu.write, index)
 
     # --- the TSC ---
 
@@ -242,8 +265,10 @@ class Msrs(Part):
 
     def _note_features(self) -> None:
         """What CPUID shows follows these registers."""
-        misc = MiscEnable(self.state.values[Msr.IA32_MISC_ENABLE])
+        misc, allowed = MiscEnable(self.state.values[Msr.IA32_MISC_ENABLE]), self.model.efer_allowed
         self.model.follow(has_apic=bool(ApicBase(self.apic.base).EN), misc=misc)
+        if self.model.efer_allowed != allowed:
+            self.efer_allowed_changed()
 
     def set_virtual_wire(self) -> None:
         """Leave the APIC as firmware does: the 8259s come in through LINT0, NMIs through LINT1.

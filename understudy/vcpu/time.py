@@ -51,13 +51,20 @@ class Deadlines:
         self.shift = guest.timer_shift
         self.armed = 0  # the deadline that the guest's timer holds
         self.debt = 0  # ticks that have passed, and that the processor has not been told
+        self.limit = NEVER  # when the processor's turn is over
         self.wake = threading.Event()
         self._advance, self._arm, self._up = guest.advance, guest.arm, (1 << self.shift) - 1
+        self._tsc = guest.read_tsc
 
-    def next(self) -> int:
+    def due(self) -> int:
         """When something is due, in ns of guest time; `NEVER` if nothing is."""
         device, apic = self.clock.next_deadline(), self.apic.deadline()
         return apic if device is None or apic < device else device
+
+    def next(self) -> int:
+        """When to come back at the latest: something is due, or the turn is over."""
+        due = self.due()
+        return due if due < self.limit else self.limit
 
     def fire(self) -> None:
         """Let happen what is due.
@@ -66,10 +73,15 @@ class Deadlines:
         anything happen earlier than it would without.
         """
         now = self.clock.now()
-        if self.next() <= now >> self.shift << self.shift:
+        if self.due() <= now >> self.shift << self.shift:
             self.clock.run_due()
             if self.apic.deadline() <= now:
                 self.apic.tick(now)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the turn is."""
+        return self.limit != NEVER and self.limit <= self.clock.now()
 
     def arm(self) -> None:
         """Put the next deadline into the guest's timer, if it does not hold it already."""
@@ -83,9 +95,9 @@ class Deadlines:
 
         It counts changes of bit `shift` of the TSC: round so as never to be early.
         """
-        shift = self.shift
-        ticks = (self.armed + (1 << shift) - 1 >> shift) - (self.clock.now() >> shift)
-        self.guest.arm(min(max(ticks, 0), LONGEST))
+        shift, now = self.shift, self._tsc() + self.clock.offset & NEVER
+        ticks = (self.armed + self._up >> shift) - (now >> shift)
+        self._arm(LONGEST if ticks > LONGEST else ticks if ticks > 0 else 0)
 
     def pay(self) -> None:
         """Let the time pass that is owed; the timer did not see it."""

@@ -31,6 +31,7 @@ pub mod base {
 /// Entries of the local vector table, in the order of their registers.
 mod lvt {
     pub const TIMER: usize = 0;
+    pub const PERFORMANCE: usize = 2;
     pub const LINT0: usize = 3;
     pub const ERROR: usize = 5;
     pub const COUNT: usize = 6;
@@ -240,7 +241,7 @@ impl LocalApic {
     }
 
     /// The end of the interrupt with the highest priority in service.
-    fn end_of_interrupt(&mut self) {
+    pub fn end_of_interrupt(&mut self) {
         let Some(v) = self.isr.highest() else { return };
         self.isr.set(v, false);
         if !self.tmr.has(v) {
@@ -292,7 +293,21 @@ impl LocalApic {
         }
     }
 
-    /// Whether a local NMI came since last asked (LINT1 on a PC).
+    /// The performance counters interrupt: their entry is masked until software clears that.
+    pub fn performance_interrupt(&mut self) {
+        let entry = self.lvt[lvt::PERFORMANCE];
+        if !self.is_enabled() || entry & lvt::MASKED != 0 {
+            return;
+        }
+        self.lvt[lvt::PERFORMANCE] |= lvt::MASKED;
+        match entry >> 8 & 7 {
+            delivery::NMI => self.nmi = true,
+            delivery::FIXED => self.raise_vector(entry as u8, false),
+            _ => {}
+        }
+    }
+
+    /// Whether a local NMI came since last asked (LINT1 on a PC, performance counters).
     pub fn take_nmi(&mut self) -> bool {
         std::mem::take(&mut self.nmi)
     }

@@ -39,6 +39,8 @@ pub mod cr4 {
     pub const OSXSAVE: u64 = 1 << 18;
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
+    pub const PKE: u64 = 1 << 22;
+    pub const PKS: u64 = 1 << 24;
     /// Every bit this processor knows.
     pub const KNOWN: u64 = VME
         | PVI
@@ -55,8 +57,11 @@ pub mod cr4 {
         | VMXE
         | FSGSBASE
         | PCIDE
+        | OSXSAVE
         | SMEP
-        | SMAP;
+        | SMAP
+        | PKE
+        | PKS;
 }
 
 /// IA32_EFER (SDM 4, "Architectural MSRs").
@@ -120,6 +125,8 @@ pub mod ept {
     pub const LARGE: u64 = 1 << 7;
     pub const A: u64 = 1 << 8;
     pub const D: u64 = 1 << 9;
+    /// Execute for user-mode linear addresses, under mode-based execute control.
+    pub const XU: u64 = 1 << 10;
     /// EPTP: accessed and dirty flags are on.
     pub const EPTP_AD: u64 = 1 << 6;
 }

@@ -57,6 +57,9 @@ pub mod reason {
     pub const INVPCID: u32 = 58;
     pub const VMFUNC: u32 = 59;
     pub const RDSEED: u32 = 61;
+    pub const PML_FULL: u32 = 62;
+    pub const XSAVES: u32 = 63;
+    pub const XRSTORS: u32 = 64;
     /// Our own stops, beyond every architectural reason.
     pub const BUDGET: u32 = 0x1_0000;
     pub const KICK: u32 = 0x1_0001;

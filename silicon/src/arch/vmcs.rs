@@ -14,6 +14,8 @@
 
 /// The VMCS revision identifier of this processor.
 pub const REVISION: u32 = 0x0055_4453;
+/// Beside the revision identifier: the region is a shadow VMCS.
+pub const SHADOW: u32 = 1 << 31;
 /// Region offset of the VMX-abort indicator.
 pub const ABORT_INDICATOR: u64 = 4;
 /// Region offset of the launch state.
@@ -29,6 +31,7 @@ macro_rules! fields {
 
 fields! {
     VPID = 0x0000,
+    POSTED_INTERRUPT_NOTIFICATION_VECTOR = 0x0002,
     GUEST_ES = 0x0800,
     GUEST_CS = 0x0802,
     GUEST_SS = 0x0804,
@@ -37,6 +40,8 @@ fields! {
     GUEST_GS = 0x080A,
     GUEST_LDTR = 0x080C,
     GUEST_TR = 0x080E,
+    GUEST_INTERRUPT_STATUS = 0x0810,
+    PML_INDEX = 0x0812,
     HOST_ES = 0x0C00,
     HOST_CS = 0x0C02,
     HOST_SS = 0x0C04,
@@ -51,22 +56,33 @@ fields! {
     EXIT_MSR_LOAD_ADDRESS = 0x2008,
     ENTRY_MSR_LOAD_ADDRESS = 0x200A,
     EXECUTIVE_VMCS_POINTER = 0x200C,
+    PML_ADDRESS = 0x200E,
     TSC_OFFSET = 0x2010,
     VIRTUAL_APIC_ADDRESS = 0x2012,
     APIC_ACCESS_ADDRESS = 0x2014,
+    POSTED_INTERRUPT_DESCRIPTOR = 0x2016,
     EPT_POINTER = 0x201A,
+    EOI_EXIT_BITMAP_0 = 0x201C,
+    EOI_EXIT_BITMAP_1 = 0x201E,
+    EOI_EXIT_BITMAP_2 = 0x2020,
+    EOI_EXIT_BITMAP_3 = 0x2022,
+    VMREAD_BITMAP = 0x2026,
+    VMWRITE_BITMAP = 0x2028,
+    XSS_EXITING_BITMAP = 0x202C,
     TSC_MULTIPLIER = 0x2032,
     GUEST_PHYSICAL_ADDRESS = 0x2400,
     VMCS_LINK_POINTER = 0x2800,
     GUEST_DEBUGCTL = 0x2802,
     GUEST_PAT = 0x2804,
     GUEST_EFER = 0x2806,
+    GUEST_PERF_GLOBAL_CTRL = 0x2808,
     GUEST_PDPTE0 = 0x280A,
     GUEST_PDPTE1 = 0x280C,
     GUEST_PDPTE2 = 0x280E,
     GUEST_PDPTE3 = 0x2810,
     HOST_PAT = 0x2C00,
     HOST_EFER = 0x2C02,
+    HOST_PERF_GLOBAL_CTRL = 0x2C04,
     PIN_CONTROLS = 0x4000,
     PRIMARY_CONTROLS = 0x4002,
     EXCEPTION_BITMAP = 0x4004,

@@ -232,8 +232,9 @@ fn compare_exchange_16(core: &mut Core, insn: &Instruction) -> Exec<()> {
         core.write_special(hpa + 8, 8, (v >> 64) as u64)?;
         old
     } else {
+        let old = core.mem.compare_exchange_16(hpa, expected, new);
         core.note_write(hpa, 16);
-        core.mem.compare_exchange_16(hpa, expected, new)
+        old
     };
     if old != expected {
         (core.gpr[RDX], core.gpr[RAX]) = ((old >> 64) as u64, old as u64);

@@ -6,7 +6,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::addr::{PAGE_OFFSET, PHYS_MASK};
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
+use crate::cpu::msr;
 use crate::cpu::operand::{get_reg, mem_linear, read_op, set_reg, write_op};
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp, ud};
@@ -95,7 +97,7 @@ pub fn write_cr0(core: &mut Core, value: u64) -> Exec<()> {
     core.cr0 = new;
     core.efer = new_efer;
     if changed & cr0::PE != 0 {
-        core.cpl = 0;
+        pmu::set_level(core, 0);
     }
     core.refresh();
     if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {
@@ -161,12 +163,19 @@ pub fn write_cr4(core: &mut Core, value: u64) -> Exec<()> {
     Ok(())
 }
 
+/// The bits of IA32_EFER that there are now: NXE as long as software has not turned off the
+/// execute-disable feature (SDM 4, IA32_MISC_ENABLE, "XD Bit Disable").
+pub(crate) fn efer_bits(core: &Core) -> u64 {
+    let is_off = core.msr.misc_enable & msr::MISC_XD_DISABLE != 0;
+    if is_off { efer::KNOWN & !efer::NXE } else { efer::KNOWN }
+}
+
 /// Write IA32_EFER.
 ///
 /// # Errors
 /// #GP(0) for reserved bits, and for a change of LME while paging.
 pub fn write_efer(core: &mut Core, value: u64) -> Exec<()> {
-    if value & !efer::KNOWN != 0 {
+    if value & !efer_bits(core) != 0 {
         return Err(gp(0));
     }
     let changed = value ^ core.efer;

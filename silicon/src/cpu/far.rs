@@ -19,7 +19,7 @@ use crate::cpu::segment::{
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::task::{self, Source};
 use crate::cpu::trap::{Exec, Trap, gp, ud, vm_exit};
-use crate::cpu::{gate, iret};
+use crate::cpu::{gate, iret, pmu};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx;
@@ -130,7 +130,7 @@ pub(crate) fn check_target(core: &Core, cs: &Segment, rip: u64) -> Exec<()> {
 /// Let `cs` at level `cpl` be the code that runs.
 pub(crate) fn enter_code(core: &mut Core, cs: Segment, rip: u64, cpl: u8) {
     core.seg[seg::CS] = cs;
-    core.cpl = cpl;
+    pmu::set_level(core, cpl);
     core.rip = rip;
     core.refresh();
 }
@@ -297,10 +297,10 @@ fn push_inner_call(core: &mut Core, mut stack: Cursor, cpl: u8, size: usize, cou
     values.extend(parameters.iter().rev());
     values.extend([u64::from(core.seg[seg::CS].selector), core.rip]);
     let old_cpl = core.cpl;
-    core.cpl = cpl;
+    pmu::set_level(core, cpl);
     for value in values {
         if let Err(trap) = stack.push(core, size, value) {
-            core.cpl = old_cpl;
+            pmu::set_level(core, old_cpl);
             return Err(trap);
         }
     }

@@ -9,6 +9,7 @@ use crate::arch::exception::vector;
 use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::event::{Event, Kind};
 use crate::cpu::frame::Cursor;
+use crate::cpu::pmu;
 use crate::cpu::segment::{
     Descriptor, is_canonical, is_null, mark_accessed, null_segment, null_stack, read_descriptor,
     read_stack_segment, selector_fault, system_type, table_address, v86_segment,
@@ -209,12 +210,12 @@ fn through_gate(core: &mut Core, event: &Event, gate: Descriptor, kind: u32, res
         return Err(gp(ext));
     }
     let old_cpl = core.cpl;
-    core.cpl = cpl;
+    pmu::set_level(core, cpl);
     let has_stack = is_inner || core.is_long();
     let stack = match push_frame(core, event, &entry, stack, flags, has_stack, from_v86) {
         Ok(stack) => stack,
         Err(trap) => {
-            core.cpl = old_cpl;
+            pmu::set_level(core, old_cpl);
             return Err(trap);
         }
     };

@@ -26,11 +26,14 @@ mod gate;
 mod hostile_tests;
 mod io;
 mod iret;
+mod keys;
 pub mod logic;
 pub mod mov;
 pub mod msr;
 pub mod operand;
+pub mod pmu;
 pub mod pointers;
+pub mod random;
 pub mod segment;
 pub mod shift;
 pub mod stack;
@@ -53,3 +56,6 @@ pub mod undefined;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;
+pub mod xsave;
+#[cfg(test)]
+mod xsave_tests;

@@ -8,10 +8,12 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::arch::msr as index;
 use crate::arch::segment::seg;
 use crate::cpu::cr;
+use crate::cpu::pmu;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::require_level_0;
 use crate::cpu::trap::{Exec, gp};
+use crate::vmx::apic;
 use crate::vmx::capabilities;
 use crate::vmx::intercept::Sensitive;
 
@@ -35,7 +37,7 @@ const MICROCODE: u64 = 1 << 32;
 /// IA32_MISC_ENABLE: branch trace store and PEBS are unavailable.
 const MISC_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 
-/// IA32_MISC_ENABLE: what only reads, performance monitoring among it.
+/// IA32_MISC_ENABLE: what only reads: those, and that there is performance monitoring.
 const MISC_READ_ONLY: u64 = MISC_UNAVAILABLE | 1 << 7;
 /// IA32_MISC_ENABLE: the bits that exist.  Fast strings, automatic thermal control, Enhanced
 /// SpeedStep, xTPR messages, turbo mode, and those below.
@@ -62,13 +64,14 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let (msr, length) = (core.gpr[1] as u32, insn.len() as u32);
     if insn.mnemonic() == Mnemonic::Rdmsr {
         core.intercept(Sensitive::Rdmsr { index: msr }, length)?;
-        let value = read(core, msr).ok_or_else(|| gp(0))?;
+        let value = apic::rdmsr(core, msr).or_else(|| read(core, msr)).ok_or_else(|| gp(0))?;
         core.gpr[0] = value & LOW;
         core.gpr[2] = value >> 32;
         return Ok(());
     }
     core.intercept(Sensitive::Wrmsr { index: msr }, length)?;
-    write(core, msr, core.gpr[0] & LOW | core.gpr[2] << 32)
+    let value = core.gpr[0] & LOW | core.gpr[2] << 32;
+    if apic::wrmsr(core, msr, value)? { Ok(()) } else { write(core, msr, value) }
 }
 
 fn is_apic(msr: u32) -> bool {
@@ -90,10 +93,12 @@ pub fn read(core: &mut Core, msr: u32) -> Option<u64> {
         index::IA32_SYSENTER_CS => m.sysenter_cs,
         index::IA32_SYSENTER_ESP => m.sysenter_esp,
         index::IA32_SYSENTER_EIP => m.sysenter_eip,
-        index::IA32_MISC_ENABLE => m.misc_enable | MISC_UNAVAILABLE,
+        index::IA32_MISC_ENABLE => m.misc_enable | MISC_READ_ONLY,
         index::IA32_DEBUGCTL => m.debugctl,
         index::IA32_PAT => m.pat,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type,
+        index::IA32_XSS => m.xss,
+        index::IA32_PKRS => m.pkrs,
         index::IA32_EFER => core.efer,
         index::IA32_STAR => m.star,
         index::IA32_LSTAR => m.lstar,
@@ -118,7 +123,7 @@ pub fn read(core: &mut Core, msr: u32) -> Option<u64> {
             let now = core.tsc();
             core.apic.rdmsr(msr, now)?
         }
-        _ => return None,
+        _ => return pmu::read(core, msr),
     })
 }
 
@@ -139,10 +144,11 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SPEC_CTRL => value & !7 == 0,
         index::IA32_PRED_CMD => value & !1 == 0,
         index::IA32_FEATURE_CONTROL => core.msr.feature_control & LOCKED == 0,
-        index::IA32_DEBUGCTL => value & !3 == 0,
+        index::IA32_DEBUGCTL => value & !(3 | pmu::FREEZE_BITS) == 0,
         index::IA32_PAT => is_pat(value),
         index::IA32_MTRR_DEF_TYPE => value & !0xCFF == 0 && matches!(value & 0xFF, 0 | 1 | 4..=6),
-        index::IA32_TSC_AUX => value >> 32 == 0,
+        index::IA32_TSC_AUX | index::IA32_PKRS => value >> 32 == 0,
+        index::IA32_XSS => value == 0, // no component is a supervisor's
         IA32_MCG_STATUS => value == 0,
         index::IA32_MISC_ENABLE => value & !MISC_KNOWN == 0,
         index::IA32_SYSENTER_ESP
@@ -167,10 +173,16 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_SYSENTER_CS => m.sysenter_cs = value & 0xFFFF_FFFF,
         index::IA32_SYSENTER_ESP => m.sysenter_esp = value,
         index::IA32_SYSENTER_EIP => m.sysenter_eip = value,
-        index::IA32_MISC_ENABLE => m.misc_enable = value & !MISC_READ_ONLY,
+        index::IA32_MISC_ENABLE => {
+            m.misc_enable = value & !MISC_READ_ONLY;
+            // With the execute-disable feature NXE goes, too.
+            return cr::write_efer(core, core.efer & cr::efer_bits(core));
+        }
         index::IA32_DEBUGCTL => m.debugctl = value,
         index::IA32_PAT => m.pat = value,
         index::IA32_MTRR_DEF_TYPE => m.mtrr_def_type = value,
+        index::IA32_XSS => m.xss = value,
+        index::IA32_PKRS => m.pkrs = value,
         index::IA32_EFER => return cr::write_efer(core, value),
         index::IA32_STAR => m.star = value,
         index::IA32_LSTAR => m.lstar = value,
@@ -181,7 +193,7 @@ pub fn write(core: &mut Core, msr: u32, value: u64) -> Exec<()> {
         index::IA32_KERNEL_GS_BASE => m.kernel_gs_base = value,
         index::IA32_TSC_AUX => m.tsc_aux = value,
         index::IA32_PRED_CMD | index::IA32_BIOS_SIGN_ID | IA32_MCG_STATUS => {}
-        _ => return Err(gp(0)),
+        _ => return pmu::write(core, msr, value).ok_or_else(|| gp(0)),
     }
     core.attention = 1;
     Ok(())

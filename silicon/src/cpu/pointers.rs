@@ -110,8 +110,8 @@ pub struct Last {
     pub rip: u64,
     /// Its opcode.
     pub fop: u16,
-    /// The segment of its memory operand.
-    pub segment: Option<u8>,
+    /// It has a memory operand.
+    pub has_memory: bool,
 }
 
 impl Last {
@@ -119,8 +119,7 @@ impl Last {
     #[must_use]
     pub fn of(insn: &Instruction) -> Self {
         let has_memory = insn.memory_size().size() != 0;
-        let segment = has_memory.then(|| operand::segment_of(insn) as u8);
-        Self { rip: insn.ip(), fop: insn.immediate32() as u16, segment }
+        Self { rip: insn.ip(), fop: insn.immediate32() as u16, has_memory }
     }
 }
 
@@ -142,15 +141,18 @@ fn canonical(v: u64) -> u64 {
 }
 
 impl Pointers {
-    fn note(&mut self, last: Last, data: u64, selectors: [u16; 2], habits: Habits, is_pending: bool) {
+    /// `data`: the selector and the offset of the last memory operand, if there is one to note.
+    fn note(&mut self, last: Last, cs: u16, data: Option<(u16, u64)>, habits: Habits, is_pending: bool) {
         self.fip = last.rip;
-        self.fcs = if habits.has_selectors { selectors[0] } else { 0 };
+        self.fcs = if habits.has_selectors { cs } else { 0 };
         if habits.has_opcode || is_pending {
             self.fop = last.fop;
         }
-        if last.segment.is_some() && (habits.has_data || is_pending) {
-            self.fdp = data;
-            self.fds = if habits.has_selectors { selectors[1] } else { 0 };
+        if let Some((selector, offset)) = data
+            && (habits.has_data || is_pending && last.has_memory)
+        {
+            self.fdp = offset;
+            self.fds = if habits.has_selectors { selector } else { 0 };
         }
     }
 
@@ -253,12 +255,11 @@ impl Pointers {
 }
 
 impl Core {
-    /// An x87 instruction was the last one, and its memory operand at `data`; `is_pending`: unmasked exceptions
-    /// are.
-    pub fn note_x87(&mut self, last: Last, data: u64, is_pending: bool) {
-        let data_segment = last.segment.map_or(0, |s| self.seg[usize::from(s)].selector);
-        let selectors = [self.seg[seg::CS].selector, data_segment];
-        self.pointers.note(last, data, selectors, *HABITS, is_pending);
+    /// An x87 instruction was the last one; `data`: the segment and the offset of its memory operand, or of
+    /// the last one before if it has none; `is_pending`: unmasked exceptions are.
+    pub fn note_x87(&mut self, last: Last, data: Option<(u8, u64)>, is_pending: bool) {
+        let data = data.map(|(segment, offset)| (self.seg[usize::from(segment)].selector, offset));
+        self.pointers.note(last, self.seg[seg::CS].selector, data, *HABITS, is_pending);
     }
 
     fn has_linear_pointers(&self) -> bool {
@@ -285,9 +286,11 @@ impl Core {
             Fldenv | Frstor => Pointers::of_environment(memory, size, is_linear),
             _ if are_noted_for(insn) => {
                 let last = Last::of(insn);
-                let base = last.segment.map_or(0, |s| self.seg[usize::from(s)].base);
-                let offset = gva.wrapping_sub(base);
-                let data = if self.is_64() { offset } else { offset & 0xFFFF_FFFF };
+                let data = last.has_memory.then(|| {
+                    let segment = operand::segment_of(insn);
+                    let offset = gva.wrapping_sub(self.seg[segment].base);
+                    (segment as u8, if self.is_64() { offset } else { offset & 0xFFFF_FFFF })
+                });
                 let before = self.pointers;
                 self.note_x87(last, data, self.fx.pending() != 0);
                 std::mem::replace(&mut self.pointers, before)
@@ -327,11 +330,13 @@ mod tests {
     fn other_habits_keep_what_they_keep() {
         let few =
             Habits { has_opcode: false, has_data: false, has_selectors: false, saves: true, restores: true };
-        let last = Last { rip: 0x1000, fop: 0x123, segment: Some(3) };
+        let (last, data) = (Last { rip: 0x1000, fop: 0x123, has_memory: true }, Some((0x2B, 0x2000)));
         let mut p = Pointers::default();
-        p.note(last, 0x2000, [0x33, 0x2B], few, false);
+        p.note(last, 0x33, data, few, false);
         assert_eq!(Pointers { fip: 0x1000, ..Pointers::default() }, p);
-        p.note(last, 0x2000, [0x33, 0x2B], few, true);
+        p.note(Last { has_memory: false, ..last }, 0x33, data, few, true);
+        assert_eq!(Pointers { fip: 0x1000, fop: 0x123, ..Pointers::default() }, p);
+        p.note(last, 0x33, data, few, true);
         assert_eq!(Pointers { fip: 0x1000, fdp: 0x2000, fop: 0x123, ..Pointers::default() }, p);
     }
 }

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::apic::LocalApic;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
+use crate::bus::Agent;
+use crate::code::NOBODY;
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
+use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
+use crate::cpu::random::Random;
 use crate::cpu::vector::Vectors;
+use crate::dbt::home::Bell;
 use crate::dbt::tables::Tables;
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mem::Memory;
@@ -97,6 +101,8 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     pub feature_control: u64,
     pub mtrr_def_type: u64,
+    pub xss: u64,
+    pub pkrs: u64,
 }
 
 impl Default for Msrs {
@@ -118,6 +124,8 @@ impl Default for Msrs {
             spec_ctrl: 0,
             feature_control: 5, // locked, VMX outside SMX
             mtrr_def_type: 0xC06,
+            xss: 0,
+            pkrs: 0,
         }
     }
 }
@@ -228,6 +236,14 @@ pub struct Core {
     pub pdpte: [u64; 4],
     /// MSRs that are plain storage.
     pub msr: Msrs,
+    /// Performance monitoring.
+    pub pmu: Pmu,
+    /// The state components that XSAVE and its kin may save.
+    pub xcr0: u64,
+    /// Protection-key rights for user pages.
+    pub pkru: u32,
+    /// Where RDRAND and RDSEED get their numbers.
+    pub random: Random,
     /// Interrupt shadow.
     pub shadow: Shadow,
     /// The one that the instruction which executes is in.
@@ -268,8 +284,18 @@ pub struct Core {
     pub decoded: Decoded,
     /// x87 and SSE instructions copied before.
     pub vectors: Vectors,
-    /// Set from other threads: stop soon.
-    pub kick: Arc<AtomicBool>,
+    /// The processor on the bus.
+    pub agent: Arc<Agent>,
+    /// The changes on the bus that were looked at.
+    pub caught_up: u64,
+    /// The marks of code that were.
+    pub marks: u64,
+    /// [`Memory::dirty_epoch`] since which generated code's writable pages are marked dirty.
+    pub dirty_epoch: u64,
+    /// Others may run at the same time.
+    pub is_parallel: bool,
+    /// Its engine's number among those that hold translations.
+    pub holder: u32,
 }
 
 impl Core {
@@ -282,7 +308,12 @@ impl Core {
         mem: Arc<Memory>,
         clock: Clock,
         apic_id: u32,
+        bell: Bell,
     ) -> io::Result<&mut Core> {
+        let agent = mem.bus().join(bell);
+        let (caught_up, marks) = (agent.bus().changes(), agent.bus().marks());
+        let dirty_epoch = mem.dirty_epoch();
+        let is_parallel = agent.bus().is_parallel();
         let entries = Zeroed::new(tlb::ENTRIES)?;
         let data = Segment { base: 0, limit: 0xFFFF, attr: 0x93, selector: 0 };
         let mut segs = [data; 6];
@@ -311,6 +342,10 @@ impl Core {
             tr: Segment { base: 0, limit: 0xFFFF, attr: 0x8B, selector: 0 },
             pdpte: [0; 4],
             msr: Msrs::default(),
+            pmu: Pmu::default(),
+            xcr0: 1,
+            pkru: 0,
+            random: Random::of_processor(apic_id),
             shadow: Shadow::None,
             shadowed: Shadow::None,
             nmi_blocked: false,
@@ -329,7 +364,12 @@ impl Core {
             code_writes: Vec::new(),
             decoded: Decoded::default(),
             vectors: Vectors::default(),
-            kick: Arc::new(AtomicBool::new(false)),
+            agent: agent,
+            caught_up: caught_up,
+            marks: marks,
+            dirty_epoch: dirty_epoch,
+            is_parallel: is_parallel,
+            holder: NOBODY,
             ; in place
             jit: Tables::build,
             tlb: |place| Tlb::build(place, entries),

@@ -302,6 +302,6 @@ fn fetch_slowly(core: &mut Core, gva: u64, hpa: u64, special: bool, room: usize)
 }
 
 fn fetch_byte(core: &mut Core, hpa: u64, special: bool) -> Exec<u8> {
-    let byte = if special { core.read_special(hpa, 1)? } else { core.mem.load(hpa, 1) };
+    let byte = if special { core.fetch_special(hpa)? } else { core.mem.load(hpa, 1) };
     Ok(byte as u8)
 }

@@ -74,7 +74,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let mut done = 0;
     let mut flags = None;
     while core.gpr[RCX] & job.mask != 0 {
-        if is_watched && done > 0 || done >= LIMIT {
+        if is_watched && done > 0 || done >= LIMIT || done > 0 && must_give_way(core) {
             return Err(Trap::Again);
         }
         let chunk = if is_watched { 0 } else { job.chunk(core)? };
@@ -97,6 +97,12 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         }
     }
     Ok(())
+}
+
+/// Whether others wait for this processor, or have to hear that it wrote over code, before the
+/// next element.
+fn must_give_way(core: &Core) -> bool {
+    core.is_parallel && (core.agent.is_rung() || !core.code_writes.is_empty())
 }
 
 impl Job {
@@ -174,21 +180,13 @@ impl Job {
             if to > from && to - from < self.size as u64 {
                 return Ok(0); // overlaps itself inside one element
             }
-            if !core.mem.copy_within(from, to, bytes) {
+            if !core.mem.move_elements(from, to, n, self.size) {
                 return Ok(0);
             }
             let rsi = core.gpr[RSI].wrapping_add(bytes);
             set_masked(core, RSI, self.mask, rsi);
         } else {
-            let v = core.gpr[RAX] & mask(self.size);
-            let byte = v & 0xFF;
-            if v == byte * (mask(self.size) / 0xFF) && !core.mem.is_code(to >> 12) {
-                core.mem.fill(to, bytes, byte as u8);
-            } else {
-                for i in 0..n {
-                    core.mem.store(to + i * self.size as u64, self.size, v);
-                }
-            }
+            core.mem.store_elements(to, n, self.size, core.gpr[RAX]);
         }
         core.note_write(to, bytes);
         let rdi = core.gpr[RDI].wrapping_add(bytes);

@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::arch::bits::{cr4, efer, rflags};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::operand::{get_reg, set_reg};
+use crate::cpu::pmu;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::cpu::system::{flags_changed, require_level_0};
@@ -39,7 +40,7 @@ fn enter(core: &mut Core, cs: u16, ss: u16, code: u32, cpl: u8, rip: u64) {
     let flat = |selector, attr| Segment { base: 0, limit: u32::MAX, attr, selector };
     core.seg[seg::CS] = flat(cs, code | dpl);
     core.seg[seg::SS] = flat(ss, DATA | dpl);
-    core.cpl = cpl;
+    pmu::set_level(core, cpl);
     core.rip = rip;
     core.refresh();
 }

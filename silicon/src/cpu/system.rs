@@ -11,7 +11,7 @@ use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::trap::{Exec, gp, ud};
-use crate::cpu::{cr, debug, descriptors, flag_control, io, msr, syscall};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, pmu, random, syscall, xsave};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx::execute::{self as vmx, displacement, information};
@@ -71,6 +71,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
             syscall::segment_bases(core, insn)
         }
         M::Rdmsr | M::Wrmsr => msr::execute(core, insn),
+        M::Rdrand | M::Rdseed => random::execute(core, insn),
         M::Cpuid => cpuid(core, insn),
         M::Hlt => hlt(core, insn),
         M::Invd => privileged(core, insn, Sensitive::Invd),
@@ -107,7 +108,20 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         | M::Vmxon
         | M::Invept
         | M::Invvpid => vmx::execute(core, insn),
-        // XGETBV and XSETBV, too: CR4.OSXSAVE cannot be set.
+        M::Rdpkru | M::Wrpkru => keys::execute(core, insn),
+        M::Xgetbv | M::Xsetbv => xsave::registers(core, insn),
+        M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xsaves
+        | M::Xsaves64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Xrstors
+        | M::Xrstors64 => xsave::execute(core, insn),
         _ => Err(ud()),
     }
 }
@@ -154,19 +168,23 @@ fn cpuid(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let has_subleaves = matches!(leaf, 4 | 7 | 0xB | 0xD | 0xF | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1F);
     let key = (leaf, if has_subleaves { subleaf } else { 0 });
     let mut words = core.cpuid.get(&key).copied().unwrap_or_default();
-    follow_registers(core, leaf, &mut words);
+    follow_registers(core, leaf, subleaf, &mut words);
     for (r, word) in [RAX, RBX, RCX, RDX].into_iter().zip(words) {
         core.gpr[r] = u64::from(word);
     }
     Ok(())
 }
 
-/// What CPUID shows of features that registers turn off (SDM 3A, "Enabling or Disabling the Local
+/// What CPUID shows of features that registers turn off or on (SDM 3A, "Enabling or Disabling the Local
 /// APIC"; SDM 4, IA32_MISC_ENABLE).
-fn follow_registers(core: &Core, leaf: u32, words: &mut [u32; 4]) {
+fn follow_registers(core: &Core, leaf: u32, subleaf: u32, words: &mut [u32; 4]) {
     const APIC: u32 = 1 << 9;
     const NX: u32 = 1 << 20;
     const MONITOR: u32 = 1 << 3;
+    const OSXSAVE: u32 = 1 << 27;
+    /// XSAVEC or XSAVES.
+    const COMPACTING: u32 = 1 << 1 | 1 << 3;
+    const OSPKE: u32 = 1 << 4;
     let misc = core.msr.misc_enable;
     match leaf {
         0 if misc & msr::MISC_LIMIT_CPUID != 0 => words[0] = words[0].min(2),
@@ -177,6 +195,21 @@ fn follow_registers(core: &Core, leaf: u32, words: &mut [u32; 4]) {
             if misc & msr::MISC_MONITOR == 0 {
                 words[2] &= !MONITOR;
             }
+            words[2] &= !OSXSAVE;
+            if core.cr4 & cr4::OSXSAVE != 0 {
+                words[2] |= OSXSAVE;
+            }
+        }
+        7 if subleaf == 0 => {
+            words[2] &= !OSPKE;
+            if core.cr4 & cr4::PKE != 0 {
+                words[2] |= OSPKE;
+            }
+        }
+        // How large an area is of which format, for the components that are enabled now.
+        0xD if subleaf == 0 && words[0] != 0 => words[1] = xsave::standard_bytes(core.xcr0),
+        0xD if subleaf == 1 && words[0] & COMPACTING != 0 => {
+            words[1] = xsave::compacted_bytes(core.xcr0 | core.msr.xss);
         }
         0x8000_0001 if misc & msr::MISC_XD_DISABLE != 0 => words[3] &= !NX,
         _ => {}
@@ -304,7 +337,11 @@ fn rdpmc(core: &mut Core, insn: &Instruction) -> Exec<()> {
         return Err(gp(0));
     }
     core.intercept(Sensitive::Rdpmc, insn.len() as u32)?;
-    Err(gp(0))
+    let counter = core.gpr[RCX] as u32;
+    let value = pmu::read_counter(core, counter).ok_or_else(|| gp(0))?;
+    core.gpr[RAX] = value & 0xFFFF_FFFF;
+    core.gpr[RDX] = value >> 32;
+    Ok(())
 }
 
 /// The flags that wait in R11 or a stack image may let interrupts in or start single-stepping.

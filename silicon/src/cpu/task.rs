@@ -10,6 +10,7 @@ use crate::arch::segment::{attr, seg};
 use crate::cpu::cr;
 use crate::cpu::event::Event;
 use crate::cpu::frame::Cursor;
+use crate::cpu::pmu;
 use crate::cpu::segment::{
     Descriptor, is_null, mark_accessed, null_segment, read_data_segment, read_descriptor, read_stack_segment,
     selector_fault, system_type, table_address, v86_segment, write_rights,
@@ -245,7 +246,7 @@ fn commit(core: &mut Core, image: &Image, is_nested: bool, ext: u32) -> Exec<()>
     }
     core.ldtr = null_segment(image.ldt);
     let is_v86 = core.flag(rflags::VM);
-    core.cpl = if is_v86 { 3 } else { (image.segments[seg::CS] & 3) as u8 };
+    pmu::set_level(core, if is_v86 { 3 } else { (image.segments[seg::CS] & 3) as u8 });
     core.refresh();
     if let Some(cr3) = image.cr3.filter(|_| core.is_paging()) {
         if core.cr4 & cr4::PAE != 0 {

@@ -66,6 +66,8 @@ pub struct Site {
     pub is_crossing: bool,
     /// One more than the number of the prepared instruction, or 0.
     pub prepared: u32,
+    /// One more than the number of the report of x87 instructions before it, or 0.
+    pub x87: u32,
 }
 
 /// A direct transfer to another block.

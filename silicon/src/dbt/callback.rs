@@ -68,6 +68,7 @@ impl Dbt {
     /// interpreter raise the fault, which names the transfer itself.
     fn undo_transfer(&mut self, core: &mut Core) -> u64 {
         let i = self.tools.indirects[core.jit.indirect as usize];
+        self.tell_x87(core, 0, |_| gate::is_x87_pending());
         core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
@@ -113,7 +114,7 @@ impl Dbt {
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
         let site = self.tools.sites[number as usize];
-        self.tell_x87(core, |_| gate::is_x87_pending());
+        self.tell_x87(core, site.x87, |_| gate::is_x87_pending());
         match site.flags {
             Whereabouts::Live => core.flags_from_live(),
             Whereabouts::Record => core.flags_from_record(),
@@ -168,7 +169,7 @@ fn is_left_alone(core: &mut Core) -> bool {
             core.attention = 0;
         }
     }
-    core.attention == 0
+    core.attention == 0 && !core.agent.is_rung()
 }
 
 /// Whether the next instruction is to be interpreted with the last one: it is in an interrupt
@@ -211,6 +212,9 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     }
     if write {
         core.mem.mark_dirty(e.hpa);
+        if core.is_parallel && !core.mem.code().grant(e.hpa >> 12) {
+            return 0;
+        }
     }
     let host = core.mem.host_ptr(e.hpa) as u64;
     core.tlb.l1_fill(class, &e, host, write);

@@ -2,12 +2,13 @@
 //!
 //! Generated code runs with the stack pointer at the state, so that state is addressed off the
 //! stack pointer and calls (and signals) use the room below it.  The state is built here, not
-//! moved here: it is larger than a thread's stack may be.
+//! moved here: it is larger than a thread's stack may be.  Behind the state is the [`Bell`].
 
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use super::zeroed::{Vacant, map};
 use crate::cpu::state::{Clock, Core};
@@ -16,12 +17,43 @@ use crate::mem::Memory;
 /// Bytes of stack below the state.
 const STACK_BYTES: usize = 512 << 10;
 const GUARD_BYTES: usize = 4096;
-const BYTES: usize = GUARD_BYTES + STACK_BYTES + size_of::<Core>().next_multiple_of(4096);
+/// Where the bell is, counted from the state.
+pub const BELL: usize = size_of::<Core>().next_multiple_of(64);
+const BYTES: usize = GUARD_BYTES + STACK_BYTES + BELL + 64;
 
 /// Owner of a processor's state.
 pub struct Home {
     core: NonNull<Core>,
-    map: NonNull<u8>,
+    _room: Arc<Room>,
+}
+
+/// The mapping, which lasts as long as somebody may ring the bell in it.
+struct Room(NonNull<u8>);
+
+// SAFETY: it is only an address here, of a mapping that it owns.
+unsafe impl Send for Room {}
+// SAFETY: as above.
+unsafe impl Sync for Room {}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `Home::new`; neither home nor bell is left.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), BYTES) };
+    }
+}
+
+/// The word behind a processor's state that others set and generated code looks at.
+pub struct Bell(Arc<Room>);
+
+impl Bell {
+    /// The word.
+    #[inline]
+    #[must_use]
+    pub fn word(&self) -> &AtomicU32 {
+        // SAFETY: inside the mapping, aligned, zero at first, and nothing else's: the state ends
+        // before it.
+        unsafe { self.0.0.add(GUARD_BYTES + STACK_BYTES + BELL).cast().as_ref() }
+    }
 }
 
 // SAFETY: `Home` owns its `Core`, which is `Send` itself.
@@ -33,15 +65,16 @@ impl Home {
     /// # Errors
     /// If the computer gives no memory.
     pub fn new(mem: Arc<Memory>, clock: Clock, apic_id: u32) -> io::Result<Home> {
-        let map = map(BYTES)?;
+        let room = Arc::new(Room(map(BYTES)?));
+        let map = room.0;
         // SAFETY: the guard page below the stack is our own, and is made inaccessible; the place
         // for the state is inside, fresh, and aligned (STACK_BYTES is a multiple of its alignment).
         let vacant = unsafe {
             libc::mprotect(map.as_ptr().cast(), GUARD_BYTES, libc::PROT_NONE);
             Vacant::new(map.add(GUARD_BYTES + STACK_BYTES).cast::<Core>().as_ptr())
         };
-        let core = NonNull::from(Core::build(vacant, mem, clock, apic_id)?);
-        Ok(Home { core, map })
+        let core = NonNull::from(Core::build(vacant, mem, clock, apic_id, Bell(room.clone()))?);
+        Ok(Home { core, _room: room })
     }
 }
 
@@ -62,10 +95,7 @@ impl DerefMut for Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // SAFETY: built and mapped in `new`, dropped once.
-        unsafe {
-            ptr::drop_in_place(self.core.as_ptr());
-            libc::munmap(self.map.as_ptr().cast(), BYTES);
-        }
+        // SAFETY: built in `new`, dropped once, before its room.
+        unsafe { ptr::drop_in_place(self.core.as_ptr()) };
     }
 }

@@ -18,8 +18,9 @@ fn is_mode_change(insn: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         insn.mnemonic(),
-        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr
-    ) || matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
+        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr | M::Wrpkru
+    ) || matches!(insn.mnemonic(), M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64)
+        || matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
         || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
         || insn.op0_register().is_segment_register()
 }
@@ -211,7 +212,10 @@ fn is_vector(insn: &Instruction) -> bool {
 pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
     use CpuidFeature as F;
     insn.mnemonic() == Mnemonic::Wait
-        || insn.cpuid_features().iter().any(|&f| is_vector_feature(f) || matches!(f, F::FXSR | F::SSE4A))
+        || insn.cpuid_features().iter().any(|&f| {
+            is_vector_feature(f)
+                || matches!(f, F::FXSR | F::SSE4A | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES)
+        })
 }
 
 /// Whether it is an x87 instruction.

@@ -54,6 +54,7 @@ impl Translator<'_> {
     /// Lower one instruction.  Returns whether control goes on to the next one.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
         self.vector = uses_vector_state(insn);
+        self.keep_x87_data(insn);
         if self.is_32 && super::code32::must_step(insn, self.mode) {
             self.step(insn);
             return !ends_block(insn);

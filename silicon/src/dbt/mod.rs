@@ -26,7 +26,9 @@
 //! faults, inside a block gives back what was not retired.
 //!
 //! Self-modifying code: frames with translations are marked in [`crate::mem::Memory`]; writes to
-//! them never get a first-level entry, so they are interpreted and noticed.
+//! them never get a first-level entry, so they are interpreted and noticed.  Where others run at the
+//! same time ([`crate::bus`]), each block begins with a look at the bell: so what another has written
+//! over code is noticed before the next block, and a chain of blocks ends when somebody waits.
 
 pub mod asm;
 pub mod block;
@@ -153,6 +155,8 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let start = cache.base() + fixed as u64;
     let end = cache.base() + cache::CACHE_BYTES as u64;
     let registration = signals::register(start as usize..end as usize, glue.fault as usize, false)?;
+    let frames = Holder::new(core.mem.clone());
+    core.holder = frames.number();
     Ok(Box::new(Dbt {
         cache,
         fixed,
@@ -160,7 +164,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         tools: Tools::new(glue),
         blocks: Vec::new(),
         index: AddressMap::default(),
-        frames: Holder::new(core.mem.clone()),
+        frames,
         pages: AddressMap::default(),
         middles: Middles::new(),
         tables_of: (0, 0, 0),
@@ -184,14 +188,16 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
-        if self.frames.others_marked() {
-            self.protect(core);
+        if core.is_parallel != self.tools.is_parallel {
+            self.tools.is_parallel = core.is_parallel;
+            self.flush_code(core);
         }
         let mut is_stuck = false;
         loop {
             self.sync(core);
             let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
-            if core.countdown <= 0 || core.attention != 0 || is_short && core.may_stop_early {
+            let is_asked = core.attention != 0 || core.agent.is_rung();
+            if core.countdown <= 0 || is_asked || is_short && core.may_stop_early {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
@@ -217,7 +223,8 @@ impl Engine for Dbt {
             let before = core.countdown;
             self.enter(core, block);
             // If a group failed, and the block without groups is too long for the budget.
-            is_stuck = core.countdown == before && !self.ungrouped && core.jit.request == NO_REQUEST;
+            let is_left = self.ungrouped || core.jit.request != NO_REQUEST || core.agent.is_rung();
+            is_stuck = core.countdown == before && !is_left;
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
                 return Err(trap);
@@ -229,7 +236,9 @@ impl Engine for Dbt {
         if !core.code_writes.is_empty() {
             for (hpa, len) in std::mem::take(&mut core.code_writes) {
                 self.invalidate(core, hpa, len);
-                self.frames.wrote(hpa >> 12);
+                if self.frames.is_shared(hpa >> 12) {
+                    core.mem.report_code(hpa >> 12, core.holder, &core.agent);
+                }
             }
         }
     }
@@ -266,21 +275,6 @@ impl Dbt {
         self.sync_tables(core);
         let rules = core.l1_rules();
         core.tlb.own_l1(rules);
-    }
-
-    /// Give up the right to write without asking to frames that others have marked meanwhile.  What
-    /// was written with it since then they have to learn.
-    #[cold]
-    fn protect(&mut self, core: &mut Core) {
-        let (mem, base) = (core.mem.clone(), core.mem.base() as u64);
-        core.tlb.l1_protect_where(|host| {
-            let pfn = host.wrapping_sub(base) >> 12;
-            let is_code = mem.is_code(pfn);
-            if is_code {
-                self.frames.wrote(pfn);
-            }
-            is_code
-        });
     }
 
     /// Drop what the fetch and jump tables say of pages that may be mapped elsewhere now.
@@ -340,7 +334,7 @@ impl Dbt {
 
     /// Interpret the last instructions before a deadline: too few for a block.
     fn interpret_rest(&mut self, core: &mut Core) -> Exec<()> {
-        while core.countdown > 0 && core.attention == 0 {
+        while core.countdown > 0 && core.attention == 0 && !core.agent.is_rung() {
             self.slow += 1;
             step(core)?;
         }
@@ -449,12 +443,18 @@ impl Dbt {
         Some(number)
     }
 
-    /// Hold the frame of `hpa`, and nothing may be written there without asking.
+    /// Hold the frame of `hpa`, and nobody may write there without asking.
     fn hold(&mut self, core: &mut Core, hpa: u64) -> &mut Vec<u32> {
-        let (is_new, in_frame) = self.frames.hold(hpa >> 12);
+        let pfn = hpa >> 12;
+        let (is_new, in_frame) = self.frames.hold(pfn);
         if is_new {
             let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
             core.tlb.l1_protect_where(|page| page == host);
+            let change = core.tell_mark();
+            if core.is_parallel && core.mem.code().is_granted(pfn) {
+                core.agent.clone().wait_for(change, || core.catch_up());
+                core.mem.code().revoke(pfn);
+            }
         }
         in_frame
     }
@@ -490,23 +490,7 @@ impl Dbt {
         gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
-        self.tell_x87(core, |core| core.fx.pending() != 0);
-    }
-
-    /// Take over which x87 instruction generated code executed last.
-    fn tell_x87(&mut self, core: &mut Core, is_pending: impl Fn(&Core) -> bool) {
-        let number = std::mem::take(&mut core.jit.x87);
-        if number == 0 {
-            return;
-        }
-        let memory = std::mem::take(&mut core.jit.x87_memory);
-        let is_pending = is_pending(core);
-        // (With unmasked exceptions no other one follows.)
-        for (n, is_pending) in [(memory, is_pending && memory == number), (number, is_pending)] {
-            if let Some(last) = self.tools.x87.get((n as usize).wrapping_sub(1)) {
-                core.note_x87(*last, core.jit.x87_data, is_pending);
-            }
-        }
+        self.tell_x87(core, 0, |core| core.fx.pending() != 0);
     }
 
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).

@@ -26,10 +26,9 @@ pub struct Tables {
     pub record: Record,
     /// The last indirect transfer.
     pub indirect: u32,
-    /// The last x87 instruction: one more than its number, or 0 if it is told already.
-    pub x87: u32,
-    /// The last one with a memory operand, alike.
-    pub x87_memory: u32,
+    /// One more than the number of the last block's report of x87 instructions that names a memory operand,
+    /// in the lower half; in the upper one that of a later block's that names none.  0: it is told already.
+    pub x87: u64,
     /// Offset of the last memory operand of one.
     pub x87_data: u64,
     /// Host pointers of a block's groups of accesses.
@@ -67,7 +66,6 @@ impl Tables {
             record: Record::default(),
             indirect: 0,
             x87: 0,
-            x87_memory: 0,
             x87_data: 0,
             groups: [0; MAX_GROUPS],
             request: NO_REQUEST,

@@ -224,6 +224,7 @@ impl Translator<'_> {
         let rest = (self.count - self.index - 1) as u8;
         if rest == 0 {
             self.record_flags();
+            self.record_x87();
         }
         if !is_jump {
             // The block ends here: no recipe outlives the old count.
@@ -247,7 +248,7 @@ impl Translator<'_> {
             }
         };
         let target = insn.near_branch_target();
-        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, x87: self.x87, rest });
         true
     }
 

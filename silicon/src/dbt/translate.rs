@@ -9,9 +9,11 @@ use super::code32;
 use super::flags::Flags;
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
+use super::home::BELL;
 use super::tables::{JUMP_ENTRIES, Tables};
+use super::x87::Report;
 use crate::cpu::decode::{Execute, route};
-use crate::cpu::pointers::{self, Last};
+use crate::cpu::pointers;
 use crate::cpu::state::Core;
 use std::mem::offset_of;
 
@@ -24,15 +26,15 @@ pub(super) enum Cold {
     /// group: the flags, the block's number of instructions from here on, the place's tag of reading.
     Fill { branch: usize, back: u64, kind: u32, tag: Mem, site: Site, group: Option<(Flags, u8, Mem)> },
     /// The page behind is not the one that was translated.
-    Cross { branch: usize, rip: u64, flags: Flags, index: usize },
+    Cross { branch: usize, rip: u64, flags: Flags, x87: u32, index: usize },
     /// An instruction has to be interpreted after all.
     Step { branch: usize, site: Site },
-    /// The instruction budget does not cover the block.
-    Budget { branch: usize },
+    /// The instruction budget does not cover the block, or the bell is rung.
+    Leave { branch: usize },
     /// The flags in the record have to be made before they can be loaded.
     Flags { branch: usize, back: u64 },
     /// A transfer to `target` whose jump is at `branch`; the block has `rest` instructions behind.
-    Exit { branch: usize, target: u64, flags: Flags, rest: u8 },
+    Exit { branch: usize, target: u64, flags: Flags, x87: u32, rest: u8 },
 }
 
 /// What a translation yields.
@@ -96,6 +98,9 @@ pub(super) struct Translator<'a> {
     pub ready: [bool; MAX_GROUPS],
     /// The group whose pointer T0 holds.
     pub t0_group: Option<usize>,
+    /// One more than the number of the report of the block's x87 instructions so far, or 0 if there are none
+    /// that are not told.
+    pub x87: u32,
 }
 
 /// What translations are made with, and what they leave behind: the lists grow with each, and
@@ -109,6 +114,8 @@ pub struct Tools {
     pub info: InstructionInfoFactory,
     /// The computer has RORX.
     pub has_bmi2: bool,
+    /// Blocks begin with a look at the bell.
+    pub is_parallel: bool,
     /// Places to interpret from.
     pub sites: Vec<Site>,
     /// Instructions that are always interpreted, and their executors.
@@ -119,8 +126,8 @@ pub struct Tools {
     pub links: Vec<Link>,
     /// Indirect transfers.
     pub indirects: Vec<Indirect>,
-    /// x87 instructions.
-    pub x87: Vec<Last>,
+    /// What there is to say of x87 instructions.
+    pub x87: Vec<Report>,
 }
 
 impl Tools {
@@ -132,6 +139,7 @@ impl Tools {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            is_parallel: false,
             sites: Vec::new(),
             prepared: Vec::new(),
             faults: Vec::new(),
@@ -266,6 +274,7 @@ pub fn translate(
         plan,
         ready: [false; MAX_GROUPS],
         t0_group: None,
+        x87: 0,
     };
     let landing = t.a.here();
     t.a.imm(T1, key.rip);
@@ -307,11 +316,16 @@ pub fn translate(
 }
 
 impl Translator<'_> {
-    /// The head of a block: take its instructions from the countdown.
+    /// The head of a block: take its instructions from the countdown, look at the bell.
     fn enter(&mut self) {
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
         let branch = self.a.jcc_later(cc::S);
-        self.cold.push(Cold::Budget { branch });
+        self.cold.push(Cold::Leave { branch });
+        if self.tools.is_parallel {
+            self.a.cmp_mem32_imm(state(BELL), 0);
+            let branch = self.a.jcc_later(cc::NE);
+            self.cold.push(Cold::Leave { branch });
+        }
     }
 
     /// A site at the current host address.
@@ -327,6 +341,7 @@ impl Translator<'_> {
             is_group: false,
             is_crossing: false,
             prepared: 0,
+            x87: self.x87,
         }
     }
 
@@ -342,6 +357,7 @@ impl Translator<'_> {
         self.how_at_head = None;
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
+        self.x87 = 0;
     }
 
     /// The number of the next site.
@@ -367,6 +383,7 @@ impl Translator<'_> {
             is_vector: true,
             is_crossing: true,
             flags: self.whereabouts(),
+            x87: self.x87,
             ..Site::default()
         });
     }
@@ -376,7 +393,7 @@ impl Translator<'_> {
     fn check_page(&mut self, rip: u64, page: u32) {
         self.keep_flags();
         let branch = self.unless_page(rip + 4096, page);
-        self.cold.push(Cold::Cross { branch, rip, flags: self.flags, index: self.index });
+        self.cold.push(Cold::Cross { branch, rip, flags: self.flags, x87: self.x87, index: self.index });
     }
 
     /// Emit a branch that is taken unless code page `page` is mapped at an address, as far as is
@@ -393,8 +410,9 @@ impl Translator<'_> {
     pub fn transfer(&mut self, target: u64) {
         self.end_shadow();
         self.record_flags();
+        self.record_x87();
         let branch = self.a.jmp_later();
-        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest: 0 });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, x87: 0, rest: 0 });
     }
 
     /// Go to a known address if a condition holds.
@@ -402,16 +420,20 @@ impl Translator<'_> {
         self.end_shadow();
         self.make_live();
         let rest = (self.count - self.index - 1) as u8;
+        if rest == 0 {
+            self.record_x87();
+        }
         if rest == 0 || self.flags.recipe.is_none() {
             self.record_flags();
         }
         let branch = self.a.jcc_later(cc);
-        self.cold.push(Cold::Exit { branch, target, flags: self.flags, rest });
+        self.cold.push(Cold::Exit { branch, target, flags: self.flags, x87: self.x87, rest });
     }
 
     /// Go to the address in T0; `popped`: what the instruction added to RSP.
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
         self.record_flags();
+        self.record_x87();
         let number = self.tools.indirects.len() as u32;
         let is_shadowed = self.end_shadow();
         self.tools.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
@@ -447,14 +469,14 @@ impl Translator<'_> {
                     let rip = site.rip;
                     self.tools.sites.push(site);
                     if let (Some(branch), Some((flags, rest, _))) = (apart, group) {
-                        self.flags = flags;
+                        (self.flags, self.x87) = (flags, site.x87);
                         let mode = self.mode | super::mode::MODE_UNGROUPED;
                         self.write_exit(branch, rip, rest, page, mode);
                     }
                 }
-                Cold::Cross { branch, rip, flags, index } => {
+                Cold::Cross { branch, rip, flags, x87, index } => {
                     self.a.patch(branch, here);
-                    (self.index, self.flags) = (index, flags);
+                    (self.index, self.flags, self.x87) = (index, flags, x87);
                     self.step_across(rip);
                 }
                 Cold::Step { branch, site } => {
@@ -467,14 +489,14 @@ impl Translator<'_> {
                     self.a.call(self.tools.glue.flags);
                     self.a.jmp(back);
                 }
-                Cold::Budget { branch } => {
+                Cold::Leave { branch } => {
                     self.a.patch(branch, here);
                     self.give_back(self.count as u8);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
                     self.a.jmp(self.tools.glue.exit);
                 }
-                Cold::Exit { branch, target, flags, rest } => {
-                    self.flags = flags;
+                Cold::Exit { branch, target, flags, x87, rest } => {
+                    (self.flags, self.x87) = (flags, x87);
                     let mode = self.mode & !super::mode::MODE_UNGROUPED;
                     self.write_exit(branch, target, rest, page, mode);
                 }
@@ -530,6 +552,7 @@ impl Translator<'_> {
         let here = self.a.here();
         self.a.patch(branch, here);
         self.record_flags();
+        self.record_x87();
         if rest > 0 {
             self.give_back(rest);
         }

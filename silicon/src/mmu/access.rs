@@ -1,8 +1,11 @@
 //! Reads and writes of linear addresses.
 
+use std::sync::atomic::{Ordering::SeqCst, fence};
+
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::trap::Exec;
+use crate::mem::Memory;
 use crate::mmu::walk::Access;
 
 /// On whose behalf memory is accessed.
@@ -83,6 +86,9 @@ impl Core {
     /// Tell the engines if a write of plain memory inside one frame hit code.
     #[inline]
     pub fn note_write(&mut self, hpa: u64, len: u64) {
+        if self.is_parallel {
+            fence(SeqCst); // either who marks the frame reads what was written, or the mark is seen here
+        }
         if self.mem.is_code(hpa >> 12) {
             self.code_writes.push((hpa, len));
         }
@@ -140,18 +146,20 @@ impl Core {
     /// Atomically read-modify-write 1, 2, 4 or 8 bytes (LOCK, XCHG): returns the old value.
     ///
     /// # Errors
-    /// As [`Core::write_lin`]; on special pages or across a page it is not atomic.
+    /// As [`Core::write_lin`]; on special pages it is not atomic.
     pub fn update_lin(&mut self, gva: u64, size: usize, mut f: impl FnMut(u64) -> u64) -> Exec<u64> {
-        let crossing = (gva & PAGE_OFFSET) + size as u64 > FRAME_BYTES;
-        if !crossing {
+        let is_crossing = (gva & PAGE_OFFSET) + size as u64 > FRAME_BYTES;
+        if !is_crossing {
             let (hpa, special) = self.translate(gva, Access::Write)?;
-            if !special {
+            if !special && Memory::is_in_line(hpa, size) {
                 let old = self.mem.update(hpa, size, f);
                 self.note_write(hpa, size as u64);
                 return Ok(old);
             }
         }
         self.probe_write(gva, size, Who::Program)?;
+        let bus = self.mem.bus().clone();
+        let _lock = bus.lock(&self.agent);
         let old = self.read_lin(gva, size, Who::Program)?;
         self.write_lin(gva, size, f(old), Who::Program)?;
         Ok(old)

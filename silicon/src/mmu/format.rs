@@ -26,9 +26,6 @@ pub struct Format {
     pub is_pae: bool,
 }
 
-/// Levels of the deepest format.
-pub const MOST_LEVELS: usize = 5;
-
 const fn level(number: u8, shift: u8, bits: u8, may_map: bool) -> Level {
     Level { number, shift, bits, may_map }
 }

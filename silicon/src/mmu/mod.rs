@@ -6,6 +6,7 @@
 pub mod access;
 pub mod caches;
 pub mod format;
+pub mod page_log;
 pub mod special;
 pub mod tlb;
 pub mod translate;

@@ -35,6 +35,14 @@ impl Core {
         Err(Trap::Stop(Box::new(Exit { gpa: hpa, length: size as u32, ..Exit::new(reason::MMIO, 0) })))
     }
 
+    /// Fetch a byte of code where there is no plain memory.
+    pub(crate) fn fetch_special(&mut self, hpa: u64) -> Exec<u64> {
+        if vmx::apic::is_access_page(self, hpa) {
+            return vmx::apic::fetch_page(self, hpa);
+        }
+        self.read_special(hpa, 1)
+    }
+
     /// Write where there is no plain memory.
     pub(crate) fn write_special(&mut self, hpa: u64, size: usize, value: u64) -> Exec<()> {
         if vmx::apic::is_access_page(self, hpa) {

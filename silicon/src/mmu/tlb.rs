@@ -37,17 +37,19 @@ const NUMBERS_SEARCHED: usize = 64;
 pub mod perm {
     #![allow(missing_docs)]
     /// User-mode accesses allowed by the guest's tables.
-    pub const US: u8 = 1 << 0;
+    pub const US: u16 = 1 << 0;
     /// Writes allowed by the guest's tables.
-    pub const RW: u8 = 1 << 1;
+    pub const RW: u16 = 1 << 1;
     /// Instruction fetches allowed by the guest's tables and the EPT.
-    pub const X: u8 = 1 << 2;
+    pub const X: u16 = 1 << 2;
     /// The dirty flags are set, and the EPT allows writes: writing needs no walk.
-    pub const DIRTY: u8 = 1 << 3;
+    pub const DIRTY: u16 = 1 << 3;
     /// Survives CR3 loads.
-    pub const GLOBAL: u8 = 1 << 4;
+    pub const GLOBAL: u16 = 1 << 4;
     /// Not plain memory: an APIC page, or no memory at all.
-    pub const SPECIAL: u8 = 1 << 5;
+    pub const SPECIAL: u16 = 1 << 5;
+    /// From here on: the protection key, of four bits.
+    pub const KEY_SHIFT: u32 = 8;
 }
 
 /// One translation of a 4-KByte page.
@@ -60,7 +62,7 @@ pub struct Entry {
     /// Address-space number; 0 is never in use.
     pub asn: u32,
     /// [`perm`] bits.
-    pub perm: u8,
+    pub perm: u16,
 }
 
 /// One place of the engine's first level: half a cache line, so that a hit touches one line.
@@ -100,7 +102,7 @@ pub struct Tlb {
     pub l1: [L1; L1_CLASSES],
     /// Its filled places: of global translations, and of the others.
     l1_used: [[Vec<u16>; L1_CLASSES]; 2],
-    l1_owner: (u32, u32, u32),
+    l1_owner: (u32, u32, u128),
     entries: Zeroed<Entry>,
     fetch: AddressMap<(u64, u32), Entry>,
     /// Large pages that have pieces here: log2 of the size, number of the page.
@@ -210,7 +212,7 @@ impl Tlb {
 
     /// Make the first level belong to the current space under the permission rules `rules`
     /// (any number that changes with them); what does not belong there is dropped.
-    pub fn own_l1(&mut self, rules: u32) {
+    pub fn own_l1(&mut self, rules: u128) {
         let owner = (self.asn, self.global_asn, rules);
         if self.l1_owner != owner {
             let (_, global, before) = std::mem::replace(&mut self.l1_owner, owner);
@@ -333,7 +335,7 @@ impl Tlb {
         self.fetch.get(&(vpn, self.asn)).or_else(|| self.fetch.get(&(vpn, self.global_asn)))
     }
 
-    fn number(&self, perm: u8) -> u32 {
+    fn number(&self, perm: u16) -> u32 {
         if perm & perm::GLOBAL != 0 { self.global_asn } else { self.asn }
     }
 
@@ -345,7 +347,7 @@ impl Tlb {
     }
 
     /// Put in a data translation, a piece of a guest's page of 2 to the power `shift` bytes.
-    pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u8, shift: u8) {
+    pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u16, shift: u8) {
         self.note_size(vpn, shift);
         let slot = vpn as usize % ENTRIES;
         let old = self.entries[slot];
@@ -357,7 +359,7 @@ impl Tlb {
     }
 
     /// Put in an instruction-side translation, as [`Tlb::insert`].
-    pub fn insert_fetch(&mut self, vpn: u64, hpa: u64, perm: u8, shift: u8) {
+    pub fn insert_fetch(&mut self, vpn: u64, hpa: u64, perm: u16, shift: u8) {
         self.note_size(vpn, shift);
         if self.fetch.len() >= FETCH_LIMIT {
             self.fetch.clear();

@@ -8,6 +8,7 @@ use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::{Access, Intent, Refusal, Space, Walker, format_of};
+use crate::vmx::controls::secondary;
 
 impl Core {
     /// The current translation regime.
@@ -20,6 +21,7 @@ impl Core {
             efer: self.efer,
             pdpte: self.pdpte,
             eptp: self.vmx.eptp,
+            by_mode: self.vmx.controls.secondary(secondary::MODE_BASED_EXECUTE),
         }
     }
 
@@ -31,10 +33,13 @@ impl Core {
 
     /// A number that changes whenever the permission rules of the TLB's first level change.
     #[must_use]
-    pub fn l1_rules(&self) -> u32 {
-        u32::from(self.cr0 & cr0::WP != 0)
-            | u32::from(self.cr4 & cr4::SMAP != 0) << 1
-            | u32::from(self.cr0 & cr0::PG != 0) << 2
+    pub fn l1_rules(&self) -> u128 {
+        let keys = self.keys();
+        u128::from(self.cr0 & cr0::WP != 0)
+            | u128::from(self.cr4 & cr4::SMAP != 0) << 1
+            | u128::from(self.cr0 & cr0::PG != 0) << 2
+            | u128::from(keys.user) << 32
+            | u128::from(keys.supervisor) << 64
     }
 
     /// MOV to CR3, or what flushes as much: drop the non-global translations of this PCID.
@@ -60,6 +65,10 @@ impl Core {
 
     fn permits(&self, e: &Entry, i: Intent) -> bool {
         let page_is_user = e.perm & perm::US != 0;
+        let heeds_writes = i.user || self.cr0 & cr0::WP != 0;
+        if self.keys().refuses((e.perm >> perm::KEY_SHIFT) as u8, page_is_user, i.access, heeds_writes) {
+            return false;
+        }
         match i.access {
             Access::Fetch => {
                 let smep = self.cr4 & cr4::SMEP != 0 && self.is_paging();
@@ -127,7 +136,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let (page_log, keys) = (self.page_log(), self.keys());
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, keys, ..own };
         let w = match walker.walk(&space, gva, intent) {
             Ok(w) => w,
             Err(refusal) => {
@@ -137,7 +148,7 @@ impl Core {
                 return Err(Self::refused(refusal, gva));
             }
         };
-        let mut p = 0;
+        let mut p = u16::from(w.key) << perm::KEY_SHIFT;
         for (on, bit) in [
             (w.user, perm::US),
             (w.write, perm::RW),
@@ -168,7 +179,9 @@ impl Core {
         let space = self.space();
         let mem = self.mem.clone();
         let asn = self.tlb.asn;
-        let mut walker = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let page_log = self.page_log();
+        let own = Walker::own(&mem, &mut self.counts, &mut self.tlb.caches, asn);
+        let mut walker = Walker { page_log, ..own };
         walker.physical(&space, gpa & PHYS_MASK, access).map_err(|r| Self::refused(r, 0))
     }
 
@@ -182,7 +195,7 @@ impl Core {
             Refusal::EptViolation { gpa, .. } | Refusal::EptMisconfig { gpa } => {
                 caches.drop_mapping(space.eptp, gpa);
             }
-            Refusal::PageFault(_) => {}
+            Refusal::PageFault(_) | Refusal::LogFull => {}
         }
     }
 
@@ -197,6 +210,7 @@ impl Core {
             Refusal::EptMisconfig { gpa } => {
                 Trap::Exit(Box::new(Exit { gpa, gla: gva, ..Exit::new(reason::EPT_MISCONFIG, 0) }))
             }
+            Refusal::LogFull => Trap::Exit(Box::new(Exit::new(reason::PML_FULL, 0))),
         }
     }
 

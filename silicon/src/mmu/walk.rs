@@ -10,6 +10,7 @@ use crate::cpu::state::Counts;
 use crate::mem::Memory;
 use crate::mmu::caches::{Caches, Mapping, Table};
 use crate::mmu::format::{self, Format};
+use crate::mmu::page_log::PageLog;
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,37 @@ pub struct Space {
     pub pdpte: [u64; 4],
     /// EPT pointer, 0 without EPT.
     pub eptp: u64,
+    /// "Mode-based execute control for EPT".
+    pub by_mode: bool,
+}
+
+impl Space {
+    /// The bits of an entry of the EPT that are rights, and make it present.
+    fn rights(&self) -> u64 {
+        ept::R | ept::W | ept::X | if self.by_mode { ept::XU } else { 0 }
+    }
+
+    /// The right that a fetch from a user-mode or supervisor-mode linear address needs.
+    fn execute(&self, user: bool) -> u64 {
+        if user && self.by_mode { ept::XU } else { ept::X }
+    }
+
+    /// Rights as the exit qualification of an EPT violation shows them.
+    fn shown(&self, rights: u64) -> u64 {
+        (rights & 7) << 3 | if self.by_mode && rights & ept::XU != 0 { 1 << 6 } else { 0 }
+    }
+}
+
+/// What a guest-physical address is translated for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// No linear address.
+    Itself,
+    /// A table, on the way to the translation of a linear address.
+    Table,
+    /// What a linear address leads to: one that is user-mode if all the guest's entries say so, or
+    /// there are none.
+    Page { user: bool },
 }
 
 /// Who accesses and how, as far as permissions go.
@@ -48,6 +80,29 @@ pub struct Intent {
     pub user: bool,
     /// Supervisor data accesses to user pages fault (SMAP armed, or implicit access under SMAP).
     pub smap: bool,
+}
+
+/// The rights that protection keys leave, two bits a key (SDM 3A, "Protection Keys"): 0 refuses
+/// nothing, and so does what is not in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keys {
+    /// PKRU: for user pages.
+    pub user: u32,
+    /// IA32_PKRS: for supervisor pages.
+    pub supervisor: u32,
+}
+
+impl Keys {
+    /// Whether a page's key refuses an access; `heeds_writes`: of a user, or under CR0.WP.
+    #[must_use]
+    pub fn refuses(&self, key: u8, page_is_user: bool, access: Access, heeds_writes: bool) -> bool {
+        let rights = if page_is_user { self.user } else { self.supervisor } >> (2 * key);
+        match access {
+            Access::Fetch => false,
+            Access::Read => rights & 1 != 0,
+            Access::Write => rights & 1 != 0 || rights & 2 != 0 && heeds_writes,
+        }
+    }
 }
 
 /// One reference of a walk, for observers: (is host dimension, level, address, entry).
@@ -74,6 +129,8 @@ pub struct Walked {
     pub global: bool,
     /// Dirty flags set and the EPT allows writes: a later write needs no walk.
     pub dirty: bool,
+    /// The protection key; 0 where the format has none.
+    pub key: u8,
 }
 
 /// Why there is no translation.
@@ -94,6 +151,22 @@ pub enum Refusal {
         /// Where.
         gpa: u64,
     },
+    /// Accessed or dirty flags would have to be set, and the page-modification log is full.
+    LogFull,
+}
+
+/// Why a walk ended early.
+enum End {
+    /// For good.
+    Refused(Refusal),
+    /// Another processor changed an entry that was used: begin again.
+    Changed,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        End::Refused(refusal)
+    }
 }
 
 /// A walker: memory, and what to do beside translating.
@@ -106,6 +179,10 @@ pub struct Walker<'a> {
     pub log: Option<&'a mut Vec<Reference>>,
     /// Shorten walks by these, under this address-space number: the processor's own walks.
     pub caches: Option<(&'a mut Caches, u32)>,
+    /// Note here which pages of the EPT become dirty.
+    pub page_log: Option<PageLog>,
+    /// Refuse what these do.
+    pub keys: Keys,
 }
 
 struct HostPage {
@@ -132,13 +209,20 @@ pub fn format_of(s: &Space) -> Option<&'static Format> {
 impl<'a> Walker<'a> {
     /// The processor's own: sets flags, counts, uses the translation caches.
     pub fn own(mem: &'a Memory, counts: &'a mut Counts, caches: &'a mut Caches, asn: u32) -> Self {
-        Self { mem, counts: Some(counts), log: None, caches: Some((caches, asn)) }
+        Self {
+            mem,
+            counts: Some(counts),
+            log: None,
+            caches: Some((caches, asn)),
+            page_log: None,
+            keys: Keys::default(),
+        }
     }
 
     /// An observer's: without effects.
     #[must_use]
     pub fn observer(mem: &'a Memory) -> Self {
-        Self { mem, counts: None, log: None, caches: None }
+        Self { mem, counts: None, log: None, caches: None, page_log: None, keys: Keys::default() }
     }
 
     fn note(&mut self, host: bool, level: u8, address: u64, entry: u64) {
@@ -155,30 +239,48 @@ impl<'a> Walker<'a> {
         self.counts.is_some()
     }
 
-    /// Set flag bits in an entry, atomically, if it still is what was read.
-    fn set_flags(&self, hpa: u64, size: usize, seen: u64, bits: u64) {
-        if self.has_effects() && seen & bits != bits {
-            self.mem.update(hpa, size, |old| if old == seen { old | bits } else { old });
-            self.mem.touch(hpa, size as u64);
+    /// Set flag bits in an entry, atomically, if but for such flags (`all`) it still is what was read.
+    fn set_flags(&self, hpa: u64, size: usize, seen: u64, bits: u64, all: u64) -> Result<(), End> {
+        if !self.has_effects() || seen & bits == bits {
+            return Ok(());
         }
+        let is_same = |old| (old ^ seen) & !all == 0;
+        let old = self.mem.update(hpa, size, |old| if is_same(old) { old | bits } else { old });
+        self.mem.wrote(hpa, size as u64);
+        if is_same(old) { Ok(()) } else { Err(End::Changed) }
+    }
+
+    /// Set flags in an entry of the EPT that translates `gpa`; a page that becomes dirty is logged.
+    /// False: the log is full, so nothing may be set.
+    fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> Result<bool, End> {
+        if let Some(log) = self.page_log.filter(|_| self.has_effects() && seen & bits != bits) {
+            if log.is_full(self.mem) {
+                return Ok(false);
+            }
+            if bits & !seen & ept::D != 0 {
+                log.note(self.mem, gpa);
+            }
+        }
+        self.set_flags(hpa, 8, seen, bits, ept::A | ept::D)?;
+        Ok(true)
     }
 
     /// Set accessed and dirty flags in a guest's entry at `gpa`: a read and a write, which the EPT
     /// may refuse.
     fn set_guest_flags(
         &self,
+        s: &Space,
         place: &HostPage,
         gpa: u64,
         size: usize,
         seen: u64,
         bits: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), End> {
         if self.has_effects() && seen & bits != bits && place.rights & ept::W == 0 {
-            let qualification = 3 | place.rights << 3 | 1 << 7;
-            return Err(Refusal::EptViolation { gpa, qualification });
+            let qualification = 3 | s.shown(place.rights) | 1 << 7;
+            return Err(Refusal::EptViolation { gpa, qualification }.into());
         }
-        self.set_flags(place.hpa, size, seen, bits);
-        Ok(())
+        self.set_flags(place.hpa, size, seen, bits, pte::A | pte::D)
     }
 
     /// Translate a linear address.
@@ -186,8 +288,12 @@ impl<'a> Walker<'a> {
     /// # Errors
     /// What the processor would raise.
     pub fn walk(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, Refusal> {
+        until_unchanged(|| self.attempt(s, gva, intent))
+    }
+
+    fn attempt(&mut self, s: &Space, gva: u64, intent: Intent) -> Result<Walked, End> {
         let Some(format) = format_of(s) else {
-            let host = self.host(s, gva & PHYS_MASK, intent.access, Some(gva), true)?;
+            let host = self.host(s, gva & PHYS_MASK, intent.access, For::Page { user: true })?;
             return Ok(Walked {
                 gpa: gva & PHYS_MASK,
                 hpa: host.hpa,
@@ -195,9 +301,10 @@ impl<'a> Walker<'a> {
                 page_shift: 12,
                 user: true,
                 write: true,
-                execute: host.rights & ept::X != 0,
+                execute: host.rights & s.execute(true) != 0,
                 global: false,
                 dirty: host.rights & ept::W != 0 && host.dirty,
+                key: 0,
             });
         };
         let is_long = s.efer & efer::LMA != 0;
@@ -212,7 +319,7 @@ impl<'a> Walker<'a> {
         let mut table = if format.is_pae {
             let pdpte = s.pdpte[(gva >> 30 & 3) as usize];
             if pdpte & pte::P == 0 {
-                return Err(Refusal::PageFault(code(0)));
+                return Err(Refusal::PageFault(code(0)).into());
             }
             pdpte & PHYS_MASK & !PAGE_OFFSET
         } else if is_long {
@@ -222,12 +329,13 @@ impl<'a> Walker<'a> {
         };
         let size = usize::from(format.entry_bytes);
         let (mut user, mut write, mut execute) = (true, true, true);
-        let mut passed = [const { None }; format::MOST_LEVELS];
+        let (mut unmarked, mut tables) = (Vec::new(), Vec::new()); // seldom more than nothing
+        let keeps_tables = self.caches.as_ref().is_some_and(|(caches, _)| caches.has_structures());
         let (first, mut known) = self.known_table(format, gva);
         if let Some(t) = known {
             (table, user, write, execute) = (t.gpa, t.user, t.write, t.execute);
         }
-        for (n, level) in format.levels.iter().enumerate().skip(first) {
+        for level in format.levels.iter().skip(first) {
             let index = gva >> level.shift & ((1 << level.bits) - 1);
             let at = table + index * size as u64;
             // A table access counts as a write for the EPT when its accessed/dirty flags are on.
@@ -236,25 +344,29 @@ impl<'a> Walker<'a> {
             let place = if let Some(t) = known.take() {
                 HostPage { hpa: t.hpa | (at & PAGE_OFFSET), shift: 12, rights: t.rights, dirty: true }
             } else {
-                self.host(s, at, how, Some(gva), false)?
+                self.host(s, at, how, For::Table)?
             };
             let hpa = place.hpa & !PAGE_OFFSET;
-            let found = Table { gpa: table, hpa, rights: place.rights, user, write, execute };
+            if keeps_tables {
+                tables.push(Table { gpa: table, hpa, rights: place.rights, user, write, execute });
+            }
             let entry = self.mem.load(place.hpa, size);
             self.note(false, level.number, place.hpa, entry);
             if entry & pte::P == 0 {
-                return Err(Refusal::PageFault(code(0)));
+                return Err(Refusal::PageFault(code(0)).into());
             }
             let is_page = level.number == 1
                 || (level.may_map && entry & pte::PS != 0 && (size == 8 || s.cr4 & cr4::PSE != 0));
             if entry & self.reserved(s, format, level.number, level.shift, is_page, nx) != 0 {
-                return Err(Refusal::PageFault(code(pf::P) | pf::RSVD));
+                return Err(Refusal::PageFault(code(pf::P) | pf::RSVD).into());
             }
             user &= entry & pte::US != 0;
             write &= entry & pte::RW != 0;
             execute &= !nx || entry & pte::XD == 0;
             if !is_page {
-                passed[n] = Some((place, at, entry, found));
+                if entry & pte::A == 0 {
+                    unmarked.push((place, at, entry));
+                }
                 table = entry & PHYS_MASK & !PAGE_OFFSET & if size == 4 { 0xFFFF_F000 } else { !0 };
                 continue;
             }
@@ -266,8 +378,12 @@ impl<'a> Walker<'a> {
                 (Access::Write, false) => !(user && intent.smap) && (write || s.cr0 & cr0::WP == 0),
                 (Access::Fetch, false) => execute && !(user && s.cr4 & cr4::SMEP != 0),
             };
-            if !allowed {
-                return Err(Refusal::PageFault(code(pf::P)));
+            let key = if is_long { (entry >> 59) as u8 & 0xF } else { 0 };
+            let heeds_writes = intent.user || s.cr0 & cr0::WP != 0;
+            let by_key = self.keys.refuses(key, user, intent.access, heeds_writes);
+            if !allowed || by_key {
+                let by_key = if by_key { pf::PK } else { 0 };
+                return Err(Refusal::PageFault(code(pf::P) | by_key).into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let frame = if size == 4 && level.number == 2 {
@@ -277,13 +393,13 @@ impl<'a> Walker<'a> {
             };
             let gpa = frame | (gva & mask);
             // Only a walk that leads to a translation uses its entries (decision 0034).
-            for (place, at, entry, _) in passed.iter().flatten() {
-                self.set_guest_flags(place, *at, size, *entry, pte::A)?;
+            for (place, at, entry) in unmarked {
+                self.set_guest_flags(s, &place, at, size, entry, pte::A)?;
             }
             let wants = pte::A | if intent.access == Access::Write { pte::D } else { 0 };
-            self.set_guest_flags(&place, at, size, entry, wants)?;
-            self.note_tables(format, gva, first, passed.map(|p| p.map(|p| p.3)), found);
-            let host = self.host(s, gpa, intent.access, Some(gva), true)?;
+            self.set_guest_flags(s, &place, at, size, entry, wants)?;
+            self.note_tables(format, gva, first, &tables);
+            let host = self.host(s, gpa, intent.access, For::Page { user })?;
             return Ok(Walked {
                 gpa,
                 hpa: host.hpa,
@@ -291,28 +407,20 @@ impl<'a> Walker<'a> {
                 page_shift: level.shift,
                 user,
                 write,
-                execute: execute && host.rights & ept::X != 0,
+                execute: execute && host.rights & s.execute(user) != 0,
                 global: entry & pte::G != 0 && s.cr4 & cr4::PGE != 0,
                 dirty: (entry | wants) & pte::D != 0 && host.rights & ept::W != 0 && host.dirty,
+                key,
             });
         }
         unreachable!("the last level of every format maps a page")
     }
 
-    /// Keep the tables that a walk from level `first` on went through, the last one included.
-    fn note_tables(
-        &mut self,
-        format: &Format,
-        gva: u64,
-        first: usize,
-        passed: [Option<Table>; format::MOST_LEVELS],
-        last: Table,
-    ) {
+    /// Keep the tables that a walk from level `first` on went through.
+    fn note_tables(&mut self, format: &Format, gva: u64, first: usize, tables: &[Table]) {
         let Some((caches, asn)) = &mut self.caches else { return };
-        let tables = passed.into_iter().flatten().chain([last]);
-        for (n, found) in tables.enumerate().map(|(i, found)| (first + i, found)).skip(1) {
-            let above = &format.levels[n - 1];
-            caches.note_table(*asn, above.number, above.shift, gva, found);
+        for (table, above) in tables.iter().skip(1).zip(&format.levels[first..]) {
+            caches.note_table(*asn, above.number, above.shift, gva, *table);
         }
     }
 
@@ -371,26 +479,19 @@ impl<'a> Walker<'a> {
         bits
     }
 
-    /// Translate a guest-physical address; `of_page`: the access itself, not one of its tables.
-    fn host(
-        &mut self,
-        s: &Space,
-        gpa: u64,
-        access: Access,
-        gla: Option<u64>,
-        of_page: bool,
-    ) -> Result<HostPage, Refusal> {
+    /// Translate a guest-physical address.
+    fn host(&mut self, s: &Space, gpa: u64, access: Access, what: For) -> Result<HostPage, End> {
+        let mut rights = s.rights();
         if s.eptp == 0 {
-            let rights = ept::R | ept::W | ept::X;
             return Ok(HostPage { hpa: gpa, shift: 63, rights, dirty: true });
         }
         let with_ad = s.eptp & ept::EPTP_AD != 0;
         let mut table = s.eptp & PHYS_MASK & !PAGE_OFFSET;
-        let mut rights = ept::R | ept::W | ept::X;
+        let mut may_set = true;
         let wanted = match access {
             Access::Read => ept::R,
             Access::Write => ept::R | ept::W,
-            Access::Fetch => ept::X,
+            Access::Fetch => s.execute(what == For::Page { user: true }),
         };
         if let Some(page) = self.known_page(s, gpa, wanted, access == Access::Write) {
             return Ok(page);
@@ -400,34 +501,38 @@ impl<'a> Walker<'a> {
             let at = table + (gpa >> level.shift & 511) * 8;
             let entry = self.mem.load(at, 8);
             self.note(true, level.number, at, entry);
-            let bits = entry & (ept::R | ept::W | ept::X);
+            let bits = entry & s.rights();
             rights &= bits;
             let is_page = level.number == 1 || (level.may_map && entry & ept::LARGE != 0);
             if bits != 0 && is_misconfigured(entry, level.number, level.shift, is_page) {
-                return Err(Refusal::EptMisconfig { gpa });
+                return Err(Refusal::EptMisconfig { gpa }.into());
             }
             if bits == 0 || (is_page && wanted & !rights != 0) {
                 let q = match access {
                     Access::Read => 1,
-                    Access::Write if of_page => 2,
+                    Access::Write if matches!(what, For::Page { .. }) => 2,
                     Access::Write => 3,
                     Access::Fetch => 4,
                 };
                 let rights = if bits == 0 { 0 } else { rights };
-                let linear = if gla.is_some() { 1 << 7 } else { 0 };
-                let page = if of_page { 1 << 8 } else { 0 };
-                return Err(Refusal::EptViolation { gpa, qualification: q | rights << 3 | linear | page });
+                let address = match what {
+                    For::Itself => 0,
+                    For::Table => 1 << 7,
+                    For::Page { .. } => 3 << 7,
+                };
+                let qualification = q | s.shown(rights) | address;
+                return Err(Refusal::EptViolation { gpa, qualification }.into());
             }
             if !is_page {
                 if with_ad {
-                    self.set_flags(at, 8, entry, ept::A);
+                    may_set &= self.set_host_flags(at, entry, ept::A, gpa)?;
                 }
                 table = entry & PHYS_MASK & !PAGE_OFFSET;
                 continue;
             }
             let flags = ept::A | if access == Access::Write { ept::D } else { 0 };
-            if with_ad {
-                self.set_flags(at, 8, entry, flags);
+            if with_ad && !(may_set && self.set_host_flags(at, entry, flags, gpa)?) {
+                return Err(Refusal::LogFull.into());
             }
             let mask = (1_u64 << level.shift) - 1;
             let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;
@@ -445,7 +550,18 @@ impl<'a> Walker<'a> {
     /// # Errors
     /// EPT violation or misconfiguration.
     pub fn physical(&mut self, s: &Space, gpa: u64, access: Access) -> Result<u64, Refusal> {
-        self.host(s, gpa, access, None, false).map(|p| p.hpa)
+        until_unchanged(|| self.host(s, gpa, access, For::Itself)).map(|p| p.hpa)
+    }
+}
+
+/// Try until nobody changes an entry between its being read and its flags being set.
+fn until_unchanged<T>(mut attempt: impl FnMut() -> Result<T, End>) -> Result<T, Refusal> {
+    loop {
+        match attempt() {
+            Ok(found) => return Ok(found),
+            Err(End::Refused(refusal)) => return Err(refusal),
+            Err(End::Changed) => {}
+        }
     }
 }
 

@@ -100,6 +100,14 @@ impl LocalApic {
         self.with(|a| a.lint(pin, asserted))
     }
 
+    /// The performance counters interrupt, as LVT PC says.  True if that is an NMI.
+    fn performance_interrupt(&self) -> PyResult<bool> {
+        self.with(|a| {
+            a.performance_interrupt();
+            a.take_nmi()
+        })
+    }
+
     /// The vector that would be delivered now, or -1.  (ExtINT: see `extint_open`.)
     fn pending(&self) -> PyResult<i32> {
         self.with(|a| a.pending().map_or(-1, i32::from))

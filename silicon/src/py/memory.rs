@@ -93,8 +93,8 @@ impl Memory {
         let open = self.open();
         let memory = &open.as_ref().ok_or_else(closed)?.inner;
         check(memory, hpa, size as u64)?;
-        memory.touch(hpa, size as u64);
         memory.store(hpa, size, value);
+        memory.wrote(hpa, size as u64);
         Ok(())
     }
 }
@@ -256,7 +256,7 @@ impl Memory {
 
     /// One byte a frame: 1 if a processor or `write` changed it since last cleared.
     ///
-    /// After clearing, processors must be told to drop translations (`Processor.flush`).
+    /// What processors write from now on, those that run in other threads too, is marked again.
     #[pyo3(signature = (pfn, count, clear=true))]
     fn dirty<'py>(
         &self,
@@ -271,12 +271,16 @@ impl Memory {
             let words = format!("{count} frames from {pfn:#x}: expected a range inside {frames:#x} frames");
             return Err(PyIndexError::new_err(words));
         }
-        PyBytes::new_with(py, count as usize, |out| {
+        let marks = PyBytes::new_with(py, count as usize, |out| {
             for (mark, frame) in out.iter_mut().zip(pfn..) {
                 *mark = u8::from(memory.take_dirty(frame, clear));
             }
             Ok(())
-        })
+        })?;
+        if clear {
+            py.detach(|| memory.bus().publish(memory.bus().changes()));
+        }
+        Ok(marks)
     }
 
     /// A 64-bit hash of the bytes (for comparing machines).

@@ -1,7 +1,6 @@
 //! `Processor`: a processor, moved between threads as its users like; one of them runs it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
@@ -17,6 +16,7 @@ use super::shared::{Refusal, Shared};
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::cr0;
 use crate::arch::exit;
+use crate::bus::news;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::pointers::Pointers;
@@ -64,6 +64,8 @@ impl Processor {
                 Ok(machine) => machine,
                 Err(why) => return End::Refused(why),
             };
+            let agent = machine.core.agent.clone();
+            let _present = agent.arrive();
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -86,10 +88,11 @@ impl Processor {
                     return false;
                 }
                 next = Some(now + SIGNAL_PERIOD);
-                raised = Python::attach(|py| py.check_signals().err());
+                // (The interpreter may be busy, with something that waits for this processor.)
+                raised = agent.aside(|| Python::attach(|py| py.check_signals().err()));
                 raised.is_some()
             };
-            End::Exit(machine.run(budget, &mut poll))
+            End::Exit(machine.run_present(budget, &mut poll))
         });
         match (raised, end) {
             (Some(error), _) => Err(error),
@@ -166,12 +169,17 @@ impl Processor {
         self.go(py, Some(vmx::vmresume), budget)
     }
 
-    /// Make `run` return soon (within about a millisecond); callable from any thread.
+    /// Make `run` return soon; callable from any thread.
+    ///
+    /// Within about a millisecond; within one block of code once two processors of the memory have
+    /// run at the same time.
     ///
     /// In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
     /// intr_info clear.  Otherwise a KICK stop.
     fn kick(&self) {
-        self.shared.kick.store(true, Ordering::Release);
+        if let Some(agent) = self.shared.agent() {
+            agent.ring(news::KICK);
+        }
     }
 
     /// Whether the processor is in VMX non-root operation (after a BUDGET or KICK stop).
@@ -285,6 +293,20 @@ impl Processor {
         Ok(())
     }
 
+    /// PKRU and IA32_PKRS.
+    fn protection_keys(&self) -> PyResult<(u32, u64)> {
+        let core = &self.shared.lock()?.core;
+        Ok((core.pkru, core.msr.pkrs))
+    }
+
+    /// Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from.
+    fn stir(&self, bytes: [u8; 32]) -> PyResult<()> {
+        let (words, _) = bytes.as_chunks::<8>();
+        let seed = std::array::from_fn(|n| u64::from_le_bytes(words[n]));
+        self.shared.lock()?.core.random.stir(seed);
+        Ok(())
+    }
+
     /// Everything live in the processor now, by SDM names in lower case.
     fn registers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         registers::all(py, &mut self.shared.lock()?.core)
@@ -356,7 +378,8 @@ impl Processor {
     ) -> PyResult<Vec<(&'static str, u8, u64, u64)>> {
         let mem = self.shared.lock()?.core.mem.clone();
         let cr0 = cr0::PG | cr0::PE | cr0::WP;
-        let space = space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp });
+        let space =
+            space::with_pdptes(&mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp, by_mode: false });
         let mut log = Vec::new();
         let intent = Intent { access: Access::Read, user: false, smap: false };
         // Where the walk ends early, what it saw so far is the answer.

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::cpu::state::Core;
+use crate::cpu::xsave::{self, XCR0_KNOWN};
 
 const GPRS: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -14,7 +15,7 @@ const GPRS: [&str; 16] = [
 ];
 const SEGMENTS: [&str; 8] = ["es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"];
 const DEBUG: [&str; 6] = ["dr0", "dr1", "dr2", "dr3", "dr6", "dr7"];
-const MSRS: [&str; 16] = [
+const MSRS: [&str; 17] = [
     "star",
     "lstar",
     "cstar",
@@ -31,7 +32,9 @@ const MSRS: [&str; 16] = [
     "spec_ctrl",
     "feature_control",
     "mtrr_def_type",
+    "pkrs",
 ];
+
 fn segment<'a>(core: &'a mut Core, name: &str) -> Option<&'a mut Segment> {
     match SEGMENTS.iter().position(|&s| s == name)? {
         6 => Some(&mut core.ldtr),
@@ -59,6 +62,7 @@ fn msr<'a>(core: &'a mut Core, name: &str) -> Option<&'a mut u64> {
         "spec_ctrl" => &mut m.spec_ctrl,
         "feature_control" => &mut m.feature_control,
         "mtrr_def_type" => &mut m.mtrr_def_type,
+        "pkrs" => &mut m.pkrs,
         _ => return None,
     })
 }
@@ -80,6 +84,8 @@ pub fn all<'py>(py: Python<'py>, core: &mut Core) -> PyResult<Bound<'py, PyDict>
     {
         out.set_item(name, value)?;
     }
+    out.set_item("xcr0", core.xcr0)?;
+    out.set_item("pkru", core.pkru)?;
     out.set_item("cr8", core.apic.tpr() >> 4)?;
     out.set_item("apic_base", core.apic.base())?;
     for name in DEBUG {
@@ -158,6 +164,11 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
     match name {
         "rip" => core.rip = value,
         "cr2" => core.cr2 = value,
+        "xcr0" => {
+            let known = known(name, value, XCR0_KNOWN)?;
+            xsave::set_xcr0(core, known).map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set"))?;
+        }
+        "pkru" => core.set_pkru(narrow(name, value)?),
         "cr8" => core.apic.set_tpr(narrow::<u8>(name, known(name, value, 0xF)?)? << 4),
         "rflags" => {
             core.rflags = known(name, value, rflags::KNOWN | rflags::FIXED1)? | rflags::FIXED1;

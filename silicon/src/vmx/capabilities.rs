@@ -1,9 +1,8 @@
 //! What VMX this processor offers (SDM 3D, "VMX Capability Reporting Facility").
 //!
-//! A control that does not work is not advertised.  Not offered yet: APIC-register virtualization,
-//! virtual-interrupt delivery, x2APIC virtualization, posted interrupts, VMCS shadowing, VM
-//! functions, page-modification logging, #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what the entry checks
-//! hold control fields against.
+//! A control that does not work is not advertised.  Not offered: IPI virtualization, VM functions,
+//! #VE, the activity states shutdown and wait-for-SIPI.  The words here are also what the entry
+//! checks hold control fields against.
 
 use crate::arch::bits::cr4;
 use crate::arch::vmcs::{self, REVISION};
@@ -41,7 +40,11 @@ impl Allowed {
 pub const PIN: Allowed = Allowed::new(
     0x16,
     0,
-    pin::EXTERNAL_INTERRUPT_EXITING | pin::NMI_EXITING | pin::VIRTUAL_NMIS | pin::ACTIVATE_PREEMPTION_TIMER,
+    pin::EXTERNAL_INTERRUPT_EXITING
+        | pin::NMI_EXITING
+        | pin::VIRTUAL_NMIS
+        | pin::ACTIVATE_PREEMPTION_TIMER
+        | pin::PROCESS_POSTED_INTERRUPTS,
 );
 
 /// Primary processor-based controls.
@@ -77,13 +80,20 @@ pub const SECONDARY: Allowed = Allowed::new(
         | secondary::ENABLE_EPT
         | secondary::DESCRIPTOR_TABLE_EXITING
         | secondary::ENABLE_RDTSCP
+        | secondary::VIRTUALIZE_X2APIC_MODE
         | secondary::ENABLE_VPID
         | secondary::WBINVD_EXITING
         | secondary::UNRESTRICTED_GUEST
+        | secondary::APIC_REGISTER_VIRTUALIZATION
+        | secondary::VIRTUAL_INTERRUPT_DELIVERY
         | secondary::PAUSE_LOOP_EXITING
         | secondary::RDRAND_EXITING
         | secondary::ENABLE_INVPCID
+        | secondary::VMCS_SHADOWING
         | secondary::RDSEED_EXITING
+        | secondary::ENABLE_PML
+        | secondary::MODE_BASED_EXECUTE
+        | secondary::ENABLE_XSAVES
         | secondary::USE_TSC_SCALING,
 );
 
@@ -92,6 +102,7 @@ pub const EXIT: Allowed = Allowed::new(
     0x0003_6DFF,
     exit::SAVE_DEBUG_CONTROLS,
     exit::HOST_ADDRESS_SPACE_SIZE
+        | exit::LOAD_PERF_GLOBAL_CTRL
         | exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT
         | exit::SAVE_PAT
         | exit::LOAD_PAT
@@ -104,7 +115,7 @@ pub const EXIT: Allowed = Allowed::new(
 pub const ENTRY: Allowed = Allowed::new(
     0x11FF,
     entry::LOAD_DEBUG_CONTROLS,
-    entry::IA32E_MODE_GUEST | entry::LOAD_PAT | entry::LOAD_EFER,
+    entry::IA32E_MODE_GUEST | entry::LOAD_PERF_GLOBAL_CTRL | entry::LOAD_PAT | entry::LOAD_EFER,
 );
 
 /// CR3-target values.

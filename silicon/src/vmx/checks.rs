@@ -7,6 +7,8 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer};
 use crate::arch::exception::vector;
 use crate::arch::vmcs as f;
+use crate::cpu::cr::efer_bits;
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::controls::{Controls, entry, exit, pin, primary, secondary};
@@ -58,8 +60,9 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
     }
     if c.primary(primary::USE_TPR_SHADOW) {
         rule(is_frame(c.virtual_apic, 4096), "the virtual-APIC address must be a frame inside the width")?;
-        rule(c.tpr_threshold & !0xF == 0, "bits 31:4 of the TPR threshold must be 0")?;
-        if !c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
+        let has_delivery = c.secondary(s::VIRTUAL_INTERRUPT_DELIVERY);
+        rule(has_delivery || c.tpr_threshold & !0xF == 0, "bits 31:4 of the TPR threshold must be 0")?;
+        if !has_delivery && !c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
             let vtpr = core.mem.load(c.virtual_apic + 0x80, 1) >> 4;
             rule(c.tpr_threshold <= vtpr, "the TPR threshold must not exceed VTPR[7:4]")?;
         }
@@ -75,6 +78,7 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
     if c.secondary(s::VIRTUALIZE_APIC_ACCESSES) {
         rule(is_frame(c.apic_access, 4096), "the APIC-access address must be a frame inside the width")?;
     }
+    virtual_interrupts(c)?;
     if c.secondary(s::ENABLE_VPID) {
         rule(c.vpid != 0, "the VPID must not be 0 if \"enable VPID\" is 1")?;
     }
@@ -84,8 +88,37 @@ pub(crate) fn execution_controls(core: &Core, c: &Controls) -> Result<(), Broken
             "the EPT pointer must have memory type 0 or 6, walk length 4, no reserved bit",
         )?;
     }
-    let unrestricted = c.secondary(s::UNRESTRICTED_GUEST);
-    rule(c.secondary(s::ENABLE_EPT) || !unrestricted, "\"unrestricted guest\" needs \"enable EPT\"")
+    if c.secondary(s::VMCS_SHADOWING) {
+        let both = is_frame(c.vmread_bitmap, 4096) && is_frame(c.vmwrite_bitmap, 4096);
+        rule(both, "the VMREAD and VMWRITE bitmaps must be frames inside the width")?;
+    }
+    if c.secondary(s::ENABLE_PML) {
+        rule(c.secondary(s::ENABLE_EPT), "\"enable PML\" needs \"enable EPT\"")?;
+        rule(is_frame(c.pml_address, 4096), "the PML address must be a frame inside the width")?;
+    }
+    let needs = c.secondary(s::UNRESTRICTED_GUEST | s::MODE_BASED_EXECUTE);
+    rule(
+        c.secondary(s::ENABLE_EPT) || !needs,
+        "\"unrestricted guest\" and \"mode-based execute control\" need \"enable EPT\"",
+    )
+}
+
+/// The rules of virtual interrupts among them.
+fn virtual_interrupts(c: &Controls) -> Result<(), Broken> {
+    use secondary as s;
+    let both = c.secondary(s::VIRTUALIZE_X2APIC_MODE) && c.secondary(s::VIRTUALIZE_APIC_ACCESSES);
+    rule(!both, "\"virtualize x2APIC mode\" and \"virtualize APIC accesses\" exclude each other")?;
+    let has_delivery = c.secondary(s::VIRTUAL_INTERRUPT_DELIVERY);
+    let exits = c.pin(pin::EXTERNAL_INTERRUPT_EXITING);
+    rule(exits || !has_delivery, "\"virtual-interrupt delivery\" needs \"external-interrupt exiting\"")?;
+    if !c.pin(pin::PROCESS_POSTED_INTERRUPTS) {
+        return Ok(());
+    }
+    rule(has_delivery, "\"process posted interrupts\" needs \"virtual-interrupt delivery\"")?;
+    let acknowledges = c.exit(exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT);
+    rule(acknowledges, "\"process posted interrupts\" needs \"acknowledge interrupt on exit\"")?;
+    rule(c.notification_vector <= 0xFF, "bits 15:8 of the notification vector must be 0")?;
+    rule(is_frame(c.posted_descriptor, 64), "the posted-interrupt descriptor must be aligned and inside")
 }
 
 fn is_msr_list(count: u64, address: u64) -> bool {
@@ -159,12 +192,16 @@ pub(crate) fn host_state(core: &Core, c: &Controls) -> Result<(), Broken> {
     rule(h(f::HOST_CR3) & !PHYS_MASK == 0, "host CR3 exceeds the physical-address width")?;
     let canonical = [f::HOST_SYSENTER_ESP, f::HOST_SYSENTER_EIP].iter().all(|&field| is_canonical(h(field)));
     rule(canonical, "host IA32_SYSENTER_ESP and IA32_SYSENTER_EIP must be canonical")?;
+    if c.exit(exit::LOAD_PERF_GLOBAL_CTRL) {
+        let global = h(f::HOST_PERF_GLOBAL_CTRL);
+        rule(global & !pmu::GLOBAL == 0, "host IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
+    }
     if c.exit(exit::LOAD_PAT) {
         rule(is_pat(h(f::HOST_PAT)), "host IA32_PAT names a reserved memory type")?;
     }
     if c.exit(exit::LOAD_EFER) {
         let e = h(f::HOST_EFER);
-        rule(e & !efer::KNOWN == 0, "host IA32_EFER sets a reserved bit")?;
+        rule(e & !efer_bits(core) == 0, "host IA32_EFER sets a reserved bit")?;
         let long = (e & efer::LMA != 0, e & efer::LME != 0);
         rule(long == (has64, has64), "host IA32_EFER.LMA and LME must equal \"host address-space size\"")?;
     }

@@ -5,6 +5,8 @@ use crate::addr::PHYS_MASK;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{attr, seg};
 use crate::arch::vmcs as f;
+use crate::cpu::cr::efer_bits;
+use crate::cpu::pmu;
 use crate::cpu::state::Core;
 use crate::vmx::capabilities as cap;
 use crate::vmx::checks::{Broken, is_canonical, is_frame, is_pat, rule};
@@ -13,7 +15,7 @@ use crate::vmx::controls::{Controls, entry, pin, secondary};
 use crate::vmx::entry::GuestState;
 
 /// Bits of IA32_DEBUGCTL that may be 1: LBR, BTF.
-pub(crate) const DEBUGCTL_KNOWN: u64 = 3;
+pub(crate) const DEBUGCTL_KNOWN: u64 = 3 | pmu::FREEZE_BITS;
 /// PDPTE bits that must be 0 in a present entry of PAE paging.
 pub(crate) const PDPTE_RESERVED: u64 = 0x1E6 | !PHYS_MASK;
 
@@ -32,7 +34,7 @@ pub(crate) type Failure = (u64, Broken);
 /// All checks; `info` is the VM-entry interruption information.
 pub(crate) fn check(core: &Core, c: &Controls, g: &GuestState, info: u64) -> Result<(), Failure> {
     let default = |words| (why::DEFAULT, words);
-    control_registers(c, g).map_err(default)?;
+    control_registers(core, c, g).map_err(default)?;
     let circumstances = Circumstances {
         v86: g.rflags & rflags::VM != 0,
         unrestricted: c.secondary(secondary::UNRESTRICTED_GUEST),
@@ -43,11 +45,11 @@ pub(crate) fn check(core: &Core, c: &Controls, g: &GuestState, info: u64) -> Res
     tables(g).map_err(default)?;
     instruction_pointer(c, g, info).map_err(default)?;
     non_register(c, g, info)?;
-    link_pointer(core, g).map_err(|words| (why::LINK_POINTER, words))?;
+    link_pointer(core, c, g).map_err(|words| (why::LINK_POINTER, words))?;
     pdptes(core, c, g).map_err(|words| (why::PDPTE, words))
 }
 
-fn control_registers(c: &Controls, g: &GuestState) -> Result<(), Broken> {
+fn control_registers(core: &Core, c: &Controls, g: &GuestState) -> Result<(), Broken> {
     let exempt = if c.secondary(secondary::UNRESTRICTED_GUEST) { cr0::PE | cr0::PG } else { 0 };
     let must = cap::CR0_FIXED0 & !exempt;
     rule(g.cr0 & must == must && g.cr0 & !cap::CR0_FIXED1 == 0, "guest CR0 has a value VMX refuses")?;
@@ -71,11 +73,14 @@ fn control_registers(c: &Controls, g: &GuestState) -> Result<(), Broken> {
     }
     let sysenter = is_canonical(g.sysenter_esp) && is_canonical(g.sysenter_eip);
     rule(sysenter, "guest IA32_SYSENTER_ESP and IA32_SYSENTER_EIP must be canonical")?;
+    if c.entry(entry::LOAD_PERF_GLOBAL_CTRL) {
+        rule(g.perf_global_ctrl & !pmu::GLOBAL == 0, "guest IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
+    }
     if c.entry(entry::LOAD_PAT) {
         rule(is_pat(g.pat), "guest IA32_PAT names a reserved memory type")?;
     }
     if c.entry(entry::LOAD_EFER) {
-        rule(g.efer & !efer::KNOWN == 0, "guest IA32_EFER sets a reserved bit")?;
+        rule(g.efer & !efer_bits(core) == 0, "guest IA32_EFER sets a reserved bit")?;
         let lma = g.efer & efer::LMA != 0;
         rule(lma == long, "guest IA32_EFER.LMA must equal \"IA-32e mode guest\"")?;
         let agree = g.cr0 & cr0::PG == 0 || lma == (g.efer & efer::LME != 0);
@@ -149,14 +154,21 @@ fn non_register(c: &Controls, g: &GuestState, info: u64) -> Result<(), Failure> 
     Ok(())
 }
 
-fn link_pointer(core: &Core, g: &GuestState) -> Result<(), Broken> {
+fn link_pointer(core: &Core, c: &Controls, g: &GuestState) -> Result<(), Broken> {
     if g.link_pointer == u64::MAX {
         return Ok(());
     }
     rule(is_frame(g.link_pointer, 4096), "the VMCS link pointer must be a frame, or all ones")?;
     rule(g.link_pointer != core.vmx.current, "the VMCS link pointer must not be the current VMCS")?;
     let revision = core.mem.load(g.link_pointer, 4);
-    rule(revision == u64::from(f::REVISION), "the linked VMCS must have this processor's revision")
+    let shadow = u64::from(f::SHADOW);
+    rule(
+        revision & !shadow == u64::from(f::REVISION),
+        "the linked VMCS must have this processor's revision",
+    )?;
+    let is_shadow = revision & shadow != 0;
+    let has_shadowing = c.secondary(secondary::VMCS_SHADOWING);
+    rule(is_shadow == has_shadowing, "the linked VMCS must be a shadow VMCS exactly under \"VMCS shadowing\"")
 }
 
 /// "Checks on Guest Page-Directory-Pointer-Table Entries".

@@ -11,6 +11,7 @@ pub mod pin {
     pub const NMI_EXITING: u32 = 1 << 3;
     pub const VIRTUAL_NMIS: u32 = 1 << 5;
     pub const ACTIVATE_PREEMPTION_TIMER: u32 = 1 << 6;
+    pub const PROCESS_POSTED_INTERRUPTS: u32 = 1 << 7;
 }
 
 /// Primary processor-based VM-execution controls.
@@ -57,6 +58,9 @@ pub mod secondary {
     pub const ENABLE_INVPCID: u32 = 1 << 12;
     pub const VMCS_SHADOWING: u32 = 1 << 14;
     pub const RDSEED_EXITING: u32 = 1 << 16;
+    pub const ENABLE_PML: u32 = 1 << 17;
+    pub const ENABLE_XSAVES: u32 = 1 << 20;
+    pub const MODE_BASED_EXECUTE: u32 = 1 << 22;
     pub const USE_TSC_SCALING: u32 = 1 << 25;
 }
 
@@ -65,6 +69,7 @@ pub mod exit {
     #![allow(missing_docs)]
     pub const SAVE_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const HOST_ADDRESS_SPACE_SIZE: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 12;
     pub const ACKNOWLEDGE_INTERRUPT_ON_EXIT: u32 = 1 << 15;
     pub const SAVE_PAT: u32 = 1 << 18;
     pub const LOAD_PAT: u32 = 1 << 19;
@@ -78,6 +83,7 @@ pub mod entry {
     #![allow(missing_docs)]
     pub const LOAD_DEBUG_CONTROLS: u32 = 1 << 2;
     pub const IA32E_MODE_GUEST: u32 = 1 << 9;
+    pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 13;
     pub const LOAD_PAT: u32 = 1 << 14;
     pub const LOAD_EFER: u32 = 1 << 15;
 }
@@ -160,14 +166,34 @@ controls! {
     io_bitmap_b: IO_BITMAP_B,
     /// MSR bitmaps.
     msr_bitmaps: MSR_BITMAPS,
+    /// PML address.
+    pml_address: PML_ADDRESS,
     /// TSC offset.
     tsc_offset: TSC_OFFSET,
+    /// XSS-exiting bitmap.
+    xss_exiting: XSS_EXITING_BITMAP,
     /// TSC multiplier.
     tsc_multiplier: TSC_MULTIPLIER,
     /// Virtual-APIC address.
     virtual_apic: VIRTUAL_APIC_ADDRESS,
     /// APIC-access address.
     apic_access: APIC_ACCESS_ADDRESS,
+    /// EOI-exit bitmap, vectors 0 to 63.
+    eoi_exit_0: EOI_EXIT_BITMAP_0,
+    /// EOI-exit bitmap, vectors 64 to 127.
+    eoi_exit_1: EOI_EXIT_BITMAP_1,
+    /// EOI-exit bitmap, vectors 128 to 191.
+    eoi_exit_2: EOI_EXIT_BITMAP_2,
+    /// EOI-exit bitmap, vectors 192 to 255.
+    eoi_exit_3: EOI_EXIT_BITMAP_3,
+    /// Posted-interrupt notification vector.
+    notification_vector: POSTED_INTERRUPT_NOTIFICATION_VECTOR,
+    /// Posted-interrupt descriptor address.
+    posted_descriptor: POSTED_INTERRUPT_DESCRIPTOR,
+    /// VMREAD bitmap.
+    vmread_bitmap: VMREAD_BITMAP,
+    /// VMWRITE bitmap.
+    vmwrite_bitmap: VMWRITE_BITMAP,
     /// TPR threshold.
     tpr_threshold: TPR_THRESHOLD,
     /// PLE gap.

@@ -6,6 +6,7 @@ use crate::arch::exit::{Exit, reason};
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::arch::vmcs as f;
 use crate::cpu::event::{self, Event, Kind};
+use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Core, Shadow};
 use crate::cpu::trap::{Exec, Trap};
 use crate::vmx::checks::{self, Broken};
@@ -23,6 +24,7 @@ pub(crate) struct GuestState {
     pub debugctl: u64,
     pub pat: u64,
     pub efer: u64,
+    pub perf_global_ctrl: u64,
     pub pdpte: [u64; 4],
     pub gdtr_limit: u64,
     pub idtr_limit: u64,
@@ -119,6 +121,7 @@ impl GuestState {
             debugctl: get(f::GUEST_DEBUGCTL),
             pat: get(f::GUEST_PAT),
             efer: get(f::GUEST_EFER),
+            perf_global_ctrl: get(f::GUEST_PERF_GLOBAL_CTRL),
             pdpte: [0, 2, 4, 6].map(|i| get(f::GUEST_PDPTE0 + i)),
             gdtr_limit: get(f::GUEST_GDTR_LIMIT),
             idtr_limit: get(f::GUEST_IDTR_LIMIT),
@@ -158,6 +161,9 @@ impl GuestState {
 /// event ended in a VM exit; the exit was performed.
 pub(crate) fn enter(core: &mut Core, launch: bool, outside: bool) -> Result<Option<Exit>, VmFail> {
     if !core.vmx.is_on || core.vmx.non_root || core.vmx.current == NO_VMCS {
+        return Err(VmFail(0));
+    }
+    if core.mem.load(core.vmx.current, 4) & u64::from(f::SHADOW) != 0 {
         return Err(VmFail(0));
     }
     // (For an instruction of the machine's own, its shadow is over when it executes.)
@@ -252,6 +258,9 @@ fn load(core: &mut Core, c: &Controls, g: &GuestState) {
     if c.entry(entry::LOAD_PAT) {
         core.msr.pat = g.pat;
     }
+    if c.entry(entry::LOAD_PERF_GLOBAL_CTRL) {
+        pmu::load_global(core, g.perf_global_ctrl);
+    }
     if c.entry(entry::LOAD_EFER) {
         core.efer = g.efer;
     } else {
@@ -272,7 +281,7 @@ fn load(core: &mut Core, c: &Controls, g: &GuestState) {
     if g.uses_pdptes(c) {
         core.pdpte = if with_ept { g.pdpte } else { pdptes_at(core, g.cr3) };
     }
-    core.cpl = g.seg[seg::SS].dpl();
+    pmu::set_level(core, g.seg[seg::SS].dpl());
     core.shadow = match g.interruptibility & 3 {
         1 => Shadow::Sti,
         2 => Shadow::MovSs,
@@ -307,6 +316,7 @@ fn begin(core: &mut Core, c: &Controls, g: &GuestState, outside: bool) {
     let retired = core.retired() + u64::from(!outside);
     core.vmx.mtf = c.primary(primary::MONITOR_TRAP_FLAG).then_some((retired, core.rip));
     super::apic::check_threshold_at_entry(core);
+    super::virtual_interrupts::enter(core);
     core.attention = 1;
 }
 

@@ -7,6 +7,7 @@ use crate::cpu::event::{self, Event, Kind};
 use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::trap::Trap;
 use crate::vmx::controls::{exit, pin, primary};
+use crate::vmx::virtual_interrupts;
 
 const VALID: u32 = 1 << 31;
 
@@ -61,7 +62,9 @@ fn is_calm(core: &Core) -> bool {
         && core.activity == Activity::Active
         && v.trap_exit.is_none()
         && v.mtf.is_none()
+        && !v.is_recognized
         && !core.nmi_pending
+        && !core.pmu.is_news
         && !v.controls.primary(primary::NMI_WINDOW_EXITING)
         && core.apic.pending().is_none()
 }
@@ -102,6 +105,12 @@ fn interrupt(core: &mut Core, now: u64) -> Option<Exit> {
     if is_open && c.primary(primary::INTERRUPT_WINDOW_EXITING) {
         return Some(Exit::new(reason::INTERRUPT_WINDOW, 0));
     }
+    if is_open
+        && core.vmx.is_recognized
+        && let Some(exit) = virtual_interrupts::deliver(core)
+    {
+        return Some(exit);
+    }
     if core.apic.deadline() <= now {
         core.apic.tick(now);
     }
@@ -109,7 +118,12 @@ fn interrupt(core: &mut Core, now: u64) -> Option<Exit> {
     if c.pin(pin::EXTERNAL_INTERRUPT_EXITING) {
         let mut exit = Exit::new(reason::EXTERNAL_INTERRUPT, 0);
         if c.exit(exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT) {
-            exit.intr_info = VALID | u32::from(core.apic.accept()?);
+            let vector = core.apic.accept()?;
+            if c.pin(pin::PROCESS_POSTED_INTERRUPTS) && virtual_interrupts::is_notification(core, vector) {
+                virtual_interrupts::take_posted(core);
+                return interrupt(core, now);
+            }
+            exit.intr_info = VALID | u32::from(vector);
         }
         return Some(exit);
     }
@@ -120,10 +134,12 @@ fn interrupt(core: &mut Core, now: u64) -> Option<Exit> {
     deliver(core, Event { vector, kind: Kind::External, error: None, length: 0 })
 }
 
-/// Deliver through the guest's IDT; what ends in a VM exit is due.
-fn deliver(core: &mut Core, event: Event) -> Option<Exit> {
+/// Deliver through the guest's IDT; what ends in a VM exit is due.  The monitor trap flag exits
+/// before the handler's first instruction.
+pub(crate) fn deliver(core: &mut Core, event: Event) -> Option<Exit> {
     match event::deliver_or_raise(core, event) {
         Err(Trap::Exit(exit) | Trap::Stop(exit)) => Some(*exit),
+        Ok(()) if core.vmx.mtf.is_some() => Some(Exit::new(reason::MTF, 0)),
         Ok(()) | Err(Trap::Exception(_) | Trap::Again) => None,
     }
 }

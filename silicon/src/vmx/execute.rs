@@ -14,6 +14,7 @@ use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, gp, ud, vm_exit};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
+use crate::vmx::controls::secondary;
 use crate::vmx::instructions::{self as vmx, VmFail, error};
 use crate::vmx::{capabilities as cap, entry};
 
@@ -55,8 +56,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     if !is_enabled || bad_mode && !leaves {
         return Err(ud());
     }
-    if core.vmx.non_root {
-        // NOTE: "VMCS shadowing" would let VMREAD and VMWRITE go on here.
+    if core.vmx.non_root && !is_shadowed(core, insn) {
         return Err(vm_exit(exit_of(insn, why)));
     }
     if core.cpl > 0 {
@@ -71,7 +71,7 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
             return Err(gp(0));
         }
     }
-    let outcome = root(core, insn)?;
+    let outcome = perform(core, insn)?;
     if matches!(mnemonic, Mnemonic::Vmlaunch | Mnemonic::Vmresume) && outcome.is_ok() {
         return Ok(()); // RFLAGS are the guest's, or the host's after a failed entry
     }
@@ -83,8 +83,22 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     Ok(())
 }
 
-/// In root operation: the inner result is the instruction's own.
-fn root(core: &mut Core, insn: &Instruction) -> Exec<Result<(), VmFail>> {
+/// Whether "VMCS shadowing" lets an instruction of a guest go on: VMREAD or VMWRITE of a field whose
+/// bit in its bitmap is 0.
+fn is_shadowed(core: &Core, insn: &Instruction) -> bool {
+    let c = &core.vmx.controls;
+    let (bitmap, register) = match insn.mnemonic() {
+        Mnemonic::Vmread => (c.vmread_bitmap, insn.op1_register()),
+        Mnemonic::Vmwrite => (c.vmwrite_bitmap, insn.op0_register()),
+        _ => return false,
+    };
+    let field = get_reg(core, register);
+    let is_clear = || core.mem.load(bitmap.wrapping_add(field >> 3), 1) >> (field & 7) & 1 == 0;
+    c.secondary(secondary::VMCS_SHADOWING) && field >> 15 == 0 && is_clear()
+}
+
+/// The instruction itself: the inner result is its outcome.
+fn perform(core: &mut Core, insn: &Instruction) -> Exec<Result<(), VmFail>> {
     Ok(match insn.mnemonic() {
         Mnemonic::Vmcall => Err(core.vm_fail(error::VMCALL_IN_ROOT)),
         Mnemonic::Vmlaunch => entry::enter(core, true, false).map(|_| ()),
@@ -110,7 +124,7 @@ fn root(core: &mut Core, insn: &Instruction) -> Exec<Result<(), VmFail>> {
         }
         Mnemonic::Vmread => {
             let field = get_reg(core, insn.op1_register());
-            match field_number(core, field).and_then(|f| vmx::vmread(core, f)) {
+            match field_number(core, field).and_then(|f| vmx::read_field(core, f)) {
                 Ok(value) => {
                     let wide = if core.is_64() { value } else { value & 0xFFFF_FFFF };
                     write_op(core, insn, 0, wide)?;
@@ -122,7 +136,7 @@ fn root(core: &mut Core, insn: &Instruction) -> Exec<Result<(), VmFail>> {
         Mnemonic::Vmwrite => {
             let field = get_reg(core, insn.op0_register());
             let value = read_op(core, insn, 1)?;
-            field_number(core, field).and_then(|f| vmx::vmwrite(core, f, value))
+            field_number(core, field).and_then(|f| vmx::write_field(core, f, value))
         }
         Mnemonic::Invept => {
             let ([eptp, _], kind) = descriptor(core, insn)?;

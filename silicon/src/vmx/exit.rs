@@ -6,6 +6,7 @@ use crate::arch::exit::{Exit, reason};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::arch::vmcs as f;
 use crate::cpu::event::{Event, Kind};
+use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Core, Shadow};
 use crate::vmx::checks_guest::{are_pdptes, pdptes_at};
 use crate::vmx::controls::{Controls, entry, exit, pin, secondary};
@@ -190,26 +191,25 @@ fn save_mode(core: &mut Core) {
 fn saved_flags(core: &Core, e: &Exit) -> u64 {
     let flags = core.rflags & !rflags::RF;
     let before = core.rflags & rflags::RF;
-    let rf =
-        match e.reason {
-            reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
-            reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
-            reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG => {
-                if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
-            }
-            reason::EXTERNAL_INTERRUPT
-            | reason::TRIPLE_FAULT
-            | reason::INIT
-            | reason::SIPI
-            | reason::INTERRUPT_WINDOW
-            | reason::NMI_WINDOW
-            | reason::MTF
-            | reason::TPR_BELOW_THRESHOLD
-            | reason::VIRTUALIZED_EOI
-            | reason::PREEMPTION_TIMER
-            | reason::APIC_WRITE => before,
-            _ => 0,
-        };
+    let rf = match e.reason {
+        reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
+        reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
+        reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG | reason::PML_FULL => {
+            if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
+        }
+        reason::EXTERNAL_INTERRUPT
+        | reason::TRIPLE_FAULT
+        | reason::INIT
+        | reason::SIPI
+        | reason::INTERRUPT_WINDOW
+        | reason::NMI_WINDOW
+        | reason::MTF
+        | reason::TPR_BELOW_THRESHOLD
+        | reason::VIRTUALIZED_EOI
+        | reason::PREEMPTION_TIMER
+        | reason::APIC_WRITE => before,
+        _ => 0,
+    };
     flags | rf
 }
 
@@ -231,7 +231,10 @@ fn image_rf(info: u32, before: u64) -> u64 {
 
 fn pending_debug(core: &Core, why: u32, is_held: bool) -> u64 {
     let mut pending = 0;
-    let comes_before_traps = matches!(why, reason::MTF | reason::TPR_BELOW_THRESHOLD);
+    let comes_before_traps = matches!(
+        why,
+        reason::MTF | reason::TPR_BELOW_THRESHOLD | reason::VIRTUALIZED_EOI | reason::APIC_WRITE
+    );
     if core.shadow == Shadow::MovSs || comes_before_traps {
         pending |= core.pending_db & 0x400F;
         if pending & 0xF != 0 {
@@ -271,6 +274,10 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     if c.exit(exit::LOAD_PAT) {
         core.msr.pat = h(core, f::HOST_PAT);
     }
+    if c.exit(exit::LOAD_PERF_GLOBAL_CTRL) {
+        let value = h(core, f::HOST_PERF_GLOBAL_CTRL);
+        pmu::load_global(core, value);
+    }
     let first = core.vmx.current.wrapping_add(f::offset(f::HOST_ES));
     for (i, s) in core.seg.iter_mut().enumerate() {
         let selector = core.mem.load(first + 8 * i as u64, 2) as u16;
@@ -288,12 +295,13 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     core.rip = h(core, f::HOST_RIP);
     core.gpr[4] = h(core, f::HOST_RSP);
     core.rflags = rflags::FIXED1;
-    core.cpl = 0;
+    pmu::set_level(core, 0);
     core.shadow = Shadow::None;
     core.activity = Activity::Active;
     core.pending_db = 0;
     core.vectoring = None;
     core.vmx.trap_exit = None;
+    core.vmx.is_recognized = false;
     core.vmx.mtf = None;
     core.vmx.timer = u64::MAX;
     core.vmx.non_root = false;

@@ -35,11 +35,22 @@ pub mod error {
 impl Core {
     /// VMfail: with a number if there is a current VMCS to hold it, else VMfailInvalid.
     pub(crate) fn vm_fail(&mut self, number: u32) -> VmFail {
-        if self.vmx.current == NO_VMCS {
+        self.fail_in(self.vmx.current, number)
+    }
+
+    /// The same with the VMCS that holds the number.
+    fn fail_in(&mut self, vmcs: u64, number: u32) -> VmFail {
+        if vmcs == NO_VMCS {
             return VmFail(0);
         }
-        self.set_vmcs(f::VM_INSTRUCTION_ERROR, u64::from(number));
+        self.mem.store(vmcs.wrapping_add(f::offset(f::VM_INSTRUCTION_ERROR)), 8, u64::from(number));
         VmFail(number)
+    }
+
+    /// The VMCS that VMREAD and VMWRITE access: the current one, or for a guest under "VMCS
+    /// shadowing" the one that the link pointer names.
+    pub(crate) fn accessed_vmcs(&self) -> u64 {
+        if self.vmx.non_root { self.vmcs(f::VMCS_LINK_POINTER) } else { self.vmx.current }
     }
 
     /// In VMX root operation?  Else hardware would raise #UD or exit; from outside: VMfailInvalid.
@@ -99,7 +110,7 @@ pub fn vmclear(core: &mut Core, region: u64) -> Result<(), VmFail> {
 /// VMPTRLD.
 ///
 /// # Errors
-/// 9 for a bad address, 10 for the VMXON region, 11 for another revision (or a shadow VMCS).
+/// 9 for a bad address, 10 for the VMXON region, 11 for another revision.
 pub fn vmptrld(core: &mut Core, region: u64) -> Result<(), VmFail> {
     core.in_root()?;
     if !is_frame(region, 4096) {
@@ -108,7 +119,8 @@ pub fn vmptrld(core: &mut Core, region: u64) -> Result<(), VmFail> {
     if region == core.vmx.vmxon_region {
         return Err(core.vm_fail(error::VMPTRLD_VMXON_POINTER));
     }
-    if !core.mem.contains(region, 4096) || core.mem.load(region, 4) != u64::from(REVISION) {
+    let revision = core.mem.load(region, 4) & u64::from(!f::SHADOW);
+    if !core.mem.contains(region, 4096) || revision != u64::from(REVISION) {
         return Err(core.vm_fail(error::VMPTRLD_REVISION));
     }
     core.vmx.current = region;
@@ -131,13 +143,19 @@ pub fn vmptrst(core: &Core) -> Result<u64, VmFail> {
 /// VMfailInvalid without a current VMCS, 12 for a field that does not exist.
 pub fn vmread(core: &mut Core, field: u32) -> Result<u64, VmFail> {
     core.in_root()?;
-    if core.vmx.current == NO_VMCS {
+    read_field(core, field)
+}
+
+/// VMREAD, and VMREAD in a guest that "VMCS shadowing" lets go on.
+pub(crate) fn read_field(core: &mut Core, field: u32) -> Result<u64, VmFail> {
+    let vmcs = core.accessed_vmcs();
+    if vmcs == NO_VMCS {
         return Err(VmFail(0));
     }
     let Some(at) = f::locate(field) else {
-        return Err(core.vm_fail(error::UNSUPPORTED_FIELD));
+        return Err(core.fail_in(vmcs, error::UNSUPPORTED_FIELD));
     };
-    let value = core.mem.load(core.vmx.current.wrapping_add(at), 8);
+    let value = core.mem.load(vmcs.wrapping_add(at), 8);
     Ok(if field & 1 != 0 { value >> 32 } else { value & f::mask_of(field) })
 }
 
@@ -148,14 +166,20 @@ pub fn vmread(core: &mut Core, field: u32) -> Result<u64, VmFail> {
 /// one.
 pub fn vmwrite(core: &mut Core, field: u32, value: u64) -> Result<(), VmFail> {
     core.in_root()?;
-    if core.vmx.current == NO_VMCS {
+    write_field(core, field, value)
+}
+
+/// VMWRITE, and VMWRITE in a guest that "VMCS shadowing" lets go on.
+pub(crate) fn write_field(core: &mut Core, field: u32, value: u64) -> Result<(), VmFail> {
+    let vmcs = core.accessed_vmcs();
+    if vmcs == NO_VMCS {
         return Err(VmFail(0));
     }
     let Some(at) = f::locate(field) else {
-        return Err(core.vm_fail(error::UNSUPPORTED_FIELD));
+        return Err(core.fail_in(vmcs, error::UNSUPPORTED_FIELD));
     };
     match f::type_of(field) {
-        Type::ExitInformation => return Err(core.vm_fail(error::READ_ONLY_FIELD)),
+        Type::ExitInformation => return Err(core.fail_in(vmcs, error::READ_ONLY_FIELD)),
         Type::Guest => {}
         // These three are looked at at every VM entry.
         Type::Control
@@ -167,7 +191,7 @@ pub fn vmwrite(core: &mut Core, field: u32, value: u64) -> Result<(), VmFail> {
             ) => {}
         Type::Control | Type::Host => core.vmx.is_stale = true,
     }
-    let place = core.vmx.current.wrapping_add(at);
+    let place = vmcs.wrapping_add(at);
     if field & 1 != 0 {
         core.mem.store(place.wrapping_add(4), 4, value);
     } else {

@@ -37,6 +37,17 @@ pub enum Sensitive {
     Rdseed {
         info: u32,
     },
+    /// `components`: EDX:EAX.
+    Xsaves {
+        components: u64,
+        displacement: u64,
+        info: u32,
+    },
+    Xrstors {
+        components: u64,
+        displacement: u64,
+        info: u32,
+    },
     Rdmsr {
         index: u32,
     },
@@ -147,6 +158,12 @@ impl Core {
             Sensitive::Mwait => when(c.primary(p::MWAIT_EXITING), reason::MWAIT),
             Sensitive::Rdrand { info } => described(c.secondary(s::RDRAND_EXITING), reason::RDRAND, 0, info),
             Sensitive::Rdseed { info } => described(c.secondary(s::RDSEED_EXITING), reason::RDSEED, 0, info),
+            Sensitive::Xsaves { components, displacement, info } => {
+                described(self.exits_on_components(components), reason::XSAVES, displacement, info)
+            }
+            Sensitive::Xrstors { components, displacement, info } => {
+                described(self.exits_on_components(components), reason::XRSTORS, displacement, info)
+            }
             Sensitive::Rdmsr { index } => when(self.exits_on_msr(index, false), reason::RDMSR),
             Sensitive::Wrmsr { index } => when(self.exits_on_msr(index, true), reason::WRMSR),
             Sensitive::MovToCr { cr, reg, value } => self.of_cr_write(cr, reg, value),
@@ -219,6 +236,11 @@ impl Core {
             exit.gla = gla.unwrap_or(0);
             exit
         })
+    }
+
+    /// The XSS-exiting bitmap is about supervisor state components alone.
+    fn exits_on_components(&self, components: u64) -> bool {
+        components & self.msr.xss & self.vmx.controls.xss_exiting != 0
     }
 
     fn exits_on_msr(&self, index: u32, is_write: bool) -> bool {

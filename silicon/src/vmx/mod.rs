@@ -24,6 +24,7 @@ pub mod instructions;
 pub mod intercept;
 mod msr_list;
 pub mod space;
+pub mod virtual_interrupts;
 
 use controls::Controls;
 
@@ -63,6 +64,8 @@ pub struct Vmx {
     pub mtf: Option<(u64, u64)>,
     /// A trap-like VM exit that waits for the end of the instruction: (reason, qualification).
     pub trap_exit: Option<(u32, u64)>,
+    /// A pending virtual interrupt is recognized.
+    pub is_recognized: bool,
     /// RFLAGS as the old TSS would get them from the task switch that is about to exit.
     pub task_flags: u64,
     /// PAUSE-loop exiting: TSC of the first and of the last PAUSE of the loop.
@@ -89,6 +92,7 @@ impl Default for Vmx {
             mtf: None,
             task_flags: 0,
             trap_exit: None,
+            is_recognized: false,
             pause_loop: (0, 0),
             complaint: "",
         }
@@ -106,6 +110,7 @@ impl Vmx {
             self.is_stale,
             self.checked_long,
             self.host_nmi_blocked,
+            self.is_recognized,
         ];
         let mut words: Vec<u64> = flags.iter().map(|&b| u64::from(b)).collect();
         let (retired, rip) = self.mtf.unwrap_or_default();
@@ -132,7 +137,8 @@ impl Vmx {
     /// The reverse of [`Vmx::to_words`]; `None` if there are too few words.
     #[must_use]
     pub fn from_words(words: &[u64]) -> Option<Self> {
-        let [on, guest, outside, stale, long, nmi, vpid, eptp, region, current, timer, rest @ ..] = words
+        let [on, guest, outside, stale, long, nmi, recognized, vpid, eptp, region, current, timer, rest @ ..] =
+            words
         else {
             return None;
         };
@@ -146,6 +152,7 @@ impl Vmx {
             is_stale: *stale != 0,
             checked_long: *long != 0,
             host_nmi_blocked: *nmi != 0,
+            is_recognized: *recognized != 0,
             vpid: *vpid as u16,
             eptp: *eptp,
             vmxon_region: *region,
@@ -172,6 +179,12 @@ impl Vmx {
     #[must_use]
     pub fn has_rdtscp(&self) -> bool {
         !self.non_root || self.controls.secondary(controls::secondary::ENABLE_RDTSCP)
+    }
+
+    /// Whether XSAVES and XRSTORS exist here and now ("enable XSAVES/XRSTORS").
+    #[must_use]
+    pub fn has_xsaves(&self) -> bool {
+        !self.non_root || self.controls.secondary(controls::secondary::ENABLE_XSAVES)
     }
 
     /// Whether CR0.PE and CR0.PG are free ("unrestricted guest").
@@ -205,6 +218,7 @@ mod tests {
         let mut v = Vmx { is_on: true, vpid: 7, eptp: 0x1234_501E, current: 0x5000, ..Vmx::default() };
         v.mtf = Some((3, 4));
         v.trap_exit = Some((43, 9));
+        v.is_recognized = true;
         v.controls.vpid = 5;
         v.controls.entry_load_count = 6;
         let words = v.to_words();

@@ -55,7 +55,7 @@ pub fn guest_space(core: &Core, given: Given) -> Result<Space, VmFail> {
         let is_in_memory = given.cr3.is_some() || own.eptp == 0 && !core.vmx.non_root;
         return Ok(if is_in_memory { with_pdptes(&core.mem, space) } else { space });
     };
-    Ok(with_pdptes(&core.mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp }))
+    Ok(with_pdptes(&core.mem, Space { cr0, cr3, cr4, efer, pdpte: [0; 4], eptp, by_mode: false }))
 }
 
 /// The space that the last VM exit saved in the current VMCS.
@@ -66,15 +66,17 @@ fn saved(core: &Core) -> Space {
     let is_saved = has(f::EXIT_CONTROLS, exit::SAVE_EFER);
     let rest = if is_saved { get(f::GUEST_EFER) } else { efer::LME | efer::NXE };
     let is_long = has(f::ENTRY_CONTROLS, entry::IA32E_MODE_GUEST);
-    let has_ept = has(f::PRIMARY_CONTROLS, primary::ACTIVATE_SECONDARY_CONTROLS)
-        && has(f::SECONDARY_CONTROLS, secondary::ENABLE_EPT);
+    let has_second = |bit| {
+        has(f::PRIMARY_CONTROLS, primary::ACTIVATE_SECONDARY_CONTROLS) && has(f::SECONDARY_CONTROLS, bit)
+    };
     Space {
         cr0: get(f::GUEST_CR0),
         cr3: get(f::GUEST_CR3),
         cr4: get(f::GUEST_CR4),
         efer: rest & !efer::LMA | if is_long { efer::LMA } else { 0 },
         pdpte: [0, 2, 4, 6].map(|i| get(f::GUEST_PDPTE0 + i)),
-        eptp: if has_ept { get(f::EPT_POINTER) } else { 0 },
+        eptp: if has_second(secondary::ENABLE_EPT) { get(f::EPT_POINTER) } else { 0 },
+        by_mode: has_second(secondary::MODE_BASED_EXECUTE),
     }
 }
 

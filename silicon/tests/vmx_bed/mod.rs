@@ -246,6 +246,33 @@ impl Bed {
     }
 }
 
+/// What [`Bed::virtualize_apic`] uses: the APIC-access page, as the guest names it; a
+/// posted-interrupt descriptor and its notification vector.
+pub const PAGE: u64 = 0x5_0000;
+pub const DESCRIPTOR: u64 = 0x9000;
+pub const NOTIFICATION: u8 = 0xF2;
+
+impl Bed {
+    /// Virtualize the guest's APIC: by x2APIC MSRs or by its page, with "APIC-register
+    /// virtualization", and with virtual and posted interrupts, or without.
+    pub fn virtualize_apic(&mut self, by_msr: bool, registers: bool, delivery: bool) -> &mut Self {
+        use secondary as s;
+        self.set(PRIMARY, primary::USE_TPR_SHADOW | primary::USE_MSR_BITMAPS);
+        self.set(SECONDARY, if by_msr { s::VIRTUALIZE_X2APIC_MODE } else { s::VIRTUALIZE_APIC_ACCESSES });
+        self.set(SECONDARY, if registers { s::APIC_REGISTER_VIRTUALIZATION } else { 0 });
+        self.write(f::APIC_ACCESS_ADDRESS, GUEST + PAGE);
+        if delivery {
+            self.set(SECONDARY, s::VIRTUAL_INTERRUPT_DELIVERY);
+            self.set(PIN, pin::EXTERNAL_INTERRUPT_EXITING | pin::PROCESS_POSTED_INTERRUPTS);
+            self.set(f::EXIT_CONTROLS, exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT);
+            self.write(f::POSTED_INTERRUPT_DESCRIPTOR, DESCRIPTOR);
+            self.write(f::POSTED_INTERRUPT_NOTIFICATION_VECTOR, u64::from(NOTIFICATION));
+        }
+        self.core().apic.write(0xF0, 0x1FF, 0); // the machine's own APIC is on
+        self
+    }
+}
+
 /// Control-word fields with the bits' names, for tables.
 pub const PIN: u32 = f::PIN_CONTROLS;
 pub const PRIMARY: u32 = f::PRIMARY_CONTROLS;

@@ -137,7 +137,7 @@ def test_fadt_says_what_the_board_is() -> None:
 
 
 def test_madt_lists_processors_and_overrides() -> None:
-    body = tables(acpi_tables.Layout(vcpus=3, ioapic_id=3))["APIC"][36:]
+    body = tables(acpi_tables.Layout(apic_ids=(0, 1, 2), ioapic_id=3))["APIC"][36:]
     assert struct.unpack_from("<II", body) == (0xFEE00000, 1)
     entries, rest = [], body[8:]
     while rest:

@@ -51,4 +51,4 @@ class FakeGuest(_Refusing):
         return self.code[:length]
 
     def control(self) -> Any:
-        return SimpleNamespace(cr0=self.cr0)
+        return SimpleNamespace(cr0=self.cr0, cr4=1 << 18)

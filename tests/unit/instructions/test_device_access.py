@@ -14,6 +14,7 @@ from understudy.arch.vmcs import Vmcs
 from understudy.execution.vmx.exits import TABLE
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.machine.bus import Region, Space
+from understudy.vcpu.activity import Activity
 from understudy.verdict import StopKind
 
 BASE = 0xC000_0000
@@ -253,7 +254,7 @@ def test_no_exit_raises(word: int, registers: list[int]) -> None:
     with bench() as b:
         for reason in TABLE:
             b.processor.live = list(registers)
-            b.vm.vcpus[0].state.halted = False
+            b.vm.vcpus[0].state.activity = Activity.ACTIVE
             b.vm.vcpus[0].requested = None
             b.processor.script.clear()
             b.processor.script.append(

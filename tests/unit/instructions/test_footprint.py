@@ -54,6 +54,27 @@ def test_a_prefetch_and_a_flush_touch_nothing() -> None:
         assert touches(FakeGuest(rbx=0x5000), code) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "components", "written", "read"),
+    [
+        # xsave, of 64-bit code: FCW to FDP, MXCSR, the x87 registers, those of SSE, the header
+        ("0f ae 27", 3, [(0, 24), (24, 8), (32, 128), (160, 256), (512, 16)], [(512, 16)]),
+        ("0f ae 27", 0x200, [(512, 16), (2688, 8)], [(512, 16)]),
+        ("0f c7 27", 0x200, [(512, 16), (576, 8)], [(512, 16), (576, 8)]),  # xsavec
+        ("0f ae 2f", 1, [], [(0, 24), (32, 128), (512, 64)]),  # xrstor
+        ("0f ae 27", 1 << 40, [(512, 16)], [(512, 16)]),  # what XCR0 does not name
+    ],
+)
+def test_an_area_is_touched_where_its_components_are(
+    code: str, components: int, written: list[tuple[int, int]], read: list[tuple[int, int]]
+) -> None:
+    guest = FakeGuest(rdi=0x5000, rax=components & 0xFFFF_FFFF, rdx=components >> 32)
+    guest.xcr0 = 0x203
+    found = sorted(touches(guest, code))
+    assert [(t.gva - 0x5000, t.size) for t in found if t.writes] == written
+    assert [(t.gva - 0x5000, t.size) for t in found if t.reads] == read
+
+
 def test_what_is_no_instruction_is_said_with_its_bytes() -> None:
     with pytest.raises(NotDecoded, match="06 06"):
         touches(FakeGuest(), "06 06")
@@ -71,6 +92,9 @@ def test_what_is_no_instruction_is_said_with_its_bytes() -> None:
         ("0f c3 03", 0x5000, 8, False),  # movnti
         ("f2 0f 38 f1 03", 0x5001, 8, False),  # crc32
         ("48 f7 23", 0x5001, 8, False),  # mul
+        ("0f ae 23", 0x5000, 8, True),  # xsave
+        ("0f ae 23", 0x5000, 4, False),  # to which CR0.EM is nothing
+        ("0f ae 23", 0x5020, 0, True),
     ],
 )
 def test_what_faults_before_it_reads(code: str, rbx: int, cr0: int, is_sure: bool) -> None:

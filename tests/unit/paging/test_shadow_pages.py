@@ -7,8 +7,8 @@ import pytest
 
 from tests.unit.fakes import fake_machine
 from understudy.machine.host import Host
+from understudy.paging.quadrants import DIRECT
 from understudy.paging.shadow_pages import (
-    DIRECT,
     FEW,
     MOST_PARENTS,
     MOST_STEPS,

@@ -13,8 +13,10 @@ from understudy.vcpu.cpu_model import EFER_BITS, MSRS, CpuModel
 RICH = {name: True for one in FEATURES.values() for name in one.host}
 ALL_CR4 = (1 << 64) - 1
 PLACES: dict[type[Bits], tuple[int, int, int]] = {
+    cpuid.Leaf0AEax: (0xA, 0, 0),
     cpuid.Leaf1Ecx: (1, 0, 2), cpuid.Leaf1Edx: (1, 0, 3), cpuid.Leaf7Ebx: (7, 0, 1),
     cpuid.Leaf7Ecx: (7, 0, 2), cpuid.Leaf7Edx: (7, 0, 3), cpuid.Leaf7Sub2Edx: (7, 2, 3),
+    cpuid.LeafDSub1Eax: (0xD, 1, 0),
     cpuid.LeafExt1Ecx: (0x8000_0001, 0, 2), cpuid.LeafExt1Edx: (0x8000_0001, 0, 3),
 }  # fmt: skip
 """Leaf, sub-leaf and register of each word."""
@@ -23,7 +25,7 @@ PLACES: dict[type[Bits], tuple[int, int, int]] = {
 def shows(model: CpuModel, name: str) -> bool:
     one = FEATURES[name]
     leaf, subleaf, register = PLACES[one.word]
-    mask = int(one.word(**{one.bit: 1}))
+    mask = getattr(one.word, one.bit).mask
     return bool(model.answer(leaf, subleaf)[register] & mask)
 
 
@@ -62,7 +64,7 @@ def test_the_models_differ_as_said() -> None:
     poor, rich = ({text: CpuModel(host, text).shown for text in MODELS} for host in ({}, RICH))
     assert poor["baseline"] == rich["baseline"]
     assert rich["baseline"] < rich["understudy"] < rich["max"] == FEATURES.keys()
-    assert {"smap", "umip", "sha"} <= rich["max"] - rich["understudy"]
+    assert {"smap", "pks", "sha"} <= rich["max"] - rich["understudy"]
     assert CpuModel(RICH).shown == rich["understudy"]
 
 
@@ -143,3 +145,24 @@ def test_a_guest_may_set_smap_where_it_is_shown() -> None:
         assert b.vm.config.cpu == "understudy,+smap"
     with bench() as b:
         assert not b.vm.vcpus[0].model.cr4_allowed & CR4.SMAP.mask
+
+
+@pytest.mark.parametrize("text", MODELS)
+def test_what_no_processor_here_has_is_absent_consistently(text: str) -> None:
+    """TSX: HLE, RTM, RTM_ALWAYS_ABORT, TSX_FORCE_ABORT and their MSRs; LA57 and wide addresses."""
+    model = CpuModel(RICH, text)
+    _, ebx, ecx, edx = model.answer(7, 0)
+    assert not ebx & (1 << 4 | 1 << 11)
+    assert not edx & (1 << 11 | 1 << 13)
+    assert not ecx & 1 << 16
+    assert not model.cr4_allowed.LA57
+    assert model.answer(0x8000_0008, 0)[0] >> 8 & 0xFF == 48
+    with bench(cpu=text) as b:
+        msrs = b.vm.vcpus[0].msrs
+        for index in (0x122, 0x10F):  # IA32_TSX_CTRL, IA32_TSX_FORCE_ABORT
+            with pytest.raises(KeyError):
+                msrs.read(index)
+            with pytest.raises(KeyError):
+                msrs.write(index, 0)
+        if "arch_capabilities" in model.shown:
+            assert msrs.read(Msr.IA32_ARCH_CAPABILITIES) & (1 << 7 | 1 << 8) == 1 << 8

@@ -8,6 +8,7 @@ from tests.unit.fakes import NEVER, FakeExit, FakeProcessor
 from tests.unit.fixtures import Bench, bench
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
+from understudy.vcpu.activity import Activity
 from understudy.verdict import Stop, StopKind
 
 CPUID = FakeExit(Reason.CPUID, length=2)
@@ -133,7 +134,7 @@ def test_sleep_skips_virtual_time_to_the_next_event() -> None:
         b.play(HLT)
         assert b.apic.ticked == [5_000_000]
         assert b.injected == 1 << 31 | 0xEC
-        assert b.vm.vcpus[0].state.halted is False
+        assert b.vm.vcpus[0].state.activity == Activity.ACTIVE
 
 
 def test_sleep_goes_on_through_timers_that_wake_nobody() -> None:

@@ -59,6 +59,7 @@ class ControlRegisters(ABC):
         """`read`, `write`: of the VMCS.  `intercept`: whether accesses to an MSR exit."""
         self.read, self.write, self.intercept = read, write, intercept
         self.paging, self.cr4_fixed, self.cr4_allowed = paging, cr4_fixed, int(model.cr4_allowed)
+        self.model = model
 
     @abstractmethod
     def get(self) -> Control:
@@ -99,7 +100,7 @@ class InProcessor(ControlRegisters):
         write(Vmcs.CR4_GUEST_HOST_MASK, ~self.cr4_allowed & MASK64)
         write(Vmcs.EXCEPTION_BITMAP, 0)
         write(Vmcs.EPT_POINTER, self.paging.eptp)
-        self.intercept(Msr.IA32_EFER, False)
+        self.intercept(Msr.IA32_EFER, self.model.hides_efer)
         write(Vmcs.GUEST_CR0, values.cr0 | CR0.NE.mask)
         write(Vmcs.CR0_READ_SHADOW, values.cr0)
         write(Vmcs.GUEST_CR3, values.cr3)

@@ -80,12 +80,13 @@ handles(Reason.RDMSR)(instructions.rdmsr)  # of an MSR whose bit in the MSR bitm
 handles(Reason.WRMSR)(instructions.wrmsr)
 handles(Reason.VMCALL)(instructions.vmcall)
 handles(Reason.RDPMC)(instructions.rdpmc)
+handles(Reason.XSETBV)(instructions.xsetbv)
 handles(Reason.INVD, Reason.WBINVD)(instructions.cache_control)
 handles(
     Reason.GETSEC, Reason.VMCLEAR, Reason.VMLAUNCH, Reason.VMPTRLD, Reason.VMPTRST, Reason.VMREAD,
     Reason.VMRESUME, Reason.VMWRITE, Reason.VMXOFF, Reason.VMXON, Reason.INVEPT, Reason.INVVPID,
-    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.XSETBV,
-    Reason.RSM, Reason.ENCLS,
+    Reason.VMFUNC, Reason.MONITOR, Reason.MWAIT, Reason.RDRAND, Reason.RDSEED, Reason.RSM,
+    Reason.ENCLS,
 )(instructions.not_offered)  # fmt: skip
 
 
@@ -204,9 +205,19 @@ def preemption_timer(vcpu: Vcpu, exit: Exit) -> Verdict:
     return RESUME
 
 
-@handles(Reason.INTERRUPT_WINDOW, Reason.NMI_WINDOW, Reason.EXTERNAL_INTERRUPT)
+@handles(Reason.EXTERNAL_INTERRUPT)
+def external_interrupt(vcpu: Vcpu, exit: Exit) -> Verdict:
+    """A counter of the guest's has overflowed; without a vector: another thread wants something."""
+    vcpu.attention = True
+    if exit.intr_info & VALID:
+        vcpu.guest.take_pmu_interrupt()
+        vcpu.pmu.interrupt()
+    return RESUME
+
+
+@handles(Reason.INTERRUPT_WINDOW, Reason.NMI_WINDOW)
 def look_around(vcpu: Vcpu, exit: Exit) -> Verdict:
-    """The guest can take an event, or another thread wants something."""
+    """The guest can take an event."""
     vcpu.attention = True
     return RESUME
 

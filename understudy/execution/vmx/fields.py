@@ -95,6 +95,7 @@ KEPT: Final[dict[str, int]] = {
     "interruptibility": Vmcs.GUEST_INTERRUPTIBILITY_STATE,
     "activity": Vmcs.GUEST_ACTIVITY_STATE,
     "pending_debug": Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS,
+    "perf_global_ctrl": Vmcs.GUEST_PERF_GLOBAL_CTRL,
     "timer": Vmcs.PREEMPTION_TIMER_VALUE,
     "tsc_offset": Vmcs.TSC_OFFSET,
     "event": Vmcs.ENTRY_INTERRUPTION_INFORMATION,

@@ -8,11 +8,13 @@ from functools import partial
 from operator import attrgetter
 from typing import Final
 
-from understudy.arch.cr import CR0
+from understudy.arch.cr import CR0, CR4
+from understudy.arch.msr import Msr
+from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
 from understudy.execution.vmx.control_registers import FIXED, ControlRegisters, InHypervisor
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
-from understudy.guest import RSP, Control, Guest, Segment, TableRegister, UnsupportedMode
+from understudy.guest import RSP, Control, Guest, UnsupportedMode
 from understudy.silicon import Processor
 
 RIP: Final = int(Vmcs.GUEST_RIP)
@@ -24,10 +26,14 @@ LIMIT, RIGHTS = int(Vmcs.GUEST_ES_LIMIT), int(Vmcs.GUEST_ES_ACCESS_RIGHTS)
 CS_RIGHTS, SS_RIGHTS = int(Vmcs.GUEST_CS_ACCESS_RIGHTS), int(Vmcs.GUEST_SS_ACCESS_RIGHTS)
 CODE64, CODE32 = AccessRights.L.mask, AccessRights.DB.mask
 PE: Final = CR0.PE.mask
+PKE, PKS = CR4.PKE.mask, CR4.PKS.mask
+KEY_BITS: Final = PKE | PKS
+NO_KEYS: Final = (0, 0)
 
 
 RESET_LIVE: Final = {
     "cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0,
+    "xcr0": 1, "pkru": 0, "pkrs": 0,
 }  # fmt: skip
 
 
@@ -42,6 +48,7 @@ class GuestState(Guest):
         self.read, self.write = processor.vmread, processor.vmwrite
         self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
         self.advance = processor.advance
+        self.read_tsc = partial(attrgetter("tsc"), processor)
         self.count_retired = partial(attrgetter("retired"), processor)
         self.kept: ControlRegisters
         self.power_on_fx = processor.fxsave()
@@ -121,6 +128,22 @@ class GuestState(Guest):
     def fxsave(self) -> bytes:
         return self.processor.fxsave()
 
+    @property
+    def xcr0(self) -> int:
+        """It stays in the processor, where the host has no use for it."""
+        return self.processor.registers()["xcr0"]
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.processor.set_registers({"xcr0": value})
+
+    def protection_keys(self) -> tuple[int, int]:
+        cr4 = self.read(Vmcs.GUEST_CR4) & KEY_BITS
+        if not cr4:
+            return NO_KEYS
+        user, supervisor = self.processor.protection_keys()
+        return user if cr4 & PKE else 0, supervisor if cr4 & PKS else 0
+
     def set_cr2(self, value: int) -> None:
         self.processor.set_registers({"cr2": value})
 
@@ -131,6 +154,19 @@ class GuestState(Guest):
     @debugctl.setter
     def debugctl(self, value: int) -> None:
         self.write(Vmcs.GUEST_DEBUGCTL, value)
+
+    # --- performance monitoring ---
+
+    def read_pmu(self, index: int) -> int:
+        if index == Msr.IA32_PERF_GLOBAL_CTRL:  # each entry loads it
+            return self.read(Vmcs.GUEST_PERF_GLOBAL_CTRL)
+        return self.processor.rdmsr(index)
+
+    def write_pmu(self, index: int, value: int) -> None:
+        if index == Msr.IA32_PERF_GLOBAL_CTRL:
+            self.write(Vmcs.GUEST_PERF_GLOBAL_CTRL, value)
+        else:
+            self.processor.wrmsr(index, value)
 
     # --- modes and segments ---
 

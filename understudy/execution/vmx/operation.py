@@ -11,7 +11,7 @@ from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import CR0, CR4
-from understudy.arch.msr import EFER, FeatureControl, Msr
+from understudy.arch.msr import EFER, ApicBase, FeatureControl, Msr
 from understudy.arch.vmcs import SEGMENTS, Vmcs
 from understudy.arch.vmx_controls import (
     EntryControls,
@@ -34,15 +34,25 @@ PASSED: Final = (
 )  # fmt: skip
 """MSRs that the guest reads and writes without an exit."""
 
+SPURIOUS_ENABLED: Final = 0x1FF  # spurious vector and "APIC software enable"
+PMU_VECTOR: Final = 0xFE
+"""On which the processor's own APIC tells the hypervisor that a guest's counter has overflowed."""
+
 VPID: Final = 1  # there is one vCPU to a processor
 
 
 class Operation:
     """A processor in VMX operation, with one current VMCS."""
 
-    def __init__(self, host: Host, processor: Processor, *, keep_timer: bool) -> None:
-        """`keep_timer`: the preemption timer goes on counting over exits."""
+    def __init__(
+        self, host: Host, processor: Processor, *, keep_timer: bool, has_pmu: bool
+    ) -> None:
+        """`keep_timer`: the preemption timer goes on counting over exits.
+
+        `has_pmu`: the guest has the processor's performance counters.
+        """
         self.host, self.processor, self.keep_timer = host, processor, keep_timer
+        self.has_pmu = has_pmu
         self.write = processor.vmwrite
         first = host.frame(4)
         self.region, self.vmcs, self.bitmap, self.host_table = range(first, first + 4 * PAGE, PAGE)
@@ -70,6 +80,21 @@ class Operation:
         self._execution_controls()
         self._exit_and_entry_controls()
         self._host_state()
+        if self.has_pmu:
+            self._open_apic()
+
+    def _open_apic(self) -> None:
+        """SDM 3A, "x2APIC Mode" and "Local Vector Table": for interrupts of the counters."""
+        processor = self.processor
+        base = ApicBase(processor.rdmsr(Msr.IA32_APIC_BASE)).replace(EN=1, EXTD=1)
+        processor.wrmsr(Msr.IA32_APIC_BASE, int(base))
+        processor.wrmsr(Msr.X2APIC_SVR, SPURIOUS_ENABLED)
+        processor.wrmsr(Msr.X2APIC_LVT_PC, PMU_VECTOR)
+
+    def take_pmu_interrupt(self) -> None:
+        """The exit has acknowledged it: end it, and let the next one come."""
+        self.processor.wrmsr(Msr.X2APIC_EOI, 0)
+        self.processor.wrmsr(Msr.X2APIC_LVT_PC, PMU_VECTOR)
 
     def _enter_operation(self) -> None:
         """SDM 3C, "Enabling and Entering VMX Operation"."""
@@ -122,12 +147,21 @@ class Operation:
         write(Vmcs.MSR_BITMAPS, self.bitmap)
         write(Vmcs.VPID, VPID)
 
-    def choose_exits(self, primary: PrimaryControls, secondary: SecondaryControls) -> int:
-        """Ask for these exits beside those of every guest.  Returns the primary controls."""
+    def choose_exits(
+        self,
+        primary: PrimaryControls,
+        secondary: SecondaryControls,
+        optional: SecondaryControls,
+    ) -> int:
+        """Ask for these exits beside those of every guest.  Returns the primary controls.
+
+        `optional`: what a processor can do without that does not have it.
+        """
         wanted = PrimaryControls(
             ACTIVATE_SECONDARY_CONTROLS=1, MONITOR_EXITING=1, USE_MSR_BITMAPS=1,
             UNCONDITIONAL_IO_EXITING=1, CR8_STORE_EXITING=1, CR8_LOAD_EXITING=1,
-            RDPMC_EXITING=1, MWAIT_EXITING=1, HLT_EXITING=1, USE_TSC_OFFSETTING=1,
+            RDPMC_EXITING=int(not self.has_pmu), MWAIT_EXITING=1, HLT_EXITING=1,
+            USE_TSC_OFFSETTING=1,
         )  # fmt: skip
         chosen = int(allowed(
             PrimaryControls(wanted | primary),
@@ -136,13 +170,13 @@ class Operation:
         ))  # fmt: skip
         second = allowed(
             SecondaryControls(secondary | SecondaryControls(ENABLE_VPID=1)),
-            SecondaryControls(
-                ENABLE_RDTSCP=1, ENABLE_INVPCID=1, RDRAND_EXITING=1, RDSEED_EXITING=1
-            ),
+            optional,
             self.processor.rdmsr(Msr.IA32_VMX_PROCBASED_CTLS2),
         )
         self.write(Vmcs.PRIMARY_CONTROLS, chosen)
         self.write(Vmcs.SECONDARY_CONTROLS, int(second))
+        if second.ENABLE_XSAVES:
+            self.write(Vmcs.XSS_EXITING_BITMAP, 0)
         return chosen
 
     def intercept(self, msr: int, exits: bool) -> None:
@@ -156,15 +190,19 @@ class Operation:
 
     def _exit_and_entry_controls(self) -> None:
         """SDM 3C, "VM-Exit Control Fields" and "VM-Entry Control Fields"."""
+        pmu = int(self.has_pmu)
         exits = allowed(
             ExitControls(LOAD_EFER=1, SAVE_EFER=1, LOAD_PAT=1, SAVE_PAT=1,
                          HOST_ADDRESS_SPACE_SIZE=1, SAVE_DEBUG_CONTROLS=1,
+                         LOAD_PERF_GLOBAL_CTRL=pmu, ACKNOWLEDGE_INTERRUPT_ON_EXIT=pmu,
                          SAVE_PREEMPTION_TIMER=int(self.keep_timer)),
             ExitControls(0),
             self._capability(Msr.IA32_VMX_TRUE_EXIT_CTLS, Msr.IA32_VMX_EXIT_CTLS),
         )  # fmt: skip
         entries = allowed(
-            EntryControls(LOAD_EFER=1, LOAD_PAT=1, LOAD_DEBUG_CONTROLS=1),
+            EntryControls(
+                LOAD_EFER=1, LOAD_PAT=1, LOAD_PERF_GLOBAL_CTRL=pmu, LOAD_DEBUG_CONTROLS=1
+            ),
             EntryControls(0),
             self._capability(Msr.IA32_VMX_TRUE_ENTRY_CTLS, Msr.IA32_VMX_ENTRY_CTLS),
         )
@@ -181,6 +219,7 @@ class Operation:
         write(Vmcs.HOST_CR3, self.host_table)
         write(Vmcs.HOST_CR4, self.cr4)
         write(Vmcs.HOST_EFER, self.efer)
+        write(Vmcs.HOST_PERF_GLOBAL_CTRL, 0)  # the counters are the guest's alone
         write(Vmcs.HOST_PAT, self.processor.rdmsr(Msr.IA32_PAT))
         write(Vmcs.HOST_CS, 0x08)
         write(Vmcs.HOST_TR, 0x18)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
-from understudy.arch.vmx_controls import PrimaryControls
+from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution import Execution
 from understudy.execution.vmx.control_registers import (
     ControlRegisters,
@@ -77,7 +77,9 @@ class Vmx(GuestState, Execution, name="vmx"):
     ) -> None:  # fmt: skip
         super().__init__(processor)
         self.host, self.paging, self.model, self.table = host, paging, model, dict(TABLE)
-        self.operation = Operation(host, processor, keep_timer=keep_timer)
+        has_pmu = "pmu" in model.shown
+        self.operation = Operation(host, processor, keep_timer=keep_timer, has_pmu=has_pmu)
+        self.take_pmu_interrupt = self.operation.take_pmu_interrupt
         self.timer_shift = self.operation.timer_shift
         self.arm = partial(processor.vmwrite, TIMER)
         self.kept = self._keep_control(paging)
@@ -102,9 +104,15 @@ class Vmx(GuestState, Execution, name="vmx"):
         )
 
     def _choose_exits(self) -> None:
-        kept = self.kept
-        self.primary = self.operation.choose_exits(kept.primary, kept.secondary)
+        kept, shown = self.kept, self.model.shown
+        optional = SecondaryControls(  # what lets the guest have an instruction, or not have it
+            ENABLE_RDTSCP=int("rdtscp" in shown), ENABLE_INVPCID=int("invpcid" in shown),
+            ENABLE_XSAVES=int("xsaves" in shown),
+            RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
+        )  # fmt: skip
+        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
         self.current_primary = self.primary
+        self.operation.intercept(Msr.IA32_PKRS, "pks" not in shown)
 
     def use(self, paging: Paging) -> None:
         values = self.control()
@@ -151,6 +159,8 @@ class Vmx(GuestState, Execution, name="vmx"):
             if flags & TF:
                 trap = 0 if read(DEBUGCTL) & BTF else SINGLE_STEP
                 write(PENDING_DEBUG, read(PENDING_DEBUG) & ~SINGLE_STEP | trap)
+        if length and self.after_skip is not None:  # else it is not done yet
+            self.after_skip()
 
     def has_debug_trap(self) -> bool:
         return bool(self.read(PENDING_DEBUG) & TRAPS)
@@ -223,10 +233,6 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~Interruptibility.NMI.mask)
 
     # --- time ---
-
-    @property
-    def tsc(self) -> int:
-        return self.processor.tsc
 
     def set_tsc_offset(self, offset: int) -> None:
         self.write(Vmcs.TSC_OFFSET, offset & MASK64)

@@ -1,0 +1,308 @@
+//! The XSAVE feature set (SDM 1, "Managing State Using the XSAVE Feature Set"; SDM 2, the
+//! instructions' own pages): XCR0, and saving and restoring state by components.
+//!
+//! The components are x87, SSE and PKRU.  None is a supervisor's, so IA32_XSS takes no bit.  Which
+//! are in use is found by looking: a component in its initial configuration never is.  The modified
+//! optimization, which the manual leaves to the processor, is not made.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::arch::bits::{cr0, cr4};
+use crate::arch::exception::{Exception, vector};
+use crate::cpu::fxstate::{MXCSR_MASK, fetch, normalize, store};
+use crate::cpu::operand::{address_mask, ea, linear_at, segment_of};
+use crate::cpu::pointers::Pointers;
+use crate::cpu::state::{Core, Fx};
+use crate::cpu::system::require_level_0;
+use crate::cpu::trap::{Exec, gp, ud};
+use crate::mmu::access::Who;
+use crate::mmu::walk::Access;
+use crate::vmx::execute::{displacement, information};
+use crate::vmx::intercept::Sensitive;
+
+/// State components (SDM 1, "XSAVE-Supported Features and State-Component Bitmaps").
+const X87: u64 = 1 << 0;
+const SSE: u64 = 1 << 1;
+const PKRU: u64 = 1 << 9;
+/// The components that XCR0 may enable.
+pub const XCR0_KNOWN: u64 = X87 | SSE | PKRU;
+
+const MXCSR: usize = 24;
+const MXCSR_AT_RESET: u32 = 0x1F80;
+const ST: usize = 32;
+const XMM: usize = 160;
+const HEADER: usize = 512;
+/// The legacy region and the header.
+const LEAST_BYTES: usize = 576;
+/// Where PKRU is in the standard format, as on Intel's processors, and how long its component is.
+const PKRU_AT: usize = 2688;
+const PKRU_BYTES: usize = 8;
+/// XCOMP_BV: the area is in compacted format.
+const COMPACTED: u64 = 1 << 63;
+
+/// Where PKRU is in the compacted format: nothing is before it.
+const PKRU_COMPACTED: usize = LEAST_BYTES;
+
+/// The bytes of an area in standard format with these components.
+#[must_use]
+pub fn standard_bytes(components: u64) -> u32 {
+    if components & PKRU == 0 { LEAST_BYTES as u32 } else { (PKRU_AT + PKRU_BYTES) as u32 }
+}
+
+/// The bytes of an area in compacted format with these components.
+#[must_use]
+pub fn compacted_bytes(components: u64) -> u32 {
+    (LEAST_BYTES + if components & PKRU == 0 { 0 } else { PKRU_BYTES }) as u32
+}
+
+/// XGETBV, XSETBV.
+///
+/// # Errors
+/// #UD without CR4.OSXSAVE, #GP(0) for what no register takes, and the VM exit.
+pub(crate) fn registers(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    require_enabled(core)?;
+    let index = core.gpr[1] as u32;
+    if insn.mnemonic() == Mnemonic::Xsetbv {
+        require_level_0(core)?;
+        core.intercept(Sensitive::Xsetbv, insn.len() as u32)?;
+        if index != 0 {
+            return Err(gp(0));
+        }
+        return set_xcr0(core, operands(core));
+    }
+    let value = match index {
+        0 => core.xcr0,
+        1 => core.xcr0 & in_use(core, true),
+        _ => return Err(gp(0)),
+    };
+    core.gpr[0] = value & 0xFFFF_FFFF;
+    core.gpr[2] = value >> 32;
+    Ok(())
+}
+
+/// Write XCR0.
+///
+/// # Errors
+/// #GP(0) for components that there are not, and without x87.
+pub fn set_xcr0(core: &mut Core, value: u64) -> Exec<()> {
+    if value & !XCR0_KNOWN != 0 || value & X87 == 0 {
+        return Err(gp(0));
+    }
+    core.xcr0 = value;
+    Ok(())
+}
+
+/// XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS, and their 64-bit forms.
+///
+/// # Errors
+/// What the instruction raises.
+pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    use Mnemonic as M;
+    require_enabled(core)?;
+    let supervisor = matches!(insn.mnemonic(), M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64);
+    let mut wanted = operands(core);
+    if supervisor {
+        if !core.vmx.has_xsaves() {
+            return Err(ud());
+        }
+        require_level_0(core)?;
+        let (displacement, info) = (displacement(insn), information(insn));
+        let what = match insn.mnemonic() {
+            M::Xsaves | M::Xsaves64 => Sensitive::Xsaves { components: wanted, displacement, info },
+            _ => Sensitive::Xrstors { components: wanted, displacement, info },
+        };
+        core.intercept(what, insn.len() as u32)?;
+        wanted &= core.xcr0 | core.msr.xss;
+    } else {
+        wanted &= core.xcr0;
+    }
+    if core.cr0 & cr0::TS != 0 {
+        return Err(Exception::plain(vector::NM).into());
+    }
+    match insn.mnemonic() {
+        M::Xsave | M::Xsave64 => save(core, insn, wanted, Form { is_lean: false, is_compacted: false }),
+        M::Xsaveopt | M::Xsaveopt64 => save(core, insn, wanted, Form { is_lean: true, is_compacted: false }),
+        M::Xsavec | M::Xsavec64 | M::Xsaves | M::Xsaves64 => {
+            save(core, insn, wanted, Form { is_lean: true, is_compacted: true })
+        }
+        _ => restore(core, insn, wanted, supervisor),
+    }
+}
+
+/// How an instruction saves.
+#[derive(Clone, Copy)]
+struct Form {
+    /// What is in its initial configuration is not written.
+    is_lean: bool,
+    is_compacted: bool,
+}
+
+fn require_enabled(core: &Core) -> Exec<()> {
+    if core.cr4 & cr4::OSXSAVE == 0 { Err(ud()) } else { Ok(()) }
+}
+
+/// EDX:EAX.
+fn operands(core: &Core) -> u64 {
+    core.gpr[0] & 0xFFFF_FFFF | core.gpr[2] << 32
+}
+
+/// XINUSE.  MXCSR does not belong to SSE's configuration, but some instructions count it in.
+fn in_use(core: &Core, with_mxcsr: bool) -> u64 {
+    let fx = &core.fx.0;
+    let initial = Fx::at_reset();
+    let has_x87 = fx[..MXCSR] != initial.0[..MXCSR]
+        || fx[ST..XMM] != initial.0[ST..XMM]
+        || core.pointers != Pointers::default();
+    let registers = if core.is_64() { XMM..XMM + 256 } else { XMM..XMM + 128 };
+    let has_sse = fx[registers].iter().any(|b| *b != 0) || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
+    let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+    bit(has_x87, X87) | bit(has_sse, SSE) | bit(core.pkru != 0, PKRU)
+}
+
+/// The area's address, and that of each of its parts that begin so far from it.
+struct Area {
+    segment: usize,
+    offset: u64,
+    mask: u64,
+}
+
+impl Area {
+    /// # Errors
+    /// #GP(0) if it is not aligned, or what its segment says.
+    fn of(core: &mut Core, insn: &Instruction, access: Access) -> Exec<Self> {
+        let area = Self { segment: segment_of(insn), offset: ea(core, insn), mask: address_mask(insn) };
+        let gva = linear_at(core, area.segment, area.offset, LEAST_BYTES, access)?;
+        if gva & 63 == 0 { Ok(area) } else { Err(gp(0)) }
+    }
+
+    fn part(&self, core: &mut Core, at: usize, size: usize, access: Access) -> Exec<u64> {
+        let offset = self.offset.wrapping_add(at as u64) & self.mask;
+        linear_at(core, self.segment, offset, size, access)
+    }
+}
+
+fn is_wide(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(insn.mnemonic(), Xsave64 | Xsaveopt64 | Xsavec64 | Xsaves64 | Xrstor64 | Xrstors64)
+}
+
+fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()> {
+    let area = Area::of(core, insn, Access::Write)?;
+    let used = wanted & in_use(core, form.is_compacted);
+    let saved = if form.is_lean { used } else { wanted };
+    let mut fx = core.fx;
+    core.pointers.save(&mut fx, is_wide(insn));
+    let mut image = [0; HEADER + PKRU_BYTES];
+    image[..HEADER].copy_from_slice(&fx.0);
+    image[HEADER..].copy_from_slice(&u64::from(core.pkru).to_le_bytes());
+    let has_mxcsr = if form.is_compacted { saved } else { wanted } & SSE != 0;
+    let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
+    let pkru_at = if form.is_compacted { PKRU_COMPACTED } else { PKRU_AT };
+    // (whether it is saved, its place in the area, where it is in the image)
+    let parts = [
+        (saved & X87 != 0, 0, 0..MXCSR),
+        (has_mxcsr, MXCSR, MXCSR..ST),
+        (saved & X87 != 0, ST, ST..XMM),
+        (saved & SSE != 0, XMM, XMM..end),
+        (saved & PKRU != 0, pkru_at, HEADER..HEADER + PKRU_BYTES),
+    ];
+    let header = area.part(core, HEADER, 16, Access::Write)?;
+    core.probe_write(header, 16, Who::Program)?;
+    let mut places = [0; 5];
+    for (place, (is_saved, at, bytes)) in places.iter_mut().zip(&parts) {
+        if *is_saved {
+            *place = area.part(core, *at, bytes.len(), Access::Write)?;
+            core.probe_write(*place, bytes.len(), Who::Program)?;
+        }
+    }
+    let xstate =
+        if form.is_compacted { used } else { core.read_lin(header, 8, Who::Program)? & !wanted | used };
+    for (gva, (is_saved, _, bytes)) in places.into_iter().zip(parts) {
+        if is_saved {
+            store(core, gva, &image[bytes])?;
+        }
+    }
+    core.write_lin(header, 8, xstate, Who::Program)?;
+    if form.is_compacted {
+        core.write_lin(core.linear_add(header, 8), 8, wanted | COMPACTED, Who::Program)?;
+    }
+    Ok(())
+}
+
+/// XSTATE_BV and whether the area is compacted, if the header is one to restore from.
+fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, bool)> {
+    let (xstate, xcomp) = (words[0], words[1]);
+    let enabled = core.xcr0 | if supervisor { core.msr.xss } else { 0 };
+    let is_compacted = xcomp & COMPACTED != 0;
+    let is_bad = if is_compacted {
+        xcomp & !COMPACTED & !enabled != 0
+            || xstate & !(xcomp & !COMPACTED) != 0
+            || words[2..].iter().any(|w| *w != 0)
+    } else {
+        supervisor || xstate & !enabled != 0 || xcomp != 0 || words[2] != 0
+    };
+    if is_bad { Err(gp(0)) } else { Ok((xstate, is_compacted)) }
+}
+
+fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -> Exec<()> {
+    let area = Area::of(core, insn, Access::Read)?;
+    let gva = area.part(core, HEADER, 64, Access::Read)?;
+    let mut bytes = [0; 64];
+    fetch(core, gva, &mut bytes)?;
+    let (chunks, _) = bytes.as_chunks::<8>();
+    let words = std::array::from_fn(|n| u64::from_le_bytes(chunks[n]));
+    let (xstate, is_compacted) = header(core, &words, supervisor)?;
+    let (loaded, initial) = (wanted & xstate, Fx::at_reset());
+    let mut fx = core.fx;
+    let mut pointers = core.pointers;
+    if wanted & X87 != 0 {
+        let mut image = initial;
+        if loaded & X87 != 0 {
+            read_part(core, &area, 0, &mut image.0[..MXCSR])?;
+            read_part(core, &area, ST, &mut image.0[ST..XMM])?;
+        }
+        fx.0[..MXCSR].copy_from_slice(&image.0[..MXCSR]);
+        fx.0[ST..XMM].copy_from_slice(&image.0[ST..XMM]);
+        if loaded & X87 == 0 {
+            pointers = Pointers::default();
+        } else {
+            pointers.restore(&fx, is_wide(insn));
+        }
+    }
+    if wanted & SSE != 0 {
+        let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
+        // The standard format has MXCSR whether XMM registers are there or not.
+        let mut mxcsr = MXCSR_AT_RESET.to_le_bytes();
+        if loaded & SSE != 0 || !is_compacted {
+            read_part(core, &area, MXCSR, &mut mxcsr)?;
+            if u32::from_le_bytes(mxcsr) & !MXCSR_MASK != 0 {
+                return Err(gp(0));
+            }
+        }
+        fx.0[MXCSR..MXCSR + 4].copy_from_slice(&mxcsr);
+        if loaded & SSE == 0 {
+            fx.0[XMM..end].fill(0);
+        } else {
+            read_part(core, &area, XMM, &mut fx.0[XMM..end])?;
+        }
+    }
+    let mut pkru = [0; PKRU_BYTES];
+    if loaded & PKRU != 0 {
+        read_part(core, &area, if is_compacted { PKRU_COMPACTED } else { PKRU_AT }, &mut pkru)?;
+    }
+    normalize(&mut fx);
+    let is_settled = fx.0[..XMM] == core.fx.0[..XMM];
+    (core.fx, core.pointers) = (fx, pointers);
+    if !is_settled {
+        crate::cpu::vector::settle(core);
+    }
+    if wanted & PKRU != 0 {
+        core.set_pkru(u64::from_le_bytes(pkru) as u32);
+    }
+    Ok(())
+}
+
+fn read_part(core: &mut Core, area: &Area, at: usize, out: &mut [u8]) -> Exec<()> {
+    let gva = area.part(core, at, out.len(), Access::Read)?;
+    fetch(core, gva, out)
+}

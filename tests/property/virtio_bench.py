@@ -1,0 +1,211 @@
+"""A hostile virtio driver, and what must hold whatever it does to rings and registers.
+
+Source: ours; the actions are those of a driver that has gone mad, aimed at its own rings.
+Nothing here names a device: whatever is a `VirtioPci` is tried.
+
+Invariants of a device: it never raises; each access ends; it writes nowhere but to RAM; a device
+that loads its snapshot in the middle of the traffic goes on in the same way; after a reset it
+serves a driver that is sane.
+"""
+
+import argparse
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.devices.virtio.driver import BAR, BUFFERS, QUEUES, RAM, Driver
+from understudy.devices import Device
+from understudy.devices.virtio.function import NOTIFY
+from understudy.devices.virtio.pci import VirtioPci
+
+PARTS = sorted(name for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci))
+ALL_ONES = (1 << 64) - 1
+MOST_READS = 20_000  # pieces of memory that one access may read or write
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that the driver does."""
+
+    kind: str
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    d: int = 0
+
+
+PLACES = st.sampled_from(
+    [BUFFERS, BUFFERS + 1, BUFFERS + 0x800, QUEUES, QUEUES + 0x400, QUEUES + 0x800, QUEUES + 0x804,
+     RAM - 16, RAM - 1, RAM, 0, ALL_ONES, ALL_ONES - 15, 1 << 63, 0xFEE0_0000]
+)  # fmt: skip
+LENGTHS = st.sampled_from(
+    [0, 1, 4, 8, 12, 16, 16, 16, 32, 48, 512, 520, 4096, 0xFFFF_FFF0, 0xFFFF_FFFF]
+)
+FLAGS = st.sampled_from([0, 1, 1, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 0xFFFF])
+SMALL = st.integers(0, 8)
+NUMBERS = st.sampled_from([0, 1, 2, 7, 8, 9, 0x7FFF, 0x8000, 0xFFFF, ALL_ONES])
+
+
+def _of(kind: str, *values: st.SearchStrategy[int]) -> st.SearchStrategy[Action]:
+    return st.builds(Action, st.just(kind), *values)
+
+
+DESCRIBE = _of(
+    "describe", SMALL, PLACES, LENGTHS, st.builds(lambda f, n: f | n << 16, FLAGS, SMALL)
+)
+ACTIONS = st.one_of(
+    DESCRIBE,
+    DESCRIBE,
+    _of("request", st.integers(0, 16), st.sampled_from([0, 1, 2, 7, 100]), LENGTHS),
+    _of("request", st.integers(0, 16), st.sampled_from([0, 1, 2, 7, 100]), LENGTHS),
+    _of("offer", SMALL),
+    _of("index", NUMBERS),
+    _of("kick", st.integers(0, 4)),
+    _of("kick", st.just(0)),
+    _of("event", NUMBERS),
+    _of("poke", st.integers(QUEUES, QUEUES + 0x900), st.integers(0, 255)),
+    _of("put", st.integers(0, 0x40) | st.integers(0x1FF0, 0x2050), st.sampled_from([1, 2, 4, 8]),
+        NUMBERS | PLACES),
+    _of("get", st.integers(0, 0x40) | st.integers(0xFF0, 0x3010), st.sampled_from([1, 2, 4, 8])),
+    _of("ring", st.sampled_from([0x20, 0x28, 0x30]), PLACES),
+    _of("status", st.sampled_from([0, 1, 3, 11, 15, 64, 128, 255])),
+    _of("start", st.booleans(), st.integers(0, 3)),
+    _of("start", st.booleans(), st.integers(0, 3)),
+    _of("config", st.integers(4, 0xFF), st.sampled_from([1, 2, 4]), NUMBERS | PLACES),
+    _of("master", st.booleans()),
+    _of("time", st.sampled_from([1, 1000, 1_000_000, 1_000_000_000])),
+)  # fmt: skip
+SCRIPT = st.lists(ACTIONS, max_size=60)
+
+
+class Hostile(Driver):
+    """A driver with the actions above."""
+
+    def __init__(self, part: str, ns: int = 0) -> None:
+        super().__init__(part, ns)
+        self.features, self.size = 1 << 32, 8
+        self.steps = 0
+        memory = self.memory
+        read, write = memory.read, memory.write
+        self.accesses = 0
+
+        def counted(call: Callable[..., bytes | None]) -> Callable[..., bytes | None]:
+            def access(*given: object) -> bytes | None:
+                self.accesses += 1
+                assert self.accesses < MOST_READS, "an access that does not end"
+                return call(*given)
+
+            return access
+
+        memory.read, memory.write = counted(read), counted(write)  # type: ignore[method-assign,assignment]
+        for n in range(len(self.device.sizes)):
+            self.available[n] = self.used[n] = 0
+
+    def do(self, action: Action) -> int | None:
+        a, b, c, d = action.a, action.b, action.c, action.d
+        self.accesses = 0
+        queue = self.steps % len(self.device.sizes)
+        self.steps += 1
+        match action.kind:
+            case "describe":
+                self.describe(queue, a, b, c, d & 0xFFFF, d >> 16)
+            case "request":  # one that begins as a device may want it, in its shape at least
+                self.memory.write(BUFFERS, struct.pack("<IIQ", a, 0, b) + bytes(64))
+                self.describe(queue, 0, BUFFERS, 16, 1, 1)
+                self.describe(queue, 1, BUFFERS + 0x800, min(c, 4096), 1 | (2 if a % 2 else 0), 2)
+                self.describe(queue, 2, BUFFERS + 0x700, 1, 2)
+                self.offer(queue, 0)
+                self.kick(queue)
+            case "offer":
+                self.offer(queue, a)
+            case "index":
+                self.available[queue] = a & 0xFFFF
+                self.memory.write(
+                    QUEUES + 0x1000 * queue + 0x402, (a & 0xFFFF).to_bytes(2, "little")
+                )
+            case "event":
+                at = QUEUES + 0x1000 * queue + 0x404 + 2 * self.size
+                self.memory.write(at, (a & 0xFFFF).to_bytes(2, "little"))
+            case "kick":
+                self.put(NOTIFY + 4 * a, a, 2)
+            case "poke":
+                self.memory.write(a, bytes([b]))
+            case "put":
+                self.put(a, c & (1 << 8 * b) - 1, b)
+            case "get":
+                return self.fits(self.get(a, b), b)
+            case "ring":
+                self.put(0x14, 0, 1)
+                self.accept(1 << 32)
+                self.put(0x18, 8, 2)
+                for usual, offset in ((0x20, 0), (0x28, 0x400), (0x30, 0x800)):
+                    self.put(usual, b if usual == a else QUEUES + offset, 8)
+                self.put(0x1C, 1, 2)
+                self.put(0x14, 15, 1)
+            case "status":
+                self.put(0x14, a, 1)
+            case "start":
+                self.set_config(4, 6, 2)
+                self.set_config(0x10, BAR)
+                self.start(self.device.offered & ~(b << 28), msix=bool(a))
+            case "config":
+                self.set_config(a, c & (1 << 8 * b) - 1, b)
+            case "master":
+                self.set_config(4, 6 if a else 2, 2)
+            case "time":
+                self.clock.advance(a)
+        return None
+
+    @staticmethod
+    def fits(value: int, size: int) -> int:
+        assert 0 <= value < 1 << 8 * size
+        return value
+
+    def reborn(self) -> "Hostile":
+        """A fresh one that loads this one's snapshot, with the same memory."""
+        other = Hostile(self.device.name, self.clock.ns)
+        other.board.load(json.loads(json.dumps(self.board.save())))
+        assert other.messages == [] and other.irqs == [], "loading may not reach outside"
+        other.memory.ram[:] = self.memory.ram
+        other.messages[:], other.irqs[:] = self.messages, self.irqs
+        other.available, other.used = dict(self.available), dict(self.used)
+        other.steps = self.steps
+        return other
+
+
+def survives(part: str, **options: object) -> Callable[[], None]:
+    """No script makes it raise, nor shows that it was replaced by its snapshot on the way."""
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], **options)  # type: ignore[arg-type]
+    @given(SCRIPT, st.integers(0, 60))
+    def run(script: list[Action], cut: int) -> None:
+        one = Hostile(part)
+        one.do(Action("start", 1))
+        for action in script[:cut]:
+            one.do(action)
+        other = one.reborn()
+        for action in script[cut:]:
+            assert one.do(action) == other.do(action), action
+        assert one.memory.ram == other.memory.ram
+        assert (one.irqs, one.messages) == (other.irqs, other.messages)
+        saved, again = one.board.save(), other.board.save()
+        assert saved[part]["state"] == again[part]["state"]
+        for d in (one, other):
+            d.accesses = 0
+            d.do(Action("start", 1))
+            assert d.status == 15
+
+    return run
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="A hostile driver for each virtio device.")
+    parser.add_argument("--scripts", type=int, default=10_000, help="of 30 steps on average")
+    count = parser.parse_args().scripts
+    for name in PARTS:
+        survives(name, max_examples=count, database=None)()
+        print(f"{name}: {count} scripts", flush=True)

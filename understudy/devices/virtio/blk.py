@@ -1,0 +1,228 @@
+"""Virtio block device: a disk.
+
+Source: Virtual I/O Device (VIRTIO) Version 1.2, "Block Device".
+
+Not modeled: secure erase, lifetime, zoned storage, a cache that a driver can switch off.
+
+Invariants: a request is carried out wholly, or has a status that says not; it touches nothing
+outside of the disk; data that was written before a flush is on the computer's disk when the flush
+comes back, and without negotiated flushes each write is.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from understudy.backends.medium import Medium, Zeros
+from understudy.backends.overlay import Overlay
+from understudy.devices.virtio.pci import Postponed, VirtioPci, VirtioState
+from understudy.devices.virtio.queue import (
+    Chain,
+    RingError,
+    Segment,
+    cut,
+    gather,
+    length,
+    scatter,
+)
+from understudy.devices.wires import Wires
+
+# --- The specification ---
+
+KIND: Final = 2
+CLASS: Final = 0x010000  # mass storage, SCSI: what QEMU's has
+SECTOR: Final = 512
+ID_BYTES: Final = 20
+
+SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 9  # VIRTIO_BLK_F_*
+MQ, DISCARD, WRITE_ZEROES = 1 << 12, 1 << 13, 1 << 14
+
+HEADER: Final = struct.Struct("<IIQ")  # type, reserved, sector
+RANGE: Final = struct.Struct("<QII")  # sector, sectors, flags
+CONFIG: Final = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+UNMAP: Final = 1  # flag of a range
+
+
+class Request(IntEnum):
+    """VIRTIO_BLK_T_*."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+    WRITE_ZEROES = 13
+
+
+OK, IOERR, UNSUPP = b"\0", b"\1", b"\2"  # VIRTIO_BLK_S_*
+
+# --- Ours ---
+
+QUEUE_SIZE: Final = 256
+MOST_QUEUES: Final = 16
+SEGMENTS: Final = QUEUE_SIZE - 2  # the header and the status are descriptors, too
+SEGMENT_BYTES: Final = 1 << 16
+MOST: Final = SEGMENTS * SEGMENT_BYTES  # bytes of one request
+RANGES: Final = 16  # of one discard
+RANGE_SECTORS: Final = 1 << 15  # of one range of zeros: the file system may have to write them
+USUAL_BYTES: Final = 1 << 16
+
+
+class Refused(Exception):
+    """A request that ends with this status."""
+
+    def __init__(self, status: bytes) -> None:
+        self.status = status
+
+
+@dataclass
+class BlkState(VirtioState):
+    """Nothing beside the transport's."""
+
+
+class Blk(VirtioPci, name="virtio_blk"):
+    """A disk.  `medium` is its content; a disk that nobody gave one is small and empty.
+
+    stop: called with what went wrong when the computer cannot read or write, and the request is
+    tried again when the VM goes on; without it the guest sees an I/O error.
+    """
+
+    state: BlkState
+
+    def __init__(
+        self,
+        wires: Wires,
+        *,
+        medium: Medium | None = None,
+        serial: str = "",
+        queues: int = 1,
+        stop: Callable[[str], None] | None = None,
+    ) -> None:
+        if not 1 <= queues <= MOST_QUEUES:
+            raise ValueError(f"virtio_blk: {queues} queues, expected 1 to {MOST_QUEUES}")
+        super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * queues)
+        self.medium = Overlay(Zeros(USUAL_BYTES)) if medium is None else medium
+        self.serial, self.stop = serial.encode()[:ID_BYTES], stop
+        self.offered |= SIZE_MAX | SEG_MAX | BLK_SIZE | FLUSH
+        self.offered |= RO if self.medium.is_read_only else DISCARD | WRITE_ZEROES
+        self.offered |= MQ if queues > 1 else 0
+        self.registers = CONFIG.pack(
+            self.medium.size // SECTOR, SEGMENT_BYTES, SEGMENTS, SECTOR, 0, queues,
+            RANGE_SECTORS, RANGES, 1, RANGE_SECTORS, RANGES, 1,
+        )  # fmt: skip
+        self.state = self.power_on()
+
+    def power_on(self) -> BlkState:
+        return self.fresh(BlkState)
+
+    def config(self) -> bytes:
+        return self.registers
+
+    # --- requests ---
+
+    def serve(self, number: int, chain: Chain) -> int:
+        room = length(chain.writable) - 1
+        if length(chain.readable) < HEADER.size or room < 0:
+            raise RingError("a block request without its header or its status")
+        dma = self.wires.dma
+        header = gather(dma, cut(chain.readable, 0, HEADER.size))
+        kind, _, sector = HEADER.unpack(header)
+        written, status = 0, OK
+        try:
+            written = self._carry_out(kind, sector * SECTOR, chain, room)
+        except Refused as refusal:
+            status = refusal.status
+        except OSError as problem:
+            if self.stop is not None:
+                self.stop(str(problem))
+                raise Postponed from None
+            status = IOERR
+        scatter(dma, cut(chain.writable, room, 1), status)
+        # "The device MUST write at least len bytes ... beginning at the first": as far as it has.
+        return room + 1 if written == room else written
+
+    def _carry_out(self, kind: int, offset: int, chain: Chain, room: int) -> int:
+        """How many bytes of data the driver gets."""
+        match kind:
+            case Request.IN:
+                return self._read(offset, cut(chain.writable, 0, room))
+            case Request.OUT:
+                self._write(offset, cut(chain.readable, HEADER.size, 1 << 32))
+            case Request.FLUSH:
+                self.medium.flush()
+            case Request.GET_ID:
+                return scatter(
+                    self.wires.dma,
+                    cut(chain.writable, 0, min(room, ID_BYTES)),
+                    self.serial.ljust(ID_BYTES, b"\0"),
+                )
+            case Request.DISCARD if self.has(DISCARD):
+                self._each(cut(chain.readable, HEADER.size, 1 << 32), self._discard)
+            case Request.WRITE_ZEROES if self.has(WRITE_ZEROES):
+                self._each(cut(chain.readable, HEADER.size, 1 << 32), self._zero)
+            case _:
+                raise Refused(UNSUPP)
+        return 0
+
+    def _read(self, offset: int, segments: list[Segment]) -> int:
+        count = length(segments)
+        self._check(offset, count)
+        return scatter(self.wires.dma, segments, self.medium.read(offset, count))
+
+    def _write(self, offset: int, segments: list[Segment]) -> None:
+        self._check(offset, length(segments))
+        if self.medium.is_read_only:
+            raise Refused(IOERR)
+        self.medium.write(offset, gather(self.wires.dma, segments))
+        if not self.has(FLUSH):
+            self.medium.flush()
+
+    def _check(self, offset: int, count: int) -> None:
+        self.moved += count
+        if count % SECTOR or count > MOST or offset + count > self.medium.size:
+            raise Refused(IOERR)
+
+    # --- ranges ---
+
+    def _each(self, segments: list[Segment], carry_out: Callable[[int, int, bool], None]) -> None:
+        """Do it with each of the ranges of a request, if all of them are right."""
+        count, rest = divmod(length(segments), RANGE.size)
+        if rest or not 0 < count <= RANGES:
+            raise Refused(IOERR)
+        ranges = list(RANGE.iter_unpack(gather(self.wires.dma, segments)))
+        for sector, sectors, flags in ranges:
+            if flags & ~UNMAP:
+                raise Refused(UNSUPP)
+            if sectors > RANGE_SECTORS or (sector + sectors) * SECTOR > self.medium.size:
+                raise Refused(IOERR)
+        for sector, sectors, flags in ranges:
+            self.moved += sectors * SECTOR
+            carry_out(sector * SECTOR, sectors * SECTOR, bool(flags & UNMAP))
+
+    def _discard(self, offset: int, count: int, unmap: bool) -> None:
+        if unmap:
+            raise Refused(UNSUPP)  # "MUST be 0" for a discard
+        self.medium.discard(offset, count)
+
+    def _zero(self, offset: int, count: int, unmap: bool) -> None:
+        self.medium.zero(offset, count, may_unmap=unmap)
+        if not self.has(FLUSH):
+            self.medium.flush()
+
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        return super().save() | {"medium": self.medium.save()}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        self.medium.load(saved["medium"])
+
+    def inspect(self) -> dict[str, Any]:
+        return super().save() | {"size": self.medium.size, "read-only": self.medium.is_read_only}
+
+    def close(self) -> None:
+        self.medium.close()
+        super().close()

@@ -1,0 +1,74 @@
+"""What one can choose about a disk: a file, and how a VM uses it.
+
+    --disk FILE[,ro][,overlay][,format=raw|qcow2][,serial=TEXT][,on-error=report|stop]
+
+A comma in a file's name is written twice.  Source: ours; the form is QEMU's `-drive`.
+Invariants: a `Disk` that exists is right in itself; whether there is such a file is found out when
+a VM is made.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+FORMATS: Final = ("auto", "raw", "qcow2")
+ON_ERROR: Final = ("report", "stop")
+SERIAL_BYTES: Final = 20
+FORM: Final = "FILE[,ro][,overlay][,format=raw|qcow2][,serial=TEXT][,on-error=stop]"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a VM."""
+
+    file: str
+    """The image; kept as an absolute path."""
+    is_read_only: bool = False
+    is_overlay: bool = False
+    """What the guest writes is kept beside the image, and forgotten with the VM."""
+    format: str = "auto"
+    """auto: qcow2 if it is called so, else raw, but then it may not begin as other formats do."""
+    serial: str = ""
+    """What the guest can tell the disk by."""
+    on_error: str = "report"
+    """report: the guest sees an I/O error; stop: the VM stops, and tries again when it goes on."""
+
+    def __post_init__(self) -> None:
+        for name in ("file", "format", "serial", "on_error"):
+            _check(type(getattr(self, name)) is str, self, f"{name} as a text")
+        for name in ("is_read_only", "is_overlay"):
+            _check(type(getattr(self, name)) is bool, self, f"{name} as True or False")
+        _check(bool(self.file) and "\0" not in self.file, self, "the path of a file")
+        _check(self.format in FORMATS, self, f"format={' or '.join(FORMATS)}")
+        _check(self.on_error in ON_ERROR, self, f"on-error={' or '.join(ON_ERROR)}")
+        is_serial = self.serial.isascii() and self.serial.isprintable()
+        _check(
+            is_serial and len(self.serial) <= SERIAL_BYTES,
+            self,
+            f"a serial number of at most {SERIAL_BYTES} characters of ASCII",
+        )
+        object.__setattr__(self, "file", str(Path(self.file).absolute()))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the command line's words; ValueError says what was expected."""
+        file, *words = (w.replace("\0", ",") for w in re.sub(",,", "\0", text).split(","))
+        options: dict[str, Any] = {}
+        for word in words:
+            name, is_pair, value = word.partition("=")
+            if word in ("ro", "overlay"):
+                options["is_read_only" if word == "ro" else "is_overlay"] = True
+            elif is_pair and name in ("format", "serial", "on-error"):
+                options[name.replace("-", "_")] = value
+            else:
+                raise ValueError(
+                    f"disk {text!r}: expected {FORM}, not {word!r}; "
+                    "a comma in a file's name is written twice"
+                )
+        return cls(file, **options)
+
+
+def _check(is_right: bool, disk: Disk, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"disk {disk.file!r}: expected {expected}")

@@ -1,0 +1,36 @@
+"""What a processor is doing, and what for: executing or waiting, and when it shall come back.
+
+Source: SDM 3C, "Guest Non-Register State", activity state, whose numbers these are; "shutdown"
+ends a VM, so no vCPU is ever in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Activity(IntEnum):
+    """A vCPU's activity; 0 means that it executes."""
+
+    ACTIVE = 0
+    HLT = 1  # until an interrupt, an NMI or INIT
+    WAIT_FOR_SIPI = 3  # until a start-up message
+
+
+@dataclass
+class Goal:
+    """When `Vcpu.run` shall come back, if the guest does not end before."""
+
+    end: int | None = None  # instructions retired
+    until: Callable[[], bool] | None = None
+
+
+@dataclass
+class VcpuState:
+    """What a snapshot keeps of a vCPU, beside what its parts keep."""
+
+    activity: Activity = Activity.ACTIVE
+    attention: bool = True  # the run loop must look around before it enters
+    armed: int = 0  # the deadline that the guest's timer holds
+    interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
+    carried_out: int = 0  # instructions that only exit because of the paging technique
