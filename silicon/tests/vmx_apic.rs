@@ -10,6 +10,8 @@ use silicon::vmx::controls::{exit, pin, primary, secondary as s};
 use silicon::vmx::instructions as vmx;
 use vmx_bed::*;
 
+type Break = fn(&mut Bed);
+
 const VMCALL: [u8; 3] = [0x0F, 0x01, 0xC1];
 
 /// All of it, by MSR.
@@ -79,7 +81,7 @@ fn the_capabilities_and_their_checks() {
     let second = s::VIRTUALIZE_X2APIC_MODE | s::APIC_REGISTER_VIRTUALIZATION | s::VIRTUAL_INTERRUPT_DELIVERY;
     assert_eq!(u64::from(second), caps(0x48B) & u64::from(second));
     assert_ne!(0, caps(0x481) & caps(0x48D) & u64::from(pin::PROCESS_POSTED_INTERRUPTS));
-    let rows: [(&str, fn(&mut Bed)); 11] = [
+    let rows: [(&str, Break); 11] = [
         ("both sorts of APIC", |b| _ = b.set(SECONDARY, s::VIRTUALIZE_APIC_ACCESSES)),
         ("no TPR shadow", |b| _ = b.clear(PRIMARY, primary::USE_TPR_SHADOW)),
         ("no interrupt exits", |b| _ = b.clear(PIN, pin::EXTERNAL_INTERRUPT_EXITING)),

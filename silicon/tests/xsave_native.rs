@@ -37,7 +37,9 @@ impl Rng {
 
 fn area(rng: &mut Rng, has_keys: bool) -> Area {
     let mut a = [0; WORDS];
-    a.iter_mut().for_each(|w| *w = if rng.below(4) == 0 { 0 } else { rng.next() });
+    for w in &mut a {
+        *w = if rng.below(4) == 0 { 0 } else { rng.next() };
+    }
     // FCW, FSW and FTW; often those after FNINIT.
     a[0] = if rng.below(3) == 0 { 0x37F } else { rng.next() & 0x00FF_7F00_0F3F | 0x40 };
     a[1] = 0;

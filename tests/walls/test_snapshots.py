@@ -63,3 +63,25 @@ def test_what_nobody_could_read_again_is_not_written(
     with pytest.raises(SnapshotError, match="much written to a disk's overlay"):
         image_file.write(path, pack({"much": "x" * (1 << 20)}, []))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("paging", ["eager", "lazy"])
+@pytest.mark.parametrize("wrong", ["paging is off", "another root", "no root", "a step"])
+def test_shadow_tables_are_those_of_the_mode_that_was_saved(paging: str, wrong: str) -> None:
+    state, pieces = unpack(memoryview(of_hello(paging)))
+    control, tables = state[CPU]["guest"]["control"], state["paging"]["tables"]
+    assert control[0] >> 31 == 1 and tables["root"][1] == 4
+    if wrong == "paging is off":
+        control[0] &= ~(1 << 31)
+    elif wrong == "another root":  # one of a lower level, for when CR3 is loaded again
+        lower = next(page for page in tables["pages"] if page[1] < 4)
+        tables["roots"].insert(0, [[77], lower[:3]])
+    elif wrong == "no root":
+        control[1] += 4096
+    else:
+        tables["stepped"] = ["x"]
+    with Host("64M") as host:
+        free = host.frames.free_count
+        with pytest.raises(SnapshotError):
+            VM.restore(b"".join(pack(state, pieces)), host=host)
+        assert (host.frames.free_count, host.processors) == (free, [])

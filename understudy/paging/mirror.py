@@ -13,9 +13,9 @@ and allows writes to a page only if it was dirty and the frame is not traced.
 """
 
 from abc import abstractmethod
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.arch.address import MAXPHYADDR, PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.paging import BUDGET, Answer
@@ -33,9 +33,11 @@ from understudy.paging.guest_walk import (
 from understudy.paging.portable import Gfns
 from understudy.paging.quadrants import COMPOSED, DIRECT, direct, key_of, stands_for
 from understudy.paging.reverse_map import BLOCK
+from understudy.paging.roots import RootKey, root_key, saved_root
 from understudy.paging.shadow import HIDDEN, Shadow
 from understudy.paging.shadow_pages import ENTRY_BYTES, ShadowPage, ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
+from understudy.state import restore
 
 ROOTS_KEPT: Final = 64
 NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
@@ -43,7 +45,6 @@ READ_ONLY: Final = USER | NO_EXECUTE
 RIGHTS: Final = READ_ONLY | WRITABLE
 USED: Final = PRESENT | ACCESSED
 ALL_RIGHTS: Final = USED | DIRTY | WRITABLE | USER
-RootKey = tuple[int, ...]
 Place = tuple[ShadowPage, int]
 """An entry: its table, and which one it is."""
 
@@ -222,13 +223,7 @@ class Mirror(Shadow):
 
     def _load_root(self) -> None:
         """Translate by the shadow of the address space that CR3 names."""
-        regime = self.regime
-        key: RootKey = (regime.root >> PAGE_SHIFT,)
-        if regime.is_pae:
-            assert regime.pdptes is not None
-            key = regime.pdptes
-        elif regime.format is None:
-            key = ()
+        key = root_key(self.regime)
         root = self.roots.pop(key, None)
         if root is None:
             root = self._new_root(key)
@@ -380,11 +375,14 @@ class Mirror(Shadow):
 
     def load_tables(self, saved: dict[str, Any]) -> None:
         self.tables.clear()
-        self.stepped = list(saved["stepped"])
+        self.stepped = restore(list[Annotated[int, MAXPHYADDR]], saved["stepped"], "stepped")
         self.tables.load(saved["pages"])
         pages = self.tables.pages
-        self.roots = {tuple(key): pages[tuple(page)] for key, page in saved["roots"]}
+        roots = dict(saved_root(self.regime, root) for root in saved["roots"])
+        self.roots = {key: pages[page] for key, page in roots.items()}
         self.root = pages[tuple(saved["root"])]
+        if self.roots.get(root_key(self.regime)) is not self.root:
+            raise ValueError("snapshot: the root in use is not that of the guest's address space")
         self.use_root(self.root.hpa)
         self.invalidate()
 

@@ -64,7 +64,8 @@ impl Processor {
                 Ok(machine) => machine,
                 Err(why) => return End::Refused(why),
             };
-            let _present = self.shared.agent.arrive();
+            let agent = machine.core.agent.clone();
+            let _present = agent.arrive();
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -88,7 +89,7 @@ impl Processor {
                 }
                 next = Some(now + SIGNAL_PERIOD);
                 // (The interpreter may be busy, with something that waits for this processor.)
-                raised = self.shared.agent.aside(|| Python::attach(|py| py.check_signals().err()));
+                raised = agent.aside(|| Python::attach(|py| py.check_signals().err()));
                 raised.is_some()
             };
             End::Exit(machine.run_present(budget, &mut poll))
@@ -176,7 +177,9 @@ impl Processor {
     /// In VMX non-root operation with external-interrupt exiting: exit reason 1, valid bit of
     /// intr_info clear.  Otherwise a KICK stop.
     fn kick(&self) {
-        self.shared.agent.ring(news::KICK);
+        if let Some(agent) = self.shared.agent() {
+            agent.ring(news::KICK);
+        }
     }
 
     /// Whether the processor is in VMX non-root operation (after a BUDGET or KICK stop).

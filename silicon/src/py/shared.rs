@@ -1,7 +1,7 @@
 //! `Shared`: the machine behind a `Processor` and behind its `LocalApic`, until it is closed.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -12,8 +12,7 @@ use crate::processor::Processor as Machine;
 /// The machine, which one thread at a time has, as long as it is open.
 pub struct Shared {
     state: Mutex<State>,
-    /// The processor on the bus, for other threads.
-    pub agent: Arc<Agent>,
+    agent: Weak<Agent>,
 }
 
 enum State {
@@ -72,8 +71,13 @@ impl DerefMut for Held<'_> {
 impl Shared {
     /// A machine, open.
     pub fn new(machine: Machine) -> Self {
-        let agent = machine.core.agent.clone();
+        let agent = Arc::downgrade(&machine.core.agent);
         Self { state: Mutex::new(State::Open(machine)), agent }
+    }
+
+    /// The processor on the bus, for other threads; nothing if it is closed.
+    pub fn agent(&self) -> Option<Arc<Agent>> {
+        self.agent.upgrade()
     }
 
     /// The machine, for one who does not wait.
