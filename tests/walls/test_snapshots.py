@@ -55,6 +55,16 @@ def test_time_wraps_as_a_tsc_does() -> None:
         assert 0 <= vm.clock.now() < before
 
 
+def test_what_nobody_could_read_again_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(image_file, "LONGEST_HEADER", 1 << 20)
+    path = tmp_path / "much.usnap"
+    with pytest.raises(SnapshotError, match="much written to a disk's overlay"):
+        image_file.write(path, pack({"much": "x" * (1 << 20)}, []))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("paging", ["eager", "lazy"])
 @pytest.mark.parametrize("wrong", ["paging is off", "another root", "no root", "a step"])
 def test_shadow_tables_are_those_of_the_mode_that_was_saved(paging: str, wrong: str) -> None:
@@ -75,13 +85,3 @@ def test_shadow_tables_are_those_of_the_mode_that_was_saved(paging: str, wrong: 
         with pytest.raises(SnapshotError):
             VM.restore(b"".join(pack(state, pieces)), host=host)
         assert (host.frames.free_count, host.processors) == (free, [])
-
-
-def test_what_nobody_could_read_again_is_not_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(image_file, "LONGEST_HEADER", 1 << 20)
-    path = tmp_path / "much.usnap"
-    with pytest.raises(SnapshotError, match="much written to a disk's overlay"):
-        image_file.write(path, pack({"much": "x" * (1 << 20)}, []))
-    assert list(tmp_path.iterdir()) == []

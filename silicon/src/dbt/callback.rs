@@ -68,7 +68,6 @@ impl Dbt {
     /// interpreter raise the fault, which names the transfer itself.
     fn undo_transfer(&mut self, core: &mut Core) -> u64 {
         let i = self.tools.indirects[core.jit.indirect as usize];
-        self.tell_x87(core, 0, |_| gate::is_x87_pending());
         core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);

@@ -127,7 +127,7 @@ impl Planner<'_> {
         if !is_plain {
             return None;
         }
-        let disp = self.signed(insn.memory_displacement64());
+        let disp = signed(insn.memory_displacement64(), self.word);
         let base = match insn.memory_base() {
             Register::None | Register::RIP => ABSOLUTE,
             r if r.size() == self.word as usize && disp.abs() < 1 << 30 => number(r),
@@ -168,7 +168,7 @@ impl Planner<'_> {
 
     /// What the instruction does to the registers' values.
     fn effects(&mut self, insn: &Instruction) {
-        if let Some((register, by)) = self.adjustment(insn) {
+        if let Some((register, by)) = adjustment(insn, self.word) {
             let v = &mut self.values[register];
             match v.offset.checked_add(by) {
                 Some(o) => v.offset = o,
@@ -186,53 +186,52 @@ impl Planner<'_> {
             self.forget(r);
         }
     }
+}
 
-    /// An address or a distance as a signed number.
-    fn signed(&self, v: u64) -> i64 {
-        if self.word == 4 { i64::from(v as i32) } else { v.cast_signed() }
-    }
+/// An address or a distance as a signed number.
+fn signed(v: u64, word: i64) -> i64 {
+    if word == 4 { i64::from(v as i32) } else { v.cast_signed() }
+}
 
-    /// A register that the instruction moves by a constant.
-    fn adjustment(&self, insn: &Instruction) -> Option<(usize, i64)> {
-        match insn.code() {
-            Code::Push_r64
-            | Code::Pushq_imm8
-            | Code::Pushq_imm32
-            | Code::Push_rm64
-            | Code::Pushfq
-            | Code::Call_rel32_64
-            | Code::Call_rm64 => return Some((4, -8)),
-            Code::Push_r32
-            | Code::Pushd_imm8
-            | Code::Pushd_imm32
-            | Code::Push_rm32
-            | Code::Pushfd
-            | Code::Call_rel32_32
-            | Code::Call_rm32 => return Some((4, -4)),
-            Code::Pop_r64 | Code::Pop_r32 if number(insn.op0_register()) != 4 => {
-                return Some((4, self.word));
-            }
-            _ if pushes_selector(insn, self.word) => return Some((4, -self.word)),
-            _ => {}
+/// A register that the instruction moves by a constant.
+pub(super) fn adjustment(insn: &Instruction, word: i64) -> Option<(usize, i64)> {
+    match insn.code() {
+        Code::Push_r64
+        | Code::Pushq_imm8
+        | Code::Pushq_imm32
+        | Code::Push_rm64
+        | Code::Pushfq
+        | Code::Call_rel32_64
+        | Code::Call_rm64 => return Some((4, -8)),
+        Code::Push_r32
+        | Code::Pushd_imm8
+        | Code::Pushd_imm32
+        | Code::Push_rm32
+        | Code::Pushfd
+        | Code::Call_rel32_32
+        | Code::Call_rm32 => return Some((4, -4)),
+        Code::Pop_r64 | Code::Pop_r32 if number(insn.op0_register()) != 4 => {
+            return Some((4, word));
         }
-        if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != self.word as usize {
-            return None;
-        }
-        let r = insn.op0_register();
-        let is_immediate =
-            insn.op_count() == 2 && !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
-        let by = match insn.mnemonic() {
-            Mnemonic::Add if is_immediate => self.signed(insn.immediate(1)),
-            Mnemonic::Sub if is_immediate => self.signed(insn.immediate(1)).checked_neg()?,
-            Mnemonic::Inc => 1,
-            Mnemonic::Dec => -1,
-            Mnemonic::Lea if insn.memory_base() == r && insn.memory_index() == Register::None => {
-                self.signed(insn.memory_displacement64())
-            }
-            _ => return None,
-        };
-        Some((number(r), by))
+        _ if pushes_selector(insn, word) => return Some((4, -word)),
+        _ => {}
     }
+    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != word as usize {
+        return None;
+    }
+    let r = insn.op0_register();
+    let is_immediate = insn.op_count() == 2 && !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
+    let by = match insn.mnemonic() {
+        Mnemonic::Add if is_immediate => signed(insn.immediate(1), word),
+        Mnemonic::Sub if is_immediate => signed(insn.immediate(1), word).checked_neg()?,
+        Mnemonic::Inc => 1,
+        Mnemonic::Dec => -1,
+        Mnemonic::Lea if insn.memory_base() == r && insn.memory_index() == Register::None => {
+            signed(insn.memory_displacement64(), word)
+        }
+        _ => return None,
+    };
+    Some((number(r), by))
 }
 
 fn is_pop(insn: &Instruction) -> bool {

@@ -46,20 +46,23 @@ pub const X87_MARK: u16 = 0x123;
 
 /// What the processor tells of its last x87 instruction, a load from memory, without an exception: the
 /// environment behind it, and that behind an FXRSTOR64 of an image with [`X87_MARK`]; and the image of FXSAVE64.
+/// The x87 registers, which may be the guest's, are as before at the end.
 #[must_use]
 pub fn x87_images() -> ([[u32; 7]; 2], Fx) {
     let (mut image, mut environments, one) = (Fx([0; 512]), [[0_u32; 7]; 2], 1.0_f64);
-    let mut marked = Fx([0; 512]);
-    // SAFETY: aligned images and environments of the right size; the x87 and XMM registers are declared
-    // lost, and the x87 is left as FNINIT leaves it.
+    let (mut marked, mut before) = (Fx([0; 512]), Fx([0; 512]));
+    // SAFETY: aligned images and environments of the right size; the registers are those of the start at the
+    // end.
     unsafe {
         asm!(
+            "fxsave64 [{before}]",
             "fninit", "fld qword ptr [{one}]", "fxsave64 [{image}]", "fnstenv [{env}]",
             "fxsave64 [{marked}]", "mov word ptr [{marked} + 6], {mark}",
-            "fninit", "fxrstor64 [{marked}]", "fnstenv [{env} + 28]", "fninit",
+            "fninit", "fxrstor64 [{marked}]", "fnstenv [{env} + 28]",
+            "fxrstor64 [{before}]",
             one = in(reg) &raw const one, image = in(reg) &raw mut image,
             marked = in(reg) &raw mut marked, env = in(reg) environments.as_mut_ptr(),
-            mark = const X87_MARK,
+            before = in(reg) &raw mut before, mark = const X87_MARK,
             out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
             out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
@@ -69,4 +72,22 @@ pub fn x87_images() -> ([[u32; 7]; 2], Fx) {
         );
     }
     (environments, image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn to_ask_for_the_pointers_leaves_the_x87_alone() {
+        let (unusual, mut control): (u16, u16) = (0xC60, 0);
+        // SAFETY: control words of the right size; the one that was there comes back.
+        unsafe {
+            let mut ours: u16 = 0;
+            asm!("fnstcw [{}]", "fldcw [{}]", in(reg) &raw mut ours, in(reg) &raw const unusual);
+            let _ = x87_images();
+            asm!("fnstcw [{}]", "fldcw [{}]", in(reg) &raw mut control, in(reg) &raw const ours);
+        }
+        assert_eq!(unusual, control);
+    }
 }

@@ -12,6 +12,8 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use super::Dbt;
 use super::asm::{Mem, RAX, T1, state};
 use super::glue::{slot, table};
+use super::groups::adjustment;
+use super::kinds::has_memory;
 use super::map::{host_of, number};
 use super::tables::Tables;
 use super::translate::Translator;
@@ -47,6 +49,23 @@ struct Sum {
     index: Option<(u8, u8)>,
     disp: i32,
     is_short: bool,
+}
+
+impl Sum {
+    fn registers(self) -> impl Iterator<Item = u8> {
+        self.base.into_iter().chain(self.index.map(|(i, _)| i))
+    }
+
+    /// The same sum once a register has grown by a constant.
+    fn after(self, register: u8, by: i64) -> Option<Self> {
+        let base = if self.base == Some(register) { by } else { 0 };
+        let index = self
+            .index
+            .filter(|i| i.0 == register)
+            .map_or(Some(0), |(_, scale)| by.checked_mul(1 << scale))?;
+        let disp = i64::from(self.disp).checked_sub(base)?.checked_sub(index)?;
+        Some(Self { disp: i32::try_from(disp).ok()?, ..self })
+    }
 }
 
 impl Offset {
@@ -118,12 +137,17 @@ impl Translator<'_> {
 
     /// Before an instruction: keep the offset of an operand whose registers it changes.  T1 is lost.
     pub(super) fn keep_x87_data(&mut self, insn: &Instruction) {
-        if let Some(Report { memory: Some((_, Offset::Sum(sum))), .. }) = self.report() {
-            let written = super::kinds::written(&mut self.tools.info, insn);
-            let registers = sum.base.into_iter().chain(sum.index.map(|(i, _)| i));
-            if registers.into_iter().any(|r| written[usize::from(r)]) {
-                self.store_x87_data();
-            }
+        let Some(Report { last, memory: Some((segment, Offset::Sum(sum))) }) = self.report() else { return };
+        let written = super::kinds::written(&mut self.tools.info, insn);
+        if !sum.registers().any(|r| written[usize::from(r)]) {
+            return;
+        }
+        // (One that cannot be left before it is done.)
+        let is_plain = !has_memory(insn) && !insn.is_stack_instruction();
+        let step = if is_plain { adjustment(insn, self.word().into()) } else { None };
+        match step.and_then(|(register, by)| sum.after(register as u8, by)) {
+            Some(sum) => self.set_report(Report { last, memory: Some((segment, Offset::Sum(sum))) }),
+            None => self.store_x87_data(),
         }
     }
 
@@ -134,8 +158,7 @@ impl Translator<'_> {
         let host = |r: u8| host_of(r.into());
         let index = sum.index.map(|(i, scale)| (host(i).unwrap_or(T1), scale));
         let mut m = Mem { base: sum.base.map(|b| host(b).unwrap_or(T1)), index, disp: sum.disp };
-        let mut homeless =
-            [sum.base, sum.index.map(|(i, _)| i)].into_iter().flatten().filter(|&r| host(r).is_none());
+        let mut homeless = sum.registers().filter(|&r| host(r).is_none());
         let (one, other) = (homeless.next(), homeless.next());
         if let Some(r) = other {
             self.a.load(T1, home(r));
