@@ -55,7 +55,9 @@ class Nowhere(Execution, name="nowhere"):
         self.processor, self.paging, self.table, self.timer_shift = processor, paging, {}, 0
         self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
         self.advance, self.arm = (lambda ticks: 0), (lambda ticks: None)
-        self.count_retired = lambda: 0
+        self.count_retired = self.read_tsc = lambda: 0
+        self.read_pmu, self.write_pmu = (lambda index: 0), (lambda index, value: None)
+        self.take_pmu_interrupt = lambda: None
         paging.attach(self)
 
     def resume(self, budget):
