@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from understudy.arch.memory_map import EXTENDED_BIOS_DATA, LEGACY_HOLE
-from understudy.guests.entry import COMMAND_LINE_GPA, LOW_BLOCK_GPA, GuestError, GuestMemory
+from understudy.guests.entry import COMMAND_LINE_GPA, GuestError, GuestMemory
 from understudy.guests.placement import Placement
 
 E820_RAM, E820_RESERVED = 1, 2
@@ -48,6 +48,11 @@ class E820(NamedTuple):
     base: int
     length: int
     kind: int
+
+
+def memory_rows(memory: GuestMemory, e820: Iterable[tuple[int, int, int]] | None) -> list[E820]:
+    """The memory map: the one given, else that of the memory."""
+    return memory_map(memory) if e820 is None else [E820(*row) for row in e820]
 
 
 def memory_map(memory: GuestMemory) -> list[E820]:
@@ -96,8 +101,8 @@ def write(
     struct.pack_into("<II", page, RAMDISK_IMAGE, *initrd)
     struct.pack_into("<I", page, CMD_LINE_PTR, write_command_line(place, append))
     struct.pack_into("<Q", page, ACPI_RSDP_ADDR, rsdp)
-    _write_map(page, memory_map(place.memory) if e820 is None else [E820(*e) for e in e820])
-    at = LOW_BLOCK_GPA + place.moved
+    _write_map(page, memory_rows(place.memory, e820))
+    at = place.low_block
     if seed:
         struct.pack_into("<Q", page, SETUP_DATA, at + len(page))
         node = struct.pack("<QII", 0, SETUP_RNG_SEED, len(seed)) + seed

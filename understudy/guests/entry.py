@@ -36,6 +36,7 @@ PAGE_TABLES_GPA = 0x2000  # PML4, one PDPT and four page directories: 6 pages
 LOW_BLOCK_GPA = 0x8000  # the zero page, or the information structures of the other protocols
 LOW_BLOCK_END = 0x1_0000
 COMMAND_LINE_GPA = 0x2_0000
+LOW_BLOCK_ROOM = COMMAND_LINE_GPA - LOW_BLOCK_GPA  # bytes that the block may have
 STACK_TOP_GPA = 0x2_0000  # grows down from the command line
 TABLES_END = 0x3_0000
 

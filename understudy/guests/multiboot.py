@@ -11,8 +11,7 @@ from typing import NamedTuple
 from understudy.guests import boot_params, elf
 from understudy.guests.entry import (
     CODE_32,
-    COMMAND_LINE_GPA,
-    LOW_BLOCK_GPA,
+    LOW_BLOCK_ROOM,
     Entry,
     GuestError,
     GuestMemory,
@@ -141,15 +140,6 @@ def put_modules(
     ]
 
 
-def memory_rows(
-    memory: GuestMemory, e820: Iterable[tuple[int, int, int]] | None
-) -> list[boot_params.E820]:
-    """The memory map: the one given, else that of the memory."""
-    if e820 is None:
-        return boot_params.memory_map(memory)
-    return [boot_params.E820(*row) for row in e820]
-
-
 def lower_and_upper(rows: Sequence[boot_params.E820]) -> tuple[int, int]:
     """KiB of memory from 0, and from 1 MiB on, up to the first hole."""
     ram = {row.base: row.length for row in rows if row.kind == boot_params.E820_RAM}
@@ -165,8 +155,8 @@ def _write_information(
     modules: Sequence[tuple[int, int, str]],
     e820: Iterable[tuple[int, int, int]] | None,
 ) -> int:
-    at = LOW_BLOCK_GPA + place.moved
-    rows = memory_rows(place.memory, e820)
+    at = place.low_block
+    rows = boot_params.memory_rows(place.memory, e820)
     module_list = at + INFO_BYTES
     map_list = module_list + 16 * len(modules)
     name = map_list + 24 * len(rows)
@@ -186,7 +176,7 @@ def _write_information(
     struct.pack_into("<II", info, 44, 24 * len(rows), map_list)
     struct.pack_into("<I", info, 64, name)
     block = bytes(info) + entries + LOADER_NAME + texts
-    if len(block) > COMMAND_LINE_GPA - LOW_BLOCK_GPA:
+    if len(block) > LOW_BLOCK_ROOM:
         raise GuestError("the modules and their command lines are too long")
     place.put("the Multiboot information", at, block)
     return at

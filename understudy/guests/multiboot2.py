@@ -13,8 +13,7 @@ from typing import NamedTuple
 from understudy.guests import boot_params
 from understudy.guests.entry import (
     CODE_32,
-    COMMAND_LINE_GPA,
-    LOW_BLOCK_GPA,
+    LOW_BLOCK_ROOM,
     Entry,
     GuestError,
     GuestMemory,
@@ -26,7 +25,6 @@ from understudy.guests.multiboot import (
     Addresses,
     check_entry,
     lower_and_upper,
-    memory_rows,
     put_by_addresses,
     put_elf,
     put_modules,
@@ -148,7 +146,7 @@ def load(
     base = min(claim.start for claim in place.claims) if Wish.RELOCATABLE in asked else None
     place.tables()
     placed = put_modules(place, modules)
-    rows = memory_rows(memory, e820)
+    rows = boot_params.memory_rows(memory, e820)
     tags = _tags(append, placed, rows, memory.read(rsdp, max(RSDP_BYTES)) if rsdp else b"", base)
     information = _write(place, tags)
     write_gdt(memory, CODE_32, place.moved)
@@ -210,8 +208,7 @@ def _write(place: Placement, tags: Iterable[tuple[Tag, bytes]]) -> int:
         block += struct.pack("<II", tag, 8 + len(content)) + content
         block += bytes(-len(block) % 8)
     block = struct.pack("<II", 8 + len(block), 0) + block
-    if len(block) > COMMAND_LINE_GPA - LOW_BLOCK_GPA:
+    if len(block) > LOW_BLOCK_ROOM:
         raise GuestError("the command line, the modules and their command lines are too long")
-    at = LOW_BLOCK_GPA + place.moved
-    place.put("the Multiboot information", at, block)
-    return at
+    place.put("the Multiboot information", place.low_block, block)
+    return place.low_block

@@ -55,6 +55,11 @@ class Placement:
         self.moved = 0
         """How far above their usual places the first tables are: see `tables`."""
 
+    @property
+    def low_block(self) -> int:
+        """The gpa of the protocol's own structures, beside those tables."""
+        return LOW_BLOCK_GPA + self.moved
+
     def claim(self, what: str, gpa: int, length: int) -> None:
         """Reserve [gpa, gpa+length) for `what`; GuestError if it is not free RAM."""
         end = gpa + length

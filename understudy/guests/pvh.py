@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from understudy.guests import boot_params, elf
 from understudy.guests.entry import (
     CODE_32,
-    COMMAND_LINE_GPA,
-    LOW_BLOCK_GPA,
+    LOW_BLOCK_ROOM,
     Entry,
     GuestError,
     GuestMemory,
@@ -62,8 +61,8 @@ def load(
         (*boot_params.put_initrd(place, data, boot_params.LOWEST_INITRD_CEILING), text)
         for data, text in modules
     ]
-    rows = boot_params.memory_map(memory) if e820 is None else [boot_params.E820(*e) for e in e820]
-    block_at = LOW_BLOCK_GPA + place.moved
+    rows = boot_params.memory_rows(memory, e820)
+    block_at = place.low_block
     module_list = block_at + START_INFO_BYTES + 8
     map_list = module_list + MODULE_BYTES * len(placed)
     texts_at = map_list + MAP_ENTRY_BYTES * len(rows)
@@ -88,7 +87,7 @@ def load(
         0,
     )
     block = info.ljust(START_INFO_BYTES + 8, b"\0") + entries + texts
-    if len(block) > COMMAND_LINE_GPA - LOW_BLOCK_GPA:
+    if len(block) > LOW_BLOCK_ROOM:
         raise GuestError("the modules' command lines are too long")
     place.put("the PVH start information", block_at, block)
     write_gdt(memory, CODE_32, place.moved)
