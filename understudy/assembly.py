@@ -15,7 +15,6 @@ from typing import Final
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
-from understudy.arch.topology import Topology
 from understudy.backends.opening import open_disk
 from understudy.config import Config, check_choice
 from understudy.console import Console
@@ -48,7 +47,7 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
-    if Topology.of(config.cpus).count > 1 and not Paging.ALL[config.paging].serves_many:
+    if config.topology.count > 1 and not Paging.ALL[config.paging].serves_many:
         many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
         raise ValueError(
             f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
@@ -111,7 +110,7 @@ def board_of(
             who=lambda: address_space(router.here().guest),
             ring=lambda: com2.send(b"\n"),
             ram_bytes=memory.size,
-            apic_ids=Topology.of(config.cpus).apic_ids,
+            apic_ids=config.topology.apic_ids,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
@@ -164,7 +163,7 @@ def vcpu_of(
     number, is_wall = len(router.vcpus), config.clock == "wall"
     technique = Execution.ALL[config.execution]
     cr4 = technique.cr4_available(processor)
-    topology = Topology.of(config.cpus)
+    topology = config.topology
     model = CpuModel(
         host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
     )

@@ -267,6 +267,11 @@ class Config:
             object.__setattr__(self, one.name, kept)
 
     @property
+    def topology(self) -> Topology:
+        """What `cpus` says: how many processors, in which groups."""
+        return Topology.of(self.cpus)
+
+    @property
     def has_virtio(self) -> bool:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
         return bool(self.disks) or any(name.startswith("virtio_") for name, _ in self.devices)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from understudy import assembly, inspection
 from understudy.answers.triple_fault import meant
-from understudy.arch.topology import Topology
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.console import Console
@@ -87,7 +86,7 @@ class VM:
         else:
             contents.fill(self.memory)
         self.processors: list[Processor] = []
-        for _ in Topology.of(config.cpus).apic_ids:
+        for _ in config.topology.apic_ids:
             self.processors.append(self.host.plug(config.engine, config.clock))
             given.callback(self.host.unplug, self.processors[-1])
         bootstrap = self.processors[0]
@@ -254,8 +253,9 @@ class VM:
 
     def _described(self, stop: Stop) -> Stop:
         """With the decoded state, if something is not as it should be."""
-        words = f"{stop.detail}\n{self._in_words()}" if stop.kind in UNEXPECTED else stop.detail
-        return replace(stop, detail=words)
+        if stop.kind not in UNEXPECTED:
+            return stop
+        return replace(stop, detail=f"{stop.detail}\n{self._in_words()}")
 
     def _in_words(self) -> str:
         return in_words(self.vcpus, self.memory, self.bus.unclaimed)

@@ -260,6 +260,9 @@ class FakeApic:
         self.registers: dict[int, int] = {}
         self.eois: list[int] = []
 
+    def save(self) -> bytes:
+        return b""
+
     def pending(self) -> int:
         return max(self.irr, default=-1)
 

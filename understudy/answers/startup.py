@@ -10,9 +10,8 @@ to a processor that does not wait for one.
 
 from typing import Final
 
-from understudy.arch.cr import CR0
+from understudy.arch.cr import CR0, RESET_DEBUG
 from understudy.arch.msr import Msr
-from understudy.silicon import LocalApic
 from understudy.vcpu.activity import Activity
 from understudy.vcpu.cpu_model import SIGNATURE
 from understudy.vcpu.loop import Vcpu
@@ -24,13 +23,12 @@ KEPT: Final = (
     "sysenter_cs", "sysenter_esp", "sysenter_eip", "pat",
 )  # fmt: skip
 """Registers that INIT does not change, of those that `registers` names."""
-DEBUG: Final = {"cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0}
 
 
 def init(vcpu: Vcpu) -> None:
     """The bootstrap processor begins at the reset vector, any other waits to be started."""
     apic, base = vcpu.apic, vcpu.apic.base
-    apic.load(LocalApic(vcpu.model.apic_id, vcpu.is_bootstrap).save())
+    apic.load(vcpu.power_on_apic)
     if apic.base != base:
         apic.wrmsr(Msr.IA32_APIC_BASE, base, vcpu.clock.now())
     vcpu.msrs.note_apic_base()
@@ -52,5 +50,5 @@ def _begin(vcpu: Vcpu, **at: int) -> None:
     old = vcpu.registers()
     kept = {name: old[name] for name in KEPT}
     cr0 = old["cr0"] & CACHE_CONTROL | EXTENSION_TYPE
-    vcpu.set_registers({"cr0": cr0, "rdx": SIGNATURE} | DEBUG | kept | at)
+    vcpu.set_registers({"cr0": cr0, "rdx": SIGNATURE} | RESET_DEBUG | kept | at)
     vcpu.state.activity = Activity.ACTIVE

@@ -3,6 +3,8 @@
 Source: SDM 3A, "Control Registers", "System Flags and Fields in the EFLAGS Register".
 """
 
+from typing import Final
+
 from understudy.arch.bits import Bit, Bits
 
 
@@ -69,3 +71,7 @@ class RFLAGS(Bits, width=64):
     AF = Bit(4)
     PF = Bit(2)
     CF = Bit(0)
+
+
+RESET_DEBUG: Final = {"cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0}
+"""CR2 and the debug registers after reset and INIT, by the names of `Processor.registers`."""

@@ -60,6 +60,7 @@ class Vcpu:
         self.set_gpr, self.skip = guest.set_gpr, guest.skip
         self.is_bootstrap = model.apic_id == 0
         self.apic = LocalApic(model.apic_id, self.is_bootstrap)
+        self.power_on_apic = self.apic.save()
         self.events = Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
         self.pmu = Pmu(guest, self.apic, self.events)
@@ -362,7 +363,7 @@ class Vcpu:
 
     def reset(self) -> None:
         """As after power-on, but for what is counted; `set_registers` says where it starts."""
-        self.apic.load(LocalApic(self.model.apic_id, self.is_bootstrap).save())
+        self.apic.load(self.power_on_apic)
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
         self.guest.reset()

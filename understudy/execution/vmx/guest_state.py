@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Final
 
-from understudy.arch.cr import CR0, CR4
+from understudy.arch.cr import CR0, CR4, RESET_DEBUG
 from understudy.arch.msr import Msr
 from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
@@ -31,10 +31,7 @@ KEY_BITS: Final = PKE | PKS
 NO_KEYS: Final = (0, 0)
 
 
-RESET_LIVE: Final = {
-    "cr2": 0, "dr0": 0, "dr1": 0, "dr2": 0, "dr3": 0, "dr6": 0xFFFF_0FF0,
-    "xcr0": 1, "pkru": 0, "pkrs": 0,
-}  # fmt: skip
+RESET_LIVE: Final = RESET_DEBUG | {"xcr0": 1, "pkru": 0, "pkrs": 0}
 
 
 class GuestState(Guest):
