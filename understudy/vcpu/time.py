@@ -53,8 +53,14 @@ class Deadlines:
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.limit = NEVER  # when the processor's turn is over
         self.wake = threading.Event()
-        self._advance, self._arm, self._up = guest.advance, guest.arm, (1 << self.shift) - 1
-        self._tsc = guest.read_tsc
+        self._up = (1 << self.shift) - 1
+        self.moved()
+
+    def moved(self) -> None:
+        """The vCPU is on another processor, whose timer is not set."""
+        guest = self.guest
+        self._advance, self._arm, self._tsc = guest.advance, guest.arm, guest.read_tsc
+        self.armed = 0
 
     def due(self) -> int:
         """When something is due, in ns of guest time; `NEVER` if nothing is."""
