@@ -204,9 +204,7 @@ def vcpu_of(
     return vcpu
 
 
-def tell_apart(
-    config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | None
-) -> None:
+def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | None) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never

@@ -19,7 +19,8 @@ from understudy.config import Config
 from understudy.interruption import interruptible
 from understudy.linux import VM
 from understudy.sched.host import SharedHost
-from understudy.sched.schedule import DEFAULT, LIMITS, Aim
+from understudy.sched.house import DEFAULT
+from understudy.sched.schedule import LIMITS, Aim
 from understudy.sched.seat import Claim
 from understudy.verdict import Stop, StopKind
 

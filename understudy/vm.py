@@ -105,9 +105,7 @@ class VM(Tenant):
             )  # fmt: skip
             self.vcpus.append(vcpu)
             given.callback(vcpu.close)
-        self.turns = tenant.place_of(
-            self.host, config, self.vcpus, self.clock, self._ended, self
-        )
+        self.turns = tenant.place_of(self.host, config, self.vcpus, self.clock, self._ended, self)
         given.callback(self.turns.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
         if contents is None:

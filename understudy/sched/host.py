@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from understudy.config import check_choice
 from understudy.machine.host import Host
+from understudy.sched.house import DEFAULT
 from understudy.sched.policy import Policy, PolicyError, Wish, policy_of
 from understudy.sched.pool import Pool
-from understudy.sched.schedule import DEFAULT, Schedule
+from understudy.sched.schedule import Schedule
 from understudy.verdict import Stop, StopKind
 
 MOST: Final = 256
@@ -41,15 +42,12 @@ class SharedHost(Host):
         for _ in range(pcpus):
             self.plug(engine, clock)
         self.schedule = Schedule(self.processors, first, is_wall=clock == "wall")
-        free = iter(range(pcpus - 1, -1, -1))
+        free = pcpus  # the first ones are left for the pool "default"
         for name, (count, its) in asked.items():
-            if name == DEFAULT:
-                self.schedule.use_policy(name, its)
-            else:
-                self.schedule.add_pool(name, its)
-        for name, (count, _) in reversed(asked.items()):
-            for _ in range(count if name != DEFAULT else 0):
-                self.schedule.move_pcpu(next(free), name)
+            self.schedule.add_pool(name, its)
+            for _ in range(count):
+                free -= 1
+                self.schedule.move_pcpu(free, name)
 
     # --- pools ---
 

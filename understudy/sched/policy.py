@@ -41,10 +41,10 @@ class Policy(ABC):
         cls.name = name
         Policy.ALL.setdefault(name, cls)
 
-    def arrive(self, seat: Seat, now: int) -> None:
+    def arrive(self, seat: Seat, now: int) -> None:  # noqa: B027 (many need not know)
         """One more is in the pool, and not runnable yet.  PolicyError if there is no room."""
 
-    def leave(self, seat: Seat, now: int) -> None:
+    def leave(self, seat: Seat, now: int) -> None:  # noqa: B027 (many need not know)
         """It is no more; it was not runnable at last."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Policy(ABC):
         """When `pick` may give somebody whom it does not give now, and nothing else happens."""
         return NEVER
 
-    def changed(self, now: int) -> None:
+    def changed(self, now: int) -> None:  # noqa: B027 (many need not know)
         """pCPUs, weights or caps are others.  PolicyError if it cannot be so."""
 
 

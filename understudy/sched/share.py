@@ -31,7 +31,9 @@ class Share(Policy, name="share"):
         self.slice_ns = slice_ns
         self.now = 0.0  # the least virtual time of those that run or wait; never goes back
         self.queue: dict[Seat, int] = {}  # who waits, and since which event
-        self.running: dict[int, tuple[Seat, int, int]] = {}  # by pCPU: who, since when, charged up to
+        self.running: dict[
+            int, tuple[Seat, int, int]
+        ] = {}  # by pCPU: who, since when, charged up to
         self.events = 0
         self.spent: dict[Claim, tuple[int, float]] = {}  # of those with a cap: period, ns used
 

@@ -65,12 +65,11 @@ class Vcpu:
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
-        self.poke: Callable[[], None] = self.time.wake.set  # hears what it is told while it sleeps
-        self.state = VcpuState(activity=self.first_activity)
+        self.poke = self.time.wake.set  # hears what it is told while it sleeps
+        self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
         self.counts = ExitCounts(self.table)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
-        self.attention = True
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
@@ -83,11 +82,6 @@ class Vcpu:
         self.read_gpr, self.write_gpr = self.guest.read_gpr, self.guest.write_gpr
         self.time.moved()
         self.look()
-
-    @property
-    def first_activity(self) -> Activity:
-        """After power-on all processors but the first wait for it to start them."""
-        return Activity.ACTIVE if self.is_bootstrap else Activity.WAIT_FOR_SIPI
 
     # --- the run loop ---
 
@@ -375,7 +369,7 @@ class Vcpu:
         self.events.clear()
         self.guest.reset()
         self.commands.clear()
-        self.state.activity = self.first_activity
+        self.state.activity = Activity.first(self.is_bootstrap)
         self.time.armed = self.time.debt = 0
         self.attention, self.requested = True, None
 
