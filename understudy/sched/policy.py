@@ -36,6 +36,8 @@ class Policy(ABC):
     name: ClassVar[str] = ""
     pcpus: Sequence[Pcpu] = ()
     """Those of the pool, now."""
+    keeps: ClassVar[bool] = False
+    """Whether a snapshot keeps what it knows of a vCPU, by `save` and `load`."""
 
     def __init_subclass__(cls, *, name: str) -> None:
         cls.name = name
@@ -69,6 +71,13 @@ class Policy(ABC):
 
     def changed(self, now: int) -> None:  # noqa: B027 (many need not know)
         """pCPUs, weights or caps are others.  PolicyError if it cannot be so."""
+
+    def save(self, seat: Seat) -> dict[str, int]:
+        """What a snapshot keeps of a vCPU."""
+        return {}
+
+    def load(self, seat: Seat, saved: dict[str, int]) -> None:  # noqa: B027 (if it keeps any)
+        """It arrived, and was like that.  KeyError or ValueError if it cannot have been."""
 
 
 Wish = str | Path | Policy | type[Policy]
