@@ -205,10 +205,12 @@ class House:
         self.poked.extend(kept)
         self.poked.extend(seat for n in others for seat in claim.seats if seat.number == n)
 
-    def _wake(self, seat: Seat, now: int) -> None:
+    def _wake(self, seat: Seat, now: int, since: int | None = None) -> None:
+        """If it has something to do: perhaps since a moment before now."""
         if seat.state is not State.BLOCKED or seat.vcpu.is_idle:
             return
         seat.become(State.RUNNABLE, now)
+        seat.woken_at = now if since is None else since
         pcpu = self.pools[seat.claim.pool].policy.wake(seat, now)
         if pcpu is not None:
             pcpu.preempted = True

@@ -39,7 +39,7 @@ class Partition(Policy, name="partition"):
     def block(self, seat: Seat, now: int) -> None:
         pass
 
-    def tick(self, pcpu: Pcpu, seat: Seat, now: int) -> bool:
+    def tick(self, pcpu: Pcpu, seat: Seat, now: int, asked: bool) -> bool:
         return False
 
     def pick(self, pcpu: Pcpu, now: int) -> Seat | None:

@@ -72,11 +72,11 @@ class Schedule(House):
             while self._restless:
                 self._note_board(self._restless.pop())
             while self._due and self._due[0][0] <= now:
-                what = heapq.heappop(self._due)[2]
+                due, _, what = heapq.heappop(self._due)
                 if isinstance(what, Claim):
                     self._fire(what)
                 else:
-                    self.poked.append(what)
+                    self._wake(what, now, due)
             while self.poked:
                 self._wake(self.poked.popleft(), now)
 
@@ -130,13 +130,15 @@ class Schedule(House):
             return self._stuck(aim, seat.claim)
         if now >= end:
             self.turn = None
-            at = now // TURN_NS * TURN_NS if not self.is_wall else now
-            policy = self.pools[seat.claim.pool].policy
-            was_preempted = pcpu.preempted
-            if policy.tick(pcpu, seat, at):
-                self._free(pcpu, "preempt" if was_preempted else "slice", now)
-                seat.become(State.RUNNABLE, now)
+            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS)
         return self._over_time(aim, now)
+
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int) -> None:
+        """At the boundary of a turn: whether the one that runs there is to give way."""
+        reason, pcpu.preempted = "preempt" if pcpu.preempted else "slice", False
+        if self.pools[seat.claim.pool].policy.tick(pcpu, seat, at, reason == "preempt"):
+            self._free(pcpu, reason, self.time.now())
+            seat.become(State.RUNNABLE, self.time.now())
 
     def _over_time(self, aim: Aim, now: int) -> Stop | None:
         if now < aim.deadline:
@@ -175,13 +177,18 @@ class Schedule(House):
     def _begin_virtual(self, now: int) -> tuple[Pcpu, Seat, int] | None:
         turn = now // TURN_NS
         pcpu = self.pcpus[turn % len(self.pcpus)]
-        seat = pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
+        seat = self._chosen(pcpu, now, turn * TURN_NS)
         return None if seat is None else (pcpu, seat, (turn + 1) * TURN_NS)
+
+    def _chosen(self, pcpu: Pcpu, now: int, at: int) -> Seat | None:
+        if pcpu.seat is not None and pcpu.preempted:
+            self._tick(pcpu, pcpu.seat, at)
+        return pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
 
     def _begin_real(self, now: int) -> tuple[Pcpu, Seat, int] | None:
         for n in range(1, len(self.pcpus) + 1):
             pcpu = self.pcpus[(self._last + n) % len(self.pcpus)]
-            seat = pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
+            seat = self._chosen(pcpu, now, now)
             if seat is not None:
                 self._last = pcpu.number
                 return pcpu, seat, now + TURN_NS

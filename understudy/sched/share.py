@@ -66,10 +66,10 @@ class Share(Policy, name="share"):
                 self._charge(number, now)
                 del self.running[number]
 
-    def tick(self, pcpu: Pcpu, seat: Seat, now: int) -> bool:
+    def tick(self, pcpu: Pcpu, seat: Seat, now: int, asked: bool) -> bool:
         self._charge(pcpu.number, now)
         is_over = bool(self.queue) and now - self.running[pcpu.number][1] >= self.slice_ns
-        if is_over or pcpu.preempted or self._is_capped(seat.claim, now):
+        if is_over or asked or self._is_capped(seat.claim, now):
             del self.running[pcpu.number]
             self._enqueue(seat)
             return True
