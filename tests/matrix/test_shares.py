@@ -103,9 +103,9 @@ def test_half_is_partitioned_and_half_is_shared_and_both_change() -> None:
         with pytest.raises(PolicyError, match="policy partition"):
             vms[0].pool = "own"
         with pytest.raises(PolicyError, match="is the last of pool own"):
-            host.schedule.move_pcpu(1, "default")
-        host.schedule.move_claim(own.claim, "default")
-        host.schedule.move_pcpu(1, "default")
+            host.move(1, "default")
+        host.move(own, "default")
+        host.move(1, "default")
         assert far_off(shares(host, [own, *vms], 90 * MS), [1, 1, 1]) < WITHIN
         host.use_policy(Share(slice_ns=MS))
         before = sum(pcpu.switches["slice"] for pcpu in host.schedule.pcpus)
