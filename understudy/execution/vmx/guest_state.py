@@ -14,7 +14,7 @@ from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
 from understudy.execution.vmx.control_registers import FIXED, ControlRegisters, InHypervisor
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
-from understudy.guest import RSP, Control, Guest, UnsupportedMode
+from understudy.guest import RSP, Control, Guest
 from understudy.silicon import Processor
 
 RIP: Final = int(Vmcs.GUEST_RIP)
@@ -208,17 +208,6 @@ class GuestState(Guest):
             read(Vmcs.GUEST_CR0), read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
         )
 
-    def load_control(self, values: Control) -> None:
-        self.kept.load(values)
-
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         assert isinstance(self.kept, InHypervisor)
         self.kept.note_cr3(cr3, pdptes)
-
-    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
-        """SDM 3C, "Unrestricted Guests"."""
-        if not cr0 & PE and not has_ept:
-            raise UnsupportedMode(
-                "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
-                f"use paging ept, not {technique}"
-            )
