@@ -224,6 +224,11 @@ class Paging(ABC):
     # --- looking, saving ---
 
     @property
+    def real_mode_spells(self) -> int:
+        """Times that a processor was translated by an EPT only because it left protected mode."""
+        return 0
+
+    @property
     def table_count(self) -> int:
         """Tables (shadow pages, EPT pages) that are alive."""
         return len(self.frames())

@@ -93,7 +93,11 @@ class Shadow(Budgeted, Generic[AnyView]):
         for view in self.views:
             view.regions.clear()
 
-    # --- snapshots ---
+    # --- looking, saving ---
+
+    @property
+    def real_mode_spells(self) -> int:
+        return self.real_mode.spells
 
     @abstractmethod
     def save_tables(self, gfns: Gfns) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def test_what_only_another_root_leads_to_has_no_address(tables: ShadowPages) -> 
     lay(tables, 5, 2, 3, root=7)
     empty = tables.page(8, 4, DIRECT, ROLES[0])
     assert tables.addresses(leaf.hpa, root) == [1 << 39 | 2 << 30 | 3 << 21]
-    assert tables.addresses(leaf.hpa, tables.page(7, 4, DIRECT, ROLES[0])) == [5 << 39 | 2 << 30 | 3 << 21]
+    assert tables.addresses(leaf.hpa, tables.page(7, 4, DIRECT, ROLES[0])) == [
+        5 << 39 | 2 << 30 | 3 << 21
+    ]
     assert tables.addresses(leaf.hpa, empty) == []
 
 
