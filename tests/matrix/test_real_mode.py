@@ -94,7 +94,9 @@ def lay(vm: VM, rounds: int) -> None:
 
 def outcome(vm: VM) -> dict[str, Any]:
     """What the guest could tell."""
-    words = [vm.memory.read_u32(base + at) for base in (0, 0x40_0000) for at in range(0x800, 0x814, 4)]
+    words = [
+        vm.memory.read_u32(base + at) for base in (0, 0x40_0000) for at in range(0x800, 0x814, 4)
+    ]
     directory = vm.memory.read(DIRECTORY, 8)
     registers = vm.vcpus[0].registers()
     return {"words": words, "directory": directory, "instructions": vm.instructions,
@@ -126,7 +128,7 @@ def test_every_technique_makes_the_same_of_it() -> None:
     for paging in SHADOWS:
         found, counts = run(paging)
         assert found == expected, paging
-        assert counts["real_mode"] == ROUNDS, paging
+        assert counts["real_mode"] == 1 + ROUNDS, paging  # it begins there, and comes back
 
 
 @pytest.mark.parametrize("paging", SHADOWS)
