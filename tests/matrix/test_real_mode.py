@@ -128,7 +128,7 @@ def test_every_technique_makes_the_same_of_it() -> None:
     for paging in SHADOWS:
         found, counts = run(paging)
         assert found == expected, paging
-        assert counts["real_mode"] == ROUNDS, paging
+        assert counts["real_mode"] == 1 + ROUNDS, paging  # it begins there, and comes back
 
 
 @pytest.mark.parametrize("paging", SHADOWS)

@@ -144,6 +144,12 @@ class Machine(FrameGame):
     def run(self, rip: int, *, user: bool = False, ac: bool = False, rdi: int = 0,
             eax: int = 0, ecx: int = 0) -> Done:  # fmt: skip
         """Execute from `rip` to the next CPUID, or to a fault."""
+        self.begin(rip, user=user, ac=ac, rdi=rdi, eax=eax, ecx=ecx)
+        return self.finish()
+
+    def begin(self, rip: int, *, user: bool = False, ac: bool = False, rdi: int = 0,
+              eax: int = 0, ecx: int = 0) -> None:  # fmt: skip
+        """Have it execute from there, when it goes on."""
         vcpu, write, processor = self.vcpu, self.guest.write, self.guest.processor
         vcpu.leave_guest()
         rpl = 3 if user else 0
@@ -157,6 +163,10 @@ class Machine(FrameGame):
         processor.set_gpr(7, rdi)
         processor.set_gpr(0, eax)
         processor.set_gpr(1, ecx)
+
+    def finish(self) -> Done:
+        """Go on to the next CPUID, or to a fault."""
+        vcpu, processor = self.vcpu, self.guest.processor
         events, exits = vcpu.events.state, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
         assert isinstance(stop, Stop)

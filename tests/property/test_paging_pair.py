@@ -7,6 +7,7 @@ Source: SDM 3A, "Propagation of Paging-Structure Changes to Multiple Processors"
 What is checked: see `paging_pair`; that it can fail: the mutations below.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from tests.property.paging_machine import EDITS, FORMATS, TABLES
-from tests.property.paging_oracle import IA32, NX, RW, US, A, Access, D, P
+from tests.property.paging_machine import DATA, EDITS, FORMATS, PLACES, TABLES
+from tests.property.paging_oracle import IA32, INTEL64, NX, RW, US, A, Access, D, Mode, P
 from tests.property.paging_pair import Pair
 from tests.property.test_paging import addresses, levels, machine, play
 from understudy.execution.vmx.technique import Vmx
 from understudy.paging import Paging
 from understudy.paging.mirror import Mirror, MirrorView
+from understudy.paging.roles import BY_MODE
 from understudy.paging.shadow import Shadow
 from understudy.paging.vtlb import VtlbView
+from understudy.vcpu.activity import Goal
 
 ROOMS = (0, 0, 0, 10, 14, 18)
 """The budget, in tables (0: the usual one); two roots are always in use."""
@@ -98,6 +101,40 @@ def test_a_hundred_thousand_steps_of_two(paging: str, shape_name: str) -> None:
     play(pair(paging, shape_name), 100_000)
 
 
+def lend(paging: str) -> int | None:
+    """One processor is lent the right to write a page; the error code of the other's write."""
+    gva, rights = 0x1000, P | US | A | D
+    both = Pair(paging, INTEL64, [gva], 0)
+    try:
+        way = [*TABLES[:1], *TABLES[2:5], DATA[0]]
+        for (here, there), more in zip(itertools.pairwise(way), (RW, RW, RW, 0), strict=True):
+            both.edit(here, 1 if here == way[-2] else 0, there << 12 | rights | more, "store")
+        both.set_mode(Mode(wp=False))
+        both.reload()
+        both.begin(both.kernel_code + PLACES["store"], rdi=gva, eax=1)
+        both.vcpu.run(Goal(None, lambda: True))  # up to its fault
+        assert both.vcpu.view.is_watched
+        both.turn()
+        done = both.gadget("store", rdi=gva, eax=2)
+        both.turn()
+        assert both.finish().error is None
+        assert both.real(DATA[0])[:4] == (1).to_bytes(4, "little")
+        return done.error
+    finally:
+        both.close()
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_rights_are_lent_to_one_processor(paging: str) -> None:
+    assert lend(paging) == 3
+
+
+@pytest.mark.parametrize("paging", ["eager", "lazy"])
+def test_lent_rights_that_are_not_taken_back_are_found(paging: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(MirrorView, "begin_turn", nothing)
+    assert lend(paging) is None
+
+
 # --- that it can fail ---
 
 
@@ -153,8 +190,6 @@ def roles_are_mixed_up(patch: Patch) -> None:
 
 def by_format(regime: Any) -> Any:
     """The role in which XD is not reserved."""
-    from understudy.paging.roles import BY_MODE
-
     return BY_MODE[regime.format, regime.entry_bytes == 8]
 
 
