@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.arch.cr import RFLAGS
 from understudy.arch.segment import Segment, TableRegister
-from understudy.silicon import Exit
+from understudy.silicon import Exit, Processor
 from understudy.state import U8, U32, U64
 
 RSP: Final = 4
@@ -110,6 +110,7 @@ class Guest(ABC):
         self.notify: Callable[[], None] = lambda: None  # have `pay` called before the next entry
         self._stale: list[Sequence[int] | None] = []  # what must be forgotten; None: everything
         self.after_skip: Callable[[], None] | None = None  # hears of instructions that are done
+        self.moved: Callable[[], None] = lambda: None  # hears that the fast ways lead elsewhere
 
     # --- general registers, instruction pointer, flags ---
 
@@ -305,6 +306,10 @@ class Guest(ABC):
         """RFLAGS.IF."""
         return bool(self.rflags & IF)
 
+    @abstractmethod
+    def stir(self, seed: bytes) -> None:
+        """Stir 32 bytes into what its random numbers follow from."""
+
     # --- time ---
 
     @abstractmethod
@@ -356,6 +361,21 @@ class Guest(ABC):
     @abstractmethod
     def use(self, paging: Any) -> None:
         """Translate by another `Paging` from now on.  The processor must be out of the guest."""
+
+    # --- on a processor, or on none ---
+
+    @abstractmethod
+    def place(self, processor: Processor) -> None:
+        """Put it onto this processor, where nobody is; it leaves the one on which it is."""
+
+    @abstractmethod
+    def take_off(self) -> None:
+        """It is on no processor now.  It must be out of the guest."""
+
+    @property
+    @abstractmethod
+    def place_now(self) -> Processor | None:
+        """The processor on which it is."""
 
     # --- saving, ending ---
 
