@@ -152,6 +152,12 @@ class VM(Tenant):
             return
         old.finish_steps()
         pages = assembly.paging_of(config, self.host, self.memory)
+        try:
+            for vcpu in self.vcpus:
+                pages.prepare(vcpu.guest.control().cr0)
+        except OutOfFrames:
+            pages.close()
+            raise
         self.pages, self.config = pages, config
         self.pages.continue_counts(old)
         for vcpu in self.vcpus:

@@ -15,7 +15,9 @@ import pytest
 from tests.matrix.programs import assemble
 from understudy.arch.msr import EFER
 from understudy.guests.entry import CODE_32, DATA_32, Entry
+from understudy.machine.frames import OutOfFrames
 from understudy.paging import Paging
+from understudy.paging.real_mode import RealMode
 from understudy.vcpu.activity import Activity
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -176,3 +178,18 @@ def test_what_one_writes_there_the_other_believes(paging: str) -> None:
         other.state.activity = Activity.ACTIVE
         assert vm.go(budget=200_000).kind is StopKind.DEBUG_EXIT
         assert vm.vcpus[0].registers()["rbx"] == 2
+
+
+def test_without_room_for_it_the_technique_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: Any) -> None:
+        raise OutOfFrames("no room")
+
+    with VM("16M") as vm:
+        lay(vm, ROUNDS)
+        vm.enter(Entry(REAL, "test"))
+        monkeypatch.setattr(RealMode, "prepare", full)
+        for paging in SHADOWS:
+            with pytest.raises(OutOfFrames):
+                vm.change_paging(paging)
+        assert vm.paging == "ept"
+        assert vm.go(budget=10_000).kind is StopKind.DEBUG_EXIT

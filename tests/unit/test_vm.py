@@ -117,6 +117,7 @@ def test_counts_are_plain_and_complete() -> None:
         assert set(counts) == {
             "instructions", "exits", "kicks", "walk", "walk_caches", "tlb", "fills", "injected",
             "engine", "paging", "flushes", "evictions", "faults", "tables", "cr_accesses",
+            "real_mode",
         }  # fmt: skip
         assert counts["walk"]["guest"] == {"1": 2}
 

@@ -166,6 +166,9 @@ class Paging(ABC):
         self.guests.append(guest)
         return View(self, guest)
 
+    def prepare(self, cr0: int) -> None:  # noqa: B027
+        """A processor with this CR0 is going to be attached: OutOfFrames now, not then."""
+
     def invalidate(self) -> None:
         """Make every processor forget what it keeps of these tables, before it goes on."""
         for guest in self.guests:

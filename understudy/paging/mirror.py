@@ -374,6 +374,8 @@ class Mirror(Shadow[MirrorView]):
         pages = self.tables.pages
         roots = dict(saved_root(root) for root in saved["roots"])
         self.roots.by_key = {key: pages[page] for key, page in roots.items()}
+        if not all(root.is_root for root in self.roots.by_key.values()):
+            raise ValueError("snapshot: a root of shadow tables that would not be kept")
         stepped = restore(list[list[Annotated[int, MAXPHYADDR]]], saved["stepped"], "stepped")
         in_use = restore(list[tuple[int, ...]], saved["in_use"], "roots in use")
         for view, gpas, root in zip(self.views, stepped, in_use, strict=True):

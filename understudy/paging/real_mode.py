@@ -26,10 +26,15 @@ class RealMode:
 
     def enter(self, guest: Guest) -> View:
         """A processor is going to use these tables.  OutOfFrames if the host has no room."""
+        ept = self.prepare()
+        self.spells += 1
+        return ept.attach(guest)
+
+    def prepare(self) -> Ept:
+        """The tables, made now if they are not there."""
         if self._ept is None:
             self._ept = Ept(self._host, self._p2m)
-        self.spells += 1
-        return self._ept.attach(guest)
+        return self._ept
 
     def leave(self, guest: Guest) -> None:
         """It does not use them any more."""

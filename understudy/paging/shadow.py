@@ -30,7 +30,7 @@ from understudy.paging.guest_tables import GuestTables
 from understudy.paging.guest_walk import ACCESSED, DIRTY, PRESENT, USER, WRITABLE
 from understudy.paging.portable import Gfns
 from understudy.paging.real_mode import RealMode
-from understudy.paging.view import ShadowView
+from understudy.paging.view import PE, ShadowView
 from understudy.state import restore
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
@@ -56,6 +56,10 @@ class Shadow(Budgeted, Generic[AnyView]):
         super().attach(guest)
         self.views.append(self.new_view(guest))
         return self.views[-1]
+
+    def prepare(self, cr0: int) -> None:
+        if not cr0 & PE:
+            self.real_mode.prepare()
 
     @abstractmethod
     def new_view(self, guest: Guest) -> AnyView:

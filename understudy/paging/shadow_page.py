@@ -6,7 +6,8 @@ Invariant: two pages with the same key do not exist beside each other.
 
 from typing import NamedTuple
 
-from understudy.paging.roles import Role
+from understudy.paging.quadrants import LOWEST
+from understudy.paging.roles import ROLES, Role
 
 Key = tuple[int, int, int, int]
 
@@ -25,6 +26,15 @@ class SavedPage(NamedTuple):
     used: int
     maps: str  # packed
     links: list[tuple[int, int, int]]  # which entry, the place of what it names, flags
+
+    @property
+    def is_possible(self) -> bool:
+        """Tables of that role have that level, and such parts."""
+        if not 0 <= self.role < len(ROLES) or not 0 < self.level <= 4:
+            return False
+        form = ROLES[self.role].regime.format
+        most = 0 if form is None else len(form.levels)
+        return LOWEST <= self.quadrant < (4 if self.level <= most else 0)
 
 
 class ShadowPage:

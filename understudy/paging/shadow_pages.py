@@ -28,7 +28,6 @@ from understudy.paging.guest_walk import (
     WRITABLE,
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
-from understudy.paging.quadrants import LOWEST
 from understudy.paging.reverse_map import BLOCK, ReverseMap
 from understudy.paging.roles import ROLES, Role
 from understudy.paging.shadow_page import Key, SavedPage, ShadowPage
@@ -310,13 +309,7 @@ class ShadowPages:
         saved = restore(list[SavedPage], rows, "shadow pages")
         for row in saved:
             key = row.gfn, row.level, row.quadrant, row.role
-            if (
-                not 0 <= row.gfn < MOST
-                or not 0 < row.level <= 4
-                or not LOWEST <= row.quadrant < 4
-                or not 0 <= row.role < len(ROLES)
-                or key in self.pages
-            ):
+            if not row.is_possible or not 0 <= row.gfn < MOST or key in self.pages:
                 raise ValueError(f"snapshot: no shadow page is {key}")
             page = self.page(row.gfn, row.level, row.quadrant, ROLES[row.role])
             page.is_root, page.flood, page.since = row.is_root, row.flood, row.since
