@@ -48,11 +48,6 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
-    if config.topology.count > 1 and not Paging.ALL[config.paging].serves_many:
-        many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
-        raise ValueError(
-            f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
-        )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
@@ -192,7 +187,7 @@ def vcpu_of(
         host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
-    vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
+    vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
     vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)

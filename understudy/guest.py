@@ -23,6 +23,7 @@ from understudy.silicon import Exit, Processor
 from understudy.state import U8, U32, U64
 
 RSP: Final = 4
+MOST_STALE: Final = 16  # requests to forget something, before it is to forget everything
 IF: Final = RFLAGS.IF.mask
 RF: Final = RFLAGS.RF.mask
 
@@ -65,10 +66,6 @@ class Control(NamedTuple):
     pdptes: tuple[U64, ...] = (0, 0, 0, 0)
 
 
-class UnsupportedMode(ValueError):
-    """A mode in which this technique cannot run a guest."""
-
-
 class CannotExecute(Exception):
     """The technique cannot go on with its guest; says why.  The run ends with an error."""
 
@@ -100,6 +97,8 @@ class Guest(ABC):
     """Set one.  KeyError if it does not take the value."""
     take_pmu_interrupt: Callable[[], None]
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
+    view: Any
+    """What this processor has of the paging technique: a `paging.View`."""
     xcr0: int  # the state components that XSAVE and its kin may save
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
@@ -203,15 +202,11 @@ class Guest(ABC):
 
     @abstractmethod
     def load_control(self, values: Control) -> None:
-        """Set all of them."""
+        """Set all of them.  OutOfFrames if they need tables for which the host has no room."""
 
     @abstractmethod
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         """The guest has loaded CR3, where the hypervisor keeps it."""
-
-    @abstractmethod
-    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
-        """UnsupportedMode if a guest with this CR0 cannot run so under a paging technique."""
 
     @abstractmethod
     def set_cr2(self, value: int) -> None: ...
@@ -353,8 +348,9 @@ class Guest(ABC):
         """
         if self.thread == get_ident():
             self.forget(addresses)
-        else:
-            self._stale.append(addresses)
+        elif self._stale[-1:] != [None]:
+            is_full = len(self._stale) >= MOST_STALE  # it may not run for long
+            self._stale.append(None if is_full else addresses)
             self.notify()
 
     def pay(self) -> None:

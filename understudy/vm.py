@@ -145,19 +145,17 @@ class VM(Tenant):
     def change_paging(self, name: str) -> None:
         """Change it now: on the VM's thread, between two exits.
 
-        ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
-        has no room for the tables; nothing has changed then.
+        OutOfFrames if the host has no room for the tables; nothing has changed then.
         """
         config, old = assembly.with_paging(self.config, name), self.pages
         if name == old.name:
             return
-        old.finish_step()
+        old.finish_steps()
         pages = assembly.paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
-                cr0 = vcpu.guest.control().cr0
-                vcpu.guest.check_mode(cr0, name, has_ept=pages.has_ept)
-        except ValueError:
+                pages.prepare(vcpu.guest.control().cr0)
+        except OutOfFrames:
             pages.close()
             raise
         self.pages, self.config = pages, config
@@ -187,7 +185,7 @@ class VM(Tenant):
             raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
         for vcpu in self.vcpus:
             vcpu.leave_guest()
-        self.pages.finish_step()
+        self.pages.finish_steps()
         self.memory.clear()
         self.pc.reset()
         self.pc.install_tables()

@@ -21,7 +21,7 @@ from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
+from understudy.paging import Paging, View
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
@@ -43,7 +43,6 @@ class Vcpu:
     def __init__(
         self,
         guest: Guest,
-        paging: Paging,
         model: CpuModel,
         clock: GuestClock,
         bus: Bus,
@@ -53,7 +52,8 @@ class Vcpu:
         is_wall: bool = False,
     ) -> None:
         """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
-        self.guest, self.paging, self.model, self.clock = guest, paging, model, clock
+        self.guest, self.model, self.clock = guest, model, clock
+        self.view: View = guest.view
         self.bus, self.memory, self.posts, self.is_wall = bus, memory, posts, is_wall
         self.answer, self.port_read, self.port_write = model.answer, bus.port_read, bus.port_write
         self.gpr, self.set_gpr, self.skip = guest.gpr, guest.set_gpr, guest.skip
@@ -93,6 +93,7 @@ class Vcpu:
         self.is_running, self.guest.thread = True, get_ident()
         hold_signals()
         try:
+            self.view.begin_turn()
             return self._run(goal)
         except (CannotExecute, OutOfFrames) as problem:
             return self.error(str(problem))
@@ -300,8 +301,8 @@ class Vcpu:
 
     def use(self, paging: Paging) -> None:
         """Have memory virtualized by another technique from now on."""
-        self.paging = paging
         self.guest.use(paging)
+        self.view = self.guest.view
 
     # --- looking at it ---
 
@@ -343,18 +344,13 @@ class Vcpu:
         return self.guest.registers()
 
     def set_registers(self, values: dict[str, int]) -> None:
-        """Set all registers; those not named are as after reset.
-
-        UnsupportedMode if the techniques of this VM cannot run a guest so.
-        """
-        cr0 = values.get("cr0", 0)
-        self.guest.check_mode(cr0, self.paging.name, has_ept=self.paging.has_ept)
+        """Set all registers; those not named are as after reset."""
         self.leave_guest()
         self.guest.set_registers(values)
         control = self.guest.control()
         if Regime(*control).format is PAE_FORMAT:  # what a MOV to CR3 would have loaded
             self.guest.load_control(control._replace(pdptes=self.pdptes(Regime(*control))))
-            self.paging.mode_change()
+            self.view.mode_change()
 
     def pdptes(self, regime: Regime) -> tuple[int, ...]:
         """What the processor would load; GuestFault if it would not."""

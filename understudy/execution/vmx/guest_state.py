@@ -13,7 +13,7 @@ from understudy.arch.vmcs import AccessRights, Vmcs
 from understudy.execution.vmx.control_registers import FIXED, InHypervisor
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
 from understudy.execution.vmx.placement import Placement
-from understudy.guest import RSP, Control, UnsupportedMode
+from understudy.guest import RSP, Control
 from understudy.machine.host import Host
 from understudy.silicon import Processor
 
@@ -204,17 +204,6 @@ class GuestState(Placement):
             read(Vmcs.GUEST_CR0), read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
         )
 
-    def load_control(self, values: Control) -> None:
-        self.kept.load(values)
-
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         assert isinstance(self.kept, InHypervisor)
         self.kept.note_cr3(cr3, pdptes)
-
-    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
-        """SDM 3C, "Unrestricted Guests"."""
-        if not cr0 & PE and not has_ept:
-            raise UnsupportedMode(
-                "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
-                f"use paging ept, not {technique}"
-            )

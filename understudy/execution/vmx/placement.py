@@ -23,7 +23,6 @@ from understudy.execution.vmx.operation import Operation
 from understudy.execution.vmx.root import Root
 from understudy.guest import Guest
 from understudy.machine.host import Host
-from understudy.paging import Paging
 from understudy.silicon import Exit, Processor
 
 TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
@@ -40,7 +39,6 @@ class Placement(Guest):
 
     operation: Operation
     kept: ControlRegisters
-    paging: Paging
     read: Callable[[int], int]
     write: Callable[[int, int], None]
     resume: Callable[[int], Exit]
@@ -111,8 +109,8 @@ class Placement(Guest):
         """It ran elsewhere meanwhile, and what changed there was not told here."""
         self.write(Vmcs.HOST_CR3, self.operation.root.table)
         processor.invvpid(ONE_CONTEXT, self.vpid)
-        if self.paging.eptp:
-            processor.invept(ONE_CONTEXT, self.paging.eptp)
+        if self.view.eptp:
+            processor.invept(ONE_CONTEXT, self.view.eptp)
         self._last = processor
 
     def take_off(self) -> None:

@@ -53,6 +53,7 @@ TF: Final = RFLAGS.TF.mask
 RF: Final = RFLAGS.RF.mask
 RF_AND_TF: Final = RF | TF
 PE: Final = CR0.PE.mask
+REAL_MODE: Final = 0  # a CR0
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
 SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
@@ -75,7 +76,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         *, keep_timer: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(host, processor)
-        self.paging, self.model, self.table = paging, model, dict(TABLE)
+        self.model, self.table = model, dict(TABLE)
         has_pmu = "pmu" in model.shown
         if processor is None:
             root = Root.of(host, self.processor)
@@ -90,10 +91,9 @@ class Vmx(GuestState, Execution, name="vmx"):
                 root.close()
             raise
         self.timer_shift = self.operation.timer_shift
-        self.kept = self._keep_control(paging)
-        self._choose_exits()
+        self.view = paging.attach(self)
+        self._follow_view()
         self.resume = self.launch
-        paging.attach(self)
 
     def take_pmu_interrupt(self) -> None:
         self.operation.root.take_pmu_interrupt()
@@ -114,11 +114,21 @@ class Vmx(GuestState, Execution, name="vmx"):
             self.host.vpids.free(self.vpid)
         self.operation.close()
 
-    def _keep_control(self, paging: Paging) -> ControlRegisters:
-        kind, operation = InProcessor if paging.eptp else InHypervisor, self.operation
-        return kind(
-            self.read, self.write, operation.intercept, paging, self.model, operation.root.cr4_fixed
-        )
+    def _follow_view(self) -> None:
+        """Whether there is an EPT decides where control registers are kept, and what exits."""
+        kind, operation = InProcessor if self.view.eptp else InHypervisor, self.operation
+        self.kept: ControlRegisters = kind(
+            self.read, self.write, operation.intercept, self.view, self.model,
+            operation.root.cr4_fixed,
+        )  # fmt: skip
+        self._choose_exits()
+
+    def load_control(self, values: Control) -> None:
+        if self.view.adapt(values.cr0):
+            self._follow_view()
+            self.processor.flush()
+            self.notify()  # which windows are open is to be chosen again
+        self.kept.load(values)
 
     def _choose_exits(self) -> None:
         kept, shown = self.kept, self.model.shown
@@ -133,17 +143,16 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def use(self, paging: Paging) -> None:
         values = self.control()
-        self.paging, self.kept = paging, self._keep_control(paging)
-        self._choose_exits()
-        paging.attach(self)
+        self.view = paging.attach(self)
+        self._follow_view()
         self.load_control(values)
-        paging.mode_change()
+        self.view.mode_change()
         self.processor.flush()
         self._last = None  # it may have been elsewhere
 
     def set_registers(self, values: dict[str, int]) -> None:
         super().set_registers(values)
-        self.paging.mode_change()
+        self.view.mode_change()
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
@@ -264,13 +273,16 @@ class Vmx(GuestState, Execution, name="vmx"):
             "fields": {name: read(field) for name, field in KEPT.items()},
             "control": plain(self.control()),
             "windows": self.current_primary & WINDOWS,
+            "has_ept": self.view.eptp != 0,
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         """The VMCS is made anew: of a snapshot it holds guest registers and nothing else."""
         self.load_place(saved, restore(int, saved["retired"], "retired"))
         self.operation.begin()
-        self._choose_exits()
+        if saved["has_ept"]:
+            self.view.adapt(REAL_MODE)
+        self._follow_view()
         self.resume = self.launch
         control: Control = restore(Control, saved["control"], "control")
         if len(control.pdptes) != 4:
@@ -284,14 +296,14 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def code_at(self, gva: int, length: int) -> bytes:
         code = self.processor.fetch(gva, length)
-        return code if len(code) == length else self.paging.fetch(gva, length) or code
+        return code if len(code) == length else self.view.fetch(gva, length) or code
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
         if processor.in_guest:
             processor.flush()
-        elif self.paging.eptp:
-            processor.invept(ONE_CONTEXT, self.paging.eptp)
+        elif self.view.eptp:
+            processor.invept(ONE_CONTEXT, self.view.eptp)
         elif addresses is None:
             processor.invvpid(ONE_CONTEXT, self.vpid)
         else:
