@@ -13,6 +13,7 @@ from understudy.host import Host
 from understudy.linux import VM
 from understudy.verdict import StopKind
 
+MS = 1_000_000
 PIECE = 45_678_901
 
 
@@ -65,6 +66,9 @@ def test_commands_are_answered_while_others_compute() -> None:
         others = [spinning(host, f"spin{n}") for n in range(2)]
         assert vm.run("echo $((6 * 7))").output == "42\n"
         assert all(one.instructions > 10_000_000 for one in others)
+        stolen = vm.run("head -1 /proc/stat").output.split()[8]  # in hundredths of a second
+        told = vm.counts()["scheduling"][0]["steal_ns"]
+        assert told > 20 * MS and abs(int(stolen) * 10 * MS - told) < 30 * MS, (stolen, told)
         shares = [one["ns"]["running"] for one in vm.counts()["scheduling"]]
         assert shares[0] > host.schedule.time.now() / 2
         for one in others:
