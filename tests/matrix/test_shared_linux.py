@@ -61,6 +61,19 @@ def test_a_boot_goes_on_on_another_host() -> None:
     assert moved == straight
 
 
+def test_engines_agree_on_its_first_instructions() -> None:
+    found = []
+    for engine in ("dbt", "reference"):
+        with Host(pcpus=2, ram="512M", engine=engine) as host, booted(host, cpus=2) as vm:
+            other = spinning(host, "other")
+            assert vm.go(budget=3_000_000).kind == StopKind.BUDGET
+            exits = [vcpu.counts.named_exits() for vcpu in (*vm.vcpus, *other.vcpus)]
+            counted = vm.counts()
+            found.append((exits, other.instructions, vm.clock.now(), counted["scheduling"]))
+            other.close()
+    assert found[0] == found[1]
+
+
 def test_commands_are_answered_while_others_compute() -> None:
     with Host(pcpus=1, ram="1G") as host, booted(host, weight=4) as vm:
         others = [spinning(host, f"spin{n}") for n in range(2)]
