@@ -244,9 +244,12 @@ def test_in_real_time_they_run_and_wake_and_can_be_stopped() -> None:
         vms = [spinning(host, "a"), napping(host, "b"), spinning(host, "c")]
         hello = spinning(host, "hello", p.HELLO)
         assert hello.go(wall_seconds=60).kind == StopKind.DEBUG_EXIT
-        assert host.run(wall_seconds=0.2).kind == StopKind.WALL
+        assert host.run(wall_seconds=0.1).kind == StopKind.WALL
+        assert host.run(until=lambda: all(vm.instructions for vm in vms)).kind == StopKind.UNTIL
         assert all(vm.instructions > 0 and vm.ended is None for vm in vms)
-        assert vms[1].counts()["scheduling"][0]["wakes"] > 10
+        naps = vms[1].claim.seats[0].counts
+        stop = host.run(until=lambda: naps.wakes > 10, wall_seconds=60)
+        assert stop.kind == StopKind.UNTIL
         timer = threading.Timer(0.05, host.stop, ("enough",))
         timer.start()
         stop = host.run()
