@@ -41,7 +41,7 @@ ROWS = (
     ("interrupts",),
     ("assembly",),
     ("vm",),
-    ("last_words", "linux", "linux_session", "control"),
+    ("agent", "last_words", "linux", "linux_session", "control"),
     ("lab",),
     ("terminal", "doctor", "commands"),
     ("cli", "__main__"),

@@ -95,6 +95,7 @@ def board_of(
     Its disks are open; the board closes them.  ImageError if one of them cannot be.
     """
     is_wall = config.clock == "wall"
+    channel: list[Row] = [("virtio_agent", {})] if config.has_virtio_agent else []
     with ExitStack() as given:
         rows = disk_rows(config, request, given)
         board = PC(
@@ -115,7 +116,7 @@ def board_of(
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
-            devices=(*rows, *config.devices),
+            devices=(*rows, *config.devices, *channel),
         )
         given.pop_all()
     console.receive, com2.receive = board.com1.receive, board.com2.receive
