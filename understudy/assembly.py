@@ -109,7 +109,7 @@ def board_of(
             com1=console.transmit,
             com2=com2.transmit,
             who=lambda: address_space(router.here().guest),
-            ring=lambda: com2.send(b"\n"),
+            ring=lambda: com2.receive(b"\n"),  # at once: a snapshot has it
             ram_bytes=memory.size,
             apic_ids=config.topology.apic_ids,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,

@@ -73,10 +73,11 @@ CALLS_GVA: Final = REQUEST_GVA + HEADER.size
 ROOM: Final = REQUEST_BYTES - 0x1_0000  # bytes that one request may carry beside its calls
 
 
-class Result(NamedTuple):
+@dataclass(frozen=True)
+class Result:
     """What the call of this number gives."""
 
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Place:
         return Word(self, 4 * index)
 
 
-class Word(NamedTuple):
+@dataclass(frozen=True)
+class Word:
     """A word in the agent's memory, by its value."""
 
     place: Place
@@ -140,7 +142,7 @@ class Answer:
 
     def __getitem__(self, result: Result) -> int:
         """What a call gave; less than 0 is an error's number."""
-        return int(RECORD.unpack_from(self._data, RECORD.size * result.index)[0])
+        return int(RECORD.unpack_from(self._data, RECORD.size * result.number)[0])
 
     def kept(self, place: Place, size: int) -> bytes:
         """What stands in the agent's memory now."""
@@ -225,7 +227,7 @@ class Request:
     @property
     def shape(self) -> Shape:
         """What its answer looks like."""
-        spans = tuple((RECORD.size * span.length.index, span.most) for span in self._spans)
+        spans = tuple((RECORD.size * span.length.number, span.most) for span in self._spans)
         return Shape(self._base + len(self._kept), spans)
 
     def read(self, data: bytes) -> Answer:
@@ -249,7 +251,7 @@ class Request:
 
     def _gva(self, what: Result | Place) -> int:
         if isinstance(what, Result):
-            return CALLS_GVA + RECORD.size * what.index
+            return CALLS_GVA + RECORD.size * what.number
         return CALLS_GVA + self._base + what.offset + (0 if what.is_kept else len(self._kept))
 
     def _record(self, number: int, *arguments: Argument) -> bytes:

@@ -111,9 +111,7 @@ def start(ask: Ask, wanted: Wanted) -> Job:
 
 def _directory(ask: Ask, path: str) -> int:
     request = Request()
-    found = request.call(
-        Call.OPEN, request.text(path), O_PATH | O_DIRECTORY | O_CLOEXEC
-    )
+    found = request.call(Call.OPEN, request.text(path), O_PATH | O_DIRECTORY | O_CLOEXEC)
     return ask(request).checked(found, path)
 
 

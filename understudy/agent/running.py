@@ -25,6 +25,7 @@ from understudy.agent.command import (
     AGENT_PORT,
     AT_ONCE,
     CLOSED,
+    F_SETFL,
     PIECE,
     SHELL,
     SIG_SETMASK,
@@ -255,6 +256,7 @@ class Command:
 
 def _sink(request: Request, file: int) -> None:
     """A process, of nobody's, that reads a pipe to its end."""
+    request.call(Call.FCNTL64, file, F_SETFL, 0)  # it may wait
     null = request.call(Call.OPEN, request.text("/dev/null"), O_RDWR | O_CLOEXEC)
     grandchild: list[tuple[Argument, ...]] = [
         (Call.SETSID,),

@@ -6,8 +6,9 @@ Source: ours; Linux's sched_setscheduler(2), sigprocmask(2), reboot(2).
 import struct
 from typing import Final
 
-from understudy.agent.calls import O_CLOEXEC, O_RDONLY, SCRATCH_GVA, Call, Request
+from understudy.agent.calls import O_CLOEXEC, O_RDONLY, Call, Request
 from understudy.agent.command import SIG_SETMASK, Ask
+from understudy.guests.agent_program import SCRATCH_GVA
 
 ENVIRONMENT_BYTES: Final = 1 << 17
 SCHED_FIFO, RESET_ON_FORK = 1, 0x4000_0000

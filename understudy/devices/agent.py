@@ -79,11 +79,15 @@ class Agent(Device, name="agent"):
         return self.state.agent is not None and self.who() == self.state.agent
 
     def read(self, region: int, offset: int, size: int) -> int:
-        s = self.state
-        if offset != DATA or not self._is_agent() or s.at + size > len(s.waiting):
-            return (1 << 8 * size) - 1
-        s.at += size
-        return int.from_bytes(s.waiting[s.at - size : s.at], "little")
+        return int.from_bytes(self.read_string(region, offset, size), "little")
+
+    def read_string(self, region: int, offset: int, count: int) -> bytes:
+        """A run of bytes from one register; ones if there are none."""
+        s, taken = self.state, b""
+        if offset == DATA and self._is_agent():
+            taken = s.waiting[s.at : s.at + count]
+            s.at += len(taken)
+        return taken + b"\xff" * (count - len(taken))
 
     def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
