@@ -22,7 +22,7 @@ class RoundRobin(Policy, name="round-robin"):
         if seat in self.queue:
             self.queue.remove(seat)
 
-    def tick(self, pcpu: Pcpu, seat: Seat, now: int) -> bool:
+    def tick(self, pcpu: Pcpu, seat: Seat, now: int, asked: bool) -> bool:
         is_over = bool(self.queue) and now - self.since[seat] >= SLICE_NS
         if is_over:
             self.queue.append(seat)

@@ -67,6 +67,16 @@ class Host(SharedHost):
             raise
         return vm
 
+    def move(self, what: VM | int, pool: str) -> None:
+        """A VM, or the pCPU of that number, to another pool, while VMs run.
+
+        PolicyError if it cannot go: nothing has changed then.
+        """
+        if isinstance(what, int):
+            self.schedule.move_pcpu(what, pool)
+        else:
+            self.schedule.move_claim(what.claim, pool)
+
     # --- running ---
 
     def run(

@@ -9,6 +9,7 @@ from typing import Any
 
 from understudy.config import Config
 from understudy.machine.host import Host
+from understudy.sched import keeping
 from understudy.sched.host import SharedHost
 from understudy.sched.schedule import Aim, Schedule
 from understudy.sched.seat import Claim
@@ -32,7 +33,16 @@ class Shared:
         """The VM was restored from a moment at which its clock said `now`."""
         self.schedule.resume_clock(self.claim.clock, offset, now)
         for seat in self.claim.seats:
+            seat.since = self.schedule.time.now()
             self.schedule.poke(seat)
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot keeps of the VM's place."""
+        return keeping.save(self.schedule, self.claim)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The VM's clock goes on already."""
+        keeping.load(self.schedule, self.claim, saved)
 
     def counts(self) -> dict[str, Any]:
         """How the time of its vCPUs has passed."""

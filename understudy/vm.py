@@ -316,6 +316,7 @@ class VM(Tenant):
         for vcpu in self.vcpus:
             vcpu.leave_guest()
         own = {"config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset}
+        own["place"] = self.turns.save()
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
@@ -324,6 +325,7 @@ class VM(Tenant):
         for name, part in self.parts.items():
             part.load(state[name])
         self.turns.resume(offset, now)
+        self.turns.load(state["place"])
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 

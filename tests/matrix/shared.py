@@ -65,3 +65,11 @@ def to_nap(vm: VM) -> None:
 def running_ns(vm: VM) -> int:
     """How long its vCPUs have had a processor."""
     return sum(one["ns"].get("running", 0) for one in vm.counts()["scheduling"])
+
+
+def shares(host: Host, vms: list[VM], ns: int) -> list[float]:
+    """What part of all that these ran in the next `ns` each of them had."""
+    before = [running_ns(vm) for vm in vms]
+    host.run(deadline_ns=host.schedule.time.now() + ns)
+    ran = [running_ns(vm) - old for vm, old in zip(vms, before, strict=True)]
+    return [one / sum(ran) for one in ran]

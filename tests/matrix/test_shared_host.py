@@ -133,6 +133,36 @@ def test_one_run_is_every_run(pcpus: int, policy: str) -> None:
     assert all(one[1] > 10 for one in first[:4])
 
 
+def moved(pcpus: int, policy: Any, at: list[int]) -> list[Any]:
+    """The same, each time on to another host, by snapshots of all VMs at one moment."""
+    host = Host(pcpus=pcpus, ram="64M", policy=policy)
+    vms = [spinning(host, "a", weight=2), napping(host, "b"), spinning(host, "c"),
+           napping(host, "d")]  # fmt: skip
+    for budget in [*at, 9_000_000 - sum(at)]:
+        saved = [vm.save() for vm in vms]
+        for vm in vms:
+            vm.close()
+        host.close()
+        host = Host(pcpus=pcpus, ram="64M", policy=policy)
+        vms = [type(vm).restore(data, host=host) for data, vm in zip(saved, vms, strict=True)]
+        assert host.run(budget=budget).kind == StopKind.BUDGET
+    found = [(vm.counts()["exits"], vm.instructions, vm.counts()["scheduling"]) for vm in vms]
+    now = host.schedule.time.now()
+    for vm in vms:
+        vm.close()
+    host.close()
+    return [*found, now]
+
+
+@pytest.mark.parametrize("pcpus", [1, 2, 4])
+def test_a_run_goes_on_on_another_host(pcpus: int) -> None:
+    def whole(host: Host) -> None:
+        host.run(budget=9_000_000)
+
+    expected = outcome(pcpus, whole)
+    assert moved(pcpus, "share", [1_234_567, 2_345_678, 77_001]) == expected
+
+
 def test_one_vm_alone_is_as_on_processors_of_its_own() -> None:
     def counted(vm: VM) -> tuple[Any, ...]:
         exits = dict(vm.counts()["exits"])

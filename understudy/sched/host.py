@@ -80,6 +80,7 @@ class SharedHost(Host):
             "now": schedule.time.now(),
             "pools": {name: pool.inspect() for name, pool in schedule.pools.items()},
             "pcpus": [pcpu.inspect() for pcpu in schedule.pcpus],
+            "vms": {claim.name: claim.inspect() for claim in schedule.claims},
         }
 
 

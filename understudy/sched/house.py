@@ -36,9 +36,9 @@ class House:
         self.claims: list[Claim] = []
         self.is_fresh = True  # nothing has run yet
         self.news = threading.Event()
-        self._poked: deque[Seat] = deque()  # they were told something
+        self.poked: deque[Seat] = deque()  # they were told something
         self._restless: set[Claim] = set()  # their boards have a new timer
-        self._turn: tuple[Pcpu, Seat, int] | None = None  # one that was cut, and its end
+        self.turn: tuple[Pcpu, Seat, int] | None = None  # one that was cut, and its end
 
     # --- who takes part ---
 
@@ -195,13 +195,22 @@ class House:
 
     def poke(self, seat: Seat) -> None:
         """From any thread: it was told something, which may wake it."""
-        self._poked.append(seat)
+        self.poked.append(seat)
         self.news.set()
 
-    def _wake(self, seat: Seat, now: int) -> None:
+    def forget_pokes(self, claim: Claim, others: Sequence[int]) -> None:
+        """Of the vCPUs of a VM these were told something, and no other."""
+        kept = [seat for seat in self.poked if seat.claim is not claim]
+        self.poked.clear()
+        self.poked.extend(kept)
+        self.poked.extend(seat for n in others for seat in claim.seats if seat.number == n)
+
+    def _wake(self, seat: Seat, now: int, since: int | None = None) -> None:
+        """If it has something to do: perhaps since a moment before now."""
         if seat.state is not State.BLOCKED or seat.vcpu.is_idle:
             return
         seat.become(State.RUNNABLE, now)
+        seat.woken_at = now if since is None else since
         pcpu = self.pools[seat.claim.pool].policy.wake(seat, now)
         if pcpu is not None:
             pcpu.preempted = True
@@ -228,8 +237,8 @@ class House:
         assert seat is not None
         pcpu.running_ns += now - seat.since
         pcpu.seat, pcpu.reason, pcpu.preempted = None, reason, False
-        if self._turn is not None and self._turn[0] is pcpu:
-            self._turn = None
+        if self.turn is not None and self.turn[0] is pcpu:
+            self.turn = None
 
     def _clear(self, pcpu: Pcpu) -> None:
         if pcpu.there is not None:

@@ -13,6 +13,8 @@ from understudy.sched.seat import Seat, State
 class Partition(Policy, name="partition"):
     """Whoever comes first has the first pCPU that is free."""
 
+    keeps = True
+
     def __init__(self) -> None:
         self.owners: dict[int, Seat] = {}  # by pCPU
 
@@ -37,12 +39,26 @@ class Partition(Policy, name="partition"):
     def block(self, seat: Seat, now: int) -> None:
         pass
 
-    def tick(self, pcpu: Pcpu, seat: Seat, now: int) -> bool:
+    def tick(self, pcpu: Pcpu, seat: Seat, now: int, asked: bool) -> bool:
         return False
 
     def pick(self, pcpu: Pcpu, now: int) -> Seat | None:
         seat = self.owners.get(pcpu.number)
         return seat if seat is not None and seat.state is State.RUNNABLE else None
+
+    def save(self, seat: Seat) -> dict[str, int]:
+        return {"pcpu": next(number for number, one in self.owners.items() if one is seat)}
+
+    def load(self, seat: Seat, saved: dict[str, int]) -> None:
+        number = saved["pcpu"]
+        if all(pcpu.number != number for pcpu in self.pcpus):
+            raise ValueError(f"snapshot: pCPU {number} is not in the pool")
+        mine = next(n for n, one in self.owners.items() if one is seat)
+        other = self.owners.get(number)
+        del self.owners[mine]
+        if other is not None and other is not seat:
+            self.owners[mine] = other  # which has not been restored yet
+        self.owners[number] = seat
 
     def changed(self, now: int) -> None:
         """A pCPU that has gone leaves its owner to one that is free."""

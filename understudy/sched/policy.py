@@ -22,6 +22,7 @@ from understudy.sched.pcpu import Pcpu
 from understudy.sched.seat import Seat
 
 NEVER: Final = (1 << 64) - 1
+FROM_FILE: Final = "_policy_"
 _numbers = itertools.count()
 
 
@@ -36,10 +37,13 @@ class Policy(ABC):
     name: ClassVar[str] = ""
     pcpus: Sequence[Pcpu] = ()
     """Those of the pool, now."""
+    keeps: ClassVar[bool] = False
+    """Whether a snapshot keeps what it knows of a vCPU, by `save` and `load`."""
 
     def __init_subclass__(cls, *, name: str) -> None:
         cls.name = name
-        Policy.ALL.setdefault(name, cls)
+        if not cls.__module__.startswith(FROM_FILE):
+            Policy.ALL[name] = cls
 
     def arrive(self, seat: Seat, now: int) -> None:  # noqa: B027 (many need not know)
         """One more is in the pool, and not runnable yet.  PolicyError if there is no room."""
@@ -56,8 +60,11 @@ class Policy(ABC):
         """It is runnable no more (it ran, or waited)."""
 
     @abstractmethod
-    def tick(self, pcpu: Pcpu, seat: Seat, now: int) -> bool:
-        """A turn of the one that runs is over: whether it has to give the pCPU back."""
+    def tick(self, pcpu: Pcpu, seat: Seat, now: int, asked: bool) -> bool:
+        """The one that runs is at the end of a turn: whether it has to give the pCPU back.
+
+        `asked`: `wake` has asked for that.
+        """
 
     @abstractmethod
     def pick(self, pcpu: Pcpu, now: int) -> Seat | None:
@@ -69,6 +76,13 @@ class Policy(ABC):
 
     def changed(self, now: int) -> None:  # noqa: B027 (many need not know)
         """pCPUs, weights or caps are others.  PolicyError if it cannot be so."""
+
+    def save(self, seat: Seat) -> dict[str, int]:
+        """What a snapshot keeps of a vCPU."""
+        return {}
+
+    def load(self, seat: Seat, saved: dict[str, int]) -> None:  # noqa: B027 (if it keeps any)
+        """It arrived, and was like that.  KeyError or ValueError if it cannot have been."""
 
 
 Wish = str | Path | Policy | type[Policy]
@@ -90,7 +104,7 @@ def _of_file(path: Path) -> type[Policy]:
     if not path.is_file():
         known = ", ".join(sorted(Policy.ALL))
         raise PolicyError(f"policy {str(path)!r}: expected one of {known}, or the path of a file")
-    spec = importlib.util.spec_from_file_location(f"_policy_{next(_numbers)}", path)
+    spec = importlib.util.spec_from_file_location(f"{FROM_FILE}{next(_numbers)}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -61,19 +61,24 @@ class Schedule(House):
             host = -(-when >> shift << shift)
             heapq.heappush(self._due, (host, next(self._order), what))
 
+    def note_timer(self, seat: Seat) -> None:
+        """It sleeps: look at it when its own timer is due."""
+        due = seat.vcpu.apic.deadline()
+        self._note(NEVER if due == NEVER else due - seat.claim.clock.offset, seat)
+
     def _look(self, now: int) -> None:
         """All that has happened meanwhile."""
-        while self._restless or self._poked or (self._due and self._due[0][0] <= now):
+        while self._restless or self.poked or (self._due and self._due[0][0] <= now):
             while self._restless:
                 self._note_board(self._restless.pop())
             while self._due and self._due[0][0] <= now:
-                what = heapq.heappop(self._due)[2]
+                due, _, what = heapq.heappop(self._due)
                 if isinstance(what, Claim):
                     self._fire(what)
                 else:
-                    self._poked.append(what)
-            while self._poked:
-                self._wake(self._poked.popleft(), now)
+                    self._wake(what, now, due)
+            while self.poked:
+                self._wake(self.poked.popleft(), now)
 
     def _note_board(self, claim: Claim) -> None:
         due = claim.clock.next_deadline()
@@ -89,7 +94,7 @@ class Schedule(House):
         except OutOfFrames as problem:
             self._over(claim, Stop(StopKind.ERROR, str(problem)))
         self._restless.add(claim)
-        self._poked.extend(claim.seats)
+        self.poked.extend(claim.seats)
 
     # --- running ---
 
@@ -107,11 +112,11 @@ class Schedule(House):
         if self.asked is not None:
             stop, self.asked = self.asked, None
             return stop
-        if self._turn is None:
+        if self.turn is None:
             ended = self._begin(aim)
-            if ended is not None or self._turn is None:
+            if ended is not None or self.turn is None:
                 return ended
-        pcpu, seat, end = self._turn
+        pcpu, seat, end = self.turn
         limit = min(end, aim.deadline)
         seat.vcpu.time.limit = limit + seat.claim.clock.offset
         found = seat.vcpu.run(self._goal(aim, seat))
@@ -124,14 +129,16 @@ class Schedule(House):
             self._sleep(pcpu, seat, now)
             return self._stuck(aim, seat.claim)
         if now >= end:
-            self._turn = None
-            at = now // TURN_NS * TURN_NS if not self.is_wall else now
-            policy = self.pools[seat.claim.pool].policy
-            was_preempted = pcpu.preempted
-            if policy.tick(pcpu, seat, at):
-                self._free(pcpu, "preempt" if was_preempted else "slice", now)
-                seat.become(State.RUNNABLE, now)
+            self.turn = None
+            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS)
         return self._over_time(aim, now)
+
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int) -> None:
+        """At the boundary of a turn: whether the one that runs there is to give way."""
+        reason, pcpu.preempted = "preempt" if pcpu.preempted else "slice", False
+        if self.pools[seat.claim.pool].policy.tick(pcpu, seat, at, reason == "preempt"):
+            self._free(pcpu, reason, self.time.now())
+            seat.become(State.RUNNABLE, self.time.now())
 
     def _over_time(self, aim: Aim, now: int) -> Stop | None:
         if now < aim.deadline:
@@ -164,19 +171,24 @@ class Schedule(House):
             self._put(pcpu, seat, now)
         seat.vcpu.time.armed = 0  # the timer did not see the time of the others
         seat.vcpu.look()
-        self._turn = found
+        self.turn = found
         return None
 
     def _begin_virtual(self, now: int) -> tuple[Pcpu, Seat, int] | None:
         turn = now // TURN_NS
         pcpu = self.pcpus[turn % len(self.pcpus)]
-        seat = pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
+        seat = self._chosen(pcpu, now, turn * TURN_NS)
         return None if seat is None else (pcpu, seat, (turn + 1) * TURN_NS)
+
+    def _chosen(self, pcpu: Pcpu, now: int, at: int) -> Seat | None:
+        if pcpu.seat is not None and pcpu.preempted:
+            self._tick(pcpu, pcpu.seat, at)
+        return pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
 
     def _begin_real(self, now: int) -> tuple[Pcpu, Seat, int] | None:
         for n in range(1, len(self.pcpus) + 1):
             pcpu = self.pcpus[(self._last + n) % len(self.pcpus)]
-            seat = pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
+            seat = self._chosen(pcpu, now, now)
             if seat is not None:
                 self._last = pcpu.number
                 return pcpu, seat, now + TURN_NS
@@ -188,7 +200,7 @@ class Schedule(House):
         due = min(due, aim.deadline, self._due[0][0] if self._due else NEVER)
         if self.is_wall:
             self.news.clear()
-            if not self._poked and self.asked is None:
+            if not self.poked and self.asked is None:
                 self.news.wait(None if due == NEVER else max(due - now, 0) / 1e9)
             return None
         seats = [seat for claim in self.claims for seat in claim.seats]
@@ -212,9 +224,9 @@ class Schedule(House):
 
     def _sleep(self, pcpu: Pcpu, seat: Seat, now: int) -> None:
         self._stand(seat, State.BLOCKED, "block", now)
-        self._note(seat.vcpu.apic.deadline() - seat.claim.clock.offset, seat)
+        self.note_timer(seat)
         self._restless.add(seat.claim)
-        self._poked.append(seat)  # what came before it slept
+        self.poked.append(seat)  # what came before it slept
 
     def _stuck(self, aim: Aim, claim: Claim) -> Stop | None:
         """Whether a VM of which one sleeps now can ever go on."""

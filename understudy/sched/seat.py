@@ -77,6 +77,15 @@ class Claim:
         """Instructions of all its vCPUs."""
         return sum(seat.vcpu.retired for seat in self.seats)
 
+    def inspect(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "pool": self.pool, "weight": self.weight, "cap": self.cap,
+            "ended": None if self.ended is None else str(self.ended.kind),
+            "vcpus": [seat.counts.inspect() | {"state": str(seat.state), "pcpu": seat.pcpu}
+                      for seat in self.seats],
+        }  # fmt: skip
+
 
 class Seat:
     """One vCPU's place in the schedule."""
