@@ -51,7 +51,7 @@ ROWS = (
     ("interrupts",),
     ("assembly", "tenant"),
     ("vm",),
-    ("last_words", "linux", "linux_session", "control"),
+    ("agent", "last_words", "linux", "linux_session", "control"),
     ("host",),
     ("lab",),
     ("terminal", "doctor", "commands"),

@@ -35,6 +35,9 @@ class Memory:
         memoryview of it is alive, RuntimeError while one of its processors runs: then all stays.
         """
     @property
+    def is_here(self) -> bool:
+        """Whether it was made in this process, and not in one that this was forked from."""
+    @property
     def size(self) -> int:
         """Bytes, a multiple of 4096."""
     @property

@@ -122,6 +122,7 @@ def board_of(
     Its disks are open; the board closes them.  ImageError if one of them cannot be.
     """
     is_wall = config.clock == "wall"
+    channel: list[Row] = [("virtio_agent", {})] if config.has_virtio_agent else []
     with ExitStack() as given:
         rows = disk_rows(config, request, given)
         board = PC(
@@ -135,14 +136,14 @@ def board_of(
             com1=console.transmit,
             com2=com2.transmit,
             who=lambda: address_space(router.here().guest),
-            ring=lambda: com2.send(b"\n"),
+            ring=lambda: com2.receive(b"\n"),  # at once: a snapshot has it
             ram_bytes=memory.size,
             apic_ids=config.topology.apic_ids,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
-            devices=(*rows, *config.devices),
+            devices=(*rows, *config.devices, *channel),
         )
         given.pop_all()
     console.receive, com2.receive = board.com1.receive, board.com2.receive

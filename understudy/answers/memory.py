@@ -81,12 +81,13 @@ def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:
     """RF as the event's frame will have it: the exit saved that of the page fault.
 
     Interrupts and NMIs are injected by nobody but the hypervisor.  A #DB is a trap, or an
-    instruction breakpoint, whose handler sets RF itself.
+    instruction breakpoint, whose handler sets RF itself.  Of a trap within a repeated instruction
+    that the processor executes, nobody knows here that it is one.
     """
     if event.kind in (Kind.INTERRUPT, Kind.NMI):
         vcpu.guest.set_resume_flag(vcpu.events.state.resume)
     elif event.kind.is_software or event.vector in (Vector.DB, Vector.DF):
-        vcpu.guest.set_resume_flag(False)
+        vcpu.guest.set_resume_flag(event.vector == Vector.DB and vcpu.events.traps_within)
 
 
 def _traced_write(

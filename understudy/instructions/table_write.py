@@ -70,7 +70,7 @@ def _string(around: Surroundings, plan: StringPlan, length: int) -> bool:
         around.retire()
         around.guest.skip(length)
     else:
-        end_burst(around.guest)
+        end_burst(around)
     return True
 
 

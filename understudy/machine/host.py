@@ -140,5 +140,13 @@ class Host:
 
 
 def _discarder(memory: Memory) -> Callable[[int, int], None]:
-    """Forgets the contents of frames (pfn, count); it knows the memory, not the host."""
-    return lambda pfn, count: memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+    """Forgets the contents of frames (pfn, count); it knows the memory, not the host.
+
+    In a process that was forked from the one where the memory is they are that one's.
+    """
+
+    def discard(pfn: int, count: int) -> None:
+        if memory.is_here:
+            memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    return discard
