@@ -8,8 +8,8 @@ Source: lecture, "Scheduling: Virtual CPUs"; Barham et al., "Xen and the Art of 
 
 Control: round robin, which knows no weights, misses the same bar.
 
-Note: one pCPU, or two for 8 VMs (no vCPU can have more than one); slices of 0.1 ms; exact in virtual
-time. Shares are told in thousandths of what was asked for.
+Note: one pCPU, or two for 8 VMs (no vCPU can have more than one); slices of 0.1 ms; exact in
+virtual time. Shares are told in thousandths of what was asked for.
 """
 
 from pathlib import Path

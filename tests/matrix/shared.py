@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.matrix import programs as p
 from understudy.host import Host
-from understudy.vm import VM
+from understudy.linux import VM
 
 SPIN = """
     48 ff c1 | inc rcx

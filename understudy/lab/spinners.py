@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from understudy.guests.entry import CODE_64, long_mode, write_gdt
 from understudy.host import Host
-from understudy.vm import VM
+from understudy.linux import VM
 
 CODE: Final = 0x10_0000
 SPIN: Final = bytes.fromhex("48 ff c1 eb fb")  # inc rcx; jmp short -5
