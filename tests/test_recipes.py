@@ -52,13 +52,13 @@ class Nowhere(Execution, name="nowhere"):
 
     def __init__(self, host, processor, paging, model, *, keep_timer=True):
         Guest.__init__(self)
-        self.processor, self.paging, self.table, self.timer_shift = processor, paging, {}, 0
+        self.processor, self.table, self.timer_shift = processor, {}, 0
         self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
         self.advance, self.arm = (lambda ticks: 0), (lambda ticks: None)
         self.count_retired = self.read_tsc = lambda: 0
         self.read_pmu, self.write_pmu = (lambda index: 0), (lambda index, value: None)
         self.take_pmu_interrupt = lambda: None
-        paging.attach(self)
+        self.view = paging.attach(self)
 
     def resume(self, budget):
         raise CannotExecute("not here")

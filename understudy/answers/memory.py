@@ -48,18 +48,19 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
 
     `event`: the one in whose delivery the fault came.
     """
-    paging = vcpu.paging
+    view = vcpu.view
+    faults = view.paging.faults
     try:
-        kind, gpa = paging.page_fault(gva, error)
+        kind, gpa = view.page_fault(gva, error)
     except GuestFault as fault:
-        paging.faults[Fault.TRUE] += 1
+        faults[Fault.TRUE] += 1
         return _reflect(vcpu, fault, event)
     except PagingError as problem:
         return vcpu.error(str(problem))
     except OutOfFrames:
         _put_back(vcpu, event)
         raise
-    paging.faults[kind] += 1
+    faults[kind] += 1
     _put_back(vcpu, event)
     if gpa is None:
         return RESUME
@@ -95,7 +96,7 @@ def _traced_write(
     """Carry out the write to a table, or let the processor do it if it takes more than that."""
     try:
         if event is not None or not write_table(vcpu, gva, gpa):
-            vcpu.paging.single_step(gva, error)
+            vcpu.view.single_step(gva, error)
     except GuestFault as fault:
         return vcpu.guest_fault(fault)
     except PagingError as problem:
@@ -125,7 +126,7 @@ def ept_violation(
     if event is not None:
         vcpu.deliver_again(event)
     try:
-        if vcpu.paging.violation(gpa, qualification):
+        if vcpu.view.violation(gpa, qualification):
             return RESUME
     except PagingError as problem:
         return vcpu.error(str(problem))
@@ -134,7 +135,7 @@ def ept_violation(
 
 def ept_misconfiguration(vcpu: Vcpu, gpa: int) -> Stop:
     """An entry of the EPT that cannot be: a defect of ours, which must not pass for a device."""
-    return vcpu.error(str(vcpu.paging.misconfiguration(gpa)))
+    return vcpu.error(str(vcpu.view.misconfiguration(gpa)))
 
 
 def device(vcpu: Vcpu, gpa: int, access: Access, event: Event | None) -> Verdict | Stop:

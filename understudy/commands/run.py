@@ -2,8 +2,8 @@
 
 What: checks what was asked for, boots it, lends it the terminal or runs one command in it.
 Source: none.
-Invariants: with --exec, standard output carries that command's output and nothing else; --counts
-is written however the run ends.
+Invariants: with --exec, standard output carries that command's and nothing else; --counts is
+written however the run ends.
 """
 
 import json
@@ -95,8 +95,8 @@ def run(
             "--exec",
             "-e",
             metavar="COMMAND",
-            help="Run it in the guest, print its output, end.  "
-            "With --kernel alone, in a user land of busybox.",
+            help="Run it in the guest, print its output, end.  A file at standard input is its "
+            "input.  With --kernel alone, in a user land of busybox.",
         ),
     ] = None,
     counts: Annotated[

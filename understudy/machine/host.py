@@ -13,6 +13,7 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.clock import ManualClock
 from understudy.closed import says_closed
 from understudy.machine.bus import Bus
+from understudy.machine.desk import Desk, Vpids
 from understudy.machine.frames import Frames
 from understudy.machine.machine import Machine
 from understudy.quantities import bytes_of
@@ -59,6 +60,9 @@ class Host:
         self.memory = Memory(size)
         self.frames = Frames(1, size // PAGE - 1, _discarder(self.memory))
         self.processors: list[Processor] = []
+        self.desk, self.vpids = Desk(self.memory), Vpids()
+        self.entered: dict[Processor, object] = {}
+        """What a technique of execution has made of a processor that vCPUs share."""
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0
         self._lock = threading.Lock()
@@ -91,6 +95,8 @@ class Host:
         self.memory.close()
         self.is_closed = True
         self.processors.clear()
+        self.entered.clear()
+        self.desk.close()
         self.frames.close()
 
     def __enter__(self) -> Self:
