@@ -228,6 +228,9 @@ class Output:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
                 select.select([], [self._fd], [])
+            except OSError as error:
+                error.filename = error.filename or "standard output"  # it is what nobody named
+                raise
 
 
 def note(text: str) -> None:
