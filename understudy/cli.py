@@ -21,12 +21,16 @@ from typing import Annotated
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.attach import console
 from understudy.commands.control import control
 from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
 from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
+from understudy.commands.ps import down, ps
 from understudy.commands.run import run
+from understudy.commands.top import top
+from understudy.commands.up import up
 from understudy.visible import visible
 
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
@@ -48,6 +52,11 @@ app.command()(doctor)
 app.command()(lab)
 app.command()(control)
 app.command()(inspect)
+app.command()(up)
+app.command()(ps)
+app.command()(top)
+app.command()(console)
+app.command()(down)
 
 
 def installed_version() -> str:
