@@ -17,6 +17,7 @@ class HostTime:
         self.read: Callable[[], int] = partial(attrgetter("tsc"), processor)
 
     def now(self) -> int:
+        """In ns."""
         return self.read()
 
     def follow(self, processor: Processor) -> None:

@@ -215,7 +215,7 @@ class Vcpu:
         if not activity or self.posts or self.commands or self.requested is not None:
             return False
         is_woken = activity is Activity.HLT and self.events.may_wake()
-        return not is_woken and self.time.due() > self.clock.now()
+        return not is_woken and not self.time.is_due
 
     @property
     def is_off(self) -> bool:

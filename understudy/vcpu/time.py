@@ -78,11 +78,16 @@ class Deadlines:
         Not before the guest's timer could say so: a kick, which comes at any time, must not make
         anything happen earlier than it would without.
         """
-        now = self.clock.now()
-        if self.due() <= now >> self.shift << self.shift:
+        if self.is_due:
             self.clock.run_due()
+            now = self.clock.now()
             if self.apic.deadline() <= now:
                 self.apic.tick(now)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is, as the guest's timer counts."""
+        return self.due() <= self.clock.now() >> self.shift << self.shift
 
     @property
     def is_over(self) -> bool:
