@@ -127,6 +127,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         if self.view.adapt(values.cr0):
             self._follow_view()
             self.processor.flush()
+            self._last = None  # it may have been elsewhere
             self.notify()  # which windows are open is to be chosen again
         self.kept.load(values)
 
