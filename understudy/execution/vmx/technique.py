@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
+from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
 from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution import Execution
@@ -46,7 +47,8 @@ MASK64: Final = (1 << 64) - 1
 INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
 PENDING_DEBUG: Final = int(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS)
 DEBUGCTL: Final = int(Vmcs.GUEST_DEBUGCTL)
-SS, RPL = int(Vmcs.GUEST_SS), 3
+RPL: Final = 3  # of a selector
+CODE, CONFORMING, UNUSABLE = 1 << 3, 0xC, 1 << 16  # of access rights
 INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
@@ -191,12 +193,26 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(PENDING_DEBUG, 0)
 
     def bend(self) -> bool:
-        """Decision 0035: SYSCALL takes RPL of SS from IA32_STAR; some entries want that of CS."""
-        ss, cpl = self.read(SS), self.cpl()
-        if ss & RPL == cpl:
-            return False
-        self.write(SS, ss & ~RPL | cpl)
-        return True
+        """What only an unrestricted guest may be (SDM 3C, "Checks on Guest Segment Registers").
+
+        Decisions 0035 and 0054: SYSCALL takes RPL of SS from IA32_STAR; real-address mode leaves
+        any selectors, and a CS of data.
+        """
+        cpl, is_bent = self.cpl(), False
+        for n in range(SegmentName.LDTR):
+            old = self.segment(n)
+            rpl, rights = old.selector & RPL, old.rights
+            if n == SegmentName.CS:
+                rights |= CODE
+            if n in (SegmentName.CS, SegmentName.SS):
+                rpl = cpl
+            elif not rights & UNUSABLE and rights & CONFORMING != CONFORMING:
+                rpl = min(rpl, rights >> 5 & RPL)
+            new = old._replace(selector=old.selector & ~RPL | rpl, rights=rights)
+            if new != old:
+                self.set_segment(n, new)
+                is_bent = True
+        return is_bent
 
     @property
     def is_inside(self) -> bool:
