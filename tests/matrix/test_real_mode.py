@@ -233,3 +233,17 @@ def test_straight_from_real_address_mode_into_paging(paging: str) -> None:
         stop = vm.go(budget=1000)
         assert stop.kind is StopKind.DEBUG_EXIT, stop
         assert vm.memory.read_u32(COUNTS) == 2
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_who_was_never_started_is_restored_so(paging: str) -> None:
+    with VM("16M", paging=paging, cpus=2) as vm:
+        lay(vm, ROUNDS)
+        vm.enter(Entry(REAL, "test"))
+        vm.go(budget=5)
+        vm.vcpus[1].view.begin_turn()  # as for an INIT
+        saved = vm.save()
+    with VM.restore(saved) as vm:
+        assert [bool(vcpu.view.eptp) for vcpu in vm.vcpus] == [True, False]
+        assert vm.counts()["real_mode"] == 1
+        assert vm.go(budget=10_000).kind is StopKind.DEBUG_EXIT

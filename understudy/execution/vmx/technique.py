@@ -304,7 +304,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         control: Control = restore(Control, saved["control"], "control")
         if len(control.pdptes) != 4:
             raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
-        self.load_control(control)
+        self.kept.load(control)  # by EPT or not, as it was: it may never have been started
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
             self.write(field, saved["fields"][name])
