@@ -84,6 +84,34 @@ DESCRIPTORS = (0, 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF, 0x00009B00_0000FFFF,
 REAL = {"cr0": 0x10, "cs": 0, "cs_base": 0, "rip": CODE, "rflags": 2}
 
 
+AT_ONCE = """
+    fa                         | cli
+    31 c0                      | xor ax, ax
+    8e d8                      | mov ds, ax
+    8e d0                      | mov ss, ax
+    b8 37 12                   | mov ax, 0x1237
+    8e e8                      | mov gs, ax
+    0f 01 16 4d 10             | lgdt [gdtr]
+    66 b8 00 40 00 00          | mov eax, 0x4000
+    0f 22 d8                   | mov cr3, eax
+    66 b8 10 00 00 00          | mov eax, 0x10
+    0f 22 e0                   | mov cr4, eax
+    66 b8 31 00 00 80          | mov eax, 0x80000031
+    0f 22 c0                   | mov cr0, eax
+    ff 06 00 08                | inc word [0x800]
+    0f a2                      | cpuid
+    66 ea 3a 10 00 00 08 00    | jmp dword 8:prot
+    66 8c eb                   | mov bx, gs
+    66 b8 10 00                | mov ax, 16
+    8e d8                      | mov ds, ax
+    8e e8                      | mov gs, ax
+    ff 05 00 08 40 00          | inc dword [0x400800]
+    e6 f4                      | out 0xf4, al
+    27 00                      | gdtr: dw 39
+    00 20 00 00                | dd 0x2000
+"""
+
+
 def lay(vm: VM, rounds: int) -> None:
     """The program, its descriptors and its page directory: 4 MBytes twice."""
     vm.memory.write(CODE, assemble(ROUND_AND_ROUND))
@@ -192,4 +220,30 @@ def test_without_room_for_it_the_technique_stays(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(OutOfFrames):
                 vm.change_paging(paging)
         assert vm.paging == "ept"
+        assert vm.go(budget=10_000).kind is StopKind.DEBUG_EXIT
+
+
+@pytest.mark.parametrize("paging", TECHNIQUES)
+def test_straight_from_real_address_mode_into_paging(paging: str) -> None:
+    """CS is still one of data then, and GS has an RPL that its descriptor would not allow."""
+    with VM("16M", paging=paging) as vm:
+        lay(vm, ROUNDS)
+        vm.memory.write(CODE, assemble(AT_ONCE))
+        vm.enter(Entry(REAL, "test"))
+        stop = vm.go(budget=1000)
+        assert stop.kind is StopKind.DEBUG_EXIT, stop
+        assert vm.memory.read_u32(COUNTS) == 2
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_who_was_never_started_is_restored_so(paging: str) -> None:
+    with VM("16M", paging=paging, cpus=2) as vm:
+        lay(vm, ROUNDS)
+        vm.enter(Entry(REAL, "test"))
+        vm.go(budget=5)
+        vm.vcpus[1].view.begin_turn()  # as for an INIT
+        saved = vm.save()
+    with VM.restore(saved) as vm:
+        assert [bool(vcpu.view.eptp) for vcpu in vm.vcpus] == [True, False]
+        assert vm.counts()["real_mode"] == 1
         assert vm.go(budget=10_000).kind is StopKind.DEBUG_EXIT

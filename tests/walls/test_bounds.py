@@ -119,7 +119,7 @@ SWITCH = """
 
 @pytest.mark.parametrize("paging", SHADOWS)
 def test_address_spaces(paging: str) -> None:
-    spaces = 3 * roots.KEPT
+    spaces = 3 * roots.ROOTS_KEPT
     with VM("16M", paging=paging) as vm:
         start(vm, SWITCH, rsi=0x40_0000, rcx=spaces)
         root = vm.memory.read(PAGE_TABLES_GPA, 4096)
@@ -129,7 +129,7 @@ def test_address_spaces(paging: str) -> None:
         assert len(pages.theirs._regimes) <= guest_tables.REGIMES_KEPT
         assert vm.counts()["cr_accesses"] == {"CR3 write": spaces}
         if paging != "vtlb":
-            assert len(pages.roots.by_key) == roots.KEPT
+            assert len(pages.roots.by_key) == roots.ROOTS_KEPT
 
 
 def test_timers() -> None:

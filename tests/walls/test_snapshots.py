@@ -66,20 +66,31 @@ def test_what_nobody_could_read_again_is_not_written(
 
 
 @pytest.mark.parametrize("paging", ["eager", "lazy"])
+def test_who_executes_has_a_root_whatever_was_saved(paging: str) -> None:
+    state, pieces = unpack(memoryview(of_hello(paging)))
+    assert len(state["paging"]["tables"]["in_use"][0]) == 4
+    state["paging"]["tables"]["in_use"] = [[]]
+    with VM.restore(b"".join(pack(state, pieces))) as vm, VM.restore(of_hello(paging)) as plain:
+        for one in (vm, plain):
+            one.go(budget=5000)
+        assert vm.vcpus[0].registers() == plain.vcpus[0].registers()
+
+
+@pytest.mark.parametrize("paging", ["eager", "lazy"])
 @pytest.mark.parametrize("wrong", ["paging is off", "another root", "no root", "a step"])
 def test_shadow_tables_are_those_of_the_mode_that_was_saved(paging: str, wrong: str) -> None:
     state, pieces = unpack(memoryview(of_hello(paging)))
     control, tables = state[CPU]["guest"]["control"], state["paging"]["tables"]
-    assert control[0] >> 31 == 1 and tables["root"][1] == 4
+    assert control[0] >> 31 == 1 and tables["in_use"][0][1] == 4
     if wrong == "paging is off":
         control[0] &= ~(1 << 31)
     elif wrong == "another root":  # one of a lower level, for when CR3 is loaded again
         lower = next(page for page in tables["pages"] if page[1] < 4)
-        tables["roots"].insert(0, [[77], lower[:3]])
+        tables["roots"].insert(0, [[lower[3], 77], lower[:4]])
     elif wrong == "no root":
         control[1] += 4096
     else:
-        tables["stepped"] = ["x"]
+        tables["stepped"] = [["x"]]
     with Host("64M") as host:
         free = host.frames.free_count
         with pytest.raises(SnapshotError):

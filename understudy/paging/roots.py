@@ -16,7 +16,7 @@ from understudy.paging.shadow_page import Key, ShadowPage
 from understudy.paging.shadow_pages import ShadowPages
 from understudy.state import restore
 
-KEPT: Final = 64
+ROOTS_KEPT: Final = 64
 RootKey = tuple[int, ...]
 
 
@@ -36,9 +36,9 @@ class Roots:
         self.loads += 1
         root.flood, root.loaded, root.used = 0, self.loads, number
         self.by_key[key] = root
-        if len(self.by_key) > KEPT:
+        if len(self.by_key) > ROOTS_KEPT:
             in_use = self._in_use()
-            for old in list(self.by_key)[: len(self.by_key) - KEPT]:
+            for old in list(self.by_key)[: len(self.by_key) - ROOTS_KEPT]:
                 if self.by_key[old] not in in_use:
                     self._forget(old)
         return root, found is None

@@ -149,9 +149,8 @@ class ShadowPages:
             return
         for page in mine:
             page.is_root = False
-            page.parents.clear()
         for page in mine:
-            if page.hpa:  # else it has gone with what it hung from
+            if page.hpa and not page.parents:  # all others go with what they hang from
                 self.release(page)
 
     # --- entries ---

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
+from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Interruptibility, InterruptionInformation, Vmcs
 from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution import Execution
@@ -46,7 +47,8 @@ MASK64: Final = (1 << 64) - 1
 INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
 PENDING_DEBUG: Final = int(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS)
 DEBUGCTL: Final = int(Vmcs.GUEST_DEBUGCTL)
-SS, RPL = int(Vmcs.GUEST_SS), 3
+RPL: Final = 3  # of a selector
+CODE, CONFORMING, UNUSABLE = 1 << 3, 0xC, 1 << 16  # of access rights
 INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
@@ -127,6 +129,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         if self.view.adapt(values.cr0):
             self._follow_view()
             self.processor.flush()
+            self._last = None  # it may have been elsewhere
             self.notify()  # which windows are open is to be chosen again
         self.kept.load(values)
 
@@ -190,12 +193,26 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.write(PENDING_DEBUG, 0)
 
     def bend(self) -> bool:
-        """Decision 0035: SYSCALL takes RPL of SS from IA32_STAR; some entries want that of CS."""
-        ss, cpl = self.read(SS), self.cpl()
-        if ss & RPL == cpl:
-            return False
-        self.write(SS, ss & ~RPL | cpl)
-        return True
+        """What only an unrestricted guest may be (SDM 3C, "Checks on Guest Segment Registers").
+
+        Decisions 0035 and 0054: SYSCALL takes RPL of SS from IA32_STAR; real-address mode leaves
+        any selectors, and a CS of data.
+        """
+        cpl, is_bent = self.cpl(), False
+        for n in range(SegmentName.LDTR):
+            old = self.segment(n)
+            rpl, rights = old.selector & RPL, old.rights
+            if n == SegmentName.CS:
+                rights |= CODE
+            if n in (SegmentName.CS, SegmentName.SS):
+                rpl = cpl
+            elif not rights & UNUSABLE and rights & CONFORMING != CONFORMING:
+                rpl = min(rpl, rights >> 5 & RPL)
+            new = old._replace(selector=old.selector & ~RPL | rpl, rights=rights)
+            if new != old:
+                self.set_segment(n, new)
+                is_bent = True
+        return is_bent
 
     @property
     def is_inside(self) -> bool:
@@ -287,7 +304,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         control: Control = restore(Control, saved["control"], "control")
         if len(control.pdptes) != 4:
             raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
-        self.load_control(control)
+        self.kept.load(control)  # by EPT or not, as it was: it may never have been started
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for name, field in KEPT.items():
             self.write(field, saved["fields"][name])
