@@ -127,6 +127,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         if self.view.adapt(values.cr0):
             self._follow_view()
             self.processor.flush()
+            self._last = None
             self.notify()  # which windows are open is to be chosen again
         self.kept.load(values)
 
@@ -135,6 +136,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         optional = SecondaryControls(  # what lets the guest have an instruction, or not have it
             ENABLE_RDTSCP=int("rdtscp" in shown), ENABLE_INVPCID=int("invpcid" in shown),
             ENABLE_XSAVES=int("xsaves" in shown),
+            PAUSE_LOOP_EXITING=int(self.host.spins_exit and self.model.topology.count > 1),
             RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
         )  # fmt: skip
         self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
