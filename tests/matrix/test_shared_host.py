@@ -329,3 +329,17 @@ def test_vpids_are_given_once() -> None:
         vpids.allocate()
     with pytest.raises(RuntimeError, match="65535 vCPUs at most"):
         vpids.allocate()
+
+
+def test_an_overflow_is_told_to_the_vcpu_whose_counter_it_was() -> None:
+    with Host(pcpus=1, ram="64M") as host:
+        vms = [spinning(host, name) for name in "ab"]
+        vcpu, processor = vms[0].vcpus[0], host.processors[0]
+        host.run(budget=1000)
+        vcpu.leave_guest()
+        vcpu.msrs.write(0x1B, 0xFEE0_0D00)  # x2APIC mode
+        vcpu.msrs.write(0x834, 0x55)  # LVT PC
+        processor.apic.raise_vector(0xFE)  # as at the end of the last instruction
+        vcpu.guest.take_off()
+        assert processor.apic.pending() == -1
+        assert [vm.vcpus[0].apic.pending() for vm in vms] == [0x55, -1]
