@@ -14,13 +14,16 @@ Control: one vCPU alone never spins: no exit, and yielding changes nothing.
 Note: a critical section of 2 ms, taken again at once; slices of 5 ms; 200 ms.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.guests.entry import CODE_64, long_mode, write_gdt
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, absent, every
 from understudy.lab.spinners import CODE, run_for
 from understudy.vcpu.activity import Activity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MS = 1_000_000
 LOCK = 0x12_0000
@@ -84,10 +87,19 @@ def check(table: Table) -> list[Bar]:
     ]  # fmt: skip
 
 
+def draw(table: Table, figure: "Figure") -> None:
+    """How often the lock was had."""
+    from understudy.lab.figure import lines, series
+
+    points = series(table.rows, "yields", "vcpus", "had")
+    lines(figure.add_subplot(), points, "vCPUs", "times")
+
+
 EXPERIMENT = Experiment(
     measure=measure,
     guest="vCPUs of one VM that want one lock, on one pCPU",
     sweep={"vcpus": [1, 2, 4], "yields": [False, True]},
     slide=12,
     check=check,
+    draw=draw,
 )
