@@ -16,7 +16,7 @@ Note: a critical section of 2 ms, taken again at once; slices of 5 ms; 200 ms.
 
 from typing import TYPE_CHECKING, Any
 
-from understudy.guests.entry import CODE_64, long_mode, write_gdt
+from understudy.guests.entry import CODE_32, protected_mode, write_gdt
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, absent, every
 from understudy.lab.spinners import CODE, run_for
@@ -29,19 +29,19 @@ MS = 1_000_000
 LOCK = 0x12_0000
 PROGRAM = (
     ("b8 01 00 00 00", "mov eax,1"),
-    ("87 07", "xchg eax,[rdi]"),
+    ("87 07", "xchg eax,[edi]"),
     ("85 c0", "test eax,eax"),
-    ("74 09", "je +9"),
+    ("74 09", "je +11"),
     ("f3 90", "pause"),
-    ("83 3f 00", "cmp dword ptr [rdi],0"),
-    ("75 f9", "jne -7"),
-    ("eb ec", "jmp -20"),
-    ("b9 80 84 1e 00", "mov ecx,2000000"),
+    ("83 3f 00", "cmp dword [edi],0"),
+    ("75 f9", "jne -5"),
+    ("eb ec", "jmp -18"),
+    ("b9 80 84 1e 00", "mov ecx,1E8480h"),
     ("ff c9", "dec ecx"),
-    ("75 fc", "jne -4"),
-    ("c7 07 00 00 00 00", "mov dword ptr [rdi],0"),
-    ("48 ff c3", "inc rbx"),
-    ("eb d8", "jmp -40"),
+    ("75 fc", "jne -2"),
+    ("c7 07 00 00 00 00", "mov dword [edi],0"),
+    ("43", "inc ebx"),
+    ("eb da", "jmp -36"),
 )
 
 
@@ -49,8 +49,8 @@ def measure(vcpus: int, yields: bool) -> dict[str, Any]:
     """How often the lock was had, and what it took."""
     with Host(pcpus=1, ram="64M", yields=yields) as host, host.vm("2M", cpus=vcpus) as vm:
         vm.memory.write(CODE, b"".join(bytes.fromhex(row) for row, _ in PROGRAM))
-        write_gdt(vm.memory, CODE_64)
-        registers = long_mode(vm.memory, "lock", CODE, rdi=LOCK).registers
+        write_gdt(vm.memory, CODE_32)
+        registers = protected_mode("lock", CODE, rdi=LOCK).registers
         for vcpu in vm.vcpus:
             vcpu.set_registers(dict(registers))
             vcpu.state.activity = Activity.ACTIVE
