@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from understudy.guests.entry import Entry
+from understudy.host import Host as SharedHost
 from understudy.linux import VM as LinuxVM
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
@@ -65,6 +66,24 @@ def exits(times: int) -> None:
                 row(f"{name}, {paging}", *least(lambda: vm.go(budget=2 * TURNS), times, TURNS))
 
 
+def switches(times: int) -> None:
+    """A row for one vCPU taken off a pCPU and another one put on."""
+    with SharedHost(pcpus=1, ram="64M") as host:
+        made = [host.vm("2M", name=name) for name in "ab"]
+        guests = [vm.vcpus[0].guest for vm in made]
+        processor = host.processors[0]
+
+        def to_and_fro() -> None:
+            for _ in range(TURNS // 2):
+                for guest, other in (guests, guests[::-1]):
+                    guest.take_off()
+                    other.place(processor)
+
+        row("a context switch between two vCPUs", *least(to_and_fro, times, TURNS))
+        for vm in made:
+            vm.close()
+
+
 def changes(times: int) -> None:
     """Rows for one frame of a p2m that is in a million pieces."""
     host, p2m = Host("16G"), P2m()
@@ -107,6 +126,7 @@ def main() -> None:
     times = parser.parse_args().times
     print("| what | least, us | median, us |\n|---|---|---|")
     exits(times)
+    switches(times)
     changes(times)
     clones(times)
 

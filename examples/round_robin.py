@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from understudy import Host
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import Policy
 from understudy.sched.seat import Seat
@@ -34,3 +35,10 @@ class RoundRobin(Policy, name="round-robin"):
         seat = self.queue.popleft()
         self.since[seat] = now
         return seat
+
+
+if __name__ == "__main__":
+    with Host(pcpus=1, ram="1G", policy=RoundRobin()) as host:
+        vms = [host.linux("hello", memory="16M", name=name) for name in ("first", "second")]
+        host.run()
+        print(*(f"{vm.name}: {vm.ended}, {vm.instructions} instructions" for vm in vms), sep="\n")

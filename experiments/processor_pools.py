@@ -13,12 +13,15 @@ Note: one VM in a pool of one pCPU, `others` VMs in the other; all compute. `own
 thousandths of one pCPU, that the first VM had in each phase of 60 ms.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, absent, every
 from understudy.lab.spinners import ran, run_for, spinning, switches
 from understudy.sched.share import Share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MS = 1_000_000
 PHASE = 60 * MS
@@ -76,6 +79,14 @@ def check(table: Table) -> list[Bar]:
     ]  # fmt: skip
 
 
+def draw(table: Table, figure: "Figure") -> None:
+    """What the first VM has after the change."""
+    from understudy.lab.figure import lines, series
+
+    points = series(table.rows, "change", "others", "own_after")
+    lines(figure.add_subplot(), points, "other VMs", "thousandths of a pCPU")
+
+
 EXPERIMENT = Experiment(
     measure=measure,
     guest="VMs that compute, on a host of two pCPUs in two pools",
@@ -83,4 +94,5 @@ EXPERIMENT = Experiment(
     quick={"others": [2]},
     slide=12,
     check=check,
+    draw=draw,
 )

@@ -13,13 +13,16 @@ times 1.97 us, Xen's switch between two processes of no working set (its table o
 millionths of the time. What caches lose is not among it, and is most of the paper's 7.5 %.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, absent, every
 from understudy.lab.spinners import run_for, spinning, switches
 from understudy.sched.policy import Policy
 from understudy.sched.share import Share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -59,6 +62,14 @@ def check(table: Table) -> list[Bar]:
     ]  # fmt: skip
 
 
+def draw(table: Table, figure: "Figure") -> None:
+    """Switches over the slice."""
+    from understudy.lab.figure import lines, series
+
+    points = series(table.where(policy="share"), "vms", "slice_ms", "switches")
+    lines(figure.add_subplot(), points, "ms of a slice", "switches")
+
+
 EXPERIMENT = Experiment(
     measure=measure,
     guest="VMs that compute, up to 128 of them on one pCPU",
@@ -67,4 +78,5 @@ EXPERIMENT = Experiment(
     where=lambda point: point["policy"] == "share" or point["vms"] == 4,
     slide=12,
     check=check,
+    draw=draw,
 )

@@ -110,6 +110,7 @@ class Guest(ABC):
         self.notify: Callable[[], None] = lambda: None  # have `pay` called before the next entry
         self._stale: list[Sequence[int] | None] = []  # what must be forgotten; None: everything
         self.after_skip: Callable[[], None] | None = None  # hears of instructions that are done
+        self.overflowed: Callable[[], None] = lambda: None  # hears of its counters
         self.moved: Callable[[], None] = lambda: None  # hears that the fast ways lead elsewhere
 
     # --- general registers, instruction pointer, flags ---

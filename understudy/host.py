@@ -33,6 +33,16 @@ class Host(SharedHost):
         self.on_end: list[Callable[[VM, Stop], None]] = []
         self.schedule.ended = self._ended
 
+    def close(self) -> None:
+        """Close all VMs on it, and give everything back to the computer.
+
+        RuntimeError while one of them runs.
+        """
+        if not self.is_closed:
+            for vm in self.vms:
+                vm.close()
+            super().close()
+
     # --- who lives here ---
 
     @property

@@ -11,11 +11,13 @@ class Verdict(Enum):
     RESUME = 0
     ASLEEP = 1  # this processor has nothing to do until something comes
     OVER = 2  # its turn is over
+    YIELDS = 3  # it waits in a loop, perhaps for one that does not run
 
 
 RESUME: Final = Verdict.RESUME
 ASLEEP: Final = Verdict.ASLEEP
 OVER: Final = Verdict.OVER
+YIELDS: Final = Verdict.YIELDS
 
 
 class StopKind(StrEnum):

@@ -17,6 +17,7 @@ from tests.matrix.shared import CRASH, DEAF, RESET, SPIN, napping, running_ns, s
 from understudy.arch.msr import Msr
 from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
 from understudy.host import Host
+from understudy.machine.desk import Vpids
 from understudy.sched.policy import PolicyError
 from understudy.sched.share import Share
 from understudy.verdict import StopKind
@@ -275,3 +276,70 @@ def test_a_vm_that_resets_starts_again_while_others_run() -> None:
         assert len(starts) == 4 and starts == sorted(starts)
         assert vm.ended is None and min(vm.instructions, other.instructions) > MS
         vm.close()
+
+
+def test_a_host_closes_its_vms() -> None:
+    with Host(pcpus=1, ram="64M") as host:
+        vms = [spinning(host, name) for name in "ab"]
+        host.run(budget=100_000)
+    assert all(vm.is_closed for vm in vms)
+    vms[0].close()
+    with pytest.raises(RuntimeError, match="closed"):
+        host.run()
+
+
+@pytest.mark.parametrize("end", [0, 77_777])
+def test_techniques_of_paging_change_while_they_share(end: int) -> None:
+    """Wherever the vCPU is: on a pCPU, in the midst of its guest's code, or on none."""
+    with Host(pcpus=2, ram="128M") as host:
+        vms = [spinning(host, "a"), napping(host, "b"), spinning(host, "c")]
+        for paging in ("vtlb", "lazy", "ept", "eager", "ept"):
+            host.run(deadline_ns=host.schedule.time.now() + 5 * MS)
+            if end:
+                host.run(budget=end)
+            before = [vm.instructions for vm in vms]
+            for vm in vms:
+                vm.paging = paging
+            host.run(deadline_ns=host.schedule.time.now() + 20 * MS)
+            assert [(vm.paging, vm.ended) for vm in vms] == [(paging, None)] * 3
+            assert all(vm.instructions > old for vm, old in zip(vms, before, strict=True))
+
+
+def test_registers_of_who_is_nowhere_are_at_the_desk() -> None:
+    with Host(pcpus=1, ram="64M") as host:
+        vms = [spinning(host, name) for name in "abc"]
+        host.run(budget=12_345_678)
+        before = [vm.vcpus[0].registers() for vm in vms]
+        assert [one["rip"] & ~7 for one in before] == [p.CODE] * 3
+        assert len({one["rcx"] for one in before}) > 1
+        assert "rip=" in vms[2].describe() and vms[1].inspect()["host"]
+        vms[1].vcpus[0].set_registers(before[1] | {"r9": 99})
+        after = [vm.vcpus[0].registers() for vm in vms]
+        assert after == [before[0], before[1] | {"r9": 99}, before[2]]
+        host.run(budget=30_000_000)
+        assert vms[1].vcpus[0].registers()["r9"] == 99
+
+
+def test_vpids_are_given_once() -> None:
+    vpids = Vpids()
+    assert [vpids.allocate() for _ in range(3)] == [1, 2, 3]
+    vpids.free(2)
+    assert [vpids.allocate() for _ in range(2)] == [2, 4]
+    for _ in range(0xFFFF - 4):
+        vpids.allocate()
+    with pytest.raises(RuntimeError, match="65535 vCPUs at most"):
+        vpids.allocate()
+
+
+def test_an_overflow_is_told_to_the_vcpu_whose_counter_it_was() -> None:
+    with Host(pcpus=1, ram="64M") as host:
+        vms = [spinning(host, name) for name in "ab"]
+        vcpu, processor = vms[0].vcpus[0], host.processors[0]
+        host.run(budget=1000)
+        vcpu.leave_guest()
+        vcpu.msrs.write(0x1B, 0xFEE0_0D00)  # x2APIC mode
+        vcpu.msrs.write(0x834, 0x55)  # LVT PC
+        processor.apic.raise_vector(0xFE)  # as at the end of the last instruction
+        vcpu.guest.take_off()
+        assert processor.apic.pending() == -1
+        assert [vm.vcpus[0].apic.pending() for vm in vms] == [0x55, -1]

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.matrix import programs as p
 from tests.matrix.shared import napping, running_ns, shares, spinning
 from understudy.host import Host
 from understudy.sched.policy import PolicyError
 from understudy.sched.share import Share
+from understudy.vcpu.activity import Activity
 
 MS = 1_000_000
 WITHIN = 0.04
@@ -116,6 +118,45 @@ def test_half_is_partitioned_and_half_is_shared_and_both_change() -> None:
             host.use_policy("partition")
         for vm in [own, *vms]:
             vm.close()
+
+
+LOCK = """
+    b8 01 00 00 00    | acquire: mov eax, 1
+    87 07             | xchg [rdi], eax
+    85 c0             | test eax, eax
+    74 09             | jz got
+    f3 90             | spin: pause
+    83 3f 00          | cmp dword [rdi], 0
+    75 f9             | jne spin
+    eb ec             | jmp acquire
+    b9 80 84 1e 00    | got: mov ecx, 2000000
+    ff c9             | hold: dec ecx
+    75 fc             | jnz hold
+    c7 07 00 00 00 00 | mov dword [rdi], 0
+    48 ff c3          | inc rbx
+    eb d8             | jmp acquire
+"""
+
+
+def contended(yields: bool) -> tuple[int, int, dict[str, int]]:
+    """Two vCPUs on one pCPU want one lock: how often they had it, PAUSE exits, and switches."""
+    with Host(pcpus=1, ram="64M", yields=yields) as host, host.vm("2M", cpus=2) as vm:
+        p.start(vm, LOCK, rdi=p.DATA)
+        second = vm.vcpus[1]
+        second.set_registers(vm.vcpus[0].registers())
+        second.state.activity = Activity.ACTIVE
+        host.run(deadline_ns=200 * MS)
+        had = sum(vcpu.registers()["rbx"] for vcpu in vm.vcpus)
+        return had, vm.counts()["exits"].get("PAUSE", 0), dict(host.schedule.pcpus[0].switches)
+
+
+def test_who_spins_lets_the_holder_of_the_lock_go_first() -> None:
+    """Lock-holder preemption: without yielding, half the time goes into spinning."""
+    without, with_it = contended(False), contended(True)
+    assert without[1] == 0 and set(without[2]) == {"slice"}
+    assert with_it[1] > 0 and with_it[2]["yield"] > 0
+    assert with_it[0] >= 1.7 * without[0]
+    assert with_it == contended(True)
 
 
 @pytest.mark.parametrize(("options", "words"), [

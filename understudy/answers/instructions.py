@@ -14,7 +14,7 @@ from understudy.arch.exception import Vector
 from understudy.vcpu.activity import Activity
 from understudy.vcpu.cpu_model import ECX_FOLLOWS, XSAVE_LEAF
 from understudy.vcpu.loop import Vcpu
-from understudy.verdict import RESUME, Stop, StopKind, Verdict
+from understudy.verdict import RESUME, YIELDS, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 RAX, RCX, RDX, RBX = range(4)
@@ -65,6 +65,13 @@ def xsetbv(vcpu: Vcpu, done: Instruction) -> Verdict:
     vcpu.guest.xcr0 = value
     vcpu.skip(done.length)
     return RESUME
+
+
+def pause(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """PAUSE, in a loop: it waits for another processor, which may not be running."""
+    vcpu.skip(done.length)
+    vcpu.retire()
+    return RESUME if vcpu.is_stepping else YIELDS
 
 
 def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:

@@ -63,6 +63,7 @@ class Host:
         self.desk, self.vpids = Desk(self.memory), Vpids()
         self.entered: dict[Processor, object] = {}
         """What a technique of execution has made of a processor that vCPUs share."""
+        self.spins_exit = False  # whether loops of PAUSE exit, in VMs of several vCPUs
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0
         self._lock = threading.Lock()

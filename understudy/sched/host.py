@@ -23,9 +23,11 @@ class SharedHost(Host):
     def __init__(
         self, pcpus: int = 1, ram: int | str = "4G", *, policy: Wish = "share",
         pools: Mapping[str, Mapping[str, Any]] | None = None,
-        engine: str = "dbt", clock: str = "virtual",
+        engine: str = "dbt", clock: str = "virtual", yields: bool = True,
     ) -> None:  # fmt: skip
         """`pools`: by name, each with `pcpus` and a `policy`; the rest is of the pool "default".
+
+        `yields`: a vCPU that spins lets another of its VM go first, if one waits.
 
         ValueError says in one line what was expected.
         """
@@ -38,7 +40,7 @@ class SharedHost(Host):
         if (total := sum(count for count, _ in asked.values())) > pcpus:
             raise ValueError(f"pools: {total} pCPUs in all, and the host has {pcpus}")
         super().__init__(ram)
-        self.engine, self.clock = engine, clock
+        self.engine, self.clock, self.spins_exit = engine, clock, yields
         for _ in range(pcpus):
             self.plug(engine, clock)
         self.schedule = Schedule(self.processors, first, is_wall=clock == "wall")

@@ -70,6 +70,13 @@ class Policy(ABC):
     def pick(self, pcpu: Pcpu, now: int) -> Seat | None:
         """Who runs on this pCPU now, of those that are runnable and run on no other."""
 
+    def favor(self, pcpu: Pcpu, seat: Seat, other: Seat, now: int) -> bool:
+        """The one that runs waits for this other one, which is runnable.
+
+        True: it has given its pCPU back, and `pick` is to give it to the other one.
+        """
+        return False
+
     def due(self) -> int:
         """When `pick` may give somebody whom it does not give now, and nothing else happens."""
         return NEVER

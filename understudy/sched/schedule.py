@@ -26,7 +26,7 @@ from understudy.sched.seat import Claim, Seat, State
 from understudy.silicon import Processor
 from understudy.turns import TURN_NS
 from understudy.vcpu.activity import Goal
-from understudy.verdict import ASLEEP, Stop, StopKind
+from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
 
 LIMITS: Final = frozenset({StopKind.WALL, StopKind.DEADLINE, StopKind.STOPPED})
 """What ends a run of a VM, and not the VM."""
@@ -128,7 +128,9 @@ class Schedule(House):
         if found is ASLEEP:
             self._sleep(pcpu, seat, now)
             return self._stuck(aim, seat.claim)
-        if now >= end:
+        if found is YIELDS:
+            self._give_way(pcpu, seat, now)
+        elif now >= end:
             self.turn = None
             self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS)
         return self._over_time(aim, now)
@@ -139,6 +141,16 @@ class Schedule(House):
         if self.pools[seat.claim.pool].policy.tick(pcpu, seat, at, reason == "preempt"):
             self._free(pcpu, reason, self.time.now())
             seat.become(State.RUNNABLE, self.time.now())
+
+    def _give_way(self, pcpu: Pcpu, seat: Seat, now: int) -> None:
+        """It spins: the one of its VM that waits longest goes first, if one does."""
+        waiting = [one for one in seat.claim.seats if one.state is State.RUNNABLE]
+        other = min(waiting, key=lambda one: one.since, default=None)
+        if other is None:
+            return
+        if self.pools[seat.claim.pool].policy.favor(pcpu, seat, other, now):
+            self._free(pcpu, "yield", now)
+            seat.become(State.RUNNABLE, now)
 
     def _over_time(self, aim: Aim, now: int) -> Stop | None:
         if now < aim.deadline:

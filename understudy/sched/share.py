@@ -37,6 +37,7 @@ class Share(Policy, name="share"):
         self.running: dict[
             int, tuple[Seat, int, int]
         ] = {}  # by pCPU: who, since when, charged up to
+        self.favored: dict[int, Seat] = {}  # by pCPU: who is to have it next
         self.events = 0
         self.spent: dict[Claim, tuple[int, int]] = {}  # of those with a cap: period, ns used
 
@@ -79,7 +80,10 @@ class Share(Policy, name="share"):
         free = [seat for seat in self.queue if not self._is_capped(seat.claim, now)]
         if not free:
             return None
-        least = min(seat.key for seat in free)
+        favored = self.favored.pop(pcpu.number, None)
+        if favored in free:
+            free = [favored]
+        least = min(seat.key for seat in self.queue)
         self.now = max(self.now, least)
         # One that was here before is preferred to one that is hardly further behind.
         near = [seat for seat in free if seat.key <= least + self._half(seat)]
@@ -88,6 +92,15 @@ class Share(Policy, name="share"):
         del self.queue[seat]
         self.running[pcpu.number] = seat, now, now
         return seat
+
+    def favor(self, pcpu: Pcpu, seat: Seat, other: Seat, now: int) -> bool:
+        if self._is_capped(other.claim, now):
+            return False
+        self._charge(pcpu.number, now)
+        del self.running[pcpu.number]
+        self._enqueue(seat)
+        self.favored[pcpu.number] = other
+        return True
 
     def due(self) -> int:
         """The next period, in which those that have used up their caps go on."""

@@ -75,6 +75,7 @@ class Vcpu:
         self.is_running = self.is_stepping = False
         clock.changed.append(self.look)
         guest.notify, guest.moved = self.look_now, self._moved
+        guest.overflowed = self.pmu.interrupt
         self._moved()
 
     def _moved(self) -> None:

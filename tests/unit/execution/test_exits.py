@@ -14,7 +14,7 @@ from understudy.verdict import StopKind
 VALID = 1 << 31
 GP, UD = VALID | 1 << 11 | 3 << 8 | 13, VALID | 3 << 8 | 6
 IMPOSSIBLE = {
-    "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "RDTSC", "RDTSCP", "MOV_DR", "PAUSE",
+    "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "RDTSC", "RDTSCP", "MOV_DR",
     "TPR_BELOW_THRESHOLD", "APIC_ACCESS", "APIC_WRITE", "VIRTUALIZED_EOI",
     "GDTR_IDTR_ACCESS", "LDTR_TR_ACCESS", "PML_FULL", "XSAVES", "XRSTORS",
     "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",

@@ -194,6 +194,9 @@ def stepped(vcpu: Vcpu, exit: Exit) -> Verdict:
     return RESUME
 
 
+handles(Reason.PAUSE)(instructions.pause)  # of a loop that is longer than PLE_WINDOW
+
+
 # --- events, and the processor's own stops ---
 
 

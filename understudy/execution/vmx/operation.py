@@ -32,6 +32,9 @@ PASSED: Final = (
 )  # fmt: skip
 """MSRs that the guest reads and writes without an exit."""
 
+PLE_GAP, PLE_WINDOW = 128, 4096
+"""In ticks of the TSC: between two PAUSEs of one loop, and of the whole loop.  Those of KVM."""
+
 
 class Operation:
     """The VMCS of one vCPU, and its MSR bitmap."""
@@ -129,6 +132,9 @@ class Operation:
         )
         self.write(Vmcs.PRIMARY_CONTROLS, chosen)
         self.write(Vmcs.SECONDARY_CONTROLS, int(second))
+        if second.PAUSE_LOOP_EXITING:
+            self.write(Vmcs.PLE_GAP, PLE_GAP)
+            self.write(Vmcs.PLE_WINDOW, PLE_WINDOW)
         if second.ENABLE_XSAVES:
             self.write(Vmcs.XSS_EXITING_BITMAP, 0)
         return chosen

@@ -117,6 +117,8 @@ class Placement(Guest):
         processor = self._processor
         if processor is None:
             return
+        if self.operation.root.takes_pmu_interrupt():  # of this vCPU, and of no other
+            self.overflowed()
         self._parked = {field: self.read(field) for field in PARKED}
         self._live = processor.save_live()
         self._base += processor.retired

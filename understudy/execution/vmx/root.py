@@ -19,6 +19,9 @@ SPURIOUS_ENABLED: Final = 0x1FF  # spurious vector and "APIC software enable"
 PMU_VECTOR: Final = 0xFE
 """On which the processor's own APIC tells the hypervisor that a guest's counter has overflowed."""
 
+IRR_OF_PMU: Final = Msr.X2APIC_IRR0 + PMU_VECTOR // 32
+PMU_BIT: Final = 1 << PMU_VECTOR % 32
+
 
 class Root:
     """One processor's VMXON region, and its own registers while no guest runs."""
@@ -85,6 +88,14 @@ class Root:
         processor.wrmsr(Msr.IA32_APIC_BASE, int(base))
         processor.wrmsr(Msr.X2APIC_SVR, SPURIOUS_ENABLED)
         processor.wrmsr(Msr.X2APIC_LVT_PC, PMU_VECTOR)
+
+    def takes_pmu_interrupt(self) -> bool:
+        """Whether one waits in the processor's APIC; it is taken then, as with RFLAGS.IF set."""
+        if not self.has_pmu or not self.processor.rdmsr(IRR_OF_PMU) & PMU_BIT:
+            return False
+        self.processor.apic.accept()
+        self.take_pmu_interrupt()
+        return True
 
     def take_pmu_interrupt(self) -> None:
         """The exit has acknowledged it: end it, and let the next one come."""

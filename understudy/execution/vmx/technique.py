@@ -138,6 +138,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         optional = SecondaryControls(  # what lets the guest have an instruction, or not have it
             ENABLE_RDTSCP=int("rdtscp" in shown), ENABLE_INVPCID=int("invpcid" in shown),
             ENABLE_XSAVES=int("xsaves" in shown),
+            PAUSE_LOOP_EXITING=int(self.host.spins_exit and self.model.topology.count > 1),
             RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
         )  # fmt: skip
         self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
