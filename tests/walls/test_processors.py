@@ -1,7 +1,7 @@
 """What processors can make wait for one another.
 
-What: one of two sends messages of each kind as fast as it can, to a processor that is offline, halts
-or runs; what waits for the other is looked at after every few instructions.
+What: one of two sends messages of each kind as fast as it can, to a processor that is offline,
+halts or runs; what waits for the other is looked at after every few instructions.
 Source: SDM 3A, "Interrupt Command Register (ICR)"; "Multiple-Processor (MP) Initialization".
 """
 
