@@ -53,6 +53,7 @@ ROWS = (
     ("vm",),
     ("agent", "last_words", "linux", "linux_session", "control"),
     ("host",),
+    ("fleet",),
     ("lab",),
     ("terminal", "doctor", "commands"),
     ("cli", "__main__"),

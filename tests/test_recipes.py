@@ -70,15 +70,22 @@ class Nowhere(Execution, name="nowhere"):
 TWIN = '''
 """A twin of the virtual TLB, for a test."""
 
-from understudy.paging.vtlb import Vtlb
+from understudy.paging.vtlb import Vtlb, VtlbView
 
 
-class Twin(Vtlb, name="twin"):
-    """The same under another name, and it counts its flushes twice."""
+class TwinView(VtlbView):
+    """It counts its flushes twice."""
 
     def flush(self):
         super().flush()
-        self.flushes += 1
+        self.paging.flushes += 1
+
+
+class Twin(Vtlb, name="twin"):
+    """The same under another name."""
+
+    def new_view(self, guest):
+        return TwinView(self, guest)
 '''
 
 

@@ -41,6 +41,7 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
+STEAL: Final = "steal_time"
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -69,6 +70,14 @@ def table_memory_of(config: Config) -> int:
 def host_of(config: Config) -> Host:
     """A host for one VM alone."""
     return Host(bytes_of(config.memory) + table_memory_of(config) + ROOM, is_private=True)
+
+
+def on_host(config: Config, host: Host | None) -> Config:
+    """What a new VM is on this host: one that shares processors tells its guest of it."""
+    if not isinstance(host, SharedHost) or STEAL in config.cpu:
+        return config
+    hides = {"hypervisor", "msr"} & Choice.of(config.cpu).removed
+    return config if hides else replace(config, cpu=f"{config.cpu},+{STEAL}")
 
 
 def processors_of(

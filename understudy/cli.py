@@ -22,12 +22,16 @@ from typing import Annotated
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.attach import console
 from understudy.commands.control import control
 from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
 from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
+from understudy.commands.ps import down, ps
 from understudy.commands.run import run
+from understudy.commands.top import top
+from understudy.commands.up import up
 from understudy.visible import visible
 
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
@@ -58,7 +62,9 @@ def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | No
     return carry_out
 
 
-for _command in (run, fetch, doctor, lab, control, inspect):
+for _command in (
+    run, fetch, doctor, lab, control, inspect, up, ps, top, console, down,
+):  # fmt: skip
     app.command()(_interruptible(_command))
 
 

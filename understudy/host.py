@@ -92,9 +92,10 @@ class Host(SharedHost):
         until: asked after each exit of any of them.  deadline_ns: host time.  wall_seconds: real
         time.  budget: instructions of all VMs.
         """
+        schedule = self.schedule
+        schedule.asked = None  # before `until` is: what is asked for from now on counts
         if until is not None and until():
             return Stop(StopKind.UNTIL)
-        schedule = self.schedule
         for claim in schedule.claims:
             if claim.ended is not None and claim.ended.kind in LIMITS:
                 schedule.resume(claim)
@@ -104,7 +105,6 @@ class Host(SharedHost):
         aim = Aim(None, end, until)
         if deadline_ns is not None:
             aim.deadline = deadline_ns
-        schedule.asked = None
         with ExitStack() as given:
             given.enter_context(interruptible(lambda: self.stop("interrupted")))
             if wall_seconds is not None:

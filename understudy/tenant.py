@@ -56,12 +56,16 @@ class Shared:
 
 def place_of(
     host: Host, config: Config, vcpus: Sequence[Vcpu], clock: GuestClock,
-    finish: Callable[[Stop], Stop | None], owner: "Tenant",
+    finish: Callable[[Stop], Stop | None], stolen: Callable[[int, int], None], owner: "Tenant",
 ) -> Turns | Shared:  # fmt: skip
-    """Where a VM's vCPUs run.  `finish`: what comes of its end; None: it goes on."""
+    """Where a VM's vCPUs run.  `finish`: what comes of its end; None: it goes on.
+
+    `stolen` hears, when a vCPU goes on, how long it has waited for a processor in all.
+    """
     if not isinstance(host, SharedHost):
         return Turns(vcpus, clock, is_wall=config.clock == "wall")
     claim = Claim(config.name, vcpus, clock, finish, owner)
+    claim.stolen = stolen
     host.schedule.admit(claim)
     return Shared(host.schedule, claim)
 

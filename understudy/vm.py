@@ -64,7 +64,8 @@ class VM(Tenant):
         **options: Any,
     ) -> None:
         """`contents`: what is in its memory from the beginning (None: what firmware leaves)."""
-        self.config = config = Config.of(config, **options)
+        config = Config.of(config, **options)
+        self.config = config = config if contents else assembly.on_host(config, host)
         assembly.check_names(config)
         self.is_closed = False
         with ExitStack() as given:  # given back here if something fails, else by `close`
@@ -105,7 +106,9 @@ class VM(Tenant):
             )  # fmt: skip
             self.vcpus.append(vcpu)
             given.callback(vcpu.close)
-        self.turns = tenant.place_of(self.host, config, self.vcpus, self.clock, self._ended, self)
+        self.turns = tenant.place_of(
+            self.host, config, self.vcpus, self.clock, self._ended, self.pc.kvmclock.stolen, self
+        )
         given.callback(self.turns.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
         if contents is None:

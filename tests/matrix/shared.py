@@ -4,13 +4,15 @@ from typing import Any
 
 from tests.matrix import programs as p
 from understudy.host import Host
-from understudy.vm import VM
+from understudy.linux import VM
 
 SPIN = """
     48 ff c1 | inc rcx
     eb fb    | jmp short -5
 """
 NAP = """
+    b0 ff                   | mov al, 0ffh
+    e6 21                   | out 21h, al: no interrupts of the 8259
     fa                      | cli
     b9 e0 06 00 00          | mov ecx, 6e0h
     0f 31                   | next: rdtsc
@@ -35,6 +37,11 @@ EOI = """
     5a                      | pop rdx
     58                      | pop rax
     48 cf                   | iretq
+"""
+RESET = """
+    b0 fe | mov al, 0feh
+    e6 64 | out 64h, al: the keyboard controller pulses the reset line
+    f4    | hlt
 """
 CRASH = "0f 0b | ud2, without an IDT: a triple fault"
 DEAF = "fa f4 | cli; hlt: nothing can wake it"

@@ -5,6 +5,7 @@ Invariant: in virtual time two runs are one, however they are cut.
 """
 
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.matrix import programs as p
-from tests.matrix.shared import CRASH, DEAF, napping, running_ns, spinning, to_nap
+from tests.matrix.shared import CRASH, DEAF, RESET, SPIN, napping, running_ns, spinning, to_nap
 from understudy.arch.msr import Msr
+from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
 from understudy.host import Host
 from understudy.sched.policy import PolicyError
 from understudy.sched.share import Share
@@ -235,3 +237,41 @@ def test_switches_are_time_by_slice(slice_ms: int) -> None:
         assert [running_ns(vm) // MS for vm in vms] == [50] * 4
         for vm in vms:
             vm.close()
+
+
+def test_in_real_time_they_run_and_wake_and_can_be_stopped() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        vms = [spinning(host, "a"), napping(host, "b"), spinning(host, "c")]
+        hello = spinning(host, "hello", p.HELLO)
+        assert hello.go(wall_seconds=60).kind == StopKind.DEBUG_EXIT
+        assert host.run(wall_seconds=0.1).kind == StopKind.WALL
+        assert host.run(until=lambda: all(vm.instructions for vm in vms)).kind == StopKind.UNTIL
+        assert all(vm.instructions > 0 and vm.ended is None for vm in vms)
+        naps = vms[1].claim.seats[0].counts
+        stop = host.run(until=lambda: naps.wakes > 10, wall_seconds=60)
+        assert stop.kind == StopKind.UNTIL
+        timer = threading.Timer(0.05, host.stop, ("enough",))
+        timer.start()
+        stop = host.run()
+        timer.join()
+        assert (stop.kind, stop.detail) == (StopKind.STOPPED, "enough")
+        for vm in [*vms, hello]:
+            vm.close()
+
+
+def test_a_vm_that_resets_starts_again_while_others_run() -> None:
+    with Host(pcpus=1, ram="64M") as host, spinning(host, "other") as other:
+        vm = host.vm("2M", name="again")
+        starts: list[int] = []
+
+        def load(machine: Any) -> Entry:
+            starts.append(host.schedule.time.now())
+            machine.memory.write(p.CODE, p.assemble(RESET if len(starts) < 4 else SPIN))
+            write_gdt(machine.memory, CODE_64)
+            return long_mode(machine.memory, "test", p.CODE)
+
+        vm.boot(load)
+        assert host.run(deadline_ns=40 * MS).kind == StopKind.DEADLINE
+        assert len(starts) == 4 and starts == sorted(starts)
+        assert vm.ended is None and min(vm.instructions, other.instructions) > MS
+        vm.close()

@@ -13,6 +13,7 @@ from understudy.host import Host
 from understudy.linux import VM
 from understudy.verdict import StopKind
 
+MS = 1_000_000
 PIECE = 45_678_901
 
 
@@ -60,11 +61,27 @@ def test_a_boot_goes_on_on_another_host() -> None:
     assert moved == straight
 
 
+def test_engines_agree_on_its_first_instructions() -> None:
+    found = []
+    for engine in ("dbt", "reference"):
+        with Host(pcpus=2, ram="512M", engine=engine) as host, booted(host, cpus=2) as vm:
+            other = spinning(host, "other")
+            assert vm.go(budget=3_000_000).kind == StopKind.BUDGET
+            exits = [vcpu.counts.named_exits() for vcpu in (*vm.vcpus, *other.vcpus)]
+            counted = vm.counts()
+            found.append((exits, other.instructions, vm.clock.now(), counted["scheduling"]))
+            other.close()
+    assert found[0] == found[1]
+
+
 def test_commands_are_answered_while_others_compute() -> None:
     with Host(pcpus=1, ram="1G") as host, booted(host, weight=4) as vm:
         others = [spinning(host, f"spin{n}") for n in range(2)]
         assert vm.run("echo $((6 * 7))").output == "42\n"
         assert all(one.instructions > 10_000_000 for one in others)
+        stolen = vm.run("head -1 /proc/stat").output.split()[8]  # in hundredths of a second
+        told = vm.counts()["scheduling"][0]["steal_ns"]
+        assert told > 20 * MS and abs(int(stolen) * 10 * MS - told) < 30 * MS, (stolen, told)
         shares = [one["ns"]["running"] for one in vm.counts()["scheduling"]]
         assert shares[0] > host.schedule.time.now() / 2
         for one in others:

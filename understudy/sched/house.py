@@ -262,4 +262,7 @@ class House:
             pcpu.there, seat.pcpu = seat, pcpu.number
         seat.vcpu.guest.place(pcpu.processor)
         pcpu.seat, pcpu.preempted = seat, False
+        has_waited = now > seat.since and seat.state is State.RUNNABLE
         seat.become(State.RUNNING, now)
+        if has_waited:
+            seat.claim.stolen(seat.number, seat.counts.steal_ns)

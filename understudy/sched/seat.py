@@ -69,8 +69,8 @@ class Claim:
         self.pool = ""
         self.ended: Stop | None = None  # why it takes part no more
         self.seats = [Seat(self, vcpu, number) for number, vcpu in enumerate(vcpus)]
-        self.due: int | None = None  # when its board is to be looked at, as the schedule noted it
-        self.used: Any = None  # what a policy keeps of the VM
+        self.stolen: Callable[[int, int], None] = lambda number, ns: None
+        """Hears, when a vCPU goes on, how long it has waited in all."""
 
     @property
     def retired(self) -> int:
