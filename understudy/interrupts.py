@@ -90,9 +90,9 @@ class Router:
                 case Delivery.NMI:
                     vcpu.events.nmi()
                 case Delivery.INIT:
-                    vcpu.command(partial(startup.init, vcpu))
+                    vcpu.command(partial(startup.init, vcpu), is_first=True)
                 case Delivery.START_UP:
-                    vcpu.command(partial(startup.start_up, vcpu, vector))
+                    vcpu.command(partial(startup.start_up, vcpu, vector), is_first=False)
                 case _:
                     continue
             vcpu.look_now()

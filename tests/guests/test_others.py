@@ -10,7 +10,8 @@ import pytest
 
 from tests.guests.fetched import fetched
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
-from understudy.guests import loader
+from understudy.guests import loader, packages
+from understudy.guests.entry import GuestError
 from understudy.linux import VM
 from understudy.verdict import StopKind
 
@@ -71,3 +72,26 @@ def test_xen_starts_by_multiboot_2_too() -> None:
             )
         )  # fmt: skip
         assert b"Multiboot-e820 RAM map" in to_its_last_word(vm, LAST["xen"]).said
+
+
+def test_a_network_boot_loader_is_refused_because_it_needs_a_bios() -> None:
+    """Its file follows Linux's protocol, but has nothing to enter but 16-bit code."""
+    try:
+        archive = packages.tree("ipxe").read_bytes()
+    except GuestError as error:
+        pytest.skip(f"ipxe cannot be fetched here: {error}")
+    kernel = file_in(archive, b"boot/ipxe.lkrn")
+    with VM("64M") as vm, pytest.raises(GuestError, match=r"needs a PC's BIOS"):
+        loader.load(vm.memory, kernel)
+
+
+def file_in(archive: bytes, name: bytes) -> bytes:
+    """A file in a cpio archive of the "newc" format."""
+    at = 0
+    while archive[at : at + 6] == b"070701":
+        size, length = (int(archive[at + n : at + n + 8], 16) for n in (54, 94))
+        data = at + 110 + length + 3 & -4
+        if archive[at + 110 : at + 110 + length - 1] == name:
+            return archive[data : data + size]
+        at = data + size + 3 & -4
+    raise AssertionError(f"no {name!r} in the package")

@@ -35,6 +35,7 @@ from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
 
 AC: Final = 1 << 18  # of RFLAGS
+COMMANDS_KEPT: Final = 2  # INIT, and the message that starts it: a second one finds it started
 
 
 class Vcpu:
@@ -156,15 +157,18 @@ class Vcpu:
         if self.is_running:
             self.guest.kick()
 
-    def command(self, action: Callable[[], None]) -> None:
-        """From any thread: have this done to the processor before it executes anything more."""
-        self.commands.append(action)
+    def command(self, action: Callable[[], None], *, is_first: bool) -> None:
+        """From any thread: have this done before it executes more, and `is_first` nothing else."""
+        if is_first:
+            self.commands = deque([action])
+        elif len(self.commands) < COMMANDS_KEPT:
+            self.commands.append(action)
         self.look_now()
 
     def obey(self) -> None:
         """Do what was commanded."""
-        while self.commands:
-            self.commands.popleft()()
+        while commands := self.commands:
+            commands.popleft()()
 
     def request(self, stop: Stop) -> None:
         """End the run before the next entry.
