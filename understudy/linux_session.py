@@ -21,7 +21,8 @@ from understudy.agent import command as commands
 from understudy.agent.calls import O_CLOEXEC, O_NOCTTY, O_RDWR, Answer, Call, Request
 from understudy.agent.channel import Channel, ChannelState
 from understudy.agent.command import Ask, Job, Terminal, Wanted
-from understudy.agent.result import LinuxError, Result
+from understudy.agent.copying import Copying
+from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.agent.running import Command, Stream, clear_up
 from understudy.agent.setup import power_off, settle
 from understudy.last_words import NOTHING_PRINTED, ending, last_lines, reason
@@ -45,18 +46,6 @@ _NS = 1_000_000_000
 SLICE_S = 0.25  # `on_slice` is called this often
 
 
-class GuestTimeout(LinuxError):
-    """A limit passed, of guest time or of wall time; the guest is as it was and can go on."""
-
-
-class GuestStopped(LinuxError):
-    """The guest ended while something was expected of it; `stop` says how."""
-
-    def __init__(self, line: str, stop: Stop, detail: str = "") -> None:
-        super().__init__(line, detail)
-        self.stop = stop
-
-
 @dataclass(frozen=True)
 class Limits:
     """How long something is waited for, and since when."""
@@ -77,7 +66,7 @@ class LinuxState:
     jobs: list[Job] = field(default_factory=list)  # under way
 
 
-class Linux:
+class Linux(Copying):
     """A session with the Linux in a VM.
 
     >>> with machine.VM.restore(data) as vm:  # doctest: +SKIP
@@ -202,21 +191,14 @@ class Linux:
         it: when one is over, the command is ended, with its process group, and GuestTimeout raised.
         """
         raw = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
-        awaited = f"the end of {raw.decode('utf-8', 'replace')!r}"
-        self._refuse_if_waiting(f"run {raw.decode('utf-8', 'replace')!r}")
-        if not self.channel.is_there:
-            self.wait_for_agent()
-        ask = self._asker(awaited, self._limits(timeout_guest_s, timeout_wall_s))
-        environment = self._settled(ask)
+        shown = repr(raw.decode("utf-8", "replace"))
+        self._refuse_if_waiting(f"run {shown}")
+        awaited = f"the end of {shown}"
+        ask = self.prepared(awaited, timeout_guest_s, timeout_wall_s)
+        environment = commands.with_changes(self.state.environment or [], env or {})
         job = commands.start(
             ask,
-            Wanted(
-                raw,
-                commands.with_changes(environment, env or {}),
-                cwd,
-                terminal,
-                has_input,
-            ),
+            Wanted(raw, environment, cwd, terminal, has_input),
         )
         jobs, listened_to = self.state.jobs, self._listened_to
         jobs.append(job)
@@ -277,6 +259,15 @@ class Linux:
             raw.decode("utf-8", "replace"), running.status, raw, out, error, running.signal_number
         )
 
+    def prepared(self, awaited: str, timeout_guest_s: float, timeout_wall_s: float) -> Ask:
+        """What asks the agent, which is there and has nothing to do; boots first if need be."""
+        self._refuse_if_waiting(f"wait for {awaited}")
+        if not self.channel.is_there:
+            self.wait_for_agent()
+        ask = self._asker(awaited, self._limits(timeout_guest_s, timeout_wall_s))
+        self._settle(ask)
+        return ask
+
     def power_off(self, *, timeout_guest_s: float = 60.0, timeout_wall_s: float = 120.0) -> None:
         """Have the guest power itself off, and wait until it has."""
         self._refuse_if_waiting("power off")
@@ -288,15 +279,14 @@ class Linux:
             if stopped.stop.kind is not StopKind.POWEROFF:
                 raise
 
-    def _settled(self, ask: Ask) -> list[bytes]:
-        """The agent is as it should be, and has nothing to do; the environment of commands."""
+    def _settle(self, ask: Ask) -> None:
+        """Have the agent as it should be, with nothing to do."""
         state = self.state
         if state.environment is None:
             state.environment = settle(ask)
         for job in [one for one in state.jobs if one not in self._listened_to]:
             state.jobs.remove(job)
             clear_up(ask, job)
-        return state.environment
 
     def _asker(self, awaited: str, limits: Limits) -> Ask:
         """What asks the agent within these limits."""
