@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.image import archive
-from bench.rows import ENVIRONMENT, Row
+from bench.installed import install
+from bench.rows import ENVIRONMENT, SOURCES, Row
 
-SOURCES = Path(__file__).parent / "programs"
 SHARED = ("bench.h", "harness.c", "os/os.h", "init.c")
 GCC = ("gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", f"-I{SOURCES}")
 
@@ -51,8 +51,9 @@ def build(rows: list[Row], directory: Path, tell: Callable[[str], None]) -> Buil
             continue
         tell(f"building {row.name}")
         if row.script:
-            reason = busybox
-            shutil.copy2(SOURCES / row.source, root / "bench" / Path(row.source).name)
+            reason = busybox or install(row, root)
+            for source in (row.source, *row.data):
+                shutil.copy2(SOURCES / source, root / "bench" / Path(source).name)
         else:
             reason = build_program(row, root / "bench" / row.name, stamps)
         if reason:

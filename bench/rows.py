@@ -8,7 +8,9 @@ Invariant: names are unique, and every source named here exists under `bench/pro
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
+SOURCES = Path(__file__).parent / "programs"
 NO_DISPATCH = (1 << 33) | (1 << 43) | (1 << 44) | (1 << 54) | (1 << 57) | (1 << 59) | (1 << 60)
 ENVIRONMENT = {
     "PATH": "bin",
@@ -26,6 +28,8 @@ class Group(StrEnum):
     LOOPS = "loops"
     LOOPS32 = "loops32"
     PROGRAMS = "programs"
+    PROGRAMS32 = "programs32"
+    BIG = "big"
     OS = "os"
     EXITS = "exits"
     BOOT = "boot"
@@ -47,6 +51,9 @@ class Row:
     guests_only: bool = False
     # The command, if an interpreter runs `source`; {size} is filled in.
     script: tuple[str, ...] = ()
+    # Programs as packages installed them, by their paths below / (the last one that matches).
+    installed: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()  # more files below bench/programs that the script reads
 
     def scaled(self, scale: float) -> int:
         """The size of a run."""
@@ -103,6 +110,35 @@ def program(name: str, size: int, libraries: str = "", package: str = "", *flags
     )
 
 
+def program32(name: str, size: int, *libraries: str) -> Row:
+    """A program of our own as 32-bit code."""
+    source = f"real/{name}.{'cpp' if name == 'containers' else 'c'}"
+    flags = ("-m32", "-march=i686")
+    return Row(f"{name}-32", Group.PROGRAMS32, size, source, libraries, "g++-multilib", flags)
+
+
+def big(name: str, size: int, source: str, package: str, *words: str, data: str = "") -> Row:
+    """A program with megabytes of code, unmodified from its package; `words` start it."""
+    script = (*words, f"bench/{source}", "{size}")
+    paths = {
+        "compiler": "usr/lib/gcc/x86_64-linux-gnu/*/cc1plus",
+        "git": "usr/bin/git",
+        "sql": "usr/bin/sqlite3",
+    }
+    installed = (paths.get(name, words[0]),)
+    more = (f"big/{data}",) if data else ()
+    return Row(
+        name,
+        Group.BIG,
+        size,
+        f"big/{source}",
+        package=package,
+        script=script,
+        installed=installed,
+        data=more,
+    )
+
+
 def os_row(name: str, size: int, each: int = 1) -> Row:
     """A row about the guest's kernel: system calls, processes, page faults, switches."""
     return Row(name, Group.OS, size, f"os/{name}.c", each=each)
@@ -143,6 +179,20 @@ PROGRAMS = (
         script=("bin/awk", "-v", "size={size}", "-f", "bench/words.awk"),
     ),
 )
+PROGRAMS32 = (
+    program32("containers", 40),
+    program32("fft", 1000, "m"),
+    program32("x87", 2800, "m"),
+    program32("render", 1200, "m"),
+)
+BIG = (
+    big("compiler", 1, "compiler.sh", "g++", "bin/sh", data="compiler.cpp"),
+    big("python", 60, "objects.py", "python3-minimal", "usr/bin/python3.11", "-IS"),
+    big("perl", 2000, "words.pl", "perl-base", "usr/bin/perl"),
+    big("javascript", 30, "shapes.js", "nodejs", "usr/bin/node"),
+    big("sql", 60, "sql.sh", "sqlite3", "bin/sh", data="sql.sql"),
+    big("git", 80, "git.sh", "git", "bin/sh"),
+)
 OS = (
     os_row("syscall", 2000, 1000),
     os_row("signals", 500, 100),
@@ -162,6 +212,8 @@ ROWS = (
     *(loop(name, size) for name, size in LOOPS.items()),
     *(loop32(name, size) for name, size in LOOPS32.items()),
     *PROGRAMS,
+    *PROGRAMS32,
+    *BIG,
     *OS,
     PORTIO,
     BOOT,

@@ -36,6 +36,13 @@ class Tables(Protocol):
         """Carry out the guest's write to a traced table, inside one page."""
 
 
+class Traps(Protocol):
+    """Events that wait for the guest."""
+
+    def note_trap(self) -> None:
+        """The debug exception that waits goes in with RF set, however often its delivery exits."""
+
+
 class Ram(PhysicalMemory, Protocol):
     """Guest-physical memory, of which one can ask beforehand."""
 
@@ -53,7 +60,9 @@ class Surroundings(Protocol):
     @property
     def bus(self) -> Bus: ...
     @property
-    def paging(self) -> Tables: ...
+    def view(self) -> Tables: ...
+    @property
+    def events(self) -> Traps: ...
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
 

@@ -19,7 +19,11 @@ from understudy.verdict import StopKind
 from understudy.vm import VM
 
 AGENT, OTHERS = 0x1000, (0x2000, 0x1001, 0)
-ENDS = (StopKind.BUDGET, StopKind.DEADLINE, StopKind.TRIPLE_FAULT)
+ENDS = (
+    StopKind.BUDGET, StopKind.DEADLINE, StopKind.TRIPLE_FAULT, StopKind.DEBUG_EXIT, StopKind.RESET,
+    StopKind.POWEROFF, StopKind.STUCK,
+)  # fmt: skip
+"""What a guest may come to that jumps into the middle of its instructions."""
 CODE, DATA_GPA = 0x1000, 0x8000
 
 
