@@ -20,11 +20,12 @@ from understudy import vm as machine
 from understudy.agent import command as commands
 from understudy.agent.calls import O_CLOEXEC, O_NOCTTY, O_RDWR, Answer, Call, Request
 from understudy.agent.channel import Channel, ChannelState
-from understudy.agent.command import Ask, Job, Terminal, Wanted
+from understudy.agent.command import Job, Terminal, Wanted
 from understudy.agent.copying import Copying
 from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.agent.running import Command, Stream, clear_up
 from understudy.agent.setup import power_off, settle
+from understudy.agent.steps import Ask, carried_out
 from understudy.last_words import NOTHING_PRINTED, ending, last_lines, reason
 from understudy.state import plain, restore
 from understudy.verdict import Stop, StopKind
@@ -196,10 +197,8 @@ class Linux(Copying):
         awaited = f"the end of {shown}"
         ask = self.prepared(awaited, timeout_guest_s, timeout_wall_s)
         environment = commands.with_changes(self.state.environment or [], env or {})
-        job = commands.start(
-            ask,
-            Wanted(raw, environment, cwd, terminal, has_input),
-        )
+        wanted = Wanted(raw, environment, cwd, terminal, has_input)
+        job = carried_out(commands.start(wanted), ask)
         jobs, listened_to = self.state.jobs, self._listened_to
         jobs.append(job)
         listened_to.append(job)
@@ -274,7 +273,8 @@ class Linux(Copying):
         if not self.channel.is_there:
             self.wait_for_agent()
         try:
-            power_off(self._asker("the power-off", self._limits(timeout_guest_s, timeout_wall_s)))
+            limits = self._limits(timeout_guest_s, timeout_wall_s)
+            carried_out(power_off(), self._asker("the power-off", limits))
         except GuestStopped as stopped:
             if stopped.stop.kind is not StopKind.POWEROFF:
                 raise
@@ -283,7 +283,7 @@ class Linux(Copying):
         """Have the agent as it should be, with nothing to do."""
         state = self.state
         if state.environment is None:
-            state.environment = settle(ask)
+            state.environment = carried_out(settle(), ask)
         for job in [one for one in state.jobs if one not in self._listened_to]:
             state.jobs.remove(job)
             clear_up(ask, job)

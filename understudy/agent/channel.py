@@ -42,15 +42,19 @@ class Channel:
         self.state = ChannelState()
         self._wanted, self._answer = 0, b""  # the number of the request that somebody waits for
         self._has_answer = False
+        self.on_hello: Callable[[], None] | None = None  # the agent is there
+        self.on_answer: Callable[[], None] | None = None  # the last request has its answer
         self._need: int | None = None  # bytes of the answer that comes now
         self._parts: list[tuple[Part, Callable[[bytes], None]]] = []
         for part in board.parts.values():
             if isinstance(part, VirtioAgent):
                 self._parts.insert(0, (part, part.tell))
                 part.on_bytes.append(self._hear)
+                part.on_hello.append(self._hello)
             elif isinstance(part, Agent):
                 self._parts.append((part, part.send))
                 part.on_output.append(self._hear)
+                part.on_hello.append(self._hello)
 
     @property
     def is_there(self) -> bool:
@@ -93,6 +97,10 @@ class Channel:
         self.restart()
         self.state = state
 
+    def _hello(self) -> None:
+        if self.on_hello is not None:
+            self.on_hello()
+
     def _hear(self, data: bytes) -> None:
         s = self.state
         if s.is_broken or not s.waiting:
@@ -110,8 +118,11 @@ class Channel:
                     return
             if len(s.heard) < self._need:
                 return
-            if s.asked - len(s.waiting) + 1 == self._wanted:
+            is_wanted = s.asked - len(s.waiting) + 1 == self._wanted
+            if is_wanted:
                 self._answer, self._has_answer = bytes(s.heard[: self._need]), True
             del s.heard[: self._need]
             s.waiting.pop(0)
             self._need = None
+            if is_wanted and self.on_answer is not None:
+                self.on_answer()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from understudy.agent import files
-from understudy.agent.command import Ask
 from understudy.agent.result import LinuxError
+from understudy.agent.steps import Ask
 
 COPY_GUEST_S: Final = 600.0
 COPY_WALL_S: Final = 600.0

@@ -34,8 +34,8 @@ from understudy.agent.calls import (
     Request,
 )
 from understudy.agent.calls import Result as Of
-from understudy.agent.command import Ask
 from understudy.agent.result import LinuxError
+from understudy.agent.steps import Ask
 from understudy.guests.agent_program import SCRATCH_GVA
 
 READ_BYTES: Final = 1 << 20
