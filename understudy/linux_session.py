@@ -13,6 +13,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -293,11 +294,12 @@ class Linux(Copying):
 
         def ask(request: Request) -> Answer:
             channel = self.channel
-            if not channel.is_there:
-                raise LinuxError(f"the guest's agent has gone before {awaited} came")
-            channel.send(request)
-            self._run(lambda: channel.has_answer or not channel.is_there, awaited, limits)
-            if not channel.has_answer:
+            if channel.is_there:
+                channel.send(request)
+                self._run(lambda: channel.has_answer or not channel.is_there, awaited, limits)
+            if not channel.has_answer:  # it may be that the guest is about to end
+                with suppress(GuestTimeout):
+                    self._run(lambda: False, awaited, self._limits(LAST_GUEST_S, LAST_WALL_S))
                 raise LinuxError(f"the guest's agent has gone before {awaited} came")
             return request.read(channel.take())
 

@@ -68,7 +68,7 @@ class Channel:
 
     @property
     def has_answer(self) -> bool:
-        """Whether the answer to the request that was sent last has come."""
+        """Whether the answer to the request that was sent last has come, and nobody has it yet."""
         return self._has_answer
 
     def send(self, request: Request) -> None:
@@ -85,7 +85,7 @@ class Channel:
 
     def take(self) -> bytes:
         """The answer to the last request."""
-        answer, self._answer = self._answer, b""
+        answer, self._answer, self._has_answer = self._answer, b"", False
         return answer
 
     def restart(self) -> None:
