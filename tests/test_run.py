@@ -180,7 +180,7 @@ def test_there_is_no_last_line_without_a_terminal() -> None:
 @pytest.mark.real_guest
 def test_a_command_with_its_output_alone_and_its_status() -> None:
     done = run("--guest", "cloud-amd64", "--exec", "echo out; echo err >&2; exit 3")
-    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\nerr\n", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
 
 
 @pytest.mark.real_guest

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from understudy import vm as machine
 from understudy.agent.command import Terminal
-from understudy.agent.result import LinuxError, Result
+from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
@@ -25,7 +25,7 @@ from understudy.guests import modules as drivers
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
 from understudy.guests.entry import Entry, GuestError
-from understudy.linux_session import GuestStopped, GuestTimeout, Linux
+from understudy.linux_session import Linux
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 
@@ -146,6 +146,10 @@ class VM(machine.VM):
     wait_for_agent = _of_session(Linux.wait_for_agent)
     start = _of_session(Linux.start)
     run = _of_session(Linux.run)
+    read_file = _of_session(Linux.read_file)
+    write_file = _of_session(Linux.write_file)
+    put = _of_session(Linux.put)
+    get = _of_session(Linux.get)
     power_off = _of_session(Linux.power_off)
     run_until = _of_session(Linux.run_until)
     last_words = _of_session(Linux.last_words)

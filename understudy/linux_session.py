@@ -13,6 +13,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,12 @@ from understudy import vm as machine
 from understudy.agent import command as commands
 from understudy.agent.calls import O_CLOEXEC, O_NOCTTY, O_RDWR, Answer, Call, Request
 from understudy.agent.channel import Channel, ChannelState
-from understudy.agent.command import Ask, Job, Terminal, Wanted
-from understudy.agent.result import LinuxError, Result
+from understudy.agent.command import Job, Terminal, Wanted
+from understudy.agent.copying import Copying
+from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.agent.running import Command, Stream, clear_up
 from understudy.agent.setup import power_off, settle
+from understudy.agent.steps import Ask, carried_out
 from understudy.last_words import NOTHING_PRINTED, ending, last_lines, reason
 from understudy.state import plain, restore
 from understudy.verdict import Stop, StopKind
@@ -43,18 +46,6 @@ LAST_GUEST_S, LAST_WALL_S = 5.0, 10.0  # to end a command
 
 _NS = 1_000_000_000
 SLICE_S = 0.25  # `on_slice` is called this often
-
-
-class GuestTimeout(LinuxError):
-    """A limit passed, of guest time or of wall time; the guest is as it was and can go on."""
-
-
-class GuestStopped(LinuxError):
-    """The guest ended while something was expected of it; `stop` says how."""
-
-    def __init__(self, line: str, stop: Stop, detail: str = "") -> None:
-        super().__init__(line, detail)
-        self.stop = stop
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ class LinuxState:
     jobs: list[Job] = field(default_factory=list)  # under way
 
 
-class Linux:
+class Linux(Copying):
     """A session with the Linux in a VM.
 
     >>> with machine.VM.restore(data) as vm:  # doctest: +SKIP
@@ -202,22 +193,13 @@ class Linux:
         it: when one is over, the command is ended, with its process group, and GuestTimeout raised.
         """
         raw = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
-        awaited = f"the end of {raw.decode('utf-8', 'replace')!r}"
-        self._refuse_if_waiting(f"run {raw.decode('utf-8', 'replace')!r}")
-        if not self.channel.is_there:
-            self.wait_for_agent()
-        ask = self._asker(awaited, self._limits(timeout_guest_s, timeout_wall_s))
-        environment = self._settled(ask)
-        job = commands.start(
-            ask,
-            Wanted(
-                raw,
-                commands.with_changes(environment, env or {}),
-                cwd,
-                terminal,
-                has_input,
-            ),
-        )
+        shown = repr(raw.decode("utf-8", "replace"))
+        self._refuse_if_waiting(f"run {shown}")
+        awaited = f"the end of {shown}"
+        ask = self.prepared(awaited, timeout_guest_s, timeout_wall_s)
+        environment = commands.with_changes(self.state.environment or [], env or {})
+        wanted = Wanted(raw, environment, cwd, terminal, has_input)
+        job = carried_out(commands.start(wanted), ask)
         jobs, listened_to = self.state.jobs, self._listened_to
         jobs.append(job)
         listened_to.append(job)
@@ -277,37 +259,47 @@ class Linux:
             raw.decode("utf-8", "replace"), running.status, raw, out, error, running.signal_number
         )
 
+    def prepared(self, awaited: str, timeout_guest_s: float, timeout_wall_s: float) -> Ask:
+        """What asks the agent, which is there and has nothing to do; boots first if need be."""
+        self._refuse_if_waiting(f"wait for {awaited}")
+        if not self.channel.is_there:
+            self.wait_for_agent()
+        ask = self._asker(awaited, self._limits(timeout_guest_s, timeout_wall_s))
+        self._settle(ask)
+        return ask
+
     def power_off(self, *, timeout_guest_s: float = 60.0, timeout_wall_s: float = 120.0) -> None:
         """Have the guest power itself off, and wait until it has."""
         self._refuse_if_waiting("power off")
         if not self.channel.is_there:
             self.wait_for_agent()
         try:
-            power_off(self._asker("the power-off", self._limits(timeout_guest_s, timeout_wall_s)))
+            limits = self._limits(timeout_guest_s, timeout_wall_s)
+            carried_out(power_off(), self._asker("the power-off", limits))
         except GuestStopped as stopped:
             if stopped.stop.kind is not StopKind.POWEROFF:
                 raise
 
-    def _settled(self, ask: Ask) -> list[bytes]:
-        """The agent is as it should be, and has nothing to do; the environment of commands."""
+    def _settle(self, ask: Ask) -> None:
+        """Have the agent as it should be, with nothing to do."""
         state = self.state
         if state.environment is None:
-            state.environment = settle(ask)
+            state.environment = carried_out(settle(), ask)
         for job in [one for one in state.jobs if one not in self._listened_to]:
             state.jobs.remove(job)
             clear_up(ask, job)
-        return state.environment
 
     def _asker(self, awaited: str, limits: Limits) -> Ask:
         """What asks the agent within these limits."""
 
         def ask(request: Request) -> Answer:
             channel = self.channel
-            if not channel.is_there:
-                raise LinuxError(f"the guest's agent has gone before {awaited} came")
-            channel.send(request)
-            self._run(lambda: channel.has_answer or not channel.is_there, awaited, limits)
-            if not channel.has_answer:
+            if channel.is_there:
+                channel.send(request)
+                self._run(lambda: channel.has_answer or not channel.is_there, awaited, limits)
+            if not channel.has_answer:  # it may be that the guest is about to end
+                with suppress(GuestTimeout):
+                    self._run(lambda: False, awaited, self._limits(LAST_GUEST_S, LAST_WALL_S))
                 raise LinuxError(f"the guest's agent has gone before {awaited} came")
             return request.read(channel.take())
 

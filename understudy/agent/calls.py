@@ -35,11 +35,10 @@ class Call(IntEnum):
     WRITE = 4
     OPEN = 5
     CLOSE = 6
-    UNLINK = 10
     EXECVE = 11
+    CHMOD = 15
     SYNC = 36
     KILL = 37
-    RENAME = 38
     MKDIR = 39
     IOCTL = 54
     DUP2 = 63

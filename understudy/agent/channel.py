@@ -42,15 +42,19 @@ class Channel:
         self.state = ChannelState()
         self._wanted, self._answer = 0, b""  # the number of the request that somebody waits for
         self._has_answer = False
+        self.on_hello: Callable[[], None] | None = None  # the agent is there
+        self.on_answer: Callable[[], None] | None = None  # the last request has its answer
         self._need: int | None = None  # bytes of the answer that comes now
         self._parts: list[tuple[Part, Callable[[bytes], None]]] = []
         for part in board.parts.values():
             if isinstance(part, VirtioAgent):
                 self._parts.insert(0, (part, part.tell))
                 part.on_bytes.append(self._hear)
+                part.on_hello.append(self._hello)
             elif isinstance(part, Agent):
                 self._parts.append((part, part.send))
                 part.on_output.append(self._hear)
+                part.on_hello.append(self._hello)
 
     @property
     def is_there(self) -> bool:
@@ -64,7 +68,7 @@ class Channel:
 
     @property
     def has_answer(self) -> bool:
-        """Whether the answer to the request that was sent last has come."""
+        """Whether the answer to the request that was sent last has come, and nobody has it yet."""
         return self._has_answer
 
     def send(self, request: Request) -> None:
@@ -81,7 +85,7 @@ class Channel:
 
     def take(self) -> bytes:
         """The answer to the last request."""
-        answer, self._answer = self._answer, b""
+        answer, self._answer, self._has_answer = self._answer, b"", False
         return answer
 
     def restart(self) -> None:
@@ -92,6 +96,10 @@ class Channel:
         """Go on where another was; nobody waits for what that had asked."""
         self.restart()
         self.state = state
+
+    def _hello(self) -> None:
+        if self.on_hello is not None:
+            self.on_hello()
 
     def _hear(self, data: bytes) -> None:
         s = self.state
@@ -110,8 +118,11 @@ class Channel:
                     return
             if len(s.heard) < self._need:
                 return
-            if s.asked - len(s.waiting) + 1 == self._wanted:
+            is_wanted = s.asked - len(s.waiting) + 1 == self._wanted
+            if is_wanted:
                 self._answer, self._has_answer = bytes(s.heard[: self._need]), True
             del s.heard[: self._need]
             s.waiting.pop(0)
             self._need = None
+            if is_wanted and self.on_answer is not None:
+                self.on_answer()

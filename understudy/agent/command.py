@@ -6,7 +6,7 @@ Invariant: a command that cannot be started leaves nothing open in the agent.
 
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,10 +25,8 @@ from understudy.agent.calls import (
 )
 from understudy.agent.calls import Result as Of
 from understudy.agent.result import LinuxError
+from understudy.agent.steps import Steps
 from understudy.state import U32
-
-Ask = Callable[[Request], Answer]
-"""Run the guest until the agent has answered."""
 
 SHELL: Final = "/bin/busybox"
 LONGEST_ARGUMENT: Final = (1 << 17) - 1  # of execve, MAX_ARG_STRLEN
@@ -91,43 +89,43 @@ def with_changes(environment: list[bytes], changes: Mapping[str, str]) -> list[b
     return list(own.values())
 
 
-def start(ask: Ask, wanted: Wanted) -> Job:
+def start(wanted: Wanted) -> Steps[Job]:
     """Start it.  LinuxError if the guest cannot."""
     opened: list[int] = []
     try:
         directory = script = None
         if wanted.directory is not None:
-            directory = _directory(ask, wanted.directory)
+            directory = yield from _directory(wanted.directory)
             opened.append(directory)
         if len(wanted.command) > LONGEST_ARGUMENT:
-            script = _script(ask, wanted.command)
+            script = yield from _script(wanted.command)
             opened.append(script)
-        return _started(ask, wanted, directory, script)
+        return (yield from _started(wanted, directory, script))
     except OSError as problem:
         raise LinuxError(f"the guest cannot start a command: {problem}") from None
     finally:
-        close(ask, opened)
+        yield from close(opened)
 
 
-def _directory(ask: Ask, path: str) -> int:
+def _directory(path: str) -> Steps[int]:
     request = Request()
     found = request.call(Call.OPEN, request.text(path), O_PATH | O_DIRECTORY | O_CLOEXEC)
-    return ask(request).checked(found, path)
+    return (yield request).checked(found, path)
 
 
-def _script(ask: Ask, command: bytes) -> int:
+def _script(command: bytes) -> Steps[int]:
     """A file in memory with the command, which is too long for an argument."""
     request = Request()
     made = request.call(Call.MEMFD_CREATE, request.text("command"), 0)
-    file = ask(request).checked(made, "memfd_create")
+    file = (yield request).checked(made, "memfd_create")
     for at in range(0, len(command), PIECE):
         request, piece = Request(), command[at : at + PIECE]
         wrote = request.call(Call.WRITE, file, request.data(piece), len(piece))
-        ask(request).checked(wrote, "the command")
+        (yield request).checked(wrote, "the command")
     return file
 
 
-def _started(ask: Ask, wanted: Wanted, directory: int | None, script: int | None) -> Job:
+def _started(wanted: Wanted, directory: int | None, script: int | None) -> Steps[Job]:
     request = Request()
     streams: list[Argument]  # of the child: 0, 1 and 2
     ours: dict[str, Of | Word]
@@ -166,13 +164,13 @@ def _started(ask: Ask, wanted: Wanted, directory: int | None, script: int | None
         request.call(Call.FCNTL64, file, F_SETFL, O_NONBLOCK)
     if wanted.terminal is None:
         request.call(Call.FCNTL64, ours["out"], F_SETPIPE_SZ, AT_ONCE)
-    answer = ask(request)
+    answer = yield request
     files = {name: _value(answer, file) for name, file in ours.items()}
     problems = [answer[one] for one in (*needed, forked, process) if answer[one] < 0]
     if problems:
         if answer[forked] > 0:
-            kill(ask, answer[forked])
-        close(ask, [file for file in (*files.values(), answer[process]) if file >= 0])
+            yield from kill(answer[forked])
+        yield from close([file for file in (*files.values(), answer[process]) if file >= 0])
         raise OSError(-problems[0], os.strerror(-problems[0]))
     return Job(answer[forked], answer[process], **files)
 
@@ -211,19 +209,19 @@ def _value(answer: Answer, file: Of | Word) -> int:
     return answer.words(file.place, 2)[file.offset // 4]
 
 
-def close(ask: Ask, files: "list[int] | set[int]") -> None:
+def close(files: "list[int] | set[int]") -> Steps[None]:
     """The agent is to close these."""
     if files:
         request = Request()
         for file in sorted(files):
             request.call(Call.CLOSE, file)
-        ask(request)
+        yield request
 
 
-def kill(ask: Ask, pid: int) -> None:
+def kill(pid: int) -> Steps[None]:
     """End a process, and its group, and wait for it."""
     request = Request()
     request.call(Call.KILL, -pid, SIGKILL)
     request.call(Call.KILL, pid, SIGKILL)  # it may not lead its group yet
     request.call(Call.WAIT4, pid, 0, 0, 0)
-    ask(request)
+    yield request

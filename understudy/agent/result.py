@@ -6,6 +6,8 @@ Source: ours.
 from dataclasses import dataclass
 from typing import Self
 
+from understudy.verdict import Stop
+
 
 class LinuxError(RuntimeError):
     """A guest did not do what it was asked to.  `detail` holds its decoded state, if that helps."""
@@ -13,6 +15,18 @@ class LinuxError(RuntimeError):
     def __init__(self, line: str, detail: str = "") -> None:
         super().__init__(line)
         self.detail = detail
+
+
+class GuestTimeout(LinuxError):
+    """A limit passed, of guest time or of wall time; the guest is as it was and can go on."""
+
+
+class GuestStopped(LinuxError):
+    """The guest ended while something was expected of it; `stop` says how."""
+
+    def __init__(self, line: str, stop: Stop, detail: str = "") -> None:
+        super().__init__(line, detail)
+        self.stop = stop
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from understudy.agent.command import (
     SIG_SETMASK,
     SIGKILL,
     TIOCSWINSZ,
-    Ask,
     Job,
     Terminal,
     close,
 )
 from understudy.agent.result import LinuxError
+from understudy.agent.steps import Ask, Steps, carried_out
 from understudy.guests.agent_program import SCRATCH_GVA
 
 ERROR_AT_ONCE: Final = 1 << 16  # as many as a pipe holds
@@ -139,12 +139,13 @@ class Command:
     def listen(self) -> list[Chunk]:
         """Run the guest until the command has written something, has read, or has ended."""
         try:
-            return self._listen(self._ask)
+            return carried_out(self.listening(), self._ask)
         except BaseException:
             self.end()
             raise
 
-    def _listen(self, ask: Ask) -> list[Chunk]:
+    def listening(self) -> Steps[list[Chunk]]:
+        """The steps of that."""
         job, request = self.job, Request()
         wrote = None
         if job.input != CLOSED and self._input:
@@ -161,7 +162,7 @@ class Command:
         request.call(Call.POLL, polled, len(files), -1)
         request.call(Call.POLL, polled, OUT, GATHER_MS)
         reads = self._reads(request)
-        answer = ask(request)
+        answer = yield request
         if wrote is not None and (answer[wrote] > 0 or answer[wrote] == -errno.EPIPE):
             del self._input[: answer[wrote] if answer[wrote] > 0 else None]
         chunks = self._chunks(answer.spans)
@@ -169,13 +170,13 @@ class Command:
             one[2] for one in POLLFD.iter_unpack(answer.kept(polled, POLLFD.size * len(files)))
         ]
         if revents[PROCESS]:
-            return chunks + self._finish(ask)
+            return chunks + (yield from self._finish())
         ended = [
             file
             for file, read in zip((job.out, job.error), reads, strict=True)
             if answer[read] in (0, -errno.EIO)
         ]
-        self._close(ask, ended)
+        yield from self._close(ended)
         return chunks
 
     def _reads(self, request: Request) -> tuple[Of, Of]:
@@ -190,16 +191,16 @@ class Command:
     def _chunks(spans: list[bytes]) -> list[Chunk]:
         return [Chunk(one, data) for one, data in zip(Stream, spans, strict=True) if data]
 
-    def _close(self, ask: Ask, files: list[int]) -> None:
+    def _close(self, files: list[int]) -> Steps[None]:
         job = self.job
         for name in ("out", "error", "input"):
             if getattr(job, name) in files:
                 setattr(job, name, CLOSED)
-        close(ask, files)
+        yield from close(files)
 
     # --- the end ---
 
-    def _finish(self, ask: Ask) -> list[Chunk]:
+    def _finish(self) -> Steps[list[Chunk]]:
         """Its first process has ended: how, and what else it has written."""
         job, request = self.job, Request()
         status = request.words(0)
@@ -207,7 +208,7 @@ class Command:
         self._reads(request)
         polled = request.keep(POLLFD.pack(job.out, 0, 0) + POLLFD.pack(job.error, 0, 0))
         request.call(Call.POLL, polled, 2, 0)
-        answer = ask(request)
+        answer = yield request
         (code,) = answer.words(status, 1)
         if code & 0x7F:
             self.signal_number, self.status = code & 0x7F, 128 + (code & 0x7F)
@@ -220,7 +221,7 @@ class Command:
         for file in sorted(job.files):
             request.call(Call.CLOSE, file)
         self._is_over()
-        ask(request)
+        yield request
         return self._chunks(answer.spans)
 
     def _is_over(self) -> None:
@@ -237,7 +238,7 @@ class Command:
         request.call(Call.KILL, self.job.pid, SIGKILL)  # it may not lead its group yet
         try:
             self._at_last(request)
-            self._finish(self._at_last)
+            carried_out(self._finish(), self._at_last)
         except LinuxError:  # the guest is gone, or does not answer: the next one clears up
             self._is_left = True
             self._over(False)

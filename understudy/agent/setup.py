@@ -7,7 +7,8 @@ import struct
 from typing import Final
 
 from understudy.agent.calls import O_CLOEXEC, O_RDONLY, Call, Request
-from understudy.agent.command import SIG_SETMASK, Ask
+from understudy.agent.command import SIG_SETMASK
+from understudy.agent.steps import Steps
 from understudy.guests.agent_program import SCRATCH_GVA
 
 ENVIRONMENT_BYTES: Final = 1 << 17
@@ -17,7 +18,7 @@ REBOOT_MAGIC: Final = 0xFEE1_DEAD, 0x2812_1969
 POWER_OFF: Final = 0x4321_FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 
 
-def settle(ask: Ask) -> list[bytes]:
+def settle() -> Steps[list[bytes]]:
     """Prepare the agent for commands; the environment that they are to have.
 
     It runs before all others as soon as it has something to do, and a pipe whose reader is gone
@@ -31,13 +32,13 @@ def settle(ask: Ask) -> list[bytes]:
     read = request.call(Call.READ, file, SCRATCH_GVA, ENVIRONMENT_BYTES)
     request.call(Call.CLOSE, file)
     request.answer(read, ENVIRONMENT_BYTES)
-    (variables,) = ask(request).spans
+    (variables,) = (yield request).spans
     return [one for one in variables.split(b"\0") if one]
 
 
-def power_off(ask: Ask) -> None:
+def power_off() -> Steps[None]:
     """Write out what is to be kept, and switch the guest off."""
     request = Request()
     request.call(Call.SYNC)
     request.call(Call.REBOOT, *REBOOT_MAGIC, POWER_OFF, 0)
-    ask(request)
+    yield request

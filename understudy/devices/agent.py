@@ -55,6 +55,7 @@ class Agent(Device, name="agent"):
         super().__init__(wires)
         self.who, self.ring = who, ring
         self.on_output: list[Callable[[bytes], None]] = []
+        self.on_hello: list[Callable[[], None]] = []
         self.state = self.power_on()
 
     def power_on(self) -> AgentState:
@@ -95,6 +96,8 @@ class Agent(Device, name="agent"):
             self.write_string(region, offset, value.to_bytes(size, "little"))
         elif offset == HELLO and size == 4 and s.agent is None:
             s.agent = self.who()
+            for listener in self.on_hello:
+                listener()
 
     def write_string(self, region: int, offset: int, data: bytes) -> None:
         """A run of bytes for one register."""
@@ -104,4 +107,5 @@ class Agent(Device, name="agent"):
 
     def close(self) -> None:
         self.on_output.clear()
+        self.on_hello.clear()
         super().close()

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from understudy.agent.setup import power_off
+from understudy.agent.steps import Steps, Unattended
+from understudy.agent.unattended import whole
 from understudy.control.line import Line
 from understudy.devices.acpi import PWRBTN
 from understudy.fleet.console_file import ConsoleFile
@@ -55,14 +58,15 @@ class Member:
         )  # fmt: skip
         vm.console.on_output += [self.file.heard, self.line.heard]
         if plan.command is not None:
-            agent = vm.pc.agent
-            agent.on_output.append(self._heard_command)
-            agent.on_exit.append(self._command_ended)
-            agent.request(plan.command.encode("utf-8", "surrogateescape"))
+            raw = plan.command.encode("utf-8", "surrogateescape")
+            self._do(whole(raw, self._heard_command, self._command_ended))
+
+    def _do(self, steps: Steps[None]) -> None:
+        """Have the guest's agent do this, instead of what it does, when it is there."""
+        assert self.vm is not None
+        Unattended(self.vm.session.channel, steps, self.vm.fail)
 
     def _heard_command(self, data: bytes) -> None:
-        assert self.vm is not None
-        self.vm.session.state.output.clear()  # it is kept here
         self.file.heard(data)
         self.line.heard(data.replace(b"\n", b"\r\n"))
 
@@ -108,15 +112,13 @@ class Member:
             self.end(Stop(StopKind.STOPPED, CLOSED), is_bad=self.is_bad)
             return
         button = bool(vm.pc.acpi.state.enable & PWRBTN)
-        if not (button or vm.pc.agent.is_there or self.plan.has_agent):
+        if not (button or vm.session.channel.is_there or self.plan.has_agent):
             self.end(Stop(StopKind.STOPPED, CLOSED), is_bad=False)
             return
         self.resume()
         self.ends_at = time.monotonic() + grace_s
-        if vm.pc.agent.is_there or self.plan.has_agent:
-            vm.pc.agent.on_exit.clear()
-            vm.pc.agent.give_up()
-            vm.pc.agent.request(b"poweroff -f")
+        if vm.session.channel.is_there or self.plan.has_agent:
+            self._do(power_off())
         if button:
             vm.pc.acpi.press_power_button()
 

@@ -33,6 +33,7 @@ class VirtioAgent(VirtioConsole, name="virtio_agent"):
 
     def __init__(self, wires: Wires) -> None:
         self.on_bytes: list[Callable[[bytes], None]] = []
+        self.on_hello: list[Callable[[], None]] = []
         super().__init__(wires, ports=(PORT_NAME,))
         self.on_output.append(self._hear)
 
@@ -49,8 +50,12 @@ class VirtioAgent(VirtioConsole, name="virtio_agent"):
         self.send(0, data)
 
     def opened(self, port: int, *, is_open: bool) -> None:
-        self.state.is_over |= self.state.is_open[port] and not is_open
+        was_open = self.state.is_open[port]
+        self.state.is_over |= was_open and not is_open
         super().opened(port, is_open=is_open)
+        if self.is_there and not was_open:
+            for listener in self.on_hello:
+                listener()
 
     def _hear(self, port: int, data: bytes) -> None:
         if self.is_there:
@@ -59,4 +64,5 @@ class VirtioAgent(VirtioConsole, name="virtio_agent"):
 
     def close(self) -> None:
         self.on_bytes.clear()
+        self.on_hello.clear()
         super().close()
