@@ -125,7 +125,7 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine reference
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt
 	@cd silicon && cargo run -q --release --example fuzz -- --encodings 1 --count 5000000 --seed $(SEED) --engine reference
-	@cd silicon && cargo run -q --release --example fuzz -- --encodings 1 --count 1000000 --seed $(SEED) --engine dbt
+	@cd silicon && cargo run -q --release --example fuzz -- --encodings 1 --count 5000000 --seed $(SEED) --engine dbt
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 10 --against reference
 

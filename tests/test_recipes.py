@@ -52,13 +52,13 @@ class Nowhere(Execution, name="nowhere"):
 
     def __init__(self, host, processor, paging, model, *, keep_timer=True):
         Guest.__init__(self)
-        self.processor, self.paging, self.table, self.timer_shift = processor, paging, {}, 0
+        self.processor, self.table, self.timer_shift = processor, {}, 0
         self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
         self.advance, self.arm = (lambda ticks: 0), (lambda ticks: None)
         self.count_retired = self.read_tsc = lambda: 0
         self.read_pmu, self.write_pmu = (lambda index: 0), (lambda index, value: None)
         self.take_pmu_interrupt = lambda: None
-        paging.attach(self)
+        self.view = paging.attach(self)
 
     def resume(self, budget):
         raise CannotExecute("not here")
@@ -70,15 +70,22 @@ class Nowhere(Execution, name="nowhere"):
 TWIN = '''
 """A twin of the virtual TLB, for a test."""
 
-from understudy.paging.vtlb import Vtlb
+from understudy.paging.vtlb import Vtlb, VtlbView
 
 
-class Twin(Vtlb, name="twin"):
-    """The same under another name, and it counts its flushes twice."""
+class TwinView(VtlbView):
+    """It counts its flushes twice."""
 
     def flush(self):
         super().flush()
-        self.flushes += 1
+        self.paging.flushes += 1
+
+
+class Twin(Vtlb, name="twin"):
+    """The same under another name."""
+
+    def new_view(self, guest):
+        return TwinView(self, guest)
 '''
 
 

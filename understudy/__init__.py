@@ -10,15 +10,16 @@ with VM.linux("cloud-amd64", memory="256M") as vm:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from understudy.host import Host
     from understudy.linux import VM, GuestStopped, GuestTimeout, Linux, LinuxError, Result
 
-__all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result"]
+__all__ = ["VM", "GuestStopped", "GuestTimeout", "Host", "Linux", "LinuxError", "Result"]
 
 
 def __getattr__(name: str) -> object:
     """Load the public names when first used: `understudy doctor` must run without the machine."""
     if name in __all__:
-        from understudy import linux
+        from understudy import host, linux
 
-        return getattr(linux, name)
+        return getattr(host if name == "Host" else linux, name)
     raise AttributeError(f"module 'understudy' has no attribute {name!r}")

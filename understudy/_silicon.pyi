@@ -35,6 +35,9 @@ class Memory:
         memoryview of it is alive, RuntimeError while one of its processors runs: then all stays.
         """
     @property
+    def is_here(self) -> bool:
+        """Whether it was made in this process, and not in one that this was forked from."""
+    @property
     def size(self) -> int:
         """Bytes, a multiple of 4096."""
     @property
@@ -153,6 +156,12 @@ class Processor:
     def fxrstor(self, image: bytes) -> None: ...
     def protection_keys(self) -> tuple[int, int]:
         """PKRU and IA32_PKRS."""
+    def save_live(self) -> bytes:
+        """What VM exits leave of a guest in the processor, and no VMCS holds: general registers,
+        x87/SSE state, XCR0, PKRU, CR2, DR0-3, DR6, IA32_STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE,
+        TSC_AUX, XSS, PKRS, the performance counters, and what random numbers follow from."""
+    def load_live(self, state: bytes) -> None:
+        """Let that be in this processor.  ValueError if it is nothing of the kind."""
     def stir(self, bytes: bytes) -> None:
         """Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from."""
     def registers(self) -> dict[str, int]:

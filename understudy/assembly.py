@@ -7,7 +7,7 @@ other, they were told here.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
@@ -32,6 +32,7 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import BUDGET, Paging
 from understudy.quantities import bytes_of
+from understudy.sched.host import SharedHost
 from understudy.silicon import Processor, host_features
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
@@ -40,6 +41,7 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
+STEAL: Final = "steal_time"
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -47,11 +49,6 @@ def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
     check_choice("paging", config.paging, Paging.ALL)
-    if config.topology.count > 1 and not Paging.ALL[config.paging].serves_many:
-        many = ", ".join(name for name, one in Paging.ALL.items() if one.serves_many)
-        raise ValueError(
-            f"paging {config.paging!r} serves one processor, not {config.cpus}: expected {many}"
-        )
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
@@ -75,6 +72,36 @@ def host_of(config: Config) -> Host:
     return Host(bytes_of(config.memory) + table_memory_of(config) + ROOM, is_private=True)
 
 
+def on_host(config: Config, host: Host | None) -> Config:
+    """What a new VM is on this host: one that shares processors tells its guest of it."""
+    if not isinstance(host, SharedHost) or STEAL in config.cpu:
+        return config
+    hides = {"hypervisor", "msr"} & Choice.of(config.cpu).removed
+    return config if hides else replace(config, cpu=f"{config.cpu},+{STEAL}")
+
+
+def processors_of(
+    config: Config, host: Host, given: ExitStack
+) -> tuple[list[Processor], GuestClock]:
+    """A processor for each vCPU, and the VM's clock; none on a host that has its own for all.
+
+    ValueError if those are others than the VM was made for.
+    """
+    if isinstance(host, SharedHost):
+        for what, its in (("engine", host.engine), ("clock", host.clock)):
+            if (asked := getattr(config, what)) != its:
+                raise ValueError(f"{what} {asked!r}: expected {its!r}, which the host has")
+        return [], host.schedule.clock()
+    processors: list[Processor] = []
+    for _ in config.topology.apic_ids:
+        processors.append(host.plug(config.engine, config.clock))
+        given.callback(host.unplug, processors[-1])
+    bootstrap = processors[0]
+    clock = GuestClock(lambda: bootstrap.tsc)
+    clock.offset = -clock.source()
+    return processors, clock
+
+
 def paging_of(config: Config, host: Host, memory: GuestMemory) -> Paging:
     """The paging technique that was chosen, with its tables."""
     technique, budget = Paging.ALL[config.paging], table_memory_of(config)
@@ -95,6 +122,7 @@ def board_of(
     Its disks are open; the board closes them.  ImageError if one of them cannot be.
     """
     is_wall = config.clock == "wall"
+    channel: list[Row] = [("virtio_agent", {})] if config.has_virtio_agent else []
     with ExitStack() as given:
         rows = disk_rows(config, request, given)
         board = PC(
@@ -108,14 +136,14 @@ def board_of(
             com1=console.transmit,
             com2=com2.transmit,
             who=lambda: address_space(router.here().guest),
-            ring=lambda: com2.send(b"\n"),
+            ring=lambda: com2.receive(b"\n"),  # at once: a snapshot has it
             ram_bytes=memory.size,
             apic_ids=config.topology.apic_ids,
             epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
-            devices=(*rows, *config.devices),
+            devices=(*rows, *config.devices, *channel),
         )
         given.pop_all()
     console.receive, com2.receive = board.com1.receive, board.com2.receive
@@ -151,7 +179,7 @@ def address_space(guest: Guest) -> int:
 def vcpu_of(
     config: Config,
     host: Host,
-    processor: Processor,
+    processors: Sequence[Processor],
     paging: Paging,
     memory: GuestMemory,
     board: PC,
@@ -159,30 +187,29 @@ def vcpu_of(
     posts: deque[Callable[[], None]],
     clock: GuestClock,
 ) -> Vcpu:
-    """One more virtual processor, on a processor of its own."""
+    """One more virtual processor, on a processor of its own if there are any."""
     number, is_wall = len(router.vcpus), config.clock == "wall"
     technique = Execution.ALL[config.execution]
-    cr4 = technique.cr4_available(processor)
+    processor = processors[number] if processors else None
+    cr4 = technique.cr4_available(processor or host.processors[0])
     topology = config.topology
     model = CpuModel(
         host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall)
-    vcpu = Vcpu(guest, paging, model, clock, board.bus, memory, posts, is_wall=is_wall)
+    vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
     vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)
     vcpu.msrs.as_firmware_leaves_them()
     if is_wall:  # in virtual time every run is the same
-        processor.stir(os.urandom(SEED_BYTES))
+        guest.stir(os.urandom(SEED_BYTES))
     offer_efer(vcpu)
     _offer_clock(board, number, vcpu)
     return vcpu
 
 
-def tell_apart(
-    config: Config, board: PC, processors: Iterable[Processor], clone: int | None
-) -> None:
+def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | None) -> None:
     """A VM was made of an image: let its guest know if it is another one than that of the image.
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
@@ -196,8 +223,8 @@ def tell_apart(
         seed = clone.to_bytes(SEED_BYTES, "little")
     else:
         return
-    for processor in processors:
-        processor.stir(seed)
+    for vcpu in vcpus:
+        vcpu.guest.stir(seed)
     for part in board.parts.values():
         if isinstance(part, rng.Rng):
             part.reseed(seed if clone is None else rng.derived(part.state.seed, clone))

@@ -6,13 +6,14 @@ Invariants: status 0 is success, 2 is a wrong use, 1 any other trouble (a guest'
 through as it is); the user never sees a traceback: a bug of ours leaves a report in a file.
 """
 
+import functools
 import os
 import platform
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,12 +22,16 @@ from typing import Annotated
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.attach import console
 from understudy.commands.control import control
 from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
 from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
+from understudy.commands.ps import down, ps
 from understudy.commands.run import run
+from understudy.commands.top import top
+from understudy.commands.up import up
 from understudy.visible import visible
 
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
@@ -42,12 +47,25 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(fetch)
-app.command()(doctor)
-app.command()(lab)
-app.command()(control)
-app.command()(inspect)
+
+
+def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Typer makes of an interrupt a status without a word."""
+
+    @functools.wraps(command)
+    def carry_out(*arguments: object, **options: object) -> int | None:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Refusal("interrupted", status=130) from None
+
+    return carry_out
+
+
+for _command in (
+    run, fetch, doctor, lab, control, inspect, up, ps, top, console, down,
+):  # fmt: skip
+    app.command()(_interruptible(_command))
 
 
 def installed_version() -> str:
@@ -176,11 +194,3 @@ def _report(bug: BaseException) -> str:
 def _state_directory() -> Path:
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local/state") / "understudy"
-
-
-def _script() -> None:
-    sys.exit(main())
-
-
-if __name__ == "__main__":
-    _script()

@@ -261,6 +261,14 @@ class Config:
         "--snapshot", check=_switch,
     )  # fmt: skip
 
+    agent: str = option(
+        "auto",
+        "How commands reach the guest.  virtio: by a virtio console, whose driver the guest gets; "
+        "port: by a port of ours; auto: by virtio if the VM has other virtio devices.",
+        "--agent",
+        **_one_of("auto", "port", "virtio"),
+    )
+
     def __post_init__(self) -> None:
         for one in fields(self):
             kept = option_of(one).check(one.name, getattr(self, one.name))
@@ -274,7 +282,16 @@ class Config:
     @property
     def has_virtio(self) -> bool:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
-        return bool(self.disks) or any(name.startswith("virtio_") for name, _ in self.devices)
+        return (
+            self.agent == "virtio"
+            or bool(self.disks)
+            or any(name.startswith("virtio_") for name, _ in self.devices)
+        )
+
+    @property
+    def has_virtio_agent(self) -> bool:
+        """Whether the agent may come by a virtio console."""
+        return self.has_virtio and self.agent != "port"
 
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:

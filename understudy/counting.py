@@ -32,6 +32,7 @@ def counted(
         "flushes": paging.flushes,
         "evictions": paging.evictions,
         "faults": dict(paging.faults),
+        "real_mode": paging.real_mode_spells,
         "tables": paging.table_count,
         "cr_accesses": _sum([vcpu.counts.named_cr_accesses() for vcpu in vcpus]),
         "injected": _sum([dict(sorted(v.events.state.injected.items())) for v in vcpus]),

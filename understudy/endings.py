@@ -77,9 +77,10 @@ class Endings:
             for vcpu in self._vcpus:
                 if any(vcpu.requested is stop for stop in ours):
                     vcpu.requested = None
-            self._raise_problem()
+            self.raise_problem()
 
-    def _raise_problem(self) -> None:
+    def raise_problem(self) -> None:
+        """Raise what a callback has failed with, once."""
         problem, self._problem = self._problem, None
         if problem is not None:
             raise problem

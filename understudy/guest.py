@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from understudy.arch.cr import RFLAGS
 from understudy.arch.segment import Segment, TableRegister
-from understudy.silicon import Exit
+from understudy.silicon import Exit, Processor
 from understudy.state import U8, U32, U64
 
 RSP: Final = 4
+MOST_STALE: Final = 16  # requests to forget something, before it is to forget everything
 IF: Final = RFLAGS.IF.mask
 RF: Final = RFLAGS.RF.mask
 
@@ -65,10 +66,6 @@ class Control(NamedTuple):
     pdptes: tuple[U64, ...] = (0, 0, 0, 0)
 
 
-class UnsupportedMode(ValueError):
-    """A mode in which this technique cannot run a guest."""
-
-
 class CannotExecute(Exception):
     """The technique cannot go on with its guest; says why.  The run ends with an error."""
 
@@ -100,6 +97,8 @@ class Guest(ABC):
     """Set one.  KeyError if it does not take the value."""
     take_pmu_interrupt: Callable[[], None]
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
+    view: Any
+    """What this processor has of the paging technique: a `paging.View`."""
     xcr0: int  # the state components that XSAVE and its kin may save
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
@@ -111,6 +110,7 @@ class Guest(ABC):
         self.notify: Callable[[], None] = lambda: None  # have `pay` called before the next entry
         self._stale: list[Sequence[int] | None] = []  # what must be forgotten; None: everything
         self.after_skip: Callable[[], None] | None = None  # hears of instructions that are done
+        self.moved: Callable[[], None] = lambda: None  # hears that the fast ways lead elsewhere
 
     # --- general registers, instruction pointer, flags ---
 
@@ -202,15 +202,11 @@ class Guest(ABC):
 
     @abstractmethod
     def load_control(self, values: Control) -> None:
-        """Set all of them."""
+        """Set all of them.  OutOfFrames if they need tables for which the host has no room."""
 
     @abstractmethod
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         """The guest has loaded CR3, where the hypervisor keeps it."""
-
-    @abstractmethod
-    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
-        """UnsupportedMode if a guest with this CR0 cannot run so under a paging technique."""
 
     @abstractmethod
     def set_cr2(self, value: int) -> None: ...
@@ -310,6 +306,10 @@ class Guest(ABC):
         """RFLAGS.IF."""
         return bool(self.rflags & IF)
 
+    @abstractmethod
+    def stir(self, seed: bytes) -> None:
+        """Stir 32 bytes into what its random numbers follow from."""
+
     # --- time ---
 
     @abstractmethod
@@ -348,8 +348,9 @@ class Guest(ABC):
         """
         if self.thread == get_ident():
             self.forget(addresses)
-        else:
-            self._stale.append(addresses)
+        elif self._stale[-1:] != [None]:
+            is_full = len(self._stale) >= MOST_STALE  # it may not run for long
+            self._stale.append(None if is_full else addresses)
             self.notify()
 
     def pay(self) -> None:
@@ -360,6 +361,21 @@ class Guest(ABC):
     @abstractmethod
     def use(self, paging: Any) -> None:
         """Translate by another `Paging` from now on.  The processor must be out of the guest."""
+
+    # --- on a processor, or on none ---
+
+    @abstractmethod
+    def place(self, processor: Processor) -> None:
+        """Put it onto this processor, where nobody is; it leaves the one on which it is."""
+
+    @abstractmethod
+    def take_off(self) -> None:
+        """It is on no processor now.  It must be out of the guest."""
+
+    @property
+    @abstractmethod
+    def place_now(self) -> Processor | None:
+        """The processor on which it is."""
 
     # --- saving, ending ---
 

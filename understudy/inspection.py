@@ -133,10 +133,10 @@ def inspect(
 def of_vcpu(vcpu: Vcpu, gva: int) -> Inspection:
     """Both walks of an address of the guest that runs there."""
     vcpu.leave_guest()
-    guest, memory, pages = vcpu.guest, vcpu.memory, vcpu.paging
+    guest, memory, view = vcpu.guest, vcpu.memory, vcpu.view
     return inspect(
-        gva, f"paging {pages.name}", Registers(*guest.control()), reader(memory.read),
-        pages.eptp, Registers(*guest.real_control()[:4], None), reader(memory.host.memory.read),
+        gva, f"paging {view.paging.name}", Registers(*guest.control()), reader(memory.read),
+        view.eptp, Registers(*guest.real_control()[:4], None), reader(memory.host.memory.read),
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class Router:
         bootstrap = self.vcpus[0]
         bootstrap.events.state.extint = level
         bootstrap.apic.lint(0, level)
-        bootstrap.look()
+        bootstrap.look_now()
 
     # --- between processors ---
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from understudy import vm as machine
+from understudy.agent.command import Terminal
+from understudy.agent.result import LinuxError, Result
 from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
@@ -23,11 +25,11 @@ from understudy.guests import modules as drivers
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
 from understudy.guests.entry import Entry, GuestError
-from understudy.linux_session import GuestStopped, GuestTimeout, Linux, LinuxError, Result
+from understudy.linux_session import GuestStopped, GuestTimeout, Linux
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 
-__all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result"]
+__all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result", "Terminal"]
 
 SEED_BYTES = 32
 
@@ -142,6 +144,7 @@ class VM(machine.VM):
     wait_for_prompt = _of_session(Linux.wait_for_prompt)
     wait_for_text = _of_session(Linux.wait_for_text)
     wait_for_agent = _of_session(Linux.wait_for_agent)
+    start = _of_session(Linux.start)
     run = _of_session(Linux.run)
     power_off = _of_session(Linux.power_off)
     run_until = _of_session(Linux.run_until)

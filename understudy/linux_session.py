@@ -3,7 +3,7 @@
     session = Linux(machine.VM.restore(data))
     session.run("uname -a")
 
-Source: none; commands travel by the port of `understudy.devices.agent`.
+Source: none; commands and files go by the agent, see `understudy.agent`.
 Invariants: each wait ends, by a limit in guest time, one in wall time, or the guest's own end, and
 says which; however it ends (a callback's exception and Ctrl-C are ways, too), the next one works.
 The session's state goes with the VM's snapshots.
@@ -12,12 +12,18 @@ The session's state goes with the VM's snapshots.
 import re
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from understudy import vm as machine
-from understudy.devices.agent import Agent
+from understudy.agent import command as commands
+from understudy.agent.calls import O_CLOEXEC, O_NOCTTY, O_RDWR, Answer, Call, Request
+from understudy.agent.channel import Channel, ChannelState
+from understudy.agent.command import Ask, Job, Terminal, Wanted
+from understudy.agent.result import LinuxError, Result
+from understudy.agent.running import Command, Stream, clear_up
+from understudy.agent.setup import power_off, settle
 from understudy.last_words import NOTHING_PRINTED, ending, last_lines, reason
 from understudy.state import plain, restore
 from understudy.verdict import Stop, StopKind
@@ -25,7 +31,7 @@ from understudy.verdict import Stop, StopKind
 # How much of what the console showed is kept; a guest may print for ever.
 CONSOLE_KEPT_BYTES = 1 << 20
 # How much a command may print that nobody takes as it comes; of what is taken, a megabyte is kept.
-OUTPUT_KEPT_BYTES = 1 << 26
+OUTPUT_KEPT_BYTES = 1 << 28
 # The shell prompts of busybox and of most others, at the end of what was printed.
 PROMPT = rb"[#$] (?:\x1b\[6n)?\Z"
 
@@ -33,17 +39,10 @@ BOOT_GUEST_S = 300.0
 BOOT_WALL_S = 600.0
 COMMAND_GUEST_S = 600.0
 COMMAND_WALL_S = 600.0
+LAST_GUEST_S, LAST_WALL_S = 5.0, 10.0  # to end a command
 
 _NS = 1_000_000_000
 SLICE_S = 0.25  # `on_slice` is called this often
-
-
-class LinuxError(RuntimeError):
-    """A guest did not do what it was asked to.  `detail` holds its decoded state, if that helps."""
-
-    def __init__(self, line: str, detail: str = "") -> None:
-        super().__init__(line)
-        self.detail = detail
 
 
 class GuestTimeout(LinuxError):
@@ -59,21 +58,13 @@ class GuestStopped(LinuxError):
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a command printed, standard output and error together, and the status it ended with.
+class Limits:
+    """How long something is waited for, and since when."""
 
-    `output` is `raw` read as UTF-8.
-    """
-
-    output: str
-    status: int
-    raw: bytes
-
-    def check(self) -> Self:
-        """Itself if the command succeeded; raises LinuxError if not."""
-        if self.status != 0:
-            raise LinuxError(f"the command ended with status {self.status}", self.output)
-        return self
+    guest_s: float
+    wall_s: float
+    guest_ends_ns: int
+    wall_ends_s: float
 
 
 @dataclass
@@ -81,8 +72,9 @@ class LinuxState:
     """What a snapshot keeps of a session."""
 
     heard: bytearray = field(default_factory=bytearray)  # the end of what the console showed
-    output: bytearray = field(default_factory=bytearray)  # of the command under way
-    status: int | None = None  # of the last command, once it has ended
+    channel: ChannelState = field(default_factory=ChannelState)
+    environment: list[bytes] | None = None  # of commands, once the agent has been asked
+    jobs: list[Job] = field(default_factory=list)  # under way
 
 
 class Linux:
@@ -96,11 +88,12 @@ class Linux:
     def __init__(self, vm: machine.VM) -> None:
         self.vm, self.state = vm, LinuxState()
         self.on_slice: Callable[[], None] | None = None
-        self._on_output: Callable[[bytes], None] | None = None
         self._is_waiting = False
+        self._listened_to: list[Job] = []
+        self.channel = Channel(vm.pc)
+        self.channel.state = self.state.channel
         vm.console.on_output.append(self._hear)
-        self._agent.on_output.append(self._hear_output)
-        self._agent.on_exit.append(self._hear_exit)
+        vm.on_reset.append(self._restart)
         vm.sessions.attach("linux", self)
 
     def save(self) -> dict[str, Any]:
@@ -110,16 +103,19 @@ class Linux:
 
     def load(self, saved: dict[str, Any]) -> None:
         """Go on where the saved session was; a command under way is nobody's any more."""
-        self.state = restore(LinuxState, saved, "Linux")
-        self._agent.give_up()
+        self._become(restore(LinuxState, saved, "Linux"))
+
+    def _restart(self) -> None:
+        """The guest starts again, and its agent with it."""
+        self._become(LinuxState(heard=self.state.heard))
+
+    def _become(self, state: LinuxState) -> None:
+        self.state, self._listened_to = state, []
+        self.channel.load(state.channel)
 
     def let_go(self) -> None:
         """The VM is closed: what was heard stays, and nothing holds the VM any more."""
         self.vm = weakref.proxy(self.vm)
-
-    @property
-    def _agent(self) -> Agent:
-        return self.vm.pc.agent
 
     # --- The console ------------------------------------------------------------------------
 
@@ -135,10 +131,17 @@ class Linux:
     def resize_console(self, rows: int, columns: int) -> None:
         """Tell the guest how large the window is that shows its console; does not wait for it.
 
-        Nothing happens in a guest without the agent, or while another command is under way.
+        Nothing happens in a guest without the agent, or while it does something else.
         """
-        if self._agent.is_there and not self._agent.is_busy:
-            self._agent.request(b"stty -F /dev/ttyS0 rows %d cols %d" % (rows, columns))
+        if self.channel.is_there and self.channel.is_idle:
+            request = Request()
+            console = request.call(
+                Call.OPEN, request.text("/dev/ttyS0"), O_RDWR | O_NOCTTY | O_CLOEXEC
+            )
+            window = request.keep(bytes(Terminal(rows, columns)))
+            request.call(Call.IOCTL, console, commands.TIOCSWINSZ, window)
+            request.call(Call.CLOSE, console)
+            self.channel.send(request)
 
     def wait_for_prompt(
         self,
@@ -175,68 +178,144 @@ class Linux:
     ) -> None:
         """Run until the guest takes commands: its user land is up."""
         self.run_until(
-            lambda: self._agent.is_there,
+            lambda: self.channel.is_there,
             "understudy's agent (an initrd of one's own has none)",
             timeout_guest_s,
             timeout_wall_s,
         )
 
+    def start(
+        self,
+        command: str | bytes,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        has_input: bool = False,
+        terminal: Terminal | None = None,
+        timeout_guest_s: float = COMMAND_GUEST_S,
+        timeout_wall_s: float = COMMAND_WALL_S,
+    ) -> Command:
+        """Start a shell command in the guest; boots first if need be.
+
+        `cwd` is where it begins, `env` is added to its environment.  It has a standard input if
+        `has_input`, or a pseudo-terminal instead of all three streams.  The limits are for all of
+        it: when one is over, the command is ended, with its process group, and GuestTimeout raised.
+        """
+        raw = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
+        awaited = f"the end of {raw.decode('utf-8', 'replace')!r}"
+        self._refuse_if_waiting(f"run {raw.decode('utf-8', 'replace')!r}")
+        if not self.channel.is_there:
+            self.wait_for_agent()
+        ask = self._asker(awaited, self._limits(timeout_guest_s, timeout_wall_s))
+        environment = self._settled(ask)
+        job = commands.start(
+            ask,
+            Wanted(
+                raw,
+                commands.with_changes(environment, env or {}),
+                cwd,
+                terminal,
+                has_input,
+            ),
+        )
+        jobs, listened_to = self.state.jobs, self._listened_to
+        jobs.append(job)
+        listened_to.append(job)
+
+        def at_last(request: Request) -> Answer:
+            return self._asker(awaited, self._limits(LAST_GUEST_S, LAST_WALL_S))(request)
+
+        def over(is_gone: bool) -> None:
+            listened_to.remove(job)
+            if is_gone:
+                jobs.remove(job)
+
+        return Command(job, ask, at_last, over, has_terminal=terminal is not None)
+
     def run(
         self,
-        command: str,
+        command: str | bytes,
         *,
+        input: str | bytes | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        terminal: Terminal | None = None,
         timeout_guest_s: float = COMMAND_GUEST_S,
         timeout_wall_s: float = COMMAND_WALL_S,
         on_output: Callable[[bytes], None] | None = None,
+        on_error: Callable[[bytes], None] | None = None,
     ) -> Result:
-        """Run a shell command in the guest and wait for its end; boots first if need be.
+        """Run a shell command in the guest and wait for its end; as `start`, with `input`.
 
-        `on_output` gets the output as it comes, and the result has its last megabyte.  LinuxError
-        if a command prints more than 64 MiB that nobody takes so.  A command that is not done in
-        time is given up (it goes on in the guest until the next one begins) and GuestTimeout is
-        raised; so is one whose wait ends by Ctrl-C, or by an exception of `on_output`, which is
-        raised here.
+        `on_output` gets the output as it comes, and the result has its last megabyte; with
+        `on_error`, that gets what comes on standard error.  LinuxError if a command prints more
+        than 256 MiB that nobody takes so.  However the wait ends, the command is ended by then.
         """
-        state, agent = self.state, self._agent
-        if not agent.is_there:
-            self.wait_for_agent()
-        if agent.is_busy and not self._is_waiting:  # with the size of the window
-            self.run_until(lambda: not agent.is_busy, "an answer", timeout_guest_s, timeout_wall_s)
-        self._refuse_if_waiting(f"run {command!r}")
-        state.output.clear()
-        state.status, self._on_output = None, on_output
-        agent.request(command.encode("utf-8", "surrogateescape"))
-        try:
-            self.run_until(
-                lambda: state.status is not None,
-                f"the end of {command!r}",
-                timeout_guest_s,
-                timeout_wall_s,
-            )
-        except BaseException:
-            agent.give_up()
-            raise
-        finally:
-            self._on_output = None
-        raw, status = bytes(state.output), state.status
-        assert status is not None
-        return Result(raw.decode("utf-8", "replace"), status, raw)
+        kept: dict[Stream | None, bytearray] = {one: bytearray() for one in (None, *Stream)}
+        takers = {Stream.OUT: on_output, Stream.ERROR: on_error or on_output}
+        with self.start(
+            command,
+            cwd=cwd,
+            env=env,
+            has_input=input is not None,
+            terminal=terminal,
+            timeout_guest_s=timeout_guest_s,
+            timeout_wall_s=timeout_wall_s,
+        ) as running:
+            if input is not None:
+                running.send(input)
+                running.close_input()
+            for stream, data in running:
+                taker = takers[stream]
+                for one in (None, stream):
+                    _keep(kept[one], data, is_taken=taker is not None)
+                if taker is not None:
+                    taker(data)
+        raw, out, error = (bytes(one) for one in kept.values())
+        assert running.status is not None
+        return Result(
+            raw.decode("utf-8", "replace"), running.status, raw, out, error, running.signal_number
+        )
 
     def power_off(self, *, timeout_guest_s: float = 60.0, timeout_wall_s: float = 120.0) -> None:
-        """Ask the guest to power itself off, and wait until it has."""
-        agent = self._agent
-        if not agent.is_there:
-            self.wait_for_agent()
+        """Have the guest power itself off, and wait until it has."""
         self._refuse_if_waiting("power off")
-        agent.give_up()
-        agent.request(b"poweroff -f")
+        if not self.channel.is_there:
+            self.wait_for_agent()
         try:
-            self.run_until(lambda: False, "the power-off", timeout_guest_s, timeout_wall_s)
+            power_off(self._asker("the power-off", self._limits(timeout_guest_s, timeout_wall_s)))
         except GuestStopped as stopped:
             if stopped.stop.kind is not StopKind.POWEROFF:
                 raise
-        finally:
-            agent.give_up()
+
+    def _settled(self, ask: Ask) -> list[bytes]:
+        """The agent is as it should be, and has nothing to do; the environment of commands."""
+        state = self.state
+        if state.environment is None:
+            state.environment = settle(ask)
+        for job in [one for one in state.jobs if one not in self._listened_to]:
+            state.jobs.remove(job)
+            clear_up(ask, job)
+        return state.environment
+
+    def _asker(self, awaited: str, limits: Limits) -> Ask:
+        """What asks the agent within these limits."""
+
+        def ask(request: Request) -> Answer:
+            channel = self.channel
+            if not channel.is_there:
+                raise LinuxError(f"the guest's agent has gone before {awaited} came")
+            channel.send(request)
+            self._run(lambda: channel.has_answer or not channel.is_there, awaited, limits)
+            if not channel.has_answer:
+                raise LinuxError(f"the guest's agent has gone before {awaited} came")
+            return request.read(channel.take())
+
+        return ask
+
+    def _limits(self, guest_s: float, wall_s: float) -> Limits:
+        ends_ns = self.vm.clock.now() + round(guest_s * _NS)
+        return Limits(guest_s, wall_s, ends_ns, time.monotonic() + wall_s)
 
     # --- Running ----------------------------------------------------------------------------
 
@@ -248,12 +327,15 @@ class Linux:
         timeout_wall_s: float,
     ) -> None:
         """Run until `done()`; GuestTimeout or GuestStopped says that `awaited` did not come."""
+        self._run(done, awaited, self._limits(timeout_guest_s, timeout_wall_s))
+
+    def _run(self, done: Callable[[], bool], awaited: str, limits: Limits) -> None:
         self._refuse_if_waiting(f"wait for {awaited}")
         if self.vm.is_closed:
             raise RuntimeError(f"{self.vm.name} is closed")
         self._is_waiting = True
         try:
-            self._wait(done, awaited, timeout_guest_s, timeout_wall_s)
+            self._wait(done, awaited, limits)
         finally:
             self._is_waiting = False
 
@@ -264,28 +346,22 @@ class Linux:
                 "wait, or another thread; do it afterwards"
             )
 
-    def _wait(
-        self,
-        done: Callable[[], bool],
-        awaited: str,
-        timeout_guest_s: float,
-        timeout_wall_s: float,
-    ) -> None:
-        deadline_ns = self.vm.clock.now() + round(timeout_guest_s * _NS)
-        ends_at = time.monotonic() + timeout_wall_s
+    def _wait(self, done: Callable[[], bool], awaited: str, limits: Limits) -> None:
         while not done():
-            left = ends_at - time.monotonic()
+            left = limits.wall_ends_s - time.monotonic()
             if left <= 0:
-                raise self._timeout(awaited, f"{timeout_wall_s:g} s")
+                raise self._timeout(awaited, f"{limits.wall_s:g} s")
             span = left if self.on_slice is None else min(left, SLICE_S)
-            stop = self.vm.go(until=done, deadline_ns=deadline_ns, wall_seconds=span, reboot=False)
+            stop = self.vm.go(
+                until=done, deadline_ns=limits.guest_ends_ns, wall_seconds=span, reboot=False
+            )
             if self.on_slice is not None:
                 self.on_slice()
             match stop.kind:
                 case StopKind.UNTIL | StopKind.WALL:
                     pass
                 case StopKind.DEADLINE if not done():
-                    raise self._timeout(awaited, f"{timeout_guest_s:g} s of guest time")
+                    raise self._timeout(awaited, f"{limits.guest_s:g} s of guest time")
                 case StopKind.DEADLINE:
                     pass
                 case _:
@@ -318,31 +394,14 @@ class Linux:
         if len(heard) > 2 * CONSOLE_KEPT_BYTES:
             del heard[:-CONSOLE_KEPT_BYTES]
 
-    def _hear_output(self, data: bytes) -> None:
-        self._keep(data)
-        if self._on_output is not None:
-            self._tell(self._on_output, data)
 
-    def _hear_exit(self, status: int) -> None:
-        self.state.status = status
-
-    def _keep(self, chunk: bytes) -> None:
-        """What a guest prints is bounded, and nothing is left out unsaid."""
-        output = self.state.output
-        output += chunk
-        if self._on_output is not None and len(output) > 2 * CONSOLE_KEPT_BYTES:
-            del output[:-CONSOLE_KEPT_BYTES]
-        elif len(output) > OUTPUT_KEPT_BYTES:
-            output.clear()
-            self._agent.give_up()
-            self.vm.fail(LinuxError(
-                f"the command has printed more than {OUTPUT_KEPT_BYTES >> 20} MiB: "
-                "take its output as it comes, with on_output"
-            ))  # fmt: skip
-
-    def _tell(self, listener: Callable[[bytes], None], chunk: bytes) -> None:
-        try:
-            listener(chunk)
-        except Exception as problem:  # the wait raises it, when the guest's access is done
-            self._on_output = None
-            self.vm.fail(problem)
+def _keep(kept: bytearray, data: bytes, *, is_taken: bool) -> None:
+    """What a guest prints is bounded, and nothing is left out unsaid."""
+    kept += data
+    if is_taken and len(kept) > 2 * CONSOLE_KEPT_BYTES:
+        del kept[:-CONSOLE_KEPT_BYTES]
+    elif len(kept) > OUTPUT_KEPT_BYTES:
+        raise LinuxError(
+            f"the command has printed more than {OUTPUT_KEPT_BYTES >> 20} MiB: "
+            "take its output as it comes, with on_output"
+        )

@@ -138,13 +138,14 @@ def window_sizes(tell: Callable[[int, int], None]) -> Iterator[None]:
 class RawMode:
     """A terminal that hands over every key as typed, until it is left."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, mode: Callable[[int, int], object] = tty.setraw) -> None:
+        """`mode`: `tty.setcbreak` leaves Ctrl-C, and what is printed, as they are."""
+        self._fd, self._mode = fd, mode
         self._before: list[object] = []
 
     def __enter__(self) -> Self:
         self._before = termios.tcgetattr(self._fd)
-        tty.setraw(self._fd, termios.TCSADRAIN)
+        self._mode(self._fd, termios.TCSADRAIN)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -228,6 +229,9 @@ class Output:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
                 select.select([], [self._fd], [])
+            except OSError as error:
+                error.filename = error.filename or "standard output"  # it is what nobody named
+                raise
 
 
 def note(text: str) -> None:

@@ -13,7 +13,7 @@ same turns; a limit of one run changes no turn of the next.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.loop import Vcpu
@@ -21,6 +21,8 @@ from understudy.vcpu.time import NEVER, GuestClock
 from understudy.verdict import ASLEEP, Stop, StopKind
 
 TURN_NS: Final = 50_000
+GRAIN: Final = 1 << 12
+"""A clock's offset is a multiple of this, so that timers tick with the processors' TSC."""
 
 
 class Turns:
@@ -70,9 +72,32 @@ class Turns:
             vcpu.look()
         self.clock.source = vcpu.guest.read_tsc
 
-    def resume(self) -> None:
-        """All that is known of time was restored: the processor that is furthest was the last."""
-        self.clock.source = max((one.guest.read_tsc for one in self.vcpus), key=lambda read: read())
+    def resume(self, offset: int, now: int) -> None:
+        """The VM was restored from a moment at which its clock said `now`.
+
+        The processor that is furthest was the last.  If it comes from elsewhere, or runs in real
+        time, its counter does not say `now`.
+        """
+        clock = self.clock
+        clock.source = max((one.guest.read_tsc for one in self.vcpus), key=lambda read: read())
+        if not self.is_wall and clock.now() != now:
+            self.vcpus[0].guest.advance((now - clock.source()) % GRAIN or GRAIN)
+            clock.source = self.vcpus[0].guest.read_tsc
+        clock.offset = now - clock.source()
+
+    def save(self) -> dict[str, Any]:
+        """Whose turn it is follows from the time."""
+        return {}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Nor does it matter here where the VM was."""
+
+    def counts(self) -> dict[str, Any]:
+        """Nothing is shared."""
+        return {}
+
+    def close(self) -> None:
+        """The VM is no more."""
 
     def _wait(self, vcpu: Vcpu, limit: int) -> Stop | None:
         """One step of the time in which this one waits: to what is due next, or another's turn."""

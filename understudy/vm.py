@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from understudy import assembly, inspection
+from understudy import assembly, inspection, tenant
 from understudy.answers.triple_fault import meant
 from understudy.closed import says_closed
 from understudy.config import Config
@@ -34,11 +34,9 @@ from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
-from understudy.silicon import Processor
 from understudy.state import Kept, plain, restore
-from understudy.turns import Turns
+from understudy.tenant import Tenant
 from understudy.vcpu.loop import Vcpu
-from understudy.vcpu.time import GuestClock
 from understudy.verdict import UNEXPECTED, Stop, StopKind
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ PARTS = frozenset(
 
 
 @says_closed("name", "clock_kind", "engine", gone=PARTS)
-class VM:
+class VM(Tenant):
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
@@ -66,7 +64,8 @@ class VM:
         **options: Any,
     ) -> None:
         """`contents`: what is in its memory from the beginning (None: what firmware leaves)."""
-        self.config = config = Config.of(config, **options)
+        config = Config.of(config, **options)
+        self.config = config = config if contents else assembly.on_host(config, host)
         assembly.check_names(config)
         self.is_closed = False
         with ExitStack() as given:  # given back here if something fails, else by `close`
@@ -85,18 +84,11 @@ class VM:
             self.memory.populate()
         else:
             contents.fill(self.memory)
-        self.processors: list[Processor] = []
-        for _ in config.topology.apic_ids:
-            self.processors.append(self.host.plug(config.engine, config.clock))
-            given.callback(self.host.unplug, self.processors[-1])
-        bootstrap = self.processors[0]
-        self.clock = GuestClock(lambda: bootstrap.tsc)
-        self.clock.offset = -self.clock.source()
+        self.processors, self.clock = assembly.processors_of(config, self.host, given)
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
-        self.turns = Turns(self.vcpus, self.clock, is_wall=config.clock == "wall")
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = assembly.board_of(
@@ -107,13 +99,17 @@ class VM:
         self.bus = self.pc.bus
         self.pages = assembly.paging_of(config, self.host, self.memory)
         given.callback(lambda: self.pages.close())  # the technique of then
-        for processor in self.processors:
+        for _ in config.topology.apic_ids:
             vcpu = assembly.vcpu_of(
-                config, self.host, processor, self.pages, self.memory, self.pc, self.interrupts,
-                self.posts, self.clock,
+                config, self.host, self.processors, self.pages, self.memory, self.pc,
+                self.interrupts, self.posts, self.clock,
             )  # fmt: skip
             self.vcpus.append(vcpu)
             given.callback(vcpu.close)
+        self.turns = tenant.place_of(
+            self.host, config, self.vcpus, self.clock, self._ended, self.pc.kvmclock.stolen, self
+        )
+        given.callback(self.turns.close)
         self.machine = Machine(self.memory, self.vcpus, self.pc)
         if contents is None:
             self.pc.install_tables()
@@ -152,19 +148,17 @@ class VM:
     def change_paging(self, name: str) -> None:
         """Change it now: on the VM's thread, between two exits.
 
-        ValueError if the guest is in real-address mode, which needs EPT; OutOfFrames if the host
-        has no room for the tables; nothing has changed then.
+        OutOfFrames if the host has no room for the tables; nothing has changed then.
         """
         config, old = assembly.with_paging(self.config, name), self.pages
         if name == old.name:
             return
-        old.finish_step()
+        old.finish_steps()
         pages = assembly.paging_of(config, self.host, self.memory)
         try:
             for vcpu in self.vcpus:
-                cr0 = vcpu.guest.control().cr0
-                vcpu.guest.check_mode(cr0, name, has_ept=pages.has_ept)
-        except ValueError:
+                pages.prepare(vcpu.guest.control().cr0)
+        except OutOfFrames:
             pages.close()
             raise
         self.pages, self.config = pages, config
@@ -194,7 +188,7 @@ class VM:
             raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
         for vcpu in self.vcpus:
             vcpu.leave_guest()
-        self.pages.finish_step()
+        self.pages.finish_steps()
         self.memory.clear()
         self.pc.reset()
         self.pc.install_tables()
@@ -224,22 +218,26 @@ class VM:
         if until is not None and until():
             return Stop(StopKind.UNTIL)
         end = None if budget is None else self.instructions + budget
-        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
         with self.endings.within(deadline_ns, wall_seconds):
-            while True:
-                stop = self.turns.run(end, until)
-                stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
-                if stop.kind is not StopKind.RESET or not again:
-                    return self._described(stop)
-                try:
-                    self.reset()
-                except OutOfFrames as problem:
-                    self.endings.request(stop)  # the next run tries again
-                    words = f"the host has no room for the guest to start again: {problem}"
-                    return self._described(Stop(StopKind.ERROR, words))
-                self.endings.again()
+            while (stop := self._ended(self.turns.run(end, until), reboot)) is None:
                 if until is not None and until():
                     return Stop(StopKind.UNTIL)
+        return stop
+
+    def _ended(self, stop: Stop, reboot: bool | None = None) -> Stop | None:
+        """What comes of the end of a run; None: the guest has started again."""
+        stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
+        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
+        if stop.kind is not StopKind.RESET or not again:
+            return self._described(stop)
+        try:
+            self.reset()
+        except OutOfFrames as problem:
+            self.endings.request(stop)  # the next run tries again
+            words = f"the host has no room for the guest to start again: {problem}"
+            return self._described(Stop(StopKind.ERROR, words))
+        self.endings.again()
+        return None
 
     def _refuse_if_running(self, wish: str) -> None:
         if any(vcpu.is_running for vcpu in self.vcpus):
@@ -279,7 +277,7 @@ class VM:
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        return counted(self.vcpus, self.processors, self.pages)
+        return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
 
     def describe(self) -> str:
         """The decoded state, for people."""
@@ -321,15 +319,16 @@ class VM:
         for vcpu in self.vcpus:
             vcpu.leave_guest()
         own = {"config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset}
+        own["place"] = self.turns.save()
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
-        self.clock.offset = restore(int, state["offset"], "offset")
+        offset, now = (restore(int, state[name], name) for name in ("offset", "now"))
+        self.clock.offset = offset
         for name, part in self.parts.items():
             part.load(state[name])
-        if self.clock_kind == "wall":  # guest time goes on from where it was
-            self.clock.offset = restore(int, state["now"], "now") - self.processors[0].tsc
-        self.turns.resume()
+        self.turns.resume(offset, now)
+        self.turns.load(state["place"])
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
@@ -364,7 +363,7 @@ class VM:
             try:
                 vm._become(image.state)
                 vm._load = image.load
-                assembly.tell_apart(vm.config, vm.pc, vm.processors, clone)
+                assembly.tell_apart(vm.config, vm.pc, vm.vcpus, clone)
             except BaseException:
                 vm.close()
                 raise

@@ -13,8 +13,8 @@
 use std::arch::asm;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::*, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*, fence};
+use std::sync::{Arc, Once};
 
 use crate::addr::FRAME_BYTES;
 use crate::bus::{Agent, Bus};
@@ -23,6 +23,22 @@ use crate::dbt::zeroed::Zeroed;
 
 /// Bytes of a cache line.
 const LINE_BYTES: u64 = 64;
+
+/// How many forks led from the process in which the first memory was made to this one.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Which process this is.  A mapping that is shared with another one is no copy: a fork takes no memory along,
+/// nor generated code, and whoever was made in another process is refused here.
+#[must_use]
+pub fn process() -> u32 {
+    extern "C" fn forked() {
+        FORKS.fetch_add(1, Relaxed);
+    }
+    static WATCH: Once = Once::new();
+    // SAFETY: the handler only counts.
+    WATCH.call_once(|| _ = unsafe { libc::pthread_atfork(None, None, Some(forked)) });
+    FORKS.load(Relaxed)
+}
 
 /// Physical memory of one machine, shared by its processors.
 pub struct Memory {
@@ -34,6 +50,7 @@ pub struct Memory {
     dirty_epoch: AtomicU64,
     code: Marks,
     bus: Arc<Bus>,
+    process: u32,
 }
 
 // SAFETY: all access goes through raw pointers into a shared mapping that lives as long as the
@@ -84,6 +101,7 @@ impl Memory {
             dirty_epoch: AtomicU64::new(0),
             code,
             bus: Arc::default(),
+            process: process(),
         }))
     }
 
@@ -98,6 +116,12 @@ impl Memory {
     #[must_use]
     pub fn bus(&self) -> &Arc<Bus> {
         &self.bus
+    }
+
+    /// Whether it was made in this process, and not in one that this was forked from.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.process == process()
     }
 
     /// The memfd.

@@ -1,7 +1,8 @@
 //! A processor as bytes, and as one number.
 //!
 //! One function, [`visit`], lists what a processor is; saving, loading and hashing all walk it, so
-//! that none can forget what another knows.
+//! that none can forget what another knows.  What of a guest is not in its VMCS when it has exited
+//! is a part of that list, [`visit_live`], which can be had alone.
 //!
 //! What the TLB and the walker's caches hold is not among it.  Saving empties them in the processor that is saved, too: it and a
 //! processor that loads the bytes go on alike, to the last walk and accessed flag.
@@ -20,7 +21,7 @@ use crate::cpu::xsave::XCR0_KNOWN;
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x07");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x08");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -174,27 +175,13 @@ fn visit_pointers(p: &mut Pointers, w: &mut Walk<'_>) {
     p.fop &= 0x7FF;
 }
 
-/// All of a processor but its TLB, its clock and what derives from the rest.
-fn visit(core: &mut Core, w: &mut Walk<'_>) {
+/// What VM exits leave of a guest in the processor, and VM entries of the next one find there: SDM
+/// 3C, "Saving Guest State" and "Loading Guest State", do not name it.
+fn visit_live(core: &mut Core, w: &mut Walk<'_>) {
     w.words(&mut core.gpr);
-    w.word(&mut core.rip);
-    w.word(&mut core.rflags);
-    for s in &mut core.seg {
-        w.segment(s, "a segment register");
-    }
-    w.segment(&mut core.ldtr, "LDTR");
-    w.segment(&mut core.tr, "TR");
-    w.table(&mut core.gdtr, "GDTR");
-    w.table(&mut core.idtr, "IDTR");
-    w.choice(&mut core.cpl, &[0, 1, 2, 3], "the privilege level");
-    for cr in [&mut core.cr0, &mut core.cr2, &mut core.cr3, &mut core.cr4, &mut core.efer] {
-        w.word(cr);
-    }
-    if core.cr4 & !cr4::KNOWN != 0 || core.efer & !efer::KNOWN != 0 {
-        w.fail("CR4 or IA32_EFER has bits that this processor does not have");
-    }
-    w.words(&mut core.dr);
-    w.words(&mut core.pdpte);
+    w.word(&mut core.cr2);
+    w.words(&mut core.dr[..4]);
+    w.word(&mut core.dr[6]);
     let m = &mut core.msr;
     for msr in [
         &mut m.star,
@@ -202,17 +189,7 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
         &mut m.cstar,
         &mut m.fmask,
         &mut m.kernel_gs_base,
-        &mut m.sysenter_cs,
-        &mut m.sysenter_esp,
-        &mut m.sysenter_eip,
         &mut m.tsc_aux,
-        &mut m.tsc_adjust,
-        &mut m.pat,
-        &mut m.misc_enable,
-        &mut m.debugctl,
-        &mut m.spec_ctrl,
-        &mut m.feature_control,
-        &mut m.mtrr_def_type,
         &mut m.xss,
         &mut m.pkrs,
     ] {
@@ -225,13 +202,6 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     w.number(&mut core.pkru, "PKRU");
     w.words(&mut core.random.key);
     w.word(&mut core.random.drawn);
-    w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
-    w.flag(&mut core.nmi_blocked, "blocking by NMI");
-    w.flag(&mut core.nmi_pending, "a pending NMI");
-    let activities = [Activity::Active, Activity::Hlt, Activity::Shutdown, Activity::WaitForSipi];
-    w.choice(&mut core.activity, &activities, "the activity state");
-    w.word(&mut core.pending_db);
-    visit_vectoring(&mut core.vectoring, w);
     for eight in core.fx.0.as_chunks_mut::<8>().0 {
         let mut word = u64::from_le_bytes(*eight);
         w.word(&mut word);
@@ -241,9 +211,55 @@ fn visit(core: &mut Core, w: &mut Walk<'_>) {
     if core.fx.mxcsr() & !MXCSR_MASK != 0 {
         w.fail("MXCSR has reserved bits set");
     }
+    w.part(&mut core.pmu, Pmu::to_words, Pmu::from_words, "words of performance monitoring");
+}
+
+/// All of a processor but its TLB, its clock and what derives from the rest.
+fn visit(core: &mut Core, w: &mut Walk<'_>) {
+    visit_live(core, w);
+    w.word(&mut core.rip);
+    w.word(&mut core.rflags);
+    for s in &mut core.seg {
+        w.segment(s, "a segment register");
+    }
+    w.segment(&mut core.ldtr, "LDTR");
+    w.segment(&mut core.tr, "TR");
+    w.table(&mut core.gdtr, "GDTR");
+    w.table(&mut core.idtr, "IDTR");
+    w.choice(&mut core.cpl, &[0, 1, 2, 3], "the privilege level");
+    for cr in [&mut core.cr0, &mut core.cr3, &mut core.cr4, &mut core.efer] {
+        w.word(cr);
+    }
+    if core.cr4 & !cr4::KNOWN != 0 || core.efer & !efer::KNOWN != 0 {
+        w.fail("CR4 or IA32_EFER has bits that this processor does not have");
+    }
+    w.words(&mut core.dr[4..6]);
+    w.word(&mut core.dr[7]);
+    w.words(&mut core.pdpte);
+    let m = &mut core.msr;
+    for msr in [
+        &mut m.sysenter_cs,
+        &mut m.sysenter_esp,
+        &mut m.sysenter_eip,
+        &mut m.tsc_adjust,
+        &mut m.pat,
+        &mut m.misc_enable,
+        &mut m.debugctl,
+        &mut m.spec_ctrl,
+        &mut m.feature_control,
+        &mut m.mtrr_def_type,
+    ] {
+        w.word(msr);
+    }
+    w.choice(&mut core.shadow, &[Shadow::None, Shadow::Sti, Shadow::MovSs], "the interrupt shadow");
+    w.flag(&mut core.nmi_blocked, "blocking by NMI");
+    w.flag(&mut core.nmi_pending, "a pending NMI");
+    let activities = [Activity::Active, Activity::Hlt, Activity::Shutdown, Activity::WaitForSipi];
+    w.choice(&mut core.activity, &activities, "the activity state");
+    w.word(&mut core.pending_db);
+    visit_vectoring(&mut core.vectoring, w);
     w.part(&mut core.vmx, Vmx::to_words, Vmx::from_words, "words of VMX state");
     w.part(&mut core.apic, LocalApic::to_words, LocalApic::from_words, "words of APIC state");
-    w.part(&mut core.pmu, Pmu::to_words, Pmu::from_words, "words of performance monitoring");
     visit_counts(core, w);
     let (mut structures, mut nested) = core.tlb.caches.sizes();
     w.word(&mut structures);
@@ -321,7 +337,39 @@ pub fn save(core: &mut Core) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-fn read(core: &mut Core, words: &[u64]) -> Result<(), Malformed> {
+/// What of a guest is in the processor, as bytes.
+pub fn save_live(core: &mut Core) -> Vec<u8> {
+    let mut words = Vec::with_capacity(160);
+    visit_live(core, &mut Walk::Out(&mut words));
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Let what [`save_live`] took be in the processor.
+///
+/// # Errors
+/// If the bytes are nothing of the kind; the processor is as before then.
+pub fn load_live(core: &mut Core, bytes: &[u8]) -> Result<(), Malformed> {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(Malformed(format!("{} bytes that are no registers of a guest", bytes.len())));
+    }
+    let words: Vec<u64> = chunks.iter().map(|c| u64::from_le_bytes(*c)).collect();
+    let mut before = Vec::with_capacity(words.len());
+    visit_live(core, &mut Walk::Out(&mut before));
+    let result = read(core, &words, visit_live);
+    if result.is_err() {
+        let _ = read(core, &before, visit_live);
+    } else {
+        normalize(&mut core.fx);
+    }
+    core.attention = 1; // generated code knows pages by the old rights
+    result
+}
+
+/// A part of a processor, or all of it.
+type Visit = fn(&mut Core, &mut Walk<'_>);
+
+fn read(core: &mut Core, words: &[u64], visit: Visit) -> Result<(), Malformed> {
     let mut walk = Walk::In { words, problem: None };
     visit(core, &mut walk);
     match walk {
@@ -350,10 +398,10 @@ pub fn load(core: &mut Core, bytes: &[u8]) -> Result<(), Malformed> {
         _ => return Err(Malformed(format!("{} bytes that are no saved processor", bytes.len()))),
     };
     let before = words_of(core);
-    let result = read(core, body);
+    let result = read(core, body, visit);
     if result.is_err() {
         // It came out of this very processor, so it goes in again.
-        let _ = read(core, &before);
+        let _ = read(core, &before, visit);
     } else {
         normalize(&mut core.fx);
         core.tsc_skew = match core.clock {
@@ -466,6 +514,32 @@ mod tests {
             let mut core = real();
             change(&mut core);
             assert_ne!(plain, state_hash(&mut core), "change {i}");
+        }
+    }
+
+    #[test]
+    fn what_is_live_goes_to_another_processor_and_nothing_else_does() {
+        let mut a = real();
+        let all = words_of(&mut a).len();
+        let mut walk = Vec::new();
+        visit_live(&mut a, &mut Walk::Out(&mut walk));
+        assert!(walk.len() > 100 && walk.len() < all);
+        (a.gpr, a.cr2, a.dr[6], a.msr.star, a.pkru) = ([9; 16], 8, 0xFFFF_0FF1, 7, 4);
+        (a.random.drawn, a.fx.0[400], a.pointers.fip, a.rip) = (3, 5, 6, 0x77);
+        let bytes = save_live(&mut a);
+        let mut b = real();
+        load_live(&mut b, &bytes).unwrap();
+        assert_eq!(bytes, save_live(&mut b));
+        assert_eq!(0xFFF0, b.rip);
+        let before = state_hash(&mut b);
+        for at in (0..bytes.len()).step_by(8) {
+            let mut bad = bytes.clone();
+            bad[at..at + 8].fill(0xFF);
+            if load_live(&mut b, &bad).is_ok() {
+                load_live(&mut b, &bytes).unwrap();
+            }
+            assert_eq!(before, state_hash(&mut b), "byte {at}");
+            assert!(load_live(&mut b, &bytes[..at]).is_err());
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod vmx_bed;
 
+use silicon::arch::bits::cr4;
 use silicon::arch::exit::{Exit, reason};
 use silicon::arch::segment::{Segment, seg};
 use silicon::arch::vmcs as f;
@@ -177,6 +178,30 @@ fn bases_are_swapped_read_and_written() {
     for cpl in [1, 3] {
         faults("swapgs below level 0", 13, &SWAPGS, |bed| level(bed, cpl));
     }
+}
+
+#[test]
+fn rights_of_keys_are_read() {
+    const RDPKRU: [u8; 3] = [0x0F, 0x01, 0xEE];
+    let keys = |bed: &mut Bed| {
+        let core = bed.core();
+        core.cr4 |= cr4::PKE;
+        core.pkru = 0x8765_4321;
+        core.gpr[..3].copy_from_slice(&[u64::MAX, 0xF << 32, u64::MAX]);
+    };
+    // stc; rdpkru; sbb ebx, ebx
+    let end = whole("rdpkru", &[0xF9, 0x0F, 0x01, 0xEE, 0x19, 0xDB], nothing, keys);
+    assert_eq!([0x8765_4321, 0xF << 32, 0, 0xFFFF_FFFF], end.gpr[..4]);
+    // xor ecx, ecx; cmp ebp, 2; sete cl; rdpkru (hot by then)
+    let hot = [0x31, 0xC9, 0x83, 0xFD, 0x02, 0x0F, 0x94, 0xC1, 0x0F, 0x01, 0xEE];
+    let end = faults("rdpkru of another register", 13, &hot, keys);
+    assert_eq!(2, end.gpr[5]);
+    // cmp ebp, 2; jne +9; mov rax, cr4; btr eax, 22; mov cr4, rax; rdpkru
+    let mut disabled =
+        vec![0x83, 0xFD, 0x02, 0x75, 0x0A, 0x0F, 0x20, 0xE0, 0x0F, 0xBA, 0xF0, 0x16, 0x0F, 0x22, 0xE0];
+    disabled.extend(RDPKRU);
+    let end = faults("not enabled", 6, &disabled, keys);
+    assert_eq!(2, end.gpr[5]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Random programs end alike on the machine and on this computer's own processor, under either
 //! engine (see `examples/fuzz`, of which this is a short run with a fixed seed).
 
+#[path = "../examples/fuzz/areas.rs"]
+mod areas;
 #[path = "../examples/fuzz/case.rs"]
 mod case;
 #[path = "../examples/fuzz/computer.rs"]

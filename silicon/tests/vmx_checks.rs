@@ -153,6 +153,9 @@ fn checks_on_host_state() {
             ("PERF_GLOBAL_CTRL reserved", |b| {
                 b.set(f::EXIT_CONTROLS, exit::LOAD_PERF_GLOBAL_CTRL).write(f::HOST_PERF_GLOBAL_CTRL, 1 << 4);
             }),
+            ("PKRS beyond 32 bits", |b| {
+                b.set(f::EXIT_CONTROLS, exit::LOAD_PKRS).write(f::HOST_PKRS, 1 << 32);
+            }),
             ("EFER reserved", |b| _ = b.write(f::HOST_EFER, 0x502)),
             ("EFER without LMA", |b| _ = b.write(f::HOST_EFER, 0x100)),
             ("CS with RPL", |b| _ = b.write(f::HOST_CS, 9)),
@@ -195,6 +198,9 @@ fn checks_on_guest_control_registers_and_msrs() {
         }),
         ("PERF_GLOBAL_CTRL reserved", 0, |b| {
             b.set(f::ENTRY_CONTROLS, entry::LOAD_PERF_GLOBAL_CTRL).write(f::GUEST_PERF_GLOBAL_CTRL, 1 << 35);
+        }),
+        ("PKRS beyond 32 bits", 0, |b| {
+            b.set(f::ENTRY_CONTROLS, entry::LOAD_PKRS).write(f::GUEST_PKRS, 1 << 32);
         }),
         ("EFER reserved", 0, |b| _ = b.write(f::GUEST_EFER, 0x502)),
         ("EFER.LMA against the control", 0, |b| _ = b.write(f::GUEST_EFER, 0)),

@@ -62,7 +62,7 @@ def test_every_layout_is_compared() -> None:
     assert silicon.LAYOUTS.keys() == OURS.keys() | MANUAL.keys()
 
 
-@pytest.mark.parametrize("name", OURS.keys() | MANUAL.keys())
+@pytest.mark.parametrize("name", sorted(OURS.keys() | MANUAL.keys()))
 def test_fields_descend_and_do_not_overlap(name: str) -> None:
     above = 64
     for field, high, low in silicon.LAYOUTS[name]:

@@ -32,6 +32,7 @@ def linux(
     initrd: Path | None = None,
     cpu: str = "understudy",
     cpus: int = 1,
+    agent: str = "auto",
 ) -> LinuxVM:
     """The guest, loaded; skips the test if it is not in the cache and cannot be fetched."""
     try:
@@ -44,6 +45,7 @@ def linux(
             initrd=initrd,
             cpus=cpus,
             cpu=cpu,
+            agent=agent,
         )
     except GuestError as problem:
         pytest.skip(f"no guest {guest}: {problem}")

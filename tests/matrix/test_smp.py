@@ -5,6 +5,7 @@ Documentation/admin-guide/cputopology.rst and cpu-hotplug.rst.
 Invariant: in virtual time two runs are one, to the last instruction of each processor.
 """
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ import pytest
 from tests.matrix.lockstep import PROMPT, linux
 from understudy.guests.entry import GuestError
 from understudy.linux import VM
+from understudy.paging import Paging
 from understudy.verdict import StopKind
 
 TOPOLOGY = "/sys/devices/system/cpu/cpu*/topology"
+GUESTS = ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
+TECHNIQUES = sorted(Paging.ALL)
 STARTED = 200_000_000  # instructions by which both processors run
 
 
@@ -26,20 +30,43 @@ def booted(guest: str = "cloud-amd64", **options: Any) -> VM:
         pytest.skip(f"no guest: {problem}")
 
 
-@pytest.mark.parametrize("guest", [
-    "cloud-amd64",
-    *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ("amd64", "cloud-amd64-6.12", "686", "686-pae")),
-])  # fmt: skip
-def test_a_guest_uses_them_all(guest: str) -> None:
-    with booted(guest, cpus=2) as vm:
-        assert vm.run("nproc").output == "2\n"
-        twice = "for n in 1 2; do while :; do :; done & done; sleep 0.2; kill $(jobs -p)"
-        before = [vcpu.retired for vcpu in vm.vcpus]
-        vm.run(twice)
-        both = [vcpu.retired - old for vcpu, old in zip(vm.vcpus, before, strict=True)]
-        assert min(both) > max(both) / 2
+def rows() -> list[object]:
+    """Every guest under every technique."""
+    found = []
+    for guest, paging, cpus in itertools.product(GUESTS, TECHNIQUES, (2, 4)):
+        is_quick = guest in ("cloud-amd64", "686-pae") and paging in ("ept", "lazy") and cpus == 2
+        marks = [] if is_quick else [pytest.mark.slow]
+        found.append(pytest.param(guest, paging, cpus, marks=marks, id=f"{guest}-{paging}-{cpus}"))
+    return found
+
+
+@pytest.mark.parametrize(("guest", "paging", "cpus"), rows())
+def test_a_guest_uses_them_all(guest: str, paging: str, cpus: int) -> None:
+    with booted(guest, cpus=cpus, paging=paging) as vm:
+        assert vm.run("nproc").output == f"{cpus}\n"
+        assert vm.counts()["real_mode"] == (0 if paging == "ept" else cpus - 1)
+        busy(vm)
         assert "warp" not in vm.run("dmesg").output
+
+
+def busy(vm: VM) -> None:
+    """All processors have something to do, and do it."""
+    count = len(vm.vcpus)
+    numbers = " ".join(map(str, range(count)))
+    before = [vcpu.retired for vcpu in vm.vcpus]
+    vm.run(f"for n in {numbers}; do while :; do :; done & done; sleep 0.4; kill $(jobs -p)")
+    each = [vcpu.retired - old for vcpu, old in zip(vm.vcpus, before, strict=True)]
+    assert min(each) > max(each) / 3, each
+
+
+def test_the_technique_changes_while_they_run() -> None:
+    with booted(cpus=2, memory="128M") as vm:
+        for paging in ("lazy", "vtlb", "ept", "eager", "lazy"):
+            vm.paging = paging
+            busy(vm)
+            assert vm.pages.name == paging
+            switch = "/sys/devices/system/cpu/cpu1/online"  # so that one starts under it
+            assert vm.run(f"echo 0 > {switch}; nproc; echo 1 > {switch}; nproc").output == "1\n2\n"
 
 
 @pytest.mark.parametrize(
@@ -79,9 +106,9 @@ def test_in_real_time_too() -> None:
 class Run:
     """A boot of two processors, as far as to where both run."""
 
-    def __init__(self) -> None:
+    def __init__(self, paging: str) -> None:
         self.heard = bytearray()
-        self.take(linux("dbt", "cloud-amd64", cpus=2))
+        self.take(linux("dbt", "cloud-amd64", cpus=2, paging=paging))
 
     def take(self, vm: Any) -> None:
         """Go on with this VM."""
@@ -92,14 +119,21 @@ class Run:
         """What must be the same in every run."""
         vm = self.vm
         names = {f"exits{n}": vcpu.counts.named_exits() for n, vcpu in enumerate(vm.vcpus)}
+        names["paging"] = {name: vm.counts()[name] for name in ("fills", "flushes", "faults")}
         retired = [vcpu.retired for vcpu in vm.vcpus]
         return {"heard": bytes(self.heard), "now": vm.clock.now(), "retired": retired} | names
 
 
-def test_one_run_is_every_run() -> None:
+EACH = pytest.mark.parametrize(
+    "paging", ["ept", "lazy", *(pytest.param(p, marks=pytest.mark.slow) for p in ("eager", "vtlb"))]
+)
+
+
+@EACH
+def test_one_run_is_every_run(paging: str) -> None:
     outcomes = []
     for budget in (STARTED, STARTED, 7_654_321):
-        run = Run()
+        run = Run(paging)
         with run.vm:
             while (left := STARTED - run.vm.instructions) > 0:
                 assert run.vm.go(budget=min(budget, left)).kind == StopKind.BUDGET
@@ -112,8 +146,9 @@ def test_one_run_is_every_run() -> None:
     assert first == chopped
 
 
-def test_a_run_goes_on_elsewhere() -> None:
-    straight, moved = Run(), Run()
+@EACH
+def test_a_run_goes_on_elsewhere(paging: str) -> None:
+    straight, moved = Run(paging), Run(paging)
     with straight.vm:
         straight.vm.go(budget=STARTED)
         straight.vm.go(until=lambda: PROMPT in straight.heard)

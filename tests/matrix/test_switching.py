@@ -10,7 +10,6 @@ import itertools
 import pytest
 
 from tests.guests.fetched import fetched
-from understudy.guest import UnsupportedMode
 from understudy.guests import hello, loader
 from understudy.linux import VM
 from understudy.verdict import StopKind
@@ -76,9 +75,8 @@ def test_the_change_comes_with_the_next_exit() -> None:
         assert vm.paging == vm.counts()["paging"] == "lazy"
 
 
-def test_real_mode_keeps_the_technique_that_can_run_it() -> None:
+def test_in_real_mode_too() -> None:
     with VM("16M") as vm:
         vm.paging = "lazy"
-        with pytest.raises(UnsupportedMode, match="use paging ept, not lazy"):
-            vm.vcpus[0].attend()
-        assert vm.paging == vm.counts()["paging"] == "ept"
+        vm.vcpus[0].attend()
+        assert vm.paging == vm.counts()["paging"] == "lazy"

@@ -6,9 +6,9 @@ allowed when the address was last invalidated; under `eager`, allow now), *event
 (what they allow now succeeds), and exactly: error codes, CR2, data, accessed and dirty flags.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-from tests.frame_owner import FrameOwner
+from tests.property.frame_game import FrameGame
 from tests.property.paging_oracle import (
     IA32,
     INTEL64,
@@ -24,7 +24,7 @@ from tests.property.paging_oracle import (
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.paging.budget import TABLE_BYTES, Budgeted
-from understudy.vcpu.activity import Goal
+from understudy.vcpu.activity import Activity, Goal
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import Stop, StopKind, Verdict
 from understudy.vm import VM
@@ -65,19 +65,18 @@ class Done(NamedTuple):
     eax: int
 
 
-class Machine:
+class Machine(FrameGame):
     """The VM under test and the oracle beside it."""
 
-    def __init__(self, paging: str, shape: Shape, pages: list[int], room: int) -> None:
+    def __init__(
+        self, paging: str, shape: Shape, pages: list[int], room: int, cpus: int = 1
+    ) -> None:
         """`pages`: the addresses that will be used.  `room`: for so many tables; 0: for all."""
         self.pages = pages
         self.shape, self.is_long = shape, shape is INTEL64
-        self.vm = VM("16M", paging=paging, cpu="understudy,+smap")
-        self.vcpu: Vcpu = self.vm.vcpus[0]
-        self.guest: Any = self.vcpu.guest
+        self.vm = VM("16M", paging=paging, cpu="understudy,+smap", cpus=cpus)
         if room and isinstance(self.vm.pages, Budgeted):
             self.vm.pages.limit = room * TABLE_BYTES
-        self.vcpu.table[Reason.CPUID] = _stop
         self.is_ept, self.is_strict = paging == "ept", paging == "eager"
         self.oracle = Oracle(shape, {gfn: bytearray(4096) for gfn in (*TABLES, *DATA)})
         for gfn in DATA:
@@ -94,16 +93,21 @@ class Machine:
         self.cr0, self.efer = CR0 | WP, (NXE if mode.nxe else 0) | (LONG if self.is_long else 0)
         self.cr4 = PGE | (CR4_PSE if shape is IA32 else CR4_PAE)
         self.oracle.root = ROOTS[0] << 12
-        FrameOwner(self.allow, self.give_back).own(self.vm.memory.p2m)
-        self.sealed: dict[int, bytes] = {}  # gfn -> its contents while it is protected
-        self.copy_on_write = False
-        self.homes: dict[int, int] = {}  # gfn -> pfn of its contents while it is taken away
-        self.vcpu.set_registers(
+        FrameGame.__init__(self, self.vm)
+        for vcpu in reversed(self.vm.vcpus):
+            self._begin(vcpu)
+
+    def _begin(self, vcpu: Vcpu) -> None:
+        """Have a processor translate by the tables as they are."""
+        self.vcpu, self.guest = vcpu, cast(Any, vcpu.guest)
+        vcpu.state.activity = Activity.ACTIVE
+        vcpu.table[Reason.CPUID] = _stop
+        vcpu.set_registers(
             {"cr0": self.cr0, "cr3": self.oracle.root, "cr4": self.cr4, "efer": self.efer}
         )
         self.load_cr3(ROOTS[0], is_first=True)
         if self.is_ept:
-            self.vcpu.table[Reason.EXCEPTION_OR_NMI] = _true_fault
+            vcpu.table[Reason.EXCEPTION_OR_NMI] = _true_fault
             self.guest.write(Vmcs.EXCEPTION_BITMAP, 1 << 14)
 
     def close(self) -> None:
@@ -140,6 +144,12 @@ class Machine:
     def run(self, rip: int, *, user: bool = False, ac: bool = False, rdi: int = 0,
             eax: int = 0, ecx: int = 0) -> Done:  # fmt: skip
         """Execute from `rip` to the next CPUID, or to a fault."""
+        self.begin(rip, user=user, ac=ac, rdi=rdi, eax=eax, ecx=ecx)
+        return self.finish()
+
+    def begin(self, rip: int, *, user: bool = False, ac: bool = False, rdi: int = 0,
+              eax: int = 0, ecx: int = 0) -> None:  # fmt: skip
+        """Have it execute from there, when it goes on."""
         vcpu, write, processor = self.vcpu, self.guest.write, self.guest.processor
         vcpu.leave_guest()
         rpl = 3 if user else 0
@@ -153,6 +163,10 @@ class Machine:
         processor.set_gpr(7, rdi)
         processor.set_gpr(0, eax)
         processor.set_gpr(1, ecx)
+
+    def finish(self) -> Done:
+        """Go on to the next CPUID, or to a fault."""
+        vcpu, processor = self.vcpu, self.guest.processor
         events, exits = vcpu.events.state, iter(range(MANY))
         stop = vcpu.run(Goal(None, lambda: events.staged is not None or next(exits, None) is None))
         assert isinstance(stop, Stop)
@@ -313,61 +327,7 @@ class Machine:
                     flags &= self._real_word(gpa, self.shape.entry_bytes)
                 oracle.set_flags(gpa, flags)
 
-    # --- what the hypervisor does ---
-
-    def move(self, gfn: int) -> None:
-        """Its contents go to another host frame."""
-        if gfn in self.homes:
-            return
-        old = self.vm.memory.p2m.lookup(gfn)
-        assert old is not None
-        self.sealed.pop(gfn, None)  # a protection goes with the frame
-        self.vm.memory.p2m.map(gfn, self._copy(old), 1)
-        self.vm.host.release(old)
-
-    def take(self, gfn: int) -> None:
-        """The frame is needed elsewhere; its contents are kept."""
-        if gfn in self.homes:
-            return
-        old = self.vm.memory.p2m.lookup(gfn)
-        assert old is not None
-        self.sealed.pop(gfn, None)
-        self.homes[gfn] = self._copy(old)
-        self.vm.memory.p2m.take(gfn, 1)
-        self.vm.host.release(old)
-
-    def give_back(self, gfn: int) -> None:
-        """Somebody misses it."""
-        self.vm.memory.p2m.map(gfn, self.homes.pop(gfn), 1)
-
-    def protect(self, gfn: int, copy_on_write: bool) -> None:
-        """Nobody may write to it before `allow` was called."""
-        if gfn in self.homes:
-            return
-        self.vm.memory.p2m.protect(gfn)
-        self.sealed[gfn] = self.real(gfn)
-        self.copy_on_write = copy_on_write
-
-    def allow(self, gfn: int) -> None:
-        """Somebody wants to write."""
-        self.sealed.pop(gfn, None)
-        if self.copy_on_write:
-            self.move(gfn)
-        else:
-            self.vm.memory.p2m.unprotect(gfn)
-
-    def _copy(self, pfn: int) -> int:
-        new = self.vm.host.frame()
-        self.vm.host.memory.write(new, self.vm.host.memory.read(pfn << 12, 4096))
-        return new >> 12
-
     # --- comparing ---
-
-    def real(self, gfn: int) -> bytes:
-        """What is in a guest's frame, without anybody noticing."""
-        pfn = self.homes.get(gfn) or self.vm.memory.p2m.lookup(gfn)
-        assert pfn is not None
-        return self.vm.host.memory.read(pfn << 12, 4096)
 
     def _real_word(self, gpa: int, size: int = 4) -> int:
         return int.from_bytes(self.real(gpa >> 12)[gpa & 0xFFF :][:size], "little")

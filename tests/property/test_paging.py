@@ -98,7 +98,9 @@ def entries(shape_name: str, paging: str, below: tuple[int, ...]) -> st.SearchSt
     return st.one_of([named] * 6 + [large] * (3 if below else 1) + [absent])
 
 
-def machine(paging: str, shape_name: str, rooms: tuple[int, ...]) -> type[RuleBasedStateMachine]:
+def machine(
+    paging: str, shape_name: str, rooms: tuple[int, ...], kind: type[Machine] = Machine
+) -> type[RuleBasedStateMachine]:
     """The state machine for one technique and one format; its budget is one of `rooms`."""
     shape = FORMATS[shape_name]
     tiers = levels(shape)
@@ -143,7 +145,7 @@ def machine(paging: str, shape_name: str, rooms: tuple[int, ...]) -> type[RuleBa
 
         @initialize(mode=modes, room=st.sampled_from(rooms))
         def begin(self, mode: Mode, room: int) -> None:
-            self.machine = Machine(paging, shape, addresses(shape_name), room)
+            self.machine = kind(paging, shape, addresses(shape_name), room)
             for tier, below in zip(tiers, [*tiers[1:], DATA], strict=True):
                 for n, gfn in enumerate(tier):
                     for k, index in enumerate(indices(shape_name)):
@@ -267,7 +269,11 @@ def check(paging: str, shape_name: str, steps: int, rooms: tuple[int, ...] = ROO
 
     Returns how many tables were evicted.
     """
-    kind = machine(paging, shape_name, rooms)
+    return play(machine(paging, shape_name, rooms), steps)
+
+
+def play(kind: type[RuleBasedStateMachine], steps: int) -> int:
+    """The same with machines of this kind."""
     options = settings(
         max_examples=max(1, min(steps // LENGTH, 500)), stateful_step_count=LENGTH, deadline=None,
         database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,),

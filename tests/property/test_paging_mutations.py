@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from tests.property.test_paging import check
+from understudy.execution.vmx.technique import Vmx
 from understudy.paging import guest_walk, vtlb
 from understudy.paging.eager import Eager
 from understudy.paging.ept import Ept
+from understudy.paging.guest_tables import GuestTables
 from understudy.paging.lazy import Lazy
 from understudy.paging.mirror import Mirror
-from understudy.paging.shadow import Shadow
 from understudy.paging.shadow_pages import ShadowPages
-from understudy.paging.vtlb import Vtlb
+from understudy.paging.view import ShadowView
+from understudy.paging.vtlb import Vtlb, VtlbView
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
@@ -30,17 +32,17 @@ def nothing(*_args: Any, **_more: Any) -> None:
 
 def missed_invlpg(patch: Patch) -> None:
     """INVLPG leaves the entry where it is."""
-    patch.setattr(Vtlb, "invlpg", lambda self, gva: self.invalidate())
+    patch.setattr(VtlbView, "invlpg", lambda self, gva: self.guest.invalidate())
 
 
 def missed_invlpg_of_a_large_page(patch: Patch) -> None:
     """INVLPG drops the piece that it names and not the rest of the guest's large page."""
-    patch.setattr(Vtlb, "_drop_large", nothing)
+    patch.setattr(VtlbView, "_drop_large", nothing)
 
 
 def missed_cr3(patch: Patch) -> None:
     """A load of CR3 keeps what was cached."""
-    patch.setattr(Vtlb, "cr3_write", lambda self: self.read_regime())
+    patch.setattr(VtlbView, "cr3_write", lambda self: self.read_regime())
 
 
 def processor_not_told(patch: Patch) -> None:
@@ -50,7 +52,13 @@ def processor_not_told(patch: Patch) -> None:
 
 def pages_not_told(patch: Patch) -> None:
     """Single pages change, but the processor keeps what it had read of their entries."""
-    patch.setattr(Shadow, "invalidate_pages", nothing)
+    plain = Vmx.forget
+
+    def forget(self: Vmx, addresses: Any) -> None:
+        if addresses is None:
+            plain(self, addresses)
+
+    patch.setattr(Vmx, "forget", forget)
 
 
 def told_of_one_way_only(patch: Patch) -> None:
@@ -97,7 +105,7 @@ def forgotten_dirty_flag_in_a_cache(patch: Patch) -> None:
 
 def forgotten_accessed_flag(patch: Patch) -> None:
     """A hidden fault fills the shadow and leaves the guest's entries alone."""
-    patch.setattr(Shadow, "mark", nothing)
+    patch.setattr(GuestTables, "mark", nothing)
 
 
 def untraced_table(patch: Patch) -> None:
@@ -147,7 +155,7 @@ def no_synchronization(patch: Patch) -> None:
 
 def changed_and_changed_back(patch: Patch) -> None:
     """An entry that was used while it was different is not looked at again."""
-    patch.setattr(Lazy, "enter", Mirror.enter)
+    patch.setattr(Lazy, "note_entered", nothing)
 
 
 def not_protected_again(patch: Patch) -> None:
@@ -171,17 +179,16 @@ def moved_frame(patch: Patch) -> None:
 def written_while_protected(patch: Patch) -> None:
     """The hypervisor sets the guest's flags in a frame that it has write-protected."""
 
-    def set_entry(self: Shadow, at: int, entry: int) -> None:
-        hpa = self.look_up(at >> 12) + (at & 0xFFF)
-        put = self.write_u64 if self.regime.entry_bytes == 8 else self.write_u32
-        put(hpa, entry)
+    def set_entry(self: GuestTables, at: int, entry: int, size: int) -> None:
+        put = self.write_u64 if size == 8 else self.write_u32
+        put(self.look_up(at >> 12) + (at & 0xFFF), entry)
 
-    patch.setattr(Shadow, "set_entry", set_entry)
+    patch.setattr(GuestTables, "_set_entry", set_entry)
 
 
 def step_without_end(patch: Patch) -> None:
     """What one instruction was let through for stays open."""
-    patch.setattr(Shadow, "finish_step", lambda self: self.patched.clear())
+    patch.setattr(ShadowView, "put_back", lambda self: self.patched.clear())
 
 
 def smep_forgotten(patch: Patch) -> None:
@@ -202,26 +209,26 @@ def ept_not_invalidated(patch: Patch) -> None:
 
 def evicted_and_not_told(patch: Patch) -> None:
     """Tables are evicted and used again, but the processor keeps what it had read of them."""
-    plain = Vtlb.evict
+    plain = VtlbView.evict
 
     def evict(self: Any, target: int) -> None:
-        self.invalidate = nothing
+        self.guest.invalidate = nothing
         plain(self, target)
-        del self.invalidate
+        del self.guest.invalidate
 
-    patch.setattr(Vtlb, "evict", evict)
+    patch.setattr(VtlbView, "evict", evict)
 
 
 def evicted_and_remembered(patch: Patch) -> None:
     """What is remembered of a walk still names a table that was evicted."""
-    plain = Vtlb.evict
+    plain = VtlbView.evict
 
     def evict(self: Any, target: int) -> None:
         kept = dict(self.regions)
         plain(self, target)
         self.regions.update(kept)
 
-    patch.setattr(Vtlb, "evict", evict)
+    patch.setattr(VtlbView, "evict", evict)
 
 
 def accessed_flag_kept(patch: Patch) -> None:
@@ -229,8 +236,8 @@ def accessed_flag_kept(patch: Patch) -> None:
     plain = Eager.table_written
 
     def table_written(self: Eager, gpa: int, length: int) -> None:
-        at = gpa & -self.regime.entry_bytes
-        entry = self.read_entry(at, self.regime.entry_bytes)
+        size = self.views[0].role.entry_bytes
+        entry = self.read_entry(gpa & -size, size)
         if entry & 1 and not entry & guest_walk.ACCESSED:
             return
         plain(self, gpa, length)

@@ -22,6 +22,8 @@ ALL32 = 0xFFFF_FFFF
 class FakeMemory:
     """Sparse memory: a dictionary of pages."""
 
+    is_here = True
+
     def __init__(self, size: int) -> None:
         self.size = size
         self.pages: dict[int, bytearray] = {}

@@ -7,10 +7,12 @@ from typing import cast
 
 import pytest
 
+from tests.fake_agent import FakeAgent, Program
 from understudy import GuestStopped, GuestTimeout, Linux, LinuxError, linux_session
 from understudy import vm as machine
+from understudy.agent.calls import Call
 from understudy.clock import ManualClock
-from understudy.devices.agent import CONTROL, DATA, ENDED, HELLO, Agent
+from understudy.devices.agent import DATA, Agent
 from understudy.devices.wires import Wires
 from understudy.last_words import stop_in_words
 from understudy.linux_session import CONSOLE_KEPT_BYTES
@@ -49,10 +51,12 @@ class Machine:
     is_closed = False
     name = "scripted"
 
-    def __init__(self, *steps: Step) -> None:
+    def __init__(self, *steps: Step, programs: list[Program] | None = None) -> None:
         self.clock = _Clock()
-        self.console, self.commands = _Port(), list[bytes]()
-        self.pc = SimpleNamespace(agent=Agent(Wires(ManualClock())))
+        self.console = _Port()
+        port = Agent(Wires(ManualClock()))
+        self.pc = SimpleNamespace(parts={"agent": port})
+        self.agent = FakeAgent(port, programs or [])
         self.sessions = Sessions()
         self.on_reset: list[Callable[[], None]] = []
         self.steps: Iterator[Step] = iter(steps)
@@ -90,9 +94,9 @@ class Machine:
         self.problem = problem
 
 
-def scripted(*steps: Step) -> tuple[Linux, Machine]:
-    """A session with a machine that plays these steps."""
-    vm = Machine(*steps)
+def scripted(*steps: Step, programs: list[Program] | None = None) -> tuple[Linux, Machine]:
+    """A session with a machine that plays these steps, and whose commands do that."""
+    vm = Machine(*steps, programs=programs)
     return Linux(cast(machine.VM, vm)), vm
 
 
@@ -102,24 +106,7 @@ def _prints(data: bytes) -> Callable[[Machine], None]:
 
 def _is_there(vm: Machine) -> None:
     """The guest's agent starts."""
-    vm.pc.agent.write(0, CONTROL, HELLO, 4)
-
-
-def _writes(data: bytes) -> Callable[[Machine], None]:
-    return lambda vm: vm.pc.agent.write_string(0, DATA, data)
-
-
-def _answers(output: bytes, status: int) -> Callable[[Machine], None]:
-    """The guest's agent runs the command that was last asked for."""
-
-    def answer(vm: Machine) -> None:
-        agent = vm.pc.agent
-        length = agent.read(0, CONTROL, 4)
-        vm.commands.append(bytes(agent.read(0, DATA, 1) for _ in range(length)))
-        agent.write_string(0, DATA, output)
-        agent.write(0, CONTROL, ENDED + status, 4)
-
-    return answer
+    vm.agent.start()
 
 
 def test_waits_for_a_prompt_at_the_end_of_what_was_printed() -> None:
@@ -164,11 +151,12 @@ def test_a_guest_that_ends_says_how_with_its_last_words_and_its_state() -> None:
 
 
 def test_run_boots_first_and_gives_output_and_status() -> None:
-    guest, _ = scripted(_is_there, _answers(b"Linux\n\xff", 3))
+    guest, vm = scripted(_is_there, programs=[Program(b"Linux\n\xff", 3)])
     chunks: list[bytes] = []
     result = guest.run("uname", on_output=chunks.append)
     assert (result.output, result.status, result.raw) == ("Linux\n\ufffd", 3, b"Linux\n\xff")
     assert b"".join(chunks) == result.raw
+    assert vm.agent.commands == [b"uname"]
     with pytest.raises(LinuxError, match="status 3"):
         result.check()
 
@@ -183,7 +171,7 @@ def test_what_is_kept_of_a_console_is_bounded() -> None:
 
 def test_of_output_that_is_taken_as_it_comes_the_end_is_kept() -> None:
     printed = b"".join(bytes([n]) * (1 << 20) for n in range(5))
-    guest, _ = scripted(_is_there, _answers(printed, 0))
+    guest, _ = scripted(_is_there, programs=[Program(printed)])
     taken = 0
 
     def take(data: bytes) -> None:
@@ -195,43 +183,76 @@ def test_of_output_that_is_taken_as_it_comes_the_end_is_kept() -> None:
     assert printed.endswith(result.raw) and len(result.raw) <= 2 * CONSOLE_KEPT_BYTES
 
 
-def test_a_command_that_prints_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_prints_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux_session, "OUTPUT_KEPT_BYTES", 1000)
-    guest, _ = scripted(_is_there, _answers(b"y" * 5000, 0), _answers(b"ok", 0))
+    guest, vm = scripted(_is_there, programs=[Program(b"y" * 5000, None), Program(b"ok")])
     with pytest.raises(LinuxError, match=r"printed more than .* with on_output"):
         guest.run("yes")
-    assert len(guest.state.output) <= 1000
+    assert vm.agent.killed and not vm.agent.open_files
     assert guest.run("echo ok").output == "ok"
 
 
-def test_commands_follow_each_other() -> None:
-    guest, _ = scripted(_is_there, _answers(b"1\n", 0), _answers(b"2\n", 0))
+def test_commands_follow_each_other_and_leave_nothing_open() -> None:
+    guest, vm = scripted(_is_there, programs=[Program(b"1\n"), Program(b"2\n")])
     assert [guest.run("one").check().output, guest.run("two").check().output] == ["1\n", "2\n"]
+    assert (vm.agent.commands, vm.agent.open_files) == ([b"one", b"two"], set())
+    assert guest.state.jobs == []
 
 
-def test_a_command_that_takes_too_long_is_given_up_and_the_next_one_runs() -> None:
-    guest, _ = scripted(_is_there, _writes(b"noise"), _writes(b"noise"), _answers(b"ok", 0))
+def test_standard_output_and_standard_error_are_apart() -> None:
+    guest, _ = scripted(_is_there, programs=[Program(b"out", 0, b"err"), Program(b"o", 9, b"e")])
+    result = guest.run("both")
+    assert (result.out, result.error, result.raw) == (b"out", b"err", b"outerr")
+    taken: dict[str, list[bytes]] = {"out": [], "error": []}
+    guest.run("both", on_output=taken["out"].append, on_error=taken["error"].append)
+    assert taken == {"out": [b"o"], "error": [b"e"]}
+
+
+def test_a_command_that_a_signal_ended() -> None:
+    guest, _ = scripted(_is_there, programs=[Program(b"", 128 + 11), Program(b"", 3)])
+    assert (guest.run("crash").status, guest.run("exit 3").signal) == (139, None)
+
+
+def test_a_command_that_takes_too_long_is_ended_and_the_next_one_runs() -> None:
+    guest, vm = scripted(_is_there, programs=[Program(b"noise", None), Program(b"ok")])
     with pytest.raises(GuestTimeout, match="'sleep 9' did not come within 2 s of guest time"):
         guest.run("sleep 9", timeout_guest_s=2)
+    assert vm.agent.killed and not vm.agent.open_files
     assert guest.run("echo ok").output == "ok"
 
 
 def test_the_window_size_is_sent_when_the_agent_is_there_and_waits_for_nothing() -> None:
-    guest, vm = scripted(_is_there, _answers(b"", 0), _answers(b"ok", 0))
+    guest, vm = scripted(_is_there, programs=[Program(b"ok")])
     guest.resize_console(50, 120)
-    assert not vm.pc.agent.is_busy
+    assert vm.agent.calls == []
     vm.go()
     guest.resize_console(50, 120)
-    guest.resize_console(1, 1)  # one at a time
-    vm.go()
-    assert vm.commands == [b"stty -F /dev/ttyS0 rows 50 cols 120"]
+    assert vm.agent.calls == [Call.OPEN, Call.IOCTL, Call.CLOSE]
     assert guest.run("echo ok").output == "ok"
 
 
 def test_power_off() -> None:
-    scripted(_is_there, Stop(StopKind.POWEROFF, "", 0))[0].power_off()
+    guest, vm = scripted(_is_there, Stop(StopKind.POWEROFF, "", 0))
+    vm.agent.is_deaf_to_reboot = True
+    guest.power_off()
+    assert vm.agent.calls == [Call.SYNC, Call.REBOOT]
+    guest, vm = scripted(_is_there, Stop(StopKind.RESET, "", 0))
+    vm.agent.is_deaf_to_reboot = True
     with pytest.raises(GuestStopped, match="reset"):
-        scripted(_is_there, Stop(StopKind.RESET, "", 0))[0].power_off()
+        guest.power_off()
+
+
+def test_an_answer_that_no_agent_gives_ends_the_talk() -> None:
+    guest, vm = scripted(_is_there, programs=[Program(b"", None)])
+    with guest.start("true") as command:
+        port = vm.pc.parts["agent"]
+        port.ring = lambda: None
+        head = bytearray(1 << 12)
+        head[0:4] = head[32 * 2 : 32 * 2 + 4] = b"\xff\xff\xff\x7f"  # more than was asked for
+        vm.steps = iter([lambda vm: port.write_string(0, DATA, bytes(head))])
+        with pytest.raises(LinuxError, match="the guest's agent has gone"):
+            command.listen()
+    assert not guest.channel.is_there
 
 
 def test_the_console_keeps_only_its_end() -> None:
@@ -252,7 +273,7 @@ def test_every_kind_of_stop_has_words() -> None:
 
 
 def test_an_exception_of_on_output_is_raised_once_and_the_next_command_runs() -> None:
-    guest, _ = scripted(_is_there, _answers(b"one", 0), _answers(b"two", 0))
+    guest, _ = scripted(_is_there, programs=[Program(b"one", None), Program(b"two")])
 
     def fails(_data: bytes) -> None:
         raise ValueError("mine")
@@ -266,7 +287,7 @@ def test_an_interrupted_command_is_given_up_and_the_next_one_runs() -> None:
     def interrupts(_vm: Machine) -> None:
         raise KeyboardInterrupt
 
-    guest, _ = scripted(_is_there, interrupts, _answers(b"ok", 0))
+    guest, _ = scripted(_is_there, interrupts, programs=[Program(b"", None), Program(b"ok")])
     with pytest.raises(KeyboardInterrupt):
         guest.run("sleep 9")
     assert guest.run("echo ok").output == "ok"
@@ -285,10 +306,10 @@ def test_an_interrupted_command_is_given_up_and_the_next_one_runs() -> None:
         (lambda guest: guest.power_off(), "cannot power off now"),
     ],
 )
-def test_a_callback_cannot_wait(nested: Callable[[Linux], None], words: str) -> None:
-    guest, _ = scripted(_is_there, _answers(b"one", 0), _answers(b"two", 0))
+def test_a_callback_of_the_machine_cannot_wait(nested: Callable[[Linux], None], words: str) -> None:
+    guest, _ = scripted(_is_there, lambda vm: nested(guest), programs=[Program(b"two")])
     with pytest.raises(LinuxError, match=words) as caught:
-        guest.run("echo one", on_output=lambda data: nested(guest))
+        guest.wait_for_text("never")
     assert "\n" not in str(caught.value)
     assert guest.run("echo two").output == "two"
 
@@ -307,18 +328,18 @@ def test_a_session_of_a_closed_machine_says_so() -> None:
 
 
 def test_a_session_goes_on_in_another_machine() -> None:
-    guest, vm = scripted(_prints(b"booted # "), _is_there, _answers(b"1", 0))
-    guest.run("one")
-    vm.pc.agent.request(b"under way")  # its caller stays behind
-    kept, board = json.loads(json.dumps((vm.sessions.save(), vm.pc.agent.save())))
-    other = Machine(_answers(b"2", 0))
-    other.pc.agent.load(board)
+    guest, vm = scripted(_prints(b"booted # "), _is_there, programs=[Program(b"1", None)])
+    guest.wait_for_agent()
+    guest.start("under way")  # its caller stays behind
+    kept, board = json.loads(json.dumps((vm.sessions.save(), vm.pc.parts["agent"].save())))
+    other = Machine(programs=[Program(b"2")])
+    other.pc.parts["agent"].load(board)
     other.sessions.load(kept)
     assert other.sessions.save() == kept  # nobody has asked for it yet
     again = Linux(cast(machine.VM, other))
     assert again.console_text == "booted # "
     assert again.run("two").output == "2"
-    assert other.commands == [b"two"]
+    assert (other.agent.commands, other.agent.killed) == ([b"two"], 2)
 
 
 def test_a_kept_session_that_does_not_fit_is_refused() -> None:

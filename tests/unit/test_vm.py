@@ -117,6 +117,7 @@ def test_counts_are_plain_and_complete() -> None:
         assert set(counts) == {
             "instructions", "exits", "kicks", "walk", "walk_caches", "tlb", "fills", "injected",
             "engine", "paging", "flushes", "evictions", "faults", "tables", "cr_accesses",
+            "real_mode",
         }  # fmt: skip
         assert counts["walk"]["guest"] == {"1": 2}
 
@@ -170,10 +171,7 @@ def test_a_post_that_fails_does_not_take_the_others_with_it() -> None:
         assert done == [1]
 
 
-def test_shadow_tables_serve_one_processor() -> None:
-    expected = "paging 'lazy' serves one processor, not 2: expected ept"
-    with fake_machine():
-        with pytest.raises(ValueError, match=expected):
-            VM("16M", cpus=2, paging="lazy")
-        with VM("16M", cpus=2) as vm, pytest.raises(ValueError, match=expected):
-            vm.paging = "lazy"
+def test_a_technique_serves_all_processors() -> None:
+    with fake_machine(), VM("16M", cpus=2, paging="lazy") as vm:
+        vm.change_paging("vtlb")
+        assert [vcpu.view.paging for vcpu in vm.vcpus] == [vm.pages, vm.pages]

@@ -22,7 +22,7 @@ from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.instructions import interpreter
 from understudy.machine import bus
 from understudy.machine.host import Host
-from understudy.paging import mirror, shadow
+from understudy.paging import guest_tables, roots, view
 from understudy.vcpu import msrs
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -96,14 +96,14 @@ def test_instructions_decoded() -> None:
 @pytest.mark.parametrize("paging", SHADOWS)
 def test_what_shadow_paging_remembers(paging: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With smaller bounds, which this guest reaches soon."""
-    monkeypatch.setattr(shadow, "REGIONS_KEPT", 50)
-    monkeypatch.setattr(shadow, "DEVICES_KEPT", 50)
+    monkeypatch.setattr(view, "REGIONS_KEPT", 50)
+    monkeypatch.setattr(view, "DEVICES_KEPT", 50)
     most = [0, 0]
     with growing(paging=paging) as vm:
         for _ in range(40):
             vm.go(budget=10 * ROUND)
-            pages: Any = vm.pages
-            most = [max(most[0], len(pages.regions)), max(most[1], len(pages.devices))]
+            own: Any = vm.vcpus[0].view
+            most = [max(most[0], len(own.regions)), max(most[1], len(own.devices))]
     assert most[0] <= 50 and most[1] <= 50
     assert max(most) > 40
 
@@ -119,17 +119,17 @@ SWITCH = """
 
 @pytest.mark.parametrize("paging", SHADOWS)
 def test_address_spaces(paging: str) -> None:
-    spaces = 3 * mirror.ROOTS_KEPT
+    spaces = 3 * roots.KEPT
     with VM("16M", paging=paging) as vm:
         start(vm, SWITCH, rsi=0x40_0000, rcx=spaces)
         root = vm.memory.read(PAGE_TABLES_GPA, 4096)
         vm.memory.write(0x40_0000, root * spaces)
         assert vm.go(budget=100 * spaces).kind is StopKind.DEBUG_EXIT
         pages: Any = vm.pages
-        assert len(pages.regimes) <= shadow.REGIMES_KEPT
+        assert len(pages.theirs._regimes) <= guest_tables.REGIMES_KEPT
         assert vm.counts()["cr_accesses"] == {"CR3 write": spaces}
         if paging != "vtlb":
-            assert len(pages.roots) == mirror.ROOTS_KEPT
+            assert len(pages.roots.by_key) == roots.KEPT
 
 
 def test_timers() -> None:

@@ -16,7 +16,7 @@ from understudy.arch.cr import CR0, CR4
 from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, Msr
 from understudy.arch.segment import SegmentName
-from understudy.guest import Control, UnsupportedMode
+from understudy.guest import Control
 from understudy.instructions.strings import Places
 from understudy.paging.guest_walk import GuestFault, Regime
 from understudy.vcpu.loop import Vcpu
@@ -73,14 +73,12 @@ def check_efer(new: int, old: Control) -> int:
 # --- MOV, LMSW ---
 
 
-def write(vcpu: Vcpu, number: int, value: int, length: int) -> Verdict | Stop:
+def write(vcpu: Vcpu, number: int, value: int, length: int) -> Verdict:
     """MOV to a control register."""
     try:
         WRITES[number](vcpu, value)
     except (Refused, GuestFault):
         return vcpu.fault(Vector.GP, 0)
-    except UnsupportedMode as problem:
-        return vcpu.error(str(problem))
     vcpu.skip(length)
     return RESUME
 
@@ -92,25 +90,24 @@ def read(vcpu: Vcpu, number: int, register: int, length: int) -> Verdict:
     return RESUME
 
 
-def lmsw(vcpu: Vcpu, source: int, length: int) -> Verdict | Stop:
+def lmsw(vcpu: Vcpu, source: int, length: int) -> Verdict:
     """LMSW: the low four bits of CR0, of which PE can only be set."""
     return write(vcpu, 0, vcpu.guest.control().cr0 & ~0xE | source & 0xF, length)
 
 
 def _write_cr0(vcpu: Vcpu, value: int) -> None:
-    guest, paging = vcpu.guest, vcpu.paging
+    guest = vcpu.guest
     old = guest.control()
     new = value & ~int(CR0.ET.mask) | CR0.ET.mask
     is_tss16 = not guest.segment(SegmentName.TR).rights & TSS32_TYPE
     efer = check_cr0(new, old, is_code64=guest.is_code64(), is_tss16=is_tss16)
     values = old._replace(cr0=new, efer=efer)
-    guest.check_mode(new, paging.name, has_ept=paging.has_ept)
     if (new ^ old.cr0) & RELOADS_CR0:
         values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     if not (new ^ old.cr0) & guest.cr0_always_exits:
         vcpu.retire()
-    paging.mode_change()
+    vcpu.view.mode_change()
 
 
 def _write_cr3(vcpu: Vcpu, value: int) -> None:
@@ -124,7 +121,7 @@ def _write_cr3(vcpu: Vcpu, value: int) -> None:
     if not old.efer & LMA and old.cr4 & CR4.PAE.mask:
         pdptes = vcpu.pdptes(Regime(old.cr0, value, old.cr4, old.efer))
     guest.note_cr3(value, pdptes)
-    vcpu.paging.cr3_write()
+    vcpu.view.cr3_write()
     vcpu.retire()
 
 
@@ -141,7 +138,7 @@ def _write_cr4(vcpu: Vcpu, value: int) -> None:
         values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
     vcpu.retire()
-    vcpu.paging.mode_change()
+    vcpu.view.mode_change()
 
 
 def _write_cr8(vcpu: Vcpu, value: int) -> None:
@@ -186,13 +183,13 @@ def offer_efer(vcpu: Vcpu) -> None:
         except Refused:
             raise KeyError(Msr.IA32_EFER) from None
         vcpu.retire()
-        vcpu.paging.mode_change()
+        vcpu.view.mode_change()
 
     def follow() -> None:
         """Load the registers again: whether IA32_EFER exits depends on what is hidden."""
         old = vcpu.guest.control()
         vcpu.guest.load_control(old._replace(efer=old.efer & vcpu.model.efer_allowed))
-        vcpu.paging.mode_change()
+        vcpu.view.mode_change()
 
     vcpu.msrs.extra[Msr.IA32_EFER] = read_efer, write_efer
     vcpu.msrs.efer_allowed_changed = follow
@@ -203,7 +200,7 @@ def offer_efer(vcpu: Vcpu) -> None:
 
 def invlpg(vcpu: Vcpu, gva: int, length: int) -> Verdict:
     """The guest drops one page's translations."""
-    vcpu.paging.invlpg(gva)
+    vcpu.view.invlpg(gva)
     vcpu.retire()
     vcpu.skip(length)
     return RESUME
@@ -231,9 +228,9 @@ def invpcid(vcpu: Vcpu, kind: int, descriptor: int, length: int) -> Verdict | St
         return vcpu.fault(Vector.GP, 0)
     is_current = pcid == (translation.cr3 & 0xFFF if has_pcids else 0)
     if kind == 0 and is_current:
-        vcpu.paging.invlpg(gva)
+        vcpu.view.invlpg(gva)
     elif kind > 0 and (is_current or kind > 1):
-        vcpu.paging.flush()
+        vcpu.view.flush()
     vcpu.retire()
     vcpu.skip(length)
     return RESUME

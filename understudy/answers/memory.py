@@ -48,18 +48,19 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
 
     `event`: the one in whose delivery the fault came.
     """
-    paging = vcpu.paging
+    view = vcpu.view
+    faults = view.paging.faults
     try:
-        kind, gpa = paging.page_fault(gva, error)
+        kind, gpa = view.page_fault(gva, error)
     except GuestFault as fault:
-        paging.faults[Fault.TRUE] += 1
+        faults[Fault.TRUE] += 1
         return _reflect(vcpu, fault, event)
     except PagingError as problem:
         return vcpu.error(str(problem))
     except OutOfFrames:
         _put_back(vcpu, event)
         raise
-    paging.faults[kind] += 1
+    faults[kind] += 1
     _put_back(vcpu, event)
     if gpa is None:
         return RESUME
@@ -80,12 +81,13 @@ def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:
     """RF as the event's frame will have it: the exit saved that of the page fault.
 
     Interrupts and NMIs are injected by nobody but the hypervisor.  A #DB is a trap, or an
-    instruction breakpoint, whose handler sets RF itself.
+    instruction breakpoint, whose handler sets RF itself.  Of a trap within a repeated instruction
+    that the processor executes, nobody knows here that it is one.
     """
     if event.kind in (Kind.INTERRUPT, Kind.NMI):
         vcpu.guest.set_resume_flag(vcpu.events.state.resume)
     elif event.kind.is_software or event.vector in (Vector.DB, Vector.DF):
-        vcpu.guest.set_resume_flag(False)
+        vcpu.guest.set_resume_flag(event.vector == Vector.DB and vcpu.events.traps_within)
 
 
 def _traced_write(
@@ -94,7 +96,7 @@ def _traced_write(
     """Carry out the write to a table, or let the processor do it if it takes more than that."""
     try:
         if event is not None or not write_table(vcpu, gva, gpa):
-            vcpu.paging.single_step(gva, error)
+            vcpu.view.single_step(gva, error)
     except GuestFault as fault:
         return vcpu.guest_fault(fault)
     except PagingError as problem:
@@ -124,7 +126,7 @@ def ept_violation(
     if event is not None:
         vcpu.deliver_again(event)
     try:
-        if vcpu.paging.violation(gpa, qualification):
+        if vcpu.view.violation(gpa, qualification):
             return RESUME
     except PagingError as problem:
         return vcpu.error(str(problem))
@@ -133,7 +135,7 @@ def ept_violation(
 
 def ept_misconfiguration(vcpu: Vcpu, gpa: int) -> Stop:
     """An entry of the EPT that cannot be: a defect of ours, which must not pass for a device."""
-    return vcpu.error(str(vcpu.paging.misconfiguration(gpa)))
+    return vcpu.error(str(vcpu.view.misconfiguration(gpa)))
 
 
 def device(vcpu: Vcpu, gpa: int, access: Access, event: Event | None) -> Verdict | Stop:

@@ -48,5 +48,5 @@ def string(
     if is_over:
         vcpu.skip(length)
     else:
-        end_burst(vcpu.guest)
+        end_burst(vcpu)
     return RESUME

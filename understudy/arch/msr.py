@@ -93,6 +93,7 @@ class Msr(IntEnum):
     IA32_TSC_AUX = 0xC000_0103
     KVM_WALL_CLOCK_NEW = 0x4B56_4D00
     KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
+    KVM_STEAL_TIME = 0x4B56_4D03
 
 
 class EFER(Bits, width=64):

@@ -76,10 +76,12 @@ class Vmcs(IntEnum):
     GUEST_PDPTE1 = 0x280C
     GUEST_PDPTE2 = 0x280E
     GUEST_PDPTE3 = 0x2810
+    GUEST_PKRS = 0x2818
     # 64-bit host-state fields
     HOST_PAT = 0x2C00
     HOST_EFER = 0x2C02
     HOST_PERF_GLOBAL_CTRL = 0x2C04
+    HOST_PKRS = 0x2C06
     # 32-bit control fields
     PIN_CONTROLS = 0x4000
     PRIMARY_CONTROLS = 0x4002

@@ -77,6 +77,7 @@ class SecondaryControls(Bits, width=32):
 class ExitControls(Bits, width=32):
     """SDM 3C, "VM-Exit Controls"."""
 
+    LOAD_PKRS = Bit(29)
     SAVE_PREEMPTION_TIMER = Bit(22)
     LOAD_EFER = Bit(21)
     SAVE_EFER = Bit(20)
@@ -91,6 +92,7 @@ class ExitControls(Bits, width=32):
 class EntryControls(Bits, width=32):
     """SDM 3C, "VM-Entry Controls"."""
 
+    LOAD_PKRS = Bit(22)
     LOAD_EFER = Bit(15)
     LOAD_PAT = Bit(14)
     LOAD_PERF_GLOBAL_CTRL = Bit(13)

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from understudy.commands import Refusal
@@ -79,13 +80,15 @@ def converse(
 
 
 def execute(vm: VM, command: str, timeout_s: float | None, line: StatusLine) -> int:
-    """Boot, run one command, print what it prints and nothing else; its status."""
-    screen = Output(1)
+    """Boot, run one command, print what it prints and nothing else, where it does; its status."""
     ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
 
-    def show(data: bytes) -> None:
-        line.clear()
-        screen(data)
+    def shown_by(screen: Output) -> Callable[[bytes], None]:
+        def show(data: bytes) -> None:
+            line.clear()
+            screen(data)
+
+        return show
 
     def left(default: float) -> float:
         return max(0.001, ends_at - time.monotonic()) if ends_at is not None else default
@@ -95,7 +98,12 @@ def execute(vm: VM, command: str, timeout_s: float | None, line: StatusLine) -> 
     # A command may take as long as it likes unless --timeout says otherwise.
     forever_s = 1e8
     result = vm.run(
-        command, timeout_guest_s=forever_s, timeout_wall_s=left(forever_s), on_output=show
+        command,
+        input=_all_of(0) if _is_file(0) else None,
+        timeout_guest_s=forever_s,
+        timeout_wall_s=left(forever_s),
+        on_output=shown_by(Output(1)),
+        on_error=shown_by(Output(2)),
     )
     line.clear()
     return result.status

@@ -22,15 +22,29 @@ WORDS: dict[str, tuple[str, str, bool] | None] = {
     "save": ("file", "FILE", True),
     "stop": None,
 }
+# And to a VM of a host.
+OF_HOST: dict[str, tuple[str, str, bool] | None] = {
+    "weight": ("to", "NUMBER", False),
+    "cap": ("to", "NUMBER", False),
+    "pool": ("to", "NAME", False),
+    "pause": None,
+    "resume": None,
+    "down": None,
+}
+NUMBERS = ("weight", "cap")
 
 
 def control(
-    socket: Annotated[Path, typer.Argument(metavar="SOCKET", help="What run --control was given.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME|SOCKET", help="A VM of a host, or what run --control got."),
+    ],
     word: Annotated[
-        str, typer.Argument(metavar="|".join(WORDS), help="What to ask for, or to do.")
+        str, typer.Argument(metavar="|".join(WORDS | OF_HOST), help="What to ask for, or to do.")
     ] = "status",
     what: Annotated[
-        str | None, typer.Argument(metavar="[TECHNIQUE|FILE]", help="For paging and save.")
+        str | None,
+        typer.Argument(metavar="[VALUE]", help="For paging, save, weight, cap and pool."),
     ] = None,
 ) -> None:
     """Ask or tell a running VM something.
@@ -38,6 +52,9 @@ def control(
     status: what runs and how far it is.  counts: what was counted, as JSON.  describe: the
     registers.  paging: the paging technique, or, with a name, another from now on; the guest
     notices nothing.  save: write a snapshot.  stop: end the VM.
+
+    Of a host that understudy up has started: weight, cap (a number, or none), pool: the value, or
+    another from now on.  pause, resume.  down: have the guest power itself off.
 
     Examples:
 
@@ -48,21 +65,30 @@ def control(
       understudy control vm.sock paging ept
 
       understudy control vm.sock save vm.snapshot
+
+      understudy control web weight=4
     """
-    request = _request(word, what)
-    from understudy.control import ControlError, ask
+    word, is_set, value = word.partition("=")
+    if is_set and what is not None:
+        raise typer.BadParameter(f"{word}={value} takes nothing more, got {what!r}")
+    request = _request(word, value if is_set else what)
+    from understudy.control import ControlError, hosts
 
     try:
-        answer = ask(socket, request)
+        target = hosts.named(name)
+        if target.vm is None and word in OF_HOST:
+            raise ControlError(f"{word}: {name} is a VM of its own; expected one of a host")
+        answer = target.ask(request)
     except ControlError as problem:
         raise Refusal(str(problem)) from None
     typer.echo(visible(answer if isinstance(answer, str) else _shown(word, answer)))
 
 
 def _request(word: str, what: str | None) -> dict[str, Any]:
-    if word not in WORDS:
-        raise typer.BadParameter(f"{word!r}: expected one of {', '.join(WORDS)}")
-    takes = WORDS[word]
+    words = WORDS | OF_HOST
+    if word not in words:
+        raise typer.BadParameter(f"{word!r}: expected one of {', '.join(words)}")
+    takes = words[word]
     if takes is None:
         if what is not None:
             raise typer.BadParameter(f"{word} takes nothing more, got {what!r}")
@@ -71,12 +97,21 @@ def _request(word: str, what: str | None) -> dict[str, Any]:
     if what is None:
         if is_needed:
             raise typer.BadParameter(
-                f"{word} needs a {shown}: understudy control SOCKET {word} {shown}"
+                f"{word} needs a {shown}: understudy control NAME {word} {shown}"
             )
         return {"do": word}
     if word == "save":
         what = str(Path(what).absolute())  # the VM may run in another folder
-    return {"do": word, name: what}
+    return {"do": word, name: _number(word, what) if word in NUMBERS else what}
+
+
+def _number(word: str, text: str) -> float | None:
+    if word == "cap" and text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{word}: expected a number, got {text!r}") from None
 
 
 def _shown(word: str, answer: Any) -> str:

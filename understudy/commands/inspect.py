@@ -24,8 +24,13 @@ def inspect(
         ),
     ],
     control: Annotated[
-        Path | None,
-        typer.Option("--control", "-c", metavar="SOCKET", help="Of a VM that runs: run --control."),
+        str | None,
+        typer.Option(
+            "--control",
+            "-c",
+            metavar="NAME|SOCKET",
+            help="Of a VM that runs: of a host, or what run --control got.",
+        ),
     ] = None,
     snapshot: Annotated[
         Path | None,
@@ -63,11 +68,11 @@ def inspect(
     typer.echo(json.dumps(found.inspect(), indent=2) if as_json else str(found))
 
 
-def _of_running(socket: Path, wanted: str) -> "Inspection":
-    from understudy.control import ask
+def _of_running(name: str, wanted: str) -> "Inspection":
+    from understudy.control import hosts
     from understudy.inspection import Inspection
 
-    return Inspection.of(ask(socket, {"do": "inspect", "address": wanted}))
+    return Inspection.of(hosts.named(name).ask({"do": "inspect", "address": wanted}))
 
 
 def _of_snapshot(file: Path, wanted: str) -> "Inspection":

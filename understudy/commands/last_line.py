@@ -94,13 +94,14 @@ class Rates:
         news = {name: number - self._exits.get(name, 0) for name, number in exits.items()}
         self._then, self._instructions, self._exits = now, instructions, exits
         often = sorted((n for n in news.items() if n[1]), key=lambda item: -item[1])
-        most = "  ".join(f"{name} {_short(number / span)}/s" for name, number in often[:4])
-        total = _short(sum(news.values()) / span)
+        most = "  ".join(f"{name} {short(number / span)}/s" for name, number in often[:4])
+        total = short(sum(news.values()) / span)
         return (
             f" {guest_ns / 1e9:.1f} s  {instructions / 1e6:,.0f} M instructions  "
             f"{speed:,.0f} MIPS  {total} exits/s: {most or 'none'}"
         )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """A rate, in few characters."""
     return f"{number / 1000:.1f}k" if number >= 10_000 else f"{number:.0f}"

@@ -2,11 +2,12 @@
 
 What: checks what was asked for, boots it, lends it the terminal or runs one command in it.
 Source: none.
-Invariants: with --exec, standard output carries that command's output and nothing else; --counts
-is written however the run ends.
+Invariants: with --exec, standard output carries that command's and nothing else; --counts is
+written however the run ends.
 """
 
 import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ def run(
             "--exec",
             "-e",
             metavar="COMMAND",
-            help="Run it in the guest, print its output, end.  "
-            "With --kernel alone, in a user land of busybox.",
+            help="Run it in the guest, print its output, end.  A file at standard input is its "
+            "input.  With --kernel alone, in a user land of busybox.",
         ),
     ] = None,
     counts: Annotated[
@@ -213,6 +214,8 @@ def _checked(
     for option, file in (("--counts", counts), ("--control", control)):
         if file is not None and not file.absolute().parent.is_dir():
             raise Refusal(f"{option}: there is no folder {file.absolute().parent}")
+    if counts is not None and not _can_be_written(counts):
+        raise Refusal(f"--counts: {counts} cannot be written: choose another name")
     interactive = command is None and is_interactive()
     if watch and not interactive:
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
@@ -302,4 +305,12 @@ def _write_counts(vm: "VM", file: Path) -> None:
     if str(file) == "-":
         sys.stdout.write(text)
         return
-    file.write_text(text, encoding="utf-8")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"--counts: {file}: {error.strerror}") from None
+
+
+def _can_be_written(file: Path) -> bool:
+    place = file if file.exists() else file.absolute().parent
+    return str(file) == "-" or (not file.is_dir() and os.access(place, os.W_OK))

@@ -1,13 +1,14 @@
-"""The socket of a running VM, and a client's end of it.
+"""The socket of a running VM or of a host of many, and a client's end of it.
 
 One request a connection: a line of JSON with "do" and what belongs to it, answered by a line of
-JSON with "ok" or "error".  The server's thread only carries messages; what is asked for is done on
-the VM's own thread (`VM.post`).
+JSON with "ok" or "error".  An answer that is a `Stream` keeps the connection after that line.  The
+server's thread only carries messages; what is asked for is done on the owner's thread
+(`VM.post`).
 
 Source: unix(7).
-Invariants: only this user (and root) is answered; nothing that is sent makes the VM end or raise,
-but "stop", which is to; no client waits for another that is slow, nor does the end of the VM; a
-socket of another that still listens is never taken away.
+Invariants: only this user (and root) is answered; nothing that is sent makes the owner end or
+raise, but "stop" and "down", which are to; no client waits for another that is slow, nor does the
+end of the VM; a socket of another that still listens is never taken away.
 """
 
 import json
@@ -16,21 +17,19 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from understudy.control.actions import ACTIONS, ControlError, Request
 from understudy.machine.frames import OutOfFrames
-
-if TYPE_CHECKING:
-    from understudy.vm import VM
 
 LONGEST_REQUEST: Final = 1 << 16
 LONGEST_ANSWER: Final = 1 << 24
 PATIENCE_S: Final = 10.0  # for a whole request, and for a whole answer
 MOST_CLIENTS: Final = 16
+MOST_STREAMS: Final = 64
 LONGEST_PATH: Final = 107  # sockaddr_un
 CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 ROOT: Final = 0
@@ -38,16 +37,43 @@ OURS: Final = (ControlError, ValueError, OutOfFrames)
 """What an action raises if it cannot be done; anything else is a bug."""
 
 
-class ControlSocket:
-    """Listens beside a VM as long as it is entered."""
+class Owner(Protocol):
+    """Who is asked: a VM, or a host of many."""
 
-    def __init__(self, vm: "VM", path: Path) -> None:
-        self.vm, self.path = vm, path
+    def post(self, action: Callable[[], None]) -> None:
+        """From any thread: do this on the owner's thread, between two exits."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """An answer that goes on after its first line."""
+
+    first: Any
+
+    def carry(self, connection: socket.socket) -> None:
+        """Until one of both ends it; on a thread of its own."""
+
+    def give_up(self) -> None:
+        """It will not be carried."""
+
+
+class ControlSocket:
+    """Listens beside its owner as long as it is entered."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        path: Path,
+        actions: Mapping[str, Callable[[Any, Request], Any]] = ACTIONS,
+    ) -> None:
+        """`actions`: what can be asked of the owner, by what a request says in "do"."""
+        self.owner, self.path, self.actions = owner, path, actions
         self._listener: socket.socket | None = None
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._ends = threading.Event()
         self._clients: dict[socket.socket, threading.Thread] = {}
         self._reading: dict[socket.socket, None] = {}  # those that have asked nothing yet, in order
+        self._streaming: set[socket.socket] = set()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -97,10 +123,11 @@ class ControlSocket:
                 _refuse(connection, "this VM belongs to another user")
                 continue
             with self._lock:
-                if len(self._clients) >= MOST_CLIENTS and not self._reading:
+                is_full = len(self._clients) - len(self._streaming) >= MOST_CLIENTS
+                if is_full and not self._reading:
                     _refuse(connection, f"{MOST_CLIENTS} others are being answered: ask again")
                     continue
-                if len(self._clients) >= MOST_CLIENTS:
+                if is_full:
                     slowest = next(iter(self._reading))
                     del self._reading[slowest]
                     _cut(slowest)
@@ -112,32 +139,48 @@ class ControlSocket:
                 thread.start()
 
     def _talk(self, connection: socket.socket) -> None:
+        stream: Stream | None = None
         try:
             with suppress(OSError):
-                answer = _line(self._answer(connection))
+                found = self._answer(connection)
+                stream = found if isinstance(found, Stream) else None
+                answer = found if stream is None else {"ok": stream.first}
                 connection.settimeout(PATIENCE_S)  # of all of it
-                connection.sendall(answer)
+                connection.sendall(_line(answer))
+                if stream is not None:
+                    stream.carry(connection)
         finally:
+            if stream is not None:
+                stream.give_up()
             with self._lock:
                 self._reading.pop(connection, None)
+                self._streaming.discard(connection)
                 self._clients.pop(connection, None)
                 connection.close()
 
-    def _answer(self, connection: socket.socket) -> dict[str, Any]:
+    def _answer(self, connection: socket.socket) -> dict[str, Any] | Stream:
         try:
             line = _read_line(connection, LONGEST_REQUEST, PATIENCE_S)
             with self._lock:
                 self._reading.pop(connection, None)
-            return {"ok": self._carry_out(_parse(line))}
+            found = self._carry_out(_parse(line))
+            if not isinstance(found, Stream):
+                return {"ok": found}
+            with self._lock:
+                if len(self._streaming) < MOST_STREAMS:
+                    self._streaming.add(connection)
+                    return found
+            found.give_up()
+            return {"error": f"{MOST_STREAMS} others watch already"}
         except ControlError as problem:
             return {"error": str(problem)}
 
     def _carry_out(self, request: Request) -> Any:
-        """Do it on the VM's thread, and wait for it."""
+        """Do it on the owner's thread, and wait for it."""
         wanted = request.get("do")
-        function = ACTIONS.get(wanted) if isinstance(wanted, str) else None
+        function = self.actions.get(wanted) if isinstance(wanted, str) else None
         if function is None:
-            raise ControlError(f"do {wanted!r}: expected one of {', '.join(ACTIONS)}")
+            raise ControlError(f"do {wanted!r}: expected one of {', '.join(self.actions)}")
         done = threading.Event()
         outcome: list[Any] = []
         problem: list[Exception] = []
@@ -145,14 +188,14 @@ class ControlSocket:
         def act() -> None:
             try:
                 if not self._ends.is_set():
-                    outcome.append(function(self.vm, request))
+                    outcome.append(function(self.owner, request))
             except Exception as error:  # the VM must not end for what somebody asks
                 problem.append(error)
             finally:
                 done.set()
 
         try:
-            self.vm.post(act)
+            self.owner.post(act)
         except RuntimeError as closed:
             raise ControlError(str(closed)) from None
         while not done.wait(0.05):
@@ -195,10 +238,11 @@ def _line(value: Any) -> bytes:
 
 
 def _read_line(connection: socket.socket, longest: int, patience_s: float | None) -> bytes:
-    """One line, all of it within `patience_s`, however it comes."""
+    """One line, all of it within `patience_s`, however it comes, and what comes with its end."""
     data = bytearray()
     ends_at = None if patience_s is None else time.monotonic() + patience_s
-    while not data.endswith(b"\n"):
+    part = b""
+    while b"\n" not in part:
         try:
             if ends_at is not None:
                 left = ends_at - time.monotonic()
@@ -241,18 +285,35 @@ def _parse(line: bytes) -> Request:
 
 
 def ask(path: Path, request: Request, *, timeout_s: float | None = None) -> Any:
-    """Send one request to a VM; its answer, or ControlError."""
+    """Send one request to a VM or a host; its answer, or ControlError."""
     with _connected(path) as connection:
-        connection.settimeout(timeout_s)
-        try:
-            with suppress(BrokenPipeError):  # refused before it was read: the answer says why
-                connection.sendall(_line(request))
-            answer = _parse(_read_line(connection, LONGEST_ANSWER, timeout_s))
-        except OSError as error:
-            raise ControlError(f"{path}: {error.strerror or error}") from None
+        return _asked(connection, path, request, timeout_s)[0]
+
+
+@contextmanager
+def attached(path: Path, request: Request) -> Iterator[tuple[Any, bytes, socket.socket]]:
+    """Ask for a stream: its first answer, what came with it already, and the connection."""
+    with _connected(path) as connection:
+        first, rest = _asked(connection, path, request, PATIENCE_S)
+        connection.settimeout(None)
+        yield first, rest, connection
+
+
+def _asked(
+    connection: socket.socket, path: Path, request: Request, timeout_s: float | None
+) -> tuple[Any, bytes]:
+    """The answer, and what has come after its line."""
+    connection.settimeout(timeout_s)
+    try:
+        with suppress(BrokenPipeError):  # refused before it was read: the answer says why
+            connection.sendall(_line(request))
+        line, _, rest = _read_line(connection, LONGEST_ANSWER, timeout_s).partition(b"\n")
+        answer = _parse(line)
+    except OSError as error:
+        raise ControlError(f"{path}: {error.strerror or error}") from None
     if "error" in answer:
         raise ControlError(str(answer["error"]))
-    return answer.get("ok")
+    return answer.get("ok"), rest
 
 
 @contextmanager

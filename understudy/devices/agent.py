@@ -1,52 +1,43 @@
-"""The agent's port: a command goes into the guest, its output and its end come out.
+"""The agent's port: bytes go to the guest's agent, and come from it.
 
 Source: ours.  That a hypervisor takes whole buffers by REP OUTSB is VMware's "high-bandwidth"
 backdoor; that it knows a process by the root of its page tables is from Jones et al., "Antfarm:
 Tracking Processes in a Virtual Machine Environment" (USENIX 2006).
 
-The guest's side is guests/agent.s.  Two registers of 32 bits:
+The guest's side is guests/agent.s; what is said is a matter of agent/.  Two registers of 32 bits:
 
-    offset 0  DATA     written: bytes of output; read: the next byte of the command
-    offset 4  CONTROL  read: take the command that waits; its bytes, or all ones if there is none
-                       written: 0 "I am here", 0x100 + status "the command has ended"
+    offset 0  DATA   written: bytes for the host; read: the next bytes for the guest
+    offset 4  HELLO  written: "I am here"
 
-Not modeled: an interrupt of its own; `ring` tells the guest that a command waits.
+Not modeled: an interrupt of its own; `ring` tells the guest that something has been sent.
 
-Invariants: output is never taken for anything else, whatever its bytes are; the first process that
-says that it is here is the agent until the machine is reset, and no other reaches the registers, so
-neither another's access nor a second agent can end a command; what comes before a command is
-taken, or after it was given up, is dropped; nothing here is secret, and the same commands give the
-same run.
+Invariants: the first process that says that it is here is the agent until the machine is reset, and
+no other reaches the registers, so neither another's access nor a second agent is taken for it;
+nothing here is secret, and the same bytes give the same run.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
 from understudy.state import U64
 
-DATA, CONTROL = 0, 4
-HELLO: Final = 0
-ENDED: Final = 0x100
-NOTHING: Final = 0xFFFF_FFFF
+DATA, HELLO = 0, 4
 
 
 @dataclass
 class AgentState:
-    """Who the agent is, and how far the command has come."""
+    """Who the agent is, and what it has not read yet."""
 
     agent: U64 | None = None  # the root of its page tables, once it is there
-    command: bytes | None = None  # not taken yet
-    taken: bytes = b""
-    at: U64 = 0  # how much of that has been read
-    is_running: bool = False  # taken, and not given up
+    waiting: bytes = b""
+    at: U64 = 0  # how much of that it has read
 
 
 class Agent(Device, name="agent"):
-    """One agent, one command at a time.
+    """One agent.
 
     who: the root of the page tables of the process whose access this is.  ring: tell the guest.
     """
@@ -64,7 +55,6 @@ class Agent(Device, name="agent"):
         super().__init__(wires)
         self.who, self.ring = who, ring
         self.on_output: list[Callable[[bytes], None]] = []
-        self.on_exit: list[Callable[[int], None]] = []  # with 128 + n if signal n has ended it
         self.state = self.power_on()
 
     def power_on(self) -> AgentState:
@@ -77,22 +67,11 @@ class Agent(Device, name="agent"):
         """Whether the guest's side has started."""
         return self.state.agent is not None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a command is under way."""
-        return self.state.is_running or self.state.command is not None
-
-    def request(self, command: bytes) -> None:
-        """Start a command, now or when the agent is there.  RuntimeError while one is under way."""
-        if self.is_busy:
-            raise RuntimeError("the agent is busy: wait for the end, or give the command up")
-        self.state.command = command
-        if self.is_there:
-            self.ring()
-
-    def give_up(self) -> None:
-        """Forget the command under way; it goes on in the guest until the next is taken."""
-        self.state.command, self.state.is_running = None, False
+    def send(self, data: bytes) -> None:
+        """Bytes for the agent, which is there, and one ring for all of them."""
+        s = self.state
+        s.waiting, s.at = s.waiting[s.at :] + data, 0
+        self.ring()
 
     # --- the guest's end ---
 
@@ -100,41 +79,29 @@ class Agent(Device, name="agent"):
         return self.state.agent is not None and self.who() == self.state.agent
 
     def read(self, region: int, offset: int, size: int) -> int:
-        s = self.state
-        if not self._is_agent():
-            return (1 << 8 * size) - 1
-        if offset == CONTROL and size == 4:
-            if s.command is None:
-                return NOTHING
-            s.taken, s.at, s.is_running = s.command, 0, True
-            s.command = None
-            return len(s.taken)
-        if offset == DATA and s.at + size <= len(s.taken):
-            s.at += size
-            return int.from_bytes(s.taken[s.at - size : s.at], "little")
-        return (1 << 8 * size) - 1
+        return int.from_bytes(self.read_string(region, offset, size), "little")
+
+    def read_string(self, region: int, offset: int, count: int) -> bytes:
+        """A run of bytes from one register; ones if there are none."""
+        s, taken = self.state, b""
+        if offset == DATA and self._is_agent():
+            taken = s.waiting[s.at : s.at + count]
+            s.at += len(taken)
+        return taken + b"\xff" * (count - len(taken))
 
     def write(self, region: int, offset: int, value: int, size: int) -> None:
         s = self.state
         if offset == DATA:
             self.write_string(region, offset, value.to_bytes(size, "little"))
-        elif offset == CONTROL and size == 4:
-            if value == HELLO and s.agent is None:
-                s.agent = self.who()
-                if s.command is not None:
-                    self.ring()
-            elif value & ~0xFF == ENDED and s.is_running and self._is_agent():
-                s.is_running = False
-                for listener in self.on_exit:
-                    listener(value & 0xFF)
+        elif offset == HELLO and size == 4 and s.agent is None:
+            s.agent = self.who()
 
     def write_string(self, region: int, offset: int, data: bytes) -> None:
         """A run of bytes for one register."""
-        if offset == DATA and self.state.is_running and self._is_agent():
+        if offset == DATA and self._is_agent():
             for listener in self.on_output:
                 listener(data)
 
     def close(self) -> None:
         self.on_output.clear()
-        self.on_exit.clear()
         super().close()

@@ -3,7 +3,9 @@
 Source: Linux, Documentation/virt/kvm/x86/msr.rst ("KVM-specific MSRs") and cpuid.rst.  The TSC
 runs at 1 GHz and never stops, so system time equals the TSC and one update lasts for ever.
 
-Not modeled: steal time, asynchronous page faults, PV end of interrupt.
+Beside it, how long a vCPU could have run and had no processor ("steal time").
+
+Not modeled: asynchronous page faults, PV end of interrupt.
 
 Invariants: the version is odd while the structure changes and even afterwards; an address without
 memory behind it is ignored.
@@ -22,13 +24,18 @@ from understudy.state import U32, U64
 
 MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD = 0x11, 0x12
 MSR_WALL_CLOCK, MSR_SYSTEM_TIME = 0x4B56_4D00, 0x4B56_4D01
-MSRS = frozenset((MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME))
+MSR_STEAL_TIME = 0x4B56_4D03
+MSRS = frozenset((
+    MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME, MSR_STEAL_TIME,
+))  # fmt: skip
 
 CPUID_SIGNATURE = (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D)  # "KVMKVMKVM", leaf 0x40000000
 CPUID_FEATURES = 1 << 0 | 1 << 3 | 1 << 24  # old MSRs, new MSRs, stable: EAX of 0x40000001
 
 TIME_INFO = struct.Struct("<IIQQIbBH")  # version, -, TSC, system time, multiplier, shift, flags, -
 WALL_CLOCK = struct.Struct("<III")  # version, seconds, nanoseconds
+STEAL_TIME = struct.Struct("<QIIB")  # ns, version, flags, preempted; 64 bytes in all
+ENABLED, STEAL_RESERVED = 1, 0x3E
 TSC_STABLE = 1
 MASK32 = (1 << 32) - 1
 MULTIPLIER, SHIFT = 1 << 31, 1  # ns = (ticks << 1) * 2**31 >> 32 = ticks
@@ -44,6 +51,7 @@ class KvmClockState:
     wall_clock: U64 = 0
     system_time: list[U64] = field(default_factory=list)  # by vCPU
     version: U32 = 0
+    steal: list[U64] = field(default_factory=list)  # by vCPU
 
 
 class KvmClock(Device, name="kvmclock"):
@@ -57,11 +65,11 @@ class KvmClock(Device, name="kvmclock"):
         self.state = self.power_on()
 
     def power_on(self) -> KvmClockState:
-        return KvmClockState(system_time=[0] * self.vcpus)
+        return KvmClockState(system_time=[0] * self.vcpus, steal=[0] * self.vcpus)
 
     def load(self, saved: dict[str, Any]) -> None:
         super().load(saved)
-        if len(self.state.system_time) != self.vcpus:
+        if {len(self.state.system_time), len(self.state.steal)} != {self.vcpus}:
             raise ValueError(f"snapshot: kvmclock was saved with other than {self.vcpus} vCPUs")
 
     def rdmsr(self, vcpu: int, index: int) -> int:
@@ -70,6 +78,8 @@ class KvmClock(Device, name="kvmclock"):
             return self.state.wall_clock
         if index in (MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD):
             return self.state.system_time[vcpu]
+        if index == MSR_STEAL_TIME:
+            return self.state.steal[vcpu]
         raise KeyError(index)
 
     def wrmsr(self, vcpu: int, index: int, value: int) -> None:
@@ -84,8 +94,27 @@ class KvmClock(Device, name="kvmclock"):
                 body = (0, now, now, MULTIPLIER, SHIFT, TSC_STABLE, 0)
                 self._write(value & ~1, TIME_INFO, *body)
             s.system_time[vcpu] = value
+        elif index == MSR_STEAL_TIME and not value & STEAL_RESERVED:
+            s.steal[vcpu] = value
         else:
             raise KeyError(index)
+
+    def stolen(self, vcpu: int, ns: int) -> None:
+        """A vCPU goes on, which has waited for a processor for so long in all.
+
+        "version: … guest has to check version before and after grabbing time information and
+        check that they are both equal and even."
+        """
+        value = self.state.steal[vcpu]
+        if not value & ENABLED:
+            return
+        gpa, version = value & ~(STEAL_RESERVED | ENABLED), self.state.version + 2 & MASK32 & ~1
+        try:
+            self.wires.dma.write(gpa, STEAL_TIME.pack(ns, version | 1, 0, 0))
+            self.wires.dma.write(gpa + 8, struct.pack("<I", version))
+        except (IndexError, ValueError, OverflowError):
+            pass  # as for the clock
+        self.state.version = version
 
     def _write(self, gpa: int, layout: struct.Struct, *body: int) -> None:
         version = self.state.version + 2 & MASK32 & ~1
@@ -101,4 +130,5 @@ class KvmClock(Device, name="kvmclock"):
         return {
             "wall clock": f"{s.wall_clock:#x}",
             "system time": [f"{value:#x}" for value in s.system_time],
+            "steal time": [f"{value:#x}" for value in s.steal],
         }

@@ -1,6 +1,6 @@
 """Execution: how a guest's privileged code runs.  One technique a file or package.
 
-A technique is a `Guest`: it owns a processor, brings it into the guest and back, and knows where
+A technique is a `Guest`: it is on a processor, brings it into the guest and back, and knows where
 the guest's state is kept meanwhile.  It brings its own table of exits, each of which decodes what
 the processor says and asks `answers/` what to do.  The vCPU's run loop (`vcpu/loop.py`) drives it.
 """
@@ -38,13 +38,16 @@ class Execution(Guest):
     def __init__(
         self,
         host: Host,
-        processor: Processor,
+        processor: Processor | None,
         paging: Paging,
         model: CpuModel,
         *,
         keep_timer: bool = True,
     ) -> None:
-        """`keep_timer`: what `arm` was told goes on counting over exits."""
+        """`keep_timer`: what `arm` was told goes on counting over exits.
+
+        `processor`: the vCPU's own; None: it is put onto processors and taken off.
+        """
 
 
 for _module in pkgutil.iter_modules(__path__):

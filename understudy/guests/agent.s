@@ -1,36 +1,35 @@
-# The guest's side of the agent: runs commands for the host, one at a time.  The other side, and
-# what the two ports mean, is understudy/devices/agent.py.
+# The guest's side of the agent: makes system calls for the host, and knows nothing else.  What they
+# are for is decided in understudy/agent/; the other ends are understudy/devices/agent.py and
+# understudy/devices/virtio/agent.py.
 #
-# A program for Linux on i386, which every kernel of Debian runs, in two ports that only it may use:
-# no shell, no file and no stream of bytes lies between a command's end and the host.
+# A program for Linux on i386, which every kernel of Debian runs, with nothing beside it: no shell, no
+# file and no stream that others write to lies between a command's end and the host.
 # agent_program.py has its bytes; after a change: python -m tools.agent_program
 #
-# Standard input is the serial line by which the host rings.  One loop waits for three things: a
-# child that has ended, output of the command, the bell.
+# Standard input is the channel: a port of a virtio console.  With an argument it is only a bell, and
+# what is said goes over the agent's own two registers, which only it may use.
+#
+# A request is a number of bytes, and so many bytes, which come to lie at REQUEST:
+#     calls, bytes of them to send back from CALLS on, spans, 0
+#     calls:  number, then the result | arguments that are the address of their value, as bits | six
+#             arguments
+#     spans:  address, address of the length
+#     whatever the calls point to
+# The answer is the bytes from CALLS on, and after them the spans.
 
         .intel_syntax noprefix
         .code32
 
-        .set PORT, 0x5A0                # output out, a command in
-        .set CONTROL, 0x5A4             # see devices/agent.py
-        .set MOST, 0x10000              # bytes at once: as many as a pipe holds
-
-        .set FDS, 0x08049000            # struct pollfd [3]: signals, pipe, bell
-        .set SIGNALS, FDS
-        .set PIPE, FDS + 8
-        .set BELL, FDS + 16
-        .set EVENTS, 4                  # in a struct pollfd
-        .set REVENTS, 6
-        .set JOB, FDS + 24              # process ID of the command, 0 if there is none
-        .set COUNT, FDS + 28
-        .set STATUS, FDS + 32
-        .set ENDS, FDS + 36             # of a new pipe: reading, writing
-        .set CHLD, FDS + 44             # signal set with SIGCHLD only
-        .set NONE, FDS + 52             # signal set with nothing, 8 bytes of 0
-        .set BUFFER, 0x0804A000         # MOST bytes
-
-        .set POLLIN, 1
-        .set POLLHUP, 0x10
+        .set PORT, 0x5A0                # what is said; the next register: here I am
+        .set VARIABLES, 0x08049000
+        .set BELL, VARIABLES            # whether the channel is one
+        .set AT, VARIABLES + 4          # the next call
+        .set LEFT, VARIABLES + 8        # how many there are from there on
+        .set JUNK, VARIABLES + 12
+        .set REQUEST, 0x0804A000
+        .set CALLS, REQUEST + 16
+        .set CALL, 32                   # bytes of one
+        .set FORK, 2
 
         .macro call_linux number
         mov     eax, \number
@@ -39,262 +38,136 @@
 
         .globl _start
 _start:
-        pop     eax                     # argc
-        lea     ebp, [esp + eax * 4 + 4]  # the environment, for commands
+        pop     ebx                     # argc
+        dec     ebx
+        mov     [BELL], ebx
+        jz      next
         mov     ebx, PORT               # ioperm(PORT, 8, 1)
         mov     ecx, 8
         mov     edx, 1
         call_linux 101
         test    eax, eax
         jnz     exit
-        mov     byte ptr [CHLD + 2], 1  # bit 16: SIGCHLD is signal 17
-        xor     ebx, ebx                # rt_sigprocmask(SIG_BLOCK, CHLD, NULL, 8)
-        mov     ecx, CHLD
-        xor     edx, edx
-        mov     esi, 8
-        call_linux 175
-        mov     ebx, -1                 # signalfd4(-1, CHLD, 8, SFD_CLOEXEC)
-        mov     edx, 8
-        mov     esi, 0x80000
-        call_linux 327
-        mov     [SIGNALS], eax
-        mov     byte ptr [SIGNALS + EVENTS], POLLIN
-        mov     dword ptr [PIPE], -1
-        mov     byte ptr [PIPE + EVENTS], POLLIN
-        mov     byte ptr [BELL + EVENTS], POLLIN
-        mov     edx, CONTROL            # here I am
-        xor     eax, eax
+        mov     edx, PORT + 4           # here I am
         out     dx, eax
 
 next:
-        mov     ebx, FDS                # poll(FDS, 3, -1)
-        mov     ecx, 3
-        mov     edx, -1
-        call_linux 168
-        test    eax, eax
-        js      next
-        cmp     byte ptr [SIGNALS + REVENTS], 0
-        jne     child
-        cmp     byte ptr [PIPE + REVENTS], 0
-        jne     output
-        cmp     byte ptr [BELL + REVENTS], 0
-        jne     bell
-        jmp     next
-
-# --- output of the command ---
-
-output:
-        mov     edx, MOST
-        call    pump
-        jg      next
-        call    close_pipe              # nobody can write any more
-        jmp     next
-
-pump:                                   # edx bytes at most from the pipe to the host; flags of
-        mov     ebx, [PIPE]             # what read() gave: greater than 0 if there were some
-        mov     ecx, BUFFER
+        cmp     dword ptr [BELL], 0
+        je      length
+        xor     ebx, ebx                # read(0, JUNK, 1): one byte for each request
+        mov     ecx, JUNK
+        mov     edx, 1
         call_linux 3
-        test    eax, eax
-        jle     pumped
-        mov     ecx, eax
-        mov     esi, BUFFER
+        cmp     eax, 1
+        jne     exit
+length:
+        mov     edi, REQUEST
+        mov     esi, 4
+        call    receive
+        mov     edi, REQUEST
+        mov     esi, [REQUEST]
+        call    receive
+        mov     dword ptr [AT], offset CALLS
+        mov     eax, [REQUEST]
+        mov     [LEFT], eax
+
+one:
+        dec     dword ptr [LEFT]
+        js      answer
+        mov     ebp, [AT]
+        mov     ecx, 5
+argument:
+        bt      dword ptr [ebp + 4], ecx
+        jnc     itself
+        mov     eax, [ebp + ecx * 4 + 8]
+        mov     eax, [eax]
+        mov     [ebp + ecx * 4 + 8], eax
+itself:
+        dec     ecx
+        jns     argument
+        mov     eax, [ebp]
+        mov     ebx, [ebp + 8]
+        mov     ecx, [ebp + 12]
+        mov     edx, [ebp + 16]
+        mov     esi, [ebp + 20]
+        mov     edi, [ebp + 24]
+        mov     ebp, [ebp + 28]
+        int     0x80
+        mov     ebp, [AT]
+        mov     ecx, [ebp]
+        mov     [ebp], eax
+        mov     edx, [ebp + 8]
+        add     dword ptr [AT], CALL
+        cmp     ecx, FORK
+        jne     one
+        test    eax, eax                # the child goes on here; its last call ends it
+        jz      one
+        sub     [LEFT], edx             # the parent goes on after as many as the argument says
+        shl     edx, 5
+        add     [AT], edx
+        jmp     one
+
+answer:
+        mov     esi, offset CALLS
+        mov     ecx, [REQUEST + 4]
+        call    send
+        mov     edi, [REQUEST]
+        shl     edi, 5
+        add     edi, offset CALLS
+        mov     ebp, [REQUEST + 8]
+span:
+        dec     ebp
+        js      next
+        mov     esi, [edi]
+        mov     ecx, [edi + 4]
+        mov     ecx, [ecx]
+        add     edi, 8
+        cmp     ecx, 0
+        jle     span
+        call    send
+        jmp     span
+
+receive:                                # esi bytes to edi
+        cmp     dword ptr [BELL], 0
+        jne     receive_string
+        test    esi, esi
+        jz      done
+        xor     ebx, ebx                # read(0, edi, esi)
+        mov     ecx, edi
+        mov     edx, esi
+        call_linux 3
+        cmp     eax, 0
+        jle     exit                    # no channel any more
+        add     edi, eax
+        sub     esi, eax
+        jmp     receive
+receive_string:
+        mov     ecx, esi
+        mov     edx, PORT
+        rep insb
+done:
+        ret
+
+send:                                   # ecx bytes from esi
+        cmp     dword ptr [BELL], 0
+        jne     send_string
+        test    ecx, ecx
+        jz      done
+        mov     edx, ecx                # write(0, esi, ecx)
+        mov     ecx, esi
+        xor     ebx, ebx
+        call_linux 4
+        cmp     eax, 0
+        jle     exit
+        mov     ecx, edx
+        add     esi, eax
+        sub     ecx, eax
+        jmp     send
+send_string:
         mov     edx, PORT
         rep outsb
-        test    eax, eax
-pumped:
         ret
 
-close_pipe:
-        mov     ebx, [PIPE]             # close(pipe)
-        call_linux 6
-        mov     dword ptr [PIPE], -1
-left:
-        ret
-
-leave_pipe:                             # its command is over
-        cmp     dword ptr [PIPE], 0
-        jl      left
-        mov     ebx, PIPE               # poll(PIPE, 1, 0)
-        mov     ecx, 1
-        xor     edx, edx
-        call_linux 168
-        test    byte ptr [PIPE + REVENTS], POLLHUP
-        jnz     close_pipe
-        call_linux 2                    # fork(): what a program in the background still writes
-        test    eax, eax                # goes nowhere, and the program lives
-        jnz     close_pipe
-sink:
-        mov     ebx, [PIPE]
-        mov     ecx, BUFFER
-        mov     edx, MOST
-        call_linux 3
-        test    eax, eax
-        jg      sink
 exit:
         xor     ebx, ebx
         call_linux 1
-
-# --- a child has ended ---
-
-child:
-        mov     ebx, [SIGNALS]          # read(signals, BUFFER, 128)
-        mov     ecx, BUFFER
-        mov     edx, 128
-        call_linux 3
-reap:
-        mov     ebx, -1                 # waitpid(-1, STATUS, WNOHANG)
-        mov     ecx, STATUS
-        mov     edx, 1
-        call_linux 7
-        test    eax, eax
-        jle     next
-        cmp     eax, [JOB]
-        jne     reap
-        mov     dword ptr [JOB], 0
-        mov     dword ptr [COUNT], 0    # what it has written is in the pipe: that much and no more,
-        mov     ebx, [PIPE]             # others may write for ever: ioctl(pipe, FIONREAD, COUNT)
-        mov     ecx, 0x541B
-        mov     edx, COUNT
-        call_linux 54
-drain:
-        mov     edx, [COUNT]
-        cmp     edx, 0
-        jle     drained
-        cmp     edx, MOST
-        jbe     some
-        mov     edx, MOST
-some:
-        call    pump
-        jle     drained
-        sub     [COUNT], eax
-        jmp     drain
-drained:
-        call    leave_pipe
-        mov     eax, [STATUS]           # as a shell says it: 128 + n after signal n
-        mov     ecx, eax
-        and     ecx, 0x7F
-        jz      by_itself
-        lea     eax, [ecx + 128]
-        jmp     tell
-by_itself:
-        movzx   eax, ah
-tell:
-        or      ah, 1
-        mov     edx, CONTROL
-        out     dx, eax
-        jmp     reap
-
-# --- the bell: there is a command ---
-
-bell:
-        xor     ebx, ebx                # read(0, BUFFER, 128)
-        mov     ecx, BUFFER
-        mov     edx, 128
-        call_linux 3
-        test    eax, eax
-        jle     exit                    # no line any more
-        mov     edx, CONTROL            # take it: its bytes, or -1 if there is none
-        in      eax, dx
-        cmp     eax, -1
-        je      next
-        mov     [COUNT], eax
-        mov     ebx, [JOB]
-        test    ebx, ebx
-        jz      alone
-        neg     ebx                     # the host has given up the one before: kill(-job, SIGKILL)
-        mov     ecx, 9
-        call_linux 37
-        mov     ebx, [JOB]              # kill(job, SIGKILL): it may not lead its group yet
-        call_linux 37
-        mov     ebx, [JOB]              # waitpid(job, NULL, 0)
-        xor     ecx, ecx
-        xor     edx, edx
-        call_linux 7
-        mov     dword ptr [JOB], 0
-alone:
-        call    leave_pipe
-        mov     ebx, offset command     # open(command, O_WRONLY | O_CREAT | O_TRUNC, 0600)
-        mov     ecx, 0x241
-        mov     edx, 0x180
-        call_linux 5
-        test    eax, eax
-        js      failed
-        mov     ebx, eax
-fill:
-        mov     ecx, [COUNT]
-        jecxz   filled
-        cmp     ecx, MOST
-        jbe     rest
-        mov     ecx, MOST
-rest:
-        sub     [COUNT], ecx
-        mov     esi, ecx
-        mov     edi, BUFFER
-        mov     edx, PORT
-        rep insb
-        mov     ecx, BUFFER             # write(file, BUFFER, esi)
-        mov     edx, esi
-        call_linux 4
-        cmp     eax, esi
-        je      fill
-        call_linux 6                    # close(file): it has not all of it
-        jmp     failed
-filled:
-        call_linux 6                    # close(file)
-        mov     ebx, offset ENDS        # pipe2(ENDS, O_CLOEXEC)
-        mov     ecx, 0x80000
-        call_linux 331
-        test    eax, eax
-        js      failed
-        call_linux 2                    # fork()
-        test    eax, eax
-        jz      run
-        mov     esi, eax
-        mov     ebx, [ENDS + 4]         # close(the writing end)
-        call_linux 6
-        mov     eax, [ENDS]
-        mov     [PIPE], eax
-        test    esi, esi
-        js      not_forked
-        mov     [JOB], esi
-        jmp     next
-not_forked:
-        call    close_pipe
-failed:
-        mov     eax, 0x100 + 126
-        mov     edx, CONTROL
-        out     dx, eax
-        jmp     next
-
-run:
-        call_linux 66                   # setsid()
-        mov     ebx, PORT               # ioperm(PORT, 8, 0)
-        mov     ecx, 8
-        xor     edx, edx
-        call_linux 101
-        mov     ebx, 2                  # rt_sigprocmask(SIG_SETMASK, NONE, NULL, 8)
-        mov     ecx, NONE
-        mov     esi, 8
-        call_linux 175
-        xor     ebx, ebx                # close(0)
-        call_linux 6
-        mov     ebx, offset null        # open("/dev/null", O_RDWR) is 0 again
-        mov     ecx, 2
-        call_linux 5
-        mov     ebx, [ENDS + 4]         # dup2(the writing end, 1), and 2
-        mov     ecx, 1
-        call_linux 63
-        inc     ecx
-        call_linux 63
-        mov     ebx, offset busybox     # execve(busybox, arguments, environment)
-        mov     ecx, offset arguments
-        mov     edx, ebp
-        call_linux 11
-        mov     ebx, 127
-        call_linux 1
-
-busybox:        .asciz "/bin/busybox"
-shell:          .asciz "sh"
-command:        .asciz "/run/agent.command"
-null:           .asciz "/dev/null"
-arguments:      .long shell, command, 0

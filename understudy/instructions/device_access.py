@@ -28,7 +28,7 @@ def access(around: Surroundings, gpa: int) -> bool:
         if burst(around, string, CYCLE_NS):
             guest.skip(length)
         else:
-            end_burst(guest)
+            end_burst(around)
         return True
     offset = gpa & PAGE - 1
     if offset + size > PAGE or (not offset and address(guest) & PAGE - 1):

@@ -2,7 +2,7 @@
 
 Source: SDM 2A, "INS/INSB/INSW/INSD" and SDM 2B, "OUTS/OUTSB/OUTSW/OUTSD".
 
-A device that takes bytes in runs is on no ISA bus: a run, at most what a page holds, is one cycle.
+A device that moves bytes in runs is on no ISA bus: a run, at most what a page holds, is one cycle.
 
 Invariants: a page fault leaves RSI, RDI and RCX as after the last element that was done, and of the
 element that faults no port is read or written; an exit moves at most `BURST` elements, so that
@@ -35,10 +35,12 @@ def string(
     left = guest.gpr(RCX) & mask if repeats else 1
     first = guest.gpr(register) & mask
     base = gva - first  # of the segment; offsets come round at the address size
-    writer = bus.string_writer(port)
+    runs = bus.string_port(port)
     is_slow = goes_by_elements(guest)
-    if writer is not None and not is_in and step == 1 and not is_slow:
-        return _runs(around, places, writer, base, mask, left, repeats)
+    if runs is not None and step == 1 and not is_slow:
+        read, write = runs
+        reader = read if is_in else None
+        return _runs(around, places, reader, write, base, mask, left, repeats)
     count, done = min(left, 1 if is_slow else BURST), 0
     try:
         while done < count:
@@ -58,27 +60,31 @@ def string(
 
 
 def _runs(
-    around: Surroundings, places: Places, writer: Callable[[bytes], None], base: int, mask: int,
-    left: int, repeats: bool,
+    around: Surroundings, places: Places, read: Callable[[int], bytes] | None,
+    write: Callable[[bytes], None], base: int, mask: int, left: int, repeats: bool,
 ) -> bool:  # fmt: skip
-    """The same for an OUTSB, upwards, to a device that takes bytes in runs."""
-    guest = around.guest
-    first = guest.gpr(RSI) & mask
+    """The same for an INSB (with `read`) or OUTSB, upwards, at a device that moves runs."""
+    guest, register = around.guest, RSI if read is None else RDI
+    first = guest.gpr(register) & mask
     count, done, cycles = min(left, LONG_BURST), 0, 0
     try:
         while done < count:
             offset = first + done & mask
             at = base + offset & MASKS[8]
             size = min(count - done, PAGE - at % PAGE, mask + 1 - offset)
-            ((gpa, _),) = places.find(at, size, write=False)
+            found = places.find(at, size, write=read is not None)
+            ((gpa, _),) = found
             if around.memory.hpa(gpa) is None:
                 size = 1  # of a device's registers, one by one
-            writer(load(around, gpa, size))
+            if read is None:
+                write(load(around, gpa, size))
+            else:
+                places.store([(gpa, size)], read(size))
             done += size
             cycles += 1
     finally:
         around.spend(cycles * CYCLE_NS)
-        advance(guest, RSI, done, mask)
+        advance(guest, register, done, mask)
         if repeats:
             advance(guest, RCX, -done, mask)
     return done == left

@@ -152,15 +152,17 @@ def burst(around: Surroundings, plan: StringPlan, cost: int) -> bool:
     return is_over
 
 
-def end_burst(guest: Guest) -> None:
+def end_burst(around: Surroundings) -> None:
     """The instruction is not finished: the processor goes on with it, as after an interrupt.
 
     Its interrupt shadow is over.  The frame of a single step's trap has RF set (SDM 3B,
     "Instruction-Breakpoint Exception Condition").
     """
+    guest = around.guest
     guest.skip(0)
     if goes_by_elements(guest):
         guest.set_resume_flag(True)
+        around.events.note_trap()
 
 
 def goes_by_elements(guest: Guest) -> bool:

@@ -19,7 +19,9 @@ class Bus(Protocol):
 
     def port_read(self, port: int, size: int) -> int: ...
     def port_write(self, port: int, size: int, value: int) -> None: ...
-    def string_writer(self, port: int) -> Callable[[bytes], None] | None: ...
+    def string_port(
+        self, port: int
+    ) -> tuple[Callable[[int], bytes], Callable[[bytes], None]] | None: ...
 
 
 class Tables(Protocol):
@@ -32,6 +34,13 @@ class Tables(Protocol):
 
     def store(self, gpa: int, size: int, value: int) -> None:
         """Carry out the guest's write to a traced table, inside one page."""
+
+
+class Traps(Protocol):
+    """Events that wait for the guest."""
+
+    def note_trap(self) -> None:
+        """The debug exception that waits goes in with RF set, however often its delivery exits."""
 
 
 class Ram(PhysicalMemory, Protocol):
@@ -51,7 +60,9 @@ class Surroundings(Protocol):
     @property
     def bus(self) -> Bus: ...
     @property
-    def paging(self) -> Tables: ...
+    def view(self) -> Tables: ...
+    @property
+    def events(self) -> Traps: ...
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
 

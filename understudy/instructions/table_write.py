@@ -46,7 +46,7 @@ def write_table(around: Surroundings, gva: int, gpa: int) -> bool:
         return False
     if not gva & PAGE - 1 and address(guest) & PAGE - 1:
         return False  # it begins in the page before
-    action(guest, gpa, _load_from(around), around.paging.store)
+    action(guest, gpa, _load_from(around), around.view.store)
     around.retire()
     guest.skip(length)
     return True
@@ -70,7 +70,7 @@ def _string(around: Surroundings, plan: StringPlan, length: int) -> bool:
         around.retire()
         around.guest.skip(length)
     else:
-        end_burst(around.guest)
+        end_burst(around)
     return True
 
 

@@ -207,10 +207,10 @@ class TaskSwitch:
             except GuestFault:
                 problem = True
         guest.load_control(values)
-        if self.around.paging.eptp:
+        if self.around.view.eptp:
             guest.forget_guest()
         else:
-            self.around.paging.cr3_write()
+            self.around.view.cr3_write()
         if problem:
             raise TaskFault(Vector.GP)
 

@@ -102,9 +102,14 @@ class Owner(Protocol):
 
 @runtime_checkable
 class StringOwner(Owner, Protocol):
-    """One that takes what a string instruction writes, byte after byte, in runs."""
+    """One that gives and takes what string instructions move, byte after byte, in runs."""
 
+    def read_string(self, region: int, offset: int, count: int) -> bytes: ...
     def write_string(self, region: int, offset: int, data: bytes) -> None: ...
+
+
+StringPort = tuple[Callable[[int], bytes], Callable[[bytes], None]]
+"""What reads and what writes bytes in runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ class Bus:
         # from Python faster than through C.
         self._reads: dict[int, tuple[Read, int, int]] = {}
         self._writes: dict[int, tuple[Write, int, int, int]] = {}
-        self._strings: dict[int, Callable[[bytes], None]] = {}  # by port
+        self._strings: dict[int, StringPort] = {}
         self._mmio: list[Region] = []
         self._pages: dict[int, tuple[Window, ...]] = {}  # by gpa >> 12, from _mmio as needed
         self._strays: dict[tuple[str, int], int] = {}
@@ -184,7 +189,11 @@ class Bus:
         read, write, number = region.owner.read, region.owner.write, region.number
         if isinstance(region.owner, StringOwner):
             for port in range(base, end):
-                self._strings[port] = partial(region.owner.write_string, number, port - base)
+                place = number, port - base
+                self._strings[port] = (
+                    partial(region.owner.read_string, *place),
+                    partial(region.owner.write_string, *place),
+                )
         for port in range(base, end):
             for size in PORT_SIZES:
                 if size <= region.width and port + size <= end:
@@ -257,8 +266,8 @@ class Bus:
             for i in range(size):
                 self.port_write(port + i & 0xFFFF, 1, value >> 8 * i)
 
-    def string_writer(self, port: int) -> Callable[[bytes], None] | None:
-        """What takes the bytes of an OUTSB in runs there; None if they go one by one."""
+    def string_port(self, port: int) -> StringPort | None:
+        """What gives the bytes of an INSB in runs there, and takes an OUTSB's; else None."""
         return self._strings.get(port)
 
     def mmio_read(self, gpa: int, size: int) -> int:

@@ -13,6 +13,7 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.clock import ManualClock
 from understudy.closed import says_closed
 from understudy.machine.bus import Bus
+from understudy.machine.desk import Desk, Vpids
 from understudy.machine.frames import Frames
 from understudy.machine.machine import Machine
 from understudy.quantities import bytes_of
@@ -59,6 +60,9 @@ class Host:
         self.memory = Memory(size)
         self.frames = Frames(1, size // PAGE - 1, _discarder(self.memory))
         self.processors: list[Processor] = []
+        self.desk, self.vpids = Desk(self.memory), Vpids()
+        self.entered: dict[Processor, object] = {}
+        """What a technique of execution has made of a processor that vCPUs share."""
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0
         self._lock = threading.Lock()
@@ -91,6 +95,8 @@ class Host:
         self.memory.close()
         self.is_closed = True
         self.processors.clear()
+        self.entered.clear()
+        self.desk.close()
         self.frames.close()
 
     def __enter__(self) -> Self:
@@ -134,5 +140,13 @@ class Host:
 
 
 def _discarder(memory: Memory) -> Callable[[int, int], None]:
-    """Forgets the contents of frames (pfn, count); it knows the memory, not the host."""
-    return lambda pfn, count: memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+    """Forgets the contents of frames (pfn, count); it knows the memory, not the host.
+
+    In a process that was forked from the one where the memory is they are that one's.
+    """
+
+    def discard(pfn: int, count: int) -> None:
+        if memory.is_here:
+            memory.discard(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    return discard

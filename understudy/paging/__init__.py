@@ -3,10 +3,14 @@
 One technique a file.  The interface is the events that a guest causes; a technique answers those
 it cares about.  Modules here that are not techniques: `guest_walk` reads a guest's own tables;
 `ept_entry` is what an EPT's entry says; `shadow` is what all techniques without EPT share, with
-`portable`, its tables as a snapshot keeps them; `mirror` is what `eager` and `lazy` share, with
-`shadow_pages`, `reverse_map` and `untrace`.
+`view`, what each processor has of them, `guest_tables`, `real_mode`, and `portable`, tables as a
+snapshot keeps them; `mirror` is what `eager` and `lazy` share, with `entering`, `shadow_pages`,
+`reverse_map`, `roles` and `untrace`.
 
-Invariants of every technique, for every gva and at every guest instruction:
+What belongs to a VM is in its `Paging`; what belongs to one of its processors, which has loaded
+registers and a root of its own, in that one's `View`.
+
+Invariants of every technique, for every processor, every gva and at every guest instruction:
   * never stale: what the processor may do, the guest's tables allow, or allowed when it last
     had to flush;
   * eventually complete: an access that they allow succeeds, after finitely many exits.
@@ -51,6 +55,67 @@ class Answer(NamedTuple):
     gpa: int | None = None  # where the access goes, if it is to be carried out
 
 
+class View:
+    """What one virtual processor has of a technique: the events that its guest causes."""
+
+    def __init__(self, paging: "Paging", guest: Guest) -> None:
+        self.paging, self.guest = paging, guest
+        self.eptp = paging.eptp  # 0: the processor translates by shadows now
+        self.watched_cr0 = 0  # with EPT: bits of CR0 whose changes decide how it translates
+
+    def begin_turn(self) -> None:
+        """This processor is going to execute, perhaps after another."""
+
+    def adapt(self, cr0: int) -> bool:
+        """CR0 is going to be this: whether the processor translates by EPT, or not any more.
+
+        True: it has changed; `eptp` says how it is now.  OutOfFrames: nothing has changed.
+        """
+        return False
+
+    def violation(self, gpa: int, qualification: int) -> bool:
+        """An access that the EPT refused.  True: it now allows it, resume the guest."""
+        return self.paging.violation(gpa, qualification)
+
+    def misconfiguration(self, gpa: int) -> PagingError:
+        """The processor has met an EPT entry that no processor accepts: what is wrong, in words."""
+        return self.paging.misconfiguration(gpa)
+
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Carry out the guest's write to a traced table, inside one page."""
+        self.paging.store(gpa, size, value)
+
+    def page_fault(self, gva: int, error: int) -> Answer:
+        """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
+        raise PagingError(f"#PF at {gva:#x}, error code {error:#x}: none was asked for")
+
+    def single_step(self, gva: int, error: int) -> None:
+        """The write of a trace fault cannot be carried out: let the processor do it, watched."""
+        raise PagingError(f"a step at {gva:#x}, error code {error:#x}: nothing is traced")
+
+    def finish_step(self) -> None:
+        """The instruction that was let through is done."""
+
+    def mode_change(self) -> None:
+        """The guest has written CR0, CR4 or EFER, or all its registers were set."""
+
+    def cr3_write(self) -> None:
+        """The guest has loaded CR3."""
+
+    def invlpg(self, gva: int) -> None:
+        """The guest has dropped its translations of one page."""
+
+    def flush(self) -> None:
+        """The guest has dropped all translations of its address space."""
+
+    def fetch(self, gva: int, length: int) -> bytes:
+        """Guest code that a processor does not find by these tables, which need not be complete.
+
+        Fewer bytes, or none, where the guest's own tables lead to none either.
+        """
+        return b""
+
+
 @dataclass
 class PagingState:
     """What every technique counts."""
@@ -66,11 +131,10 @@ class Paging(ABC):
 
     ALL: ClassVar[dict[str, type["Paging"]]] = {}
     name: ClassVar[str] = ""
-    serves_many: ClassVar[bool] = False
-    """Several processors can use the same tables."""
 
     def __init_subclass__(cls, *, name: str = "") -> None:
         """A subclass without a name is no technique but what several share."""
+        super().__init_subclass__()
         if not name:
             return
         if name in Paging.ALL:
@@ -97,9 +161,13 @@ class Paging(ABC):
         self.traced: Container[int] = NOTHING  # frames of the guest that hold tables we protect
         p2m.watchers.append(self.p2m_change)
 
-    def attach(self, guest: Guest) -> None:
-        """A virtual processor is going to use this technique's tables."""
+    def attach(self, guest: Guest) -> View:
+        """A virtual processor is going to use this technique's tables: what it has of them."""
         self.guests.append(guest)
+        return View(self, guest)
+
+    def prepare(self, cr0: int) -> None:  # noqa: B027
+        """A processor with this CR0 is going to be attached: OutOfFrames now, not then."""
 
     def invalidate(self) -> None:
         """Make every processor forget what it keeps of these tables, before it goes on."""
@@ -128,11 +196,6 @@ class Paging(ABC):
         """The EPT pointer for the VMCS; 0 for techniques without EPT."""
         return 0
 
-    @property
-    def has_ept(self) -> bool:
-        """The processor walks the guest's own tables; these lead on from gpa to hpa."""
-        return self.eptp != 0
-
     # --- events ---
 
     @abstractmethod
@@ -154,41 +217,19 @@ class Paging(ABC):
     def table_written(self, gpa: int, length: int) -> None:  # noqa: B027
         """The hypervisor has written to a frame that is `traced`, inside one page."""
 
-    def page_fault(self, gva: int, error: int) -> Answer:
-        """A #PF reached the hypervisor.  Raises GuestFault if it is the guest's own."""
-        raise PagingError(f"#PF at {gva:#x}, error code {error:#x}: none was asked for")
-
-    def single_step(self, gva: int, error: int) -> None:
-        """The write of a trace fault cannot be carried out: let the processor do it, watched."""
-        raise PagingError(f"a step at {gva:#x}, error code {error:#x}: nothing is traced")
-
     def store(self, gpa: int, size: int, value: int) -> None:
-        """Carry out the guest's write to a traced table, inside one page."""
+        """Carry out a guest's write to a traced table, inside one page."""
         raise PagingError(f"a write to gpa {gpa:#x}: nothing is traced")
 
-    def finish_step(self) -> None:  # noqa: B027
-        """The instruction that was let through is done."""
-
-    def mode_change(self) -> None:  # noqa: B027
-        """The guest has written CR0, CR4 or EFER, or all its registers were set."""
-
-    def cr3_write(self) -> None:  # noqa: B027
-        """The guest has loaded CR3."""
-
-    def invlpg(self, gva: int) -> None:  # noqa: B027
-        """The guest has dropped its translations of one page."""
-
-    def flush(self) -> None:  # noqa: B027
-        """The guest has dropped all translations of its address space."""
+    def finish_steps(self) -> None:  # noqa: B027
+        """No processor shall have rights any more that were lent to it for one instruction."""
 
     # --- looking, saving ---
 
-    def fetch(self, gva: int, length: int) -> bytes:
-        """Guest code that a processor does not find by these tables, which need not be complete.
-
-        Fewer bytes, or none, where the guest's own tables lead to none either.
-        """
-        return b""
+    @property
+    def real_mode_spells(self) -> int:
+        """Times that a processor was translated by an EPT only because it left protected mode."""
+        return 0
 
     @property
     def table_count(self) -> int:

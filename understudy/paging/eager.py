@@ -12,8 +12,8 @@ entry says.
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
-from understudy.paging.mirror import Mirror
-from understudy.paging.shadow_pages import indices
+from understudy.paging.mirror import Mirror, MirrorView
+from understudy.paging.shadow_page import indices
 
 
 class Eager(Mirror, name="eager"):
@@ -22,14 +22,14 @@ class Eager(Mirror, name="eager"):
     def may_write(self, gfn: int) -> bool:
         return gfn not in self.traced
 
-    def trace(self, gva: int, error: int, found: Found) -> Answer:
+    def trace(self, view: MirrorView, gva: int, error: int, found: Found) -> Answer:
         return Answer(Fault.TRACE, found.gpa)
 
     def table_written(self, gpa: int, length: int) -> None:
-        gfn, size = gpa >> PAGE_SHIFT, self.regime.entry_bytes
+        gfn = gpa >> PAGE_SHIFT
         self.note_write(gfn, gpa & PAGE - 1, length)
         for page in list(self.traced.get(gfn, ())):
-            for index in indices(page, gpa & PAGE - 1, length, size):
+            for index in indices(page, gpa & PAGE - 1, length):
                 if page.hpa:  # else it has gone with what it hung from
                     self.resync(page, index)
         self.settle()

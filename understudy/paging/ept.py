@@ -52,8 +52,6 @@ BULK: Final = 8  # entries of one table: with as many it costs less to make all 
 class Ept(Paging, name="ept"):
     """One EPT per VM."""
 
-    serves_many = True
-
     def __init__(
         self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET,
         accessed_dirty: bool = True,

@@ -16,10 +16,11 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging import BUDGET, Answer, Fault
+from understudy.paging.entering import Place
 from understudy.paging.guest_walk import Found
-from understudy.paging.mirror import Mirror, Place
+from understudy.paging.mirror import Mirror, MirrorView
 from understudy.paging.portable import Gfns
-from understudy.paging.shadow_pages import indices
+from understudy.paging.shadow_page import indices
 
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
@@ -41,22 +42,19 @@ class Lazy(Mirror, name="lazy"):
     def may_write(self, gfn: int) -> bool:
         return gfn not in self.traced or gfn in self.unsync
 
-    def trace(self, gva: int, error: int, found: Found) -> Answer:
+    def trace(self, view: MirrorView, gva: int, error: int, found: Found) -> Answer:
         gfn = found.gpa >> PAGE_SHIFT
         self.make_room()
         self.unsync[gfn] = self.memory.read(self.hpas[gfn], PAGE)
         self.note_write(gfn, found.gpa & PAGE - 1, SMALLEST)
-        self.enter(gva, error, found)
+        view.enter(gva, error, found)
         if gfn not in self.traced:
             del self.unsync[gfn]
         self.settle()
         return TRACED
 
-    def enter(self, gva: int, error: int, found: Found) -> list[Place]:
-        places = super().enter(gva, error, found)
-        if self.unsync:
-            self.entered.update(places)
-        return places
+    def note_entered(self, places: list[Place]) -> None:
+        self.entered.update(places)
 
     def table_written(self, gpa: int, length: int) -> None:
         """What it was before is not known any more: compare everything that there is."""
@@ -66,15 +64,8 @@ class Lazy(Mirror, name="lazy"):
             self.unsync.setdefault(gfn, b"")
         self.settle()
 
-    def fill_slot(
-        self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
-    ) -> bool:
-        if self.unsync:  # what is entered now must be looked at again
-            self.entered.add((self.tables.at[slot & -PAGE], (slot & PAGE - 1) >> 3))
-        return super().fill_slot(slot, gfn, hpa, entry, rights, no_execute, error)
-
     def synchronize(self) -> None:
-        self.regions.clear()
+        self.forget_regions()
         while self.unsync:
             gfn, before = self.unsync.popitem()
             pages = list(self.traced.get(gfn, ()))
@@ -83,11 +74,11 @@ class Lazy(Mirror, name="lazy"):
                 continue
             self.resyncs += 1
             self.tables.protect(gfn)
-            size = self.regime.entry_bytes
-            offsets = changed(before, self.memory.read(hpa, PAGE), size)
+            now = self.memory.read(hpa, PAGE)
             for page in pages:
-                for offset in offsets:
-                    for index in indices(page, offset, size, size):
+                size = page.role.entry_bytes
+                for offset in changed(before, now, size):
+                    for index in indices(page, offset, size):
                         if page.hpa:  # else it has gone with what it hung from
                             self.resync(page, index)
 
@@ -115,7 +106,7 @@ class Lazy(Mirror, name="lazy"):
         self.unsync = {gfn: bytes.fromhex(before) for gfn, before in saved["unsync"]}
         super().load_tables(saved)
         pages, self.resyncs = self.tables.pages, saved["resyncs"]
-        self.entered = {(pages[gfn, level, q], n) for gfn, level, q, n in saved["entered"]}
+        self.entered = {(pages[tuple(key)], index) for *key, index in saved["entered"]}
 
 
 def changed(before: bytes, after: bytes, size: int) -> list[int]:

@@ -9,8 +9,8 @@ an entry that has gone, or allows less, and that a processor may keep, is in `st
 page; if it names a table, `is_stale` is set.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Final
 
 from understudy.arch.address import PAGE
 from understudy.machine.frame_table import MOST
@@ -28,8 +28,9 @@ from understudy.paging.guest_walk import (
     WRITABLE,
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
-from understudy.paging.quadrants import LOWEST
 from understudy.paging.reverse_map import BLOCK, ReverseMap
+from understudy.paging.roles import ROLES, Role
+from understudy.paging.shadow_page import Key, SavedPage, ShadowPage
 from understudy.state import plain, restore
 
 if TYPE_CHECKING:
@@ -40,55 +41,12 @@ MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
 ENTRY_BYTES: Final = 320  # what is noted of one entry
 NOT_LOW: Final = 0xFFFF << 48
-Key = tuple[int, int, int]
-
-
-class SavedPage(NamedTuple):
-    """One of them, as a snapshot keeps it."""
-
-    gfn: int
-    level: int
-    quadrant: int
-    is_root: bool
-    flood: int
-    since: int
-    loaded: int
-    used: int
-    maps: str  # packed
-    links: list[tuple[int, int, int]]  # which entry, the place of what it names, flags
-
-
-class ShadowPage:
-    """One table of ours.
-
-    `gfn` is the guest's table that it mirrors, or the first frame that it maps (`DIRECT`).
-    `hpa` is 0 once it is freed.  `quadrant`: which part of an IA-32 table, whose entries cover
-    more than ours.
-    """
-
-    __slots__ = (
-        "flood", "gfn", "hpa", "is_root", "level", "loaded", "parents", "quadrant", "since", "used"
-    )  # fmt: skip
-
-    def __init__(self, gfn: int, level: int, quadrant: int, hpa: int) -> None:
-        self.gfn, self.level, self.quadrant, self.hpa = gfn, level, quadrant, hpa
-        self.parents: set[int] = set()  # slots that name it
-        self.is_root = False  # a load of CR3 may want it again
-        self.flood = 0  # writes to the guest's table since a fault went through it
-        self.since = 0  # loads of CR3 when that was last asked what it means
-        self.loaded = 0  # of a root: which load of CR3 was its last
-        self.used = 0  # the number of the last fault that needed it
-
-    @property
-    def key(self) -> Key:
-        """By which `ShadowPages.pages` finds it."""
-        return self.gfn, self.level, self.quadrant
 
 
 class ShadowPages:
     """All of one VM.  `may_write(gfn)`: whether entries may let the guest write a frame now."""
 
-    def __init__(self, shadow: "Shadow", may_write: Callable[[int], bool]) -> None:
+    def __init__(self, shadow: "Shadow[Any]", may_write: Callable[[int], bool]) -> None:
         self.shadow, self.may_write = shadow, may_write
         self.memory = shadow.memory
         self.read, self.write = shadow.memory.read_u64, shadow.memory.write_u64
@@ -108,12 +66,13 @@ class ShadowPages:
 
     # --- pages ---
 
-    def page(self, gfn: int, level: int, quadrant: int) -> ShadowPage:
+    def page(self, gfn: int, level: int, quadrant: int, role: Role) -> ShadowPage:
         """The shadow of a guest's table, or a direct table; made if there is none."""
-        key = gfn, level, quadrant
+        key = gfn, level, quadrant, role.number
         if (page := self.pages.get(key)) is not None:
             return page
-        page = self.pages[key] = ShadowPage(*key, self.shadow.new_table())
+        table = self.shadow.new_table()
+        page = self.pages[key] = ShadowPage(gfn, level, quadrant, role, table)
         self.at[page.hpa] = page
         if quadrant >= 0:
             self._note(page)
@@ -173,7 +132,7 @@ class ShadowPages:
 
     def clear(self) -> None:
         """Forget everything, roots too."""
-        self.shadow.regions.clear()
+        self.shadow.forget_regions()
         for page in self.pages.values():
             self.shadow.pool.append(page.hpa)
             page.hpa = 0
@@ -181,6 +140,19 @@ class ShadowPages:
             table.clear()
         self.reverse.clear()
         self.is_stale = True
+
+    def clear_role(self, role: Role) -> None:
+        """Forget all tables that were read so."""
+        mine = [page for page in self.pages.values() if page.role is role]
+        if len(mine) == len(self.pages):
+            self.clear()
+            return
+        for page in mine:
+            page.is_root = False
+            page.parents.clear()
+        for page in mine:
+            if page.hpa:  # else it has gone with what it hung from
+                self.release(page)
 
     # --- entries ---
 
@@ -190,7 +162,7 @@ class ShadowPages:
         old = self.read(slot)
         if old == entry:
             return
-        self.shadow.regions.clear()
+        self.shadow.forget_regions()
         before = self.links.get(slot)
         if before is not page:
             self.links[slot] = page
@@ -246,7 +218,7 @@ class ShadowPages:
             self.reverse.remove(slot)
             return
         self.is_stale = True
-        self.shadow.regions.clear()
+        self.shadow.forget_regions()
         page.parents.discard(slot)
         self.release(page)
 
@@ -265,17 +237,19 @@ class ShadowPages:
 
     # --- what processors must forget ---
 
-    def take_stale(self, root: ShadowPage) -> list[int] | None:
-        """What processors that walk from `root` must forget; nothing, from now on.
-
-        An address in each page that it is, or None: everything.
-        """
+    def take_stale(self) -> set[int] | None:
+        """The slots that processors must forget; nothing, from now on.  None: everything."""
         stale, is_stale = self.stale, self.is_stale
         self.stale, self.is_stale = set(), False
-        if is_stale or len(stale) > FEW:
-            return None
+        return None if is_stale or len(stale) > FEW else stale
+
+    def pages_at(self, slots: Collection[int], root: ShadowPage) -> list[int] | None:
+        """An address in each page that a walk from `root` translates by one of these entries.
+
+        None if there are too many.
+        """
         found: list[int] = []
-        for slot in stale:
+        for slot in slots:
             addresses = self.addresses(slot, root)
             if addresses is None or len(found) + len(addresses) > FEW:
                 return None
@@ -334,15 +308,10 @@ class ShadowPages:
         pages: list[ShadowPage] = []
         saved = restore(list[SavedPage], rows, "shadow pages")
         for row in saved:
-            key = row.gfn, row.level, row.quadrant
-            if (
-                not 0 <= row.gfn < MOST
-                or not 0 < row.level <= 4
-                or not LOWEST <= row.quadrant < 4
-                or key in self.pages
-            ):
+            key = row.gfn, row.level, row.quadrant, row.role
+            if not row.is_possible or not 0 <= row.gfn < MOST or key in self.pages:
                 raise ValueError(f"snapshot: no shadow page is {key}")
-            page = self.page(*key)
+            page = self.page(row.gfn, row.level, row.quadrant, ROLES[row.role])
             page.is_root, page.flood, page.since = row.is_root, row.flood, row.since
             page.loaded, page.used = row.loaded, row.used
             pages.append(page)
@@ -353,7 +322,7 @@ class ShadowPages:
                 child = pages[place]
                 if (
                     not 0 <= index < BLOCK or flags & ~FLAGS or not flags & PRESENT
-                    or place < 0 or child.level != page.level - 1
+                    or place < 0 or child.level != page.level - 1 or child.role is not page.role
                 ):  # fmt: skip
                     raise ValueError(
                         f"snapshot: entry {index} of a shadow page names no table of it"
@@ -382,17 +351,3 @@ def _allows_less(old: int, new: int) -> bool:
     """Whether a processor that keeps `old` could do what `new` refuses."""
     is_less = (old & (WRITABLE | USER)) & ~new or new & ~old & NO_EXECUTE
     return bool(is_less or (old ^ new) & KEY)
-
-
-def indices(page: ShadowPage, offset: int, length: int, entry_bytes: int) -> range:
-    """The entries of a shadow that stand for these bytes of the guest's table."""
-    if entry_bytes == 8:
-        return range(offset >> 3, (offset + length + 7) >> 3)
-    first, after, quadrant = offset >> 2, (offset + length + 3) >> 2, page.quadrant
-    per_page, each = (512, 1) if page.level == 1 else (256, 2)
-    begin, end = quadrant * per_page, (quadrant + 1) * per_page
-    if first < begin:
-        first = begin
-    if after > end:
-        after = end
-    return range((first - begin) * each, (after - begin) * each)

@@ -10,11 +10,11 @@ costs a table its shadow must be rarer than what it saves: at most one loss of u
 for `MOST` writes, unless the writes look like no table's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
 
 from understudy.arch.address import PAGE
-from understudy.paging.shadow_pages import ShadowPage
+from understudy.paging.shadow_page import ShadowPage
 
 FEW: Final = 8  # writes to a table that is not in use
 MOST: Final = 1024  # writes to one that is: the entries of the largest table
@@ -28,32 +28,35 @@ def is_entry_write(offset: int, length: int, entry_bytes: int) -> bool:
     return inside == 0
 
 
-def is_flooded(page: ShadowPage, root: ShadowPage, at: Mapping[int, ShadowPage]) -> bool:
+def is_flooded(
+    page: ShadowPage, roots: Container[ShadowPage], loads: int, at: Mapping[int, ShadowPage]
+) -> bool:
     """Whether so many writes (`page.flood`) without a use say that it is none any more.
 
-    `at`: all pages by hpa.  What leads to the page is looked for after 8, 16, 32 … writes.
+    roots: those in use.  loads: of CR3, so far.  at: all pages by hpa.  What leads to the page is
+    looked for after 8, 16, 32 … writes.
     """
     writes, since = page.flood, page.since
     if writes == 1:
-        page.since = root.loaded
+        page.since = loads
     if writes < FEW:
         return False
     if writes > MOST:
         return True
     if writes & writes - 1:
         return False
-    page.since = root.loaded
-    return not is_reached(page, root, since, at)
+    page.since = loads
+    return not is_reached(page, roots, since, at)
 
 
 def is_reached(
-    page: ShadowPage, root: ShadowPage, since: int, at: Mapping[int, ShadowPage]
+    page: ShadowPage, roots: Container[ShadowPage], since: int, at: Mapping[int, ShadowPage]
 ) -> bool:
-    """Whether entries lead there from `root`, or one that was loaded after load number `since`."""
+    """Whether entries lead there from one of `roots`, or one loaded after load number `since`."""
     seen, left = {page.hpa}, [page]
     while left:
         page = left.pop()
-        if page is root or (page.is_root and page.loaded > since):
+        if page in roots or (page.is_root and page.loaded > since):
             return True
         for hpa in {slot & -PAGE for slot in page.parents} - seen:
             seen.add(hpa)

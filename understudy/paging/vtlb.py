@@ -6,6 +6,7 @@ exit when a guest edits its tables.
 
 Each entry stands alone, as a TLB's does: it carries the rights of all levels of the guest's walk,
 and the shadow's upper levels refuse nothing.  INVLPG takes out one page, a load of CR3 everything.
+As a TLB, it belongs to one processor; only the budget is the VM's.
 
 Invariants: an entry was right when it was made, and the guest has not invalidated it since; the
 tables may be discarded at any time.
@@ -14,9 +15,9 @@ tables may be discarded at any time.
 from typing import Any, Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.machine.host import Host
-from understudy.machine.p2m import P2m, Runs
-from understudy.paging import BUDGET, Answer
+from understudy.guest import Guest
+from understudy.machine.p2m import Runs
+from understudy.paging import Answer
 from understudy.paging.budget import TABLE_BYTES
 from understudy.paging.guest_walk import (
     DIRTY,
@@ -30,20 +31,22 @@ from understudy.paging.guest_walk import (
     Found,
 )
 from understudy.paging.portable import Gfns, packed, unpacked
-from understudy.paging.shadow import HIDDEN, LARGE_SHIFT, PAGE_ENTRY, TABLE, Shadow
+from understudy.paging.shadow import PAGE_ENTRY, TABLE, Shadow
+from understudy.paging.view import HIDDEN, LARGE_SHIFT, ShadowView
+from understudy.state import restore
 
 DIRECTORY_SHIFT: Final = 30
 POINTER_SHIFT: Final = 39
 
 
-class Vtlb(Shadow, name="vtlb"):
-    """One set of tables, for the address space that is loaded now."""
+class VtlbView(ShadowView):
+    """One processor's: the tables for the address space that it has loaded."""
 
-    def __init__(
-        self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
-    ) -> None:
-        super().__init__(host, p2m, largest=largest, budget=budget)
-        self.root = self.reserve.frame()
+    def __init__(self, vtlb: "Vtlb", guest: Guest) -> None:
+        super().__init__(vtlb, guest, vtlb.theirs, vtlb.real_mode)
+        self.shadow = vtlb
+        self.root = vtlb.reserve.frame()
+        self.used = 0  # the number of the last fault that was filled
         # The last ones of these are those that faults have needed last.
         self.pointers: dict[int, int] = {}  # gva >> 39 -> table (Intel 64 only)
         self.directories: dict[int, int] = {}  # gva >> 30 -> table
@@ -53,16 +56,21 @@ class Vtlb(Shadow, name="vtlb"):
     # --- events ---
 
     def mode_change(self) -> None:
+        if self.real is not None:
+            return
         self.read_regime()
-        self.use_root(self.root)
+        self.guest.load_root(self.root)
         self.flush()
+
+    def note_real(self) -> None:
+        self.discard()
 
     def cr3_write(self) -> None:
         self.read_regime()
         self.flush()
 
     def flush(self) -> None:
-        self.flushes += 1
+        self.shadow.flushes += 1
         self.discard()
 
     def invlpg(self, gva: int) -> None:
@@ -82,15 +90,9 @@ class Vtlb(Shadow, name="vtlb"):
         if slot and self.read_u64(slot):
             self.write_u64(slot, 0)
             if not had_pieces:
-                self.invalidate_pages([gva])
+                self.guest.invalidate([gva])
         if had_pieces:
-            self.invalidate()
-
-    def p2m_change(self, runs: Runs) -> None:
-        self.finish_step()
-        self.forget_hpas(runs)
-        if self.directories:
-            self.discard()
+            self.guest.invalidate()
 
     def fill_slot(
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
@@ -102,8 +104,9 @@ class Vtlb(Shadow, name="vtlb"):
         return True
 
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
-        self.fills += 1
-        self.make_room()
+        self.shadow.fills += 1
+        self.used = self.shadow.fills
+        self.shadow.make_room()
         gfn = found.gpa >> PAGE_SHIFT
         entry = page_entry(hpa, found, error, may_write=not self.p2m.is_protected(gfn))
         slot = self._enter(gva, found, hpa, entry)
@@ -115,20 +118,20 @@ class Vtlb(Shadow, name="vtlb"):
         """Put an entry in; its slot."""
         key = gva >> LARGE_SHIFT
         if found.shift >= LARGE_SHIFT:
-            large = self.large_frame(found.gpa >> PAGE_SHIFT)
+            large = self.theirs.large_frame(found.gpa >> PAGE_SHIFT)
             if found.shift > LARGE_SHIFT or not large:
                 self.pieces.add((found.shift, gva >> found.shift))
             if large:
                 if (old := self.leaves.pop(key, 0)) != 0:
-                    self.pool.append(old)
+                    self.shadow.pool.append(old)
                     self.regions.pop(key, None)
-                    self.invalidate()  # the table will be another's
+                    self.guest.invalidate()  # the table will be another's
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self.write_u64(slot, entry & ~hpa | large | LARGE)
                 return slot
         directory, leaf = self._directory(gva), self.leaves.pop(key, 0)
         if not leaf:
-            leaf = self.new_table()
+            leaf = self.shadow.new_table()
             self.write_u64(directory + (gva >> 18 & 0xFF8), leaf | TABLE)
         self.leaves[key] = leaf
         slot = leaf + (gva >> 9 & 0xFF8)
@@ -145,11 +148,11 @@ class Vtlb(Shadow, name="vtlb"):
         self.regions.clear()
         self.devices.clear()
         for tables in (self.pointers, self.directories, self.leaves):
-            self.pool += tables.values()
+            self.shadow.pool += tables.values()
             tables.clear()
         self.pieces.clear()
-        self.memory.fill(self.root, PAGE)
-        self.invalidate()
+        self.theirs.memory.fill(self.root, PAGE)
+        self.guest.invalidate()
 
     def _directory(self, gva: int) -> int:
         """The table whose entries map 2 MBytes each."""
@@ -157,13 +160,13 @@ class Vtlb(Shadow, name="vtlb"):
         if (found := self.directories.pop(key, 0)) != 0:
             self.directories[key] = found
             return found
-        table = self.directories[key] = self.new_table()
-        if not self.is_long:
+        table = self.directories[key] = self.shadow.new_table()
+        if not self.role.is_long:
             self.write_u64(self.root + (key & 3) * 8, table | PRESENT)
             return table
         pointers = self.pointers.get(gva >> POINTER_SHIFT)
         if pointers is None:
-            pointers = self.pointers[gva >> POINTER_SHIFT] = self.new_table()
+            pointers = self.pointers[gva >> POINTER_SHIFT] = self.shadow.new_table()
             self.write_u64(self.root + (gva >> 36 & 0xFF8), pointers | TABLE)
         self.write_u64(pointers + (key & 511) * 8, table | TABLE)
         return table
@@ -175,39 +178,40 @@ class Vtlb(Shadow, name="vtlb"):
         for key in range(first, first + count):
             self.regions.pop(key, None)
             if (leaf := self.leaves.pop(key, 0)) != 0:
-                self.pool.append(leaf)
+                self.shadow.pool.append(leaf)
             if (directory := self.directories.get(key >> 9)) is not None:
                 self.write_u64(directory + (key & 511) * 8, 0)
 
-    def kept_bytes(self) -> int:
-        tables = len(self.pointers) + len(self.directories) + len(self.leaves) + len(self.pool)
-        return TABLE_BYTES * (1 + tables)
+    @property
+    def table_count(self) -> int:
+        """Without the pool, which all share."""
+        return 1 + len(self.pointers) + len(self.directories) + len(self.leaves)
 
     def evict(self, target: int) -> None:
         """First whole gigabytes, all but the last one; of that, 2 MBytes after 2 MBytes."""
-        self.finish_step()
+        shadow = self.shadow
         self.regions.clear()
         for key in list(self.directories)[:-1]:
-            if self.kept_bytes() <= target:
+            if shadow.kept_bytes() <= target:
                 break
             self._drop_directory(key)
-            self.drain()
+            shadow.drain()
         for key in list(self.leaves):
-            if self.kept_bytes() <= target:
+            if shadow.kept_bytes() <= target:
                 break
             self._drop_leaf(key)
             self.write_u64(self.directories[key >> 9] + (key & 511) * 8, 0)
-            self.drain()
+            shadow.drain()
         self.pieces = {
             (shift, number) for shift, number in self.pieces
             if (number in self.leaves if shift == LARGE_SHIFT
                 else number >> DIRECTORY_SHIFT - shift in self.directories)
         }  # fmt: skip
-        self.invalidate()
+        self.guest.invalidate()
 
     def _drop_leaf(self, key: int) -> None:
-        self.pool.append(self.leaves.pop(key))
-        self.evictions += 1
+        self.shadow.pool.append(self.leaves.pop(key))
+        self.shadow.evictions += 1
 
     def _drop_directory(self, key: int) -> None:
         """Drop a gigabyte, and the 512 around it if that was the last one there."""
@@ -215,48 +219,53 @@ class Vtlb(Shadow, name="vtlb"):
         for index, entry in self._entries(directory):
             if not entry & LARGE:
                 self._drop_leaf(key << 9 | index)
-        self.pool.append(directory)
-        self.evictions += 1
+        self.shadow.pool.append(directory)
+        self.shadow.evictions += 1
         above = self.pointers.get(key >> 9, self.root)
-        self.write_u64(above + (key & (511 if self.is_long else 3)) * 8, 0)
-        if self.is_long and not self._entries(above):
-            self.pool.append(self.pointers.pop(key >> 9))
+        self.write_u64(above + (key & (511 if self.role.is_long else 3)) * 8, 0)
+        if self.role.is_long and not self._entries(above):
+            self.shadow.pool.append(self.pointers.pop(key >> 9))
             self.write_u64(self.root + (key >> 9 & 511) * 8, 0)
 
     # --- snapshots ---
 
     def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        """These, as plain values without host frames."""
         leaves, directories = self.leaves.items(), self.directories.items()
         return {
             "directories": [[key, packed(self._pages(hpa), gfns)] for key, hpa in directories],
             "leaves": [[key, packed(self._entries(hpa), gfns)] for key, hpa in leaves],
-            "pieces": sorted(self.pieces),
-        }
+            "pieces": sorted(self.pieces), "used": self.used,
+        }  # fmt: skip
 
     def _entries(self, table: int) -> list[tuple[int, int]]:
-        words = memoryview(self.memory.read(table, PAGE)).cast("Q")
+        words = memoryview(self.theirs.memory.read(table, PAGE)).cast("Q")
         return [(index, entry) for index, entry in enumerate(words) if entry]
 
     def _pages(self, directory: int) -> list[tuple[int, int]]:
         return [(index, entry) for index, entry in self._entries(directory) if entry & LARGE]
 
     def load_tables(self, saved: dict[str, Any]) -> None:
-        self.use_root(self.root)
+        """Make them anew."""
+        if self.real is None:
+            self.guest.load_root(self.root)
         self.discard()
         self.pieces = {(shift, number) for shift, number in saved["pieces"]}
         for key, text in saved["directories"]:
             directory = self._directory(key << DIRECTORY_SHIFT)
             for index, gfn, flags in unpacked(text, self.p2m):
-                if large := self.large_frame(gfn):
+                if large := self.theirs.large_frame(gfn):
                     self.write_u64(directory + 8 * index, large | flags)
         for key, text in saved["leaves"]:
             gva = key << LARGE_SHIFT
-            leaf = self.leaves[key] = self.new_table()
+            leaf = self.leaves[key] = self.shadow.new_table()
             self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
             for index, gfn, flags in unpacked(text, self.p2m):
                 self.write_u64(leaf + 8 * index, self.look_up(gfn) | flags)
         for key, _ in saved["directories"]:  # in the order in which faults have needed them
             self._directory(key << DIRECTORY_SHIFT)
+
+        self.used = restore(int, saved["used"], "used")
 
     def name_table(self, hpa: int) -> list[int]:
         kinds = ({0: self.root}, self.pointers, self.directories, self.leaves)
@@ -271,10 +280,48 @@ class Vtlb(Shadow, name="vtlb"):
         return ({0: self.root}, self.pointers, self.directories, self.leaves)[kind][key]
 
     def frames(self) -> list[int]:
-        tables = [self.root, *self.pool]
+        """The host frames (pfn) that they occupy."""
+        tables = [self.root]
         for kind in (self.pointers, self.directories, self.leaves):
             tables += kind.values()
-        return sorted(table >> PAGE_SHIFT for table in tables)
+        return [table >> PAGE_SHIFT for table in tables]
+
+
+class Vtlb(Shadow[VtlbView], name="vtlb"):
+    """A set of tables for each processor, out of one budget."""
+
+    def new_view(self, guest: Guest) -> VtlbView:
+        return VtlbView(self, guest)
+
+    def p2m_change(self, runs: Runs) -> None:
+        self.finish_steps()
+        self.forget(runs)
+        for view in self.views:
+            if view.directories:
+                view.discard()
+
+    def kept_bytes(self) -> int:
+        tables = sum(view.table_count for view in self.views)
+        return TABLE_BYTES * (tables + len(self.pool))
+
+    def evict(self, target: int) -> None:
+        """First what belongs to the processor that has filled nothing for the longest time."""
+        self.finish_steps()
+        for view in sorted(self.views, key=lambda view: view.used):
+            if self.kept_bytes() > target:
+                view.evict(target)
+
+    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+        return {"views": [view.save_tables(gfns) for view in self.views]}
+
+    def load_tables(self, saved: dict[str, Any]) -> None:
+        for view, tables in zip(self.views, saved["views"], strict=True):
+            view.load_tables(tables)
+
+    def frames(self) -> list[int]:
+        own = [pfn for view in self.views for pfn in view.frames()]
+        own += [table >> PAGE_SHIFT for table in self.pool]
+        return sorted(own + self.real_mode.frames())
 
 
 def page_entry(hpa: int, found: Found, error: int, *, may_write: bool) -> int:

@@ -16,6 +16,11 @@ class Activity(IntEnum):
     HLT = 1  # until an interrupt, an NMI or INIT
     WAIT_FOR_SIPI = 3  # until a start-up message
 
+    @classmethod
+    def first(cls, is_bootstrap: bool) -> "Activity":
+        """After power-on all processors but the first wait for it to start them."""
+        return cls.ACTIVE if is_bootstrap else cls.WAIT_FOR_SIPI
+
 
 @dataclass
 class Goal:

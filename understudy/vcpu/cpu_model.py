@@ -83,6 +83,7 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "pdcm": FULL_WIDTH_MSRS,
     "pks": (Msr.IA32_PKRS,),
     "xsaves": (Msr.IA32_XSS,),
+    "steal_time": (Msr.KVM_STEAL_TIME,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
@@ -263,7 +264,7 @@ class CpuModel:
         offered = KvmFeatures(CLOCKSOURCE=1, NOP_IO_DELAY=1, CLOCKSOURCE2=1,
                               CLOCKSOURCE_STABLE_BIT=1)  # fmt: skip
         self.plain[KVM_BASE] = (KVM_BASE + 1, name[0], name[1], name[2])
-        self.plain[KVM_BASE + 1] = (int(offered), 0, 0, 0)
+        self.plain[KVM_BASE + 1] = (int(offered) | self._word(KvmFeatures), 0, 0, 0)
 
     def _extended(self) -> None:
         words = [

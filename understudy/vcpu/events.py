@@ -30,6 +30,7 @@ class EventState:
     staged: Event | None = None
     nmi: bool = False  # one is remembered, as by hardware, whether NMIs are blocked or not
     resume: bool = False  # RFLAGS.RF when the last event went in
+    trapped_at: int = -1  # what was retired when a repeated instruction was left that traps
     extint: bool = False  # the 8259s' output
     injected: Counter[str] = field(default_factory=Counter)
 
@@ -64,6 +65,15 @@ class Events(Part):
         if event.kind is Kind.NMI:
             self.guest.unblock_nmis()
         self.state.staged = event
+
+    def note_trap(self) -> None:
+        """A repeated instruction was left after an element, with RF set and a trap that waits."""
+        self.state.trapped_at = self.guest.retired
+
+    @property
+    def traps_within(self) -> bool:
+        """Whether a debug exception that is delivered now comes from such an element."""
+        return self.state.trapped_at == self.guest.retired
 
     def clear(self) -> None:
         """Nothing waits any more, but for the 8259s, whose wire is outside."""

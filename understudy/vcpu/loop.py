@@ -21,7 +21,7 @@ from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
-from understudy.paging import Paging
+from understudy.paging import Paging, View
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
@@ -43,7 +43,6 @@ class Vcpu:
     def __init__(
         self,
         guest: Guest,
-        paging: Paging,
         model: CpuModel,
         clock: GuestClock,
         bus: Bus,
@@ -53,11 +52,11 @@ class Vcpu:
         is_wall: bool = False,
     ) -> None:
         """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
-        self.guest, self.paging, self.model, self.clock = guest, paging, model, clock
+        self.guest, self.model, self.clock = guest, model, clock
+        self.view: View = guest.view
         self.bus, self.memory, self.posts, self.is_wall = bus, memory, posts, is_wall
         self.answer, self.port_read, self.port_write = model.answer, bus.port_read, bus.port_write
-        self.read_gpr, self.write_gpr, self.gpr = guest.read_gpr, guest.write_gpr, guest.gpr
-        self.set_gpr, self.skip = guest.set_gpr, guest.skip
+        self.gpr, self.set_gpr, self.skip = guest.gpr, guest.set_gpr, guest.skip
         self.is_bootstrap = model.apic_id == 0
         self.apic = LocalApic(model.apic_id, self.is_bootstrap)
         self.power_on_apic = self.apic.save()
@@ -66,21 +65,23 @@ class Vcpu:
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
-        self.state = VcpuState(activity=self.first_activity)
+        self.poke = self.time.wake.set  # hears what it is told while it sleeps
+        self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
         self.counts = ExitCounts(self.table)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
-        self.attention = True
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
         clock.changed.append(self.look)
-        guest.notify = self.look_now
+        guest.notify, guest.moved = self.look_now, self._moved
+        self._moved()
 
-    @property
-    def first_activity(self) -> Activity:
-        """After power-on all processors but the first wait for it to start them."""
-        return Activity.ACTIVE if self.is_bootstrap else Activity.WAIT_FOR_SIPI
+    def _moved(self) -> None:
+        """The fast ways to the guest lead elsewhere."""
+        self.read_gpr, self.write_gpr = self.guest.read_gpr, self.guest.write_gpr
+        self.time.moved()
+        self.look()
 
     # --- the run loop ---
 
@@ -92,6 +93,7 @@ class Vcpu:
         self.is_running, self.guest.thread = True, get_ident()
         hold_signals()
         try:
+            self.view.begin_turn()
             return self._run(goal)
         except (CannotExecute, OutOfFrames) as problem:
             return self.error(str(problem))
@@ -149,7 +151,7 @@ class Vcpu:
         self.attention = True
         if self.guest.thread == get_ident():
             return  # an exit is being answered: the loop comes by
-        self.time.wake.set()
+        self.poke()
         if self.is_running:
             self.guest.kick()
 
@@ -214,7 +216,7 @@ class Vcpu:
         if not activity or self.posts or self.commands or self.requested is not None:
             return False
         is_woken = activity is Activity.HLT and self.events.may_wake()
-        return not is_woken and self.time.due() > self.clock.now()
+        return not is_woken and not self.time.is_due
 
     @property
     def is_off(self) -> bool:
@@ -299,8 +301,8 @@ class Vcpu:
 
     def use(self, paging: Paging) -> None:
         """Have memory virtualized by another technique from now on."""
-        self.paging = paging
         self.guest.use(paging)
+        self.view = self.guest.view
 
     # --- looking at it ---
 
@@ -342,18 +344,13 @@ class Vcpu:
         return self.guest.registers()
 
     def set_registers(self, values: dict[str, int]) -> None:
-        """Set all registers; those not named are as after reset.
-
-        UnsupportedMode if the techniques of this VM cannot run a guest so.
-        """
-        cr0 = values.get("cr0", 0)
-        self.guest.check_mode(cr0, self.paging.name, has_ept=self.paging.has_ept)
+        """Set all registers; those not named are as after reset."""
         self.leave_guest()
         self.guest.set_registers(values)
         control = self.guest.control()
         if Regime(*control).format is PAE_FORMAT:  # what a MOV to CR3 would have loaded
             self.guest.load_control(control._replace(pdptes=self.pdptes(Regime(*control))))
-            self.paging.mode_change()
+            self.view.mode_change()
 
     def pdptes(self, regime: Regime) -> tuple[int, ...]:
         """What the processor would load; GuestFault if it would not."""
@@ -368,7 +365,7 @@ class Vcpu:
         self.events.clear()
         self.guest.reset()
         self.commands.clear()
-        self.state.activity = self.first_activity
+        self.state.activity = Activity.first(self.is_bootstrap)
         self.time.armed = self.time.debt = 0
         self.attention, self.requested = True, None
 

@@ -53,8 +53,14 @@ class Deadlines:
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.limit = NEVER  # when the processor's turn is over
         self.wake = threading.Event()
-        self._advance, self._arm, self._up = guest.advance, guest.arm, (1 << self.shift) - 1
-        self._tsc = guest.read_tsc
+        self._up = (1 << self.shift) - 1
+        self.moved()
+
+    def moved(self) -> None:
+        """The vCPU is on another processor, whose timer is not set."""
+        guest = self.guest
+        self._advance, self._arm, self._tsc = guest.advance, guest.arm, guest.read_tsc
+        self.armed = 0
 
     def due(self) -> int:
         """When something is due, in ns of guest time; `NEVER` if nothing is."""
@@ -72,11 +78,16 @@ class Deadlines:
         Not before the guest's timer could say so: a kick, which comes at any time, must not make
         anything happen earlier than it would without.
         """
-        now = self.clock.now()
-        if self.due() <= now >> self.shift << self.shift:
+        if self.is_due:
             self.clock.run_due()
+            now = self.clock.now()
             if self.apic.deadline() <= now:
                 self.apic.tick(now)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is, as the guest's timer counts."""
+        return self.due() <= self.clock.now() >> self.shift << self.shift
 
     @property
     def is_over(self) -> bool:

@@ -7,6 +7,7 @@ use iced_x86::{
 
 use silicon::cpu::pointers;
 
+use crate::areas;
 use crate::case::*;
 use crate::values::{fill_fx, pointer, value};
 
@@ -21,6 +22,8 @@ pub struct Piece {
     relative: Option<(usize, u64)>,
     /// Stores something that differs between processors.
     is_last: bool,
+    /// May leave a state component as it is after reset: whether it is then in use is the processor's choice.
+    resets: bool,
 }
 
 /// A way to encode an instruction.
@@ -174,11 +177,12 @@ fn needs_system(insn: &Instruction) -> bool {
 /// Whether an instruction's memory image differs between processors (the mask of MXCSR).
 pub fn has_mask(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64)
+        || areas::is_area(insn) && !areas::restores(insn)
 }
 
 /// Whether it stores the last-instruction pointers, which Linux drops when it switches programs.
 pub fn has_pointers(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave)
+    matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) || has_mask(insn)
 }
 
 /// MASKMOVQ: whether the x87 state is already that of MMX when it faults differs.
@@ -270,7 +274,8 @@ impl Generator {
         let n = 1 + rng.below(12) as usize;
         let mut pieces = Vec::with_capacity(n);
         while pieces.len() < n {
-            let piece = self.piece(rng, bits);
+            let has_reset = pieces.iter().any(|p: &Piece| p.resets);
+            let piece = self.piece(rng, bits, has_reset);
             pieces.push(piece);
             // Nothing may read what differs between processors.
             if piece.is_last {
@@ -280,7 +285,13 @@ impl Generator {
         pieces
     }
 
-    fn piece(&self, rng: &mut Rng, bits: u32) -> Piece {
+    fn piece(&self, rng: &mut Rng, bits: u32, has_reset: bool) -> Piece {
+        if is_x86_feature_detected!("xsave") && rng.percent(2) {
+            let (bytes, len, resets) = areas::piece(rng, bits);
+            if resets || !has_reset {
+                return Piece { bytes, len, branch: None, relative: None, is_last: !resets, resets };
+            }
+        }
         loop {
             let mut raw = [0; 40];
             for chunk in raw.chunks_mut(8) {
@@ -376,7 +387,8 @@ impl Generator {
                 || is_system;
             return (amd.is_invalid() && !is_open).then_some((raw.len(), is_extended));
         }
-        (amd == insn && self.may_run(&insn, raw)).then_some((insn.len(), false))
+        let may_run = areas::is_area(&insn) || self.may_run(&insn, raw);
+        (amd == insn && may_run).then_some((insn.len(), false))
     }
 
     /// Whether the machine and this computer should do the same on it.
@@ -393,8 +405,14 @@ impl Generator {
     fn accept(&self, rng: &mut Rng, bits: u32, raw: &[u8]) -> Option<Piece> {
         let mut decoder = Decoder::with_ip(bits, raw, CODE, DecoderOptions::NONE);
         let insn = decoder.decode();
-        let mut piece =
-            Piece { bytes: [0; 15], len: insn.len(), branch: None, relative: None, is_last: has_mask(&insn) };
+        let mut piece = Piece {
+            bytes: [0; 15],
+            len: insn.len(),
+            branch: None,
+            relative: None,
+            is_last: has_mask(&insn),
+            resets: matches!(insn.mnemonic(), Mnemonic::Fninit | Mnemonic::Fnsave),
+        };
         piece.bytes.copy_from_slice(raw);
         if insn.is_invalid() {
             let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
@@ -498,6 +516,10 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
             }
         }
     };
+    if areas::has_area(insn) {
+        set(Register::RAX, rng.below(4));
+        set(Register::RDX, 0);
+    }
     if insn.is_string_instruction() || (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::MemorySegRDI) {
         set(Register::RSI, pointer(rng));
         set(Register::RDI, pointer(rng));
@@ -506,12 +528,18 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
     if (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
         let displacement = if insn.memory_displ_size() > 1 { 0 } else { insn.memory_displacement64() };
         let has_base = insn.memory_base() != Register::None;
-        let aligned = if insn.memory_size().size() >= 16 && rng.percent(80) { !15 } else { !0 };
+        let aligned = if areas::has_area(insn) && rng.percent(90) {
+            !63
+        } else if insn.memory_size().size() >= 16 && rng.percent(80) {
+            !15
+        } else {
+            !0
+        };
         let is_based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
         let place = if is_based && rng.percent(50) { rng.below(64).wrapping_sub(32) } else { pointer(rng) };
         let base = (place & aligned).wrapping_sub(displacement);
         set(insn.memory_base(), base);
-        let small = if aligned == !0 { rng.below(32).wrapping_sub(8) } else { 16 * rng.below(2) };
+        let small = if aligned == !0 { rng.below(32).wrapping_sub(8) } else { (!aligned + 1) * rng.below(2) };
         set(insn.memory_index(), if has_base { small } else { small & 0xF });
     }
 }

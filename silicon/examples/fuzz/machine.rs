@@ -80,7 +80,7 @@ impl Machine {
         };
         core.cr0 = 0x8005_0033;
         core.cr3 = PML4;
-        core.cr4 = 0x1_06A0;
+        (core.cr4, core.xcr0) = (0x5_06A0, 3);
         core.efer = 0xD01;
         // No gate exists: INT3 and INTO end as #GP of their IDT entry.
         core.idtr.limit = 0;

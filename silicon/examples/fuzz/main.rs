@@ -3,6 +3,7 @@
 //! [--patience N] [--code-bytes N] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
 //! segments with bases, limits and other rights.
 
+mod areas;
 mod case;
 mod computer;
 mod encodings;

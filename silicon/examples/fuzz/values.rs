@@ -1,5 +1,6 @@
 //! Numbers with a point to them: addresses, integers, floating point of every kind.
 
+use crate::areas;
 use crate::case::*;
 
 /// An address in or near the data.
@@ -116,5 +117,7 @@ pub fn fill_fx(rng: &mut Rng, fx: &mut Fx) {
 
 /// The bytes in memory before a run.
 pub fn memory(rng: &mut Rng) -> Vec<u64> {
-    (0..WORDS).map(|_| word(rng)).collect()
+    let mut words: Vec<u64> = (0..WORDS).map(|_| word(rng)).collect();
+    areas::prepare(rng, &mut words);
+    words
 }

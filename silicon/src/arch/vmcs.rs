@@ -13,7 +13,7 @@
 #![allow(missing_docs)]
 
 /// The VMCS revision identifier of this processor.
-pub const REVISION: u32 = 0x0055_4453;
+pub const REVISION: u32 = 0x0055_4454;
 /// Beside the revision identifier: the region is a shadow VMCS.
 pub const SHADOW: u32 = 1 << 31;
 /// Region offset of the VMX-abort indicator.
@@ -80,9 +80,11 @@ fields! {
     GUEST_PDPTE1 = 0x280C,
     GUEST_PDPTE2 = 0x280E,
     GUEST_PDPTE3 = 0x2810,
+    GUEST_PKRS = 0x2818,
     HOST_PAT = 0x2C00,
     HOST_EFER = 0x2C02,
     HOST_PERF_GLOBAL_CTRL = 0x2C04,
+    HOST_PKRS = 0x2C06,
     PIN_CONTROLS = 0x4000,
     PRIMARY_CONTROLS = 0x4002,
     EXCEPTION_BITMAP = 0x4004,
@@ -184,8 +186,8 @@ fields! {
 /// Where the fields begin.
 const FIRST: usize = 64;
 /// Field slots of each group, at index type * 4 + width.
-const ROOM: [usize; 16] = [4, 32, 20, 8, 0, 4, 8, 8, 12, 12, 24, 20, 8, 4, 4, 12];
-const SLOTS: usize = 180;
+const ROOM: [usize; 16] = [4, 32, 20, 8, 0, 4, 8, 8, 12, 13, 24, 20, 8, 4, 4, 12];
+const SLOTS: usize = 181;
 
 const fn starts() -> [usize; 17] {
     let mut out = [0; 17];

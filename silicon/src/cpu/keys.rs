@@ -23,6 +23,12 @@ impl Core {
         self.pkru = value;
         self.attention = 1; // generated code knows pages by the old rights
     }
+
+    /// Load IA32_PKRS.
+    pub fn set_pkrs(&mut self, value: u64) {
+        self.msr.pkrs = value;
+        self.attention = 1;
+    }
 }
 
 /// RDPKRU, WRPKRU.

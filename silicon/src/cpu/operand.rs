@@ -148,10 +148,16 @@ pub fn ea(core: &Core, insn: &Instruction) -> u64 {
 /// comes before the segment's checks and before #AC).
 #[must_use]
 pub fn is_misaligned(core: &Core, insn: &Instruction) -> bool {
+    is_no_multiple(core, insn, 16)
+}
+
+/// As [`is_misaligned`].
+#[must_use]
+pub fn is_no_multiple(core: &Core, insn: &Instruction, multiple: u64) -> bool {
     let index = segment_of(insn);
     let has_base = !core.is_64() || index >= seg::FS;
     let base = if has_base { core.seg[index].base } else { 0 };
-    base.wrapping_add(ea(core, insn)) & 15 != 0
+    base.wrapping_add(ea(core, insn)) & (multiple - 1) != 0
 }
 
 /// The linear address of the memory operand, with the segment's checks made for `size` bytes.

@@ -117,6 +117,30 @@ fn a_fetch_beyond_the_limit_or_of_sixteen_bytes_is_a_general_protection_fault() 
     assert_eq!(0x1000, core.rip);
 }
 
+/// Flat segments end at 4 GBytes, as on this computer; nothing wraps.
+#[test]
+fn an_operand_beyond_4_gbytes_is_outside_its_segment() {
+    let rows: [(&[u8], u8); 6] = [
+        (&[0xA1, 0xFD, 0xFF, 0xFF, 0xFF], vector::GP), // mov eax, [-3]
+        (&[0x36, 0xA3, 0xFD, 0xFF, 0xFF, 0xFF], vector::SS), // mov [ss:-3], eax
+        (&[0x0F, 0x10, 0x05, 0xF8, 0xFF, 0xFF, 0xFF], vector::GP), // movups xmm0, [-8]
+        (&[0xFF, 0x05, 0xFE, 0xFF, 0xFF, 0xFF], vector::GP), // inc dword [-2]
+        (&[0xDD, 0x05, 0xF9, 0xFF, 0xFF, 0xFF], vector::GP), // fld qword [-7]
+        (&[0xA5], vector::GP),                         // movsd
+    ];
+    for (code, expected) in rows {
+        let mut core = protected(0);
+        core.cr4 |= 1 << 9; // OSFXSR
+        core.gpr[6] = 0xFFFF_FFFD;
+        load(&mut core, code);
+        assert_eq!((expected, Some(0)), fault(step(&mut core)), "{code:x?}");
+    }
+    // The last bytes are inside: no fault, if nothing is there either.
+    let mut core = protected(0);
+    load(&mut core, &[0xA1, 0xFC, 0xFF, 0xFF, 0xFF]);
+    assert!(matches!(step(&mut core), Err(Trap::Stop(e)) if e.gpa == 0xFFFF_FFFC));
+}
+
 #[test]
 fn lock_is_undefined_where_it_may_not_be() {
     for code in [&[0xF0, 0x90][..], &[0xF0, 1, 0xC0], &[0xF0, 0x8B, 3], &[0xF0, 0x39, 3], &[0x0F, 0x0B]] {

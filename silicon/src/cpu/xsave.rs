@@ -10,7 +10,7 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::arch::bits::{cr0, cr4};
 use crate::arch::exception::{Exception, vector};
 use crate::cpu::fxstate::{MXCSR_MASK, fetch, normalize, store};
-use crate::cpu::operand::{address_mask, ea, linear_at, segment_of};
+use crate::cpu::operand::{address_mask, ea, is_no_multiple, linear_at, segment_of};
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Core, Fx};
 use crate::cpu::system::require_level_0;
@@ -146,15 +146,17 @@ fn operands(core: &Core) -> u64 {
     core.gpr[0] & 0xFFFF_FFFF | core.gpr[2] << 32
 }
 
-/// XINUSE.  MXCSR does not belong to SSE's configuration, but some instructions count it in.
+/// XINUSE.  MXCSR does not belong to SSE's configuration, but some instructions count it in; XMM8 to XMM15
+/// do in every mode, as on this computer ("It is possible for XINUSE\[i\] to be 1 even when state component
+/// i is in its initial configuration").
 fn in_use(core: &Core, with_mxcsr: bool) -> u64 {
     let fx = &core.fx.0;
     let initial = Fx::at_reset();
     let has_x87 = fx[..MXCSR] != initial.0[..MXCSR]
         || fx[ST..XMM] != initial.0[ST..XMM]
         || core.pointers != Pointers::default();
-    let registers = if core.is_64() { XMM..XMM + 256 } else { XMM..XMM + 128 };
-    let has_sse = fx[registers].iter().any(|b| *b != 0) || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
+    let has_sse =
+        fx[XMM..XMM + 256].iter().any(|b| *b != 0) || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
     let bit = |on: bool, bit: u64| if on { bit } else { 0 };
     bit(has_x87, X87) | bit(has_sse, SSE) | bit(core.pkru != 0, PKRU)
 }
@@ -167,12 +169,21 @@ struct Area {
 }
 
 impl Area {
+    /// Its first page is tried whatever is saved or restored, as this computer does.
+    ///
     /// # Errors
-    /// #GP(0) if it is not aligned, or what its segment says.
+    /// #GP(0) if it is not aligned, or what its segment says; a page fault.
     fn of(core: &mut Core, insn: &Instruction, access: Access) -> Exec<Self> {
+        if is_no_multiple(core, insn, 64) {
+            return Err(gp(0));
+        }
         let area = Self { segment: segment_of(insn), offset: ea(core, insn), mask: address_mask(insn) };
         let gva = linear_at(core, area.segment, area.offset, LEAST_BYTES, access)?;
-        if gva & 63 == 0 { Ok(area) } else { Err(gp(0)) }
+        match access {
+            Access::Write => core.probe_write(gva, 1, Who::Program)?,
+            _ => drop(core.read_lin(gva, 1, Who::Program)?),
+        }
+        Ok(area)
     }
 
     fn part(&self, core: &mut Core, at: usize, size: usize, access: Access) -> Exec<u64> {

@@ -5,8 +5,8 @@ use crate::arch::bits::{cr0, cr4};
 use crate::arch::exception::vector;
 use crate::cpu::state::{Core, Fx};
 use crate::cpu::step::step;
-use crate::cpu::testbed::{fault, long, protected};
-use crate::cpu::trap::Exec;
+use crate::cpu::testbed::{PML4, fault, long, protected};
+use crate::cpu::trap::{Exec, Trap};
 use crate::dbt::home::Home;
 
 const AREA: u64 = 0x4_0000;
@@ -255,4 +255,40 @@ fn cpuid_follows_what_is_enabled() {
     core.cr4 &= !cr4::OSXSAVE;
     run(&mut core, cpuid, 1).unwrap();
     assert_eq!(1 << 26, core.gpr[1]);
+}
+
+/// As on this computer, which the fuzz compares it with: here the header is mapped, and what is before is not.
+#[test]
+fn the_first_page_is_tried_whatever_is_saved() {
+    for code in [XSAVE, XRSTOR, XSAVEOPT, XSAVEC] {
+        for components in [0, 1] {
+            let at = 0x20_0000 - 512;
+            let mut core = machine(0);
+            core.mem.store(PML4 + 0x2000, 8, (PML4 + 0x3000) | 7);
+            (0..511).for_each(|i| core.mem.store(PML4 + 0x3000 + 8 * i, 8, i << 12 | 7));
+            core.gpr[7] = at;
+            let end = run(&mut core, code, components);
+            let Err(Trap::Exception(e)) = end else { panic!("{code:x?}: {end:?}") };
+            assert_eq!((vector::PF, at), (e.vector, e.payload), "{code:x?}");
+        }
+    }
+}
+
+#[test]
+fn alignment_comes_before_the_segment() {
+    for (rbp, expected) in [(1 << 63, (vector::SS, Some(0))), (1 << 63 | 8, GP0)] {
+        let mut core = machine(0);
+        core.gpr[5] = rbp;
+        assert_eq!(expected, fault(run(&mut core, &[0x0F, 0xAE, 0x65, 0], 3)));
+    }
+}
+
+#[test]
+fn all_sixteen_registers_are_in_use_in_every_mode() {
+    let mut core = protected(3);
+    core.cr4 |= cr4::OSXSAVE | cr4::OSFXSR;
+    (core.xcr0, core.gpr[1]) = (3, 1);
+    core.fx.0[160 + 255] = 1;
+    run(&mut core, XGETBV, 0).unwrap();
+    assert_eq!(2, core.gpr[0]);
 }

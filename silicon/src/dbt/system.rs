@@ -57,6 +57,7 @@ impl Translator<'_> {
             M::Rdgsbase => self.read_base(insn, seg::GS),
             M::Wrfsbase => self.write_base(insn, seg::FS),
             M::Wrgsbase => self.write_base(insn, seg::GS),
+            M::Rdpkru => self.read_keys(insn),
             M::Mov if insn.op1_kind() == OpKind::Register && insn.op1_register().is_segment_register() => {
                 return self.store_selector(insn);
             }
@@ -144,7 +145,12 @@ impl Translator<'_> {
     fn require_fsgsbase(&mut self, insn: &Instruction) {
         self.keep_flags();
         self.test32(state(offset_of!(Core, cr4)), cr4::FSGSBASE);
-        let branch = self.a.jcc_later(cc::E);
+        self.leave_if(insn, cc::E);
+    }
+
+    /// Interpret the instruction on this condition, and look up where it leads.
+    fn leave_if(&mut self, insn: &Instruction, condition: u8) {
+        let branch = self.a.jcc_later(condition);
         self.cold.push(Cold::Step { branch, site: self.site(insn) });
     }
 
@@ -173,6 +179,16 @@ impl Translator<'_> {
             self.cold.push(Cold::Step { branch, site: self.site(insn) });
         }
         self.a.store(base_of(index), T0);
+    }
+
+    fn read_keys(&mut self, insn: &Instruction) {
+        self.keep_flags();
+        self.test32(state(offset_of!(Core, cr4)), cr4::PKE);
+        self.leave_if(insn, cc::E);
+        self.a.rr(false, &[0x85], 1, 1); // test ecx, ecx
+        self.leave_if(insn, cc::NE);
+        self.a.rm(&[], false, &[0x8B], 0, state(offset_of!(Core, pkru))); // mov eax, m
+        self.a.imm(2, 0);
     }
 
     fn store_selector(&mut self, insn: &Instruction) -> bool {

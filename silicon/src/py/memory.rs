@@ -14,7 +14,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView};
 
-use super::shared::Shared;
+use super::shared::{ELSEWHERE, Shared};
 use crate::addr::FRAME_BYTES;
 use crate::mem;
 use crate::snapshot::Hasher;
@@ -44,6 +44,12 @@ fn closed() -> PyErr {
     PyRuntimeError::new_err("this memory is closed")
 }
 
+/// What there is of a memory, if it may be used.
+fn usable(open: Option<&Open>) -> PyResult<&Open> {
+    let open = open.ok_or_else(closed)?;
+    if open.inner.is_here() { Ok(open) } else { Err(PyRuntimeError::new_err(ELSEWHERE)) }
+}
+
 fn check(memory: &mem::Memory, hpa: u64, length: u64) -> PyResult<()> {
     if memory.contains(hpa, length) {
         return Ok(());
@@ -61,7 +67,7 @@ impl Memory {
 
     /// The memory itself: who holds it keeps it, even if it is closed meanwhile.
     pub fn inner(&self) -> PyResult<Arc<mem::Memory>> {
-        self.open().as_ref().map(|o| o.inner.clone()).ok_or_else(closed)
+        Ok(usable(self.open().as_ref())?.inner.clone())
     }
 
     /// The memory itself, with a range inside it.
@@ -84,14 +90,14 @@ impl Memory {
 
     fn load(&self, hpa: u64, size: usize) -> PyResult<u64> {
         let open = self.open();
-        let memory = &open.as_ref().ok_or_else(closed)?.inner;
+        let memory = &usable(open.as_ref())?.inner;
         check(memory, hpa, size as u64)?;
         Ok(memory.load(hpa, size))
     }
 
     fn store(&self, hpa: u64, size: usize, value: u64) -> PyResult<()> {
         let open = self.open();
-        let memory = &open.as_ref().ok_or_else(closed)?.inner;
+        let memory = &usable(open.as_ref())?.inner;
         check(memory, hpa, size as u64)?;
         memory.store(hpa, size, value);
         memory.wrote(hpa, size as u64);
@@ -121,7 +127,7 @@ impl Memory {
     unsafe fn __getbuffer__(slf: &Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let memory = slf.get();
         let open = memory.open();
-        let mapping = &open.as_ref().ok_or_else(closed)?.inner;
+        let mapping = &usable(open.as_ref())?.inner;
         let length = isize::try_from(mapping.size())
             .map_err(|_| PyOverflowError::new_err("the memory is larger than a view can be"))?;
         let base = mapping.base().cast();
@@ -171,6 +177,12 @@ impl Memory {
         }
         *place = None;
         Ok(())
+    }
+
+    /// Whether it was made in this process, and not in one that this was forked from.
+    #[getter]
+    fn is_here(&self) -> PyResult<bool> {
+        Ok(self.open().as_ref().ok_or_else(closed)?.inner.is_here())
     }
 
     /// Bytes, a multiple of 4096.

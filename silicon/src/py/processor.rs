@@ -299,6 +299,17 @@ impl Processor {
         Ok((core.pkru, core.msr.pkrs))
     }
 
+    /// What VM exits leave of a guest in the processor: all of it that no VMCS holds.
+    fn save_live<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &snapshot::save_live(&mut self.shared.lock()?.core)))
+    }
+
+    /// The reverse.  ValueError if that is none.
+    fn load_live(&self, state: &[u8]) -> PyResult<()> {
+        let core = &mut self.shared.lock()?.core;
+        snapshot::load_live(core, state).map_err(|e| PyValueError::new_err(e.to_string()))
+    }
+
     /// Stir 32 bytes into what the numbers of RDRAND and RDSEED follow from.
     fn stir(&self, bytes: [u8; 32]) -> PyResult<()> {
         let (words, _) = bytes.as_chunks::<8>();

@@ -7,10 +7,16 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::bus::Agent;
+use crate::mem;
 use crate::processor::Processor as Machine;
+
+/// What one hears in a process that was forked from the one where the machine is.
+pub const ELSEWHERE: &str =
+    "this VM is in the process that made it: a fork does not take it along; make another one here";
 
 /// The machine, which one thread at a time has, as long as it is open.
 pub struct Shared {
+    process: u32,
     state: Mutex<State>,
     agent: Weak<Agent>,
 }
@@ -72,7 +78,7 @@ impl Shared {
     /// A machine, open.
     pub fn new(machine: Machine) -> Self {
         let agent = Arc::downgrade(&machine.core.agent);
-        Self { state: Mutex::new(State::Open(machine)), agent }
+        Self { process: mem::process(), state: Mutex::new(State::Open(machine)), agent }
     }
 
     /// The processor on the bus, for other threads; nothing if it is closed.
@@ -82,6 +88,9 @@ impl Shared {
 
     /// The machine, for one who does not wait.
     pub fn lock(&self) -> Result<Held<'_>, Refusal> {
+        if self.process != mem::process() {
+            return Err(Refusal::Closed(ELSEWHERE));
+        }
         let state = match self.state.try_lock() {
             Ok(state) => state,
             // A panic is a defect of ours, but no reason to hide the state from who looks for it.

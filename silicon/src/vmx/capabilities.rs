@@ -108,14 +108,19 @@ pub const EXIT: Allowed = Allowed::new(
         | exit::LOAD_PAT
         | exit::SAVE_EFER
         | exit::LOAD_EFER
-        | exit::SAVE_PREEMPTION_TIMER,
+        | exit::SAVE_PREEMPTION_TIMER
+        | exit::LOAD_PKRS,
 );
 
 /// VM-entry controls.
 pub const ENTRY: Allowed = Allowed::new(
     0x11FF,
     entry::LOAD_DEBUG_CONTROLS,
-    entry::IA32E_MODE_GUEST | entry::LOAD_PERF_GLOBAL_CTRL | entry::LOAD_PAT | entry::LOAD_EFER,
+    entry::IA32E_MODE_GUEST
+        | entry::LOAD_PERF_GLOBAL_CTRL
+        | entry::LOAD_PAT
+        | entry::LOAD_EFER
+        | entry::LOAD_PKRS,
 );
 
 /// CR3-target values.

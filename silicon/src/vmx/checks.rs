@@ -196,6 +196,9 @@ pub(crate) fn host_state(core: &Core, c: &Controls) -> Result<(), Broken> {
         let global = h(f::HOST_PERF_GLOBAL_CTRL);
         rule(global & !pmu::GLOBAL == 0, "host IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
     }
+    if c.exit(exit::LOAD_PKRS) {
+        rule(h(f::HOST_PKRS) >> 32 == 0, "host IA32_PKRS sets a reserved bit")?;
+    }
     if c.exit(exit::LOAD_PAT) {
         rule(is_pat(h(f::HOST_PAT)), "host IA32_PAT names a reserved memory type")?;
     }

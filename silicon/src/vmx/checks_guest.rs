@@ -76,6 +76,9 @@ fn control_registers(core: &Core, c: &Controls, g: &GuestState) -> Result<(), Br
     if c.entry(entry::LOAD_PERF_GLOBAL_CTRL) {
         rule(g.perf_global_ctrl & !pmu::GLOBAL == 0, "guest IA32_PERF_GLOBAL_CTRL sets a reserved bit")?;
     }
+    if c.entry(entry::LOAD_PKRS) {
+        rule(g.pkrs >> 32 == 0, "guest IA32_PKRS sets a reserved bit")?;
+    }
     if c.entry(entry::LOAD_PAT) {
         rule(is_pat(g.pat), "guest IA32_PAT names a reserved memory type")?;
     }

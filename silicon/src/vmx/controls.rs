@@ -76,6 +76,7 @@ pub mod exit {
     pub const SAVE_EFER: u32 = 1 << 20;
     pub const LOAD_EFER: u32 = 1 << 21;
     pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
+    pub const LOAD_PKRS: u32 = 1 << 29;
 }
 
 /// VM-entry controls.
@@ -86,6 +87,7 @@ pub mod entry {
     pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 13;
     pub const LOAD_PAT: u32 = 1 << 14;
     pub const LOAD_EFER: u32 = 1 << 15;
+    pub const LOAD_PKRS: u32 = 1 << 22;
 }
 
 macro_rules! controls {

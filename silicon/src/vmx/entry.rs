@@ -25,6 +25,7 @@ pub(crate) struct GuestState {
     pub pat: u64,
     pub efer: u64,
     pub perf_global_ctrl: u64,
+    pub pkrs: u64,
     pub pdpte: [u64; 4],
     pub gdtr_limit: u64,
     pub idtr_limit: u64,
@@ -122,6 +123,7 @@ impl GuestState {
             pat: get(f::GUEST_PAT),
             efer: get(f::GUEST_EFER),
             perf_global_ctrl: get(f::GUEST_PERF_GLOBAL_CTRL),
+            pkrs: get(f::GUEST_PKRS),
             pdpte: [0, 2, 4, 6].map(|i| get(f::GUEST_PDPTE0 + i)),
             gdtr_limit: get(f::GUEST_GDTR_LIMIT),
             idtr_limit: get(f::GUEST_IDTR_LIMIT),
@@ -260,6 +262,9 @@ fn load(core: &mut Core, c: &Controls, g: &GuestState) {
     }
     if c.entry(entry::LOAD_PERF_GLOBAL_CTRL) {
         pmu::load_global(core, g.perf_global_ctrl);
+    }
+    if c.entry(entry::LOAD_PKRS) {
+        core.set_pkrs(g.pkrs);
     }
     if c.entry(entry::LOAD_EFER) {
         core.efer = g.efer;

@@ -145,6 +145,7 @@ fn save(core: &mut Core, e: &Exit) {
     if c.exit(exit::SAVE_EFER) {
         a.set(f::GUEST_EFER, core.efer);
     }
+    a.set(f::GUEST_PKRS, core.msr.pkrs);
     a.set(f::GUEST_GDTR_BASE, core.gdtr.base);
     a.set(f::GUEST_GDTR_LIMIT, u64::from(core.gdtr.limit));
     a.set(f::GUEST_IDTR_BASE, core.idtr.base);
@@ -277,6 +278,10 @@ fn load_host(core: &mut Core, c: &Controls) -> bool {
     if c.exit(exit::LOAD_PERF_GLOBAL_CTRL) {
         let value = h(core, f::HOST_PERF_GLOBAL_CTRL);
         pmu::load_global(core, value);
+    }
+    if c.exit(exit::LOAD_PKRS) {
+        let value = h(core, f::HOST_PKRS);
+        core.set_pkrs(value);
     }
     let first = core.vmx.current.wrapping_add(f::offset(f::HOST_ES));
     for (i, s) in core.seg.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-"""The agent's port: commands in, output and status out, and nobody else at it."""
+"""The agent's port: bytes go in and come out, and nobody else is at it."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.clock import ManualClock
-from understudy.devices.agent import CONTROL, DATA, ENDED, HELLO, NOTHING, Agent
+from understudy.devices.agent import DATA, HELLO, Agent
 from understudy.devices.wires import Wires
 
 AGENT, OTHER = 0x1000, 0x2000  # roots of page tables
@@ -17,11 +17,9 @@ class Bench:
     """A port, and the process that is at it."""
 
     def __init__(self) -> None:
-        self.process, self.rings = AGENT, 0
-        self.output, self.statuses = b"", list[int]()
+        self.process, self.rings, self.output = AGENT, 0, b""
         self.part = Agent(Wires(ManualClock()), who=lambda: self.process, ring=self._ring)
         self.part.on_output.append(self._hear)
-        self.part.on_exit.append(self.statuses.append)
 
     def _ring(self) -> None:
         self.rings += 1
@@ -30,16 +28,10 @@ class Bench:
         self.output += data
 
     def hello(self) -> None:
-        self.part.write(0, CONTROL, HELLO, 4)
+        self.part.write(0, HELLO, 0, 4)
 
-    def take(self) -> bytes | None:
-        length = self.part.read(0, CONTROL, 4)
-        if length == NOTHING:
-            return None
-        return bytes(self.part.read(0, DATA, 1) for _ in range(length))
-
-    def end(self, status: int) -> None:
-        self.part.write(0, CONTROL, ENDED + status, 4)
+    def take(self, count: int) -> bytes:
+        return self.part.read_string(0, DATA, count)
 
 
 @pytest.fixture
@@ -50,74 +42,58 @@ def b() -> Bench:
     return bench
 
 
-def test_a_command_goes_in_and_its_output_and_status_come_out(b: Bench) -> None:
-    assert b.take() is None
-    b.part.request(b"uname")
-    assert (b.rings, b.part.is_busy, b.take(), b.take()) == (1, True, b"uname", None)
+def test_bytes_go_in_and_come_out(b: Bench) -> None:
+    b.part.send(b"una")
+    b.part.send(b"me -a")
+    assert b.rings == 2
+    assert (b.take(5), b.part.read(0, DATA, 2), b.take(1)) == (b"uname", 0x2D20, b"a")
     b.part.write_string(0, DATA, b"Lin")
     b.part.write(0, DATA, int.from_bytes(b"ux", "little"), 2)
-    b.end(7)
-    assert (b.output, b.statuses, b.part.is_busy) == (b"Linux", [7], False)
-    b.part.request(b"")
-    assert b.take() == b""
-    b.end(255)
-    assert b.statuses == [7, 255]
+    assert b.output == b"Linux"
 
 
-def test_a_command_may_be_given_before_the_agent_is_there() -> None:
+def test_what_is_not_there_reads_as_ones(b: Bench) -> None:
+    b.part.send(b"ab")
+    assert b.take(4) == b"ab\xff\xff"
+    assert b.part.read(0, DATA, 4) == 0xFFFF_FFFF
+    assert b.part.read(0, HELLO, 4) == 0xFFFF_FFFF
+
+
+def test_nobody_is_there_before_somebody_says_so() -> None:
     b = Bench()
-    b.part.request(b"true")
-    assert (b.rings, b.part.is_there) == (0, False)
+    b.part.write_string(0, DATA, b"early")
+    assert (b.output, b.part.is_there) == (b"", False)
     b.hello()
-    assert (b.rings, b.take()) == (1, b"true")
-    with pytest.raises(RuntimeError, match="busy"):
-        b.part.request(b"false")
+    assert b.part.is_there
 
 
-def test_what_is_given_up_does_not_disturb_the_next(b: Bench) -> None:
-    b.part.request(b"hangs")
-    b.take()
-    b.part.give_up()
-    b.part.write_string(0, DATA, b"late")
-    b.part.request(b"next")
-    b.part.write_string(0, DATA, b"later")
-    b.end(1)
-    assert (b.output, b.statuses, b.take()) == (b"", [], b"next")
-    b.end(0)
-    b.end(9)
-    assert b.statuses == [0]
-
-
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from([DATA, CONTROL]), st.integers(0, 0x1FF))))
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([DATA, HELLO]), st.integers(0, 0x1FF))))
 def test_only_the_agent_reaches_its_registers(accesses: list[tuple[bool, int, int]]) -> None:
     b = Bench()
     b.hello()
-    b.part.request(b"one")
-    for waits in (True, False):
-        b.process = OTHER
-        for is_read, offset, value in accesses:
-            if is_read:
-                assert b.part.read(0, offset, 4) == NOTHING
-            else:
-                b.part.write(0, offset, value, 4)
-        b.part.write_string(0, DATA, b"forged")
-        b.process = AGENT
-        assert (b.output, b.statuses) == (b"", [])
-        assert b.take() == (b"one" if waits else None)
-    b.end(3)
-    assert b.statuses == [3]
+    b.part.send(b"one")
+    b.process = OTHER
+    for is_read, offset, value in accesses:
+        if is_read:
+            assert b.part.read(0, offset, 4) == 0xFFFF_FFFF
+            assert b.part.read_string(0, offset, 3) == b"\xff\xff\xff"
+        else:
+            b.part.write(0, offset, value, 4)
+    b.part.write_string(0, DATA, b"forged")
+    b.process = AGENT
+    assert (b.output, b.take(3)) == (b"", b"one")
 
 
 def test_it_goes_with_a_snapshot_and_ends_with_a_reset(b: Bench) -> None:
-    b.part.request(b"echo")
+    b.part.send(b"echo")
+    b.take(1)
     other = Bench()
     other.part.load(json.loads(json.dumps(b.part.save())))
-    assert other.take() == b"echo"
-    assert other.part.read(0, DATA, 1) == 0xFF
+    assert other.take(4) == b"cho\xff"
     other.process = OTHER
-    other.end(0)
-    assert other.statuses == []
+    other.part.write_string(0, DATA, b"forged")
+    assert other.output == b""
     other.part.reset()
     other.hello()  # of the next boot, by whichever process it is there
-    other.part.request(b"again")
-    assert other.take() == b"again"
+    other.part.send(b"again")
+    assert other.take(5) == b"again"

@@ -65,7 +65,7 @@ def test_disabled_writes_nothing() -> None:
 @pytest.mark.parametrize("value", [0xFFFF_FFFF_FFFF_FFFF, 4095])
 def test_an_address_without_memory_is_ignored(value: int) -> None:
     b = Bench()
-    for msr in MSRS:
+    for msr in MSRS - {0x4B564D03}:
         b.device.wrmsr(0, msr, value)
 
 
@@ -75,3 +75,20 @@ def test_other_msrs_are_not_ours() -> None:
         b.device.rdmsr(0, 0x10)
     with pytest.raises(KeyError):
         b.device.wrmsr(0, 0x10, 0)
+
+
+def test_steal_time_is_written_when_a_vcpu_goes_on() -> None:
+    b = Bench()
+    b.device.stolen(1, 7)
+    assert not any(b.memory)
+    b.device.wrmsr(1, 0x4B564D03, 0x241)
+    assert (b.device.rdmsr(1, 0x4B564D03), b.device.rdmsr(0, 0x4B564D03)) == (0x241, 0)
+    b.device.stolen(1, 1 << 40)
+    ns, version, flags, preempted = struct.unpack_from("<QIIB", b.memory, 0x240)
+    assert (ns, version % 2, flags, preempted) == (1 << 40, 0, 0, 0)
+    b.device.stolen(0, 9)
+    assert struct.unpack_from("<Q", b.memory, 0x240) == (1 << 40,)
+    b.device.wrmsr(1, 0x4B564D03, 0xFFFF_FFC1)  # no memory there: ignored
+    b.device.stolen(1, 5)
+    with pytest.raises(KeyError):
+        b.device.wrmsr(1, 0x4B564D03, 0x203)

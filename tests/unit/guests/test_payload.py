@@ -65,8 +65,8 @@ def zstd_bomb(blocks: int) -> bytes:
 
 BOMBS = {
     "gzip": gzip.compress(bytes(64 << 20)),
-    "XZ": lzma.compress(bytes(64 << 20)),
-    "LZMA": lzma.compress(bytes(64 << 20), format=lzma.FORMAT_ALONE),
+    "XZ": lzma.compress(bytes(64 << 20), preset=0),
+    "LZMA": lzma.compress(bytes(64 << 20), format=lzma.FORMAT_ALONE, preset=0),
     "bzip2": bz2.compress(bytes(64 << 20)),
     "ZSTD": zstd_bomb(512),
     "LZ4": compress("LZ4", bytes(64 << 20)),

@@ -16,7 +16,7 @@ PLACES: dict[type[Bits], tuple[int, int, int]] = {
     cpuid.Leaf0AEax: (0xA, 0, 0),
     cpuid.Leaf1Ecx: (1, 0, 2), cpuid.Leaf1Edx: (1, 0, 3), cpuid.Leaf7Ebx: (7, 0, 1),
     cpuid.Leaf7Ecx: (7, 0, 2), cpuid.Leaf7Edx: (7, 0, 3), cpuid.Leaf7Sub2Edx: (7, 2, 3),
-    cpuid.LeafDSub1Eax: (0xD, 1, 0),
+    cpuid.LeafDSub1Eax: (0xD, 1, 0), cpuid.KvmFeatures: (0x4000_0001, 0, 0),
     cpuid.LeafExt1Ecx: (0x8000_0001, 0, 2), cpuid.LeafExt1Edx: (0x8000_0001, 0, 3),
 }  # fmt: skip
 """Leaf, sub-leaf and register of each word."""
@@ -25,6 +25,8 @@ PLACES: dict[type[Bits], tuple[int, int, int]] = {
 def shows(model: CpuModel, name: str) -> bool:
     one = FEATURES[name]
     leaf, subleaf, register = PLACES[one.word]
+    if leaf not in model.plain and leaf not in model.indexed:
+        return False  # a processor answers such a leaf with another
     mask = getattr(one.word, one.bit).mask
     return bool(model.answer(leaf, subleaf)[register] & mask)
 

@@ -71,7 +71,7 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "ZSTD": zstandard.compress,
 }
 BOMBS = [gzip.compress(bytes(LIMIT * 2)), zstandard.compress(bytes(LIMIT * 4)),
-         lzma.compress(bytes(LIMIT * 2)), compress("LZ4", bytes(LIMIT * 2))]  # fmt: skip
+         lzma.compress(bytes(LIMIT * 2), preset=0), compress("LZ4", bytes(LIMIT * 2))]  # fmt: skip
 SEEDS = [*ELFS, CPIO, CPIO + gzip.compress(CPIO), package(TAR, "data.tar"), *BOMBS]
 
 

@@ -164,9 +164,13 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
             if event == Event.PORT_READY and value == 1:
                 self._introduce(port)
             elif event == Event.PORT_OPEN:
-                self.state.is_open[port] = value == 1
+                self.opened(port, is_open=value == 1)
                 self.kick(self._queues(port)[0])
         self.kick(CONTROL_IN)
+
+    def opened(self, port: int, *, is_open: bool) -> None:
+        """Somebody in the guest has opened the port, or closed it."""
+        self.state.is_open[port] = is_open
 
     def _introduce(self, port: int) -> None:
         name = self.ports[port]

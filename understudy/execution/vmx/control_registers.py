@@ -24,7 +24,7 @@ from understudy.arch.vmx_controls import EntryControls, PrimaryControls, Seconda
 from understudy.guest import Control
 
 if TYPE_CHECKING:
-    from understudy.paging import Paging
+    from understudy.paging import View
     from understudy.vcpu.cpu_model import CpuModel
 
 MASK64: Final = (1 << 64) - 1
@@ -52,13 +52,13 @@ class ControlRegisters(ABC):
         read: Callable[[int], int],
         write: Callable[[int, int], None],
         intercept: Callable[[int, bool], None],
-        paging: "Paging",
+        view: "View",
         model: "CpuModel",
         cr4_fixed: int,
     ) -> None:
         """`read`, `write`: of the VMCS.  `intercept`: whether accesses to an MSR exit."""
         self.read, self.write, self.intercept = read, write, intercept
-        self.paging, self.cr4_fixed, self.cr4_allowed = paging, cr4_fixed, int(model.cr4_allowed)
+        self.view, self.cr4_fixed, self.cr4_allowed = view, cr4_fixed, int(model.cr4_allowed)
         self.model = model
 
     @abstractmethod
@@ -96,10 +96,10 @@ class InProcessor(ControlRegisters):
 
     def load(self, values: Control) -> None:
         write = self.write
-        write(Vmcs.CR0_GUEST_HOST_MASK, FIXED)
+        write(Vmcs.CR0_GUEST_HOST_MASK, FIXED | self.view.watched_cr0)
         write(Vmcs.CR4_GUEST_HOST_MASK, ~self.cr4_allowed & MASK64)
         write(Vmcs.EXCEPTION_BITMAP, 0)
-        write(Vmcs.EPT_POINTER, self.paging.eptp)
+        write(Vmcs.EPT_POINTER, self.view.eptp)
         self.intercept(Msr.IA32_EFER, self.model.hides_efer)
         write(Vmcs.GUEST_CR0, values.cr0 | CR0.NE.mask)
         write(Vmcs.CR0_READ_SHADOW, values.cr0)

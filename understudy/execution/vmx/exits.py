@@ -120,7 +120,7 @@ def cr_access(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     """SDM 3C, "Exit Qualification for Control-Register Accesses"."""
     access = CrAccess(exit.qualification & LOW32)
     number, kind = access.NUMBER, access.ACCESS
-    if number == 3 and vcpu.paging.has_ept:
+    if number == 3 and vcpu.view.eptp:
         return vcpu.unknown(exit)  # with EPT, such exits are not asked for
     vcpu.cr_accesses[number << 4 | kind] += 1
     match kind:
@@ -190,7 +190,7 @@ def ept_misconfiguration(vcpu: Vcpu, exit: Exit) -> Stop:
 @handles(Reason.MONITOR_TRAP_FLAG)
 def stepped(vcpu: Vcpu, exit: Exit) -> Verdict:
     """The instruction that was let through is done."""
-    vcpu.paging.finish_step()
+    vcpu.view.finish_step()
     return RESUME
 
 

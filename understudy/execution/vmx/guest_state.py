@@ -1,20 +1,20 @@
 """The guest's registers, where VMX keeps them: in the VMCS, or live in the processor.
 
 Source: SDM 3C, "Guest Register State".  MSRs that the VMCS does not hold (STAR and its kin) stay
-in the processor, which belongs to this vCPU alone.
+in the processor while the vCPU is on it.
 """
 
-from functools import partial
-from operator import attrgetter
 from typing import Final
 
 from understudy.arch.cr import CR0, CR4, RESET_DEBUG
 from understudy.arch.msr import Msr
 from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
-from understudy.execution.vmx.control_registers import FIXED, ControlRegisters, InHypervisor
+from understudy.execution.vmx.control_registers import FIXED, InHypervisor
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
-from understudy.guest import RSP, Control, Guest, UnsupportedMode
+from understudy.execution.vmx.placement import Placement
+from understudy.guest import RSP, Control
+from understudy.machine.host import Host
 from understudy.silicon import Processor
 
 RIP: Final = int(Vmcs.GUEST_RIP)
@@ -34,21 +34,14 @@ NO_KEYS: Final = (0, 0)
 RESET_LIVE: Final = RESET_DEBUG | {"xcr0": 1, "pkru": 0, "pkrs": 0}
 
 
-class GuestState(Guest):
-    """Registers of the guest of one processor in VMX operation."""
+class GuestState(Placement):
+    """Registers of the guest of one vCPU in VMX operation."""
 
     cr0_always_exits = FIXED
 
-    def __init__(self, processor: Processor) -> None:
-        Guest.__init__(self)
-        self.processor = processor
-        self.read, self.write = processor.vmread, processor.vmwrite
-        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
-        self.advance = processor.advance
-        self.read_tsc = partial(attrgetter("tsc"), processor)
-        self.count_retired = partial(attrgetter("retired"), processor)
-        self.kept: ControlRegisters
-        self.power_on_fx = processor.fxsave()
+    def __init__(self, host: Host, processor: Processor | None) -> None:
+        super().__init__(host, processor)
+        self.power_on_fx = self.processor.fxsave()
 
     def set_registers(self, values: dict[str, int]) -> None:
         """Set all of the guest's registers; those not named get the values of `with_defaults`."""
@@ -141,6 +134,9 @@ class GuestState(Guest):
         user, supervisor = self.processor.protection_keys()
         return user if cr4 & PKE else 0, supervisor if cr4 & PKS else 0
 
+    def stir(self, seed: bytes) -> None:
+        self.processor.stir(seed)
+
     def set_cr2(self, value: int) -> None:
         self.processor.set_registers({"cr2": value})
 
@@ -208,17 +204,6 @@ class GuestState(Guest):
             read(Vmcs.GUEST_CR0), read(GUEST_CR3), read(Vmcs.GUEST_CR4), read(Vmcs.GUEST_EFER)
         )
 
-    def load_control(self, values: Control) -> None:
-        self.kept.load(values)
-
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
         assert isinstance(self.kept, InHypervisor)
         self.kept.note_cr3(cr3, pdptes)
-
-    def check_mode(self, cr0: int, technique: str, *, has_ept: bool) -> None:
-        """SDM 3C, "Unrestricted Guests"."""
-        if not cr0 & PE and not has_ept:
-            raise UnsupportedMode(
-                "real-address mode (CR0.PE=0) needs EPT in VMX operation: "
-                f"use paging ept, not {technique}"
-            )

@@ -1,22 +1,20 @@
-"""VMX operation: entering it, and the controls and the host state of one VMCS.
+"""The controls and the host state of one VMCS.
 
-Source: SDM 3C, "Enabling and Entering VMX Operation", "VM-Execution Control Fields", "VM-Exit
-Control Fields", "VM-Entry Control Fields", "Host-State Area".  The fields are written in the
-manual's order.
+Source: SDM 3C, "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry Control Fields",
+"Host-State Area".  The fields are written in the manual's order.
 
-Invariant: a control word differs from the capability MSRs in no bit.
+Invariants: a control word differs from the capability MSRs in no bit; a VMCS is active on one
+processor at most, that on which the vCPU is.
 """
 
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.arch.cr import CR0, CR4
-from understudy.arch.msr import EFER, ApicBase, FeatureControl, Msr
+from understudy.arch.msr import Msr
 from understudy.arch.vmcs import SEGMENTS, Vmcs
 from understudy.arch.vmx_controls import (
     EntryControls,
     ExitControls,
-    MissingControls,
     PinControls,
     PrimaryControls,
     SecondaryControls,
@@ -24,8 +22,8 @@ from understudy.arch.vmx_controls import (
     VmxMisc,
     allowed,
 )
+from understudy.execution.vmx.root import Root
 from understudy.machine.host import Host
-from understudy.silicon import Processor
 
 PASSED: Final = (
     Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_ESP, Msr.IA32_SYSENTER_EIP, Msr.IA32_PAT,
@@ -34,95 +32,51 @@ PASSED: Final = (
 )  # fmt: skip
 """MSRs that the guest reads and writes without an exit."""
 
-SPURIOUS_ENABLED: Final = 0x1FF  # spurious vector and "APIC software enable"
-PMU_VECTOR: Final = 0xFE
-"""On which the processor's own APIC tells the hypervisor that a guest's counter has overflowed."""
-
-VPID: Final = 1  # there is one vCPU to a processor
-
 
 class Operation:
-    """A processor in VMX operation, with one current VMCS."""
+    """The VMCS of one vCPU, and its MSR bitmap."""
 
     def __init__(
-        self, host: Host, processor: Processor, *, keep_timer: bool, has_pmu: bool
+        self, host: Host, root: Root, vpid: int, *, keep_timer: bool, has_pmu: bool
     ) -> None:
         """`keep_timer`: the preemption timer goes on counting over exits.
 
         `has_pmu`: the guest has the processor's performance counters.
         """
-        self.host, self.processor, self.keep_timer = host, processor, keep_timer
-        self.has_pmu = has_pmu
-        self.write = processor.vmwrite
-        first = host.frame(4)
-        self.region, self.vmcs, self.bitmap, self.host_table = range(first, first + 4 * PAGE, PAGE)
-        self.msr_basic = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC))
-        self.timer_shift = VmxMisc(processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
+        self.host, self.vpid, self.keep_timer, self.has_pmu = host, vpid, keep_timer, has_pmu
+        self.vmcs = host.frame(2)
+        self.bitmap = self.vmcs + PAGE
+        self.use(root)
+        self.msr_basic = VmxBasic(self.processor.rdmsr(Msr.IA32_VMX_BASIC))
+        self.timer_shift = VmxMisc(self.processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE
         try:
-            self.enter()
+            self.begin()
         except BaseException:  # a control that we need is missing
             self.close()
             raise
 
+    def use(self, root: Root) -> None:
+        """It is on this processor now."""
+        self.root, self.processor = root, root.processor
+        self.write = root.processor.vmwrite
+
     def frames(self) -> list[int]:
         """The host frames (pfn) of its structures."""
-        hpas = (self.region, self.vmcs, self.bitmap, self.host_table)
-        return [hpa >> PAGE_SHIFT for hpa in hpas]
+        return [self.vmcs >> PAGE_SHIFT, self.bitmap >> PAGE_SHIFT]
 
     def close(self) -> None:
-        """The frames go back to the host.  The processor, which has them, must not run again."""
+        """The frames go back to the host.  The vCPU must not run again."""
         for pfn in self.frames():
             self.host.release(pfn)
 
-    def enter(self) -> None:
-        """From root mode outside VMX operation to a current VMCS without a guest."""
-        self._enter_operation()
+    def begin(self) -> None:
+        """In root operation: a current VMCS without a guest."""
+        self.host.memory.write_u32(self.vmcs, self.msr_basic.REVISION)
+        self.processor.vmclear(self.vmcs)
+        self.processor.vmptrld(self.vmcs)
         self._execution_controls()
         self._exit_and_entry_controls()
         self._host_state()
-        if self.has_pmu:
-            self._open_apic()
-
-    def _open_apic(self) -> None:
-        """SDM 3A, "x2APIC Mode" and "Local Vector Table": for interrupts of the counters."""
-        processor = self.processor
-        base = ApicBase(processor.rdmsr(Msr.IA32_APIC_BASE)).replace(EN=1, EXTD=1)
-        processor.wrmsr(Msr.IA32_APIC_BASE, int(base))
-        processor.wrmsr(Msr.X2APIC_SVR, SPURIOUS_ENABLED)
-        processor.wrmsr(Msr.X2APIC_LVT_PC, PMU_VECTOR)
-
-    def take_pmu_interrupt(self) -> None:
-        """The exit has acknowledged it: end it, and let the next one come."""
-        self.processor.wrmsr(Msr.X2APIC_EOI, 0)
-        self.processor.wrmsr(Msr.X2APIC_LVT_PC, PMU_VECTOR)
-
-    def _enter_operation(self) -> None:
-        """SDM 3C, "Enabling and Entering VMX Operation"."""
-        processor = self.processor
-        control = FeatureControl(processor.rdmsr(Msr.IA32_FEATURE_CONTROL))
-        if not control.LOCK:
-            control = control.replace(LOCK=1, VMX_OUTSIDE_SMX=1)
-            processor.wrmsr(Msr.IA32_FEATURE_CONTROL, int(control))
-        if not control.VMX_OUTSIDE_SMX:
-            raise MissingControls("the firmware has locked IA32_FEATURE_CONTROL without VMX")
-        self.cr0 = int(CR0(processor.rdmsr(Msr.IA32_VMX_CR0_FIXED0)).replace(
-            PG=1, WP=1, NE=1, ET=1, MP=1, PE=1))  # fmt: skip
-        self.cr4_fixed = processor.rdmsr(Msr.IA32_VMX_CR4_FIXED0)
-        self.cr4 = int(CR4(self.cr4_fixed).replace(VMXE=1, PAE=1, PGE=1, OSFXSR=1, OSXMMEXCPT=1))
-        self.efer = int(EFER(NXE=1, LMA=1, LME=1, SCE=1))
-        flat = {"cs": (0x08, 0xA09B), "ss": (0x10, 0xC093), "ds": (0x10, 0xC093),
-                "es": (0x10, 0xC093), "fs": (0x10, 0xC093), "gs": (0x10, 0xC093)}  # fmt: skip
-        state = {"cr0": self.cr0, "cr3": self.host_table, "cr4": self.cr4, "efer": self.efer}
-        for name, (selector, attr) in flat.items():
-            state |= {name: selector, f"{name}_base": 0, f"{name}_limit": 0xFFFF_FFFF}
-            state[f"{name}_attr"] = attr
-        state |= {"tr": 0x18, "tr_base": 0, "tr_limit": 0x67, "tr_attr": 0x8B}
-        processor.set_registers(state)
-        for region in (self.region, self.vmcs):
-            self.host.memory.write_u32(region, self.msr_basic.REVISION)
-        processor.vmxon(self.region)
-        processor.vmclear(self.vmcs)
-        processor.vmptrld(self.vmcs)
 
     def _capability(self, true: Msr, plain: Msr) -> int:
         return self.processor.rdmsr(true if self.msr_basic.TRUE_CONTROLS else plain)
@@ -145,7 +99,7 @@ class Operation:
         for msr in PASSED:
             self.intercept(msr, False)
         write(Vmcs.MSR_BITMAPS, self.bitmap)
-        write(Vmcs.VPID, VPID)
+        write(Vmcs.VPID, self.vpid)
 
     def choose_exits(
         self,
@@ -215,10 +169,10 @@ class Operation:
     def _host_state(self) -> None:
         """SDM 3C, "Host-State Area".  The host software is Python: RIP and RSP are never used."""
         write = self.write
-        write(Vmcs.HOST_CR0, self.cr0)
-        write(Vmcs.HOST_CR3, self.host_table)
-        write(Vmcs.HOST_CR4, self.cr4)
-        write(Vmcs.HOST_EFER, self.efer)
+        write(Vmcs.HOST_CR0, self.root.cr0)
+        write(Vmcs.HOST_CR3, self.root.table)
+        write(Vmcs.HOST_CR4, self.root.cr4)
+        write(Vmcs.HOST_EFER, self.root.efer)
         write(Vmcs.HOST_PERF_GLOBAL_CTRL, 0)  # the counters are the guest's alone
         write(Vmcs.HOST_PAT, self.processor.rdmsr(Msr.IA32_PAT))
         write(Vmcs.HOST_CS, 0x08)

@@ -10,7 +10,6 @@ interruption-information field is valid only if `inject` was called since the la
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Final
 
 from understudy.arch.cr import CR0, RFLAGS
@@ -33,7 +32,9 @@ from understudy.execution.vmx.guest_state import (
     RIP,
     GuestState,
 )
-from understudy.execution.vmx.operation import VPID, Operation
+from understudy.execution.vmx.operation import Operation
+from understudy.execution.vmx.placement import ONE_ADDRESS, ONE_CONTEXT
+from understudy.execution.vmx.root import Root
 from understudy.guest import Control, Event
 from understudy.machine.host import Host
 from understudy.paging import Paging
@@ -46,13 +47,13 @@ INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
 PENDING_DEBUG: Final = int(Vmcs.GUEST_PENDING_DEBUG_EXCEPTIONS)
 DEBUGCTL: Final = int(Vmcs.GUEST_DEBUGCTL)
 SS, RPL = int(Vmcs.GUEST_SS), 3
-TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
 INFO: Final = int(Vmcs.ENTRY_INTERRUPTION_INFORMATION)
 IF: Final = RFLAGS.IF.mask
 TF: Final = RFLAGS.TF.mask
 RF: Final = RFLAGS.RF.mask
 RF_AND_TF: Final = RF | TF
 PE: Final = CR0.PE.mask
+REAL_MODE: Final = 0  # a CR0
 SHADOW: Final = int(Interruptibility(MOV_SS=1, STI=1))
 NMI_BLOCKED: Final = int(Interruptibility(NMI=1, MOV_SS=1, STI=1))
 SINGLE_STEP: Final = 1 << 14  # BS, in the pending debug exceptions
@@ -61,7 +62,6 @@ BTF: Final = 1 << 1  # of IA32_DEBUGCTL: a single step ends with a branch
 ERROR_CODE: Final = InterruptionInformation.ERROR_CODE.mask
 VALID: Final = InterruptionInformation.VALID.mask
 TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
-ONE_ADDRESS, ONE_CONTEXT = 0, 1  # types of INVVPID and INVEPT
 PRESENT: Final = 1
 ADDRESS: Final = 0xF_FFFF_FFFF_F000
 WINDOWS: Final = int(PrimaryControls(INTERRUPT_WINDOW_EXITING=1, NMI_WINDOW_EXITING=1))
@@ -69,39 +69,66 @@ WINDOWS: Final = int(PrimaryControls(INTERRUPT_WINDOW_EXITING=1, NMI_WINDOW_EXIT
 
 
 class Vmx(GuestState, Execution, name="vmx"):
-    """A vCPU on one processor in VMX operation."""
+    """A vCPU on a processor in VMX operation."""
 
     def __init__(
-        self, host: Host, processor: Processor, paging: Paging, model: CpuModel,
+        self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(processor)
-        self.host, self.paging, self.model, self.table = host, paging, model, dict(TABLE)
+        super().__init__(host, processor)
+        self.model, self.table = model, dict(TABLE)
         has_pmu = "pmu" in model.shown
-        self.operation = Operation(host, processor, keep_timer=keep_timer, has_pmu=has_pmu)
-        self.take_pmu_interrupt = self.operation.take_pmu_interrupt
+        if processor is None:
+            root = Root.of(host, self.processor)
+        else:
+            root = Root(host, processor, has_pmu=has_pmu)
+        try:
+            self.operation = Operation(
+                host, root, self.vpid, keep_timer=keep_timer, has_pmu=has_pmu
+            )
+        except BaseException:
+            if processor is not None:
+                root.close()
+            raise
         self.timer_shift = self.operation.timer_shift
-        self.arm = partial(processor.vmwrite, TIMER)
-        self.kept = self._keep_control(paging)
-        self._choose_exits()
-        self.resume = self._launch
-        paging.attach(self)
+        self.view = paging.attach(self)
+        self._follow_view()
+        self.resume = self.launch
+
+    def take_pmu_interrupt(self) -> None:
+        self.operation.root.take_pmu_interrupt()
 
     @classmethod
     def cr4_available(cls, processor: Processor) -> int:
         return processor.rdmsr(Msr.IA32_VMX_CR4_FIXED1)
 
     def frames(self) -> list[int]:
-        return self.operation.frames()
+        own = self.operation.root.frames() if self.is_at_home else []
+        return own + self.operation.frames()
 
     def close(self) -> None:
+        if self.is_at_home:
+            self.operation.root.close()
+        else:
+            self.take_off()
+            self.host.vpids.free(self.vpid)
         self.operation.close()
 
-    def _keep_control(self, paging: Paging) -> ControlRegisters:
-        kind, operation = InProcessor if paging.eptp else InHypervisor, self.operation
-        return kind(
-            self.read, self.write, operation.intercept, paging, self.model, operation.cr4_fixed
-        )
+    def _follow_view(self) -> None:
+        """Whether there is an EPT decides where control registers are kept, and what exits."""
+        kind, operation = InProcessor if self.view.eptp else InHypervisor, self.operation
+        self.kept: ControlRegisters = kind(
+            self.read, self.write, operation.intercept, self.view, self.model,
+            operation.root.cr4_fixed,
+        )  # fmt: skip
+        self._choose_exits()
+
+    def load_control(self, values: Control) -> None:
+        if self.view.adapt(values.cr0):
+            self._follow_view()
+            self.processor.flush()
+            self.notify()  # which windows are open is to be chosen again
+        self.kept.load(values)
 
     def _choose_exits(self) -> None:
         kept, shown = self.kept, self.model.shown
@@ -116,16 +143,16 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def use(self, paging: Paging) -> None:
         values = self.control()
-        self.paging, self.kept = paging, self._keep_control(paging)
-        self._choose_exits()
-        paging.attach(self)
+        self.view = paging.attach(self)
+        self._follow_view()
         self.load_control(values)
-        paging.mode_change()
+        self.view.mode_change()
         self.processor.flush()
+        self._last = None  # it may have been elsewhere
 
     def set_registers(self, values: dict[str, int]) -> None:
         super().set_registers(values)
-        self.paging.mode_change()
+        self.view.mode_change()
         self.write(Vmcs.VMCS_LINK_POINTER, MASK64)
         for field in (INTERRUPTIBILITY, int(Vmcs.GUEST_ACTIVITY_STATE), PENDING_DEBUG, INFO):
             self.write(field, 0)
@@ -136,13 +163,6 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.arm(0)
 
     # --- entering ---
-
-    def _launch(self, budget: int) -> Exit:
-        """The first entry is a VMLAUNCH, all others are VMRESUMEs."""
-        exit = self.processor.vmlaunch(budget)
-        if not exit.entry_failure:
-            self.resume = self.processor.vmresume
-        return exit
 
     def skip(self, length: int) -> None:
         read, write = self.read, self.write
@@ -179,13 +199,16 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     @property
     def is_inside(self) -> bool:
-        return self.processor.in_guest
+        processor = self._processor
+        return processor is not None and processor.in_guest
 
     def run(self, budget: int) -> Exit:
         return self.processor.run(budget)
 
     def kick(self) -> None:
-        self.processor.kick()
+        processor = self._processor
+        if processor is not None:
+            processor.kick()
 
     def inject(self, event: Event) -> None:
         vector, kind, error, length = event
@@ -246,23 +269,21 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def save(self) -> dict[str, Any]:
         read = self.read
-        return {
-            "processor": self.processor.save().hex(),
+        return self.save_place() | {
             "fields": {name: read(field) for name, field in KEPT.items()},
             "control": plain(self.control()),
             "windows": self.current_primary & WINDOWS,
+            "has_ept": self.view.eptp != 0,
         }
 
     def load(self, saved: dict[str, Any]) -> None:
         """The VMCS is made anew: of a snapshot it holds guest registers and nothing else."""
-        processor = self.processor
-        processor.load(bytes.fromhex(saved["processor"]))
-        if processor.in_guest:
-            raise ValueError("snapshot: the processor was saved inside the guest")
-        processor.vmxoff()
-        self.operation.enter()
-        self._choose_exits()
-        self.resume = self._launch
+        self.load_place(saved, restore(int, saved["retired"], "retired"))
+        self.operation.begin()
+        if saved["has_ept"]:
+            self.view.adapt(REAL_MODE)
+        self._follow_view()
+        self.resume = self.launch
         control: Control = restore(Control, saved["control"], "control")
         if len(control.pdptes) != 4:
             raise ValueError(f"snapshot: {len(control.pdptes)} PDPTEs, expected 4")
@@ -275,20 +296,20 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def code_at(self, gva: int, length: int) -> bytes:
         code = self.processor.fetch(gva, length)
-        return code if len(code) == length else self.paging.fetch(gva, length) or code
+        return code if len(code) == length else self.view.fetch(gva, length) or code
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         processor = self.processor
         if processor.in_guest:
             processor.flush()
-        elif self.paging.eptp:
-            processor.invept(ONE_CONTEXT, self.paging.eptp)
+        elif self.view.eptp:
+            processor.invept(ONE_CONTEXT, self.view.eptp)
         elif addresses is None:
-            processor.invvpid(ONE_CONTEXT, VPID)
+            processor.invvpid(ONE_CONTEXT, self.vpid)
         else:
             for gva in addresses:
-                processor.invvpid(ONE_ADDRESS, VPID, gva)
+                processor.invvpid(ONE_ADDRESS, self.vpid, gva)
 
     def forget_guest(self) -> None:
         """What the guest's own tables have led to: it has loaded CR3 by a task switch."""
-        self.processor.invvpid(ONE_CONTEXT, VPID)
+        self.processor.invvpid(ONE_CONTEXT, self.vpid)

@@ -1,0 +1,121 @@
+"""A VM's place on a host: processors of its own, or a claim on those that all share.
+
+Source: ours.  Invariant: on a host that VMs share, weight, cap and pool can change at any time
+between two runs, or in a callback.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from understudy.config import Config
+from understudy.machine.host import Host
+from understudy.sched import keeping
+from understudy.sched.host import SharedHost
+from understudy.sched.schedule import Aim, Schedule
+from understudy.sched.seat import Claim
+from understudy.turns import Turns
+from understudy.vcpu.loop import Vcpu
+from understudy.vcpu.time import GuestClock
+from understudy.verdict import Stop
+
+
+class Shared:
+    """On processors that others use as well."""
+
+    def __init__(self, schedule: Schedule, claim: Claim) -> None:
+        self.schedule, self.claim = schedule, claim
+
+    def run(self, end: int | None, until: Callable[[], bool] | None) -> Stop:
+        """Run the host until as many instructions of this VM have retired in all, or it ends."""
+        return self.schedule.run(Aim(self.claim, end, until))
+
+    def resume(self, offset: int, now: int) -> None:
+        """The VM was restored from a moment at which its clock said `now`."""
+        self.schedule.resume_clock(self.claim.clock, offset, now)
+        for seat in self.claim.seats:
+            seat.since = self.schedule.time.now()
+            self.schedule.poke(seat)
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot keeps of the VM's place."""
+        return keeping.save(self.schedule, self.claim)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The VM's clock goes on already."""
+        keeping.load(self.schedule, self.claim, saved)
+
+    def counts(self) -> dict[str, Any]:
+        """How the time of its vCPUs has passed."""
+        self.schedule.settle()
+        return {"scheduling": [seat.counts.inspect() for seat in self.claim.seats]}
+
+    def close(self) -> None:
+        """The VM is no more."""
+        self.schedule.dismiss(self.claim)
+
+
+def place_of(
+    host: Host, config: Config, vcpus: Sequence[Vcpu], clock: GuestClock,
+    finish: Callable[[Stop], Stop | None], stolen: Callable[[int, int], None], owner: "Tenant",
+) -> Turns | Shared:  # fmt: skip
+    """Where a VM's vCPUs run.  `finish`: what comes of its end; None: it goes on.
+
+    `stolen` hears, when a vCPU goes on, how long it has waited for a processor in all.
+    """
+    if not isinstance(host, SharedHost):
+        return Turns(vcpus, clock, is_wall=config.clock == "wall")
+    claim = Claim(config.name, vcpus, clock, finish, owner)
+    claim.stolen = stolen
+    host.schedule.admit(claim)
+    return Shared(host.schedule, claim)
+
+
+class Tenant:
+    """What a VM says of its place."""
+
+    host: Host
+    turns: Turns | Shared
+
+    @property
+    def claim(self) -> Claim:
+        """What it may have of the host's processors.  RuntimeError if it has its own."""
+        if not isinstance(self.turns, Shared):
+            raise RuntimeError("this VM has processors of its own: make it by Host(pcpus=N).vm")
+        return self.turns.claim
+
+    @property
+    def weight(self) -> float:
+        """Its share, in relation to those of others in its pool."""
+        return self.claim.weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        if not value > 0:
+            raise ValueError(f"weight={value!r}: expected more than 0")
+        self.claim.weight = value
+
+    @property
+    def cap(self) -> float | None:
+        """At most so many pCPUs, even if others idle; 0.5 is half of one."""
+        return self.claim.cap
+
+    @cap.setter
+    def cap(self, value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise ValueError(f"cap={value!r}: expected more than 0, or None")
+        self.claim.cap = value
+
+    @property
+    def pool(self) -> str:
+        """The name of its pool."""
+        return self.claim.pool
+
+    @pool.setter
+    def pool(self, name: str) -> None:
+        assert isinstance(self.turns, Shared)
+        self.turns.schedule.move_claim(self.claim, name)
+
+    @property
+    def ended(self) -> Stop | None:
+        """Why it takes no part in runs of its host any more."""
+        return self.claim.ended
