@@ -22,7 +22,7 @@ from bench.rows import ENVIRONMENT
 
 # A guest that waits for its turn must not take that for a lock-up.
 APPEND = "console=ttyS0 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
-MEMORY = "512M"
+MEMORY = "1G"  # the programs alone are 160 MB, and half of it may be files
 BOOT_SECONDS = 120.0
 
 

@@ -15,6 +15,7 @@ use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
+use crate::dbt::cache::CACHE_BYTES;
 use crate::dbt::home::Home;
 use crate::dbt::signals;
 use crate::engine::{Engine, Reference};
@@ -49,8 +50,24 @@ impl Processor {
         let mut core = Home::new(mem, clock, apic_id)?;
         let engine: Box<dyn Engine> = match kind {
             EngineKind::Reference => Box::new(Reference),
-            EngineKind::Dbt => crate::dbt::engine(&mut core)?,
+            EngineKind::Dbt => crate::dbt::engine(&mut core, CACHE_BYTES)?,
         };
+        Ok(Self { core, engine })
+    }
+
+    /// A processor at reset that is run by the translator, with so many bytes for code: a multiple
+    /// of [`crate::dbt::cache::LEAST_BYTES`].
+    ///
+    /// # Errors
+    /// If the computer has no room for the engine.
+    pub fn with_code_bytes(
+        mem: Arc<Memory>,
+        clock: Clock,
+        apic_id: u32,
+        bytes: usize,
+    ) -> std::io::Result<Self> {
+        let mut core = Home::new(mem, clock, apic_id)?;
+        let engine = crate::dbt::engine(&mut core, bytes)?;
         Ok(Self { core, engine })
     }
 

@@ -61,7 +61,7 @@ fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64, flags: u64) {
 }
 
 impl Machine {
-    pub fn new(kind: EngineKind) -> std::io::Result<Self> {
+    pub fn new(kind: EngineKind, code_bytes: usize) -> std::io::Result<Self> {
         let mem = Memory::new(4 << 20)?;
         let mut next = FIRST_TABLE;
         const NX: u64 = 1 << 63;
@@ -76,7 +76,7 @@ impl Machine {
         let mut core = Home::new(mem.clone(), Clock::Virtual, 0)?;
         let engine: Box<dyn Engine> = match kind {
             EngineKind::Reference => Box::new(Reference),
-            EngineKind::Dbt => silicon::dbt::engine(&mut core)?,
+            EngineKind::Dbt => silicon::dbt::engine(&mut core, code_bytes)?,
         };
         core.cr0 = 0x8005_0033;
         core.cr3 = PML4;

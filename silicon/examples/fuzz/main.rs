@@ -1,6 +1,6 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
 //! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT]
-//! [--patience N] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
+//! [--patience N] [--code-bytes N] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
 //! segments with bases, limits and other rights.
 
 mod areas;
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         instructions: 1_000_000,
         first: 0,
         engine: EngineKind::Reference,
+        code_bytes: silicon::dbt::cache::CACHE_BYTES,
         wide: 70,
         with_reference: false,
         patience: 1,
@@ -38,13 +39,14 @@ fn main() -> ExitCode {
             "--first" => options.first = number,
             "--patience" => options.patience = number as usize,
             "--wide" => options.wide = number,
+            "--code-bytes" => options.code_bytes = number as usize,
             "--encodings" => are_encodings = number == 1,
             "--against" if value == "reference" => options.with_reference = true,
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
                 eprintln!(
-                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide or --patience with a number, --engine reference|dbt, or --against reference"
+                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide, --patience or --code-bytes with a number, --engine reference|dbt, or --against reference"
                 );
                 return ExitCode::from(2);
             }

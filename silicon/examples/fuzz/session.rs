@@ -21,6 +21,8 @@ pub struct Options {
     /// The first batch.
     pub first: u64,
     pub engine: EngineKind,
+    /// Bytes that it has for code.
+    pub code_bytes: usize,
     /// How many of 100 programs are 64-bit code; the others are 32-bit code.
     pub wide: u64,
     /// Compare with the reference engine, not with this computer.
@@ -83,11 +85,11 @@ struct Session {
 pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut session = Session {
         oracle: if options.with_reference {
-            Oracle::Reference(Machine::new(EngineKind::Reference)?)
+            Oracle::Reference(Machine::new(EngineKind::Reference, 0)?)
         } else {
             Oracle::Computer(Computer::new()?)
         },
-        machine: Machine::new(options.engine)?,
+        machine: Machine::new(options.engine, options.code_bytes)?,
         generator: Generator::new(options.with_reference || has_bases(), options.with_reference),
         executed: 0,
     };

@@ -18,28 +18,49 @@ pub struct Key {
 pub struct Block {
     /// What it is a translation of.
     pub key: Key,
-    /// Bytes of guest code in the first page.
-    pub bytes: u32,
-    /// The second page, if the last instruction reaches into it.
-    pub second: Option<u64>,
-    /// Instructions.
-    pub count: u8,
+    /// The second page, if the last instruction reaches into it, or [`NO_PAGE`].
+    pub second: u64,
     /// Host address for transfers.
     pub main: u64,
-    /// Host address for indirect transfers (checks the target first).
-    pub landing: u64,
-    /// Host address of the piece that looks the block's address up again.
-    pub again: u64,
+    /// Bytes from the host address for indirect transfers (checks the target first) to `main`.
+    pub head: u8,
+    /// Bytes from `main` to the piece that looks the block's address up again.
+    pub tail: u32,
+    /// Bytes of guest code in the first page.
+    pub bytes: u16,
+    /// Instructions.
+    pub count: u8,
     /// Its code was overwritten.
     pub is_dead: bool,
 }
 
+/// There is no second page.
+pub const NO_PAGE: u64 = u64::MAX;
+
 impl Block {
+    /// Host address for indirect transfers.
+    #[must_use]
+    pub fn landing(&self) -> u64 {
+        self.main - u64::from(self.head)
+    }
+
+    /// Host address of the piece that looks the block's address up again.
+    #[must_use]
+    pub fn again(&self) -> u64 {
+        self.main + u64::from(self.tail)
+    }
+
+    /// The second page.
+    #[must_use]
+    pub fn second(&self) -> Option<u64> {
+        (self.second != NO_PAGE).then_some(self.second)
+    }
+
     /// Whether it was made of any of `len` bytes at `hpa`.
     #[must_use]
     pub fn overlaps(&self, hpa: u64, len: u64) -> bool {
         let meets = |from: u64, bytes: u64| from < hpa + len && hpa < from + bytes;
-        meets(self.key.hpa, u64::from(self.bytes)) || self.second.is_some_and(|s| meets(s, 14))
+        meets(self.key.hpa, u64::from(self.bytes)) || self.second().is_some_and(|s| meets(s, 14))
     }
 }
 
@@ -73,15 +94,24 @@ pub struct Site {
 /// A direct transfer to another block.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// The mode that the target must be for.
-    pub mode: u32,
     /// Guest address of the target.
     pub target: u64,
     /// Host address of the jump's displacement.
     pub place: u64,
-    /// Host address of the code-page number to compare, if the target is in another page.
-    pub page_place: Option<u64>,
+    /// The mode that the target must be for.
+    pub mode: u32,
+    /// The displacement before a link is made: the way out.
+    pub out: i32,
+    /// The target is in another page: the number of a code page is compared before the jump.
+    pub is_far: bool,
+    /// The region of the block that it is linked to.
+    pub to: u8,
+    /// The regions that have it on their list ([`super::Dbt::make_link`]), one bit each.
+    pub noted: u8,
 }
+
+/// From the number of the code page that is compared to the displacement of the jump behind.
+pub const PAGE_TO_PLACE: u64 = 11;
 
 /// An indirect transfer, as far as it must be undone when its target is not canonical.
 #[derive(Clone, Copy, Debug)]

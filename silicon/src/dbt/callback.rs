@@ -33,13 +33,13 @@ impl Dbt {
         let is_it = |r: &Recent| (r.rip, r.mode, r.generation) == (core.rip, mode, generation) && r.rip != 0;
         if let Some(i) = recent.iter().position(is_it) {
             let block = recent[i].block;
-            if !self.blocks[block as usize].is_dead {
+            if !self.blocks[block].is_dead {
                 recent.swap(0, i);
                 self.ungrouped = false;
                 if has_groups(mode) {
                     self.set_jump(core, block);
                 }
-                return self.blocks[block as usize].main;
+                return self.blocks[block].main;
             }
         }
         let Some(entry) = fetchable(core, core.rip) else { return 0 };
@@ -48,16 +48,16 @@ impl Dbt {
         self.ungrouped = false;
         self.remember(core, block);
         self.recent[slot] = [Recent { rip: core.rip, mode, generation, block }, self.recent[slot][0]];
-        self.blocks[block as usize].main
+        self.blocks[block].main
     }
 
     /// A block was translated without the page behind it: if that is known now, translate it
     /// again.  (At once: if that waited for the next time, which may be in another process, the
     /// page would be unknown again.)
     fn retry_crossing(&mut self, core: &mut Core, site: Site) {
-        let b = &self.blocks[site.block as usize];
+        let b = &self.blocks[site.block];
         let is_known = fetchable(core, (site.rip | PAGE_OFFSET).wrapping_add(1)).is_some();
-        if !b.is_dead && is_known && self.cache.has_room() {
+        if !b.is_dead && is_known && self.has_room() {
             let (key, last) = (b.key, u64::from(b.bytes) - 1);
             self.invalidate(core, key.hpa + last, 1);
             self.translate(core, key);
@@ -67,7 +67,7 @@ impl Dbt {
     /// An indirect transfer went to an address that is not canonical: take it back and let the
     /// interpreter raise the fault, which names the transfer itself.
     fn undo_transfer(&mut self, core: &mut Core) -> u64 {
-        let i = self.tools.indirects[core.jit.indirect as usize];
+        let i = self.tools.indirects[core.jit.indirect];
         core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
@@ -87,7 +87,7 @@ impl Dbt {
             gate::vector_state_out(core);
         }
         let x87 = is_out.then(|| gate::x87_state(core));
-        let mut result = match self.tools.prepared.get((site.prepared as usize).wrapping_sub(1)) {
+        let mut result = match self.tools.prepared.get(site.prepared.wrapping_sub(1)) {
             Some((insn, execute)) => step_known(core, insn, *execute),
             None => step(core),
         };
@@ -112,7 +112,7 @@ impl Dbt {
     /// Interpret the instruction of a site; returns where generated code goes on, or 0 to leave.
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
-        let site = self.tools.sites[number as usize];
+        let site = self.tools.sites[number];
         self.tell_x87(core, site.x87, |_| gate::is_x87_pending());
         match site.flags {
             Whereabouts::Live => core.flags_from_live(),
@@ -141,7 +141,7 @@ impl Dbt {
             }
         };
         self.sync(core);
-        if site.is_crossing && self.blocks[site.block as usize].second.is_none() {
+        if site.is_crossing && self.blocks[site.block].second().is_none() {
             self.retry_crossing(core, site);
         }
         if !is_left_alone(core) || core.countdown <= 0 || must_step(core) {
@@ -151,7 +151,7 @@ impl Dbt {
         // A group's pointer may be to a page whose translation was displaced.
         let goes_on =
             is_alone && site.next != 0 && !site.is_group && before == (self.generations, core.tlb.displaced);
-        let is_alive = goes_on && !self.blocks[site.block as usize].is_dead;
+        let is_alive = goes_on && !self.blocks[site.block].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
             return site.next;
@@ -230,16 +230,18 @@ pub(super) extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
 
 pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
     let (core, dbt) = parts(core);
-    let Ok(i) = dbt.tools.faults.binary_search_by_key(&at, |f| f.0) else {
+    let faults = dbt.tools.faults.part(dbt.cache.region_at(at));
+    let Ok(i) = faults.binary_search_by_key(&at, |f| f.0) else {
         // A defect of the translator: this machine must not go on, the others may.
         dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
         return 0;
     };
-    interpret(core, dbt.tools.faults[i].1.into())
+    interpret(core, faults[i].1.into())
 }
 
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {
     let (core, dbt) = parts(core);
+    dbt.lookups += 1;
     if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) }
 }
 

@@ -36,6 +36,7 @@ pub mod cache;
 mod callback;
 mod clock;
 mod code32;
+pub mod drop;
 pub mod flags;
 pub mod gate;
 pub mod glue;
@@ -47,6 +48,7 @@ pub mod map;
 mod middle;
 mod mode;
 pub mod native;
+pub mod numbered;
 pub mod record;
 pub mod signals;
 mod strings;
@@ -62,12 +64,13 @@ pub mod zeroed;
 use std::io;
 
 use self::asm::Asm;
-use self::block::{Block, Key, Link};
-use self::cache::Cache;
+use self::block::{Block, Key, Link, NO_PAGE, PAGE_TO_PLACE};
+use self::cache::{Cache, REGIONS};
 use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
-use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, jump_index};
+use self::numbered::{Numbered, region_of};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, Used, jump_index};
 use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
@@ -94,17 +97,18 @@ const NO_MODE: u32 = u32::MAX;
 struct Recent {
     rip: u64,
     mode: u32,
-    generation: u32,
     block: u32,
+    generation: u64,
 }
 
 /// The engine.
 pub struct Dbt {
     cache: Cache,
-    fixed: usize,
     _registration: signals::Registration,
     tools: Tools,
-    blocks: Vec<Block>,
+    blocks: Numbered<Block>,
+    /// By region: the links from other regions to blocks in it, and some that were.
+    incoming: [Vec<u32>; REGIONS],
     index: AddressMap<Key, u32>,
     /// By frame: the blocks that were made of code in it.
     frames: Holder<Vec<u32>>,
@@ -114,10 +118,12 @@ pub struct Dbt {
     tables_of: (u32, u32, u64),
     /// The mode of the blocks in each table of indirect targets.
     jump_modes: [u32; L1_CLASSES],
-    /// Which of their entries are in use.
-    jump_used: [Vec<u16>; L1_CLASSES],
+    /// Which of their entries may be in use.
+    jump_used: [Used<{ JUMP_ENTRIES / 64 }>; L1_CLASSES],
+    /// Which entries of the fetch tables may be in use.
+    fetch_used: [Used<{ FETCH_ENTRIES / 64 }>; 2],
     /// Grow with every change of `tables_of`: of what concerns user mode, and the others.
-    generations: [u32; 2],
+    generations: [u64; 2],
     /// By [`jump_index`]: two blocks found lately, the last one first.
     recent: Zeroed<[Recent; 2]>,
     /// The tables for CPL 0 name a page that is not mapped globally.
@@ -127,19 +133,27 @@ pub struct Dbt {
     ungrouped: bool,
     translated_instructions: u64,
     translated_blocks: u64,
+    emitted_bytes: u64,
     invalidated: u64,
+    /// Regions of the cache that were emptied to be filled again.
+    recycled: u64,
     flushes: u64,
     slow: u64,
     fills: u64,
+    /// Entries from the dispatcher.
     entered: u64,
+    /// Look-ups of indirect targets that their table did not have.
+    lookups: u64,
+    /// Links made.
+    links: u64,
 }
 
-/// The engine for a processor.
+/// The engine for a processor, with so many bytes for code ([`Cache::new`]).
 ///
 /// # Errors
 /// If the computer gives no executable memory.
-pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
-    let mut cache = Cache::new()?;
+pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>> {
+    let mut cache = Cache::new(code_bytes)?;
     let mut a = Asm::new(cache.here());
     let helpers = Helpers {
         fill: callback::fill as *const () as u64,
@@ -151,18 +165,18 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
     core.jit.makers = glue.makers;
-    let fixed = cache.used();
-    let start = cache.base() + fixed as u64;
-    let end = cache.base() + cache::CACHE_BYTES as u64;
+    cache.fix();
+    let start = cache.here();
+    let end = cache.base() + cache.bytes() as u64;
     let registration = signals::register(start as usize..end as usize, glue.fault as usize, false)?;
     let frames = Holder::new(core.mem.clone());
     core.holder = frames.number();
     Ok(Box::new(Dbt {
         cache,
-        fixed,
         _registration: registration,
         tools: Tools::new(glue),
-        blocks: Vec::new(),
+        blocks: Numbered::new(),
+        incoming: Default::default(),
         index: AddressMap::default(),
         frames,
         pages: AddressMap::default(),
@@ -170,6 +184,7 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         tables_of: (0, 0, 0),
         jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
+        fetch_used: Default::default(),
         generations: [0; 2],
         recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
@@ -177,11 +192,15 @@ pub fn engine(core: &mut Core) -> io::Result<Box<dyn Engine>> {
         ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
+        emitted_bytes: 0,
         invalidated: 0,
+        recycled: 0,
         flushes: 0,
         slow: 0,
         fills: 0,
         entered: 0,
+        lookups: 0,
+        links: 0,
     }))
 }
 
@@ -201,10 +220,10 @@ impl Engine for Dbt {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
-            let link = self.tools.links.get(request as usize).copied();
+            let link = self.tools.links.get(request as u32).copied();
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
             self.ungrouped |= link.is_some_and(|l| !has_groups(l.mode));
-            let flushes = self.flushes;
+            let before = (self.flushes, self.recycled);
             let block = if is_stepped { None } else { self.find(core, link)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
@@ -213,12 +232,12 @@ impl Engine for Dbt {
                 step(core)?;
                 continue;
             };
-            if i64::from(self.blocks[block as usize].count) > core.countdown {
+            if i64::from(self.blocks[block].count) > core.countdown {
                 self.interpret_rest(core)?;
                 continue;
             }
-            if let Some(link) = link.filter(|_| flushes == self.flushes) {
-                self.make_link(link, block);
+            if link.is_some() && before == (self.flushes, self.recycled) {
+                self.make_link(request as u32, block);
             }
             let before = core.countdown;
             self.enter(core, block);
@@ -251,12 +270,19 @@ impl Engine for Dbt {
         vec![
             ("translated_blocks", self.translated_blocks),
             ("translated_instructions", self.translated_instructions),
+            ("emitted_bytes", self.emitted_bytes),
             ("code_bytes", self.cache.used() as u64),
+            ("blocks", self.blocks.len() as u64),
+            ("note_bytes", (0..REGIONS).map(|region| self.note_bytes(region) as u64).sum()),
+            ("code_pages", self.pages.len() as u64),
             ("invalidated_blocks", self.invalidated),
+            ("cache_recycled", self.recycled),
             ("cache_flushes", self.flushes),
             ("interpreted", self.slow),
             ("fills", self.fills),
             ("entries", self.entered),
+            ("lookups", self.lookups),
+            ("links", self.links),
         ]
     }
 }
@@ -287,8 +313,8 @@ impl Dbt {
         self.tables_of = now;
         let keep_kernel = only_local && !std::mem::take(&mut self.kernel_has_local);
         for pair in 0..if keep_kernel { 1 } else { 2 } {
-            self.generations[pair] = self.generations[pair].wrapping_add(1);
-            core.jit.fetch[pair].fill(0);
+            self.generations[pair] += 1;
+            self.fetch_used[pair].drain(|entry| core.jit.fetch[pair][entry] = 0);
         }
         self.empty_jumps(core, |mode| is_user(mode) || !keep_kernel);
     }
@@ -298,22 +324,18 @@ impl Dbt {
         for (n, mode) in self.jump_modes.iter_mut().enumerate() {
             if *mode != NO_MODE && which(*mode) {
                 *mode = NO_MODE;
-                for slot in self.jump_used[n].drain(..) {
-                    core.jit.jump[n][usize::from(slot)] = self.tools.glue.indirect;
-                }
+                let indirect = self.tools.glue.indirect;
+                self.jump_used[n].drain(|slot| core.jit.jump[n][slot] = indirect);
             }
         }
     }
 
     /// Enter a block into its table of indirect targets.
     fn set_jump(&mut self, core: &mut Core, number: u32) {
-        let b = &self.blocks[number as usize];
+        let b = &self.blocks[number];
         let (table, slot) = (class_of(b.key.mode), jump_index(b.key.rip));
-        let entry = &mut core.jit.jump[table][slot];
-        if *entry == self.tools.glue.indirect {
-            self.jump_used[table].push(slot as u16);
-        }
-        *entry = b.landing;
+        self.jump_used[table].add(slot);
+        core.jit.jump[table][slot] = b.landing();
     }
 
     /// What of the processor's state is built into the code that runs now.  `None` if it has to
@@ -374,27 +396,27 @@ impl Dbt {
     fn is_cold(&mut self, key: &Key, link: Option<Link>) -> bool {
         let is_target = link.is_some_and(|link| link.target == key.rip);
         let in_frame = self.frames.get(&(key.hpa >> 12));
-        let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n as usize]);
+        let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n]);
         !is_target && self.middles.is_cold(key, blocks)
     }
 
     /// Enter a block into the tables that generated code looks at.
     fn remember(&mut self, core: &mut Core, number: u32) {
-        let b = &self.blocks[number as usize];
+        let b = &self.blocks[number];
         let pair = usize::from(!is_user(b.key.mode));
         let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
         self.kernel_has_local |= pair == 1 && !is_global;
         let page = page_number(&mut self.pages, b.key.rip, b.key.hpa);
-        core.jit.fetch[pair][(b.key.rip >> 12) as usize % FETCH_ENTRIES] = page;
+        let entry = (b.key.rip >> 12) as usize % FETCH_ENTRIES;
+        self.fetch_used[pair].add(entry);
+        core.jit.fetch[pair][entry] = page;
         if has_groups(b.key.mode) {
             self.set_jump(core, number);
         }
     }
 
     fn translate(&mut self, core: &mut Core, key: Key) -> Option<u32> {
-        if !self.cache.has_room() {
-            self.flush_code(core);
-        }
+        self.make_room(core);
         if !core.mem.contains(key.hpa, 1) {
             return None;
         }
@@ -414,31 +436,32 @@ impl Dbt {
         if !core.mem.read_bytes(key.hpa, bytes) {
             return None;
         }
-        let number = self.blocks.len() as u32;
+        let number = self.blocks.next();
         let second = self.second_page(core, key.rip);
         let plan = Plan { key, number, here: self.cache.here(), how: core.jit.record.how };
         let index = &self.index;
         let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
         let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
         let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known)?;
-        let second = second.filter(|_| t.uses_second).map(|s| s.hpa);
+        let second = second.filter(|_| t.uses_second).map_or(NO_PAGE, |s| s.hpa);
         self.cache.append(&t.code);
+        self.emitted_bytes += t.code.len() as u64;
         self.translated_blocks += 1;
         self.translated_instructions += u64::from(t.count);
         self.blocks.push(Block {
             key,
-            bytes: t.bytes,
             second,
-            count: t.count,
             main: t.main,
-            landing: t.landing,
-            again: t.again,
+            head: (t.main - t.landing) as u8,
+            tail: (t.again - t.main) as u32,
+            bytes: t.bytes,
+            count: t.count,
             is_dead: false,
         });
         self.index.insert(key, number);
         self.hold(core, key.hpa).push(number);
-        if let Some(hpa) = second {
-            self.hold(core, hpa).push(number);
+        if second != NO_PAGE {
+            self.hold(core, second).push(number);
         }
         Some(number)
     }
@@ -470,16 +493,23 @@ impl Dbt {
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
-    fn make_link(&mut self, link: Link, number: u32) {
-        let b = &self.blocks[number as usize];
-        if link.target != b.key.rip || link.mode != b.key.mode || b.is_dead {
+    fn make_link(&mut self, link: u32, number: u32) {
+        let (place, region) = (&mut self.tools.links[link], region_of(number));
+        let b = &self.blocks[number];
+        if place.target != b.key.rip || place.mode != b.key.mode || b.is_dead {
             return;
         }
-        if let Some(place) = link.page_place {
+        if place.is_far {
             let page = self.pages[&(b.key.rip >> 12, b.key.hpa >> 12)];
-            self.cache.patch(place, &page.to_le_bytes());
+            self.cache.patch(place.place - PAGE_TO_PLACE, &page.to_le_bytes());
         }
-        self.cache.patch_jump(link.place, b.main);
+        self.links += 1;
+        self.cache.patch_jump(place.place, b.main);
+        place.to = region as u8;
+        if region != region_of(link) && place.noted & 1 << region == 0 {
+            place.noted |= 1 << region;
+            self.incoming[region].push(link);
+        }
     }
 
     fn enter(&mut self, core: &mut Core, number: u32) {
@@ -487,61 +517,10 @@ impl Dbt {
         core.flags_to_jit();
         look(core);
         self.cache.serialize();
-        gate::enter(self.tools.glue.enter, core, self.blocks[number as usize].main);
+        gate::enter(self.tools.glue.enter, core, self.blocks[number].main);
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
         self.tell_x87(core, 0, |core| core.fx.pending() != 0);
-    }
-
-    /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
-    fn invalidate(&mut self, core: &mut Core, hpa: u64, len: u64) {
-        let pfn = hpa >> 12;
-        let Some(in_frame) = self.frames.get_mut(pfn) else { return };
-        let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
-        let indirect = self.tools.glue.indirect;
-        let mut dropped = 0;
-        in_frame.retain(|&n| {
-            let b = &mut blocks[n as usize];
-            if b.is_dead {
-                return false; // dropped through its other page
-            }
-            let overlaps = b.overlaps(hpa, len);
-            if overlaps {
-                b.is_dead = true;
-                index.remove(&b.key);
-                let entry = &mut core.jit.jump[class_of(b.key.mode)][jump_index(b.key.rip)];
-                if *entry == b.landing {
-                    *entry = indirect;
-                }
-                let rel = b.again.wrapping_sub(b.main + 5) as u32;
-                let mut jump = [0xE9, 0, 0, 0, 0];
-                jump[1..].copy_from_slice(&rel.to_le_bytes());
-                cache.patch(b.main, &jump);
-                dropped += 1;
-            }
-            !overlaps
-        });
-        self.invalidated += dropped;
-        self.middles.forget();
-        if in_frame.is_empty() {
-            self.frames.release(pfn);
-        }
-    }
-
-    fn flush_code(&mut self, core: &mut Core) {
-        self.cache.truncate(self.fixed);
-        self.blocks.clear();
-        self.index.clear();
-        self.frames.release_all();
-        self.tools.clear();
-        self.pages.clear();
-        self.middles.forget();
-        self.tables_of = (0, 0, 0);
-        self.generations = self.generations.map(|g| g.wrapping_add(1));
-        core.jit.request = NO_REQUEST;
-        core.jit.fetch = [[0; FETCH_ENTRIES]; 2];
-        self.empty_jumps(core, |_| true);
-        self.flushes += 1;
     }
 }
 

@@ -5,8 +5,8 @@ use super::record::Record;
 use super::zeroed::{Vacant, build};
 use crate::mmu::tlb::L1_CLASSES;
 
-/// Entries of a table of current code pages.
-pub const FETCH_ENTRIES: usize = 1024;
+/// Entries of a table of current code pages: those of programs with 32 MBytes of code.
+pub const FETCH_ENTRIES: usize = 8192;
 /// Entries of a table of indirect targets.
 pub const JUMP_ENTRIES: usize = 16384;
 
@@ -76,6 +76,40 @@ impl Tables {
             ; in place
             ; zeros fetch, makers, jump,
         })
+    }
+}
+
+/// Which entries of a table may be in use: emptying it must not cost what a full one would.
+#[derive(Debug)]
+pub struct Used<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Used<WORDS> {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self([0; WORDS])
+    }
+
+    /// One more.
+    pub fn add(&mut self, entry: usize) {
+        self.0[entry / 64] |= 1 << (entry % 64);
+    }
+
+    /// None any more; each that was is told.
+    pub fn drain(&mut self, mut tell: impl FnMut(usize)) {
+        for (i, word) in self.0.iter_mut().enumerate() {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                tell(64 * i + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
+impl<const WORDS: usize> Default for Used<WORDS> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -10,6 +10,7 @@ use super::flags::Flags;
 use super::glue::{Glue, table};
 use super::groups::{MAX_GROUPS, Member};
 use super::home::BELL;
+use super::numbered::Numbered;
 use super::tables::{JUMP_ENTRIES, Tables};
 use super::x87::Report;
 use crate::cpu::decode::{Execute, route};
@@ -50,7 +51,7 @@ pub struct Translated {
     /// Instructions.
     pub count: u8,
     /// Bytes of guest code in the first page.
-    pub bytes: u32,
+    pub bytes: u16,
     /// The last instruction reaches into the second page.
     pub uses_second: bool,
 }
@@ -103,8 +104,7 @@ pub(super) struct Translator<'a> {
     pub x87: u32,
 }
 
-/// What translations are made with, and what they leave behind: the lists grow with each, and
-/// generated code names their elements by number.
+/// What translations are made with, and what they leave behind.
 pub struct Tools {
     /// The fixed pieces.
     pub glue: Glue,
@@ -117,17 +117,17 @@ pub struct Tools {
     /// Blocks begin with a look at the bell.
     pub is_parallel: bool,
     /// Places to interpret from.
-    pub sites: Vec<Site>,
+    pub sites: Numbered<Site>,
     /// Instructions that are always interpreted, and their executors.
-    pub prepared: Vec<(Instruction, Execute)>,
-    /// Instructions that may fault when executed: host address (ascending) and site.
-    pub faults: Vec<(u64, u32)>,
+    pub prepared: Numbered<(Instruction, Execute)>,
+    /// Instructions that may fault when executed: host address (in a region ascending) and site.
+    pub faults: Numbered<(u64, u32)>,
     /// Direct transfers.
-    pub links: Vec<Link>,
+    pub links: Numbered<Link>,
     /// Indirect transfers.
-    pub indirects: Vec<Indirect>,
+    pub indirects: Numbered<Indirect>,
     /// What there is to say of x87 instructions.
-    pub x87: Vec<Report>,
+    pub x87: Numbered<Report>,
 }
 
 impl Tools {
@@ -140,23 +140,34 @@ impl Tools {
             info: InstructionInfoFactory::new(),
             has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             is_parallel: false,
-            sites: Vec::new(),
-            prepared: Vec::new(),
-            faults: Vec::new(),
-            links: Vec::new(),
-            indirects: Vec::new(),
-            x87: Vec::new(),
+            sites: Numbered::new(),
+            prepared: Numbered::new(),
+            faults: Numbered::new(),
+            links: Numbered::new(),
+            indirects: Numbered::new(),
+            x87: Numbered::new(),
         }
     }
 
-    /// Forget what translations left behind.
-    pub fn clear(&mut self) {
-        self.sites.clear();
-        self.prepared.clear();
-        self.faults.clear();
-        self.links.clear();
-        self.indirects.clear();
-        self.x87.clear();
+    /// Forget what translations in a region of the cache left behind, and go on there.
+    pub fn begin(&mut self, region: usize) {
+        self.sites.begin(region);
+        self.prepared.begin(region);
+        self.faults.begin(region);
+        self.links.begin(region);
+        self.indirects.begin(region);
+        self.x87.begin(region);
+    }
+
+    /// Bytes of what was left behind in a region.
+    #[must_use]
+    pub fn bytes(&self, region: usize) -> usize {
+        self.sites.bytes(region)
+            + self.prepared.bytes(region)
+            + self.faults.bytes(region)
+            + self.links.bytes(region)
+            + self.indirects.bytes(region)
+            + self.x87.bytes(region)
     }
 }
 
@@ -310,7 +321,7 @@ pub fn translate(
         landing,
         again,
         count: t.count as u8,
-        bytes: if tail == Tail::Here { (end - key.rip) as u32 } else { bytes.len() as u32 },
+        bytes: if tail == Tail::Here { (end - key.rip) as u16 } else { bytes.len() as u16 },
         uses_second: tail == Tail::Crossing,
     })
 }
@@ -349,8 +360,7 @@ impl Translator<'_> {
     pub fn step(&mut self, insn: &Instruction) {
         self.call_step();
         let next = if super::kinds::ends_block(insn) { 0 } else { self.a.here() };
-        self.tools.prepared.push((*insn, route(insn)));
-        let prepared = self.tools.prepared.len() as u32;
+        let prepared = self.tools.prepared.push((*insn, route(insn))) + 1;
         let site = Site { next, prepared, ..self.site(insn) };
         self.tools.sites.push(site);
         self.flags = Flags { live: true, recorded: true, recipe: None };
@@ -362,7 +372,7 @@ impl Translator<'_> {
 
     /// The number of the next site.
     pub fn next_site(&self) -> u32 {
-        self.tools.sites.len() as u32
+        self.tools.sites.next()
     }
 
     /// Call the interpreter for the site that is about to be pushed.
@@ -434,9 +444,8 @@ impl Translator<'_> {
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
         self.record_flags();
         self.record_x87();
-        let number = self.tools.indirects.len() as u32;
         let is_shadowed = self.end_shadow();
-        self.tools.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
+        let number = self.tools.indirects.push(Indirect { rip: insn.ip(), popped, is_shadowed });
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());
@@ -514,17 +523,18 @@ impl Translator<'_> {
             let entry = self.class * JUMP_ENTRIES + super::tables::jump_index(rip);
             self.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
         } else {
-            self.leave_for(Link { mode: self.mode, target: rip, place: main + 1, page_place: None });
+            self.leave_for(self.mode, rip, main + 1, false);
         }
         again
     }
 
-    /// Leave, and have a link made.
-    fn leave_for(&mut self, link: Link) {
-        self.a.store_imm(state(offset_of!(Core, rip)), link.target);
+    /// Leave, and have a link made at `place`.
+    fn leave_for(&mut self, mode: u32, target: u64, place: u64, is_far: bool) {
+        let out = self.a.here().wrapping_sub(place + 4) as i32;
+        self.a.store_imm(state(offset_of!(Core, rip)), target);
         let request = state(table(offset_of!(Tables, request)));
-        self.a.store_imm(request, self.tools.links.len() as u64);
-        self.tools.links.push(link);
+        let number = self.tools.links.push(Link { target, place, mode, out, is_far, to: 0, noted: 0 });
+        self.a.store_imm(request, number.into());
         self.a.jmp(self.tools.glue.exit);
     }
 
@@ -562,7 +572,7 @@ impl Translator<'_> {
         for jump in miss.into_iter().chain([place]) {
             self.a.patch(jump, stub);
         }
-        let page_place = miss.map(|m| base + m as u64 - 6); // the number compared with
-        self.leave_for(Link { mode, target, place: base + place as u64, page_place });
+        // (The number compared with is before the branch and the jump: PAGE_TO_PLACE.)
+        self.leave_for(mode, target, base + place as u64, miss.is_some());
     }
 }

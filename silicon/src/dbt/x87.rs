@@ -108,12 +108,11 @@ fn number_place(half: usize) -> Mem {
 
 impl Translator<'_> {
     fn report(&self) -> Option<Report> {
-        self.tools.x87.get((self.x87 as usize).wrapping_sub(1)).copied()
+        self.tools.x87.get(self.x87.wrapping_sub(1)).copied()
     }
 
     fn set_report(&mut self, report: Report) {
-        self.tools.x87.push(report);
-        self.x87 = self.tools.x87.len() as u32;
+        self.x87 = self.tools.x87.push(report) + 1;
     }
 
     /// An x87 instruction was just emitted.
@@ -201,7 +200,7 @@ impl Dbt {
         let Some(last) = numbers.iter().rposition(|&n| n != 0) else { return };
         let is_pending = is_pending(core);
         for (i, n) in numbers.into_iter().enumerate().filter(|&(_, n)| n != 0) {
-            let Report { last: insn, memory } = self.tools.x87[n as usize - 1];
+            let Report { last: insn, memory } = self.tools.x87[n - 1];
             let data = memory.map(|(segment, offset)| (segment, offset.value(core)));
             core.note_x87(insn, data, i == last && is_pending);
         }
