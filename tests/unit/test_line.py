@@ -23,8 +23,6 @@ class Bench:
         return self.line.attach({}, b"", self.posts.append, wants_to_type=types)
 
 
-
-
 def test_who_does_not_read_loses_and_is_told() -> None:
     bench = Bench()
     watcher = bench.attach()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tree import ROOT
 from understudy.cli import main
 from understudy.config import Config, fields, option_of
 from understudy.fleet import keys, plan
@@ -66,7 +67,9 @@ def test_what_a_file_says(tmp_path: Path) -> None:
 
 
 def test_a_list_of_vms_and_all_by_default(tmp_path: Path) -> None:
-    found = read(tmp_path, '[[vm]]\nname = "a"\nguest = "hello"\n[[vm]]\nname = "b"\nkernel = "k.elf"')
+    found = read(
+        tmp_path, '[[vm]]\nname = "a"\nguest = "hello"\n[[vm]]\nname = "b"\nkernel = "k.elf"'
+    )
     assert [vm.name for vm in found.vms] == ["a", "b"]
     assert (found.name, found.pcpus, found.clock) == ("hosts", 1, "wall")
     assert found.ram > 2 * (256 << 20)
@@ -74,7 +77,9 @@ def test_a_list_of_vms_and_all_by_default(tmp_path: Path) -> None:
 
 def test_the_keys_of_a_vm_are_the_options_of_the_command_line() -> None:
     """There is no second list."""
-    names = {max(option_of(one).names, key=len)[2:] for one in fields(Config) if option_of(one).names}
+    names = {
+        max(option_of(one).names, key=len)[2:] for one in fields(Config) if option_of(one).names
+    }
     assert names <= set(keys.VM) | set(keys.HOST)
     assert not {"clock", "engine"} & set(keys.VM)
 
@@ -162,16 +167,29 @@ def test_a_guest_that_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_policy_of_ones_own_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("1 / 0")
-    with pytest.raises(PlanError, match=r"host\.policy: .*mine\.py cannot be used: ZeroDivisionErr"):
+    with pytest.raises(
+        PlanError, match=r"host\.policy: .*mine\.py cannot be used: ZeroDivisionErr"
+    ):
         read(tmp_path, VM + '[host]\npolicy = "mine.py"')
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--check", str(tmp_path / "none.toml")]) == 1
-    assert capsys.readouterr().err == f"understudy: {tmp_path}/none.toml: No such file or directory\n"
+    assert (
+        capsys.readouterr().err == f"understudy: {tmp_path}/none.toml: No such file or directory\n"
+    )
 
 
 def test_check_only_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path, GOOD)
     assert main(["up", "--check", str(tmp_path / "hosts.toml")]) == 0
     assert capsys.readouterr().out.endswith("hosts.toml: host house with 4 pCPUs, 2 VMs\n")
+
+
+def test_the_page_has_every_key_and_the_example_is_right() -> None:
+    page = (ROOT / "docs/reference/hosts.md").read_text()
+    for table in (keys.HOST, keys.POOL, keys.VM):
+        for key in table.values():
+            form = key.form.replace("|", "\\|")
+            assert f"| `{key.name}` | `{form}` | {key.words} |" in page
+    assert [vm.name for vm in plan.read(ROOT / "examples/hosts.toml").vms] == ["web", "job", "rest"]
