@@ -67,8 +67,6 @@ def up(
 
       guest = "cloud-amd64"
 
-      exec = "sha256sum /dev/zero | head -c 1"
-
       cap = 0.5
     """
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.

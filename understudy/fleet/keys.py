@@ -178,7 +178,6 @@ VM: Final = _table(
     Key("initrd", "Its initial RAM disk.", "FILE", _file),
     Key("append", "Added to the kernel's command line.", "TEXT", text),
     Key("with", "Debian packages to have in the guest.", "PACKAGE or a list", _texts),
-    Key("exec", "Run in the guest; then the VM ends.", "COMMAND", text),
     Key("weight", "Its share of the pCPUs, in relation to those of others.", "NUMBER",
         _more_than_0),
     Key("cap", "At most so many pCPUs, even if others idle.", "NUMBER", _more_than_0),

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from understudy.fleet.console_file import ConsoleFile
 from understudy.fleet.plan import VmPlan
 from understudy.host import Host
 from understudy.last_words import ending, stop_in_words
-from understudy.linux import VM
+from understudy.linux import VM, LinuxError
 from understudy.quantities import bytes_of
 from understudy.sched.seat import State
 from understudy.verdict import Stop, StopKind
@@ -54,21 +55,6 @@ class Member:
             pool=plan.pool,
         )  # fmt: skip
         vm.console.on_output += [self.file.heard, self.line.heard]
-        if plan.command is not None:
-            agent = vm.pc.agent
-            agent.on_output.append(self._heard_command)
-            agent.on_exit.append(self._command_ended)
-            agent.request(plan.command.encode("utf-8", "surrogateescape"))
-
-    def _heard_command(self, data: bytes) -> None:
-        assert self.vm is not None
-        self.vm.session.state.output.clear()  # it is kept here
-        self.file.heard(data)
-        self.line.heard(data.replace(b"\n", b"\r\n"))
-
-    def _command_ended(self, status: int) -> None:
-        assert self.vm is not None
-        self.vm.endings.request(Stop(StopKind.DEBUG_EXIT, f"exec ended with {status}", status))
 
     @property
     def is_alive(self) -> bool:
@@ -108,17 +94,18 @@ class Member:
             self.end(Stop(StopKind.STOPPED, CLOSED), is_bad=self.is_bad)
             return
         button = bool(vm.pc.acpi.state.enable & PWRBTN)
-        if not (button or vm.pc.agent.is_there or self.plan.has_agent):
+        if not (button or vm.pc.agent.is_there):
             self.end(Stop(StopKind.STOPPED, CLOSED), is_bad=False)
             return
         self.resume()
         self.ends_at = time.monotonic() + grace_s
-        if vm.pc.agent.is_there or self.plan.has_agent:
-            vm.pc.agent.on_exit.clear()
-            vm.pc.agent.give_up()
-            vm.pc.agent.request(b"poweroff -f")
-        if button:
+        if vm.pc.agent.is_there:
+            with suppress(LinuxError):  # the others run meanwhile; it is late then
+                vm.power_off(timeout_wall_s=grace_s)
+        else:
             vm.pc.acpi.press_power_button()
+        if vm.ended is not None and vm.ended.kind is StopKind.POWEROFF:
+            self.end(vm.ended)
 
     def pause(self) -> None:
         """Let it stand still."""

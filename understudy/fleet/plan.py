@@ -30,7 +30,6 @@ from understudy.assembly import ROOM, check_names, table_memory_of
 from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
-from understudy.guests import debian
 from understudy.paging import Paging
 from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
@@ -59,16 +58,9 @@ class VmPlan:
     initrd: Path | None = None
     append: str = ""
     packages: tuple[str, ...] = ()
-    command: str | None = None
     weight: float = 1
     cap: float | None = None
     pool: str = DEFAULT
-
-    @property
-    def has_agent(self) -> bool:
-        """Whether it will take commands once it is up."""
-        package = debian.PACKAGES.get(str(self.guest))
-        return package is not None and package.linux and self.initrd is None
 
 
 @dataclass(frozen=True)
@@ -259,12 +251,9 @@ def _vm(path: str, told: Any, name: str | None, common: dict[str, Any]) -> VmPla
     config = _config(path, common | _by_config(said, keys.VM) | {"name": name})
     vm = VmPlan(
         name, path, config, starts[0], said.get("initrd"), said.get("append", ""),
-        said.get("with", ()), said.get("exec"), said.get("weight", 1), said.get("cap"),
+        said.get("with", ()), said.get("weight", 1), said.get("cap"),
         said.get("pool", DEFAULT),
     )  # fmt: skip
-    if vm.command is not None and not vm.has_agent:
-        linux = ", ".join(name for name, one in debian.PACKAGES.items() if one.linux)
-        raise ValueError(f"{path}.exec: expected a guest that takes commands: {linux}")
     return vm
 
 

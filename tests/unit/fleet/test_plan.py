@@ -132,7 +132,6 @@ WRONG = {
     "no file": ('[vm.a]\nkernel = "none"', "vm.a.kernel: expected a file, and 'none' is none"),
     "guest": ('[vm.a]\nguest = "debian"', "vm.a.guest: expected one of hello, cloud-amd64"),
     "type of guest": ("[vm.a]\nguest = []", "vm.a.guest: expected one of hello, cloud-amd64"),
-    "exec": (VM + 'exec = "true"', "vm.a.exec: expected a guest that takes commands: cloud-amd64"),
     "no VM": ("[host]\n", "vm: expected 1 to 1024 VMs, got 0"),
     "vm": ("vm = 3", "vm: expected tables like [vm.web] or [[vm]], got 3"),
     "a table": ("vm = [3]", "vm[1]: expected a table, got 3"),
