@@ -249,12 +249,11 @@ def _vm(path: str, told: Any, name: str | None, common: dict[str, Any]) -> VmPla
     if "kernel" in said and "with" in said:
         raise ValueError(f"{path}.with: goes with guest; with kernel bring an initrd")
     config = _config(path, common | _by_config(said, keys.VM) | {"name": name})
-    vm = VmPlan(
+    return VmPlan(
         name, path, config, starts[0], said.get("initrd"), said.get("append", ""),
         said.get("with", ()), said.get("weight", 1), said.get("cap"),
         said.get("pool", DEFAULT),
     )  # fmt: skip
-    return vm
 
 
 def _config(path: str, options: dict[str, Any]) -> Config:
