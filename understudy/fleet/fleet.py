@@ -3,7 +3,7 @@
     with Fleet(plan, consoles) as fleet:
         fleet.run()
 
-Source: ours; docs/decisions/0063-a-hosts-file-speaks-as-the-command-line.md.
+Source: ours; docs/decisions/0061-a-hosts-file-speaks-as-the-command-line.md.
 Invariants: what is asked is done on the thread that runs the VMs, between two turns; the end of one
 VM is no end of the others, and the end of the last one is that of the fleet.
 """

@@ -3,7 +3,7 @@
 The keys of a VM are the long names of the options of `understudy run`, made from the fields of
 `Config`; those that only a VM of a host has stand here.
 
-Source: ours; docs/decisions/0063-a-hosts-file-speaks-as-the-command-line.md.
+Source: ours; docs/decisions/0061-a-hosts-file-speaks-as-the-command-line.md.
 Invariant: what `read` returns is right in itself; else ValueError says what was expected.
 """
 
