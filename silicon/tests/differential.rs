@@ -37,6 +37,7 @@ const OPTIONS: session::Options = session::Options {
     wide: 70,
     with_reference: false,
     patience: 3,
+    code_bytes: silicon::dbt::cache::CACHE_BYTES,
 };
 
 #[test]

@@ -175,7 +175,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         cache,
         _registration: registration,
         tools: Tools::new(glue),
-        blocks: Numbered::new(),
+        blocks: Numbered::default(),
         incoming: Default::default(),
         index: AddressMap::default(),
         frames,

@@ -24,13 +24,14 @@ pub struct Numbered<T> {
     now: usize,
 }
 
-impl<T> Numbered<T> {
+impl<T> Default for Numbered<T> {
     /// Nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { parts: [const { Vec::new() }; REGIONS], now: 0 }
     }
+}
 
+impl<T> Numbered<T> {
     /// Forget what belongs to a region, and go on there.
     pub fn begin(&mut self, region: usize) {
         self.parts[region].clear();
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_part_is_forgotten_and_the_other_numbers_stay() {
-        let mut list = Numbered::new();
+        let mut list = Numbered::default();
         let a = list.push('a');
         list.begin(1);
         let b = list.push('b');

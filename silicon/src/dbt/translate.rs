@@ -140,12 +140,12 @@ impl Tools {
             info: InstructionInfoFactory::new(),
             has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             is_parallel: false,
-            sites: Numbered::new(),
-            prepared: Numbered::new(),
-            faults: Numbered::new(),
-            links: Numbered::new(),
-            indirects: Numbered::new(),
-            x87: Numbered::new(),
+            sites: Numbered::default(),
+            prepared: Numbered::default(),
+            faults: Numbered::default(),
+            links: Numbered::default(),
+            indirects: Numbered::default(),
+            x87: Numbered::default(),
         }
     }
 
