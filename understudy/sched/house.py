@@ -46,7 +46,7 @@ class House:
         """One more VM.  PolicyError if the pool has no room for it."""
         now = self.time.now()
         for seat in claim.seats:
-            seat.since = now
+            seat.since = seat.counted = now
             seat.vcpu.poke = lambda seat=seat: self.poke(seat)  # type: ignore[misc]
         claim.clock.changed.append(lambda: self._restless.add(claim))
         self.claims.append(claim)
@@ -112,6 +112,9 @@ class House:
     def settle(self) -> None:
         """Count all times up to now."""
         now = self.time.now()
+        for pcpu in self.pcpus:
+            if pcpu.seat is not None:
+                pcpu.running_ns += now - pcpu.seat.counted
         for claim in self.claims:
             for seat in claim.seats:
                 seat.settle(now)
@@ -235,7 +238,7 @@ class House:
         """Nobody runs there, but its registers stay until another one comes."""
         seat = pcpu.seat
         assert seat is not None
-        pcpu.running_ns += now - seat.since
+        pcpu.running_ns += now - seat.counted
         pcpu.seat, pcpu.reason, pcpu.preempted = None, reason, False
         if self.turn is not None and self.turn[0] is pcpu:
             self.turn = None

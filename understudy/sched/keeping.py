@@ -46,6 +46,7 @@ class ClaimState:
 
 def save(schedule: Schedule, claim: Claim) -> dict[str, Any]:
     """As plain values."""
+    schedule.settle()
     policy, now = schedule.pools[claim.pool].policy, schedule.time.now()
     seats = [_of(schedule, policy, seat) for seat in claim.seats]
     cap = None if claim.cap is None else round(claim.cap * 1000)
@@ -90,7 +91,7 @@ def load(schedule: Schedule, claim: Claim, saved: dict[str, Any]) -> None:
 
 def _become(schedule: Schedule, policy: Policy, seat: Seat, its: SeatState) -> None:
     seat.state, seat.since, seat.woken_at = State(its.state), its.since, its.woken_at
-    seat.pcpu, seat.counts = its.pcpu, its.counts
+    seat.pcpu, seat.counts, seat.counted = its.pcpu, its.counts, schedule.time.now()
     if seat.pcpu is not None and seat.pcpu >= len(schedule.pcpus):
         raise ValueError(f"snapshot: pCPU {seat.pcpu}, expected below {len(schedule.pcpus)}")
     is_running = seat.state is State.RUNNING

@@ -93,6 +93,7 @@ class Seat:
     def __init__(self, claim: Claim, vcpu: Vcpu, number: int) -> None:
         self.claim, self.vcpu, self.number = claim, vcpu, number
         self.state, self.since = State.AWAY, 0
+        self.counted = 0  # up to when its time is in the counts
         self.woken_at: int | None = None  # it waits for a processor since it woke
         self.pcpu: int | None = None  # the number of the pCPU on which it ran last
         self.key: Any = None  # what the policy keeps of it
@@ -108,8 +109,8 @@ class Seat:
 
     def become(self, state: State, now: int) -> None:
         """In this state from now on."""
+        self.settle(now)
         counts = self.counts
-        counts.ns[self.state] += now - self.since
         if state is State.RUNNABLE and self.state is State.BLOCKED:
             counts.wakes += 1
             self.woken_at = now
@@ -121,5 +122,5 @@ class Seat:
 
     def settle(self, now: int) -> None:
         """Count the time up to now."""
-        self.counts.ns[self.state] += now - self.since
-        self.since = now
+        self.counts.ns[self.state] += now - self.counted
+        self.counted = now
