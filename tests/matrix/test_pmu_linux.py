@@ -66,8 +66,9 @@ def test_linux_counts_with_the_processors_counters() -> None:
         _, left = counted(vm, 50_000, period=10_000)
         taken = interrupts(vm) - before
         # At each interrupt Linux takes the counter back by a period; and each return by IRET to the
-        # program counts there, as on hardware.
-        assert (taken, left + taken * 10_000) == (10, 2 * 50_000 + AROUND + taken)
+        # program counts there, as on hardware (also that from a tick of the clock).
+        assert taken == 10
+        assert left + taken * 10_000 - (2 * 50_000 + AROUND + taken) in (0, 1)
         vm.power_off()
 
 

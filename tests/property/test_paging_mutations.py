@@ -141,7 +141,7 @@ def half_of_an_ia32_table(patch: Patch) -> None:
     plain = Mirror._guest_entry
 
     def guest_entry(self: Mirror, page: Any, index: int) -> int:
-        if self.regime.entry_bytes == 4 and page.level == 1:
+        if page.role.entry_bytes == 4 and page.level == 1:
             return self.read_entry((page.gfn << 12) + 4 * index, 4)
         return plain(self, page, index)
 

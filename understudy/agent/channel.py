@@ -85,12 +85,14 @@ class Channel:
 
     def take(self) -> bytes:
         """The answer to the last request."""
-        answer, self._answer, self._has_answer = self._answer, b"", False
+        answer, self._answer = self._answer, b""
+        self._wanted, self._has_answer = 0, False
         return answer
 
     def restart(self) -> None:
         """The guest has been reset: nothing is left of what was said."""
-        self.state, self._need, self._has_answer = ChannelState(), None, False
+        self.state, self._need = ChannelState(), None
+        self._wanted, self._has_answer = 0, False
 
     def load(self, state: ChannelState) -> None:
         """Go on where another was; nobody waits for what that had asked."""

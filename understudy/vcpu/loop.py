@@ -251,10 +251,7 @@ class Vcpu:
         return self.fault(fault.vector, fault.error)
 
     def spend(self, ticks: int) -> None:
-        """Virtual time for what no retired instruction counts.
-
-        Without it a guest that polls a timer of the board would do so millions of times.
-        """
+        """Virtual time for what no retired instruction counts; else polling a timer takes ages."""
         self.time.debt += ticks
 
     def retire(self) -> None:

@@ -84,11 +84,14 @@ def test_a_hostile_count_gives_way() -> None:
 
 
 class Runs(Stream):
-    """Takes runs of bytes."""
+    """Gives and takes runs of bytes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runs: list[bytes] = []
+
+    def read_string(self, region: int, offset: int, count: int) -> bytes:
+        return bytes(count)
 
     def write_string(self, region: int, offset: int, data: bytes) -> None:
         self.runs.append(data)

@@ -164,6 +164,7 @@ class Vmx(GuestState, Execution, name="vmx"):
     def reset(self) -> None:
         super().reset()
         self.window(False, False)
+        self.write(Vmcs.ENTRY_EXCEPTION_ERROR_CODE, 0)
         self.arm(0)
 
     # --- entering ---
