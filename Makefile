@@ -111,9 +111,11 @@ test-rust: $(STAMPS)/packages ## The Rust tests only
 	$(call say,"Rust tests")
 	@cd silicon && PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo test
 
+# How many processes run the Python tests: `make test JOBS=4`.
+JOBS ?= 2
 test: setup check test-rust ## All checks and tests but the slow ones
 	$(call say,"Python tests")
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: setup check test-rust ## Everything, the slow ones too
 	$(call say,"Python tests, all of them")

@@ -20,7 +20,7 @@ from understudy.guests import hello
 
 COMMAND = [sys.executable, "-m", "understudy"]
 # Echoes what is typed: in al,3fd; test al,1; jz; in al,3f8; out 3f8,al; again.
-ECHO = "66bafd03" + "ec" + "a801" + "74fb" + "66baf803" + "ec" + "ee" + "ebf0"
+ECHO = "66bafd03" + "ec" + "a801" + "74fb" + "66baf803" + "ec" + "ee" + "ebef"
 # PWRBTN_EN in PM1's enable register, then it hangs: told, it does not end.
 DEAF = "66ba0206" + "66b80001" + "66ef" + "ebfe"
 
@@ -148,12 +148,19 @@ def test_a_terminal_on_a_console_and_two_who_watch(tmp_path: Path) -> None:
         child.close()
 
 
-def test_top_in_a_terminal(tmp_path: Path) -> None:
+def test_top_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     understudy("up", "-d", hosts_file(tmp_path, one="ebfe", two="ebfe"))
     child = spawn("top", "--every", "100ms")
     child.expect("EXITS/S")
     child.expect("two")
     child.send("q")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    monkeypatch.setenv("TERM", "dumb")  # which cannot be drawn again: one table
+    child = spawn("top", "--every", "100ms")
+    child.expect("EXITS/S")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0

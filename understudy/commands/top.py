@@ -60,7 +60,7 @@ def top(
         raise typer.BadParameter(f"--every: {problem}") from None
     try:
         with ending_signals():
-            if once or not is_interactive():
+            if once or not is_interactive() or Console().is_dumb_terminal:
                 before = _look()
                 time.sleep(span)
                 console = Console(width=None if is_interactive() else WIDE, highlight=False)
