@@ -4,9 +4,14 @@ What: fixtures shared by several folders.  Source: none.  Invariant: no fixture 
 that the test is about.
 """
 
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+# A shell without job control starts what runs in the background deaf to Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Text that the command line prints must not depend on who runs the tests.
 _PLAIN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
