@@ -14,7 +14,7 @@ import termios
 import threading
 import tty
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from types import FrameType
@@ -102,11 +102,19 @@ def ending_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    with handled((signal.SIGTERM, signal.SIGHUP), end):
+        yield
+
+
+@contextmanager
+def handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Have these signals handled so, but those that are ignored; in the main thread."""
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         if before[number] is not signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, end)
+            signal.signal(number, handler)
     try:
         yield
     finally:

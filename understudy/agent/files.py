@@ -14,7 +14,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from understudy.agent.calls import (
     O_CLOEXEC,
@@ -163,11 +163,15 @@ def get(ask: Ask, source: str, target: Path) -> None:
     if stat.S_ISDIR(told.mode):
         _get_folder(ask, source, target, told)
     elif stat.S_ISREG(told.mode):
-        with target.open("wb") as file:
-            file.writelines(read(ask, source))
-            os.fchmod(file.fileno(), told.mode & PERMISSIONS)
+        _get_file(ask, source, target, told, "wb")
     else:
         raise LinuxError(f"{source} in the guest is neither a file nor a folder")
+
+
+def _get_file(ask: Ask, source: str, target: Path, told: About, mode: Literal["wb", "xb"]) -> None:
+    with target.open(mode) as file:
+        file.writelines(read(ask, source))
+        os.fchmod(file.fileno(), told.mode & PERMISSIONS)
 
 
 def _get_folder(ask: Ask, source: str, target: Path, told: About) -> None:
@@ -179,9 +183,7 @@ def _get_folder(ask: Ask, source: str, target: Path, told: About) -> None:
         if stat.S_ISDIR(here.mode):
             _get_folder(ask, inner, path, here)
         elif stat.S_ISREG(here.mode):
-            with path.open("xb") as file:
-                file.writelines(read(ask, inner))
-                os.fchmod(file.fileno(), here.mode & PERMISSIONS)
+            _get_file(ask, inner, path, here, "xb")
         elif stat.S_ISLNK(here.mode):
             path.symlink_to(_link_of(ask, inner))
         else:

@@ -18,6 +18,7 @@ from understudy.commands import Refusal
 from understudy.commands.background import in_background
 from understudy.commands.progress import Steps
 from understudy.quantities import bytes_in_words
+from understudy.terminal import handled
 from understudy.visible import visible
 
 if TYPE_CHECKING:
@@ -138,14 +139,8 @@ def _ending_signals(fleet: "Fleet") -> Iterator[None]:
     def end(_number: int, _frame: object) -> None:
         fleet.post(fleet.down)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if before[number] is not signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, end)
     try:
-        yield
+        with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), end):
+            yield
     finally:
-        for number, action in before.items():
-            signal.signal(number, action)
         sys.stdout.flush()
