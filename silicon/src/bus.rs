@@ -73,6 +73,16 @@ pub struct Agent {
 /// A processor is present until this is dropped.
 pub struct Presence(Arc<Agent>);
 
+impl Presence {
+    /// Do something that may last, as if absent.
+    pub fn aside<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.0.depart();
+        let result = act();
+        self.0.come();
+        result
+    }
+}
+
 impl Drop for Presence {
     fn drop(&mut self) {
         self.0.depart();
@@ -233,9 +243,9 @@ impl Agent {
 
     /// Be present.  The processor catches up before it executes anything.
     #[must_use]
-    pub fn arrive(self: &Arc<Self>) -> Presence {
+    pub fn arrive(self: Arc<Self>) -> Presence {
         self.come();
-        Presence(self.clone())
+        Presence(self)
     }
 
     fn come(&self) {
@@ -270,14 +280,6 @@ impl Agent {
             meanwhile();
             relax(&mut spins);
         }
-    }
-
-    /// Do something that may last, as if absent.
-    pub fn aside<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.depart();
-        let result = act();
-        self.come();
-        result
     }
 }
 

@@ -74,7 +74,7 @@ impl Processor {
     /// Execute until an exit or stop, at most `budget` instructions (0: no limit).  `poll` is
     /// asked after every slice whether to stop with `KICK`.
     pub fn run(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
-        let _present = self.core.agent.arrive();
+        let _present = self.core.agent.clone().arrive();
         self.run_present(budget, poll)
     }
 

@@ -248,7 +248,7 @@ fn who_takes_turns_has_the_code_of_one_alone() {
     let [mut a, mut b] = [0, 1].map(|id| processor(&mem, Dbt, id, 0x1_0000));
     let alone = run(&mut a, 9_999);
     assert_eq!((alone, alone), (run(&mut b, 9_999), run(&mut a, 9_999)));
-    let presence = b.core.agent.arrive();
+    let presence = b.core.agent.clone().arrive();
     let together = std::thread::scope(|scope| {
         let runs = scope.spawn(|| run(&mut a, 9_999));
         while !runs.is_finished() {

@@ -12,6 +12,7 @@ runs while the processor is in the guest; two runs in virtual time make the same
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
+from time import monotonic_ns
 from typing import Any, Final
 
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
@@ -122,7 +123,7 @@ class Vcpu:
                     time.pay()
                 if self.attention and (stop := self.attend()) is not None:
                     return stop
-                if is_wall:
+                if is_wall and monotonic_ns() > time.stale:
                     time.rearm()
                 exit = guest.resume(budget)
             reason = exit.reason

@@ -2,7 +2,8 @@
 
 The guest's TSC is the processor's.  The next deadline of devices and APIC timer is put into the
 technique's timer (`Guest.arm`), and only when it changes; with the virtual clock the timer keeps
-its count over exits, with the wall clock it is set anew on each entry.
+its count over exits; with the wall clock each entry starts it with what it was told last, so that
+is told anew whenever it is older than `LAG_NS`.
 
 Time that no instruction counts (a bus cycle, an instruction carried out by the hypervisor) is a
 debt, which is paid once on the way into the guest.
@@ -13,6 +14,7 @@ times at the same instructions.
 
 import threading
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Final
 
 from understudy.clock import Clock, Timer
@@ -20,6 +22,7 @@ from understudy.guest import Guest
 from understudy.silicon import LocalApic
 
 NEVER: Final = (1 << 64) - 1
+LAG_NS: Final = 20_000  # that a deadline may be late by, with the wall clock
 LONGEST: Final = (1 << 32) - 1  # that the guest's timer can be told, in its units
 
 
@@ -52,6 +55,7 @@ class Deadlines:
         self.armed = 0  # the deadline that the guest's timer holds
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.limit = NEVER  # when the processor's turn is over
+        self.stale = 0  # when the timer of the wall clock lags too much, by `monotonic_ns`
         self.wake = threading.Event()
         self._up = (1 << self.shift) - 1
         self.moved()
@@ -109,6 +113,8 @@ class Deadlines:
         shift, now = self.shift, self._tsc() + self.clock.offset & NEVER
         ticks = (self.armed + self._up >> shift) - (now >> shift)
         self._arm(LONGEST if ticks > LONGEST else ticks if ticks > 0 else 0)
+        if self.is_wall:
+            self.stale = monotonic_ns() + LAG_NS
 
     def pay(self) -> None:
         """Let the time pass that is owed; the timer did not see it."""

@@ -245,11 +245,18 @@ fn interrupt(core: &mut Core) {
 pub(crate) fn set_running(core: &mut Core, is_running: bool) {
     settle(core);
     core.pmu.is_running = is_running;
-    core.pmu.mark = (core.retired(), cycles(core));
+    skip_idle(core);
 }
 
 /// Time passed in which nothing ran.
 pub(crate) fn skip_idle(core: &mut Core) {
+    if core.pmu.counts {
+        mark(core);
+    }
+}
+
+/// What was counted up to now is no longer asked for.
+fn mark(core: &mut Core) {
     core.pmu.mark = (core.retired(), cycles(core));
 }
 
@@ -320,7 +327,7 @@ pub(crate) fn read(core: &mut Core, msr: u32) -> Option<u64> {
 /// WRMSR; `None` if it is none of these registers, or does not take the value.
 pub(crate) fn write(core: &mut Core, msr: u32, value: u64) -> Option<()> {
     settle(core);
-    skip_idle(core);
+    mark(core);
     let p = &mut core.pmu;
     let is = |mask: u64| (value & !mask == 0).then_some(());
     if let Some(i) = place(msr, at::PMC, GENERAL) {
@@ -360,7 +367,9 @@ pub(crate) fn write(core: &mut Core, msr: u32, value: u64) -> Option<()> {
 /// "load IA32_PERF_GLOBAL_CTRL" of VM entries and exits.
 pub(crate) fn load_global(core: &mut Core, value: u64) {
     settle(core);
+    if core.pmu.global_ctrl != value & GLOBAL {
+        core.pmu.global_ctrl = value & GLOBAL;
+        core.pmu.note();
+    }
     skip_idle(core);
-    core.pmu.global_ctrl = value & GLOBAL;
-    core.pmu.note();
 }

@@ -43,16 +43,29 @@ impl Drop for Room {
 }
 
 /// The word behind a processor's state that others set and generated code looks at.
-pub struct Bell(Arc<Room>);
+pub struct Bell {
+    word: NonNull<AtomicU32>,
+    _room: Arc<Room>,
+}
+
+// SAFETY: the word is atomic, and lasts as long as the room that is held with it.
+unsafe impl Send for Bell {}
+// SAFETY: as above.
+unsafe impl Sync for Bell {}
 
 impl Bell {
+    fn new(room: Arc<Room>) -> Self {
+        // SAFETY: inside the mapping, and the state ends before it.
+        let word = unsafe { room.0.add(GUARD_BYTES + STACK_BYTES + BELL).cast() };
+        Self { word, _room: room }
+    }
+
     /// The word.
     #[inline]
     #[must_use]
     pub fn word(&self) -> &AtomicU32 {
-        // SAFETY: inside the mapping, aligned, zero at first, and nothing else's: the state ends
-        // before it.
-        unsafe { self.0.0.add(GUARD_BYTES + STACK_BYTES + BELL).cast().as_ref() }
+        // SAFETY: aligned, zero at first, nothing else's, and there as long as we are.
+        unsafe { self.word.as_ref() }
     }
 }
 
@@ -73,7 +86,7 @@ impl Home {
             libc::mprotect(map.as_ptr().cast(), GUARD_BYTES, libc::PROT_NONE);
             Vacant::new(map.add(GUARD_BYTES + STACK_BYTES).cast::<Core>().as_ptr())
         };
-        let core = NonNull::from(Core::build(vacant, mem, clock, apic_id, Bell(room.clone()))?);
+        let core = NonNull::from(Core::build(vacant, mem, clock, apic_id, Bell::new(room.clone()))?);
         Ok(Home { core, _room: room })
     }
 }

@@ -112,11 +112,18 @@ thread_local! {
     static LOOKED: Cell<u64> = const { Cell::new(0) };
 }
 
+/// The computer's TSC: the cheapest clock there is, where its rate does not matter much.
+#[inline]
+#[must_use]
+pub fn ticks() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction.
+    unsafe { _rdtsc() }
+}
+
 /// [`look`], if this thread did not lately.
 #[inline]
 pub fn look_now_and_then() {
-    // SAFETY: every x86-64 processor has the instruction.
-    let now = unsafe { _rdtsc() };
+    let now = ticks();
     if now.wrapping_sub(LOOKED.get()) > PATIENCE {
         look();
     }
@@ -126,8 +133,7 @@ pub fn look_now_and_then() {
 #[cold]
 pub fn look() {
     static LOCK: Mutex<()> = Mutex::new(());
-    // SAFETY: as in `look_now_and_then`.
-    LOOKED.set(unsafe { _rdtsc() });
+    LOOKED.set(ticks());
     {
         let _lock = LOCK.lock();
         SIGNALS.iter().zip(&CHAINS).for_each(|(&signal, chain)| take(signal, chain));

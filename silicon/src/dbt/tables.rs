@@ -79,30 +79,50 @@ impl Tables {
     }
 }
 
+/// Words of a set that has a bit for each word of a [`Used`].
+const BUSY: usize = 4;
+
+fn set(words: &mut [u64], bit: usize) {
+    words[bit / 64] |= 1 << (bit % 64);
+}
+
+fn for_each_bit(mut bits: u64, mut tell: impl FnMut(usize)) {
+    while bits != 0 {
+        tell(bits.trailing_zeros() as usize);
+        bits &= bits - 1;
+    }
+}
+
 /// Which entries of a table may be in use: emptying it must not cost what a full one would.
 #[derive(Debug)]
-pub struct Used<const WORDS: usize>([u64; WORDS]);
+pub struct Used<const WORDS: usize> {
+    /// A bit for each entry.
+    words: [u64; WORDS],
+    /// A bit for each word that is not 0.
+    busy: [u64; BUSY],
+}
 
 impl<const WORDS: usize> Used<WORDS> {
     /// None.
     #[must_use]
     pub fn new() -> Self {
-        Self([0; WORDS])
+        const { assert!(WORDS <= 64 * BUSY) }
+        Self { words: [0; WORDS], busy: [0; BUSY] }
     }
 
     /// One more.
     pub fn add(&mut self, entry: usize) {
-        self.0[entry / 64] |= 1 << (entry % 64);
+        set(&mut self.words, entry);
+        set(&mut self.busy, entry / 64);
     }
 
     /// None any more; each that was is told.
     pub fn drain(&mut self, mut tell: impl FnMut(usize)) {
-        for (i, word) in self.0.iter_mut().enumerate() {
-            let mut bits = std::mem::take(word);
-            while bits != 0 {
-                tell(64 * i + bits.trailing_zeros() as usize);
-                bits &= bits - 1;
-            }
+        for (i, busy) in self.busy.iter_mut().enumerate() {
+            for_each_bit(std::mem::take(busy), |word| {
+                let word = 64 * i + word;
+                for_each_bit(std::mem::take(&mut self.words[word]), |bit| tell(64 * word + bit));
+            });
         }
     }
 }

@@ -252,8 +252,17 @@ impl<'a> Walker<'a> {
 
     /// Set flags in an entry of the EPT that translates `gpa`; a page that becomes dirty is logged.
     /// False: the log is full, so nothing may be set.
+    #[inline]
     fn set_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> Result<bool, End> {
-        if let Some(log) = self.page_log.filter(|_| self.has_effects() && seen & bits != bits) {
+        if !self.has_effects() || seen & bits == bits {
+            return Ok(true);
+        }
+        self.add_host_flags(hpa, seen, bits, gpa)
+    }
+
+    #[cold]
+    fn add_host_flags(&self, hpa: u64, seen: u64, bits: u64, gpa: u64) -> Result<bool, End> {
+        if let Some(log) = self.page_log {
             if log.is_full(self.mem) {
                 return Ok(false);
             }
@@ -537,7 +546,7 @@ impl<'a> Walker<'a> {
             let mask = (1_u64 << level.shift) - 1;
             let hpa = entry & PHYS_MASK & !mask & !PAGE_OFFSET;
             let dirty = !with_ad || (entry | flags) & ept::D != 0;
-            if let Some((caches, _)) = &mut self.caches {
+            if let Some((caches, _)) = self.caches.as_mut().filter(|(c, _)| c.has_nested()) {
                 caches.note_mapping(s.eptp, gpa, level.shift, Mapping { hpa, rights, dirty });
             }
             return Ok(HostPage { hpa: hpa | (gpa & mask), shift: level.shift, rights, dirty });

@@ -1,7 +1,6 @@
 //! `Processor`: a processor, moved between threads as its users like; one of them runs it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -21,6 +20,7 @@ use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Clock, Core, Fx};
+use crate::dbt::signals;
 use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
 use crate::processor::{EngineKind, Processor as Machine};
@@ -28,8 +28,8 @@ use crate::snapshot;
 use crate::vmx::instructions::{self as vmx, VmFail};
 use crate::vmx::space::{self, Given};
 
-/// Between two looks at Python's signals.
-const SIGNAL_PERIOD: Duration = Duration::from_millis(10);
+/// Ticks of the computer's TSC between two looks at Python's signals: ten milliseconds or less.
+const SIGNAL_TICKS: u64 = 10_000_000;
 
 /// Most bytes of one `fetch`.
 const FETCH_BYTES: usize = 64;
@@ -64,8 +64,7 @@ impl Processor {
                 Ok(machine) => machine,
                 Err(why) => return End::Refused(why),
             };
-            let agent = machine.core.agent.clone();
-            let _present = agent.arrive();
+            let present = machine.core.agent.clone().arrive();
             if let Some(enter) = enter {
                 match enter(&mut machine.core) {
                     Ok(None) => {}
@@ -76,20 +75,15 @@ impl Processor {
                     }
                 }
             }
-            // The first look is free: most runs end before a second one.
-            let mut next = None;
+            let mut looked = signals::ticks();
             let mut poll = || {
-                let Some(due) = next else {
-                    next = Some(Instant::now() + SIGNAL_PERIOD);
-                    return false;
-                };
-                let now = Instant::now();
-                if now < due {
+                let now = signals::ticks();
+                if now.wrapping_sub(looked) < SIGNAL_TICKS {
                     return false;
                 }
-                next = Some(now + SIGNAL_PERIOD);
+                looked = now;
                 // (The interpreter may be busy, with something that waits for this processor.)
-                raised = agent.aside(|| Python::attach(|py| py.check_signals().err()));
+                raised = present.aside(|| Python::attach(|py| py.check_signals().err()));
                 raised.is_some()
             };
             End::Exit(machine.run_present(budget, &mut poll))
