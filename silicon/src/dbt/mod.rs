@@ -49,6 +49,7 @@ mod middle;
 mod mode;
 pub mod native;
 pub mod numbered;
+pub mod promotion;
 pub mod record;
 pub mod signals;
 mod strings;
@@ -58,6 +59,7 @@ pub mod transfer;
 pub mod translate;
 mod twin;
 pub mod undefined;
+mod window;
 mod x87;
 pub mod zeroed;
 
@@ -70,6 +72,7 @@ use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::numbered::{Numbered, region_of};
+use self::promotion::Promotion;
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, Used, jump_index};
 use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
@@ -84,6 +87,7 @@ use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
+use crate::mmu::window::Counts as WindowCounts;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
@@ -129,6 +133,10 @@ pub struct Dbt {
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     trap: Option<Trap>,
+    promotion: Promotion,
+    /// The base of GS, if it is known.
+    window: Option<u64>,
+    windows: WindowCounts,
     /// The next block is to be the version without groups.
     ungrouped: bool,
     translated_instructions: u64,
@@ -189,6 +197,9 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
         trap: None,
+        promotion: Promotion::default(),
+        window: None,
+        windows: WindowCounts::default(),
         ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
@@ -211,9 +222,11 @@ impl Engine for Dbt {
             self.tools.is_parallel = core.is_parallel;
             self.flush_code(core);
         }
+        self.window = None; // another thread has another
         let mut is_stuck = false;
         loop {
             self.sync(core);
+            self.promotion.consider(core);
             let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
             let is_asked = core.attention != 0 || core.agent.is_rung();
             if core.countdown <= 0 || is_asked || is_short && core.may_stop_early {
@@ -283,6 +296,9 @@ impl Engine for Dbt {
             ("entries", self.entered),
             ("lookups", self.lookups),
             ("links", self.links),
+            ("windows_opened", self.windows.opened),
+            ("window_fills", self.windows.filled),
+            ("window_drops", self.windows.dropped),
         ]
     }
 }
@@ -308,6 +324,9 @@ impl Dbt {
         let now = (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch);
         if now == self.tables_of {
             return;
+        }
+        if now.0 != self.tables_of.0 {
+            self.promotion.begin(core);
         }
         let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
         self.tables_of = now;
@@ -350,6 +369,10 @@ impl Dbt {
             }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
             self.jump_modes[table] = mode;
+        }
+        if mode::has_window(mode) && self.window != core.tlb.windows.current() {
+            self.window = core.tlb.windows.current();
+            self.window.into_iter().for_each(gate::set_window);
         }
         Some(mode)
     }
@@ -471,8 +494,8 @@ impl Dbt {
         let pfn = hpa >> 12;
         let (is_new, in_frame) = self.frames.hold(pfn);
         if is_new {
-            let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
-            core.tlb.l1_protect_where(|page| page == host);
+            let (base, frame) = (core.mem.base() as u64, hpa & !PAGE_OFFSET);
+            core.tlb.l1_protect_where(base, |page| page == base + frame);
             let change = core.tell_mark();
             if core.is_parallel && core.mem.code().is_granted(pfn) {
                 core.agent.clone().wait_for(change, || core.catch_up());
@@ -518,6 +541,7 @@ impl Dbt {
         look(core);
         self.cache.serialize();
         gate::enter(self.tools.glue.enter, core, self.blocks[number].main);
+        self.windows = core.tlb.windows.counts;
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
         self.tell_x87(core, 0, |core| core.fx.pending() != 0);
