@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter};
+use silicon::dbt::promotion::Windows;
 use silicon::processor::EngineKind;
 
 use crate::areas;
@@ -29,6 +30,8 @@ pub struct Options {
     pub with_reference: bool,
     /// Differences to report before giving up.
     pub patience: usize,
+    /// Which 32-bit programs access memory in windows.
+    pub windows: Windows,
 }
 
 pub struct Summary {
@@ -89,7 +92,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
         } else {
             Oracle::Computer(Computer::new()?)
         },
-        machine: Machine::new(options.engine, options.code_bytes)?,
+        machine: Machine::new(options.engine, options.code_bytes)?.with_windows(options.windows),
         generator: Generator::new(options.with_reference || has_bases(), options.with_reference),
         executed: 0,
     };

@@ -5,9 +5,7 @@ use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user};
 use super::tables::jump_index;
-use super::{
-    Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but, signals,
-};
+use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but, signals};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
@@ -151,8 +149,10 @@ impl Dbt {
         }
         let rest = i64::from(site.remaining) - 1;
         // A group's pointer may be to a page whose translation was displaced.
-        let goes_on =
-            is_alone && site.next != 0 && !site.is_group && before == (self.generations, core.tlb.displaced, core.tlb.windows.current());
+        let goes_on = is_alone
+            && site.next != 0
+            && !site.is_group
+            && before == (self.generations, core.tlb.displaced, core.tlb.windows.current());
         let is_alive = goes_on && !self.blocks[site.block].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;

@@ -381,7 +381,9 @@ impl Translator<'_> {
         }
         let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
         // (Where a store comes after the operation, the flags are lost already if it faults.)
-        let in_window = memory && self.has_window && self.fits_window(insn, has_high_byte)
+        let in_window = memory
+            && self.has_window
+            && self.fits_window(insn, has_high_byte)
             && !split.as_ref().is_some_and(|s| s.writes);
         if in_window && split.is_none() {
             super::window::encode(&mut new);

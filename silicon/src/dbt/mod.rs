@@ -51,6 +51,7 @@ pub mod native;
 pub mod numbered;
 pub mod promotion;
 pub mod record;
+pub mod reserved;
 pub mod signals;
 mod strings;
 mod system;
@@ -72,7 +73,7 @@ use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::numbered::{Numbered, region_of};
-use self::promotion::Promotion;
+use self::promotion::{Promotion, Windows};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, Used, jump_index};
 use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
@@ -265,6 +266,7 @@ impl Engine for Dbt {
     }
 
     fn settle(&mut self, core: &mut Core) {
+        self.windows = core.tlb.windows.counts;
         if !core.code_writes.is_empty() {
             for (hpa, len) in std::mem::take(&mut core.code_writes) {
                 self.invalidate(core, hpa, len);
@@ -277,6 +279,10 @@ impl Engine for Dbt {
 
     fn flush(&mut self, core: &mut Core) {
         self.flush_code(core);
+    }
+
+    fn use_windows(&mut self, core: &mut Core, windows: Windows) {
+        self.promotion.set(core, windows);
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
@@ -541,7 +547,6 @@ impl Dbt {
         look(core);
         self.cache.serialize();
         gate::enter(self.tools.glue.enter, core, self.blocks[number].main);
-        self.windows = core.tlb.windows.counts;
         core.flags_from_record();
         fxstate::normalize(&mut core.fx);
         self.tell_x87(core, 0, |core| core.fx.pending() != 0);

@@ -28,8 +28,8 @@ const PAGE_WORTH: u64 = 30_000;
 /// What is known of the current space.
 #[derive(Debug)]
 pub struct Promotion {
-    /// Who gets windows.
-    pub windows: Windows,
+    windows: Windows,
+    is_possible: bool,
     patience: u64,
     /// Instructions retired when the space became the current one.
     since: u64,
@@ -47,17 +47,24 @@ pub fn is_possible() -> bool {
 
 impl Default for Promotion {
     fn default() -> Self {
-        let windows = match std::env::var("UW").as_deref() {
-            Ok("always") => Windows::Always,
-            Ok("never") => Windows::Never,
-            _ if is_possible() => Windows::Auto,
-            _ => Windows::Never,
-        };
-        Self { windows, patience: PATIENCE.0, since: 0, opened: None }
+        Self {
+            windows: Windows::Auto,
+            is_possible: is_possible(),
+            patience: PATIENCE.0,
+            since: 0,
+            opened: None,
+        }
     }
 }
 
 impl Promotion {
+    /// Who gets windows from now on; the present ones are closed.
+    pub fn set(&mut self, core: &mut Core, windows: Windows) {
+        self.windows = windows;
+        self.opened = None;
+        core.tlb.windows.close();
+    }
+
     /// Another space is the current one.
     pub fn begin(&mut self, core: &Core) {
         let now = core.retired();
@@ -72,7 +79,8 @@ impl Promotion {
     /// Give the program that runs a window if it is time.
     pub fn consider(&mut self, core: &mut Core) {
         let is_program = core.cpl == 3 && core.mode == Mode::Bits32;
-        if !is_program || self.windows == Windows::Never || core.tlb.windows.current().is_some() {
+        let is_asked = self.is_possible && self.windows != Windows::Never;
+        if !is_program || !is_asked || core.tlb.windows.current().is_some() {
             return;
         }
         let now = core.retired();

@@ -14,14 +14,16 @@
 //! for programs that compute (see [`crate::dbt`]).
 
 use std::io;
-use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 
 use crate::addr::{AddressMap, FRAME_BYTES};
+use crate::dbt::reserved::Reserved;
 use crate::mem::Memory;
 
 /// Bytes of a window.
 pub const WINDOW_BYTES: usize = 1 << 32;
+/// Bytes of a page.
+const BYTES: usize = FRAME_BYTES as usize;
 /// Bytes behind it: more than any operand has.
 const GUARD_BYTES: usize = 1 << 16;
 /// Windows of one processor.
@@ -42,14 +44,11 @@ struct Page {
 }
 
 struct Window {
-    base: NonNull<u8>,
+    place: Reserved,
     owner: Owner,
     used: u64,
     pages: AddressMap<u64, Page>,
 }
-
-// SAFETY: it owns its addresses.
-unsafe impl Send for Window {}
 
 /// The windows of one processor.
 #[derive(Default)]
@@ -76,44 +75,13 @@ pub struct Counts {
 
 impl Window {
     fn new() -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping.
-        let base = unsafe {
-            libc::mmap(ptr::null_mut(), WINDOW_BYTES + GUARD_BYTES, libc::PROT_NONE, flags, -1, 0)
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, owner: (0, 0, 0), used: 0, pages: AddressMap::default() })
-    }
-
-    /// Let `bytes` from page `vpn` on lead nowhere.
-    fn unmap(&self, vpn: u64, bytes: usize) {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        debug_assert!(vpn as usize * FRAME_BYTES as usize + bytes <= WINDOW_BYTES);
-        // SAFETY: inside our own addresses.
-        let done = unsafe {
-            let at = self.base.as_ptr().add(vpn as usize * FRAME_BYTES as usize);
-            libc::mmap(at.cast(), bytes, libc::PROT_NONE, flags, -1, 0)
-        };
-        // (It needs no more mappings than there were.)
-        assert!(done != libc::MAP_FAILED, "a window cannot be emptied");
+        let place = Reserved::new(WINDOW_BYTES + GUARD_BYTES)?;
+        Ok(Self { place, owner: (0, 0, 0), used: 0, pages: AddressMap::default() })
     }
 
     fn map(&mut self, vpn: u64, page: Page, mem: &Memory) -> bool {
-        let bytes = FRAME_BYTES as usize;
-        if vpn as usize >= WINDOW_BYTES / bytes || !mem.contains(page.hpa, FRAME_BYTES) {
-            return false;
-        }
-        let prot = libc::PROT_READ | if page.is_writable { libc::PROT_WRITE } else { 0 };
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        // SAFETY: a page inside our own addresses, of a memfd that the memory keeps open.
-        let done = unsafe {
-            let at = self.base.as_ptr().add(vpn as usize * bytes);
-            libc::mmap(at.cast(), bytes, prot, flags, mem.fd(), page.hpa.cast_signed())
-        };
-        let is_mapped = done != libc::MAP_FAILED;
+        let is_inside = (vpn as usize) < WINDOW_BYTES / BYTES;
+        let is_mapped = is_inside && self.place.show(vpn as usize * BYTES, mem, page.hpa, page.is_writable);
         if is_mapped && self.pages.insert(vpn, page).is_none() {
             MAPPED.fetch_add(1, Relaxed);
         }
@@ -124,12 +92,7 @@ impl Window {
         for (&vpn, page) in self.pages.iter_mut().filter(|(_, p)| p.is_writable) {
             if which(page.hpa) {
                 page.is_writable = false;
-                // SAFETY: one of our own pages.
-                let done = unsafe {
-                    let at = self.base.as_ptr().add(vpn as usize * FRAME_BYTES as usize);
-                    libc::mprotect(at.cast(), FRAME_BYTES as usize, libc::PROT_READ)
-                };
-                assert!(done == 0, "a window's page cannot be protected");
+                self.place.protect(vpn as usize * BYTES);
             }
         }
     }
@@ -139,7 +102,7 @@ impl Window {
         let was_there = self.pages.remove(&vpn).is_some();
         if was_there {
             MAPPED.fetch_sub(1, Relaxed);
-            self.unmap(vpn, FRAME_BYTES as usize);
+            self.place.hide(vpn as usize * BYTES, BYTES);
         }
         was_there
     }
@@ -148,7 +111,7 @@ impl Window {
     fn empty(&mut self) -> u64 {
         let count = self.pages.len();
         if count > 0 {
-            self.unmap(0, WINDOW_BYTES);
+            self.place.hide(0, WINDOW_BYTES);
             self.pages.clear();
             MAPPED.fetch_sub(count, Relaxed);
         }
@@ -159,8 +122,6 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         MAPPED.fetch_sub(self.pages.len(), Relaxed);
-        // SAFETY: mapped in `new` with this length.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), WINDOW_BYTES + GUARD_BYTES) };
     }
 }
 
@@ -169,7 +130,7 @@ impl Windows {
     #[inline]
     #[must_use]
     pub fn current(&self) -> Option<u64> {
-        self.current.map(|i| self.all[i].base.as_ptr() as u64)
+        self.current.map(|i| self.all[i].place.base())
     }
 
     /// Another space is the current one, or other rules hold.
@@ -222,6 +183,13 @@ impl Windows {
         self.all.iter_mut().for_each(|window| window.protect(&mut which));
     }
 
+    /// Give all windows back.
+    pub fn close(&mut self) {
+        self.clear();
+        self.all.clear();
+        self.current = None;
+    }
+
     /// Drop every page.
     pub fn clear(&mut self) {
         self.counts.dropped += self.all.iter_mut().map(Window::empty).sum::<u64>();
@@ -232,19 +200,12 @@ impl Windows {
 mod tests {
     use super::*;
 
-    fn read(base: u64, at: u64) -> u64 {
-        // SAFETY: the tests read what they have mapped.
-        unsafe { ptr::read_volatile((base + at) as *const u64) }
-    }
-
     #[test]
-    fn a_page_shows_its_frame_until_it_is_dropped() {
+    fn a_page_is_there_until_it_is_dropped() {
         let mem = Memory::new(1 << 20).unwrap();
-        mem.store(0x3008, 8, 77);
         let mut w = Windows::default();
         assert!(w.current().is_none() && w.open((1, 2, 3)));
         w.fill(0xF_FFFF, 0x3000, false, &mem);
-        assert_eq!(77, read(w.current().unwrap(), 0xFFFF_F008));
         w.drop_page(0xF_FFFF, &[5]);
         assert_eq!((1, 0), (w.counts.filled, w.counts.dropped));
         w.drop_page(0xF_FFFF, &[5, 1]);
@@ -279,6 +240,5 @@ mod tests {
         w.fill(4, 0x1000, true, &mem);
         w.protect_where(|hpa| hpa == 0x1000);
         assert!(!w.all[0].pages[&4].is_writable);
-        assert_eq!(0, read(w.current().unwrap(), 0x4000));
     }
 }
