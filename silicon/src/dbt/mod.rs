@@ -9,6 +9,9 @@
 //!   crosses a page, is no plain memory, or would overwrite code, the whole instruction is
 //!   interpreted by [`crate::cpu::step`] and generated code goes on behind it.  So walks, faults,
 //!   flags and counters are those of the reference engine by construction.
+//! * *Windows* ([`crate::mmu::window`]).  32-bit programs that compute access memory as it is, in 4
+//!   GBytes of addresses where the computer's own page tables have what the TLB holds ([`window`]);
+//!   who gets one: [`promotion`].
 //! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
 //!   through a table to a landing pad that compares the whole address.
