@@ -28,7 +28,7 @@ REFUSED: dict[Place, Any] = {
     (CPU, "guest", "control"): [0, 0, 0, 0, [0] * 5],
     (CPU, "guest", "fields", "rip"): 1 << 64,
     ("offset",): 1 << 100,
-    ("now",): 1 << 63,
+    ("now",): 1 << 62,
     ("paging", "pool"): 1 << 40,
     ("config", "table_memory"): -4096,
 }

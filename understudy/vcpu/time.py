@@ -22,7 +22,7 @@ from understudy.guest import Guest
 from understudy.silicon import LocalApic
 
 NEVER: Final = (1 << 64) - 1
-FAR: Final = 1 << 63  # ns of guest time, almost three centuries: nothing is waited for so long
+FAR: Final = 1 << 61  # ns of guest time, seven decades: nothing is waited for so long
 LAG_NS: Final = 20_000  # that a deadline may be late by, with the wall clock
 LONGEST: Final = (1 << 32) - 1  # that the guest's timer can be told, in its units
 

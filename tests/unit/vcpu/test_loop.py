@@ -147,7 +147,7 @@ def test_sleep_goes_on_through_timers_that_wake_nobody() -> None:
         assert b.vm.clock.now() > 6400
 
 
-def test_a_sleep_of_centuries_has_no_end() -> None:
+def test_a_sleep_of_decades_has_no_end() -> None:
     """Time would come to where no number of a snapshot reaches."""
     with bench({"rflags": 0x202}) as b:
         b.apic.timer = (1 << 64) - 2
