@@ -15,6 +15,8 @@ from understudy.state import Part, restore
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
 KINDS: Final = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
 
+CR_ACCESSES: Final = {number << 4 | kind for number in range(16) for kind in KINDS}
+
 
 @dataclass
 class CountState:
@@ -35,6 +37,9 @@ class ExitCounts(Part):
 
     def load(self, saved: dict[str, Any]) -> None:
         found = restore(CountState, saved, "counts")
+        for key in found.cr_accesses:
+            if key not in CR_ACCESSES:
+                raise ValueError(f"snapshot: counts.cr_accesses has {key}, which is none")
         self.state.exits.update(found.exits)
         self.state.cr_accesses.update(found.cr_accesses)
 
