@@ -102,6 +102,10 @@ class Guest(ABC):
     xcr0: int  # the state components that XSAVE and its kin may save
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
+    put_off: dict[int, Callable[[Any, Exit], Any]]
+    """What answers an exit that says something of memory, if that has changed since."""
+    is_in: ClassVar[bool] = True
+    """While it runs it may be in the guest, as far as others know."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 
@@ -272,6 +276,10 @@ class Guest(ABC):
     @abstractmethod
     def run(self, budget: int) -> Exit:
         """Go on inside the guest; else like `resume`."""
+
+    @abstractmethod
+    def is_light(self, exit: Exit) -> bool:
+        """What answers it looks at no tables of the guest's, nor at the hypervisor's."""
 
     @abstractmethod
     def kick(self) -> None:

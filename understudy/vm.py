@@ -150,6 +150,10 @@ class VM(Tenant):
 
         OutOfFrames if the host has no room for the tables; nothing has changed then.
         """
+        with self.turns.still():
+            self._change_paging(name)
+
+    def _change_paging(self, name: str) -> None:
         config, old = assembly.with_paging(self.config, name), self.pages
         if name == old.name:
             return
@@ -273,15 +277,18 @@ class VM(Tenant):
     @property
     def instructions(self) -> int:
         """Instructions retired."""
-        return sum(vcpu.retired for vcpu in self.vcpus)
+        with self.turns.still():
+            return sum(vcpu.retired for vcpu in self.vcpus)
 
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
+        with self.turns.still():
+            return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
 
     def describe(self) -> str:
         """The decoded state, for people."""
-        return f"{self.name} at guest time {self.clock.now()} ns\n{self._in_words()}"
+        with self.turns.still():
+            return f"{self.name} at guest time {self.clock.now()} ns\n{self._in_words()}"
 
     @overload
     def inspect(self) -> dict[str, Any]: ...
@@ -293,18 +300,20 @@ class VM(Tenant):
         With a linear address: the guest's page walk and the hypervisor's, every entry decoded;
         `print` it, or call its own `inspect`.
         """
-        if gva is not None:
-            return inspection.of_vcpu(self.vcpus[0], gva)
-        return {
-            "name": self.name,
-            "host": self.host.inspect(),
-            "devices": self.pc.inspect(),
-            "counts": self.counts(),
-        }
+        with self.turns.still():
+            if gva is not None:
+                return inspection.of_vcpu(self.vcpus[0], gva)
+            return {
+                "name": self.name,
+                "host": self.host.inspect(),
+                "devices": self.pc.inspect(),
+                "counts": self.counts(),
+            }
 
     def snapshot(self) -> "Image[Self]":
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
-        state, contents = self._state(), Shared(self.host, self.memory.p2m)
+        with self.turns.still():
+            state, contents = self._state(), Shared(self.host, self.memory.p2m)
         make = type(self)._of_image
         return Image(state, contents, make, self.host, self._load, self._clones)
 
@@ -334,11 +343,13 @@ class VM(Tenant):
 
     def save(self) -> bytes:
         """This moment as bytes, for a file; nothing changes for the VM."""
-        return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
+        with self.turns.still():
+            return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
     def write(self, path: "str | Path") -> int:
         """This moment to a file, which is there whole or not at all; returns its bytes."""
-        return write(Path(path), pack(self._state(), touched(self.host, self.memory.p2m)))
+        with self.turns.still():
+            return write(Path(path), pack(self._state(), touched(self.host, self.memory.p2m)))
 
     @classmethod
     def restore(

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from time import monotonic_ns
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
 from understudy.arch.exit_reason import Reason, reason_name
@@ -37,6 +37,21 @@ from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
 
 AC: Final = 1 << 18  # of RFLAGS
 COMMANDS_KEPT: Final = 2  # INIT, and the message that starts it: a second one finds it started
+
+
+class Entry(Protocol):
+    """A way into the guest: its `Guest` itself, or a door before it."""
+
+    @property
+    def is_in(self) -> bool:
+        """It may be inside: who wants something of it has to kick it."""
+
+    def run(self, budget: int) -> Exit:
+        """As `Guest.run`."""
+
+    @property
+    def resume(self) -> Callable[[int], Exit]:
+        """As `Guest.resume`."""
 
 
 class Vcpu:
@@ -75,6 +90,8 @@ class Vcpu:
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
+        self.entry: Entry = guest  # the way into the guest
+        self.halt: Callable[[], None] = lambda: None  # have the VM's others outside
         clock.changed.append(self.look)
         guest.notify, guest.moved = self.look_now, self._moved
         guest.overflowed = self.pmu.interrupt
@@ -106,7 +123,9 @@ class Vcpu:
                 self.time.pay()
 
     def _run(self, goal: Goal) -> Stop | Verdict:
-        guest, time, until, end = self.guest, self.time, goal.until, goal.end
+        guest, entry, time, until, end = (
+            self.guest, self.entry, self.time, goal.until, goal.end
+        )  # fmt: skip
         state, retired = self.state, guest.count_retired
         counts, table, is_wall = self.exits, self.table, self.is_wall
         budget = 0 if end is None else end - self.retired
@@ -117,7 +136,7 @@ class Vcpu:
             if end is not None and budget <= 0:
                 return Stop(StopKind.BUDGET)
             if inside:
-                exit = guest.run(budget)
+                exit = entry.run(budget)
             else:
                 if time.debt and not is_wall:
                     time.pay()
@@ -125,7 +144,7 @@ class Vcpu:
                     return stop
                 if is_wall and monotonic_ns() > time.stale:
                     time.rearm()
-                exit = guest.resume(budget)
+                exit = entry.resume(budget)
             reason = exit.reason
             inside = reason > LAST_EXIT and guest.is_inside
             try:
@@ -155,7 +174,7 @@ class Vcpu:
         if self.guest.thread == get_ident():
             return  # an exit is being answered: the loop comes by
         self.poke()
-        if self.is_running:
+        if self.is_running and self.entry.is_in:
             self.guest.kick()
 
     def command(self, action: Callable[[], None], *, is_first: bool) -> None:
@@ -324,6 +343,7 @@ class Vcpu:
 
     def leave_guest(self) -> None:
         """Finish a run that a budget ended, so that registers can be read and written."""
+        self.halt()
         while self.guest.is_inside:
             self.guest.kick()
             exit = self.guest.run(0)

@@ -23,7 +23,7 @@ from understudy.execution.vmx.control_registers import (
     InHypervisor,
     InProcessor,
 )
-from understudy.execution.vmx.exits import TABLE
+from understudy.execution.vmx.exits import PUT_OFF, TABLE, is_light
 from understudy.execution.vmx.fields import KEPT
 from understudy.execution.vmx.guest_state import (
     CODE64,
@@ -72,6 +72,8 @@ WINDOWS: Final = int(PrimaryControls(INTERRUPT_WINDOW_EXITING=1, NMI_WINDOW_EXIT
 
 class Vmx(GuestState, Execution, name="vmx"):
     """A vCPU on a processor in VMX operation."""
+
+    put_off = PUT_OFF
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
@@ -223,6 +225,9 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def run(self, budget: int) -> Exit:
         return self.processor.run(budget)
+
+    def is_light(self, exit: Exit) -> bool:
+        return is_light(self.read_gpr, exit)
 
     def kick(self) -> None:
         processor = self._processor
