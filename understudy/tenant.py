@@ -6,7 +6,8 @@ between two runs, or in a callback.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from understudy.config import Config
 from understudy.machine.host import Host
@@ -19,6 +20,10 @@ from understudy.turns import Turns
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop
+
+T = TypeVar("T", bound="Tenant")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Shared:
@@ -77,6 +82,17 @@ def place_of(
     claim.stolen = stolen
     host.schedule.admit(claim)
     return Shared(host.schedule, claim)
+
+
+def still(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Do it while nobody executes anything of the VM."""
+
+    @wraps(act)
+    def done(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.turns.still():
+            return act(self, *args, **kwargs)
+
+    return done
 
 
 class Tenant:

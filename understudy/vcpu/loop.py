@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import get_ident
 from time import monotonic_ns
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
 from understudy.arch.exit_reason import Reason, reason_name
@@ -26,7 +26,7 @@ from understudy.paging import Paging, View
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
-from understudy.vcpu.activity import Activity, Goal, VcpuState
+from understudy.vcpu.activity import Activity, Entry, Goal, VcpuState
 from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
@@ -37,21 +37,6 @@ from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
 
 AC: Final = 1 << 18  # of RFLAGS
 COMMANDS_KEPT: Final = 2  # INIT, and the message that starts it: a second one finds it started
-
-
-class Entry(Protocol):
-    """A way into the guest: its `Guest` itself, or a door before it."""
-
-    @property
-    def is_in(self) -> bool:
-        """It may be inside: who wants something of it has to kick it."""
-
-    def run(self, budget: int) -> Exit:
-        """As `Guest.run`."""
-
-    @property
-    def resume(self) -> Callable[[int], Exit]:
-        """As `Guest.resume`."""
 
 
 class Vcpu:
@@ -91,10 +76,9 @@ class Vcpu:
         self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
         self.entry: Entry = guest  # the way into the guest
-        self.halt: Callable[[], None] = lambda: None  # have the VM's others outside
+        self.halt: Callable[[], None] = lambda: None  # have the VM's others outside it
         clock.changed.append(self.look)
-        guest.notify, guest.moved = self.look_now, self._moved
-        guest.overflowed = self.pmu.interrupt
+        guest.notify, guest.moved, guest.overflowed = self.look_now, self._moved, self.pmu.interrupt
         self._moved()
 
     def _moved(self) -> None:
@@ -123,10 +107,8 @@ class Vcpu:
                 self.time.pay()
 
     def _run(self, goal: Goal) -> Stop | Verdict:
-        guest, entry, time, until, end = (
-            self.guest, self.entry, self.time, goal.until, goal.end
-        )  # fmt: skip
-        state, retired = self.state, guest.count_retired
+        guest, time, until, end = self.guest, self.time, goal.until, goal.end
+        entry, state, retired = self.entry, self.state, guest.count_retired
         counts, table, is_wall = self.exits, self.table, self.is_wall
         budget = 0 if end is None else end - self.retired
         inside = guest.is_inside  # the last run ended between two instructions

@@ -97,7 +97,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.timer_shift = self.operation.timer_shift
         self.view = paging.attach(self)
         self._follow_view()
-        self.resume = self.launch
+        self.resume, self.is_light = self.launch, lambda exit: is_light(self.read_gpr, exit)
 
     def take_pmu_interrupt(self) -> None:
         self.operation.root.take_pmu_interrupt()
@@ -225,9 +225,6 @@ class Vmx(GuestState, Execution, name="vmx"):
 
     def run(self, budget: int) -> Exit:
         return self.processor.run(budget)
-
-    def is_light(self, exit: Exit) -> bool:
-        return is_light(self.read_gpr, exit)
 
     def kick(self) -> None:
         processor = self._processor
