@@ -205,6 +205,13 @@ class Processor:
         nor in a current VMCS."""
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
+    def use_windows(self, which: str) -> None:
+        """Which 32-bit programs access memory through windows of the computer's own page tables.
+
+        which: "auto" (at first: those that compute), "always" or "never"; may be called between two
+        runs.  Only speed depends on it, and the engine's counts windows_opened, window_fills and
+        window_drops.  ValueError for another word.
+        """
     def set_walk_caches(self, structures: int, nested: int) -> None:
         """Translation caches of the page walker, off (0) at first; may be called between two runs.
 

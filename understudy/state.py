@@ -34,6 +34,7 @@ U3: TypeAlias = Annotated[int, 3]
 U8: TypeAlias = Annotated[int, 8]
 U16: TypeAlias = Annotated[int, 16]
 U32: TypeAlias = Annotated[int, 32]
+U62: TypeAlias = Annotated[int, 62]
 U64: TypeAlias = Annotated[int, 64]
 
 

@@ -34,7 +34,7 @@ from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
-from understudy.state import U64, Kept, plain, restore
+from understudy.state import U62, Kept, plain, restore
 from understudy.tenant import Tenant, still
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import UNEXPECTED, Stop, StopKind
@@ -327,7 +327,7 @@ class VM(Tenant):
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
-        offset, now = restore(int, state["offset"], "offset"), restore(U64, state["now"], "now")
+        offset, now = restore(int, state["offset"], "offset"), restore(U62, state["now"], "now")
         self.clock.offset = offset
         for name, part in self.parts.items():
             part.load(state[name])

@@ -304,7 +304,7 @@ impl Core {
         if self.marks != marks {
             self.marks = marks;
             let (mem, base) = (self.mem.clone(), self.mem.base() as u64);
-            self.tlb.l1_protect_where(|host| {
+            self.tlb.l1_protect_where(base, |host| {
                 let pfn = host.wrapping_sub(base) >> 12;
                 let is_code = mem.is_code(pfn);
                 if is_code {

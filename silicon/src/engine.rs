@@ -4,6 +4,7 @@ use crate::code::NOBODY;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::Exec;
+use crate::dbt::promotion::Windows;
 
 /// An executor of instructions.
 pub trait Engine: Send {
@@ -21,6 +22,8 @@ pub trait Engine: Send {
     fn flush(&mut self, core: &mut Core);
     /// The engine's own counters.
     fn statistics(&self) -> Vec<(&'static str, u64)>;
+    /// Who gets windows ([`crate::mmu::window`]) from now on; nothing to an engine that has none.
+    fn use_windows(&mut self, _core: &mut Core, _windows: Windows) {}
 }
 
 /// The reference engine: one instruction after the other.

@@ -387,6 +387,12 @@ impl Memory {
         }
     }
 
+    /// Whether a frame has its dirty mark.
+    #[must_use]
+    pub fn is_dirty(&self, pfn: u64) -> bool {
+        self.dirty.get(pfn as usize).is_some_and(|d| d.load(Relaxed) != 0)
+    }
+
     /// Mark the frame of `hpa` dirty.
     #[inline]
     pub fn mark_dirty(&self, hpa: u64) {

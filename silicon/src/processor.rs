@@ -17,6 +17,7 @@ use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::dbt::cache::CACHE_BYTES;
 use crate::dbt::home::Home;
+use crate::dbt::promotion::Windows;
 use crate::dbt::signals;
 use crate::engine::{Engine, Reference};
 use crate::mem::Memory;
@@ -170,6 +171,11 @@ impl Processor {
         self.core.tlb.flush_all();
         self.core.refresh();
         self.engine.flush(&mut self.core);
+    }
+
+    /// Who gets windows from now on: see [`Windows`].
+    pub fn use_windows(&mut self, windows: Windows) {
+        self.engine.use_windows(&mut self.core, windows);
     }
 
     /// The engine's own counters.

@@ -18,6 +18,7 @@ mod session;
 #[path = "../examples/fuzz/values.rs"]
 mod values;
 
+use silicon::dbt::promotion::Windows;
 use silicon::processor::EngineKind;
 
 fn agrees(options: session::Options) {
@@ -37,6 +38,7 @@ const OPTIONS: session::Options = session::Options {
     wide: 70,
     with_reference: false,
     patience: 3,
+    windows: Windows::Auto,
     code_bytes: silicon::dbt::cache::CACHE_BYTES,
 };
 
@@ -47,7 +49,12 @@ fn the_reference_engine_agrees_with_the_computer() {
 
 #[test]
 fn the_translator_agrees_with_the_computer() {
-    agrees(session::Options { wide: 50, ..OPTIONS });
+    agrees(session::Options { wide: 50, windows: Windows::Never, ..OPTIONS });
+}
+
+#[test]
+fn programs_in_windows_agree_with_the_computer() {
+    agrees(session::Options { wide: 0, windows: Windows::Always, ..OPTIONS });
 }
 
 /// Encodings as such, valid or not, up to 16 bytes.

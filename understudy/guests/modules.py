@@ -25,11 +25,12 @@ from understudy.guests.initramfs import Node
 from understudy.guests.packages import TREE, complete
 from understudy.guests.unpack import UnpackError
 
-INSERTED: Final = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console")
+INSERTED: Final = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net")
 """Inserted before anything else runs."""
 AT_HAND: Final = ("ext4", "vfat", "isofs", "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8",
                   "crc32c_generic")  # fmt: skip
 """Inserted when the kernel asks for them."""
+DRIVERS: Final = " ".join((*INSERTED, *AT_HAND))
 FIRST: Final = "sbin/insert-drivers"
 APPEND: Final = f"rdinit=/{FIRST}"
 SCRIPT: Final = f"""\
@@ -84,11 +85,13 @@ def tree(guest: str, progress: Progress, cache: Cache) -> Path:
 
 
 def _found(cache: Cache, item: str, kernel: Mapping[str, str]) -> dict[str, Path] | None:
-    """What is in the cache, if it belongs to this kernel."""
+    """What is in the cache, if it belongs to this kernel and has the drivers that are wanted."""
     files = cache.find(item)
-    if files is not None and cache.manifest(item).get("version") != kernel.get("version"):
+    if files is None:
         return None
-    return files
+    has = cache.manifest(item)
+    is_right = (has.get("version"), has.get("drivers")) == (kernel.get("version"), DRIVERS)
+    return files if is_right else None
 
 
 def _fetch(
@@ -107,9 +110,8 @@ def _fetch(
             ) from None
         progress(f"Looking for drivers in {name}", None)
         nodes = drivers(lambda wanted: deb.chosen(archive, wanted))
-    cache.store(
-        item, {TREE: initramfs.cpio(complete(nodes))}, {"package": name, "version": version}
-    )
+    manifest = {"package": name, "version": version, "drivers": DRIVERS}
+    cache.store(item, {TREE: initramfs.cpio(complete(nodes))}, manifest)
     progress(f"Fetched the drivers of {guest}", 1.0)
 
 

@@ -26,6 +26,7 @@ from understudy.sched.seat import Claim, Seat, State
 from understudy.silicon import Processor
 from understudy.turns import TURN_NS
 from understudy.vcpu.activity import Goal
+from understudy.vcpu.time import FAR
 from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
 
 LIMITS: Final = frozenset({StopKind.WALL, StopKind.DEADLINE, StopKind.STOPPED})
@@ -56,7 +57,7 @@ class Schedule(House):
     # --- what is due ---
 
     def _note(self, when: int, what: Seat | Claim) -> None:
-        if when < NEVER:
+        if when < FAR:
             shift = self.claims[0].seats[0].vcpu.time.shift if self.claims else 0
             host = -(-when >> shift << shift)
             heapq.heappush(self._due, (host, next(self._order), what))

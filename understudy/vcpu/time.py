@@ -22,6 +22,7 @@ from understudy.guest import Guest
 from understudy.silicon import LocalApic
 
 NEVER: Final = (1 << 64) - 1
+FAR: Final = 1 << 61  # ns of guest time, seven decades: nothing is waited for so long
 LAG_NS: Final = 20_000  # that a deadline may be late by, with the wall clock
 LONGEST: Final = (1 << 32) - 1  # that the guest's timer can be told, in its units
 
@@ -68,9 +69,10 @@ class Deadlines:
         self.armed = 0
 
     def due(self) -> int:
-        """When something is due, in ns of guest time; `NEVER` if nothing is."""
+        """When something is due, in ns of guest time; `NEVER` if nothing is before `FAR`."""
         device, apic = self.board.next_deadline(), self.apic.deadline()
-        return apic if device is None or apic < device else device
+        due = apic if device is None or apic < device else device
+        return due if due < FAR else NEVER
 
     def next(self) -> int:
         """When to come back at the latest: something is due, or the turn is over."""

@@ -77,7 +77,7 @@ fn case(generator: &Generator, rng: &mut Rng, bits: u32, is_single: bool) -> Sta
 /// If the computer refuses processes or memory.
 pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut computer = Computer::new()?;
-    let mut machine = Machine::new(options.engine, options.code_bytes)?;
+    let mut machine = Machine::new(options.engine, options.code_bytes)?.with_windows(options.windows);
     let generator = Generator::new(has_bases(), false);
     let is_single = options.engine == EngineKind::Reference;
     let mut sum =

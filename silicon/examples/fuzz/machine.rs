@@ -8,6 +8,7 @@ use silicon::cpu::state::{Clock, Shadow};
 use silicon::cpu::step::step;
 use silicon::cpu::trap::Trap;
 use silicon::dbt::home::Home;
+use silicon::dbt::promotion::Windows;
 use silicon::engine::{Engine, Reference};
 use silicon::mem::Memory;
 use silicon::processor::EngineKind;
@@ -86,6 +87,12 @@ impl Machine {
         core.idtr.limit = 0;
         core.cpl = 3;
         Ok(Self { core, engine, mem, left: (CODE_HPA, Vec::new()) })
+    }
+
+    /// The same with windows for whom it says.
+    pub fn with_windows(mut self, windows: Windows) -> Self {
+        self.engine.use_windows(&mut self.core, windows);
+        self
     }
 
     /// Put the memory that following runs begin with.

@@ -1,6 +1,6 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
 //! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT]
-//! [--patience N] [--code-bytes N] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
+//! [--patience N] [--code-bytes N] [--windows always|never] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
 //! segments with bases, limits and other rights.
 
 mod areas;
@@ -15,6 +15,7 @@ mod values;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use silicon::dbt::promotion::Windows;
 use silicon::processor::EngineKind;
 
 fn main() -> ExitCode {
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         wide: 70,
         with_reference: false,
         patience: 1,
+        windows: Windows::Auto,
     };
     let mut are_encodings = false;
     let mut args = std::env::args().skip(1);
@@ -42,11 +44,13 @@ fn main() -> ExitCode {
             "--code-bytes" => options.code_bytes = number as usize,
             "--encodings" => are_encodings = number == 1,
             "--against" if value == "reference" => options.with_reference = true,
+            "--windows" if value == "always" => options.windows = Windows::Always,
+            "--windows" if value == "never" => options.windows = Windows::Never,
             "--engine" if value == "reference" => options.engine = EngineKind::Reference,
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
                 eprintln!(
-                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide, --patience or --code-bytes with a number, --engine reference|dbt, or --against reference"
+                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide, --patience or --code-bytes with a number, --engine reference|dbt, --windows always|never, or --against reference"
                 );
                 return ExitCode::from(2);
             }

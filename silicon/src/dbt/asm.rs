@@ -31,18 +31,28 @@ pub struct Mem {
     pub index: Option<(u8, u8)>,
     /// Displacement.
     pub disp: i32,
+    /// The sum, of 32 bits, is an offset in the guest's window.
+    pub in_window: bool,
+}
+
+impl Mem {
+    /// In the computer's own addresses.
+    #[must_use]
+    pub fn new(base: Option<u8>, index: Option<(u8, u8)>, disp: i32) -> Self {
+        Self { base, index, disp, in_window: false }
+    }
 }
 
 /// `[rsp + disp]`: the processor's state.
 #[must_use]
 pub fn state(disp: usize) -> Mem {
-    Mem { base: Some(RSP), index: None, disp: disp as i32 }
+    Mem::new(Some(RSP), None, disp as i32)
 }
 
 /// `[reg]`.
 #[must_use]
 pub fn at(reg: u8) -> Mem {
-    Mem { base: Some(reg), index: None, disp: 0 }
+    Mem::new(Some(reg), None, 0)
 }
 
 /// Conditions, as encoded in Jcc.
@@ -88,13 +98,15 @@ pub struct Asm {
     pub bytes: Vec<u8>,
     /// Where the first byte will live.
     pub base: u64,
+    /// Where instructions are that access the guest's window, and nobody has noted yet.
+    pub accesses: Vec<u64>,
 }
 
 impl Asm {
     /// An empty piece at `base`.
     #[must_use]
     pub fn new(base: u64) -> Self {
-        Self { bytes: Vec::with_capacity(1024), base }
+        Self { bytes: Vec::with_capacity(1024), base, accesses: Vec::new() }
     }
 
     /// The host address of the next byte.
@@ -114,6 +126,10 @@ impl Asm {
 
     /// An instruction with a register and a memory operand.
     pub fn rm(&mut self, prefix: &[u8], wide: bool, opcode: &[u8], reg: u8, m: Mem) {
+        if m.in_window {
+            self.accesses.push(self.here());
+            self.raw(&[0x65, 0x67]); // GS, 32-bit address
+        }
         self.raw(prefix);
         let x = m.index.map_or(0, |(i, _)| i >> 3);
         let b = m.base.map_or(0, |b| b >> 3);

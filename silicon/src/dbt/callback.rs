@@ -5,7 +5,7 @@ use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user};
 use super::tables::jump_index;
-use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but};
+use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but, signals};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
@@ -130,7 +130,7 @@ impl Dbt {
             self.ungrouped = true;
             return self.known(core);
         }
-        let before = (self.generations, core.tlb.displaced);
+        let before = (self.generations, core.tlb.displaced, core.tlb.windows.current());
         let result = self.execute(core, site);
         core.flags_to_jit();
         let is_alone = match result {
@@ -149,8 +149,10 @@ impl Dbt {
         }
         let rest = i64::from(site.remaining) - 1;
         // A group's pointer may be to a page whose translation was displaced.
-        let goes_on =
-            is_alone && site.next != 0 && !site.is_group && before == (self.generations, core.tlb.displaced);
+        let goes_on = is_alone
+            && site.next != 0
+            && !site.is_group
+            && before == (self.generations, core.tlb.displaced, core.tlb.windows.current());
         let is_alive = goes_on && !self.blocks[site.block].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
@@ -228,7 +230,7 @@ pub(super) extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
     next
 }
 
-pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
+pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64, accessed: u64) -> u64 {
     let (core, dbt) = parts(core);
     let faults = dbt.tools.faults.part(dbt.cache.region_at(at));
     let Ok(i) = faults.binary_search_by_key(&at, |f| f.0) else {
@@ -236,7 +238,30 @@ pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64) -> u64 {
         dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
         return 0;
     };
-    interpret(core, faults[i].1.into())
+    let next = interpret(core, faults[i].1.into());
+    let (core, _) = parts(core);
+    fill_window(core, accessed);
+    next
+}
+
+/// The program faulted in its window: let the page lead to where the TLB says now.
+fn fill_window(core: &mut Core, accessed: u64) {
+    let Some(base) = core.tlb.windows.current().filter(|_| core.cpl == 3) else { return };
+    let vpn = accessed.wrapping_sub(base) >> 12;
+    let Some(&e) = core.tlb.lookup(vpn) else { return };
+    if e.perm & perm::SPECIAL != 0 || !core.allows(&e, Access::Read) {
+        return;
+    }
+    let (mem, pfn) = (core.mem.clone(), e.hpa >> 12);
+    let may_write = core.allows(&e, Access::Write) && !mem.is_code(pfn);
+    // (A mark that is set already changes nothing.)
+    let wants_write = accessed & signals::IS_WRITE != 0 || mem.is_dirty(pfn);
+    let mut is_writable = may_write && wants_write;
+    if is_writable {
+        mem.mark_dirty(e.hpa);
+        is_writable = !core.is_parallel || mem.code().grant(pfn);
+    }
+    core.tlb.windows.fill(vpn, e.hpa, is_writable, &mem);
 }
 
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {

@@ -25,7 +25,7 @@ impl Translator<'_> {
         let remaining = i32::from(self.site(insn).remaining);
         self.a.load(T1, state(offset_of!(Core, horizon)));
         self.a.sub_mem(T1, state(offset_of!(Core, countdown)));
-        self.a.lea(T1, Mem { base: Some(T1), index: None, disp: -remaining });
+        self.a.lea(T1, Mem::new(Some(T1), None, -remaining));
         self.a.add_mem(T1, state(offset_of!(Core, tsc_skew)));
         self.a.add_mem(T1, state(offset_of!(Core, msr) + offset_of!(Msrs, tsc_adjust)));
         if self.mode & MODE_TSC_OFFSET != 0 {

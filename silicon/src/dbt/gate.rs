@@ -39,6 +39,15 @@ pub fn vector_state_out(core: &mut Core) {
     fxstate::normalize(&mut core.fx);
 }
 
+/// Let operands of generated code with segment GS begin at an address.  This thread uses the register
+/// for nothing else.
+pub fn set_window(address: u64) {
+    debug_assert!(super::promotion::is_possible());
+    // SAFETY: the computer lets programs write it (`is_possible`), and nothing of this process but
+    // generated code has operands in GS.
+    unsafe { asm!("wrgsbase {}", in(reg) address, options(nostack, preserves_flags)) };
+}
+
 /// Whether the guest's x87, whose state is in the computer's registers, has unmasked exceptions.
 #[must_use]
 pub fn is_x87_pending() -> bool {

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Asm, Mem, RAX, RDI, RSI, RSP, Source, T0, T1, at, state};
+use super::asm::{Asm, Mem, RAX, RDI, RDX, RSI, RSP, Source, T0, T1, at, state};
 use super::map::PINNED;
 use super::record::{B_INSIDE, Kind, Record};
 use super::tables::{MAKERS, Tables};
@@ -40,7 +40,8 @@ pub struct Glue {
     pub flags: u64,
     /// For [`Tables::makers`].
     pub makers: [u64; MAKERS],
-    /// Jumped to from the signal handler with T0 = the host address that faulted.
+    /// Jumped to from the signal handler with T0 = the host address that faulted, T1 = the page that it
+    /// accessed ([`super::signals::register`]).
     pub fault: u64,
 }
 
@@ -51,7 +52,7 @@ pub struct Helpers {
     pub fill: u64,
     /// (core, number of the site) -> host address or 0.
     pub step: u64,
-    /// (core, address of a faulting instruction) -> host address or 0.
+    /// (core, address of a faulting instruction, what it accessed) -> host address or 0.
     pub fault: u64,
     /// (core) -> host address or 0.
     pub lookup: u64,
@@ -153,7 +154,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
         a.raw(&[0x50 | (r & 7)]);
     }
     a.mov(T0, RSI);
-    a.store(Mem { base: Some(RDI), index: None, disp: table(offset_of!(Tables, saved_rsp)) as i32 }, RSP);
+    a.store(Mem::new(Some(RDI), None, table(offset_of!(Tables, saved_rsp)) as i32), RSP);
     a.mov(RSP, RDI);
     a.rm(&[], false, &[0x0F, 0xAE], 3, state(table(offset_of!(Tables, host_mxcsr)))); // stmxcsr
     a.rm(&[], true, &[0x0F, 0xAE], 1, state(fx)); // fxrstor64
@@ -181,7 +182,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.registers_out();
     w.xmm_out();
     w.a.mov(RSI, T0);
-    w.a.mov(2, T1);
+    w.a.mov(RDX, T1);
     w.call_helper(h.fill);
     w.test_rax();
     let failed = w.a.jcc_later(super::asm::cc::E);
@@ -192,7 +193,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     let here = w.a.here();
     w.a.patch(failed, here);
     w.a.load(RSI, at(RSP));
-    w.a.rm(&[], false, &[0x8B], RSI, Mem { base: Some(RSI), index: None, disp: AFTER_JUMP }); // mov esi, [rsi + 5]
+    w.a.rm(&[], false, &[0x8B], RSI, Mem::new(Some(RSI), None, AFTER_JUMP)); // mov esi, [rsi + 5]
     let to_step = w.a.jmp_later();
 
     g.step = a.here();
@@ -215,6 +216,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.flags_out();
     w.xmm_out();
     w.a.mov(RSI, T0);
+    w.a.mov(RDX, T1);
     w.call_helper(h.fault);
     resume_or_leave(a, g.exit_stored);
     g
@@ -270,7 +272,7 @@ fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue) {
     a.patch(outside, here);
     a.rr(false, &[0x0F, 0xB6], T1, T1); // movzx T1d, T1b
     let makers = table(offset_of!(Tables, makers)) as i32 + below;
-    a.rm(&[], false, &[0xFF], 4, Mem { base: Some(RSP), index: Some((T1, 3)), disp: makers }); // jmp [m]
+    a.rm(&[], false, &[0xFF], 4, Mem::new(Some(RSP), Some((T1, 3)), makers)); // jmp [m]
 }
 
 /// RAX is where to go on, or 0 to leave; all state is stored.

@@ -137,7 +137,7 @@ impl Translator<'_> {
             let i = host(index, T1);
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
             let disp = (disp as i32).wrapping_add(by);
-            let m = Mem { base: b, index: i.map(|i| (i, scale)), disp };
+            let m = Mem::new(b, i.map(|i| (i, scale)), disp);
             match (b, i, disp, is_short) {
                 (Some(b), None, 0, false) => self.a.mov(T0, b),
                 (_, _, _, true) => self.a.lea32(T0, m),
@@ -155,7 +155,7 @@ impl Translator<'_> {
             _ => return,
         };
         let base = offset_of!(Core, seg) + which * size_of::<Segment>() + offset_of!(Segment, base);
-        let sum = Mem { base: Some(T0), index: Some((T1, 0)), disp: 0 };
+        let sum = Mem::new(Some(T0), Some((T1, 0)), 0);
         if self.is_32 {
             if let Some(last) = super::code32::last_offset(insn) {
                 debug_assert!(!self.flags.live);
@@ -207,7 +207,7 @@ impl Translator<'_> {
         }
         self.a.rr(false, &[0x81], 4, T1); // and T1d, the bytes of the first level in places
         self.a.raw(&((L1_ENTRIES as u32 - 1) << PLACE_SHIFT).to_le_bytes());
-        let field = |at: usize| Mem { base: Some(RSP), index: Some((T1, 0)), disp: (table + at) as i32 };
+        let field = |at: usize| Mem::new(Some(RSP), Some((T1, 0)), (table + at) as i32);
         let read = field(offset_of!(Place, read));
         let tag = if write { field(offset_of!(Place, write)) } else { read };
         self.a.add_mem(T0, tag);
@@ -256,7 +256,7 @@ impl Translator<'_> {
             self.a.load(T0, slot);
         }
         self.t0_group = Some(m.group);
-        Mem { base: Some(T0), index: None, disp: m.offset }
+        Mem::new(Some(T0), None, m.offset)
     }
 
     /// Let the cold paths of the instruction just emitted go on after it.  (Those of a transfer
@@ -264,6 +264,7 @@ impl Translator<'_> {
     pub(super) fn close_sites(&mut self) {
         let here = if std::mem::take(&mut self.is_last_in_block) { 0 } else { self.a.here() };
         let open = std::mem::take(&mut self.open_sites);
+        self.note_accesses(here);
         let n = self.cold.len();
         for c in &mut self.cold[n - open..] {
             if let Cold::Fill { site, .. } | Cold::Step { site, .. } = c {
@@ -379,7 +380,14 @@ impl Translator<'_> {
             return self.lea(insn, new, &temps);
         }
         let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
-        if memory && split.is_none() {
+        // (Where a store comes after the operation, the flags are lost already if it faults.)
+        let in_window = memory
+            && self.has_window
+            && self.fits_window(insn, has_high_byte)
+            && !split.as_ref().is_some_and(|s| s.writes);
+        if in_window && split.is_none() {
+            super::window::encode(&mut new);
+        } else if memory && split.is_none() {
             let disp = self.plan[self.index].map_or(0, |m| m.offset);
             // AH … BH and the registers with two digits cannot be in one instruction.
             new.set_memory_base(if has_high_byte { Register::RSI } else { Register::R14 });
@@ -395,7 +403,7 @@ impl Translator<'_> {
         };
         let mut code = self.tools.encoder.take_buffer();
         debug_assert_eq!(length, code.len());
-        if memory && has_high_byte {
+        if memory && has_high_byte && !in_window {
             code = [&SWAP_RSI_T0, &code[..], &SWAP_RSI_T0].concat();
         }
         self.registers_before(insn);
@@ -404,7 +412,11 @@ impl Translator<'_> {
                 insn.op_kind(i) == OpKind::Memory
                     && !matches!(accesses[i as usize], OpAccess::Read | OpAccess::CondRead)
             });
-            let place = self.place(insn, size, write, |t, by| t.address(insn, by));
+            let place = if in_window {
+                self.window_operand(insn)
+            } else {
+                self.place(insn, size, write, |t, by| t.address(insn, by))
+            };
             if let Some(split) = &mut split {
                 split.place = place;
             }
@@ -418,15 +430,19 @@ impl Translator<'_> {
                 self.a.load(temp, state(slot(guest)));
             }
         }
-        let may_fault = way(insn) == Way::Vector
-            || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b);
+        if in_window {
+            self.access_site = Some(self.site(insn)); // the flags are elsewhere now
+        }
+        let may_fault = !in_window
+            && (way(insn) == Way::Vector
+                || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b));
         let fault = may_fault.then(|| (self.a.here(), self.site(insn)));
         let recipe = match split {
             Some(split) => {
                 self.write_split(&split, &code);
                 Some(split.recipe)
             }
-            None => self.write_plain(insn, &code, &temps),
+            None => self.write_plain(insn, &code, &temps, in_window),
         };
         self.flags_after(insn, recipe);
         for &(guest, temp, _, store) in &temps {
@@ -453,6 +469,7 @@ impl Translator<'_> {
         insn: &Instruction,
         code: &[u8],
         temps: &[(usize, u8, bool, bool)],
+        in_window: bool,
     ) -> Option<Recipe> {
         if self.needed[self.index]
             && let Some(recipe) = shift_recipe(insn)
@@ -462,6 +479,9 @@ impl Translator<'_> {
             self.a.store(state(table(offset_of!(Tables, record)) + offset_of!(Record, a)), host);
             self.a.raw(code);
             return Some(recipe);
+        }
+        if in_window {
+            self.a.accesses.push(self.a.here());
         }
         self.a.raw(code);
         recipe(insn, None)
@@ -533,7 +553,7 @@ impl Translator<'_> {
             let i = host(index, T1);
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
             let disp = insn.memory_displacement64() as i32;
-            let m = Mem { base: b, index: i.map(|i| (i, scale)), disp };
+            let m = Mem::new(b, i.map(|i| (i, scale)), disp);
             if wide && !is_short {
                 self.a.lea(dest, m);
             } else {

@@ -9,6 +9,9 @@
 //!   crosses a page, is no plain memory, or would overwrite code, the whole instruction is
 //!   interpreted by [`crate::cpu::step`] and generated code goes on behind it.  So walks, faults,
 //!   flags and counters are those of the reference engine by construction.
+//! * *Windows* ([`crate::mmu::window`]).  32-bit programs that compute access memory as it is, in 4
+//!   GBytes of addresses where the computer's own page tables have what the TLB holds ([`window`]);
+//!   who gets one: [`promotion`].
 //! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
 //!   through a table to a landing pad that compares the whole address.
@@ -49,7 +52,9 @@ mod middle;
 mod mode;
 pub mod native;
 pub mod numbered;
+pub mod promotion;
 pub mod record;
+pub mod reserved;
 pub mod signals;
 mod strings;
 mod system;
@@ -58,6 +63,7 @@ pub mod transfer;
 pub mod translate;
 mod twin;
 pub mod undefined;
+mod window;
 mod x87;
 pub mod zeroed;
 
@@ -70,6 +76,7 @@ use self::glue::Helpers;
 use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::numbered::{Numbered, region_of};
+use self::promotion::{Promotion, Windows};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, Used, jump_index};
 use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
@@ -84,6 +91,7 @@ use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
+use crate::mmu::window::Counts as WindowCounts;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
@@ -129,6 +137,10 @@ pub struct Dbt {
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     trap: Option<Trap>,
+    promotion: Promotion,
+    /// The base of GS, if it is known.
+    window: Option<u64>,
+    windows: WindowCounts,
     /// The next block is to be the version without groups.
     ungrouped: bool,
     translated_instructions: u64,
@@ -189,6 +201,9 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
         trap: None,
+        promotion: Promotion::default(),
+        window: None,
+        windows: WindowCounts::default(),
         ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
@@ -211,9 +226,11 @@ impl Engine for Dbt {
             self.tools.is_parallel = core.is_parallel;
             self.flush_code(core);
         }
+        self.window = None; // another thread has another
         let mut is_stuck = false;
         loop {
             self.sync(core);
+            self.promotion.consider(core);
             let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
             let is_asked = core.attention != 0 || core.agent.is_rung();
             if core.countdown <= 0 || is_asked || is_short && core.may_stop_early {
@@ -252,6 +269,7 @@ impl Engine for Dbt {
     }
 
     fn settle(&mut self, core: &mut Core) {
+        self.windows = core.tlb.windows.counts;
         if !core.code_writes.is_empty() {
             for (hpa, len) in std::mem::take(&mut core.code_writes) {
                 self.invalidate(core, hpa, len);
@@ -264,6 +282,10 @@ impl Engine for Dbt {
 
     fn flush(&mut self, core: &mut Core) {
         self.flush_code(core);
+    }
+
+    fn use_windows(&mut self, core: &mut Core, windows: Windows) {
+        self.promotion.set(core, windows);
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
@@ -283,6 +305,9 @@ impl Engine for Dbt {
             ("entries", self.entered),
             ("lookups", self.lookups),
             ("links", self.links),
+            ("windows_opened", self.windows.opened),
+            ("window_fills", self.windows.filled),
+            ("window_drops", self.windows.dropped),
         ]
     }
 }
@@ -308,6 +333,9 @@ impl Dbt {
         let now = (core.tlb.asn, core.tlb.global_asn, core.tlb.fetch_epoch);
         if now == self.tables_of {
             return;
+        }
+        if now.0 != self.tables_of.0 {
+            self.promotion.begin(core);
         }
         let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
         self.tables_of = now;
@@ -350,6 +378,10 @@ impl Dbt {
             }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
             self.jump_modes[table] = mode;
+        }
+        if mode::has_window(mode) && self.window != core.tlb.windows.current() {
+            self.window = core.tlb.windows.current();
+            self.window.into_iter().for_each(gate::set_window);
         }
         Some(mode)
     }
@@ -471,8 +503,8 @@ impl Dbt {
         let pfn = hpa >> 12;
         let (is_new, in_frame) = self.frames.hold(pfn);
         if is_new {
-            let host = core.mem.host_ptr(hpa & !PAGE_OFFSET) as u64;
-            core.tlb.l1_protect_where(|page| page == host);
+            let (base, frame) = (core.mem.base() as u64, hpa & !PAGE_OFFSET);
+            core.tlb.l1_protect_where(base, |page| page == base + frame);
             let change = core.tell_mark();
             if core.is_parallel && core.mem.code().is_granted(pfn) {
                 core.agent.clone().wait_for(change, || core.catch_up());

@@ -27,6 +27,9 @@ pub(super) const MODE_TSC: u32 = 512;
 /// The VMCS has an offset for it.
 pub(super) const MODE_TSC_OFFSET: u32 = 1024;
 
+/// 32-bit code whose operands are accessed in a window ([`crate::mmu::window`]).
+pub(super) const MODE_WINDOW: u32 = 2048;
+
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
     let bits = attr::UNUSABLE | attr::P | attr::S | attr::CODE | attr::EC | attr::RW;
@@ -60,6 +63,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.cpl == 3 {
         key |= MODE_USER;
+        if is_32(key) && core.tlb.windows.current().is_some() {
+            key |= MODE_WINDOW;
+        }
     } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
         key |= MODE_LIFTED;
     }
@@ -98,6 +104,10 @@ pub(super) fn code_bits(mode: u32) -> u32 {
 
 pub(super) fn is_user(mode: u32) -> bool {
     mode & MODE_USER != 0
+}
+
+pub(super) fn has_window(mode: u32) -> bool {
+    mode & MODE_WINDOW != 0
 }
 
 pub(super) fn is_level_0(mode: u32) -> bool {

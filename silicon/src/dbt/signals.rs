@@ -2,7 +2,7 @@
 //!
 //! [`register`] names a range of generated code and an address to go on at.  When a synchronous
 //! signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL) hits inside a range, its R14 receives the faulting RIP
-//! (and, if asked for, R15 the exception's vector) and execution goes on there; every other signal
+//! (and R15 the exception's vector or the page that was accessed) and execution goes on there; every other signal
 //! goes to whoever would have handled it without us.
 //!
 //! *Whose signals they are.*  Whoever installs a handler later takes the signals from us: a guest's
@@ -23,6 +23,8 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
+
+use crate::addr::FRAME_BYTES;
 
 /// Most ranges at one time (three for each processor).
 const SLOTS: usize = 4096;
@@ -57,8 +59,8 @@ impl Drop for Registration {
     }
 }
 
-/// Go on at `recover`, with the faulting RIP in R14 (and the vector in R15, if wanted), when code in
-/// `range` faults.
+/// Go on at `recover`, with the faulting RIP in R14, when code in `range` faults; in R15 is the vector,
+/// if wanted, and else the page that was accessed, with [`IS_WRITE`].
 ///
 /// The recovery code runs with every other register, the flags and the x87/SSE state as they
 /// were at the fault.
@@ -104,6 +106,9 @@ static CHAINS: [AtomicPtr<Link>; 4] = [const { AtomicPtr::new(ptr::null_mut()) }
 /// By signal: the link whose handler is being called, and the thread.
 static PASSING: [(AtomicPtr<Link>, AtomicUsize); 4] =
     [const { (AtomicPtr::new(ptr::null_mut()), AtomicUsize::new(0)) }; 4];
+
+/// Of a page fault's error code, and of what the recovery code finds in R15: it was a write.
+pub const IS_WRITE: u64 = 2;
 
 /// Ticks of the TSC between two looks within a run: a millisecond or less.
 const PATIENCE: u64 = 2_000_000;
@@ -196,9 +201,13 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     let is_fault = unsafe { (*info).si_code } > 0;
     if is_fault && let Some((recover, wants_vector)) = find(rip as usize) {
         gregs[libc::REG_R14 as usize] = rip;
-        if wants_vector {
-            gregs[libc::REG_R15 as usize] = gregs[libc::REG_TRAPNO as usize];
-        }
+        gregs[libc::REG_R15 as usize] = if wants_vector {
+            gregs[libc::REG_TRAPNO as usize]
+        } else {
+            // SAFETY: as above; of a fault there is an address.
+            let page = unsafe { (*info).si_addr() } as i64 & !(FRAME_BYTES as i64 - 1);
+            page | gregs[libc::REG_ERR as usize] & IS_WRITE as i64
+        };
         gregs[libc::REG_RIP as usize] = recover as i64;
         return;
     }

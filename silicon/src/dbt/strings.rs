@@ -161,9 +161,9 @@ impl Translator<'_> {
         self.a.raw(if size == 8 { &[0x48] } else { &[] });
         let opcode = if is_move { 0xA4 } else { 0xAA };
         self.a.raw(&[opcode + u8::from(size > 1)]);
-        self.lea_address(RDI, Mem { base: Some(RDI), index: Some((T0, 0)), disp: 0 });
+        self.lea_address(RDI, Mem::new(Some(RDI), Some((T0, 0)), 0));
         if is_move {
-            self.lea_address(RSI, Mem { base: Some(RSI), index: Some((T1, 0)), disp: 0 });
+            self.lea_address(RSI, Mem::new(Some(RSI), Some((T1, 0)), 0));
         }
         let here = self.a.here();
         self.a.patch(nothing, here);
@@ -177,7 +177,7 @@ impl Translator<'_> {
         self.a.rr(false, &[0x81], 4, T1); // and T1d, imm32
         self.a.raw(&(PAGE_OFFSET as u32).to_le_bytes());
         let scale = size.trailing_zeros() as u8;
-        self.a.lea32(T1, Mem { base: Some(T1), index: Some((RCX, scale)), disp: 0 });
+        self.a.lea32(T1, Mem::new(Some(T1), Some((RCX, scale)), 0));
         self.a.cmp32_imm(T1, FRAME_BYTES as u32);
         self.step_if(insn, cc::A);
     }

@@ -236,7 +236,7 @@ impl Translator<'_> {
         self.a.rr(true, &[0xC1], 7, T1); // sar T1, 5 or 6
         self.a.raw(&[if is_wide { 6 } else { 5 }]);
         let scale = if is_wide { 3 } else { 2 };
-        self.lea_address(T0, Mem { base: Some(T0), index: Some((T1, scale)), disp: 0 });
+        self.lea_address(T0, Mem::new(Some(T0), Some((T1, scale)), 0));
         self.check(insn, size, write, false);
         self.t0_group = None;
         let pinned = host_of(number(r));

@@ -34,7 +34,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn lea_word(&mut self, dst: u8, base: u8, disp: i32) {
-        self.lea_address(dst, Mem { base: Some(base), index: None, disp });
+        self.lea_address(dst, Mem::new(Some(base), None, disp));
     }
 
     fn load_word(&mut self, dst: u8, m: Mem) {
@@ -56,11 +56,17 @@ impl Translator<'_> {
     /// The host place of the word below the guest's stack pointer.
     pub(super) fn stack_place(&mut self, insn: &Instruction) -> Mem {
         let word = self.word();
+        if self.has_window {
+            return self.in_window(insn, Mem::new(Some(HOST_OF_RSP), None, -word));
+        }
         self.place(insn, word as usize, true, |t, by| t.lea_word(T0, HOST_OF_RSP, by - word))
     }
 
     /// The host place of the word that `register` (RSP, RBP) points at.
     fn stack_top(&mut self, insn: &Instruction, register: u8) -> Mem {
+        if self.has_window {
+            return self.in_window(insn, at(register));
+        }
         self.place(insn, self.word() as usize, false, |t, by| t.lea_word(T0, register, by))
     }
 
@@ -74,10 +80,15 @@ impl Translator<'_> {
 
     /// Load a memory operand of a word into `value`.
     fn fetch_operand(&mut self, insn: &Instruction) {
-        self.keep_flags();
-        self.address(insn, 0);
-        self.check(insn, self.word() as usize, false, false);
-        self.load_word(T1, at(T0));
+        let place = if self.has_window {
+            self.window_operand(insn)
+        } else {
+            self.keep_flags();
+            self.address(insn, 0);
+            self.check(insn, self.word() as usize, false, false);
+            at(T0)
+        };
+        self.load_word(T1, place);
         self.a.store(Self::value_slot(), T1);
     }
 
@@ -191,7 +202,11 @@ impl Translator<'_> {
             self.move_word(T0, v);
         } else {
             self.keep_flags();
-            let place = self.place(insn, self.word() as usize, false, |t, by| t.address(insn, by));
+            let place = if self.has_window {
+                self.window_operand(insn)
+            } else {
+                self.place(insn, self.word() as usize, false, |t, by| t.address(insn, by))
+            };
             self.load_word(T0, place);
         }
         self.transfer_indirect(insn, 0);
@@ -229,7 +244,7 @@ impl Translator<'_> {
         if !is_jump {
             // The block ends here: no recipe outlives the old count.
             debug_assert!(rest == 0);
-            let less = Mem { base: Some(RCX), index: None, disp: -1 };
+            let less = Mem::new(Some(RCX), None, -1);
             if wide { self.a.lea(RCX, less) } else { self.a.lea32(RCX, less) }
         }
         self.a.raw(if wide { &[0xE3] } else { &[0x67, 0xE3] }); // jrcxz, jecxz

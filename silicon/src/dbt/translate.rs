@@ -77,6 +77,10 @@ pub(super) struct Translator<'a> {
     pub has_vector: bool,
     /// 32-bit code.
     pub is_32: bool,
+    /// Its operands are accessed in the guest's window.
+    pub has_window: bool,
+    /// Where to interpret from if an access in the window faults.
+    pub access_site: Option<Site>,
     pub flags: Flags,
     /// How the record at the head is likely to tell the flags; `None` once it is another's.
     pub how_at_head: Option<u32>,
@@ -256,7 +260,8 @@ pub fn translate(
     if insns.is_empty() && tail == Tail::Here {
         return None;
     }
-    let plan = if super::mode::has_groups(key.mode) {
+    let has_window = super::mode::has_window(key.mode);
+    let plan = if super::mode::has_groups(key.mode) && !has_window {
         let is_barrier =
             |i: &Instruction| super::kinds::is_interpreted(i) || is_32 && code32::must_step(i, key.mode);
         super::groups::plan(&insns, &mut tools.info, is_32, is_barrier)
@@ -271,6 +276,8 @@ pub fn translate(
         is_user: super::mode::is_user(key.mode),
         has_vector: super::mode::has_vector(key.mode),
         is_32,
+        has_window,
+        access_site: None,
         flags: Flags::at_head(),
         how_at_head: Some(how),
         needed: super::flags::needs(&insns, tail == Tail::Crossing),
@@ -418,6 +425,7 @@ impl Translator<'_> {
 
     /// Go to a known address.
     pub fn transfer(&mut self, target: u64) {
+        self.note_accesses(0);
         self.end_shadow();
         self.record_flags();
         self.record_x87();
@@ -442,6 +450,7 @@ impl Translator<'_> {
 
     /// Go to the address in T0; `popped`: what the instruction added to RSP.
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
+        self.note_accesses(0);
         self.record_flags();
         self.record_x87();
         let is_shadowed = self.end_shadow();
@@ -449,14 +458,14 @@ impl Translator<'_> {
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());
-        self.a.lea32(T1, Mem { base: Some(T0), index: Some((T0, 3)), disp: 0 });
+        self.a.lea32(T1, Mem::new(Some(T0), Some((T0, 3)), 0));
         self.a.rr(false, &[0xC1], 5, T1); // shr T1d, 4
         self.a.raw(&[4]);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
         self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
         let which = super::mode::class_of(self.mode) * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + which;
-        let m = Mem { base: Some(RSP), index: Some((T1, 3)), disp: disp as i32 };
+        let m = Mem::new(Some(RSP), Some((T1, 3)), disp as i32);
         self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]
     }
 

@@ -156,7 +156,7 @@ impl Translator<'_> {
         let home = |r: u8| state(slot(r.into()));
         let host = |r: u8| host_of(r.into());
         let index = sum.index.map(|(i, scale)| (host(i).unwrap_or(T1), scale));
-        let mut m = Mem { base: sum.base.map(|b| host(b).unwrap_or(T1)), index, disp: sum.disp };
+        let mut m = Mem::new(sum.base.map(|b| host(b).unwrap_or(T1)), index, sum.disp);
         let mut homeless = sum.registers().filter(|&r| host(r).is_none());
         let (one, other) = (homeless.next(), homeless.next());
         if let Some(r) = other {

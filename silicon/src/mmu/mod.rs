@@ -11,3 +11,4 @@ pub mod special;
 pub mod tlb;
 pub mod translate;
 pub mod walk;
+pub mod window;

@@ -11,6 +11,7 @@ use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mmu::caches::Caches;
 use crate::mmu::format::{IA32, LEVEL4, PAE};
+use crate::mmu::window::Windows;
 
 /// Entries of the data TLB (direct-mapped by page number).
 pub const ENTRIES: usize = 16384;
@@ -126,6 +127,8 @@ pub struct Tlb {
     pub fetch_epoch: u64,
     /// What shortens the walks after a miss; off by default.
     pub caches: Caches,
+    /// The first level in another form.
+    pub windows: Windows,
 }
 
 impl Tlb {
@@ -152,6 +155,7 @@ impl Tlb {
             displaced: 0,
             fetch_epoch: 0,
             caches: Caches::default(),
+            windows: Windows::default(),
             ; in place
             ; zeros l1,
         });
@@ -216,11 +220,8 @@ impl Tlb {
         let owner = (self.asn, self.global_asn, rules);
         if self.l1_owner != owner {
             let (_, global, before) = std::mem::replace(&mut self.l1_owner, owner);
-            if (global, before) == (self.global_asn, rules) {
-                self.flush_l1_part(LOCAL);
-            } else {
-                self.flush_l1();
-            }
+            self.flush_parts((global, before) != (self.global_asn, rules));
+            self.windows.select(owner);
         }
     }
 
@@ -235,11 +236,7 @@ impl Tlb {
         self.numbers.retain(|&(v, e, p), _| !dead(v, e, p));
         let before = self.globals.len();
         self.globals.retain(|&(v, e), _| !dead_global(v, e));
-        if self.globals.len() == before {
-            self.flush_l1_part(LOCAL);
-        } else {
-            self.flush_l1();
-        }
+        self.flush_parts(self.globals.len() != before);
     }
 
     /// Drop everything.
@@ -296,6 +293,7 @@ impl Tlb {
                     e.asn = 0;
                 }
                 self.l1_drop(vpn);
+                self.windows.drop_page(vpn, numbers);
             }
         } else {
             for e in self.entries.iter_mut().filter(|e| is_hit(e)) {
@@ -351,11 +349,16 @@ impl Tlb {
         self.note_size(vpn, shift);
         let slot = vpn as usize % ENTRIES;
         let old = self.entries[slot];
+        let new = Entry { vpn, hpa, asn: self.number(perm), perm };
         if old.asn != 0 {
             self.l1_drop(old.vpn);
             self.displaced += u64::from(old.vpn != vpn);
+            // (Else nothing is lost.)
+            if old != new && old != (Entry { perm: perm & !perm::DIRTY, ..new }) {
+                self.windows.drop_page(old.vpn, &[old.asn]);
+            }
         }
-        self.entries[slot] = Entry { vpn, hpa, asn: self.number(perm), perm };
+        self.entries[slot] = new;
     }
 
     /// Put in an instruction-side translation, as [`Tlb::insert`].
@@ -406,8 +409,9 @@ impl Tlb {
     }
 
     /// Take the right to write pages away from generated code: those at host addresses for which
-    /// `which` says so, of those that it may write.
-    pub fn l1_protect_where(&mut self, mut which: impl FnMut(u64) -> bool) {
+    /// `which` says so, of those that it may write.  `base`: the host address of the memory.
+    pub fn l1_protect_where(&mut self, base: u64, mut which: impl FnMut(u64) -> bool) {
+        self.windows.protect_where(|hpa| which(base + hpa));
         for t in &mut self.l1 {
             for (i, p) in t.iter_mut().enumerate() {
                 if p.write != nothing(i) && which(p.host) {
@@ -417,10 +421,22 @@ impl Tlb {
         }
     }
 
+    /// Give the current space a window; whether it has one.
+    pub fn open_window(&mut self) -> bool {
+        self.windows.current().is_some() || self.windows.open(self.l1_owner)
+    }
+
     /// Empty the first level (the second stays).
     pub fn flush_l1(&mut self) {
-        self.flush_l1_part(GLOBAL);
+        self.flush_parts(true);
+        self.windows.clear();
+    }
+
+    fn flush_parts(&mut self, global: bool) {
         self.flush_l1_part(LOCAL);
+        if global {
+            self.flush_l1_part(GLOBAL);
+        }
     }
 
     /// Drop one part of the first level, or more.

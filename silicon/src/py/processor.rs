@@ -20,6 +20,7 @@ use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Clock, Core, Fx};
+use crate::dbt::promotion::Windows;
 use crate::dbt::signals;
 use crate::mmu::caches;
 use crate::mmu::walk::{Access, Intent, Space, Walker};
@@ -424,6 +425,22 @@ impl Processor {
     /// Drop all cached translations (of memory and of code).  For host-side changes.
     fn flush(&self) -> PyResult<()> {
         self.shared.lock()?.flush();
+        Ok(())
+    }
+
+    /// Which 32-bit programs access memory through windows of the computer's own page tables: "auto",
+    /// "always" or "never".  Only how fast they run depends on it.
+    fn use_windows(&self, which: &str) -> PyResult<()> {
+        let windows = match which {
+            "auto" => Windows::Auto,
+            "always" => Windows::Always,
+            "never" => Windows::Never,
+            _ => {
+                let words = format!("windows={which:?}: expected \"auto\", \"always\" or \"never\"");
+                return Err(PyValueError::new_err(words));
+            }
+        };
+        self.shared.lock()?.use_windows(windows);
         Ok(())
     }
 

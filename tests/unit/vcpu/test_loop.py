@@ -147,6 +147,15 @@ def test_sleep_goes_on_through_timers_that_wake_nobody() -> None:
         assert b.vm.clock.now() > 6400
 
 
+def test_a_sleep_of_decades_has_no_end() -> None:
+    """Time would come to where no number of a snapshot reaches."""
+    with bench({"rflags": 0x202}) as b:
+        b.apic.timer = (1 << 64) - 2
+        b.processor.script.append(HLT)
+        stop = b.vm.go()
+        assert (stop.kind, b.vm.clock.now() < 1 << 40) == (StopKind.STUCK, True)
+
+
 @pytest.mark.parametrize(
     ("rflags", "words"), [(0x2, "halted with RFLAGS.IF=0"), (0x202, "no timer is armed")]
 )
