@@ -65,8 +65,10 @@ class Threads(Turns):
         if end is not None:
             return super().run(end, until)
         threads = [
-            threading.Thread(target=self._work, args=(door, until), daemon=True)
-            for door in self.house.doors
+            threading.Thread(
+                target=self._work, args=(door, until), name=f"vCPU {number}", daemon=True
+            )
+            for number, door in enumerate(self.house.doors)
         ]
         with self._begun():
             try:

@@ -212,7 +212,7 @@ class VM(Tenant):
 
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
         time.  wall_seconds: real time.  reboot: whether a guest that resets itself starts again
-        (None: as configured, if it was started by `boot`).  After a KeyboardInterrupt it can go on.
+        (None: as configured).  After a KeyboardInterrupt it can go on.
         """
         self._refuse_if_running("run")
         if until is not None and until():
@@ -291,10 +291,7 @@ class VM(Tenant):
     @overload
     def inspect(self, gva: int) -> Inspection: ...
     def inspect(self, gva: int | None = None) -> dict[str, Any] | Inspection:
-        """Everything about the machine, as nested plain values.
-
-        With a linear address: both page walks, decoded; `print` it, or call its own `inspect`.
-        """
+        """Everything, as plain values; of a linear address both page walks, to be printed."""
         if gva is not None:
             with self.turns.still():
                 return inspection.of_vcpu(self.vcpus[0], gva)

@@ -61,8 +61,7 @@ class Vcpu:
         self.gpr, self.set_gpr, self.skip = guest.gpr, guest.set_gpr, guest.skip
         self.is_bootstrap = model.apic_id == 0
         self.apic = LocalApic(model.apic_id, self.is_bootstrap)
-        self.power_on_apic = self.apic.save()
-        self.events = Events(guest, self.apic)
+        self.power_on_apic, self.events = self.apic.save(), Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
