@@ -301,5 +301,8 @@ def hold_signals() -> None:
     millisecond; before a run, whoever starts it calls this.
     """
 
+def wall_tsc() -> int:
+    """The TSC of every processor with clock="wall", now: no processor is asked."""
+
 def host_features() -> dict[str, bool]:
     """What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …)."""

@@ -33,7 +33,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.paging import BUDGET, Paging
 from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
-from understudy.silicon import Processor, host_features
+from understudy.silicon import Processor, host_features, wall_tsc
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
@@ -97,7 +97,7 @@ def processors_of(
         processors.append(host.plug(config.engine, config.clock))
         given.callback(host.unplug, processors[-1])
     bootstrap = processors[0]
-    clock = GuestClock(lambda: bootstrap.tsc)
+    clock = GuestClock(wall_tsc if config.clock == "wall" else lambda: bootstrap.tsc)
     clock.offset = -clock.source()
     return processors, clock
 

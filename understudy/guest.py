@@ -77,8 +77,7 @@ class Guest(ABC):
     """What answers an exit, by its reason: a function of the vCPU and the exit."""
     resume: Callable[[int], Exit]
     """Enter the guest with an instruction budget (0: none); returns at the next exit."""
-    timer_shift: int
-    """`arm` counts in units of 2**timer_shift ticks of the TSC."""
+    timer_shift: int  # `arm` counts in units of 2**timer_shift ticks of the TSC
     read_gpr: Callable[[int], int]
     """A general register but RSP, fast."""
     write_gpr: Callable[[int, int], None]
@@ -97,11 +96,15 @@ class Guest(ABC):
     """Set one.  KeyError if it does not take the value."""
     take_pmu_interrupt: Callable[[], None]
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
-    view: Any
-    """What this processor has of the paging technique: a `paging.View`."""
+    view: Any  # what this processor has of the paging technique: a `paging.View`
     xcr0: int  # the state components that XSAVE and its kin may save
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
+    put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
+    """What answers an exit that says something of memory, if that has changed since."""
+    is_light: Callable[[Exit], bool]
+    """What answers it looks at no tables of the guest's, nor at the hypervisor's."""
+    is_in: ClassVar[bool] = True  # for all that others know, while it runs
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 

@@ -12,6 +12,7 @@ from understudy._silicon import (
     VmFail,
     hold_signals,
     host_features,
+    wall_tsc,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "VmFail",
     "hold_signals",
     "host_features",
+    "wall_tsc",
 ]

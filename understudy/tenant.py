@@ -5,7 +5,9 @@ between two runs, or in a callback.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from understudy.config import Config
 from understudy.machine.host import Host
@@ -13,10 +15,15 @@ from understudy.sched import keeping
 from understudy.sched.host import SharedHost
 from understudy.sched.schedule import Aim, Schedule
 from understudy.sched.seat import Claim
+from understudy.threads import Threads
 from understudy.turns import Turns
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop
+
+T = TypeVar("T", bound="Tenant")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Shared:
@@ -35,6 +42,10 @@ class Shared:
         for seat in self.claim.seats:
             seat.since = self.schedule.time.now()
             self.schedule.poke(seat)
+
+    def still(self) -> AbstractContextManager[None]:
+        """The host's processors take turns, on one thread."""
+        return nullcontext()
 
     def save(self) -> dict[str, Any]:
         """What a snapshot keeps of the VM's place."""
@@ -63,11 +74,25 @@ def place_of(
     `stolen` hears, when a vCPU goes on, how long it has waited for a processor in all.
     """
     if not isinstance(host, SharedHost):
-        return Turns(vcpus, clock, is_wall=config.clock == "wall")
+        is_wall = config.clock == "wall"
+        if is_wall and len(vcpus) > 1:
+            return Threads(vcpus, clock)
+        return Turns(vcpus, clock, is_wall=is_wall)
     claim = Claim(config.name, vcpus, clock, finish, owner)
     claim.stolen = stolen
     host.schedule.admit(claim)
     return Shared(host.schedule, claim)
+
+
+def still(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Do it while nobody executes anything of the VM."""
+
+    @wraps(act)
+    def done(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.turns.still():
+            return act(self, *args, **kwargs)
+
+    return done
 
 
 class Tenant:

@@ -13,6 +13,7 @@ same turns; a limit of one run changes no turn of the next.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from understudy.vcpu.activity import Goal
@@ -84,6 +85,10 @@ class Turns:
             self.vcpus[0].guest.advance((now - clock.source()) % GRAIN or GRAIN)
             clock.source = self.vcpus[0].guest.read_tsc
         clock.offset = now - clock.source()
+
+    def still(self) -> AbstractContextManager[None]:
+        """Inside, nobody executes anything of the VM."""
+        return nullcontext()
 
     def save(self) -> dict[str, Any]:
         """Whose turn it is follows from the time."""

@@ -35,7 +35,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
 from understudy.state import U62, Kept, plain, restore
-from understudy.tenant import Tenant
+from understudy.tenant import Tenant, still
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import UNEXPECTED, Stop, StopKind
 
@@ -145,6 +145,7 @@ class VM(Tenant):
         assembly.with_paging(self.config, name)
         self.post(lambda: self.change_paging(name))
 
+    @still
     def change_paging(self, name: str) -> None:
         """Change it now: on the VM's thread, between two exits.
 
@@ -211,8 +212,7 @@ class VM(Tenant):
 
         budget: instructions.  until: asked after each exit, so keep it cheap.  deadline_ns: guest
         time.  wall_seconds: real time.  reboot: whether a guest that resets itself starts again
-        (None: as the VM was configured, if it was started by `boot`).  A KeyboardInterrupt passes
-        through; the VM can go on.
+        (None: as configured).  After a KeyboardInterrupt it can go on.
         """
         self._refuse_if_running("run")
         if until is not None and until():
@@ -227,8 +227,8 @@ class VM(Tenant):
     def _ended(self, stop: Stop, reboot: bool | None = None) -> Stop | None:
         """What comes of the end of a run; None: the guest has started again."""
         stop = meant(stop, self.vcpus[0].guest, self.config.triple_fault)
-        again = self._load is not None and (self.config.reboot if reboot is None else reboot)
-        if stop.kind is not StopKind.RESET or not again:
+        again = self.config.reboot if reboot is None else reboot
+        if stop.kind is not StopKind.RESET or self._load is None or not again:
             return self._described(stop)
         try:
             self.reset()
@@ -271,14 +271,17 @@ class VM(Tenant):
     # --- looking, saving, ending ---
 
     @property
+    @still
     def instructions(self) -> int:
         """Instructions retired."""
         return sum(vcpu.retired for vcpu in self.vcpus)
 
+    @still
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
         return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
 
+    @still
     def describe(self) -> str:
         """The decoded state, for people."""
         return f"{self.name} at guest time {self.clock.now()} ns\n{self._in_words()}"
@@ -288,13 +291,10 @@ class VM(Tenant):
     @overload
     def inspect(self, gva: int) -> Inspection: ...
     def inspect(self, gva: int | None = None) -> dict[str, Any] | Inspection:
-        """Everything about the machine, as nested plain values.
-
-        With a linear address: the guest's page walk and the hypervisor's, every entry decoded;
-        `print` it, or call its own `inspect`.
-        """
+        """Everything, as plain values; of a linear address both page walks, to be printed."""
         if gva is not None:
-            return inspection.of_vcpu(self.vcpus[0], gva)
+            with self.turns.still():
+                return inspection.of_vcpu(self.vcpus[0], gva)
         return {
             "name": self.name,
             "host": self.host.inspect(),
@@ -302,6 +302,7 @@ class VM(Tenant):
             "counts": self.counts(),
         }
 
+    @still
     def snapshot(self) -> "Image[Self]":
         """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
         state, contents = self._state(), Shared(self.host, self.memory.p2m)
@@ -332,10 +333,12 @@ class VM(Tenant):
         for vcpu in self.vcpus:
             vcpu.msrs.note_tsc_offset()
 
+    @still
     def save(self) -> bytes:
         """This moment as bytes, for a file; nothing changes for the VM."""
         return b"".join(pack(self._state(), touched(self.host, self.memory.p2m)))
 
+    @still
     def write(self, path: "str | Path") -> int:
         """This moment to a file, which is there whole or not at all; returns its bytes."""
         return write(Path(path), pack(self._state(), touched(self.host, self.memory.p2m)))

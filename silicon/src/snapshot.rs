@@ -16,7 +16,7 @@ use crate::cpu::event::{Event, Kind};
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
-use crate::cpu::state::{Activity, Clock, Core, Shadow, monotonic_ns};
+use crate::cpu::state::{Activity, Clock, Core, Shadow};
 use crate::cpu::xsave::XCR0_KNOWN;
 use crate::vmx::Vmx;
 
@@ -406,7 +406,7 @@ pub fn load(core: &mut Core, bytes: &[u8]) -> Result<(), Malformed> {
         normalize(&mut core.fx);
         core.tsc_skew = match core.clock {
             Clock::Virtual => tsc.wrapping_sub(core.retired()),
-            Clock::Wall => tsc.wrapping_sub(monotonic_ns()),
+            Clock::Wall => 0, // the computer's clock, as in every other processor
         };
     }
     core.attention = 1;

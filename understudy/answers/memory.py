@@ -58,10 +58,10 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
     except PagingError as problem:
         return vcpu.error(str(problem))
     except OutOfFrames:
-        _put_back(vcpu, event)
+        put_back(vcpu, event)
         raise
     faults[kind] += 1
-    _put_back(vcpu, event)
+    put_back(vcpu, event)
     if gpa is None:
         return RESUME
     if kind is Fault.TRACE:
@@ -70,7 +70,7 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
     return device(vcpu, gpa, access, event)
 
 
-def _put_back(vcpu: Vcpu, event: Event | None) -> None:
+def put_back(vcpu: Vcpu, event: Event | None) -> None:
     """The event in whose delivery the exit came goes in with the next entry."""
     if event is not None:
         vcpu.deliver_again(event)

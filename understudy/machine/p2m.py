@@ -68,6 +68,7 @@ class P2m(FrameTable):
         self.owners: dict[int, Owner] = {}  # by flag
         self.watchers: list[Watcher] = []
         self.tracers: list[Tracer] = []
+        self.halt: Callable[[], None] = lambda: None  # nobody uses what is taken away
         self._pending: list[tuple[int, int]] | None = None
 
     # --- looking ---
@@ -138,6 +139,7 @@ class P2m(FrameTable):
 
     def copy(self, other: "P2m", flag: int) -> None:
         """Map, where nothing is mapped yet, what another p2m maps, with this protection alone."""
+        self.halt()
         if self.gigabytes():
             raise ValueError("a p2m is copied into one that maps something: expected an empty one")
         self._copy(other)
@@ -146,6 +148,7 @@ class P2m(FrameTable):
 
     def clear(self) -> list[Extent]:
         """Leave nothing mapped; what was."""
+        self.halt()
         extents, numbers = list(self), self.gigabytes()
         self._clear()
         self._announce([(number << GIGA_SHIFT, GIGA) for number in numbers])
@@ -161,10 +164,12 @@ class P2m(FrameTable):
 
     def protect_all(self, flag: int) -> None:
         """Refuse writes to all RAM."""
+        self.halt()
         self._announce(self._flag_all(flag, 0))
 
     def unprotect_all(self, flag: int) -> None:
         """End one reason for which frames are protected."""
+        self.halt()
         self._announce(self._flag_all(0, flag))
 
     def touch(self, gfn: int, *, write: bool = False) -> bool:
@@ -198,6 +203,7 @@ class P2m(FrameTable):
         return owner
 
     def _change(self, gfn: int, count: int, word: int) -> None:
+        self.halt()
         if count == 1:
             self._put(gfn, word)
         else:
@@ -208,6 +214,7 @@ class P2m(FrameTable):
         _check(gfn, count)
         if (on | off) & (FLAGS ^ PROTECTED):
             raise ValueError(f"flags {on | off:#x}: expected some of {PROTECTED:#x}, which protect")
+        self.halt()
         if count > 1:
             self._announce(self._flag(gfn, count, on, off))
             return
@@ -253,6 +260,7 @@ class P2m(FrameTable):
         """The hypervisor has written here, inside one page: tell those who trace it."""
         for tracer in self.tracers:
             if gpa >> PAGE_SHIFT in tracer.traced:
+                self.halt()
                 tracer.table_written(gpa, length)
 
 

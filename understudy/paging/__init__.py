@@ -58,6 +58,11 @@ class Answer(NamedTuple):
 class View:
     """What one virtual processor has of a technique: the events that its guest causes."""
 
+    is_shared: ClassVar[bool] = False
+    """Tables follow from the guest's: while one's events change them, others must be outside."""
+    is_sole: bool = False
+    """It has rights that the others have not, so none of them may execute beside it."""
+
     def __init__(self, paging: "Paging", guest: Guest) -> None:
         self.paging, self.guest = paging, guest
         self.eptp = paging.eptp  # 0: the processor translates by shadows now

@@ -7,6 +7,9 @@ ends a VM, so no vCPU is ever in it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
+
+from understudy.silicon import Exit
 
 
 class Activity(IntEnum):
@@ -20,6 +23,21 @@ class Activity(IntEnum):
     def first(cls, is_bootstrap: bool) -> "Activity":
         """After power-on all processors but the first wait for it to start them."""
         return cls.ACTIVE if is_bootstrap else cls.WAIT_FOR_SIPI
+
+
+class Entry(Protocol):
+    """A way into the guest: its `Guest` itself, or a door before it."""
+
+    @property
+    def is_in(self) -> bool:
+        """It may be inside: who wants something of it has to kick it."""
+
+    def run(self, budget: int) -> Exit:
+        """As `Guest.run`."""
+
+    @property
+    def resume(self) -> Callable[[int], Exit]:
+        """As `Guest.resume`."""
 
 
 @dataclass

@@ -26,7 +26,7 @@ from understudy.paging import Paging, View
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
 from understudy.silicon import Exit, LocalApic, hold_signals
 from understudy.state import Kept, plain, restore
-from understudy.vcpu.activity import Activity, Goal, VcpuState
+from understudy.vcpu.activity import Activity, Entry, Goal, VcpuState
 from understudy.vcpu.counts import LAST_EXIT, ExitCounts
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
@@ -61,8 +61,7 @@ class Vcpu:
         self.gpr, self.set_gpr, self.skip = guest.gpr, guest.set_gpr, guest.skip
         self.is_bootstrap = model.apic_id == 0
         self.apic = LocalApic(model.apic_id, self.is_bootstrap)
-        self.power_on_apic = self.apic.save()
-        self.events = Events(guest, self.apic)
+        self.power_on_apic, self.events = self.apic.save(), Events(guest, self.apic)
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
@@ -75,9 +74,10 @@ class Vcpu:
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
         self.is_running = self.is_stepping = False
+        self.entry: Entry = guest  # the way into the guest
+        self.halt: Callable[[], None] = lambda: None  # have the VM's others outside it
         clock.changed.append(self.look)
-        guest.notify, guest.moved = self.look_now, self._moved
-        guest.overflowed = self.pmu.interrupt
+        guest.notify, guest.moved, guest.overflowed = self.look_now, self._moved, self.pmu.interrupt
         self._moved()
 
     def _moved(self) -> None:
@@ -107,7 +107,7 @@ class Vcpu:
 
     def _run(self, goal: Goal) -> Stop | Verdict:
         guest, time, until, end = self.guest, self.time, goal.until, goal.end
-        state, retired = self.state, guest.count_retired
+        entry, state, retired = self.entry, self.state, guest.count_retired
         counts, table, is_wall = self.exits, self.table, self.is_wall
         budget = 0 if end is None else end - self.retired
         inside = guest.is_inside  # the last run ended between two instructions
@@ -117,7 +117,7 @@ class Vcpu:
             if end is not None and budget <= 0:
                 return Stop(StopKind.BUDGET)
             if inside:
-                exit = guest.run(budget)
+                exit = entry.run(budget)
             else:
                 if time.debt and not is_wall:
                     time.pay()
@@ -125,7 +125,7 @@ class Vcpu:
                     return stop
                 if is_wall and monotonic_ns() > time.stale:
                     time.rearm()
-                exit = guest.resume(budget)
+                exit = entry.resume(budget)
             reason = exit.reason
             inside = reason > LAST_EXIT and guest.is_inside
             try:
@@ -155,7 +155,7 @@ class Vcpu:
         if self.guest.thread == get_ident():
             return  # an exit is being answered: the loop comes by
         self.poke()
-        if self.is_running:
+        if self.is_running and self.entry.is_in:
             self.guest.kick()
 
     def command(self, action: Callable[[], None], *, is_first: bool) -> None:
@@ -324,6 +324,7 @@ class Vcpu:
 
     def leave_guest(self) -> None:
         """Finish a run that a budget ended, so that registers can be read and written."""
+        self.halt()
         while self.guest.is_inside:
             self.guest.kick()
             exit = self.guest.run(0)

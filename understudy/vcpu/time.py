@@ -52,6 +52,7 @@ class Deadlines:
 
     def __init__(self, guest: Guest, clock: GuestClock, apic: LocalApic, *, is_wall: bool) -> None:
         self.guest, self.clock, self.apic, self.is_wall = guest, clock, apic, is_wall
+        self.board: Clock = clock  # whose timers it sees to: with others, one of them does
         self.shift = guest.timer_shift
         self.armed = 0  # the deadline that the guest's timer holds
         self.debt = 0  # ticks that have passed, and that the processor has not been told
@@ -69,7 +70,7 @@ class Deadlines:
 
     def due(self) -> int:
         """When something is due, in ns of guest time; `NEVER` if nothing is before `FAR`."""
-        device, apic = self.clock.next_deadline(), self.apic.deadline()
+        device, apic = self.board.next_deadline(), self.apic.deadline()
         due = apic if device is None or apic < device else device
         return due if due < FAR else NEVER
 
@@ -85,7 +86,7 @@ class Deadlines:
         anything happen earlier than it would without.
         """
         if self.is_due:
-            self.clock.run_due()
+            self.board.run_due()
             now = self.clock.now()
             if self.apic.deadline() <= now:
                 self.apic.tick(now)

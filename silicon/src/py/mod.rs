@@ -28,6 +28,7 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LAYOUTS", layouts)?;
     m.add_function(wrap_pyfunction!(host_features, m)?)?;
     m.add_function(wrap_pyfunction!(hold_signals, m)?)?;
+    m.add_function(wrap_pyfunction!(wall_tsc, m)?)?;
     // Made by the calls above; the data sheet has no such list.
     m.delattr("__all__")
 }
@@ -36,6 +37,12 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyfunction]
 fn hold_signals() {
     crate::dbt::signals::look();
+}
+
+/// The TSC of every processor with clock="wall", now.
+#[pyfunction]
+fn wall_tsc() -> u64 {
+    crate::cpu::state::monotonic_ns()
 }
 
 /// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).

@@ -1,0 +1,194 @@
+"""Where the vCPUs of one VM meet that run in threads: one lock, and doors into the guest.
+
+Who executes Python code of the VM holds the lock; it is given up only on the way into the guest
+and while a vCPU sleeps.  So devices, p2m and tables are as sequential as in turns.  Who is going to
+touch what a processor in the guest uses (its registers, its tables, frames) first brings all
+others out (`Rendezvous.halt`): they stand before the lock, and each may have an exit that is not
+answered.  Such an exit is older than what changes now; what it says of memory may be wrong by
+then, so it is put off: the guest tries again.
+
+A vCPU whose view asks for it (`View.is_sole`: lent rights, real-address mode under shadow paging)
+is in the guest alone, and a wish of others to go in ends that after a while.
+
+Source: ours; the names are those of "rendezvous" interrupts, which bring processors together.
+Invariants: whoever waits for the lock gets it before anybody gets it twice; what a holder sees
+outside the guest stays outside until it gives up the lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from time import sleep
+from typing import Final
+
+from understudy.silicon import Exit
+from understudy.vcpu.loop import Vcpu
+from understudy.verdict import Stop, Verdict
+
+SOLE_SECONDS: Final = 0.001  # that one may be in the guest alone while others want to
+
+Handler = Callable[[Vcpu, Exit], Verdict | Stop]
+
+
+class FairLock:
+    """A lock that is handed over in the order in which it was asked for."""
+
+    def __init__(self) -> None:
+        self.owner = 0  # the thread that has it
+        self._gate = threading.Lock()
+        self._queue: deque[threading.Lock] = deque()
+
+    def acquire(self) -> None:
+        """Wait for it."""
+        if self._queue or not self._gate.acquire(blocking=False):
+            mine = threading.Lock()
+            mine.acquire()
+            self._queue.append(mine)
+            if self._gate.acquire(blocking=False):  # it was given up meanwhile: to the first
+                self._queue.popleft().release()
+            mine.acquire()
+        self.owner = get_ident()
+
+    def release(self) -> None:
+        """Give it to the first that waits."""
+        self.owner = 0
+        while True:
+            if self._queue:
+                self._queue.popleft().release()
+                return
+            self._gate.release()
+            if not self._queue or not self._gate.acquire(blocking=False):
+                return
+
+
+class Door:
+    """The way of one vCPU into the guest and back, in place of its `Guest`'s own."""
+
+    def __init__(self, house: "Rendezvous", vcpu: Vcpu) -> None:
+        self.house, self.vcpu = house, vcpu
+        self.is_in = False  # between the lock and the lock
+        self.sleeps = False
+        self.seen = 0  # of `Rendezvous.changes`, when it went in last
+        self._exit: Exit | None = None  # that waits for the lock
+
+    def resume(self, budget: int) -> Exit:
+        """As `Guest.resume`."""
+        return self._pass(self.vcpu.guest.resume, budget)
+
+    def run(self, budget: int) -> Exit:
+        """As `Guest.run`."""
+        return self._pass(self.vcpu.guest.run, budget)
+
+    def _pass(self, enter: Callable[[int], Exit], budget: int) -> Exit:
+        house, vcpu = self.house, self.vcpu
+        if house.sole is not None or vcpu.view.is_sole:
+            house.let_in(self)
+        self.seen, self.is_in = house.changes, True
+        if vcpu.attention:  # since it was looked at, by somebody who saw no need for a kick
+            vcpu.guest.pay()
+            vcpu.guest.kick()
+        house.lock.release()
+        try:
+            exit = self._exit = enter(budget)
+        finally:
+            self.is_in = False
+            if house.waits:
+                house.came_out.set()
+            house.lock.acquire()
+            self._exit = None
+        return exit
+
+    @property
+    def is_late(self) -> bool:
+        """Something has changed since it went in."""
+        return self.seen != self.house.changes
+
+    def put_off(self) -> None:
+        """What an exit that waits for the lock has interrupted goes in with the next entry."""
+        exit, guest = self._exit, self.vcpu.guest
+        if exit is not None and exit.reason in guest.put_off:
+            guest.put_off[exit.reason](self.vcpu, exit)
+
+    def table(self) -> dict[int, Handler]:
+        """What answers exits: what is late is put off, and who needs the others out has that."""
+        table, put_off = dict(self.vcpu.guest.table), self.vcpu.guest.put_off
+        for reason, handler in table.items():
+            table[reason] = self._guarded(handler, put_off.get(reason))
+        return table
+
+    def _guarded(self, handler: Handler, put_off: Handler | None) -> Handler:
+        house = self.house
+
+        def answer(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
+            if put_off is not None and self.is_late:
+                return put_off(vcpu, exit)
+            if vcpu.view.is_shared and not vcpu.guest.is_light(exit):
+                house.halt()
+            return handler(vcpu, exit)
+
+        return answer
+
+
+class Rendezvous:
+    """The lock of one VM, and who is in the guest."""
+
+    def __init__(self, vcpus: "list[Vcpu]") -> None:
+        self.lock = FairLock()
+        self.doors = [Door(self, vcpu) for vcpu in vcpus]
+        self.changes = 0  # times that all stood outside so that something could be changed
+        self.waits = False  # somebody waits for one that is in the guest
+        self.came_out = threading.Event()
+        self.sole: Door | None = None  # who is in the guest alone, if he is
+
+    def halt(self) -> None:
+        """Bring all others out of the guest; they stay outside while the lock is held."""
+        self.changes += 1
+        me = get_ident()
+        for door in self.doors:
+            if door.vcpu.guest.thread == me:  # what it has, it has looked at already
+                door.seen = self.changes
+        inside = [door for door in self.doors if door.is_in]
+        if not inside:
+            return
+        for door in inside:
+            door.vcpu.guest.kick()
+        self.waits = True
+        try:
+            for door in inside:
+                while door.is_in:
+                    self.came_out.clear()
+                    if door.is_in:
+                        self.came_out.wait()
+        finally:
+            self.waits = False
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """From any thread: inside, nobody executes anything of the VM, and all can be looked at."""
+        is_ours = self.lock.owner != get_ident()
+        if is_ours:
+            self.lock.acquire()
+        try:
+            self.halt()
+            for door in self.doors:
+                door.put_off()
+            yield
+        finally:
+            if is_ours:
+                self.lock.release()
+
+    def let_in(self, door: Door) -> None:
+        """It wants into the guest, and it or another wants to be there alone."""
+        other = self.sole
+        if other is not None and other is not door and other.is_in:
+            self.lock.release()
+            sleep(SOLE_SECONDS)
+            self.lock.acquire()
+        view = door.vcpu.view
+        if self.sole is not door or view.is_sole:
+            self.halt()
+        if self.sole is not door:
+            view.begin_turn()
+        self.sole = door if view.is_sole else None

@@ -1,0 +1,195 @@
+"""A VM's processors in real time, each in a thread of its own.
+
+The caller's thread waits, so that Ctrl-C and whatever else signals raise meet it where it holds
+nothing; it ends the run, and goes on when all threads are gone.  Callbacks (`until`, consoles) are
+called by the thread whose exit they follow from, one at a time.
+
+A run with a budget of instructions goes by turns: they count all processors together.
+
+Source: lecture, "Scheduling: Virtual CPUs"; ours.
+Invariants: after a run no thread of it is left; the board's timers are the bootstrap processor's.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from os import sched_yield
+from threading import get_ident
+from typing import Final
+
+from understudy.clock import ManualClock
+from understudy.rendezvous import Door, Rendezvous
+from understudy.turns import Turns
+from understudy.vcpu.activity import Goal
+from understudy.vcpu.loop import Vcpu
+from understudy.vcpu.time import NEVER, GuestClock
+from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
+
+Until = Callable[[], bool] | None
+NO_BOARD: Final = ManualClock()
+PASSING: Final = frozenset({StopKind.UNTIL, StopKind.BUDGET})
+"""What ends a run and means nothing to the next."""
+
+
+class Threads(Turns):
+    """Runs the vCPUs of one VM."""
+
+    def __init__(self, vcpus: Sequence[Vcpu], clock: GuestClock) -> None:
+        super().__init__(vcpus, clock, is_wall=True)
+        self.house = Rendezvous(list(vcpus))
+        self._stop: Stop | None = None
+        self._problem: BaseException | None = None
+        self._is_over = True
+        self._caller = 0  # who waits for the end of a run
+        self._tell()
+        clock.changed.append(self._board_changed)
+
+    def _tell(self) -> None:
+        """Who looks into a vCPU, or changes the memory's map, has the others outside."""
+        for vcpu in self.vcpus:
+            vcpu.halt = self.halt
+            vcpu.memory.p2m.halt = self.halt
+
+    def halt(self) -> None:
+        """Have all other processors outside the guest, if any is inside."""
+        if not self._is_over:
+            self.house.halt()
+            for door in self.house.doors:
+                door.put_off()
+
+    def still(self) -> AbstractContextManager[None]:
+        return self.house.still()
+
+    def run(self, end: int | None, until: Until) -> Stop:
+        """Until as many instructions have retired in all, `until` says so, or the VM ends."""
+        if end is not None:
+            return super().run(end, until)
+        threads = [
+            threading.Thread(
+                target=self._work, args=(door, until), name=f"vCPU {number}", daemon=True
+            )
+            for number, door in enumerate(self.house.doors)
+        ]
+        with self._begun():
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            except BaseException:  # a signal's
+                self._end(None)
+                raise
+            finally:
+                for thread in threads:
+                    _gone(thread)
+        if self._problem is not None:
+            raise self._problem
+        assert self._stop is not None
+        return self._stop
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """For one run: exits go through the doors, and one vCPU has the board's timers."""
+        self._stop = self._problem = None
+        self._is_over, self._caller = False, get_ident()
+        for door in self.house.doors:
+            vcpu = door.vcpu
+            vcpu.time.limit, vcpu.entry, vcpu.table = NEVER, door, door.table()
+            vcpu.time.board = self.clock if vcpu is self.vcpus[0] else NO_BOARD
+            vcpu.look()
+        try:
+            yield
+        finally:
+            self._is_over, self._caller = True, 0
+            self.house.sole = None
+            for vcpu in self.vcpus:
+                vcpu.time.limit, vcpu.entry, vcpu.table = NEVER, vcpu.guest, vcpu.guest.table
+                vcpu.time.board = self.clock
+                vcpu.look()
+
+    # --- in the threads ---
+
+    def _work(self, door: Door, until: Until) -> None:
+        vcpu, lock, goal = door.vcpu, self.house.lock, Goal(None, until)
+        lock.acquire()
+        try:
+            while not self._is_over:
+                found = vcpu.run(goal)
+                if isinstance(found, Stop):
+                    self._found(vcpu, found)
+                elif found is ASLEEP:
+                    self._sleep(door)
+                elif found is YIELDS:
+                    lock.release()
+                    sched_yield()
+                    lock.acquire()
+        except BaseException as problem:
+            self._problem = self._problem or problem
+            self._end(None)
+        finally:
+            lock.release()
+
+    def _found(self, vcpu: Vcpu, stop: Stop) -> None:
+        """One has come to an end.  If another was first, the next run says so."""
+        if not self._is_over:
+            self._end(stop)
+        elif stop.kind not in PASSING:
+            vcpu.request(stop)
+
+    def _end(self, stop: Stop | None) -> None:
+        """All come back."""
+        self._stop, self._is_over = self._stop or stop, True
+        for vcpu in self.vcpus:
+            vcpu.time.limit = 0
+            vcpu.look_now()
+
+    def _sleep(self, door: Door) -> None:
+        """Until something comes for it, or is due."""
+        vcpu, time, lock = door.vcpu, door.vcpu.time, self.house.lock
+        time.wake.clear()
+        if not vcpu.is_idle or self._is_over:
+            return
+        door.sleeps = True
+        try:
+            if self._is_stuck():
+                self._end(Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
+                return
+            deadline = time.next()
+            left = None if deadline == NEVER else max(deadline - self.clock.now(), 0) / 1e9
+            lock.release()
+            try:
+                time.wake.wait(left)
+            finally:
+                lock.acquire()
+        finally:
+            door.sleeps = False
+            vcpu.look()
+
+    def _is_stuck(self) -> bool:
+        """All sleep, and nothing can wake any of them."""
+        if not all(door.sleeps and door.vcpu.is_idle for door in self.house.doors):
+            return False
+        return all(vcpu.is_off for vcpu in self.vcpus)
+
+    def _board_changed(self) -> None:
+        """A timer of the board was armed, perhaps by another vCPU than the one that has them."""
+        if not self._is_over:
+            self.vcpus[0].look_now()
+
+    # --- snapshots ---
+
+    def resume(self, offset: int, now: int) -> None:
+        """All processors have the computer's clock."""
+        self.clock.offset = now - self.clock.source()
+
+
+def _gone(thread: threading.Thread) -> None:
+    """Wait for a thread that is on its way out, whatever comes meanwhile."""
+    problem: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as late:
+            problem = late
+    if problem is not None:
+        raise problem
