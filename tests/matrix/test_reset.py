@@ -126,7 +126,7 @@ def test_a_reset_linux_is_as_a_new_one_and_takes_commands_again() -> None:
 
 
 GOES_ON = re.compile(
-    r".*clock\.(now|next)|.*pit8254.*(\bedge\b|\['start'\])"
+    r".*(clock|board)\.(now|next)|.*pit8254.*(\bedge\b|\['start'\])"
     r"|.*\.tsc|.*['\].]injected|.*exits|.*counters\[|.*cr_accesses|.*unknown"
     r"|bus|board.bus._strays|sessions|paging( saved)?[.\[']*(counts|fills|faults|flushes)"
     r"|.*rtc.*(ram|seen_ns)|.*_queue"
