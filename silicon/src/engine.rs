@@ -21,7 +21,7 @@ pub trait Engine: Send {
     /// Drop everything derived from memory or translations.
     fn flush(&mut self, core: &mut Core);
     /// The engine's own counters.
-    fn statistics(&self) -> Vec<(&'static str, u64)>;
+    fn statistics(&self, core: &Core) -> Vec<(&'static str, u64)>;
     /// Who gets windows ([`crate::mmu::window`]) from now on; nothing to an engine that has none.
     fn use_windows(&mut self, _core: &mut Core, _windows: Windows) {}
 }
@@ -51,7 +51,7 @@ impl Engine for Reference {
         }
     }
     fn flush(&mut self, _core: &mut Core) {}
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
+    fn statistics(&self, _core: &Core) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
 }

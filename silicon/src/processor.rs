@@ -181,7 +181,7 @@ impl Processor {
     /// The engine's own counters.
     #[must_use]
     pub fn statistics(&self) -> Vec<(&'static str, u64)> {
-        self.engine.statistics()
+        self.engine.statistics(&self.core)
     }
 }
 

@@ -1,5 +1,8 @@
 //! What the translator keeps does not grow without end, whatever a guest makes of its code.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::seg;
 use silicon::cpu::state::Clock;
@@ -26,10 +29,6 @@ fn machine(code: &[u8]) -> Processor {
     (core.cr0, core.cr3, core.cr4, core.efer, core.rip) = (0x8001_0033, PML4, 0x20, 0x500, CODE);
     core.refresh();
     processor
-}
-
-fn counter(processor: &Processor, name: &str) -> u64 {
-    processor.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
 
 fn run(processor: &mut Processor, budget: u64) {

@@ -1,6 +1,9 @@
 //! 32-bit code is translated under every kind of paging, and both engines run it alike: the same
 //! program, its budget chopped in several ways.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
@@ -87,10 +90,6 @@ fn machine(engine: EngineKind, paging: Paging) -> Processor {
     c.gpr[4] = 0x2_0000;
     c.refresh();
     p
-}
-
-fn counter(p: &Processor, name: &str) -> u64 {
-    p.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! What translated code costs beside running: counts for fixed programs, which must not grow unseen.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::seg;
 use silicon::cpu::state::Clock;
@@ -25,10 +28,6 @@ fn machine() -> Processor {
     (core.rip, core.gpr[4]) = (CODE, 0x10_0000);
     core.refresh();
     processor
-}
-
-fn counter(processor: &Processor, name: &str) -> u64 {
-    processor.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
 
 /// What a million instructions take of `names`, once all is translated.

@@ -1,5 +1,8 @@
 //! A program that does the same for ever is not translated for ever: counts of the translator.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::seg;
 use silicon::cpu::state::Clock;
@@ -32,10 +35,6 @@ fn long_loop() -> Processor {
     let mut code = vec![0x90; NOPS];
     code.extend([0x48, 0xFF, 0xC0, 0xEB, 0xBB]);
     machine(0x1000, &code)
-}
-
-fn counter(processor: &Processor, name: &str) -> u64 {
-    processor.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
 
 fn run(processor: &mut Processor, budget: u64) {

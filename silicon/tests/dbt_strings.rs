@@ -2,6 +2,9 @@
 //! whatever place in memory and however the budget is chopped, and what is common is not
 //! interpreted.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
@@ -75,10 +78,6 @@ fn machine(engine: EngineKind, code: &[u8], s: Start) -> Processor {
     c.dr[7] |= s.dr7;
     c.refresh();
     p
-}
-
-fn counter(p: &Processor, name: &str) -> u64 {
-    p.statistics().into_iter().find(|s| s.0 == name).unwrap().1
 }
 
 fn memory(p: &Processor) -> Vec<u8> {

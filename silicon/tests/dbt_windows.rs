@@ -1,6 +1,9 @@
 //! Windows: 32-bit programs that access memory by the computer's own page tables do what they do
 //! without, to the last count; and what the TLB loses, their windows lose.
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::exit::reason;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
@@ -78,10 +81,6 @@ fn machine(engine: EngineKind, windows: Windows) -> Processor {
     (c.rip, c.gpr[4]) = (CODE, 0x2_0000);
     c.refresh();
     p
-}
-
-fn counter(p: &Processor, name: &str) -> u64 {
-    p.statistics().into_iter().find(|s| s.0 == name).map_or(0, |s| s.1)
 }
 
 fn run(p: &mut Processor, budget: u64) {

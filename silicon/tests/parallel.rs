@@ -3,10 +3,12 @@
 //! Source: SDM 3A, "Locked Atomic Operations", "Software Consequences of LOCK Semantics",
 //! "Accessed and Dirty Flags".
 
+mod counters;
 mod parallel_bed;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use counters::counter;
 use parallel_bed::*;
 use silicon::arch::exit::reason;
 use silicon::bus::news;
@@ -241,8 +243,8 @@ fn who_takes_turns_has_the_code_of_one_alone() {
     let run = |p: &mut Processor, budget| {
         (p.core.rip, p.core.gpr[1]) = (0x1_0000, 1 << 30);
         assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason);
-        let bytes = p.statistics().into_iter().find(|s| s.0 == "code_bytes").unwrap().1;
-        let translated = p.statistics().into_iter().find(|s| s.0 == "translated_instructions").unwrap().1;
+        let bytes = counter(p, "code_bytes");
+        let translated = counter(p, "translated_instructions");
         (bytes, translated)
     };
     let [mut a, mut b] = [0, 1].map(|id| processor(&mem, Dbt, id, 0x1_0000));

@@ -1,6 +1,9 @@
 //! The last x87 instruction's pointers, at every stop and under both engines.  (What images show of
 //! them is compared with this computer's own processor by `differential.rs`.)
 
+mod counters;
+
+use counters::counter;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::pointers::Pointers;
 use silicon::cpu::state::Clock;
@@ -216,7 +219,7 @@ fn to_know_them_takes_no_code_inside_a_block() {
         code.extend([0xEB, (-(code.len() as i8) + 2) as u8]);
         let mut p = machine(EngineKind::Dbt, &code, false);
         p.run(1000, &mut || false);
-        p.statistics().into_iter().find(|s| s.0 == "code_bytes").unwrap().1
+        counter(&p, "code_bytes")
     };
     // (There are two blocks of them: from the start, and from where the jump leads; they begin at multiples of 16.)
     assert_eq!(2 * 2 * 32, bytes(40) - bytes(8));

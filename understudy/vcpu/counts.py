@@ -14,7 +14,6 @@ from understudy.state import Part, restore
 
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
 KINDS: Final = {0: "write", 1: "read", 2: "CLTS", 3: "LMSW"}
-
 CR_ACCESSES: Final = {number << 4 | kind for number in range(16) for kind in KINDS}
 
 

@@ -15,7 +15,7 @@ use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode, Shadow};
 use crate::cpu::step::{fetch, step, step_known};
 use crate::cpu::trap::{Exec, Trap};
-use crate::mmu::tlb::perm;
+use crate::mmu::tlb::{Entry, perm};
 use crate::mmu::walk::Access;
 use crate::vmx;
 
@@ -109,6 +109,12 @@ impl Dbt {
         }
     }
 
+    /// What the rest of a block relies on.  (A group's pointer may be to a page whose translation was
+    /// displaced.)
+    fn relied_on(&self, core: &Core) -> ([u64; 2], u64, Option<u64>) {
+        (self.generations, core.tlb.displaced, core.tlb.windows.current())
+    }
+
     /// Interpret the instruction of a site; returns where generated code goes on, or 0 to leave.
     fn interpret(&mut self, core: &mut Core, number: u32) -> u64 {
         self.slow += 1;
@@ -130,7 +136,7 @@ impl Dbt {
             self.ungrouped = true;
             return self.known(core);
         }
-        let before = (self.generations, core.tlb.displaced, core.tlb.windows.current());
+        let before = self.relied_on(core);
         let result = self.execute(core, site);
         core.flags_to_jit();
         let is_alone = match result {
@@ -148,11 +154,7 @@ impl Dbt {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
-        // A group's pointer may be to a page whose translation was displaced.
-        let goes_on = is_alone
-            && site.next != 0
-            && !site.is_group
-            && before == (self.generations, core.tlb.displaced, core.tlb.windows.current());
+        let goes_on = is_alone && site.next != 0 && !site.is_group && before == self.relied_on(core);
         let is_alive = goes_on && !self.blocks[site.block].is_dead;
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
@@ -196,6 +198,17 @@ fn parts<'a>(core: *mut Core) -> (&'a mut Core, &'a mut Dbt) {
     gate::parts(core)
 }
 
+/// Whether generated code may write to the page of an entry, which is plain memory, without asking
+/// from now on.
+fn grant_writes(core: &Core, e: &Entry) -> bool {
+    let pfn = e.hpa >> 12;
+    if !core.allows(e, Access::Write) || core.mem.is_code(pfn) {
+        return false;
+    }
+    core.mem.mark_dirty(e.hpa);
+    !core.is_parallel || core.mem.code().grant(pfn)
+}
+
 /// A first-level miss: copy the entry from the second level.  0 if the instruction has to be
 /// interpreted.
 pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
@@ -206,16 +219,10 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
         return 0;
     }
     let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
-    let access = if write { Access::Write } else { Access::Read };
-    let is_code = core.mem.is_code(e.hpa >> 12);
-    if e.perm & perm::SPECIAL != 0 || !core.allows(&e, access) || (write && is_code) {
+    let is_granted = e.perm & perm::SPECIAL == 0
+        && if write { grant_writes(core, &e) } else { core.allows(&e, Access::Read) };
+    if !is_granted {
         return 0;
-    }
-    if write {
-        core.mem.mark_dirty(e.hpa);
-        if core.is_parallel && !core.mem.code().grant(e.hpa >> 12) {
-            return 0;
-        }
     }
     let host = core.mem.host_ptr(e.hpa) as u64;
     core.tlb.l1_fill(class, &e, host, write);
@@ -252,16 +259,10 @@ fn fill_window(core: &mut Core, accessed: u64) {
     if e.perm & perm::SPECIAL != 0 || !core.allows(&e, Access::Read) {
         return;
     }
-    let (mem, pfn) = (core.mem.clone(), e.hpa >> 12);
-    let may_write = core.allows(&e, Access::Write) && !mem.is_code(pfn);
     // (A mark that is set already changes nothing.)
-    let wants_write = accessed & signals::IS_WRITE != 0 || mem.is_dirty(pfn);
-    let mut is_writable = may_write && wants_write;
-    if is_writable {
-        mem.mark_dirty(e.hpa);
-        is_writable = !core.is_parallel || mem.code().grant(pfn);
-    }
-    core.tlb.windows.fill(vpn, e.hpa, is_writable, &mem);
+    let wants_writes = accessed & signals::IS_WRITE != 0 || core.mem.is_dirty(e.hpa >> 12);
+    let is_writable = wants_writes && grant_writes(core, &e);
+    core.tlb.windows.fill(vpn, e.hpa, is_writable, &core.mem);
 }
 
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {

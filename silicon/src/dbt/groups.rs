@@ -7,7 +7,7 @@
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
-use super::kinds::pushes_selector;
+use super::kinds::{has_base, pushes_selector};
 use super::map::number;
 
 /// Most groups in a block: each has a slot for its pointer.
@@ -121,7 +121,7 @@ impl Planner<'_> {
         let op = (0..insn.op_count()).find(|&i| insn.op_kind(i) == OpKind::Memory)?;
         let size = insn.memory_size().size();
         let is_plain = insn.memory_index() == Register::None
-            && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+            && !has_base(insn)
             && (1..=64).contains(&size)
             && insn.mnemonic() != Mnemonic::Lea;
         if !is_plain {

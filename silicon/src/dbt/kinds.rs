@@ -1,6 +1,8 @@
 //! What kind of instruction it is, as far as the translator is concerned.
 
-use iced_x86::{CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
+use iced_x86::{
+    CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 
 use super::asm::cc;
 use super::map::number;
@@ -283,6 +285,11 @@ pub(super) fn written(info: &mut InstructionInfoFactory, insn: &Instruction) -> 
 /// Whether an operand is in memory.
 pub(super) fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+/// Whether the memory operand's segment may have a base, in 64-bit code or where the others are flat.
+pub(super) fn has_base(insn: &Instruction) -> bool {
+    matches!(insn.memory_segment(), Register::FS | Register::GS)
 }
 
 /// The condition code of a Jcc, as encoded.

@@ -8,7 +8,9 @@ use super::asm::{Mem, RSP, Source, T0, T1, alu, at, cc, state};
 use super::block::Site;
 use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
-use super::kinds::{Way, condition, ends_block, has_memory, is_x87, pushes_selector, uses_vector_state, way};
+use super::kinds::{
+    Way, condition, ends_block, has_base, has_memory, is_x87, pushes_selector, uses_vector_state, way,
+};
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::mode::MODE_PAUSE;
 use super::record::{Operand, Recipe, Record};
@@ -218,8 +220,7 @@ impl Translator<'_> {
     fn prefetch(&mut self, insn: &Instruction) {
         use Mnemonic as M;
         let kinds = [M::Prefetchnta, M::Prefetcht0, M::Prefetcht1, M::Prefetcht2, M::Prefetchw];
-        let has_base = matches!(insn.memory_segment(), Register::FS | Register::GS);
-        if !kinds.contains(&insn.mnemonic()) || has_base && self.is_32 {
+        if !kinds.contains(&insn.mnemonic()) || has_base(insn) && self.is_32 {
             return;
         }
         self.keep_flags();

@@ -91,7 +91,6 @@ use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
-use crate::mmu::window::Counts as WindowCounts;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
@@ -140,7 +139,6 @@ pub struct Dbt {
     promotion: Promotion,
     /// The base of GS, if it is known.
     window: Option<u64>,
-    windows: WindowCounts,
     /// The next block is to be the version without groups.
     ungrouped: bool,
     translated_instructions: u64,
@@ -203,7 +201,6 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         trap: None,
         promotion: Promotion::default(),
         window: None,
-        windows: WindowCounts::default(),
         ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
@@ -269,7 +266,6 @@ impl Engine for Dbt {
     }
 
     fn settle(&mut self, core: &mut Core) {
-        self.windows = core.tlb.windows.counts;
         if !core.code_writes.is_empty() {
             for (hpa, len) in std::mem::take(&mut core.code_writes) {
                 self.invalidate(core, hpa, len);
@@ -288,7 +284,8 @@ impl Engine for Dbt {
         self.promotion.set(core, windows);
     }
 
-    fn statistics(&self) -> Vec<(&'static str, u64)> {
+    fn statistics(&self, core: &Core) -> Vec<(&'static str, u64)> {
+        let windows = core.tlb.windows.counts;
         vec![
             ("translated_blocks", self.translated_blocks),
             ("translated_instructions", self.translated_instructions),
@@ -305,9 +302,9 @@ impl Engine for Dbt {
             ("entries", self.entered),
             ("lookups", self.lookups),
             ("links", self.links),
-            ("windows_opened", self.windows.opened),
-            ("window_fills", self.windows.filled),
-            ("window_drops", self.windows.dropped),
+            ("windows_opened", windows.opened),
+            ("window_fills", windows.filled),
+            ("window_drops", windows.dropped),
         ]
     }
 }

@@ -13,6 +13,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Mem, T0, T1, at, cc, state};
 use super::glue::{slot, table};
+use super::kinds::has_base;
 use super::map::{host_of, number};
 use super::mode::is_level_0;
 use super::tables::Tables;
@@ -218,8 +219,7 @@ impl Translator<'_> {
         let size = insn.memory_size().size();
         let (base, index, r) = (insn.memory_base(), insn.memory_index(), insn.op1_register());
         let is_short = base.size() == 4 || index.size() == 4;
-        let has_base = matches!(insn.memory_segment(), Register::FS | Register::GS);
-        if !matches!(size, 4 | 8) || r.size() != size || if self.is_32 { has_base } else { is_short } {
+        if !matches!(size, 4 | 8) || r.size() != size || if self.is_32 { has_base(insn) } else { is_short } {
             return false;
         }
         let is_wide = size == 8;

@@ -80,14 +80,7 @@ impl Translator<'_> {
 
     /// Load a memory operand of a word into `value`.
     fn fetch_operand(&mut self, insn: &Instruction) {
-        let place = if self.has_window {
-            self.window_operand(insn)
-        } else {
-            self.keep_flags();
-            self.address(insn, 0);
-            self.check(insn, self.word() as usize, false, false);
-            at(T0)
-        };
+        let place = self.operand(insn, self.word() as usize, false);
         self.load_word(T1, place);
         self.a.store(Self::value_slot(), T1);
     }
@@ -202,11 +195,7 @@ impl Translator<'_> {
             self.move_word(T0, v);
         } else {
             self.keep_flags();
-            let place = if self.has_window {
-                self.window_operand(insn)
-            } else {
-                self.place(insn, self.word() as usize, false, |t, by| t.address(insn, by))
-            };
+            let place = self.operand(insn, self.word() as usize, false);
             self.load_word(T0, place);
         }
         self.transfer_indirect(insn, 0);

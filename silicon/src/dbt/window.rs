@@ -9,13 +9,9 @@ use iced_x86::{Instruction, Register};
 
 use super::asm::{Mem, T0, at};
 use super::block::Site;
+use super::kinds::has_base;
 use super::map::{HOST_OF_RSP, host_of, number, with_width};
 use super::translate::Translator;
-
-/// Whether the operand's segment may have a base.
-fn has_base(insn: &Instruction) -> bool {
-    matches!(insn.memory_segment(), Register::FS | Register::GS)
-}
 
 /// Make the memory operand one in the window; where its segment may have a base, its address is in T0.
 pub(super) fn encode(insn: &mut Instruction) {
@@ -57,6 +53,16 @@ impl Translator<'_> {
             Mem::new(host(insn.memory_base()), index, insn.memory_displacement64() as i32)
         };
         self.in_window(insn, place)
+    }
+
+    /// The memory operand of an instruction that can be interpreted from its start if the access faults:
+    /// in the window, or behind a check.
+    pub(super) fn operand(&mut self, insn: &Instruction, size: usize, write: bool) -> Mem {
+        if self.has_window {
+            self.window_operand(insn)
+        } else {
+            self.place(insn, size, write, |t, by| t.address(insn, by))
+        }
     }
 
     /// Note where the instruction accesses the window; after a fault it is interpreted, and code goes
