@@ -103,7 +103,7 @@ def test_initramfs() -> None:
     arguments = ["-kernel", str(linux.kernel), "-initrd", str(linux.initrd)]
     with qemu(*arguments, "-append", linux.append + " quiet") as machine:
         machine.until(PROMPT)
-        machine.type(b"echo begun; sleep 1000\n")
+        machine.type(b"sh -c 'echo begun; exec sleep 1000'\n")  # in the foreground when it speaks
         machine.until(b"begun\r\n")
         machine.type(b"\x03")  # job control: Ctrl-C reaches the program in the foreground
         machine.until(PROMPT)
