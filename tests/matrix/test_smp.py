@@ -6,6 +6,8 @@ Invariant: in virtual time two runs are one, to the last instruction of each pro
 """
 
 import itertools
+import math
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from tests.matrix.lockstep import PROMPT, linux
 from understudy.guests.entry import GuestError
 from understudy.linux import VM
 from understudy.paging import Paging
+from understudy.quantities import bytes_of
+from understudy.vcpu.cpu_model import BRAND
 from understudy.verdict import StopKind
 
 TOPOLOGY = "/sys/devices/system/cpu/cpu*/topology"
@@ -81,6 +85,59 @@ def test_they_are_grouped_as_was_asked_for(cpus: str, threads: list[str], cores:
     with booted(cpus=cpus) as vm:
         assert vm.run(f"cat {TOPOLOGY}/core_cpus_list").output.split() == threads
         assert vm.run(f"cat {TOPOLOGY}/package_cpus_list").output.split() == cores
+
+
+def lscpu(vm: VM) -> dict[str, str]:
+    """What it says, by its own words."""
+    said = vm.run("lscpu").check().output.splitlines()
+    return {name.strip(): text.strip() for name, _, text in (line.partition(":") for line in said)}
+
+
+@pytest.mark.slow
+@pytest.mark.real_guest
+@pytest.mark.parametrize(
+    ("guest", "cpus", "grouped", "cores"),
+    [
+        ("cloud-amd64", "1", (1, 1, 1), 1),
+        ("cloud-amd64", "2", (1, 2, 1), 2),
+        ("cloud-amd64", "4,cores=2,threads=2", (2, 2, 1), 2),
+        ("cloud-amd64", "8,sockets=2,threads=2", (2, 2, 2), 4),
+        ("cloud-amd64", "12,sockets=2,cores=3,threads=2", (2, 3, 2), 6),
+        ("amd64", "4,threads=4", (4, 1, 1), 1),
+        ("cloud-amd64-6.12", "4,sockets=4", (1, 1, 4), 4),
+    ],
+)
+def test_lscpu_shows_what_was_asked_for(
+    guest: str, cpus: str, grouped: tuple[int, int, int], cores: int
+) -> None:
+    """util-linux's lscpu(1), which reads /proc/cpuinfo and /sys/devices/system/cpu.
+
+    NUMA: there is no SRAT, so a kernel that knows of nodes makes one of all memory.
+    """
+    with booted(guest, cpus=cpus, packages=["util-linux"], memory="256M") as vm:
+        told = lscpu(vm)
+        count = len(vm.vcpus)
+        names = ("Thread(s) per core", "Core(s) per socket", "Socket(s)")
+        assert tuple(int(told[name]) for name in names) == grouped
+        assert int(told["CPU(s)"]) == count == math.prod(grouped)
+        assert (told["Vendor ID"], told["Model name"]) == ("GenuineIntel", BRAND.decode())
+        assert (told["CPU family"], told["Model"], told["Stepping"]) == ("6", "240", "0")
+        assert (told["Hypervisor vendor"], told["Virtualization type"]) == ("KVM", "full")
+        assert told["BogoMIPS"] == "2000.00"
+        assert told["NUMA node(s)"] == "1"
+        assert "No NUMA configuration found" in vm.run("dmesg").output
+        sockets = grouped[2]
+        for name, kbytes, times in (
+            ("L1d", 48, cores), ("L1i", 32, cores), ("L2", 2048, cores), ("L3", 16384, sockets),
+        ):  # fmt: skip
+            text = told[f"{name} cache"]
+            size = bytes_of(re.sub(r"(?: (.)iB)? \(.*", r"\1", text))
+            assert (size, text.partition("(")[2].split()[0]) == (kbytes * times << 10, f"{times}")
+        rows = vm.run("lscpu -p=CPU,CORE,SOCKET,NODE,ONLINE").output.splitlines()
+        threads = grouped[0]
+        assert [row for row in rows if not row.startswith("#")] == [
+            f"{n},{n // threads},{n // (threads * grouped[1])},0,Y" for n in range(count)
+        ]
 
 
 def test_one_goes_and_comes_back() -> None:
