@@ -171,10 +171,24 @@ def test_a_guest_that_is_told_and_does_not_end(tmp_path: Path) -> None:
     child.expect("deaf: started")
     time.sleep(0.5)
     child.sendintr()
+    child.expect(r"deaf: told to power itself off; ended in 0.3 s if it does not")
     child.expect(r"deaf: ended badly: .*did not power itself off within 0.3 s")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 1
+
+
+def test_those_who_wait_for_the_end_see_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    understudy("up", "-d", hosts_file(tmp_path, grace="2s", deaf=DEAF, good="ebfe"))
+    time.sleep(0.5)
+    child = spawn("down")
+    child.expect(r"deaf \([0-2] s left\)")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 def test_two_hosts_and_what_a_dead_one_left(tmp_path: Path, runtime: Path) -> None:
@@ -231,3 +245,36 @@ def test_a_command_on_the_console_of_a_debian(tmp_path: Path) -> None:
     child.close()
     assert until("job", "ended")["ended"] == "exec ended with 3"
     assert understudy("down")[0] == 0
+
+
+TIDY = "trap 'echo tidied up >/dev/ttyS0; exit' TERM; echo is ready >/dev/ttyS0; sleep 1d & wait"
+STUBBORN = "trap '' TERM; echo is ready >/dev/ttyS0; while :; do sleep 1; done"
+STUCK = "echo is ready >/dev/ttyS0; kill -STOP $(pidof agent)"
+
+
+@pytest.mark.real_guest
+def test_debians_are_shut_down_in_order_or_else_ended(tmp_path: Path, runtime: Path) -> None:
+    commands = {"tidy": TIDY, "stubborn": STUBBORN, "stuck": STUCK}
+    file = tmp_path / "hosts.toml"
+    file.write_text('[host]\npcpus = 2\ngrace = "6s"\n' + "".join(
+        f'[vm.{name}]\nguest = "cloud-amd64"\nmemory = "128M"\nexec = """{command}"""\n'
+        for name, command in commands.items()
+    ))  # fmt: skip
+    child = spawn("up", file)
+    child.timeout = 120
+    consoles = {name: runtime / "hosts.consoles" / f"{name}.txt" for name in commands}
+    ends_at = time.monotonic() + 120
+    while not all(one.exists() and b"is ready" in one.read_bytes() for one in consoles.values()):
+        assert time.monotonic() < ends_at and child.isalive()
+        time.sleep(0.1)
+    assert understudy("down")[0] == 0
+    child.expect(pexpect.EOF)
+    said = child.before.decode()
+    child.close()
+    assert child.exitstatus == 1  # for the one that is stuck
+    for name in ("tidy", "stubborn"):
+        assert f"{name}: ended: it powered itself off" in said
+    assert re.search(r"stuck: ended badly: .*did not power itself off within 6 s", said)
+    heard = {name: console.read_bytes() for name, console in consoles.items()}
+    assert [name for name in heard if b"tidied up" in heard[name]] == ["tidy"]
+    assert [name for name in heard if b"reboot: Power down" in heard[name]] == ["tidy", "stubborn"]

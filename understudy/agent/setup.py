@@ -1,19 +1,21 @@
 """What is done with an agent before the first command, and with the guest after the last.
 
-Source: ours; Linux's sched_setscheduler(2), sigprocmask(2), reboot(2).
+Source: ours; Linux's sched_setscheduler(2), sigprocmask(2), kill(2), reboot(2).
 """
 
 import struct
 from typing import Final
 
 from understudy.agent.calls import O_CLOEXEC, O_RDONLY, Call, Request
-from understudy.agent.command import SIG_SETMASK
+from understudy.agent.command import SIG_SETMASK, SIGKILL
 from understudy.agent.steps import Steps
 from understudy.guests.agent_program import SCRATCH_GVA
 
 ENVIRONMENT_BYTES: Final = 1 << 17
 SCHED_FIFO, RESET_ON_FORK = 1, 0x4000_0000
-SIGPIPE: Final = 13
+SIGPIPE, SIGTERM, SIGCONT = 13, 15, 18
+ALL: Final = -1  # processes, but for the first and the one that asks
+LEAVE_MS: Final = 1000  # that programs have to end by themselves
 REBOOT_MAGIC: Final = 0xFEE1_DEAD, 0x2812_1969
 POWER_OFF: Final = 0x4321_FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 
@@ -34,6 +36,17 @@ def settle() -> Steps[list[bytes]]:
     request.answer(read, ENVIRONMENT_BYTES)
     (variables,) = (yield request).spans
     return [one for one in variables.split(b"\0") if one]
+
+
+def shut_down() -> Steps[None]:
+    """As an init does: have all programs end, end those that do not, and switch the guest off."""
+    request = Request()
+    for number in (SIGTERM, SIGCONT):
+        request.call(Call.KILL, ALL, number)
+    request.call(Call.POLL, 0, 0, LEAVE_MS)
+    request.call(Call.KILL, ALL, SIGKILL)
+    yield request
+    yield from power_off()
 
 
 def power_off() -> Steps[None]:

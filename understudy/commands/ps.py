@@ -1,7 +1,8 @@
 """`understudy ps` and `understudy down`.
 
 What: the hosts of this user and their VMs, and their end.  Source: none.
-Invariant: standard output has the table, or the JSON, and nothing else.
+Invariant: standard output has the table, or the JSON, and nothing else; while `down` waits, a
+terminal's standard error says for whom.
 """
 
 import json
@@ -11,11 +12,13 @@ from typing import Annotated, Any, Final
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.progress import StatusLine
 from understudy.quantities import bytes_in_words
 from understudy.visible import visible
 
 COLUMNS: Final = ("HOST", "VM", "STATE", "POOL", "WEIGHT", "CPUS", "MEMORY", "GUEST", "TIME", "END")
 LOOK_S: Final = 0.1
+SAID_AFTER_S: Final = 0.5
 
 
 def ps(
@@ -91,20 +94,29 @@ def down(
             target.ask({"do": "down"}, timeout_s=hosts.PATIENCE_S)
     except ControlError as problem:
         raise Refusal(str(problem)) from None
-    while any(_is_up(target) for target in targets):
-        time.sleep(LOOK_S)
+    with StatusLine("down", patience_s=SAID_AFTER_S) as line:
+        while waits := [words for target in targets for words in _waits(target)]:
+            line.say(visible(", ".join(waits)))
+            time.sleep(LOOK_S)
 
 
-def _is_up(target: Any) -> bool:
+def _waits(target: Any) -> list[str]:
+    """What is not down yet, in words: its VMs, or the host itself."""
     from understudy.control import ControlError, folder, hosts
 
-    name = target.socket.stem
-    if name not in folder.hosts():
-        return False
+    host = target.socket.stem
+    if host not in folder.hosts():
+        return []
     try:
         status = hosts.status(target)
     except ControlError:
-        return True  # it ends, or is busy with that
-    return target.vm is None or any(
-        vm["name"] == target.vm and vm["state"] != "ended" for vm in status["vms"]
-    )
+        return [host]  # it ends, or is busy with that
+    living = [vm for vm in status["vms"] if vm["state"] != "ended"]
+    if target.vm is None:
+        return [_left(vm) for vm in living] or [host]
+    return [_left(vm) for vm in living if vm["name"] == target.vm]
+
+
+def _left(vm: dict[str, Any]) -> str:
+    left = vm["ends_in_s"]
+    return str(vm["name"]) if left is None else f"{vm['name']} ({left:.0f} s left)"

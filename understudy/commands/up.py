@@ -121,8 +121,10 @@ def _run(plan: "HostPlan", ready: Callable[[], None]) -> int:
 
 def _tell(member: "Member") -> None:
     """A line for what has become of a VM."""
-    plan = member.plan
-    if member.is_alive:
+    plan, left = member.plan, member.ends_in_s
+    if left is not None:
+        words = f"told to power itself off; ended in {left:.3g} s if it does not"
+    elif member.is_alive:
         cpus = plan.config.topology.count
         size = bytes_in_words(int(plan.config.memory))
         words = f"started ({plan.guest}, {size}, {cpus} vCPU{'s' * (cpus > 1)}, pool {plan.pool})"

@@ -38,7 +38,7 @@ class Fleet:
     """One host."""
 
     def __init__(self, plan: HostPlan, consoles: Path, tell: Tell = lambda member: None) -> None:
-        """`tell`: called when a VM has started, and when it has ended."""
+        """`tell`: called when a VM has started, when it is told to end, and when it has ended."""
         self.plan, self.tell = plan, tell
         self.host = Host(
             plan.pcpus, plan.ram, policy=plan.policy, pools=plan.pools, engine=plan.engine,
@@ -146,8 +146,7 @@ class Fleet:
             member = self.members[name]
             if member.is_alive:
                 member.power_off(self.plan.grace_s)
-                if not member.is_alive:
-                    self.tell(member)
+                self.tell(member)
 
     def status(self) -> dict[str, Any]:
         """The host and its VMs as plain values.  On its thread."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.agent.setup import power_off
+from understudy.agent.setup import shut_down
 from understudy.agent.steps import Steps, Unattended
 from understudy.agent.unattended import whole
 from understudy.control.line import Line
@@ -118,9 +118,16 @@ class Member:
         self.resume()
         self.ends_at = time.monotonic() + grace_s
         if vm.session.channel.is_there or self.plan.has_agent:
-            self._do(power_off())
+            self._do(shut_down())
         if button:
             vm.pc.acpi.press_power_button()
+
+    @property
+    def ends_in_s(self) -> float | None:
+        """Real time until it is ended, if it was told to end and has not yet."""
+        if self.ends_at is None or not self.is_alive:
+            return None
+        return max(0.0, self.ends_at - time.monotonic())
 
     def pause(self) -> None:
         """Let it stand still."""
@@ -164,7 +171,7 @@ class Member:
             "name": self.name, "guest": str(plan.guest), "cpus": plan.config.topology.count,
             "memory": bytes_of(plan.config.memory), "weight": plan.weight, "cap": plan.cap,
             "pool": plan.pool, "paging": plan.config.paging, "ended": self.how,
-            "is_bad": self.is_bad, "console": str(self.file.path),
+            "is_bad": self.is_bad, "console": str(self.file.path), "ends_in_s": self.ends_in_s,
         } | self.last  # fmt: skip
 
     def counted(self, vm: VM) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import cast
 from tests.fake_agent import FakeAgent, Program
 from understudy.agent.calls import Call
 from understudy.agent.channel import Channel
-from understudy.agent.setup import power_off
+from understudy.agent.setup import power_off, shut_down
 from understudy.agent.steps import Unattended
 from understudy.agent.unattended import whole
 from understudy.clock import ManualClock
@@ -50,3 +50,11 @@ def test_a_failure_is_told_once() -> None:
     Unattended(channel, whole(b"a\0b", lambda data: None, lambda status: None), problems.append)
     (problem,) = problems
     assert "has a zero in it" in str(problem)
+
+
+def test_programs_are_told_before_the_guest_is_switched_off() -> None:
+    agent, channel = made()
+    agent.is_deaf_to_reboot = True
+    Unattended(channel, shut_down(), lambda problem: None)
+    agent.start()
+    assert agent.calls == [Call.KILL, Call.KILL, Call.POLL, Call.KILL, Call.SYNC, Call.REBOOT]
