@@ -14,7 +14,7 @@ from understudy.machine.host import Host
 from understudy.sched import keeping
 from understudy.sched.host import SharedHost
 from understudy.sched.schedule import Aim, Schedule
-from understudy.sched.seat import Claim
+from understudy.sched.seat import Claim, portion
 from understudy.threads import Threads
 from understudy.turns import Turns
 from understudy.vcpu.loop import Vcpu
@@ -115,9 +115,7 @@ class Tenant:
 
     @weight.setter
     def weight(self, value: float) -> None:
-        if not value > 0:
-            raise ValueError(f"weight={value!r}: expected more than 0")
-        self.claim.weight = value
+        self.claim.weight = portion(value, "weight")
 
     @property
     def cap(self) -> float | None:
@@ -126,9 +124,7 @@ class Tenant:
 
     @cap.setter
     def cap(self, value: float | None) -> None:
-        if value is not None and not value > 0:
-            raise ValueError(f"cap={value!r}: expected more than 0, or None")
-        self.claim.cap = value
+        self.claim.cap = None if value is None else portion(value, "cap")
 
     @property
     def pool(self) -> str:

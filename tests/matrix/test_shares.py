@@ -4,6 +4,7 @@ Source: Barham et al., "Xen and the Art of Virtualization" (2003): shares within
 asked for; lecture, "Scheduling: Virtual CPUs".
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,28 @@ def test_weights_change_while_they_run() -> None:
         assert far_off(shares(host, vms, 50 * MS), [1, 1]) < WITHIN
         vms[0].weight = 3
         assert far_off(shares(host, vms, 80 * MS), [3, 1]) < WITHIN
+        for vm in vms:
+            vm.close()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e-308, 1e-4, 1e308, 10**400, math.nan, math.inf, True])
+def test_a_weight_or_cap_that_no_policy_can_count_with_is_refused(value: float) -> None:
+    with Host(pcpus=1, ram="16M") as host, spinning(host, "a") as vm:
+        for name in ("weight", "cap"):
+            with pytest.raises(ValueError, match=f"{name}: expected a number from 0.001 to"):
+                setattr(vm, name, value)
+        host.run(deadline_ns=MS)
+        assert (vm.weight, vm.cap) == (1, None)
+
+
+@pytest.mark.parametrize("value", [0.001, 1_000_000])
+def test_the_least_and_the_most_of_them(value: float) -> None:
+    with Host(pcpus=1, ram="16M") as host:
+        vms = [spinning(host, name, weight=weight) for name, weight in (("a", value), ("b", 1))]
+        host.run(deadline_ns=50 * MS)
+        vms[0].cap = value
+        host.run(deadline_ns=350 * MS)
+        assert sum(map(running_ns, vms)) == 350 * MS
         for vm in vms:
             vm.close()
 

@@ -19,6 +19,7 @@ from understudy.guests.cache import Cache
 from understudy.quantities import parse_size, parse_span
 from understudy.sched.host import MOST
 from understudy.sched.policy import Policy
+from understudy.sched.seat import portion
 
 OF_HOST: Final = ("engine", "clock")
 """Fields of `Config` that all VMs of a host have in common."""
@@ -56,12 +57,6 @@ def named(value: Any) -> str:
             f"expected a name of at most {LONGEST_NAME} letters, digits and ._+-, got {value!r}"
         )
     return value
-
-
-def _more_than_0(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
-        raise ValueError(f"expected a number of more than 0, got {value!r}")
-    return float(value)
 
 
 def _pcpus(value: Any) -> int:
@@ -180,8 +175,8 @@ VM: Final = _table(
     Key("with", "Debian packages to have in the guest.", "PACKAGE or a list", _texts),
     Key("exec", "Run in the guest; then the VM ends.", "COMMAND", text),
     Key("weight", "Its share of the pCPUs, in relation to those of others.", "NUMBER",
-        _more_than_0),
-    Key("cap", "At most so many pCPUs, even if others idle.", "NUMBER", _more_than_0),
+        portion),
+    Key("cap", "At most so many pCPUs, even if others idle.", "NUMBER", portion),
     Key("pool", "The pool in which it runs.", "NAME", named),
     *(key for key in _OPTIONS if key.field not in OF_HOST),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from understudy.sched.policy import Policy
 from understudy.sched.schedule import Schedule
-from understudy.sched.seat import Claim, Seat, SeatCounts, State
+from understudy.sched.seat import Claim, Seat, SeatCounts, State, portion
 from understudy.state import U64, plain, restore
 
 
@@ -76,8 +76,8 @@ def load(schedule: Schedule, claim: Claim, saved: dict[str, Any]) -> None:
     if not saved:  # it had processors of its own
         return
     state = restore(ClaimState, saved, "place")
-    claim.weight = max(state.weight, 1) / 1000
-    claim.cap = None if not state.cap else state.cap / 1000
+    claim.weight = portion(state.weight / 1000, "snapshot: weight")
+    claim.cap = None if state.cap is None else portion(state.cap / 1000, "snapshot: cap")
     policy = schedule.pools[claim.pool].policy
     if len(state.seats) != len(claim.seats):
         raise ValueError(f"snapshot: {len(state.seats)} seats, expected {len(claim.seats)}")

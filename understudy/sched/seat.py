@@ -16,6 +16,17 @@ from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop
 
+LEAST, MOST = 0.001, 1_000_000
+"""Of weights and caps: policies can divide by them, and a snapshot has them in thousandths."""
+
+
+def portion(value: Any, name: str = "") -> float:
+    """A weight or a cap.  ValueError, with its name, if it can be none."""
+    if type(value) not in (int, float) or not LEAST <= value <= MOST:
+        whose = f"{name}: " if name else ""
+        raise ValueError(f"{whose}expected a number from {LEAST} to {MOST:,}, got {value!r:.40}")
+    return float(value)
+
 
 class State(StrEnum):
     """What a vCPU does."""
