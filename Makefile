@@ -142,8 +142,9 @@ SCRIPTS ?= 10000
 fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)
 	@$(BIN)/python -m tests.property.virtio_bench --scripts $(SCRIPTS)
 
-bench: setup ## Compare with native and with QEMU; writes build/bench.json
+bench: setup ## Compare with native and with QEMU, then exits and switches; writes build/bench.json
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.heart
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots

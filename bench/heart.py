@@ -1,4 +1,4 @@
-"""What the heart of the hypervisor costs: exits, device accesses, changes of the p2m, clones.
+"""What the heart of the hypervisor costs: exits, switches, changes of the p2m, clones.
 
 Run: `python -m bench.heart`.  Each figure is the least of several short repetitions, in processor
 time of the thread, so that a busy computer disturbs it little; the median stands beside it.
@@ -14,10 +14,14 @@ from pathlib import Path
 
 from understudy.guests.entry import Entry
 from understudy.host import Host as SharedHost
+from understudy.lab.spinners import run_for, spinning
+from understudy.lab.spinners import switches as counted
 from understudy.linux import VM as LinuxVM
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.paging.ept import Ept
+from understudy.sched.share import Share
+from understudy.turns import TURN_NS
 from understudy.vm import VM
 
 CODE, APIC_TPR = 0x10_0000, 0xFEE0_0080
@@ -28,6 +32,7 @@ LOOPS = {  # two instructions a turn, of which one exits
     "store to the APIC's page": "8907 ebfc",
 }
 TURNS = 1000
+WHILE_NS = 2_000_000
 PIECES = 1 << 20
 
 
@@ -41,9 +46,8 @@ def least(action: Callable[[], object], times: int, each: int = 1) -> tuple[floa
     return min(found), statistics.median(found)
 
 
-def looping(code: str, paging: str) -> VM:
-    """A VM in 64-bit mode whose first four gigabytes are what they are, in a loop."""
-    vm = VM("16M", paging=paging)
+def looping(vm: VM, code: str) -> VM:
+    """The VM, in 64-bit mode with its first four gigabytes as they are, in a loop."""
     memory = vm.memory
     memory.write_u64(0x1000, 0x2007)
     for n in range(4):
@@ -61,9 +65,67 @@ def exits(times: int) -> None:
     """Rows for single exits."""
     for paging in ("ept", "vtlb"):
         for name, code in LOOPS.items():
-            with looping(code, paging) as vm:
-                vm.go(budget=2 * TURNS)
-                row(f"{name}, {paging}", *least(lambda: vm.go(budget=2 * TURNS), times, TURNS))
+            with looping(VM("16M", paging=paging), code) as vm:
+                looped(f"{name}, {paging}", vm, times)
+
+
+def looped(name: str, vm: VM, times: int) -> None:
+    """A row for one turn of a loop."""
+    vm.go(budget=2 * TURNS)
+    row(name, *least(lambda: vm.go(budget=2 * TURNS), times, TURNS))
+
+
+def exits_on_a_host(times: int) -> None:
+    """The first loop of `exits`, alone and as the only VM of a host, in turns.
+
+    They run until a time, as guests do, and not for so many instructions.
+    """
+    name, code = next(iter(LOOPS.items()))
+    with (
+        SharedHost(pcpus=1, ram="64M") as host,
+        looping(host.vm("16M"), code) as shared,
+        looping(VM("16M"), code) as alone,
+    ):
+        places = {"alone": alone, "1 VM on a host": shared}
+        found: dict[str, list[float]] = {place: [] for place in places}
+        for _ in range(times):
+            for place, vm in places.items():
+                found[place].append(for_a_while(vm))
+    for place, each in found.items():
+        row(f"{name}, ept, for {WHILE_NS / 1e6:g} ms, {place}", min(each), statistics.median(each))
+
+
+def for_a_while(vm: VM) -> float:
+    """Microseconds of an exit."""
+    before, began = sum(vm.vcpus[0].exits.values()), time.thread_time()
+    vm.go(deadline_ns=vm.clock.now() + WHILE_NS)
+    took = time.thread_time() - began
+    return took / (sum(vm.vcpus[0].exits.values()) - before) * 1e6
+
+
+def turns(vms: int, slice_turns: int) -> float:
+    """Microseconds of `TURNS` turns of a host whose VMs compute.
+
+    A slice is so many turns; if it is one, each turn begins with a switch.
+    """
+    with SharedHost(pcpus=1, ram="64M", policy=Share(slice_ns=slice_turns * TURN_NS)) as host:
+        made = [spinning(host, name) for name in "ab"[:vms]]
+        run_for(host, 8 * TURN_NS)
+        before, began = counted(host), time.thread_time()
+        run_for(host, TURNS * TURN_NS)
+        took, switched = time.thread_time() - began, counted(host) - before
+        assert switched == (TURNS // slice_turns if vms > 1 else 0), switched
+        for vm in made:
+            vm.close()
+    return took * 1e6
+
+
+def scheduled_switches(times: int) -> None:
+    """A row for a switch with all that belongs to it: what turns with one cost beyond others."""
+    pairs = [(turns(2, TURNS), turns(2, 1)) for _ in range(times)]
+    rarely, each = zip(*pairs, strict=True)
+    row("a context switch between two vCPUs, with the scheduler", *(
+        (of(each) - of(rarely)) / (TURNS - 1) for of in (min, statistics.median)))  # fmt: skip
 
 
 def switches(times: int) -> None:
@@ -126,7 +188,9 @@ def main() -> None:
     times = parser.parse_args().times
     print("| what | least, us | median, us |\n|---|---|---|")
     exits(times)
+    exits_on_a_host(times)
     switches(times)
+    scheduled_switches(times)
     changes(times)
     clones(times)
 
