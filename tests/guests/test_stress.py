@@ -36,6 +36,9 @@ def package() -> Iterator[None]:
 
 def test_what_stress_ng_prints_is_judged() -> None:
     assert stress.judge(SAID, ["vm"]) == ({"vm": 7364}, ())
+    assert stress.judge(SAID.replace(" vm  ", " tlb-shootdown "), ["tlb-shootdown"]) == (
+        {"tlb-shootdown": 7364}, ()
+    )  # fmt: skip
     assert stress.judge(SAID, ["vm", "fork"])[1] == ("fork did nothing",)
     killed = "stress-ng: info:  [104] stressor terminated with unexpected signal signal 4 'SIGILL'"
     failed = "stress-ng: fail:  [104] vm: detected 4 bit errors while stressing memory"
@@ -68,3 +71,17 @@ def test_each_class_for_twenty_seconds(technique: str) -> None:
             end = stress.stress(vm, [name], f"{stress.SMALL} -t 20s")
             assert (end.status, end.complaints) == (0, ()), name
             assert end.guest_s >= 20, name
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("clock", "seconds"), [("wall", 20), ("virtual", 5)])
+@pytest.mark.parametrize("name", stress.PARALLEL)
+def test_each_class_on_four_processors(name: str, clock: str, seconds: int) -> None:
+    each, more = (1, "--pathological") if name == "cpu-online" else (4, "")  # says its manual
+    with stress.boot("ept", clock, cpus=4) as vm:
+        end = stress.stress(vm, [name], f"{stress.SMALL} -t {seconds}s {more}", each)
+        assert (end.status, end.complaints) == (0, ())
+        assert end.guest_s >= seconds
+        assert vm.run("nproc").output == "4\n"
