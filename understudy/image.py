@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.backends.cable import NetworkError
 from understudy.backends.opening import ImageError
 from understudy.config import Config
 from understudy.disk import Disk
@@ -39,7 +40,7 @@ from understudy.silicon import VmFail
 from understudy.state import plain, restore
 from understudy.visible import visible
 
-TELLING: Final = (SnapshotError, ImageError)
+TELLING: Final = (SnapshotError, ImageError, NetworkError)
 """What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""

@@ -93,7 +93,7 @@ class VM(Tenant):
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = assembly.board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
-            self.console, self.com2,
+            self.console, self.com2, self.post,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
@@ -279,7 +279,8 @@ class VM(Tenant):
     @still
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
+        told = counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
+        return told | assembly.carried(self.pc)
 
     @still
     def describe(self) -> str:
