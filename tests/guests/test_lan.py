@@ -30,7 +30,8 @@ def _talk(guest: str) -> list[dict[str, Any]]:
         assert "3 packets transmitted, 3 packets received" in said
         two.run("sleep 9 | nc -l -p 5000 >/tmp/came & sleep 0.1")
         sent = one.run(
-            f"head -c {SIZE} /dev/urandom >/tmp/sent; md5sum </tmp/sent; nc 10.0.0.2 5000 </tmp/sent"
+            f"head -c {SIZE} /dev/urandom >/tmp/sent; md5sum </tmp/sent; "
+            "nc 10.0.0.2 5000 </tmp/sent"
         )
         came = two.run("sleep 0.1; wc -c </tmp/came; md5sum </tmp/came").output.split()
         assert came == [str(SIZE), *sent.output.split()]

@@ -30,7 +30,7 @@ class Pcap:
         self.time_ns = time_ns
         self.problem = ""
         try:
-            self._file = Path(file).open("wb")  # noqa: SIM115: it is closed with the card
+            self._file = Path(file).open("wb")  # noqa: SIM115
         except OSError as error:
             raise NetworkError(f"pcap {file}: {error.strerror}: choose another name") from None
         self._write(FILE.pack(MAGIC, *VERSION, 0, 0, LONGEST, ETHERNET))

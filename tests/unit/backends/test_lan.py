@@ -26,7 +26,7 @@ def _close(ports: list[LanPort]) -> None:
 
 
 def test_unknown_addresses_and_groups_go_to_all_others_and_known_ones_to_one() -> None:
-    ports = a, b, c = _ports(3)
+    ports = a, b, _ = _ports(3)
     first, answer = _frame(_mac(2), _mac(1)), _frame(_mac(1), _mac(2))
     a.send(first)
     assert [_heard(port) for port in ports] == [[], [first], [first]]
