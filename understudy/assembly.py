@@ -56,6 +56,13 @@ def check_names(config: Config) -> None:
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 
+def again(config: Config, engine: str | None, clone: int | None) -> Config:
+    """That of a VM which is made of an image: what only one VM can have at a time, it has not."""
+    net = tuple(replace(nic, pcap="") for nic in config.net)
+    publish = config.publish if clone is None else ()
+    return replace(config, engine=engine or config.engine, net=net, publish=publish)
+
+
 def with_paging(config: Config, name: str) -> Config:
     """The same VM with another paging technique.  ValueError if that cannot be."""
     check_choice("paging", name, Paging.ALL)
@@ -155,6 +162,8 @@ def board_of(
         given.pop_all()
     for card in cards_of(board):
         card.cable.notify = partial(post, card.look)
+    for nic, card in zip(config.net, cards_of(board), strict=False):
+        card.set_link(is_up=nic.kind != "none")
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
 
@@ -252,8 +261,14 @@ def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | No
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
     does: nobody knows how often the image is used.  With a ROM no table tells of the number.
-    Whoever is another one gets other numbers from RDRAND, too.
+    Whoever is another one gets other numbers from RDRAND, too.  The cards of a clone have addresses
+    of their own, and were unplugged for a moment.
     """
+    for nic, card in zip(config.net, cards_of(board), strict=False):
+        if nic.kind == "none":
+            card.set_link(is_up=False)
+        elif clone is not None:
+            card.become_another(f"{card.state.own.hex()}/{clone}")
     if config.clock == "wall":
         generation, seed, clone = os.urandom(BYTES), os.urandom(SEED_BYTES), None
     elif clone is not None:

@@ -24,7 +24,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -347,14 +347,15 @@ class VM(Tenant):
     @classmethod
     def restore(
         cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
-        clone: int | None = None, disks: Disks = None,
+        clone: int | None = None, disks: Disks = None, net: Nets = None,
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks: as
-        for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks and
+        net: as for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
         """
-        return Image.of(data, cls._of_image, disks).restore(host=host, engine=engine, clone=clone)
+        image = Image.of(data, cls._of_image, disks, net)
+        return image.restore(host=host, engine=engine, clone=clone)
 
     @classmethod
     def _of_image(
@@ -362,7 +363,7 @@ class VM(Tenant):
     ) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
-            config = replace(config, engine=engine or config.engine)
+            config = assembly.again(config, engine, clone)
             vm = cls(config, host=host, contents=image.contents)
             try:
                 vm._become(image.state)

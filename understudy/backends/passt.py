@@ -8,7 +8,7 @@ cable, beyond which passt itself has to wait; passt ends with the cable, and if 
 in whatever way; what it says that no protocol has ends the cable, not the VM.
 """
 
-import os
+import ipaddress
 import re
 import shutil
 import socket
@@ -35,6 +35,11 @@ LENGTH: Final = 4  # bytes before each frame
 AT_ONCE: Final = 1 << 18
 SOCKET_BYTES: Final = 1 << 20  # asked for; the computer gives what it allows
 PATIENCE_S: Final = 10.0  # until it has begun, or ended
+ASKING: Final = b"\x52\x54\0\0\0\0"
+QUESTION: Final = (  # RFC 826: who has the gateway's address?
+    b"\xff" * 6 + ASKING + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1" + ASKING + bytes(4) + bytes(6)
+    + ipaddress.IPv4Address(GATEWAY).packed
+)  # fmt: skip
 NOISE: Final = re.compile(r"Failed to send \d+ bytes to syslog|Don't run as root.*")
 
 
@@ -50,7 +55,7 @@ class Passt(Cable):
         try:
             for one in (self._socket, theirs):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-            self._process = _started(theirs, nic, ports)
+            self._process = _started(self._socket, theirs, nic, ports)
         except BaseException:
             self._socket.close()
             raise
@@ -176,30 +181,32 @@ class Passt(Cable):
                 self._out_bytes -= len(data)
 
 
-def _started(theirs: socket.socket, nic: Nic, ports: Sequence[Port]) -> "subprocess.Popen[bytes]":
-    """The process, when it has bound its ports."""
+def _started(
+    ours: socket.socket, theirs: socket.socket, nic: Nic, ports: Sequence[Port]
+) -> "subprocess.Popen[bytes]":
+    """The process, when it has bound its ports: then it answers."""
     program = shutil.which(PROGRAM)
     if program is None:
         raise NetworkError(MISSING)
-    told, tell = os.pipe()  # it writes its number when it is ready
-    with tempfile.TemporaryFile() as words, os.fdopen(told, "rb") as answer:
+    with tempfile.TemporaryFile() as words:
         try:
             process = subprocess.Popen(
-                [program, *_options(nic, ports, theirs.fileno(), tell)], pass_fds=(
-                    theirs.fileno(), tell
-                ), stdin=subprocess.DEVNULL, stdout=words, stderr=words, cwd="/",
+                [program, *_options(nic, ports, theirs.fileno())], pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL, stdout=words, stderr=words, cwd="/",
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise NetworkError(f"net user: {program}: {error.strerror}") from None
         finally:
-            os.close(tell)
-        late = threading.Timer(PATIENCE_S, process.kill)
-        late.start()
+            theirs.close()
         try:
-            is_ready = bool(answer.readline())
-        finally:
-            late.cancel()
+            ours.settimeout(PATIENCE_S)
+            ours.sendall(len(QUESTION).to_bytes(LENGTH, "big") + QUESTION)
+            size = int.from_bytes(_exactly(ours, LENGTH), "big")
+            is_ready = len(_exactly(ours, size)) >= HEADER_BYTES
+        except OSError:
+            is_ready = False
+        ours.settimeout(None)
         if not is_ready:
             process.kill()
             process.wait()
@@ -208,11 +215,20 @@ def _started(theirs: socket.socket, nic: Nic, ports: Sequence[Port]) -> "subproc
     return process
 
 
-def _options(nic: Nic, ports: Sequence[Port], fd: int, pid_fd: int) -> list[str]:
+def _exactly(ours: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < min(count, LONGEST):
+        part = ours.recv(count - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _options(nic: Nic, ports: Sequence[Port], fd: int) -> list[str]:
     options = [
-        "--foreground", "--quiet", "--fd", str(fd), "--pid", f"/proc/self/fd/{pid_fd}",
-        "--address", ADDRESS, "--netmask", str(PREFIX_BITS), "--gateway", GATEWAY,
-        "--mac-addr", GATEWAY_MAC,
+        "--foreground", "--quiet", "--fd", str(fd), "--address", ADDRESS,
+        "--netmask", str(PREFIX_BITS), "--gateway", GATEWAY, "--mac-addr", GATEWAY_MAC,
     ]  # fmt: skip
     if not nic.has_host_loopback:
         options.append("--no-map-gw")

@@ -11,11 +11,8 @@ another card's driver left to do is done here if this one's cannot.
 """
 
 import struct
-import threading
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Annotated, Any, Final
-from weakref import WeakSet
 
 from understudy.backends.cable import Cable
 from understudy.backends.frame import (
@@ -26,7 +23,8 @@ from understudy.backends.frame import (
     MAC_BYTES,
     Frame,
 )
-from understudy.clock import NS_PER_SECOND
+from understudy.clock import NS_PER_SECOND, Alarm
+from understudy.devices.virtio.net_address import claim, is_one_cards, release
 from understudy.devices.virtio.net_header import (
     GUEST_CSUM,
     GUEST_TSO,
@@ -72,9 +70,9 @@ QUEUE_SIZE: Final = 256
 MOST_ADDRESSES: Final = 64  # in each of the tables; with more, all such frames pass
 MOST_CONTROL: Final = 1 << 20  # bytes of a command
 USUAL_MAC: Final = b"\x52\x54\x00\x00\x00\x01"  # locally administered
-PREFIX: Final = b"\x52\x54"  # of addresses that a name decides
 IN, OUT = 0, 1
 BUSY_NS: Final = 100_000  # after this a cable without room is tried again
+PULLED_NS: Final = 100_000_000  # so long is the cable of a clone unplugged
 BURST_NS: Final = 10_000_000  # by so much a limit of speed may be anticipated
 
 
@@ -99,10 +97,6 @@ class NetState(VirtioState):
     free_at: list[U62] = field(default_factory=lambda: [0, 0])  # in, out: by the limit of speed
 
 
-CARDS: "WeakSet[Net]" = WeakSet()  # those with an address by name
-_LOCK: Final = threading.Lock()
-
-
 class Net(VirtioPci, name="virtio_net"):
     """A card, and its cable."""
 
@@ -115,23 +109,27 @@ class Net(VirtioPci, name="virtio_net"):
         cable: Cable | None = None, rate: int = 0,
     ) -> None:  # fmt: skip
         """`mac` None: one that follows from `named`.  rate: bit/s each way, 0 for no limit."""
-        if mac is not None and not _is_one_cards(mac):
+        if mac is not None and not is_one_cards(mac):
             raise ValueError(f"virtio_net: a MAC {mac!r:.40}, expected 6 bytes of one card's own")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * 3)
         self.cable, self.rate = cable if cable is not None else Cable(), rate
         self.offered |= OFFERED
+        self.plug = self.alarms["plug"] = Alarm(self.clock, lambda: self.set_link(is_up=True))
         self.ring: SplitQueue | None = None  # that is served
         self.first = USUAL_MAC
         self.state = self.power_on()
-        self._take_address(mac, named)
+        claim(self, mac, named)
+        self.first = self.own
         self.state = self.power_on()
 
-    def _take_address(self, mac: bytes | None, named: str) -> None:
-        with _LOCK:
-            used = {card.state.own for card in CARDS}
-            self.first = mac if mac is not None else address_of(named, used)
-            self.state.own = self.first
-            CARDS.add(self)
+    @property
+    def own(self) -> bytes:
+        """The address that the card has from its maker."""
+        return self.state.own
+
+    @own.setter
+    def own(self, mac: bytes) -> None:
+        self.state.own = mac
 
     def power_on(self) -> NetState:
         return self.fresh(NetState, own=self.first, mac=self.first)
@@ -162,14 +160,18 @@ class Net(VirtioPci, name="virtio_net"):
             self.state.is_up = is_up
             self.config_changed()
 
-    def readdress(self, mac: bytes) -> None:
+    def become_another(self, named: str) -> None:
         """The card is another one than its guest knows; frames for the old address reach it, too.
 
-        The driver of Linux reads the address when it is bound to the card.
+        The cable is out for a moment.  Linux reads the address when it binds a driver to the card.
         """
         s = self.state
-        s.former, s.own, s.mac = s.mac, mac, mac
-        self.config_changed()
+        s.former = s.mac
+        claim(self, None, named)
+        s.mac = s.own
+        if s.is_up:
+            self.set_link(is_up=False)
+            self.plug.set(self.clock.now() + PULLED_NS)
 
     def _passes(self, to: bytes) -> bool:
         s = self.state
@@ -343,7 +345,7 @@ class Net(VirtioPci, name="virtio_net"):
         if (
             max(len(s.single), len(s.groups)) > MOST_ADDRESSES
             or any(len(address) != MAC_BYTES for address in s.single + s.groups)
-            or not _is_one_cards(s.own)
+            or not is_one_cards(s.own)
             or len(s.free_at) != 2
         ):
             raise ValueError("snapshot: virtio_net has addresses or times that cannot be")
@@ -358,27 +360,9 @@ class Net(VirtioPci, name="virtio_net"):
         return {name: getattr(s, name) for name in names} | {"lost": s.lost + self.cable.lost}
 
     def close(self) -> None:
-        with _LOCK:
-            CARDS.discard(self)
+        release(self)
         self.cable.close()
         super().close()
-
-
-def address_of(name: str, used: set[bytes]) -> bytes:
-    """A MAC address, locally administered, that follows from a name; none of those in use."""
-    count = 0
-    while (mac := PREFIX + _hashed(f"{name}\0{count}")) in used:
-        count += 1
-    return mac
-
-
-def _hashed(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return blake2b(raw, digest_size=MAC_BYTES - len(PREFIX)).digest()
-
-
-def _is_one_cards(mac: Any) -> bool:
-    return isinstance(mac, bytes) and len(mac) == MAC_BYTES and not mac[0] & GROUP and any(mac)
 
 
 def _tables(data: bytes) -> tuple[list[bytes], list[bytes]] | None:

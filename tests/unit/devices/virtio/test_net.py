@@ -10,6 +10,7 @@ from tests.unit.devices.virtio.driver import VERSION_1, Driver
 from understudy.backends.cable import MOST_FRAMES, Cable
 from understudy.backends.frame import BROADCAST, Frame
 from understudy.devices.virtio import net
+from understudy.devices.virtio.net_address import address_of
 
 HEADER = bytes(10) + b"\1\0"
 OWN, OTHER, GROUP = net.USUAL_MAC, b"\x52\x54\0\0\0\2", b"\x33\x33\0\0\0\1"
@@ -133,11 +134,15 @@ def test_the_filter() -> None:
 def test_a_clone_hears_its_old_address_and_has_the_new_one_when_its_driver_starts_anew() -> None:
     d, part, wire = card()
     command(d, net.PROMISC, b"\0")
-    part.readdress(OTHER)
-    assert d.get(0x2000, 4).to_bytes(4, "little") == OTHER[:4] and len(d.messages) == 2
-    assert heard(wire, part, frame(OWN)) and heard(wire, part, frame(OTHER))
+    part.become_another("clone")
+    own = part.state.own
+    assert own != OWN and d.get(0x2000, 4).to_bytes(4, "little") == own[:4]
+    assert d.get(0x2006, 2) == 0 and len(d.messages) == 2, "the cable is out"
+    d.clock.advance(net.PULLED_NS)
+    assert d.get(0x2006, 2) == net.LINK_UP and len(d.messages) == 3
+    assert heard(wire, part, frame(OWN)) and heard(wire, part, frame(own))
     d.start(ALL)
-    assert part.state.mac == OTHER
+    assert part.state.mac == own
     command(d, net.PROMISC, b"\0")
     assert not heard(wire, part, frame(OWN))
 
@@ -243,7 +248,7 @@ def test_a_bad_mac_is_refused(mac: Any) -> None:
 def test_an_address_by_name_is_the_same_again_and_none_that_is_in_use() -> None:
     first: Any = Driver("virtio_net", mac=None, named="a/0").device
     own = first.state.own
-    assert own == net.address_of("a/0", set()) and not own[0] & 1 and own[0] & 2
+    assert own == address_of("a/0", set()) and not own[0] & 1 and own[0] & 2
     second: Any = Driver("virtio_net", mac=None, named="a/0").device
     assert second.state.own != own
     first.close()
