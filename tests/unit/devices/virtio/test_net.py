@@ -11,6 +11,7 @@ from understudy.backends.cable import MOST_FRAMES, Cable
 from understudy.backends.frame import BROADCAST, Frame
 from understudy.devices.virtio import net
 from understudy.devices.virtio.net_address import address_of
+from understudy.devices.virtio.net_header import CSUM
 
 HEADER = bytes(10) + b"\1\0"
 OWN, OTHER, GROUP = net.USUAL_MAC, b"\x52\x54\0\0\0\2", b"\x33\x33\0\0\0\1"
@@ -255,3 +256,52 @@ def test_an_address_by_name_is_the_same_again_and_none_that_is_in_use() -> None:
     second.close()
     third: Any = Driver("virtio_net", mac=None, named="a/0").device
     assert third.state.own == own
+
+
+def _offered(kind: int = 0, size: int = 0) -> tuple[bytes, bytes]:
+    """A header with work to do, and a TCP segment to do it for."""
+    tcp = bytes(12) + b"\x50" + bytes(7)
+    data = OTHER + OWN + b"\x08\0\x45" + bytes(8) + b"\x06" + bytes(10) + tcp + bytes(3000)
+    return struct.pack("<BBHHHHH", 1, kind, 54, size, 34, 16, 0), data
+
+
+@pytest.mark.parametrize(
+    ("features", "kind", "is_sent"),
+    [
+        (0, 0, False), (CSUM, 0, True), (CSUM, 1, False), (CSUM | 1 << 11, 1, True),
+        (CSUM | 1 << 11, 4, False), (CSUM | 1 << 12, 1, False), (CSUM | 1 << 11, 3, False),
+    ],
+)  # fmt: skip
+def test_only_what_was_negotiated_is_left_to_the_card(
+    features: int, kind: int, is_sent: bool
+) -> None:
+    d, part, wire = card(ALL | features)
+    header, data = _offered(kind, 1000 if kind else 0)
+    d.request(1, header + data, 0)
+    assert bool(wire.sent) is is_sent and part.state.refused == (not is_sent) and d.status == 15
+
+
+@pytest.mark.parametrize(
+    ("features", "lengths"),
+    [
+        (0, [1054, 1054, 1054]),
+        (net.GUEST_CSUM, [1054, 1054, 1054]),
+        (net.GUEST_CSUM | net.GUEST_TSO[1] | net.MRG_RXBUF, [3054]),
+        (net.GUEST_CSUM | net.GUEST_TSO[4] | net.MRG_RXBUF, [1054, 1054, 1054]),
+    ],
+)
+def test_what_a_driver_cannot_take_as_it_is_is_done_before(
+    features: int, lengths: list[int]
+) -> None:
+    d, part, wire = card(ALL | features)
+    header, data = _offered(1, 1000)
+    found = net.frame_of(net.Header(*net.HEADER.unpack(header)), data, net.OFFERED)
+    assert found is not None
+    wire.arrive(found)
+    for index in range(4):
+        give(d, index)
+    came = taken(d)
+    assert part.state.received == len(lengths) and part.state.received_bytes == sum(lengths)
+    is_whole = len(lengths) == 1
+    assert came[0][:10] == (header[:10] if is_whole else bytes(10))
+    assert wire.take() is None
