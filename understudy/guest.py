@@ -102,8 +102,6 @@ class Guest(ABC):
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
     """What answers an exit that says something of memory, if that has changed since."""
-    is_light: Callable[[Exit], bool]
-    """What answers it looks at no tables of the guest's, nor at the hypervisor's."""
     is_in: ClassVar[bool] = True  # for all that others know, while it runs
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""

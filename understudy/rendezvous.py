@@ -7,9 +7,6 @@ others out (`Rendezvous.halt`): they stand before the lock, and each may have an
 answered.  Such an exit is older than what changes now; what it says of memory may be wrong by
 then, so it is put off: the guest tries again.
 
-A vCPU whose view asks for it (`View.is_sole`: lent rights, real-address mode under shadow paging)
-is in the guest alone, and a wish of others to go in ends that after a while.
-
 Source: ours; the names are those of "rendezvous" interrupts, which bring processors together.
 Invariants: whoever waits for the lock gets it before anybody gets it twice; what a holder sees
 outside the guest stays outside until it gives up the lock.
@@ -20,14 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from time import sleep
-from typing import Final
 
 from understudy.silicon import Exit
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import Stop, Verdict
-
-SOLE_SECONDS: Final = 0.001  # that one may be in the guest alone while others want to
 
 Handler = Callable[[Vcpu, Exit], Verdict | Stop]
 
@@ -83,8 +76,6 @@ class Door:
 
     def _pass(self, enter: Callable[[int], Exit], budget: int) -> Exit:
         house, vcpu = self.house, self.vcpu
-        if house.sole is not None or vcpu.view.is_sole:
-            house.let_in(self)
         self.seen, self.is_in = house.changes, True
         if vcpu.attention:  # since it was looked at, by somebody who saw no need for a kick
             vcpu.guest.pay()
@@ -112,21 +103,17 @@ class Door:
             guest.put_off[exit.reason](self.vcpu, exit)
 
     def table(self) -> dict[int, Handler]:
-        """What answers exits: what is late is put off, and who needs the others out has that."""
-        table, put_off = dict(self.vcpu.guest.table), self.vcpu.guest.put_off
-        for reason, handler in table.items():
-            table[reason] = self._guarded(handler, put_off.get(reason))
-        return table
+        """What answers exits: those that say something of memory are put off if they are late."""
+        guest = self.vcpu.guest
+        late = {
+            reason: self._unless_late(guest.table[reason], again)
+            for reason, again in guest.put_off.items()
+        }
+        return guest.table | late
 
-    def _guarded(self, handler: Handler, put_off: Handler | None) -> Handler:
-        house = self.house
-
+    def _unless_late(self, handler: Handler, again: Handler) -> Handler:
         def answer(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
-            if put_off is not None and self.is_late:
-                return put_off(vcpu, exit)
-            if vcpu.view.is_shared and not vcpu.guest.is_light(exit):
-                house.halt()
-            return handler(vcpu, exit)
+            return (again if self.is_late else handler)(vcpu, exit)
 
         return answer
 
@@ -140,7 +127,6 @@ class Rendezvous:
         self.changes = 0  # times that all stood outside so that something could be changed
         self.waits = False  # somebody waits for one that is in the guest
         self.came_out = threading.Event()
-        self.sole: Door | None = None  # who is in the guest alone, if he is
 
     def halt(self) -> None:
         """Bring all others out of the guest; they stay outside while the lock is held."""
@@ -178,17 +164,3 @@ class Rendezvous:
         finally:
             if is_ours:
                 self.lock.release()
-
-    def let_in(self, door: Door) -> None:
-        """It wants into the guest, and it or another wants to be there alone."""
-        other = self.sole
-        if other is not None and other is not door and other.is_in:
-            self.lock.release()
-            sleep(SOLE_SECONDS)
-            self.lock.acquire()
-        view = door.vcpu.view
-        if self.sole is not door or view.is_sole:
-            self.halt()
-        if self.sole is not door:
-            view.begin_turn()
-        self.sole = door if view.is_sole else None

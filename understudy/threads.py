@@ -4,7 +4,8 @@ The caller's thread waits, so that Ctrl-C and whatever else signals raise meet i
 nothing; it ends the run, and goes on when all threads are gone.  Callbacks (`until`, consoles) are
 called by the thread whose exit they follow from, one at a time.
 
-A run with a budget of instructions goes by turns: they count all processors together.
+By turns, on the caller's thread, go runs with a budget of instructions, which counts all
+processors together, and VMs under shadow paging (`View.takes_turns`).
 
 Source: lecture, "Scheduling: Virtual CPUs"; ours.
 Invariants: after a run no thread of it is left; the board's timers are the bootstrap processor's.
@@ -12,9 +13,8 @@ Invariants: after a run no thread of it is left; the board's timers are the boot
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from os import sched_yield
-from threading import get_ident
 from typing import Final
 
 from understudy.clock import ManualClock
@@ -40,7 +40,6 @@ class Threads(Turns):
         self._stop: Stop | None = None
         self._problem: BaseException | None = None
         self._is_over = True
-        self._caller = 0  # who waits for the end of a run
         self._tell()
         clock.changed.append(self._board_changed)
 
@@ -57,13 +56,27 @@ class Threads(Turns):
             for door in self.house.doors:
                 door.put_off()
 
-    def still(self) -> AbstractContextManager[None]:
-        return self.house.still()
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """From any thread: inside, nobody executes anything of the VM."""
+        with self.house.still():
+            yield
+            if not self._is_over and self._must_take_turns:
+                self._end(None)  # `run` goes on by turns
+
+    @property
+    def _must_take_turns(self) -> bool:
+        return any(vcpu.view.takes_turns for vcpu in self.vcpus)
 
     def run(self, end: int | None, until: Until) -> Stop:
         """Until as many instructions have retired in all, `until` says so, or the VM ends."""
-        if end is not None:
-            return super().run(end, until)
+        while end is None and not self._must_take_turns:
+            if (stop := self._run(until)) is not None:
+                return stop
+        return super().run(end, until)
+
+    def _run(self, until: Until) -> Stop | None:
+        """In threads.  None: by turns from here on."""
         threads = [
             threading.Thread(
                 target=self._work, args=(door, until), name=f"vCPU {number}", daemon=True
@@ -84,14 +97,15 @@ class Threads(Turns):
                     _gone(thread)
         if self._problem is not None:
             raise self._problem
-        assert self._stop is not None
+        if self._stop is not None:
+            self._told(self._stop)
         return self._stop
 
     @contextmanager
     def _begun(self) -> Iterator[None]:
         """For one run: exits go through the doors, and one vCPU has the board's timers."""
         self._stop = self._problem = None
-        self._is_over, self._caller = False, get_ident()
+        self._is_over = False
         for door in self.house.doors:
             vcpu = door.vcpu
             vcpu.time.limit, vcpu.entry, vcpu.table = NEVER, door, door.table()
@@ -100,8 +114,7 @@ class Threads(Turns):
         try:
             yield
         finally:
-            self._is_over, self._caller = True, 0
-            self.house.sole = None
+            self._is_over = True
             for vcpu in self.vcpus:
                 vcpu.time.limit, vcpu.entry, vcpu.table = NEVER, vcpu.guest, vcpu.guest.table
                 vcpu.time.board = self.clock
@@ -133,7 +146,7 @@ class Threads(Turns):
         """One has come to an end.  If another was first, the next run says so."""
         if not self._is_over:
             self._end(stop)
-        elif stop.kind not in PASSING:
+        elif stop.kind not in PASSING and stop is not self._stop:
             vcpu.request(stop)
 
     def _end(self, stop: Stop | None) -> None:

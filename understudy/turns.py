@@ -5,7 +5,8 @@ do or not, so whose turn it is follows from the time alone.  All time-stamp coun
 time, which never goes back from one processor to the next: a machine of N processors each of
 which executes 1/N of an instruction in a ns.  Where all wait, time jumps to what comes next.
 
-In real time a turn goes to the next that has something to do.
+In real time a turn goes to the next that has something to do, and is longer: an exit takes time
+there, and a turn must be many of them.
 
 Source: lecture, "Scheduling: Virtual CPUs"; ours.
 Invariants: one processor is always on for ever, with no turns; two runs in virtual time give the
@@ -22,6 +23,7 @@ from understudy.vcpu.time import NEVER, GuestClock
 from understudy.verdict import ASLEEP, Stop, StopKind
 
 TURN_NS: Final = 50_000
+WALL_TURN_NS: Final = 200_000  # much more, and processors wait for answers to their interrupts
 GRAIN: Final = 1 << 12
 """A clock's offset is a multiple of this, so that timers tick with the processors' TSC."""
 
@@ -44,10 +46,17 @@ class Turns:
                 vcpu.time.limit = limit
                 found = vcpu.run(Goal(None if left is None else vcpu.retired + left, until))
                 if isinstance(found, Stop):
+                    self._told(found)
                     return found
                 stop = self._wait(vcpu, limit) if found is ASLEEP else None
             if stop is not None:
                 return stop
+
+    def _told(self, stop: Stop) -> None:
+        """Who asks for a stop asks every processor; that one has heard of it is enough."""
+        for vcpu in self.vcpus:
+            if vcpu.requested is stop:
+                vcpu.requested = None
 
     def _next(self) -> tuple[Vcpu, int]:
         """Who goes on, and when its turn is over."""
@@ -58,7 +67,7 @@ class Turns:
         if self.is_wall:
             order = [(self._last + n) % count for n in range(1, count + 1)]
             self._last = next((n for n in order if not vcpus[n].is_idle), self._last)
-            return vcpus[self._last], now + TURN_NS
+            return vcpus[self._last], now + WALL_TURN_NS
         turn = now // TURN_NS
         vcpu = vcpus[turn % count]
         self._bring_up(vcpu, now)

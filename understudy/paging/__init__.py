@@ -58,10 +58,8 @@ class Answer(NamedTuple):
 class View:
     """What one virtual processor has of a technique: the events that its guest causes."""
 
-    is_shared: ClassVar[bool] = False
-    """Tables follow from the guest's: while one's events change them, others must be outside."""
-    is_sole: bool = False
-    """It has rights that the others have not, so none of them may execute beside it."""
+    takes_turns: ClassVar[bool] = False
+    """Its guest's events change tables that others use: one processor executes at a time."""
 
     def __init__(self, paging: "Paging", guest: Guest) -> None:
         self.paging, self.guest = paging, guest

@@ -66,7 +66,7 @@ class Region(NamedTuple):
 class ShadowView(View):
     """One processor's."""
 
-    is_shared = True
+    takes_turns = True
 
     def __init__(
         self, paging: Paging, guest: Guest, theirs: GuestTables, real_mode: RealMode
@@ -82,11 +82,6 @@ class ShadowView(View):
         self.is_watched = False  # it comes back after one instruction
         self.regime, self.role = Regime(0, 0, 0, 0), ROLES[0]
         self.real: View | None = None  # by which it translates instead
-
-    @property
-    def is_sole(self) -> bool:  # type: ignore[override]
-        """Lent rights are in tables of all, and what real-address mode writes nobody sees."""
-        return self.is_watched or self.real is not None
 
     # --- real-address mode ---
 

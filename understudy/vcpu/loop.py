@@ -89,10 +89,7 @@ class Vcpu:
     # --- the run loop ---
 
     def run(self, goal: Goal) -> Stop | Verdict:
-        """Enter the guest and answer its exits until something ends the run.
-
-        ASLEEP or OVER: this processor has nothing to do, or it is another's turn.
-        """
+        """Enter the guest and answer its exits until the run ends; ASLEEP, OVER: for now."""
         self.is_running, self.guest.thread = True, get_ident()
         hold_signals()
         try:

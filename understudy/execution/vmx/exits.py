@@ -16,7 +16,6 @@ from understudy.answers import control_registers as registers
 from understudy.answers import instructions, memory, ports, task_switch
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason, reason_name
-from understudy.arch.msr import Msr
 from understudy.arch.vmcs import CrAccess, EptViolation, InterruptionInformation, IoAccess
 from understudy.guest import Event, Kind
 from understudy.silicon import Exit
@@ -38,7 +37,6 @@ WRITE: Final = EptViolation.WRITE.mask
 STRING: Final = IoAccess.STRING.mask
 IN: Final = IoAccess.IN.mask
 REP: Final = IoAccess.REP.mask
-RCX: Final = 1  # a general register
 FS: Final = 4  # the first segment that has a base in 64-bit code
 
 Handler = Callable[[Vcpu, Exit], Verdict | Stop]
@@ -216,23 +214,6 @@ PUT_OFF: Final[dict[int, Handler]] = {int(reason): put_off for reason in (
     Reason.EXCEPTION_OR_NMI, Reason.EPT_VIOLATION, Reason.EPT_MISCONFIGURATION, Reason.CR_ACCESS,
     Reason.INVLPG, Reason.INVPCID, Reason.TASK_SWITCH,
 )}  # fmt: skip
-LIGHT: Final = frozenset(map(int, (
-    Reason.CPUID, Reason.HLT, Reason.RDMSR, Reason.PAUSE, Reason.PREEMPTION_TIMER, Reason.KICK,
-    Reason.EXTERNAL_INTERRUPT, Reason.INTERRUPT_WINDOW, Reason.NMI_WINDOW, Reason.BUDGET,
-)))  # fmt: skip
-
-
-def is_light(read_gpr: Callable[[int], int], exit: Exit) -> bool:
-    """Its answer looks at no tables: of MSRs only EFER decides how they are read."""
-    match exit.reason:
-        case Reason.WRMSR:
-            return read_gpr(RCX) & LOW32 != Msr.IA32_EFER
-        case Reason.IO_INSTRUCTION:
-            return not exit.qualification & STRING
-        case reason:
-            return reason in LIGHT
-
-
 # --- events, and the processor's own stops ---
 
 

@@ -23,7 +23,7 @@ from understudy.execution.vmx.control_registers import (
     InHypervisor,
     InProcessor,
 )
-from understudy.execution.vmx.exits import PUT_OFF, TABLE, is_light
+from understudy.execution.vmx.exits import PUT_OFF, TABLE
 from understudy.execution.vmx.fields import KEPT
 from understudy.execution.vmx.guest_state import (
     CODE64,
@@ -97,7 +97,7 @@ class Vmx(GuestState, Execution, name="vmx"):
         self.timer_shift = self.operation.timer_shift
         self.view = paging.attach(self)
         self._follow_view()
-        self.resume, self.is_light = self.launch, lambda exit: is_light(self.read_gpr, exit)
+        self.resume = self.launch
 
     def take_pmu_interrupt(self) -> None:
         self.operation.root.take_pmu_interrupt()
