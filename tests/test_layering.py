@@ -28,7 +28,7 @@ ROWS = (
         "sessions",
         "visible",
     ),
-    ("config", "disk", "state", "verdict"),
+    ("config", "disk", "nic", "state", "verdict"),
     ("backends",),
     ("machine",),
     ("devices", "guests"),

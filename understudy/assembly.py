@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
+from understudy.backends.network import cable_of
 from understudy.backends.opening import open_disk
+from understudy.backends.pcap import Pcap
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices.board import Row
@@ -23,6 +26,7 @@ from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.blk import MOST_QUEUES
+from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
@@ -48,8 +52,17 @@ ANY_CR4: Final = (1 << 64) - 1
 def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
+    for name in config.exits:
+        check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
     check_choice("paging", config.paging, Paging.ALL)
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
+
+
+def again(config: Config, engine: str | None, clone: int | None) -> Config:
+    """That of a VM which is made of an image: what only one VM can have at a time, it has not."""
+    net = tuple(replace(nic, pcap="") for nic in config.net)
+    publish = config.publish if clone is None else ()
+    return replace(config, engine=engine or config.engine, net=net, publish=publish)
 
 
 def with_paging(config: Config, name: str) -> Config:
@@ -116,15 +129,18 @@ def board_of(
     request: Callable[[Stop], None],
     console: Console,
     com2: Console,
+    post: Callable[[Callable[[], None]], None],
 ) -> PC:
     """A PC, wired to the processors by `router`.  `request` ends the run.
 
-    Its disks are open; the board closes them.  ImageError if one of them cannot be.
+    Its disks are open, its cables plugged in; the board closes them.  ImageError or NetworkError if
+    one of them cannot be.
     """
     is_wall = config.clock == "wall"
+    epoch_ns = time.time_ns() if is_wall else DEFAULT_EPOCH_NS
     channel: list[Row] = [("virtio_agent", {})] if config.has_virtio_agent else []
     with ExitStack() as given:
-        rows = disk_rows(config, request, given)
+        rows = [*disk_rows(config, request, given), *net_rows(config, clock, epoch_ns, given)]
         board = PC(
             clock,
             memory,
@@ -139,13 +155,17 @@ def board_of(
             ring=lambda: com2.receive(b"\n"),  # at once: a snapshot has it
             ram_bytes=memory.size,
             apic_ids=config.topology.apic_ids,
-            epoch_ns=time.time_ns() if is_wall else DEFAULT_EPOCH_NS,
+            epoch_ns=epoch_ns,
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
             devices=(*rows, *config.devices, *channel),
         )
         given.pop_all()
+    for card in cards_of(board):
+        card.cable.notify = partial(post, card.look)
+    for nic, card in zip(config.net, cards_of(board), strict=False):
+        card.set_link(is_up=nic.kind != "none")
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
 
@@ -168,6 +188,35 @@ def disk_rows(config: Config, request: Callable[[Stop], None], given: ExitStack)
             options["stop"] = stop
         rows.append(("virtio_blk", options))
     return rows
+
+
+def net_rows(config: Config, clock: GuestClock, epoch_ns: int, given: ExitStack) -> list[Row]:
+    """A row for each network card, with its cable; `given` closes these."""
+    rows: list[Row] = []
+    for number, nic in enumerate(config.net):
+        cable = cable_of(nic, config.publish)
+        given.callback(cable.close)
+        options = {
+            "name": f"net{number}", "mac": nic.address, "named": f"{config.name}/{number}",
+            "cable": cable, "rate": nic.rate,
+        }  # fmt: skip
+        if nic.pcap:
+            pcap = Pcap(nic.pcap, lambda: epoch_ns + clock.now())
+            cable.on_frame.append(pcap.heard)
+            cable.on_close.append(pcap.close)
+        rows.append(("virtio_net", options))
+    return rows
+
+
+def cards_of(board: PC) -> list[Net]:
+    """The network cards."""
+    return [part for part in board.parts.values() if isinstance(part, Net)]
+
+
+def carried(board: PC) -> dict[str, Any]:
+    """What its network cards have carried, if it has any."""
+    cards = cards_of(board)
+    return {"net": [card.counts() for card in cards]} if cards else {}
 
 
 def address_space(guest: Guest) -> int:
@@ -196,7 +245,7 @@ def vcpu_of(
     model = CpuModel(
         host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
     )
-    guest = technique(host, processor, paging, model, keep_timer=not is_wall)
+    guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
@@ -214,8 +263,14 @@ def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | No
 
     In virtual time the VM itself goes on, unless it is a clone, by number.  In real time it never
     does: nobody knows how often the image is used.  With a ROM no table tells of the number.
-    Whoever is another one gets other numbers from RDRAND, too.
+    Whoever is another one gets other numbers from RDRAND, too.  The cards of a clone have addresses
+    of their own, and were unplugged for a moment.
     """
+    for nic, card in zip(config.net, cards_of(board), strict=False):
+        if nic.kind == "none":
+            card.set_link(is_up=False)
+        elif clone is not None:
+            card.become_another(f"{card.state.own.hex()}/{clone}")
     if config.clock == "wall":
         generation, seed, clone = os.urandom(BYTES), os.urandom(SEED_BYTES), None
     elif clone is not None:

@@ -18,11 +18,14 @@ from typing import Any, Final, Self
 from understudy.arch.address import PAGE
 from understudy.arch.topology import Topology
 from understudy.disk import FORM, Disk
+from understudy.nic import FORM as NIC_FORM
+from understudy.nic import PORT_FORM, Nic, Port
 from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
 MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
+MOST_NICS, MOST_PORTS = 4, 256
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
@@ -155,18 +158,39 @@ def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
         raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
 
 
-def _disks(what: str, value: Iterable[Disk | str]) -> tuple[Disk, ...]:
-    if isinstance(value, str | Disk):
-        value = (value,)
+def _each(kind: Any, most: int, expected: str) -> Check:
+    """The check of a tuple of values that `kind` can parse from a text."""
+
+    def check(what: str, value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str | kind):
+            value = (value,)
+        try:
+            made = tuple(kind.parse(one) if isinstance(one, str) else one for one in value)
+        except TypeError:
+            made = (None,)
+        if not all(isinstance(one, kind) for one in made):
+            raise ValueError(f"{what} {value!r}: expected {expected}")
+        if len(made) > most:
+            raise ValueError(f"{what}: {len(made)} of them, expected {most} at most")
+        return made
+
+    return check
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = _names(value)
     try:
-        disks = tuple(Disk.parse(one) if isinstance(one, str) else one for one in value)
+        names = tuple(dict.fromkeys(value))
     except TypeError:
-        disks = (None,)  # type: ignore[assignment]
-    if not all(isinstance(one, Disk) for one in disks):
-        raise ValueError(f"{what} {value!r}: expected disks, or texts like 'FILE,ro'")
-    if len(disks) > MOST_DISKS:
-        raise ValueError(f"{what}: {len(disks)} of them, expected {MOST_DISKS} at most")
-    return disks
+        names = (None,)  # type: ignore[assignment]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what} {value!r}: expected names, like ('rdtsc', 'invlpg')")
+    return names
 
 
 def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
@@ -197,7 +221,7 @@ class Config:
     clock: str = option(
         "virtual",
         "virtual: time is instructions, every run is the same, idling costs nothing; "
-        "wall: real time.  Default: wall at a terminal, else virtual.",
+        "wall: real time.  Default: wall at a terminal and with --net user, else virtual.",
         "--clock",
         **_one_of("virtual", "wall"),
     )
@@ -207,6 +231,10 @@ class Config:
     execution: str = option(
         "vmx", "How the guest's code is run; help lists the ways.", "--execution",
         metavar="NAME", check=_text,
+    )  # fmt: skip
+    exits: tuple[str, ...] = option(
+        (), "Have these come to the hypervisor though no guest needs it, like rdtsc,cr3-load; help "
+        "lists them.", "--exit", metavar="NAME[,NAME]", read=_names, check=_texts,
     )  # fmt: skip
     paging: str = option(
         "ept", "How memory is virtualised: ept, or shadow tables; help lists the ways.",
@@ -253,13 +281,28 @@ class Config:
 
     disks: tuple[Disk, ...] = option(
         (), f"A disk, from an image: {FORM}.  May be repeated.", "--disk",
-        metavar="FILE[,OPTIONS]", read=Disk.parse, check=_disks, is_many=True,
+        metavar="FILE[,OPTIONS]", read=Disk.parse, is_many=True,
+        check=_each(Disk, MOST_DISKS, "disks, or texts like 'FILE,ro'"),
     )  # fmt: skip
     """`Disk`s, or texts as on the command line."""
     snapshot: bool = option(
         False, "Keep what is written to disks in temporary files, and forget it at the end.",
         "--snapshot", check=_switch,
     )  # fmt: skip
+
+    net: tuple[Nic, ...] = option(
+        (), f"A network card, and where its cable leads: {NIC_FORM}.  May be repeated.", "--net",
+        metavar="user|lan=NAME[,OPTIONS]", read=Nic.parse, is_many=True,
+        check=_each(Nic, MOST_NICS, "network cards, or texts like 'user' or 'lan=NAME'"),
+    )  # fmt: skip
+    """`Nic`s, or texts as on the command line."""
+    publish: tuple[Port, ...] = option(
+        (), "A port of this computer that leads into the guest, with --net user; of its loopback "
+        "if no address is said.  May be repeated.", "--publish",
+        metavar=PORT_FORM, read=Port.parse, is_many=True,
+        check=_each(Port, MOST_PORTS, "ports, or texts like '8080:80'"),
+    )  # fmt: skip
+    """`Port`s, or texts as on the command line."""
 
     agent: str = option(
         "auto",
@@ -273,6 +316,12 @@ class Config:
         for one in fields(self):
             kept = option_of(one).check(one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, kept)
+        users = sum(nic.kind == "user" for nic in self.net)
+        if users > 1 or (self.publish and not users):
+            raise ValueError(
+                "publish: expected a card with net user, to which the ports lead" if not users
+                else f"net: {users} cards of kind user, expected 1 at most"
+            )  # fmt: skip
 
     @property
     def topology(self) -> Topology:
@@ -284,7 +333,7 @@ class Config:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
         return (
             self.agent == "virtio"
-            or bool(self.disks)
+            or bool(self.disks or self.net)
             or any(name.startswith("virtio_") for name, _ in self.devices)
         )
 
@@ -292,6 +341,19 @@ class Config:
     def has_virtio_agent(self) -> bool:
         """Whether the agent may come by a virtio console."""
         return self.has_virtio and self.agent != "port"
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether others can send it something."""
+        return any(nic.kind != "none" for nic in self.net)
+
+    @property
+    def has_outside(self) -> bool:
+        """Whether something may come, at any time, from outside of this process.
+
+        Two runs are not the same run then, not in virtual time either.
+        """
+        return any(nic.kind == "user" for nic in self.net)
 
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.backends.cable import NetworkError
 from understudy.backends.opening import ImageError
 from understudy.config import Config
 from understudy.disk import Disk
@@ -35,11 +36,12 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
+from understudy.nic import Nic
 from understudy.silicon import VmFail
 from understudy.state import plain, restore
 from understudy.visible import visible
 
-TELLING: Final = (SnapshotError, ImageError)
+TELLING: Final = (SnapshotError, ImageError, NetworkError)
 """What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
@@ -48,6 +50,8 @@ COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 
 Disks = Sequence[Disk | str] | None
 """Those of a snapshot's VM; None: it has none."""
+Nets = Sequence[Nic | str] | Nic | str | None
+"""Where the cards of a snapshot's VM lead, in its order; None: nowhere."""
 Piece = tuple[int, Any]
 """Bytes of guest memory from a gpa on, as a buffer."""
 
@@ -183,14 +187,18 @@ class Image(Generic[Made]):
         return write(Path(path), pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of(cls, data: "bytes | str | Path", make: "Maker[Made]", disks: Disks = None) -> Self:
+    def of(cls, data: "bytes | str | Path", make: "Maker[Made]", disks: Disks = None,
+        net: Nets = None,
+    ) -> Self:  # fmt: skip
         """What `to_bytes` made, or a file with it; SnapshotError for anything else.
 
-        disks: those of the VM, if it has some; what may come from anybody opens no file by itself.
+        disks: those of the VM, if it has some; net: where its cables lead.  What may come from
+        anybody opens no file and no network by itself.
         """
         view = memoryview(data) if isinstance(data, bytes) else mapped(Path(data))
         state, pieces = unpack(view)
         _choose_disks(state, disks)
+        _choose_nets(state, net)
         return cls(state, Loose(pieces), make)
 
     def close(self) -> None:
@@ -222,6 +230,22 @@ def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
         raise SnapshotError(
             f"the snapshot's VM has disks ({named}), and a snapshot opens no files by itself: say "
             "which they are, in this order, disks=[…]"
+        )
+
+
+def _choose_nets(state: dict[str, Any], net: Nets) -> None:
+    """Put these into the configuration in place of those that are named there; else pull cables."""
+    try:
+        kept = restore(tuple[Nic, ...], state["config"]["net"], "config.net")
+        chosen = tuple(Nic("none", mac=nic.mac) for nic in kept)
+        if net is not None:
+            chosen = Config.of(net=net).net
+        state["config"] |= {"net": plain(chosen), "publish": []}
+    except UNFIT as problem:
+        raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+    if len(chosen) != len(kept):
+        raise SnapshotError(
+            f"the snapshot's VM has {len(kept)} network cards, and net= names {len(chosen)} cables"
         )
 
 

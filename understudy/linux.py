@@ -20,7 +20,7 @@ from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
-from understudy.guests import debian, loader, rom
+from understudy.guests import debian, loader, network, rom
 from understudy.guests import modules as drivers
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
@@ -106,7 +106,9 @@ class VM(machine.VM):
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
             if initrd is None and ramdisk is not None and config.has_virtio:
-                ramdisk = drivers.with_drivers(guest, ramdisk, progress or _say_nothing)
+                ramdisk = drivers.with_drivers(
+                    guest, ramdisk, progress or _say_nothing, more=_network(config)
+                )
                 append = f"{append} {drivers.APPEND}"
 
         if is_firmware:
@@ -178,6 +180,12 @@ def _with_packages(
         raise GuestError(f"{guest} has no file system to unpack packages into: choose a Linux")
     architecture = debian.PACKAGES[guest].architecture
     return debian_packages.with_packages(ramdisk, names, progress, architecture=architecture)
+
+
+def _network(config: Config) -> bytes:
+    """What the guest needs to ask for an address, if it has a card at which somebody knows one."""
+    users = [number for number, nic in enumerate(config.net) if nic.kind == "user"]
+    return network.asking(f"eth{users[0]}") if users else b""
 
 
 def _say_nothing(_text: str, _share: float | None) -> None:

@@ -77,8 +77,11 @@ def place_of(
         is_wall = config.clock == "wall"
         if is_wall and len(vcpus) > 1:
             return Threads(vcpus, clock)
+        for vcpu in vcpus:
+            vcpu.time.is_linked = config.is_linked
         return Turns(vcpus, clock, is_wall=is_wall)
     claim = Claim(config.name, vcpus, clock, finish, owner)
+    claim.is_linked, claim.has_outside = config.is_linked, config.has_outside
     claim.stolen = stolen
     host.schedule.admit(claim)
     return Shared(host.schedule, claim)

@@ -24,7 +24,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -93,7 +93,7 @@ class VM(Tenant):
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = assembly.board_of(
             config, self.clock, self.memory, self.interrupts, self.endings.request,
-            self.console, self.com2,
+            self.console, self.com2, self.post,
         )  # fmt: skip
         given.callback(self.pc.close)
         self.bus = self.pc.bus
@@ -279,7 +279,8 @@ class VM(Tenant):
     @still
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
-        return counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
+        told = counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
+        return told | assembly.carried(self.pc)
 
     @still
     def describe(self) -> str:
@@ -346,14 +347,15 @@ class VM(Tenant):
     @classmethod
     def restore(
         cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
-        clone: int | None = None, disks: Disks = None,
+        clone: int | None = None, disks: Disks = None, net: Nets = None,
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks: as
-        for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks and
+        net: as for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
         """
-        return Image.of(data, cls._of_image, disks).restore(host=host, engine=engine, clone=clone)
+        image = Image.of(data, cls._of_image, disks, net)
+        return image.restore(host=host, engine=engine, clone=clone)
 
     @classmethod
     def _of_image(
@@ -361,7 +363,7 @@ class VM(Tenant):
     ) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
-            config = replace(config, engine=engine or config.engine)
+            config = assembly.again(config, engine, clone)
             vm = cls(config, host=host, contents=image.contents)
             try:
                 vm._become(image.state)

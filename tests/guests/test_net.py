@@ -6,7 +6,8 @@ Source: what Linux says of a card in sysfs, and the frames that it sends.
 import pytest
 
 from tests.guests.fetched import fetched
-from understudy.devices.virtio.net import BROADCAST, USUAL_MAC, Net
+from understudy.backends.frame import BROADCAST, Frame
+from understudy.devices.virtio.net import USUAL_MAC, Net
 from understudy.linux import VM
 
 pytestmark = pytest.mark.real_guest
@@ -16,7 +17,12 @@ def test_an_arp_request_goes_out() -> None:
     fetched("cloud-amd64")
     with VM.linux("cloud-amd64", devices=[("virtio_net", {})]) as vm:
         sent: list[bytes] = []
-        vm.pc.part("virtio_net", Net).on_frame.append(sent.append)
+
+        def heard(is_out: bool, frame: Frame) -> None:
+            if is_out:
+                sent.append(frame.data)
+
+        vm.pc.part("virtio_net", Net).cable.on_frame.append(heard)
         assert vm.run("cat /sys/class/net/eth0/address").output.strip() == USUAL_MAC.hex(":")
         vm.run("ip link set eth0 up; ip addr add 10.0.0.1/24 dev eth0; ping -c1 -W1 10.0.0.2")
         assert vm.run("cat /sys/class/net/eth0/carrier").output.strip() == "1"

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.devices.virtio.driver import BAR, BUFFERS, QUEUES, RAM, Driver
+from understudy.backends.frame import BROADCAST, TCPV6, Frame
 from understudy.devices import Device
 from understudy.devices.virtio.function import NOTIFY
+from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.pci import VirtioPci
 
 PARTS = sorted(name for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci))
@@ -77,6 +79,9 @@ ACTIONS = st.one_of(
     _of("start", st.booleans(), st.integers(0, 3)),
     _of("config", st.integers(4, 0xFF), st.sampled_from([1, 2, 4]), NUMBERS | PLACES),
     _of("master", st.booleans()),
+    _of("frame", st.sampled_from([14, 60, 1514, 1519, 3000, 65_549]),
+        st.sampled_from([0, 0, 0, 14, 34, 54]), st.sampled_from([0, 0, 1, 4]),
+        st.sampled_from([48, 500, 1440, 65_535])),
     _of("time", st.sampled_from([1, 1000, 1_000_000, 1_000_000_000])),
 )  # fmt: skip
 SCRIPT = st.lists(ACTIONS, max_size=60)
@@ -102,6 +107,11 @@ class Hostile(Driver):
             return access
 
         memory.read, memory.write = counted(read), counted(write)  # type: ignore[method-assign,assignment]
+        self.sent: list[tuple[bool, Frame]] = []
+        if isinstance(self.device, Net):
+            self.device.rate = 1_000_000_000
+            self.device.cable.notify = self.device.look
+            self.device.cable.on_frame.append(lambda is_out, one: self.sent.append((is_out, one)))
         for n in range(len(self.device.sizes)):
             self.available[n] = self.used[n] = 0
 
@@ -156,9 +166,20 @@ class Hostile(Driver):
                 self.set_config(a, c & (1 << 8 * b) - 1, b)
             case "master":
                 self.set_config(4, 6 if a else 2, 2)
+            case "frame":
+                self.arrive(a, b, c, d)
             case "time":
                 self.clock.advance(a)
         return None
+
+    def arrive(self, size: int, start: int, kind: int, segment: int) -> None:
+        """A frame comes for a network card, with something to do if that can be done."""
+        if isinstance(self.device, Net):
+            protocol = b"\x86\xdd" if kind == TCPV6 else b"\x08\0"
+            data = (BROADCAST + bytes(6) + protocol + b"\x45" + bytes(5)).ljust(23, b"\6")
+            data = (data + bytes(23) + b"\x50").ljust(size, b"x")[:size]
+            frame = Frame(data, start, 16 if start else 0, kind, segment if kind else 0)
+            self.device.cable.arrive(frame if frame.is_sound else Frame(data))
 
     @staticmethod
     def fits(value: int, size: int) -> int:
@@ -172,6 +193,12 @@ class Hostile(Driver):
         assert other.messages == [] and other.irqs == [], "loading may not reach outside"
         other.memory.ram[:] = self.memory.ram
         other.messages[:], other.irqs[:] = self.messages, self.irqs
+        other.sent[:] = self.sent
+        if isinstance(self.device, Net) and isinstance(other.device, Net):
+            waiting = list(iter(self.device.cable.take, None))  # a snapshot has them not
+            for frame in waiting:
+                self.device.cable.arrive(frame)
+                other.device.cable.arrive(frame)
         other.available, other.used = dict(self.available), dict(self.used)
         other.steps = self.steps
         return other
@@ -192,6 +219,7 @@ def survives(part: str, **options: object) -> Callable[[], None]:
             assert one.do(action) == other.do(action), action
         assert one.memory.ram == other.memory.ram
         assert (one.irqs, one.messages) == (other.irqs, other.messages)
+        assert one.sent == other.sent and all(frame.is_sound for _, frame in one.sent)
         saved, again = one.board.save(), other.board.save()
         assert saved[part]["state"] == again[part]["state"]
         for d in (one, other):

@@ -12,7 +12,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,6 +25,9 @@ from understudy.terminal import ending_signals, is_interactive
 
 if TYPE_CHECKING:
     from understudy.linux import VM
+
+WISHES: Final = ("help", "?", ("help",), ("?",))
+"""Values that ask what one can choose from; the latter where there may be several."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def run(
 
       understudy run --firmware u-boot.rom
     """
-    if wish := next((name for name, value in said.items() if value in ("help", "?")), None):
+    if wish := next((name for name, value in said.items() if value in WISHES), None):
         from understudy.commands.choices import CHOICES
 
         if wish in CHOICES:
@@ -221,7 +224,8 @@ def _checked(
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
     chosen = guest if guest is not None else kernel or firmware or Path()
     try:
-        clock = "wall" if interactive else "virtual"
+        outside = any(nic.kind == "user" for nic in said.get("net", ()))
+        clock = "wall" if interactive or outside else "virtual"
         config = Config.of(**{"clock": clock, "name": str(chosen), **said})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -245,6 +249,7 @@ def _checked(
 def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
+    from understudy.backends.cable import NetworkError
     from understudy.backends.opening import ImageError
     from understudy.commands.console import converse, execute
     from understudy.control import ControlError, ControlSocket
@@ -291,7 +296,7 @@ def _carry_out(wanted: Wanted) -> int:
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
         except ControlError as error:
             raise Refusal(f"--control: {error}") from None
-        except ImageError as error:
+        except (ImageError, NetworkError) as error:
             raise Refusal(str(error)) from None
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from understudy.backends.cable import NetworkError
 from understudy.backends.opening import ImageError
 from understudy.fleet.member import CLOSED, Member
 from understudy.fleet.plan import HostPlan, PlanError
@@ -28,8 +29,8 @@ from understudy.verdict import Stop, StopKind
 Tell = Callable[[Member], None]
 LAST_READ_S = 1.0  # for those who watch a console that has ended
 FAULTS = {
-    ImageError: "disk", OutOfFrames: "memory", GuestError: "", MemoryError: "memory",
-    ValueError: "", OSError: "",
+    ImageError: "disk", NetworkError: "net", OutOfFrames: "memory", GuestError: "",
+    MemoryError: "memory", ValueError: "", OSError: "",
 }  # fmt: skip
 """What may go wrong when a VM is made, and which key it belongs to."""
 

@@ -59,10 +59,11 @@ def with_drivers(
     ramdisk: Path,
     progress: Progress = lambda text, share: None,
     cache: Cache | None = None,
+    more: bytes = b"",
 ) -> Path:
-    """An initramfs with the drivers added; the kernel is to start with `APPEND`."""
+    """An initramfs with the drivers added, and more; the kernel is to start with `APPEND`."""
     cache = cache or Cache()
-    archive = ramdisk.read_bytes() + tree(guest, progress, cache).read_bytes()
+    archive = ramdisk.read_bytes() + tree(guest, progress, cache).read_bytes() + more
     return cache.keep("initramfs", ".cpio", archive)
 
 

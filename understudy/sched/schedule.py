@@ -16,6 +16,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from time import monotonic_ns
 from typing import Final
 
 from understudy.machine.frames import OutOfFrames
@@ -220,18 +221,35 @@ class Schedule(House):
         turn = now // TURN_NS
         if any(seat.state in (State.RUNNING, State.RUNNABLE) for seat in seats):
             due = min(due, (turn + 1) * TURN_NS)
-        if due == NEVER:
+        if due == NEVER and not self._listens():
             return self._dead(aim)
         processor = self.pcpus[turn % len(self.pcpus)].processor
         self.time.follow(processor)
         if due > now:
-            processor.advance(due - now)
+            processor.advance(self._passing(due - now, due))
         return None
+
+    def _passing(self, left: int, due: int) -> int:
+        """How much of the time in which nobody has anything to do passes: all of it at once.
+
+        If something may come from outside it passes as it does there, until something comes.
+        """
+        if not self._listens():
+            return left
+        self.news.clear()
+        if self.poked or self.asked is not None:
+            return 0
+        began = monotonic_ns()
+        came = self.news.wait(None if due == NEVER else left / 1e9)
+        return min(monotonic_ns() - began, left) if came else left
+
+    def _listens(self) -> bool:
+        return any(claim.has_outside and claim.ended is None for claim in self.claims)
 
     def _dead(self, aim: Aim) -> Stop | None:
         """Nobody runs, and nothing is due."""
         for claim in [one for one in self.claims if one.ended is None]:
-            if (stop := self._stuck(aim, claim)) is not None:
+            if (stop := self._stuck(aim, claim, is_last=True)) is not None:
                 return stop
         return None
 
@@ -241,13 +259,18 @@ class Schedule(House):
         self._restless.add(seat.claim)
         self.poked.append(seat)  # what came before it slept
 
-    def _stuck(self, aim: Aim, claim: Claim) -> Stop | None:
-        """Whether a VM of which one sleeps now can ever go on."""
+    def _stuck(self, aim: Aim, claim: Claim, *, is_last: bool = False) -> Stop | None:
+        """Whether a VM of which one sleeps now can ever go on.
+
+        `is_last`: nobody is left who could send it something.
+        """
         if any(seat.state is not State.BLOCKED or not seat.vcpu.is_idle for seat in claim.seats):
             return None
         if all(seat.vcpu.is_off for seat in claim.seats):
             return self._finish(aim, claim, Stop(StopKind.STUCK, "halted with RFLAGS.IF=0"))
-        if not self.is_wall and all(seat.vcpu.time.due() == NEVER for seat in claim.seats):
+        if self.is_wall or (claim.is_linked and not is_last):
+            return None
+        if all(seat.vcpu.time.due() == NEVER for seat in claim.seats):
             return self._finish(aim, claim, Stop(StopKind.STUCK, "halted, and no timer is armed"))
         return None
 

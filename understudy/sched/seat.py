@@ -78,6 +78,7 @@ class Claim:
         self.weight: float = 1
         self.cap: float | None = None  # at most so many pCPUs, all its vCPUs together
         self.pool = ""
+        self.is_linked = self.has_outside = False  # others, or more than VMs, may send it something
         self.ended: Stop | None = None  # why it takes part no more
         self.seats = [Seat(self, vcpu, number) for number, vcpu in enumerate(vcpus)]
         self.stolen: Callable[[int, int], None] = lambda number, ns: None

@@ -55,6 +55,7 @@ class Deadlines:
         self.board: Clock = clock  # whose timers it sees to: with others, one of them does
         self.shift = guest.timer_shift
         self.armed = 0  # the deadline that the guest's timer holds
+        self.is_linked = False  # something may come from others, at any time
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.limit = NEVER  # when the processor's turn is over
         self.stale = 0  # when the timer of the wall clock lags too much, by `monotonic_ns`
@@ -140,10 +141,21 @@ class Deadlines:
                 left = deadline - self.clock.now()
                 self.wake.wait(None if deadline == NEVER else max(left, 0) / 1e9)
             return True
-        if deadline == NEVER:
+        if deadline == NEVER and not self.is_linked:
             return False
         left = -(-deadline >> self.shift << self.shift) - self.clock.now()
         if left > 0:
+            if self.is_linked:
+                left = self._wait(deadline, left, has_news)
             self.guest.advance(min(left, NEVER))
         self.armed = 0  # the guest's timer does not count idle time
         return True
+
+    def _wait(self, deadline: int, left: int, has_news: Callable[[], bool]) -> int:
+        """Idle time passes as it does for others: how much until something comes, or all."""
+        self.wake.clear()
+        if has_news():
+            return 0
+        began = monotonic_ns()
+        came = self.wake.wait(None if deadline == NEVER else left / 1e9)
+        return min(monotonic_ns() - began, left) if came else left

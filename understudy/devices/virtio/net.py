@@ -2,22 +2,51 @@
 
 Source: Virtual I/O Device (VIRTIO) Version 1.2, "Network Device".
 
-Not modeled: mergeable buffers, checksum and segmentation offloads, several pairs of queues, VLAN
-filters, announcements, the MTU.  None of them is offered.
+Not modeled: several pairs of queues, VLAN filters, announcements, the MTU, UDP fragmentation, ECN
+in segments that are yet to be cut.  None of them is offered.
 
-Invariants: a frame goes out whole or not at all; frames arrive in order; what waits for a buffer is
-bounded, and what is beyond is lost, as on a wire; a frame that the guest filters never reaches it.
+Invariants: a frame goes out whole or not at all; frames arrive in order; a frame that the guest
+filters never reaches it, nor does one that is longer than what its driver has said it takes; what
+another card's driver left to do is done here if this one's cannot.
 """
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
-from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, RingError, cut, gather, length, scatter
+from understudy.backends.cable import Cable
+from understudy.backends.frame import (
+    BROADCAST,
+    GROUP,
+    HEADER_BYTES,
+    LONGEST,
+    MAC_BYTES,
+    Frame,
+)
+from understudy.clock import NS_PER_SECOND, Alarm
+from understudy.devices.virtio.net_address import claim, is_one_cards, release
+from understudy.devices.virtio.net_header import (
+    GUEST_CSUM,
+    GUEST_TSO,
+    HEADER,
+    MRG_RXBUF,
+    OFFLOADS,
+    Header,
+    frame_of,
+    header_of,
+)
+from understudy.devices.virtio.pci import NotNow, Postponed, VirtioPci, VirtioState
+from understudy.devices.virtio.queue import (
+    Chain,
+    RingError,
+    SplitQueue,
+    cut,
+    gather,
+    length,
+    scatter,
+)
 from understudy.devices.wires import Wires
-from understudy.state import U64
+from understudy.state import U62, U64
 
 # --- The specification ---
 
@@ -25,85 +54,105 @@ KIND: Final = 1
 CLASS: Final = 0x020000  # Ethernet controller
 MAC, STATUS = 1 << 5, 1 << 16  # VIRTIO_NET_F_*
 CTRL_VQ, CTRL_RX, CTRL_MAC_ADDR = 1 << 17, 1 << 18, 1 << 23
+OFFERED: Final = OFFLOADS | MRG_RXBUF | MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
 
 RECEIVE, CONTROL = 0, 2  # queues; between them the one that transmits
 CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
-HEADER: Final = struct.Struct("<BBHHHHH")  # virtio_net_hdr; num_buffers is the last
-PLAIN: Final = HEADER.pack(0, 0, 0, 0, 0, 0, 1)  # a frame as it is, in one buffer
-
 PROMISC, ALLMULTI = (0, 0), (0, 1)  # class and command; VIRTIO_NET_CTRL_RX_*
 TABLE_SET, ADDR_SET = (1, 0), (1, 1)  # of VIRTIO_NET_CTRL_MAC_*
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*
 
-# --- IEEE 802.3 ---
-
-MAC_BYTES: Final = 6
-SHORTEST: Final = 14  # the header; what sends pads a frame, or not
-LONGEST: Final = 1518  # without the check sequence, with a VLAN tag
-GROUP: Final = 1  # in the first byte of an address
-BROADCAST: Final = b"\xff" * MAC_BYTES
-
 # --- Ours ---
 
+LONGEST_PLAIN: Final = 1518  # for a driver that knows no longer ones: with a VLAN tag
 QUEUE_SIZE: Final = 256
-WAITING: Final = 256  # frames that wait for buffers
 MOST_ADDRESSES: Final = 64  # in each of the tables; with more, all such frames pass
 MOST_CONTROL: Final = 1 << 20  # bytes of a command
 USUAL_MAC: Final = b"\x52\x54\x00\x00\x00\x01"  # locally administered
+IN, OUT = 0, 1
+BUSY_NS: Final = 100_000  # after this a cable without room is tried again
+PULLED_NS: Final = 100_000_000  # so long is the cable of a clone unplugged
+BURST_NS: Final = 10_000_000  # by so much a limit of speed may be anticipated
 
 
 @dataclass
 class NetState(VirtioState):
-    """What the guest filters, and what has arrived."""
+    """What the guest filters, what has passed, and how far a limit of speed is used up."""
 
-    mac: Annotated[bytes, MAC_BYTES] = USUAL_MAC
+    own: Annotated[bytes, MAC_BYTES] = USUAL_MAC  # what the card has from its maker
+    mac: Annotated[bytes, MAC_BYTES] = USUAL_MAC  # what the driver has set
+    former: Annotated[bytes, MAC_BYTES] = BROADCAST  # what it had when it was cloned
     is_up: bool = True
     is_promiscuous: bool = True
     takes_all_groups: bool = False
     single: list[bytes] = field(default_factory=list)  # addresses beside its own
     groups: list[bytes] = field(default_factory=list)
-    arrived: list[bytes] = field(default_factory=list)
-    lost: U64 = 0  # frames for which there was no room
+    sent: U64 = 0  # frames, as they came from the driver
+    sent_bytes: U64 = 0
+    received: U64 = 0
+    received_bytes: U64 = 0
+    refused: U64 = 0  # frames of the driver that no wire carries
+    lost: U64 = 0  # frames that came when the guest could not take them
+    free_at: list[U62] = field(default_factory=lambda: [0, 0])  # in, out: by the limit of speed
 
 
 class Net(VirtioPci, name="virtio_net"):
-    """A card.  `on_frame` hears each frame that the guest sends; `receive` brings it one."""
+    """A card, and its cable."""
 
-    battery = ("is_up", "lost")
+    battery = ("own", "is_up", "sent", "sent_bytes", "received", "received_bytes", "refused",
+               "lost", "free_at")  # fmt: skip
     state: NetState
 
-    def __init__(self, wires: Wires, *, mac: bytes = USUAL_MAC) -> None:
-        if not isinstance(mac, bytes) or len(mac) != MAC_BYTES or mac[0] & GROUP or not any(mac):
+    def __init__(
+        self, wires: Wires, *, mac: bytes | None = USUAL_MAC, named: str = "",
+        cable: Cable | None = None, rate: int = 0,
+    ) -> None:  # fmt: skip
+        """`mac` None: one that follows from `named`.  rate: bit/s each way, 0 for no limit."""
+        if mac is not None and not is_one_cards(mac):
             raise ValueError(f"virtio_net: a MAC {mac!r:.40}, expected 6 bytes of one card's own")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * 3)
-        self.mac = mac
-        self.offered |= MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
-        self.on_frame: list[Callable[[bytes], None]] = []
+        self.cable, self.rate = cable if cable is not None else Cable(), rate
+        self.offered |= OFFERED
+        self.plug = self.alarms["plug"] = Alarm(self.clock, lambda: self.set_link(is_up=True))
+        self.ring: SplitQueue | None = None  # that is served
+        self.first = USUAL_MAC
+        self.state = self.power_on()
+        claim(self, mac, named)
+        self.first = self.own
         self.state = self.power_on()
 
+    @property
+    def own(self) -> bytes:
+        """The address that the card has from its maker."""
+        return self.state.own
+
+    @own.setter
+    def own(self, mac: bytes) -> None:
+        self.state.own = mac
+
     def power_on(self) -> NetState:
-        return self.fresh(NetState, mac=self.mac)
+        return self.fresh(NetState, own=self.first, mac=self.first)
+
+    def reset(self) -> None:
+        super().reset()
+        self.state.mac = self.state.own
 
     def config(self) -> bytes:
         return CONFIG.pack(self.state.mac, LINK_UP if self.state.is_up else 0, 1, 0)
 
-    # --- the wire ---
+    # --- the cable ---
 
-    def receive(self, frame: bytes) -> bool:
-        """A frame comes from outside; False if it is not for the guest, or is lost."""
-        s = self.state
-        if not self.is_live or not s.is_up or not SHORTEST <= len(frame) <= LONGEST:
-            return False
-        if not self._passes(frame[:MAC_BYTES]):
-            return False
-        if len(s.arrived) >= WAITING:
-            s.lost += 1
-            return False
-        s.arrived.append(frame)
+    def look(self) -> None:
+        """Something has come; on the VM's thread."""
         self.moved = 0
-        self.kick(RECEIVE)
-        return True
+        if self.cable.is_gone:
+            self.set_link(is_up=False)
+        if self.is_live and self.state.is_up:
+            self.kick(RECEIVE)
+        if not (self.is_live and self.state.is_up and self.state.queues[RECEIVE].is_enabled):
+            while self.cable.take() is not None:
+                self.state.lost += 1
 
     def set_link(self, *, is_up: bool) -> None:
         """Plug the cable in, or pull it."""
@@ -111,17 +160,55 @@ class Net(VirtioPci, name="virtio_net"):
             self.state.is_up = is_up
             self.config_changed()
 
+    def become_another(self, named: str) -> None:
+        """The card is another one than its guest knows; frames for the old address reach it, too.
+
+        The cable is out for a moment.  Linux reads the address when it binds a driver to the card.
+        """
+        s = self.state
+        s.former = s.mac
+        claim(self, None, named)
+        s.mac = s.own
+        if s.is_up:
+            self.set_link(is_up=False)
+            self.plug.set(self.clock.now() + PULLED_NS)
+
     def _passes(self, to: bytes) -> bool:
         s = self.state
         if s.is_promiscuous or to == BROADCAST:
             return True
         if to[0] & GROUP:
             return s.takes_all_groups or to in s.groups
-        return to == s.mac or to in s.single
+        return to in (s.mac, s.former) or to in s.single
+
+    # --- what passes ---
+
+    def _wait(self, way: int) -> None:
+        """Not now, if the limit of speed is used up."""
+        early = self.state.free_at[way] - self.clock.now() - BURST_NS
+        if self.rate and early > 0:
+            raise Postponed(early)
+
+    def _passed(self, way: int, frame: Frame) -> None:
+        s, count = self.state, len(frame.data)
+        if self.rate:
+            free = max(s.free_at[way], self.clock.now())
+            s.free_at[way] = free + 8 * NS_PER_SECOND * count // self.rate
+        if way == OUT:
+            s.sent += 1
+            s.sent_bytes += count
+        else:
+            s.received += 1
+            s.received_bytes += count
+        self.cable.passed(way == OUT, frame)
 
     # --- queues ---
 
-    def serve(self, number: int, chain: Chain) -> int:
+    def _drain(self, number: int, queue: SplitQueue) -> int | None:
+        self.ring = queue
+        return super()._drain(number, queue)
+
+    def serve(self, number: int, chain: Chain) -> int | None:
         if number == RECEIVE:
             return self._fill(chain)
         if number == CONTROL:
@@ -129,29 +216,97 @@ class Net(VirtioPci, name="virtio_net"):
         self._send(chain)
         return 0
 
-    def _fill(self, chain: Chain) -> int:
-        arrived = self.state.arrived
-        if not arrived:
+    # --- to the guest ---
+
+    def _fill(self, chain: Chain) -> int | None:
+        self._wait(IN)
+        frame = self._next()
+        header = header_of(frame)
+        chains = self._room(chain, HEADER.size + len(frame.data))
+        if chains is None:
+            self.cable.put_back([frame])
             raise NotNow
-        data = PLAIN + arrived[0]
-        if length(chain.writable) < len(data):
-            raise RingError("a buffer too small for a frame")
-        arrived.pop(0)
+        data = HEADER.pack(*header._replace(num_buffers=len(chains))) + frame.data
         self.moved += len(data)
-        return scatter(self.wires.dma, chain.writable, data)
+        self._passed(IN, frame)
+        if len(chains) == 1:
+            return scatter(self.wires.dma, chain.writable, data)
+        assert self.ring is not None
+        for one in chains:
+            count = scatter(self.wires.dma, one.writable, data)
+            self.ring.push(one, count)
+            data = data[count:]
+        return None
+
+    def _next(self) -> Frame:
+        """The next frame for the guest, as its driver can take it."""
+        longest = LONGEST if self._takes_long else LONGEST_PLAIN
+        while (frame := self.cable.take()) is not None:
+            if not self.state.is_up or not self._passes(frame.to):
+                continue
+            if frame.kind and not (self.has(GUEST_CSUM) and self.has(GUEST_TSO[frame.kind])):
+                frame, *rest = frame.pieces()
+                self.cable.put_back(rest)
+            elif not self.has(GUEST_CSUM):
+                frame = frame.whole()
+            if len(frame.data) <= longest:
+                return frame
+            self.state.lost += 1
+        raise NotNow
+
+    @property
+    def _takes_long(self) -> bool:
+        """Whether the driver's buffers hold more than an ordinary frame."""
+        return self.has(MRG_RXBUF | sum(GUEST_TSO.values()))
+
+    def _room(self, chain: Chain, wanted: int) -> list[Chain] | None:
+        """Buffers for so many bytes, the given one first; None if there are not enough yet."""
+        room = length(chain.writable)
+        if not self.has(MRG_RXBUF):
+            if room < wanted:
+                raise RingError("a buffer too small for a frame")
+            return [chain]
+        if room < HEADER.size:
+            raise RingError("a buffer too small for the header of a frame")
+        chains, ring = [chain], self.ring
+        assert ring is not None
+        while room < wanted:
+            more = ring.pop() if len(chains) < ring.state.size else None
+            if more is None:
+                ring.ask_for_kicks()
+                more = ring.pop() if len(chains) < ring.state.size else None
+            if more is None:
+                self._give_back(len(chains) - 1)
+                return None
+            chains.append(more)
+            room += length(more.writable)
+        return chains
+
+    def _give_back(self, count: int) -> None:
+        assert self.ring is not None
+        for _ in range(count):
+            self.ring.unpop()
+
+    # --- from the guest ---
 
     def _send(self, chain: Chain) -> None:
-        size = length(chain.readable) - HEADER.size
+        s, size = self.state, length(chain.readable) - HEADER.size
         if size < 0:
             raise RingError("a frame without its header")
         self.moved += HEADER.size
-        if not SHORTEST <= size <= LONGEST:
-            return  # no wire carries it
-        frame = gather(self.wires.dma, cut(chain.readable, HEADER.size, size))
+        if not HEADER_BYTES <= size <= LONGEST:
+            s.refused += 1  # no wire carries it
+            return
+        self._wait(OUT)
+        data = gather(self.wires.dma, chain.readable)
         self.moved += size
-        if self.state.is_up:
-            for listener in self.on_frame:
-                listener(frame)
+        frame = frame_of(Header(*HEADER.unpack_from(data)), data[HEADER.size :], s.driver_features)
+        if frame is None:
+            s.refused += 1
+        elif s.is_up and not self.cable.send(frame):
+            raise Postponed(BUSY_NS)
+        else:
+            self._passed(OUT, frame)
 
     # --- control ---
 
@@ -188,15 +343,25 @@ class Net(VirtioPci, name="virtio_net"):
         super().load(saved)
         s = self.state
         if (
-            len(s.arrived) > WAITING
-            or max(len(s.single), len(s.groups)) > MOST_ADDRESSES
-            or any(not SHORTEST <= len(frame) <= LONGEST for frame in s.arrived)
+            max(len(s.single), len(s.groups)) > MOST_ADDRESSES
             or any(len(address) != MAC_BYTES for address in s.single + s.groups)
+            or not is_one_cards(s.own)
+            or len(s.free_at) != 2
         ):
-            raise ValueError("snapshot: virtio_net has frames or addresses that cannot be")
+            raise ValueError("snapshot: virtio_net has addresses or times that cannot be")
+
+    def inspect(self) -> dict[str, Any]:
+        return super().inspect() | {"cable": self.cable.inspect()}
+
+    def counts(self) -> dict[str, int]:
+        """What has passed and what was lost."""
+        s = self.state
+        names = ("sent", "sent_bytes", "received", "received_bytes", "refused")
+        return {name: getattr(s, name) for name in names} | {"lost": s.lost + self.cable.lost}
 
     def close(self) -> None:
-        self.on_frame.clear()
+        release(self)
+        self.cable.close()
         super().close()
 
 

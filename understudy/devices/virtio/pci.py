@@ -100,6 +100,10 @@ class NotNow(Exception):
 class Postponed(Exception):
     """A device cannot carry a request out now: it stays in the queue, and comes again soon."""
 
+    def __init__(self, ns: int = SOON) -> None:
+        super().__init__(ns)
+        self.ns = ns
+
 
 class VirtioPci(Device):
     """A virtio device in a PCI slot.  A subclass says what it is, and serves its queues."""
@@ -118,8 +122,10 @@ class VirtioPci(Device):
 
     # --- what a device is ---
 
-    def serve(self, number: int, chain: Chain) -> int:
+    def serve(self, number: int, chain: Chain) -> int | None:
         """Carry out a request of the driver; how many bytes were written to its buffer.
+
+        None: the device has given the buffer back by itself.
 
         IndexError for memory that is not there, RingError for what no driver may do; `NotNow` or
         `Postponed` if it is to stay in the queue.
@@ -257,18 +263,19 @@ class VirtioPci(Device):
             return
         try:
             self._check_places(self.state.queues[number])
-            is_done = self._drain(number, self.queue(number))
+            again = self._drain(number, self.queue(number))
         except (RingError, IndexError):
             self.needs_reset()
             return
-        if not is_done:
-            self.postpone(number)
+        if again is not None:
+            self.postpone(number, again)
 
     def postpone(self, number: int, ns: int = SOON) -> None:
         """Serve the queue when so much time has passed."""
         self.state.waiting |= 1 << number
-        if self.again.when is None:
-            self.again.set(self.clock.now() + ns)
+        when = self.clock.now() + ns
+        if self.again.when is None or when < self.again.when:
+            self.again.set(when)
 
     def _serve_waiting(self) -> None:
         waiting, self.state.waiting = self.state.waiting, 0
@@ -277,8 +284,8 @@ class VirtioPci(Device):
             if waiting >> number & 1:
                 self.kick(number)
 
-    def _drain(self, number: int, queue: SplitQueue) -> bool:
-        """Carry out what waits, as far as one may at once; whether that was all."""
+    def _drain(self, number: int, queue: SplitQueue) -> int | None:
+        """Carry out what waits, as far as one may at once; in how many ns comes the rest."""
         left = queue.state.size
         try:
             while left and self.moved < QUANTUM:
@@ -287,15 +294,16 @@ class VirtioPci(Device):
                     queue.ask_for_kicks()
                     chain = queue.pop()  # one that came before the driver could see that
                     if chain is None:
-                        return True
+                        return None
                 try:
                     written = self.serve(number, chain)
                 except (NotNow, Postponed) as excuse:
                     queue.unpop()
-                    return isinstance(excuse, NotNow)
-                queue.push(chain, written)
+                    return excuse.ns if isinstance(excuse, Postponed) else None
+                if written is not None:
+                    queue.push(chain, written)
                 left -= 1
-            return False
+            return SOON
         finally:
             if queue.publish():
                 self.interrupt(queue.state.vector, 1)
