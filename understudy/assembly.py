@@ -48,6 +48,8 @@ ANY_CR4: Final = (1 << 64) - 1
 def check_names(config: Config) -> None:
     """ValueError if a Config names what no room of this house has."""
     check_choice("execution", config.execution, Execution.ALL)
+    for name in config.exits:
+        check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
     check_choice("paging", config.paging, Paging.ALL)
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
@@ -196,7 +198,7 @@ def vcpu_of(
     model = CpuModel(
         host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
     )
-    guest = technique(host, processor, paging, model, keep_timer=not is_wall)
+    guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt

@@ -169,6 +169,22 @@ def _disks(what: str, value: Iterable[Disk | str]) -> tuple[Disk, ...]:
     return disks
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = _names(value)
+    try:
+        names = tuple(dict.fromkeys(value))
+    except TypeError:
+        names = (None,)  # type: ignore[assignment]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what} {value!r}: expected names, like ('rdtsc', 'invlpg')")
+    return names
+
+
 def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
     return tuple((name, {}) for name in text.split(","))
 
@@ -207,6 +223,10 @@ class Config:
     execution: str = option(
         "vmx", "How the guest's code is run; help lists the ways.", "--execution",
         metavar="NAME", check=_text,
+    )  # fmt: skip
+    exits: tuple[str, ...] = option(
+        (), "Have these come to the hypervisor though no guest needs it, like rdtsc,cr3-load; help "
+        "lists them.", "--exit", metavar="NAME[,NAME]", read=_names, check=_texts,
     )  # fmt: skip
     paging: str = option(
         "ept", "How memory is virtualised: ept, or shadow tables; help lists the ways.",

@@ -187,8 +187,8 @@ class Guest(Machine):
 
     device = DEVICE
 
-    def __init__(self, paging: str, engine: str) -> None:
-        self.vm = VM("4M", paging=paging, engine=engine)
+    def __init__(self, paging: str, engine: str, exits: tuple[str, ...] = ()) -> None:
+        self.vm = VM("4M", paging=paging, engine=engine, exits=exits)
         self.vm.bus.port_write(0x43, 1, 0x30)  # a HLT ends when it is stuck, not by the timer
         self.memory = self.vm.memory
         self.vm.bus.claim(Region(Space.MMIO, DEVICE, PAGE, self))

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from understudy.arch.cpuid import LeafExt1Edx
 from understudy.arch.exception import Vector
+from understudy.arch.msr import Msr
 from understudy.vcpu.activity import Activity
 from understudy.vcpu.cpu_model import ECX_FOLLOWS, XSAVE_LEAF
 from understudy.vcpu.loop import Vcpu
@@ -23,6 +24,7 @@ FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
 """Leaves in which something follows registers that a guest writes without an exit."""
 EXTENDED_FEATURES: Final = 0x8000_0001
 SYSCALL: Final = LeafExt1Edx.SYSCALL.mask
+FIXED_COUNTERS: Final = 1 << 30
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
 
@@ -119,15 +121,47 @@ def not_offered(vcpu: Vcpu, refused: Instruction) -> Verdict:
     return vcpu.fault(Vector.UD)
 
 
-def rdpmc(vcpu: Vcpu, refused: Instruction) -> Verdict:
-    """The CPU model shows no performance counters."""
-    return vcpu.fault(Vector.GP, 0)
+def rdtsc(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """The time that the guest's clock says; it takes a tick, as where it does not exit."""
+    return _read_counter(vcpu, Msr.IA32_TSC, done.length)
 
 
-def cache_control(vcpu: Vcpu, done: Instruction) -> Verdict:
-    """INVD, WBINVD: there is no cache to see."""
+def rdtscp(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """The same, and the number that the guest has given to this processor."""
+    vcpu.write_gpr(RCX, vcpu.guest.registers()["tsc_aux"] & LOW32)
+    return rdtsc(vcpu, done)
+
+
+def rdpmc(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """A performance counter by number: SDM 2B, "RDPMC"; those that the CPU model shows."""
+    number = vcpu.read_gpr(RCX) & LOW32
+    first = Msr.IA32_FIXED_CTR0 if number & FIXED_COUNTERS else Msr.IA32_PMC0
+    try:
+        return _read_counter(vcpu, first + (number & ~FIXED_COUNTERS), done.length)
+    except KeyError:
+        return vcpu.fault(Vector.GP, 0)
+
+
+def _read_counter(vcpu: Vcpu, msr: int, length: int) -> Verdict:
+    """EDX:EAX.  KeyError if there is none."""
+    value = vcpu.msrs.read(msr)
+    vcpu.write_gpr(RAX, value & LOW32)
+    vcpu.write_gpr(RDX, value >> 32)
+    vcpu.retire()
+    vcpu.skip(length)
+    return RESUME
+
+
+def invd(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """INVD, which always exits: there is no cache to see."""
     vcpu.skip(done.length)
     return RESUME
+
+
+def wbinvd(vcpu: Vcpu, done: Instruction) -> Verdict:
+    """WBINVD, which exits where that is asked for: there is no cache to see."""
+    vcpu.retire()
+    return invd(vcpu, done)
 
 
 def triple_fault(vcpu: Vcpu) -> Stop:

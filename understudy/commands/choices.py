@@ -23,9 +23,20 @@ def _techniques(option: str, known: Mapping[str, type]) -> str:
     return "\n".join(lines)
 
 
+def _exits() -> str:
+    """A line for each that an execution technique can be asked for."""
+    lines = ["--exit NAME[,NAME]"]
+    for technique, kind in sorted(Execution.ALL.items()):
+        lines += [
+            f"  {name:<10}  {technique}: {words}" for name, words in kind.optional_exits.items()
+        ]
+    return "\n".join(lines)
+
+
 CHOICES: Final[dict[str, Callable[[], str]]] = {
     "cpu": cpu_help,
     "paging": lambda: _techniques("paging", Paging.ALL),
+    "exits": _exits,
     "execution": lambda: _techniques("execution", Execution.ALL),
 }
 """By the field of `Config`."""

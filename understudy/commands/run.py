@@ -12,7 +12,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,6 +25,9 @@ from understudy.terminal import ending_signals, is_interactive
 
 if TYPE_CHECKING:
     from understudy.linux import VM
+
+WISHES: Final = ("help", "?", ("help",), ("?",))
+"""Values that ask what one can choose from; the latter where there may be several."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def run(
 
       understudy run --firmware u-boot.rom
     """
-    if wish := next((name for name, value in said.items() if value in ("help", "?")), None):
+    if wish := next((name for name, value in said.items() if value in WISHES), None):
         from understudy.commands.choices import CHOICES
 
         if wish in CHOICES:

@@ -8,6 +8,7 @@ the processor says and asks `answers/` what to do.  The vCPU's run loop (`vcpu/l
 import importlib
 import pkgutil
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from understudy.guest import Guest
@@ -22,6 +23,8 @@ class Execution(Guest):
 
     ALL: ClassVar[dict[str, type["Execution"]]] = {}
     name: ClassVar[str] = ""
+    optional_exits: ClassVar[Mapping[str, str]] = {}
+    """What it can have come to the hypervisor though no guest needs that: by name, what for."""
 
     def __init_subclass__(cls, *, name: str) -> None:
         if name in Execution.ALL:
@@ -43,8 +46,11 @@ class Execution(Guest):
         model: CpuModel,
         *,
         keep_timer: bool = True,
+        exits: tuple[str, ...] = (),
     ) -> None:
         """`keep_timer`: what `arm` was told goes on counting over exits.
+
+        `exits`: those of `optional_exits` that are wanted.
 
         `processor`: the vCPU's own; None: it is put onto processors and taken off.
         """

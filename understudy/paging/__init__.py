@@ -104,12 +104,15 @@ class View:
 
     def cr3_write(self) -> None:
         """The guest has loaded CR3."""
+        self.flush()
 
     def invlpg(self, gva: int) -> None:
         """The guest has dropped its translations of one page."""
+        self.guest.invalidate([gva])
 
     def flush(self) -> None:
         """The guest has dropped all translations of its address space."""
+        self.guest.invalidate()
 
     def fetch(self, gva: int, length: int) -> bytes:
         """Guest code that a processor does not find by these tables, which need not be complete.

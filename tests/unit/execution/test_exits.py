@@ -14,7 +14,7 @@ from understudy.verdict import StopKind
 VALID = 1 << 31
 GP, UD = VALID | 1 << 11 | 3 << 8 | 13, VALID | 3 << 8 | 6
 IMPOSSIBLE = {
-    "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "RDTSC", "RDTSCP", "MOV_DR",
+    "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "MOV_DR",
     "TPR_BELOW_THRESHOLD", "APIC_ACCESS", "APIC_WRITE", "VIRTUALIZED_EOI",
     "GDTR_IDTR_ACCESS", "LDTR_TR_ACCESS", "PML_FULL", "XSAVES", "XRSTORS",
     "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",
@@ -201,7 +201,7 @@ def test_a_triple_fault_is_shown_decoded() -> None:
 @pytest.mark.parametrize(
     ("exit", "words"),
     [
-        (FakeExit(16, qualification=0x77), "RDTSC (16) at rip 0x100000"),
+        (FakeExit(29, qualification=0x77), "MOV_DR (29) at rip 0x100000"),
         (FakeExit(200), "REASON_200"),
         (FakeExit(33, entry_failure=True), "INVALID_GUEST_STATE"),
         (FakeExit(48, qualification=4, gpa=1 << 30), "executes at gpa 0x40000000"),

@@ -70,6 +70,10 @@ class ControlRegisters(ABC):
         return self.get()
 
     @abstractmethod
+    def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
+        """The guest has loaded CR3, and nothing else changes."""
+
+    @abstractmethod
     def load(self, values: Control) -> None:
         """Set all of them, and the controls of the VMCS that make the guest see them so."""
 
@@ -109,6 +113,12 @@ class InProcessor(ControlRegisters):
         for n, entry in enumerate(values.pdptes):
             write(Vmcs.GUEST_PDPTE0 + 2 * n, entry)
         self._set_mode(values.cr0, values.efer)
+
+    def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
+        """As the processor's own load of it."""
+        self.write(Vmcs.GUEST_CR3, cr3)
+        for n, entry in enumerate(pdptes):
+            self.write(Vmcs.GUEST_PDPTE0 + 2 * n, entry)
 
 
 class InHypervisor(ControlRegisters):

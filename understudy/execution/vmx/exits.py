@@ -80,8 +80,11 @@ handles(Reason.RDMSR)(instructions.rdmsr)  # of an MSR whose bit in the MSR bitm
 handles(Reason.WRMSR)(instructions.wrmsr)
 handles(Reason.VMCALL)(instructions.vmcall)
 handles(Reason.RDPMC)(instructions.rdpmc)
+handles(Reason.RDTSC)(instructions.rdtsc)
+handles(Reason.RDTSCP)(instructions.rdtscp)
 handles(Reason.XSETBV)(instructions.xsetbv)
-handles(Reason.INVD, Reason.WBINVD)(instructions.cache_control)
+handles(Reason.INVD)(instructions.invd)
+handles(Reason.WBINVD)(instructions.wbinvd)
 handles(
     Reason.GETSEC, Reason.VMCLEAR, Reason.VMLAUNCH, Reason.VMPTRLD, Reason.VMPTRST, Reason.VMREAD,
     Reason.VMRESUME, Reason.VMWRITE, Reason.VMXOFF, Reason.VMXON, Reason.INVEPT, Reason.INVVPID,
@@ -120,8 +123,6 @@ def cr_access(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     """SDM 3C, "Exit Qualification for Control-Register Accesses"."""
     access = CrAccess(exit.qualification & LOW32)
     number, kind = access.NUMBER, access.ACCESS
-    if number == 3 and vcpu.view.eptp:
-        return vcpu.unknown(exit)  # with EPT, such exits are not asked for
     vcpu.cr_accesses[number << 4 | kind] += 1
     match kind:
         case 0 if number in registers.WRITES:

@@ -10,7 +10,7 @@ from understudy.arch.cr import CR0, CR4, RESET_DEBUG
 from understudy.arch.msr import Msr
 from understudy.arch.segment import Segment, TableRegister
 from understudy.arch.vmcs import AccessRights, Vmcs
-from understudy.execution.vmx.control_registers import FIXED, InHypervisor
+from understudy.execution.vmx.control_registers import FIXED
 from understudy.execution.vmx.fields import GPRS, LIVE, MSR_NAMES, REGISTER_FIELDS, with_defaults
 from understudy.execution.vmx.placement import Placement
 from understudy.guest import RSP, Control
@@ -205,5 +205,4 @@ class GuestState(Placement):
         )
 
     def note_cr3(self, cr3: int, pdptes: tuple[int, ...]) -> None:
-        assert isinstance(self.kept, InHypervisor)
         self.kept.note_cr3(cr3, pdptes)

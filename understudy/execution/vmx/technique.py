@@ -9,8 +9,8 @@ Invariants: the guest sees neither CR4.VMXE nor CR0.NE's fixed value (read shado
 interruption-information field is valid only if `inject` was called since the last exit.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import Msr
@@ -34,6 +34,7 @@ from understudy.execution.vmx.guest_state import (
     GuestState,
 )
 from understudy.execution.vmx.operation import Operation
+from understudy.execution.vmx.optional_exits import OPTIONAL, controls
 from understudy.execution.vmx.placement import ONE_ADDRESS, ONE_CONTEXT
 from understudy.execution.vmx.root import Root
 from understudy.guest import Control, Event
@@ -74,12 +75,16 @@ class Vmx(GuestState, Execution, name="vmx"):
     """A vCPU on a processor in VMX operation."""
 
     put_off = PUT_OFF
+    optional_exits: ClassVar[Mapping[str, str]] = {
+        name: one.words for name, one in OPTIONAL.items()
+    }
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
-        *, keep_timer: bool = True,
+        *, keep_timer: bool = True, exits: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(host, processor)
+        self.asked = controls(exits)
         self.model, self.table = model, dict(TABLE)
         has_pmu = "pmu" in model.shown
         if processor is None:
@@ -143,7 +148,11 @@ class Vmx(GuestState, Execution, name="vmx"):
             PAUSE_LOOP_EXITING=int(self.host.spins_exit and self.model.topology.count > 1),
             RDRAND_EXITING=int("rdrand" not in shown), RDSEED_EXITING=int("rdseed" not in shown),
         )  # fmt: skip
-        self.primary = self.operation.choose_exits(kept.primary, kept.secondary, optional)
+        primary, secondary = self.asked
+        self.primary = self.operation.choose_exits(
+            PrimaryControls(kept.primary | primary), SecondaryControls(kept.secondary | secondary),
+            optional,
+        )  # fmt: skip
         self.current_primary = self.primary
         self.operation.intercept(Msr.IA32_PKRS, "pks" not in shown)
 

@@ -1,0 +1,64 @@
+"""Exits that a user asked for change what is counted, and nothing else.
+
+Source: ours.  Invariant: two runs in virtual time, one with these exits, are the same run.
+"""
+
+import pytest
+
+from tests.guests.fetched import fetched
+from understudy.execution import Execution
+from understudy.execution.vmx.optional_exits import OPTIONAL
+from understudy.linux import VM
+from understudy.vm import VM as Bare
+
+REASONS = {
+    "cr3-load": "CR_ACCESS", "cr3-store": "CR_ACCESS", "invlpg": "INVLPG", "pause": "PAUSE",
+    "rdtsc": "RDTSC", "rdpmc": "RDPMC", "wbinvd": "WBINVD",
+}  # fmt: skip
+"""By which each says that it came."""
+CODE = {
+    "cr3-load": "0f 22 d8", "cr3-store": "0f 20 d8", "invlpg": "0f 01 3f", "pause": "f3 90",
+    "rdtsc": "0f 31", "rdpmc": "0f 33", "wbinvd": "0f 09",
+}  # fmt: skip
+HALT = "fa f4"
+
+
+def test_each_has_a_row_here() -> None:
+    assert (
+        REASONS.keys()
+        == CODE.keys()
+        == OPTIONAL.keys()
+        == Execution.ALL["vmx"].optional_exits.keys()
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_asked_for_it_exits_once_and_else_never(name: str) -> None:
+    """The truth table: one instruction, with its control 0 and 1."""
+    found = []
+    for exits in ((), (name,), tuple(set(OPTIONAL) - {name})):
+        with Bare("4M", exits=exits, cpu="max") as vm:
+            vm.memory.write(0x1000, bytes.fromhex(CODE[name] + HALT))
+            vm.vcpus[0].set_registers({"rip": 0x1000, "cs_base": 0, "cs": 0, "rcx": 0})
+            vm.go(budget=100)
+            found.append((vm.counts()["exits"].get(REASONS[name], 0), vm.vcpus[0].retired))
+
+    assert [count for count, _ in found] == [0, 1, 0]
+    assert len({retired for _, retired in found}) == 1
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("paging", ["ept", "lazy"])
+def test_a_boot_is_the_same_to_the_last_instruction(paging: str) -> None:
+    fetched("cloud-amd64")
+    ends, exits = [], []
+    for asked in ((), tuple(OPTIONAL)):
+        with VM.linux("cloud-amd64", exits=asked, paging=paging, memory="128M") as vm:
+            vm.wait_for_prompt()
+            said = vm.run("dmesg").output
+            registers = [vcpu.guest.registers() for vcpu in vm.vcpus]
+            ends.append((said, vm.clock.now(), vm.vcpus[0].retired, registers))
+            exits.append(vm.counts()["exits"])
+    assert ends[0] == ends[1]
+    assert exits[1]["PAUSE"] > 1000 and exits[1]["RDTSC"] > 1000
+    assert exits[0].keys() < exits[1].keys()
