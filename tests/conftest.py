@@ -6,8 +6,11 @@ that the test is about.
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.tree import ROOT
 
 # A shell without job control starts what runs in the background deaf to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -22,3 +25,13 @@ def _plain_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in _PLAIN.items():
         monkeypatch.setenv(name, value)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """A test leaves nothing in the working tree, nor where it was started."""
+    places = {ROOT, Path.cwd()}
+    before = {path for place in places for path in place.iterdir()}
+    yield
+    left = {path for place in places for path in place.iterdir()} - before
+    assert not [path for path in left if not path.name.startswith(".")]

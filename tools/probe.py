@@ -56,10 +56,10 @@ class Msr(NamedTuple):
 
 
 class Probe:
-    """A VM whose guest asks."""
+    """A VM whose guest asks, by one of its processors (`number`)."""
 
-    def __init__(self, vm: VM, leaves: Iterable[tuple[int, int]]) -> None:
-        self.vm, self.vcpu, self.leaves = vm, vm.vcpus[0], list(leaves)
+    def __init__(self, vm: VM, leaves: Iterable[tuple[int, int]], number: int = 0) -> None:
+        self.vm, self.vcpu, self.leaves = vm, vm.vcpus[number], list(leaves)
         for at, code in CODE.items():
             vm.memory.write(at, bytes.fromhex(code))
         for vector in range(256):

@@ -52,6 +52,7 @@ TOP: Final = """# Registers: MSRs and CPUID
 The MSRs were read and written by a guest of the model `max`, bit by bit, as firmware leaves
 them (the APIC timer not in TSC-deadline mode), then those of the APIC in x2APIC mode.
 CPUID is that of a computer that has every feature that the machine can use.
+It was the bootstrap processor of a VM that has one; where others differ is at the end.
 
 ## MSRs
 
@@ -80,6 +81,14 @@ FOLLOWS_TOP: Final = """
 ## What follows what
 
 Found out by writing each bit that can be written and looking at all leaves of CPUID again.
+
+"""
+PROCESSORS_TOP: Final = """
+## Where processors differ
+
+Found out by each processor of a VM of two cores with two threads
+(`--cpus 4,cores=2,threads=2`), 0 being the bootstrap processor, as firmware leaves them; all other
+registers start alike.
 
 """
 
@@ -221,6 +230,27 @@ def follow_rows(probe: Probe, found: Iterable[Msr]) -> Iterator[Sequence[object]
             yield "CS.L (64-bit code)", named(place)
 
 
+# --- processors ---
+
+
+def processor_rows(numbers: Iterable[int]) -> Iterator[Sequence[object]]:
+    """One row for each register that is not the same on all processors of a VM."""
+    with VM("16M", cpu="max", cpus="4,cores=2,threads=2") as vm:
+        probes = [Probe(vm, leaves(vcpu.model), n) for n, vcpu in enumerate(vm.vcpus)]
+        found = [probe.others() for probe in probes]
+        rows = [(place, [one[place] for one in found]) for place in found[0]]
+        bases = [probe.read(IA32_APIC_BASE) or 0 for probe in probes]
+        for index in numbers:
+            for probe, base in zip(probes, bases, strict=True):
+                if index in X2APIC:
+                    probe.write(IA32_APIC_BASE, base | ApicBase.EXTD.mask)
+            name = f"{index:X}H {name_of(index)}"
+            rows.append((name, [probe.read(index) or 0 for probe in probes]))
+    for name, values in rows:
+        if len(set(values)) > 1:
+            yield name, *(f"{value:#x}" for value in values)
+
+
 def page() -> str:
     """The whole page."""
     models = [model(name) for name in MODELS]
@@ -244,6 +274,9 @@ def page() -> str:
                 feature_rows(models))
         + LEAVES_TOP
         + table(heads, leaf_rows(models))
+        + PROCESSORS_TOP
+        + table(["register", "0", "1", "2", "3"],
+                processor_rows(one.number for one in found if not one.runs))
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.guests.fetched import fetched
 from tests.matrix.programs import assemble, executable, handle, start
+from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.linux import VM as Linux
 from understudy.paging import Paging
 from understudy.vm import VM
@@ -138,3 +139,52 @@ def test_what_is_hidden_is_not_there(paging: str, cpu: str, program: str, status
     with VM("16M", paging=paging, cpu=cpu) as vm:
         start(vm, program, **handle(vm, 13, FAULTED))
         assert vm.go().status == status
+
+
+WRITE_TWICE = """
+    0f 20 e0             | mov rax, cr4
+    0f ba e8 {bit:02x}   | bts eax, bit
+    0f 22 e0             | mov cr4, rax
+    b8 {rights}          | mov eax, rights
+    31 d2                | xor edx, edx
+    b9 {msr}             | mov ecx, IA32_PKRS or 0
+    {load}               | wrmsr or wrpkru
+    bf 00 00 60 00       | mov edi, 0x600000
+    c6 07 06             | mov byte [rdi], 6
+    fe 07                | inc byte [rdi]
+    0f 20 c0             | mov rax, cr0
+    0f ba e8 10          | bts eax, 16: WP
+    0f 22 c0             | mov cr0, rax
+    c6 07 08             | mov byte [rdi], 8
+    e6 f4                | out 0xf4, al
+"""
+REFUSED = """
+    58                   | pop rax: the error code
+    02 07                | add al, [rdi]
+    e6 f4                | out 0xf4, al
+"""
+FIVE_READS = "00 08 00 00"  # key 5 refuses writes
+ALL_READ = "aa aa aa aa"  # every key does
+
+
+@pytest.mark.parametrize("engine", ["dbt", "reference"])
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+@pytest.mark.parametrize(
+    ("user", "rights"), [(True, FIVE_READS), (True, ALL_READ), (False, FIVE_READS)]
+)
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_keys_that_refuse_writes_heed_wp(
+    paging: str, engine: str, user: bool, rights: str, is_writable: bool
+) -> None:
+    """CR0.WP=0 lets a supervisor write; when it is set again, the same write is refused."""
+    pku = {"bit": 22, "msr": "00 00 00 00", "load": "0f 01 ef"}
+    pks = {"bit": 24, "msr": "e1 06 00 00", "load": "0f 30"}
+    program = WRITE_TWICE.format(rights=rights, **pku if user else pks)
+    with VM("16M", paging=paging, engine=engine, cpu="max") as vm:
+        start(vm, program, **handle(vm, 14, REFUSED))
+        for at in (PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x1000, PAGE_TABLES_GPA + 0x2018):
+            entry = vm.memory.read(at, 1)[0]
+            vm.memory.write(at, bytes([entry | 4 * user]))
+        large = 0x60_0000 | 5 << 59 | 0x81 | 4 * user | 2 * is_writable
+        vm.memory.write(PAGE_TABLES_GPA + 0x2018, large.to_bytes(8, "little"))
+        assert vm.go().status == 0x23 + 7

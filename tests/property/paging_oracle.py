@@ -64,7 +64,6 @@ class Mode:
     smep: bool = False
     smap: bool = False
     pkru: int | None = None  # None: no protection keys
-    keys_heed_wp: bool = True  # else a supervisor's writes are refused whatever CR0.WP says
 
 
 @dataclass
@@ -215,7 +214,7 @@ class Oracle:
         if mode.pkru is None or self.shape is not INTEL64 or not user or access.fetch:
             return False
         rights = mode.pkru >> 2 * (entry >> KEY_SHIFT & 15) & 3
-        heeds = access.user or mode.wp or not mode.keys_heed_wp
+        heeds = access.user or mode.wp
         return bool(rights & 1 or (rights & 2 and access.write and heeds))
 
     def _frame(self, entry: int, shift: int) -> int:

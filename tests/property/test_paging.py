@@ -110,9 +110,9 @@ def machine(
     flips = st.sampled_from([RW, US, A, D, A | D, RW | D, P] + [NX] * (shape is not IA32))
     keys: st.SearchStrategy[int | None] = st.just(None)
     if shape is INTEL64:
-        keys = st.sampled_from([None, None, 0, 1 << 2, 2 << 2, 2 << 2 | 1 << 30])
+        keys = st.sampled_from([None, None, 0, 1 << 2, 2 << 2, 2 << 2 | 1 << 30, 0xAAAA_AAAA])
     switches = [st.booleans()] * 4
-    modes = st.builds(Mode, *switches, keys, st.just(paging == "ept"))
+    modes = st.builds(Mode, *switches, keys)
     places = st.one_of([
         st.tuples(st.sampled_from(gfns), st.sampled_from(indices(shape_name)), value)
         for n, (gfns, value) in enumerate(zip(tiers, values, strict=True))

@@ -34,6 +34,10 @@ def test_the_page_is_what_the_code_does(text: str) -> None:
         "| IA32_APIC_BASE.EN | CPUID.01H.0:EDX[9] (APIC) |",
         "| IA32_MISC_ENABLE.XD_DISABLE | CPUID.80000001H.0:EDX[20] (NX) |",
         "| CS.L (64-bit code) | CPUID.80000001H.0:EDX[11] (SYSCALL) |",
+        # SDM 3A, "Local APIC Status and Location": the BSP flag; SDM 2, CPUID, "Leaf 0BH": the ID.
+        "| 1BH IA32_APIC_BASE | 0xfee00900 | 0xfee00800 | 0xfee00800 | 0xfee00800 |",
+        "| CPUID.0BH.1:EDX | 0x0 | 0x1 | 0x2 | 0x3 |",
+        "| 802H x2APIC 020H | 0x0 | 0x1 | 0x2 | 0x3 |",
         "| smap | 07H.0:EBX[20] | max |   |   | CR4.SMAP |",
     ],
 )

@@ -1,5 +1,7 @@
 """The first rounds of every campaign."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.walls.campaigns import PARTS, chance
@@ -29,3 +31,9 @@ def test_the_first_rounds_hold(name: str) -> None:
                     f"python -m tests.walls.campaigns {name} --seed {SEED} --round {number}"
                 )
                 raise
+
+
+def test_what_a_part_writes_goes_with_it() -> None:
+    with PARTS["agents"].setting():
+        Path("a@b").touch()
+    assert not Path("a@b").exists()

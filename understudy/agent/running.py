@@ -41,7 +41,7 @@ from understudy.guests.agent_program import SCRATCH_GVA
 
 ERROR_AT_ONCE: Final = 1 << 16  # as many as a pipe holds
 ERROR_GVA: Final = SCRATCH_GVA + AT_ONCE
-GATHER_MS: Final = 1
+GATHER_MS: Final = 8
 
 POLLIN, POLLOUT, POLLHUP = 1, 4, 0x10
 POLLFD: Final = struct.Struct("<Ihh")

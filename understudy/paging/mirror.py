@@ -24,7 +24,7 @@ from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.paging import BUDGET, Answer
 from understudy.paging.entering import READ_ONLY, RIGHTS, USED, Place, enter, named_frame
-from understudy.paging.guest_walk import DIRTY, E_WRITE, WRITABLE, Found
+from understudy.paging.guest_walk import DIRTY, E_KEY, E_WRITE, WRITABLE, Found
 from understudy.paging.portable import Gfns
 from understudy.paging.quadrants import COMPOSED, stands_for
 from understudy.paging.roles import ROLES, Role
@@ -102,7 +102,7 @@ class MirrorView(ShadowView):
         if error & E_WRITE:
             if not shadow.may_write(found.gpa >> PAGE_SHIFT):
                 return shadow.trace(self, gva, error, found)
-            if not found.rights & WRITABLE:  # CR0.WP is 0
+            if error & E_KEY or not found.rights & WRITABLE:  # CR0.WP is 0
                 return self.step(gva, error, found)
         shadow.fills += 1
         shadow.make_room()
@@ -147,7 +147,7 @@ class MirrorView(ShadowView):
         self.shadow.settle()
         if not self.role.is_long:
             del places[0]  # a PDPTE has no rights
-        self.patch([(page.hpa + 8 * index, WRITABLE) for page, index in places])
+        self.lend([page.hpa + 8 * index for page, index in places], gva, error, found)
         return HIDDEN
 
     def single_step(self, gva: int, error: int) -> None:

@@ -29,6 +29,8 @@ from understudy.paging.guest_walk import (
     E_PRESENT,
     E_USER,
     E_WRITE,
+    KEY,
+    KEY_SHIFT,
     NO_EXECUTE,
     NO_KEYS,
     PRESENT,
@@ -48,6 +50,8 @@ REGIONS_KEPT: Final = 4096
 DEVICES_KEPT: Final = 4096
 ERROR: Final = E_WRITE | E_USER | E_FETCH  # what decides, of a fault's error code
 ERROR_BITS: Final = 5
+OPENED: Final = USER | KEY  # what opens a page to a supervisor's write
+LENT: Final = OPENED | WRITABLE
 HIDDEN: Final = Answer(Fault.HIDDEN)
 AC: Final = RFLAGS.AC.mask
 PE: Final = CR0.PE.mask
@@ -127,8 +131,6 @@ class ShadowView(View):
             return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
         found = self.regime.walk(self.read_entry, gva, error, smap, keys)
-        if error & E_KEY and found.path:
-            self._heed_key(gva, error, found, keys)
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
@@ -153,20 +155,31 @@ class ShadowView(View):
             self.is_watched = False
             self.guest.single_step(False)
 
-    def patch(self, slots: list[tuple[int, int]]) -> None:
-        """Add rights (slot, flags) until the next instruction is done."""
+    def lend(self, slots: list[int], gva: int, error: int, found: Found) -> None:
+        """Let one instruction write to the page of the last of these slots, from the root down.
+
+        While CR0.WP=0 a supervisor may, whatever rights and key say (SDM 3A, "Protection Keys");
+        under our tables it is always set.  Raises GuestFault if every key refuses.
+        """
+        keys, opened = self.guest.protection_keys(), 0
+        last = self.read_u64(slots[-1])
+        if keys == NO_KEYS or not key_refuses(last, found.rights, error, keys, wp=True):
+            opened = last & OPENED
+        elif (opened := open_page(found.rights, keys)) < 0:
+            raise GuestFault(gva, error & (E_PRESENT | E_WRITE | E_USER | E_KEY))
+        lent = [(slot, self.read_u64(slot) & OPENED | WRITABLE) for slot in slots[:-1]]
+        self._lend([*lent, (slots[-1], opened | WRITABLE)])
+
+    def _lend(self, slots: list[tuple[int, int]]) -> None:
+        """Change what the entries in these slots lend until the next instruction is done."""
         for slot, flags in slots:
             entry = self.read_u64(slot)
-            if flags & ~entry:
+            lent = entry & ~LENT | flags
+            if lent != entry:
                 self.patched.append((slot, entry))
-                self.write_u64(slot, entry | flags)
+                self.write_u64(slot, lent)
         self.is_watched = True
         self.guest.single_step(True)
-
-    def _heed_key(self, gva: int, error: int, found: Found, keys: Keys) -> None:
-        """Under our tables CR0.WP is always set: so keys refuse writes to a supervisor, too."""
-        if key_refuses(found.path[-1][1], found.rights, error, keys, wp=True):
-            raise GuestFault(gva, error & (E_PRESENT | E_WRITE | E_USER | E_KEY))
 
     def _is_filled(self, gva: int, error: int, region: Region, keys: Keys) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
@@ -288,19 +301,33 @@ class ShadowView(View):
         """The hpa of the table that stands for this."""
 
     def save_step(self) -> dict[str, Any]:
-        """What a step has added, and where."""
-        added = [
-            [self.name_table(slot & -PAGE), (slot & PAGE - 1) >> 3, self.read_u64(slot) & ~entry]
-            for slot, entry in self.patched
+        """What a step has lent, and where."""
+        lent = [
+            [self.name_table(slot & -PAGE), (slot & PAGE - 1) >> 3, self.read_u64(slot) & LENT]
+            for slot, _ in self.patched
         ]
-        return {"added": added, "is_watched": self.is_watched}
+        return {"lent": lent, "is_watched": self.is_watched}
 
     def load_step(self, saved: dict[str, Any]) -> None:
-        """Add it again.  ValueError if it is more than a step may add."""
+        """Lend it again.  ValueError if it is more than a step may lend."""
         steps = [
-            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["added"]
+            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["lent"]
         ]
-        if any(flags & ~WRITABLE or slot % PAGE % 8 for slot, flags in steps):
-            raise ValueError("snapshot: a step adds more than the right to write")
+        lendable = LENT if self.role.is_long else WRITABLE | USER
+        for slot, flags in steps:
+            if slot % PAGE % 8 or flags & ~lendable or flags & ~self.read_u64(slot) & USER:
+                raise ValueError("snapshot: a step lends more than a write")
         if saved["is_watched"]:
-            self.patch(steps)
+            self._lend(steps)
+
+
+def open_page(rights: int, keys: Keys) -> int:
+    """USER and the key with which a supervisor may write to a page; -1 if every key refuses.
+
+    A user page whose own keys all refuse may become a supervisor's for the while.
+    """
+    for user in (rights & USER, 0):
+        for key in range(16):
+            if not keys[0 if user else 1] >> 2 * key & 3:
+                return user | key << KEY_SHIFT
+    return -1

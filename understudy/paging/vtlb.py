@@ -21,6 +21,7 @@ from understudy.paging import Answer
 from understudy.paging.budget import TABLE_BYTES
 from understudy.paging.guest_walk import (
     DIRTY,
+    E_KEY,
     E_WRITE,
     KEY,
     LARGE,
@@ -110,8 +111,8 @@ class VtlbView(ShadowView):
         gfn = found.gpa >> PAGE_SHIFT
         entry = page_entry(hpa, found, error, may_write=not self.p2m.is_protected(gfn))
         slot = self._enter(gva, found, hpa, entry)
-        if error & E_WRITE and not found.rights & WRITABLE:  # CR0.WP is 0
-            self.patch([(slot, WRITABLE)])
+        if error & E_WRITE and (error & E_KEY or not found.rights & WRITABLE):  # CR0.WP is 0
+            self.lend([slot], gva, error, found)
         return HIDDEN
 
     def _enter(self, gva: int, found: Found, hpa: int, entry: int) -> int:

@@ -1,6 +1,7 @@
 """Overlays: what was written is above, the rest below; against a plain array of bytes."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_only_what_was_written_is_saved() -> None:
     overlay.write((1 << 30) - 1, b"y")
     starts = [(start, count) for start, count, _ in overlay.save()["written"]]
     assert starts == [(5 * CLUSTER, 2 * CLUSTER), ((1 << 30) - CLUSTER, CLUSTER)]
+
+
+def test_it_keeps_as_much_as_the_disk_has() -> None:
+    overlay = Overlay(Zeros(SIZE))
+    for step in (700, CLUSTER, 3 * CLUSTER - 1):
+        for at in range(0, SIZE, step):
+            overlay.write(at, bytes([step & 0xFF]) * min(step, SIZE - at))
+    assert overlay.written == set(range(-(-SIZE // CLUSTER)))
+    assert os.fstat(overlay.fd).st_size == SIZE
+    with pytest.raises(ValueError, match="of a disk of"):
+        overlay.write(SIZE, b"x")
 
 
 @pytest.mark.parametrize(

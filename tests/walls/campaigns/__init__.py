@@ -2,14 +2,16 @@
 
 A part is one wall: `rounds` of it belong to `make test`; `make fuzz-walls` goes on for as long as
 it is told.  A round is made by a `random.Random` alone, so its seed is all that is needed to see a
-failure again.  Adding one: a module in this folder with a function under `@part`.
+failure again.  What is asked for may be a file of any name, so each part has a folder of its own
+as the current one.  Adding one: a module in this folder with a function under `@part`.
 """
 
 import importlib
 import pkgutil
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 Round = Callable[[random.Random], None]
@@ -31,7 +33,12 @@ def part(rounds: int, *, boots: bool = False) -> Callable[[Callable[[], Iterator
     """Put the setting of a part, a generator of its one `Round`, into the table."""
 
     def add(setting: Callable[[], Iterator[Round]]) -> None:
-        PARTS[setting.__name__] = Part(contextmanager(setting), rounds, boots)
+        @contextmanager
+        def elsewhere() -> Iterator[Round]:
+            with TemporaryDirectory() as folder, chdir(folder), contextmanager(setting)() as one:
+                yield one
+
+        PARTS[setting.__name__] = Part(elsewhere, rounds, boots)
 
     return add
 
