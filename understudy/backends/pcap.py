@@ -6,6 +6,7 @@ that cannot be written any more ends, and the VM goes on.
 """
 
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ class Pcap:
 
     def __init__(self, file: str, time_ns: Callable[[], int]) -> None:
         """`time_ns`: ns since 1970.  NetworkError if there can be no such file."""
-        self.time_ns = time_ns
+        self.file, self.time_ns = file, time_ns
         self.problem = ""
         try:
             self._file = Path(file).open("wb")  # noqa: SIM115
@@ -58,4 +59,6 @@ class Pcap:
         try:
             act()
         except OSError as error:
-            self.problem = error.strerror or "it cannot be written"
+            if not self.problem:
+                self.problem = f"pcap {self.file}: {error.strerror}: no frame is written any more"
+                warnings.warn(self.problem, RuntimeWarning, stacklevel=1)

@@ -25,7 +25,7 @@ from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import NEVER, Policy
 from understudy.sched.seat import Claim, Seat, State
 from understudy.silicon import Processor
-from understudy.turns import TURN_NS
+from understudy.turns import TURN_NS, WALL_TURN_NS
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.time import FAR
 from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
@@ -205,7 +205,7 @@ class Schedule(House):
             seat = self._chosen(pcpu, now, now)
             if seat is not None:
                 self._last = pcpu.number
-                return pcpu, seat, now + TURN_NS
+                return pcpu, seat, now + WALL_TURN_NS
         return None
 
     def _wait(self, aim: Aim, now: int) -> Stop | None:
