@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MS: Final = 1_000_000
+BITS: Final = 64  # of the code
 QUANTUM_NS: Final = 5 * MS
 SPAN_NS: Final = 200 * MS
 IDT, HANDLER, PACKETS, VECTOR = 0x11_0000, 0x11_2000, 0x12_0000, 0x40

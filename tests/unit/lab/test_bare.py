@@ -11,14 +11,15 @@ from understudy.lab.bare import LAYOUTS, Tables, assemble
 from understudy.vm import VM
 
 
-def _listings() -> dict[str, bare.Listing]:
-    out = {"TURN_ON": bare.TURN_ON}
+def _listings() -> dict[str, tuple[int, bare.Listing]]:
+    """With the bits of their code: 32, or what the experiment says."""
+    out = {"TURN_ON": (32, bare.TURN_ON)}
     for path in sorted((ROOT / "experiments").glob("*.py")):
         module = importlib.import_module(f"experiments.{path.stem}")
         for name, value in vars(module).items():
             is_rows = isinstance(value, tuple) and value and isinstance(value[0], tuple)
             if name.isupper() and is_rows and all(isinstance(cell, str) for cell in value[0]):
-                out[f"{path.stem}.{name}"] = value
+                out[f"{path.stem}.{name}"] = getattr(module, "BITS", 32), value
     return out
 
 
@@ -33,9 +34,10 @@ def test_there_are_listings() -> None:
 def test_the_bytes_are_what_the_listing_says(name: str) -> None:
     formatter = Formatter(FormatterSyntax.NASM)
     at = 0
-    for row, text in LISTINGS[name]:
+    bits, listing = LISTINGS[name]
+    for row, text in listing:
         data = bytes.fromhex(row)
-        (instruction,) = Decoder(32, data, ip=at)
+        (instruction,) = Decoder(bits, data, ip=at)
         assert instruction.len == len(data)
         said = formatter.format(instruction)
         wanted = text.partition(";")[0].strip()
