@@ -20,6 +20,9 @@ impl Core {
 
     /// Write PKRU.
     pub fn set_pkru(&mut self, value: u32) {
+        if self.pkru == value {
+            return;
+        }
         self.pkru = value;
         self.attention = 1; // generated code knows pages by the old rights
     }

@@ -30,11 +30,11 @@ pub struct Fx(pub [u8; 512]);
 impl Fx {
     /// After reset / FNINIT with MXCSR at its default.
     #[must_use]
-    pub fn at_reset() -> Self {
+    pub const fn at_reset() -> Self {
         let mut image = [0; 512];
-        image[0..2].copy_from_slice(&0x037F_u16.to_le_bytes()); // FCW
-        image[24..28].copy_from_slice(&0x1F80_u32.to_le_bytes()); // MXCSR
-        image[28..32].copy_from_slice(&0xFFFF_u32.to_le_bytes()); // MXCSR_MASK
+        [image[0], image[1]] = 0x037F_u16.to_le_bytes(); // FCW
+        [image[24], image[25], ..] = 0x1F80_u32.to_le_bytes(); // MXCSR
+        [image[28], image[29], ..] = 0xFFFF_u32.to_le_bytes(); // MXCSR_MASK
         Self(image)
     }
 }

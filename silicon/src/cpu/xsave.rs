@@ -27,6 +27,7 @@ const PKRU: u64 = 1 << 9;
 /// The components that XCR0 may enable.
 pub const XCR0_KNOWN: u64 = X87 | SSE | PKRU;
 
+const AT_RESET: Fx = Fx::at_reset();
 const MXCSR: usize = 24;
 const MXCSR_AT_RESET: u32 = 0x1F80;
 const ST: usize = 32;
@@ -151,12 +152,11 @@ fn operands(core: &Core) -> u64 {
 /// i is in its initial configuration").
 fn in_use(core: &Core, with_mxcsr: bool) -> u64 {
     let fx = &core.fx.0;
-    let initial = Fx::at_reset();
+    let initial = &AT_RESET;
     let has_x87 = fx[..MXCSR] != initial.0[..MXCSR]
         || fx[ST..XMM] != initial.0[ST..XMM]
         || core.pointers != Pointers::default();
-    let has_sse =
-        fx[XMM..XMM + 256].iter().any(|b| *b != 0) || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
+    let has_sse = fx[XMM..XMM + 256] != [0; 256] || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
     let bit = |on: bool, bit: u64| if on { bit } else { 0 };
     bit(has_x87, X87) | bit(has_sse, SSE) | bit(core.pkru != 0, PKRU)
 }
@@ -166,6 +166,8 @@ struct Area {
     segment: usize,
     offset: u64,
     mask: u64,
+    /// Where its legacy region and header lie, if in one page of plain memory that has no code.
+    hpa: Option<u64>,
 }
 
 impl Area {
@@ -177,18 +179,71 @@ impl Area {
         if is_no_multiple(core, insn, 64) {
             return Err(gp(0));
         }
-        let area = Self { segment: segment_of(insn), offset: ea(core, insn), mask: address_mask(insn) };
-        let gva = linear_at(core, area.segment, area.offset, LEAST_BYTES, access)?;
+        let (segment, offset, mask) = (segment_of(insn), ea(core, insn), address_mask(insn));
+        let gva = linear_at(core, segment, offset, LEAST_BYTES, access)?;
+        let wraps = offset.checked_add(LEAST_BYTES as u64).is_none_or(|end| end > mask);
+        let hpa = if wraps { None } else { core.plain_range(gva, LEAST_BYTES, access)? };
+        let hpa = hpa.filter(|hpa| access == Access::Read || !core.mem.is_code(hpa >> 12));
         match access {
+            _ if hpa.is_some() => {}
             Access::Write => core.probe_write(gva, 1, Who::Program)?,
             _ => drop(core.read_lin(gva, 1, Who::Program)?),
         }
-        Ok(area)
+        Ok(Self { segment, offset, mask, hpa })
     }
 
     fn part(&self, core: &mut Core, at: usize, size: usize, access: Access) -> Exec<u64> {
         let offset = self.offset.wrapping_add(at as u64) & self.mask;
         linear_at(core, self.segment, offset, size, access)
+    }
+
+    /// Where a part lies, if that needs no further look.
+    fn known(&self, at: usize, size: usize) -> Option<u64> {
+        self.hpa.filter(|_| at + size <= LEAST_BYTES).map(|hpa| hpa + at as u64)
+    }
+
+    /// The linear address of a part that can be written.
+    fn writable(&self, core: &mut Core, at: usize, size: usize) -> Exec<u64> {
+        let gva = self.part(core, at, size, Access::Write)?;
+        core.probe_write(gva, size, Who::Program)?;
+        Ok(gva)
+    }
+
+    fn read(&self, core: &mut Core, at: usize, out: &mut [u8]) -> Exec<()> {
+        if let Some(hpa) = self.known(at, out.len()) {
+            core.mem.read_bytes(hpa, out);
+            return Ok(());
+        }
+        let gva = self.part(core, at, out.len(), Access::Read)?;
+        fetch(core, gva, out)
+    }
+}
+
+/// Where a part is to be written.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In plain memory.
+    Known(u64),
+    /// At a linear address.
+    Linear(u64),
+}
+
+impl Place {
+    fn of(core: &mut Core, area: &Area, at: usize, size: usize) -> Exec<Self> {
+        match area.known(at, size) {
+            Some(hpa) => Ok(Self::Known(hpa)),
+            None => area.writable(core, at, size).map(Self::Linear),
+        }
+    }
+
+    fn write(self, core: &mut Core, bytes: &[u8]) -> Exec<()> {
+        match self {
+            Self::Known(hpa) => {
+                core.mem.write_bytes(hpa, bytes);
+                Ok(())
+            }
+            Self::Linear(gva) => store(core, gva, bytes),
+        }
     }
 }
 
@@ -203,41 +258,36 @@ fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()
     let saved = if form.is_lean { used } else { wanted };
     let mut fx = core.fx;
     core.pointers.save(&mut fx, is_wide(insn));
-    let mut image = [0; HEADER + PKRU_BYTES];
-    image[..HEADER].copy_from_slice(&fx.0);
-    image[HEADER..].copy_from_slice(&u64::from(core.pkru).to_le_bytes());
+    let pkru = u64::from(core.pkru).to_le_bytes();
     let has_mxcsr = if form.is_compacted { saved } else { wanted } & SSE != 0;
     let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
     let pkru_at = if form.is_compacted { PKRU_COMPACTED } else { PKRU_AT };
-    // (whether it is saved, its place in the area, where it is in the image)
+    // (whether it is saved, its place in the area, its bytes)
     let parts = [
-        (saved & X87 != 0, 0, 0..MXCSR),
-        (has_mxcsr, MXCSR, MXCSR..ST),
-        (saved & X87 != 0, ST, ST..XMM),
-        (saved & SSE != 0, XMM, XMM..end),
-        (saved & PKRU != 0, pkru_at, HEADER..HEADER + PKRU_BYTES),
+        (saved & X87 != 0, 0, &fx.0[..MXCSR]),
+        (has_mxcsr, MXCSR, &fx.0[MXCSR..ST]),
+        (saved & X87 != 0, ST, &fx.0[ST..XMM]),
+        (saved & SSE != 0, XMM, &fx.0[XMM..end]),
+        (saved & PKRU != 0, pkru_at, &pkru[..]),
     ];
-    let header = area.part(core, HEADER, 16, Access::Write)?;
-    core.probe_write(header, 16, Who::Program)?;
-    let mut places = [0; 5];
-    for (place, (is_saved, at, bytes)) in places.iter_mut().zip(&parts) {
-        if *is_saved {
-            *place = area.part(core, *at, bytes.len(), Access::Write)?;
-            core.probe_write(*place, bytes.len(), Who::Program)?;
-        }
-    }
-    let xstate =
-        if form.is_compacted { used } else { core.read_lin(header, 8, Who::Program)? & !wanted | used };
-    for (gva, (is_saved, _, bytes)) in places.into_iter().zip(parts) {
+    let header = Place::of(core, &area, HEADER, 16)?;
+    let mut places = [None; 5];
+    for (place, (is_saved, at, bytes)) in places.iter_mut().zip(parts) {
         if is_saved {
-            store(core, gva, &image[bytes])?;
+            *place = Some(Place::of(core, &area, at, bytes.len())?);
         }
     }
-    core.write_lin(header, 8, xstate, Who::Program)?;
-    if form.is_compacted {
-        core.write_lin(core.linear_add(header, 8), 8, wanted | COMPACTED, Who::Program)?;
+    let before = match header {
+        _ if form.is_compacted => 0,
+        Place::Known(hpa) => core.mem.load(hpa, 8),
+        Place::Linear(gva) => core.read_lin(gva, 8, Who::Program)?,
+    };
+    for (place, (.., bytes)) in places.into_iter().zip(parts) {
+        place.map_or(Ok(()), |place| place.write(core, bytes))?;
     }
-    Ok(())
+    let xstate = if form.is_compacted { used } else { before & !wanted | used };
+    let words = [xstate, wanted | COMPACTED].map(u64::to_le_bytes);
+    header.write(core, &words.as_flattened()[..if form.is_compacted { 16 } else { 8 }])
 }
 
 /// XSTATE_BV and whether the area is compacted, if the header is one to restore from.
@@ -257,20 +307,19 @@ fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, bool)> 
 
 fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -> Exec<()> {
     let area = Area::of(core, insn, Access::Read)?;
-    let gva = area.part(core, HEADER, 64, Access::Read)?;
     let mut bytes = [0; 64];
-    fetch(core, gva, &mut bytes)?;
+    area.read(core, HEADER, &mut bytes)?;
     let (chunks, _) = bytes.as_chunks::<8>();
     let words = std::array::from_fn(|n| u64::from_le_bytes(chunks[n]));
     let (xstate, is_compacted) = header(core, &words, supervisor)?;
-    let (loaded, initial) = (wanted & xstate, Fx::at_reset());
+    let loaded = wanted & xstate;
     let mut fx = core.fx;
     let mut pointers = core.pointers;
     if wanted & X87 != 0 {
-        let mut image = initial;
+        let mut image = AT_RESET;
         if loaded & X87 != 0 {
-            read_part(core, &area, 0, &mut image.0[..MXCSR])?;
-            read_part(core, &area, ST, &mut image.0[ST..XMM])?;
+            area.read(core, 0, &mut image.0[..MXCSR])?;
+            area.read(core, ST, &mut image.0[ST..XMM])?;
         }
         fx.0[..MXCSR].copy_from_slice(&image.0[..MXCSR]);
         fx.0[ST..XMM].copy_from_slice(&image.0[ST..XMM]);
@@ -285,7 +334,7 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
         // The standard format has MXCSR whether XMM registers are there or not.
         let mut mxcsr = MXCSR_AT_RESET.to_le_bytes();
         if loaded & SSE != 0 || !is_compacted {
-            read_part(core, &area, MXCSR, &mut mxcsr)?;
+            area.read(core, MXCSR, &mut mxcsr)?;
             if u32::from_le_bytes(mxcsr) & !MXCSR_MASK != 0 {
                 return Err(gp(0));
             }
@@ -294,12 +343,12 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
         if loaded & SSE == 0 {
             fx.0[XMM..end].fill(0);
         } else {
-            read_part(core, &area, XMM, &mut fx.0[XMM..end])?;
+            area.read(core, XMM, &mut fx.0[XMM..end])?;
         }
     }
     let mut pkru = [0; PKRU_BYTES];
     if loaded & PKRU != 0 {
-        read_part(core, &area, if is_compacted { PKRU_COMPACTED } else { PKRU_AT }, &mut pkru)?;
+        area.read(core, if is_compacted { PKRU_COMPACTED } else { PKRU_AT }, &mut pkru)?;
     }
     normalize(&mut fx);
     let is_settled = fx.0[..XMM] == core.fx.0[..XMM];
@@ -311,9 +360,4 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
         core.set_pkru(u64::from_le_bytes(pkru) as u32);
     }
     Ok(())
-}
-
-fn read_part(core: &mut Core, area: &Area, at: usize, out: &mut [u8]) -> Exec<()> {
-    let gva = area.part(core, at, out.len(), Access::Read)?;
-    fetch(core, gva, out)
 }

@@ -5,7 +5,10 @@ use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user};
 use super::tables::jump_index;
-use super::{Dbt, KIND_CLASS, KIND_WRITE, Recent, fetchable, gate, look, must_step, must_step_but, signals};
+use super::{
+    Dbt, KIND_CLASS, KIND_OFFSET, KIND_READS_FIRST, KIND_WRITE, Recent, fetchable, gate, look, must_step,
+    must_step_but, signals,
+};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
@@ -15,7 +18,7 @@ use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode, Shadow};
 use crate::cpu::step::{fetch, step, step_known};
 use crate::cpu::trap::{Exec, Trap};
-use crate::mmu::tlb::{Entry, perm};
+use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
 use crate::vmx;
 
@@ -79,6 +82,13 @@ impl Dbt {
         0
     }
 
+    /// Walk for the first read of an instruction that generated code has come to.
+    fn walk(&mut self, core: &mut Core, gva: u64) {
+        if segment::is_canonical(gva) && !core.tlb.displaces(gva >> 12) {
+            self.walked = Some(core.translate(gva, Access::Read).map(|_| ()));
+        }
+    }
+
     /// Interpret the instruction of a site, those that belong to it, and the delivery of an
     /// exception, as long as nobody else has to look.  Returns whether it was that one alone.
     fn execute(&mut self, core: &mut Core, site: Site) -> Exec<bool> {
@@ -89,7 +99,7 @@ impl Dbt {
         let x87 = is_out.then(|| gate::x87_state(core));
         let mut result = match self.tools.prepared.get(site.prepared.wrapping_sub(1)) {
             Some((insn, execute)) => step_known(core, insn, *execute),
-            None => step(core),
+            None => self.walked.take().unwrap_or(Ok(())).and_then(|()| step(core)),
         };
         let mut is_alone = true;
         while result.is_ok() && core.countdown > 0 && goes_together(core) {
@@ -131,7 +141,7 @@ impl Dbt {
         core.rip = site.rip;
         core.countdown += i64::from(site.remaining);
         // (An instruction in an interrupt shadow is interpreted alone.)
-        if site.is_group && core.shadow == Shadow::None {
+        if site.is_group && core.shadow == Shadow::None && self.walked.is_none() {
             core.flags_to_jit();
             self.ungrouped = true;
             return self.known(core);
@@ -214,9 +224,12 @@ fn grant_writes(core: &Core, e: &Entry) -> bool {
 pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     let (core, dbt) = parts(core);
     let (size, write) = (kind & 0xFFFF, kind & u64::from(KIND_WRITE) != 0);
-    let class = (kind >> KIND_CLASS) as usize;
+    let class = (kind >> KIND_CLASS) as usize % L1_CLASSES.next_power_of_two();
     if (gva & PAGE_OFFSET) + size > 4096 {
         return 0;
+    }
+    if core.tlb.lookup(gva >> 12).is_none() && kind & u64::from(KIND_READS_FIRST) != 0 {
+        dbt.walk(core, gva + (kind >> KIND_OFFSET));
     }
     let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
     let is_granted = e.perm & perm::SPECIAL == 0
@@ -226,6 +239,7 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     }
     let host = core.mem.host_ptr(e.hpa) as u64;
     core.tlb.l1_fill(class, &e, host, write);
+    dbt.walked = None;
     dbt.fills += 1;
     host + (gva & PAGE_OFFSET)
 }

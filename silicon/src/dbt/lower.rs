@@ -176,7 +176,16 @@ impl Translator<'_> {
     /// Turn the linear address in T0 into a host pointer, or leave the straight path: to the
     /// interpreter, or for a group to the block without groups.  T1 and the computer's flags are
     /// lost (kept first).
-    pub(super) fn check(&mut self, insn: &Instruction, size: usize, write: bool, is_group: bool) {
+    ///
+    /// `member`: where in a group's range the instruction's own operand is, and whether that is written.
+    pub(super) fn check(
+        &mut self,
+        insn: &Instruction,
+        size: usize,
+        write: bool,
+        member: Option<(u32, bool)>,
+    ) {
+        let (is_group, (offset, writes)) = (member.is_some(), member.unwrap_or((0, write)));
         debug_assert!(!self.flags.live);
         let [tag, read, host] = self.look_up(write);
         self.a.cmp_imm(T0, 4096 - size as u32);
@@ -186,6 +195,8 @@ impl Translator<'_> {
         let back = self.a.here();
         let kind = size as u32
             | if write { super::KIND_WRITE } else { 0 }
+            | if self.reads_first(insn, writes, offset) { super::KIND_READS_FIRST } else { 0 }
+            | (offset & super::MAX_OFFSET) << super::KIND_OFFSET
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
         // (In an interrupt shadow the instruction is interpreted.)
@@ -193,6 +204,11 @@ impl Translator<'_> {
         let group = (is_group && self.shadow_from.is_none()).then_some((self.flags, rest, read));
         self.cold.push(Cold::Fill { branch, back, kind, tag, site, group });
         self.open_sites += 1;
+    }
+
+    /// Whether nothing of the instruction comes before it reads what is checked, `offset` bytes into it.
+    fn reads_first(&self, insn: &Instruction, writes: bool, offset: u32) -> bool {
+        !writes && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
     }
 
     /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then
@@ -243,14 +259,14 @@ impl Translator<'_> {
             self.keep_flags();
             address(self, 0);
             self.t0_group = None;
-            self.check(insn, size, write, false);
+            self.check(insn, size, write, None);
             return at(T0);
         };
         let slot = state(table(offset_of!(Tables, groups)) + 8 * m.group);
         if !self.ready[m.group] {
             self.keep_flags();
             address(self, -m.offset);
-            self.check(insn, m.span as usize, m.write, true);
+            self.check(insn, m.span as usize, m.write, Some((m.offset as u32, write)));
             self.a.store(slot, T0);
             self.ready[m.group] = true;
         } else if self.t0_group != Some(m.group) {

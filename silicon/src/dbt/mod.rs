@@ -5,8 +5,8 @@
 //!
 //! * *Memory operands.*  The linear address is computed, looked up in the TLB's first level
 //!   ([`crate::mmu::tlb::L1`], addressed off the stack pointer), and becomes a host pointer.  On a
-//!   miss the entry is copied from the second level; if it is not there either, or the operand
-//!   crosses a page, is no plain memory, or would overwrite code, the whole instruction is
+//!   miss the entry is copied from the second level, after a walk if the instruction begins with
+//!   reading there; if there is none, or the operand crosses a page, is no plain memory, or would overwrite code, the whole instruction is
 //!   interpreted by [`crate::cpu::step`] and generated code goes on behind it.  So walks, faults,
 //!   flags and counters are those of the reference engine by construction.
 //! * *Windows* ([`crate::mmu::window`]).  32-bit programs that compute access memory as it is, in 4
@@ -94,7 +94,12 @@ use crate::mmu::walk::Access;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
+/// The first thing that the instruction does beside its fetch is to read there.
+pub(crate) const KIND_READS_FIRST: u32 = 1 << 17;
 pub(crate) const KIND_CLASS: u32 = 20;
+/// How far behind the address it reads: at most [`MAX_OFFSET`].
+pub(crate) const KIND_OFFSET: u32 = 22;
+const MAX_OFFSET: u32 = 0x3FF;
 
 /// The mode of a table of indirect targets that is empty.
 const NO_MODE: u32 = u32::MAX;
@@ -136,6 +141,8 @@ pub struct Dbt {
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     trap: Option<Trap>,
+    /// What became of the walk for an instruction's first read, which is to be interpreted now.
+    walked: Option<Exec<()>>,
     promotion: Promotion,
     /// The base of GS, if it is known.
     window: Option<u64>,
@@ -199,6 +206,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         recent: Zeroed::new(JUMP_ENTRIES)?,
         kernel_has_local: false,
         trap: None,
+        walked: None,
         promotion: Promotion::default(),
         window: None,
         ungrouped: false,

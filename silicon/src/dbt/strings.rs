@@ -192,7 +192,7 @@ impl Translator<'_> {
     fn point(&mut self, insn: &Instruction, register: u8, size: usize, write: bool) {
         self.t0_group = None;
         self.lea_word(T0, register, 0);
-        self.check(insn, size, write, false);
+        self.check(insn, size, write, None);
     }
 
     /// An instruction with a register and a memory operand of `size` bytes; `opcode` is that of

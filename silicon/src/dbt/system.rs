@@ -237,7 +237,7 @@ impl Translator<'_> {
         self.a.raw(&[if is_wide { 6 } else { 5 }]);
         let scale = if is_wide { 3 } else { 2 };
         self.lea_address(T0, Mem::new(Some(T0), Some((T1, scale)), 0));
-        self.check(insn, size, write, false);
+        self.check(insn, size, write, None);
         self.t0_group = None;
         let pinned = host_of(number(r));
         if write && (insn.has_lock_prefix() || pinned.is_none()) {

@@ -344,6 +344,13 @@ impl Tlb {
         }
     }
 
+    /// Whether the data translation of a page would take the place of another page's.
+    #[must_use]
+    pub fn displaces(&self, vpn: u64) -> bool {
+        let old = &self.entries[vpn as usize % ENTRIES];
+        old.asn != 0 && old.vpn != vpn
+    }
+
     /// Put in a data translation, a piece of a guest's page of 2 to the power `shift` bytes.
     pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u16, shift: u8) {
         self.note_size(vpn, shift);

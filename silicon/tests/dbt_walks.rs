@@ -1,0 +1,165 @@
+//! Translated code that comes to a page for the first time: who walks, and that nothing but the
+//! engine's own counters tells the difference.
+
+mod counters;
+
+use counters::counter;
+use silicon::arch::exit::reason;
+use silicon::arch::segment::seg;
+use silicon::cpu::state::Clock;
+use silicon::mem::Memory;
+use silicon::processor::{EngineKind, Processor};
+use silicon::snapshot::state_hash;
+
+const PML4: u64 = 0x8000;
+const CODE: u64 = 0x20_0000;
+const DATA: u64 = 0x40_0000;
+/// So far away, memory is mapped once more; pages so far apart have one place in the TLB.
+const AGAIN: u64 = 0x400_0000;
+const BUDGETS: [u64; 6] = [1, 2, 3, 7, 23, 5000];
+
+/// 64-bit code at level 0; 32 MBytes are mapped where they are, and [`AGAIN`] behind.
+fn machine(kind: EngineKind, code: &[u8]) -> Processor {
+    let mem = Memory::new(1 << 25).unwrap();
+    for (table, entry) in [(PML4, 0x9003), (0x9000, 0xA003)] {
+        mem.store(table, 8, entry);
+    }
+    for i in 0..16 {
+        mem.store(0xA000 + 8 * i, 8, i << 21 | 0x83);
+        mem.store(0xA000 + 8 * (i + 32), 8, i << 21 | 0x83);
+    }
+    (0..0x2000).for_each(|i| mem.store(DATA + 8 * i, 8, i * 0x1_0001));
+    mem.write_bytes(CODE, code);
+    let mut processor = Processor::new(mem, kind, Clock::Virtual, 0).unwrap();
+    let core = &mut *processor.core;
+    core.seg[seg::CS].attr = 0xA09B;
+    (core.cr0, core.cr3, core.cr4, core.efer) = (0x8001_0033, PML4, 0x44_0220, 0x500);
+    (core.rip, core.gpr[4]) = (CODE, 0x10_0000);
+    (core.gpr[6], core.gpr[7]) = (DATA + 0x100, DATA + 0x1000);
+    (core.gpr[8], core.gpr[9], core.gpr[10]) = (DATA + 0x2000, 1, DATA + 0x3000);
+    core.gpr[11] = DATA + 0x100 + AGAIN;
+    (core.xcr0, core.pkru) = (0x203, 0x5555_5550);
+    core.refresh();
+    processor
+}
+
+/// The code, for ever, with every translation dropped before: mov rax, cr3; mov cr3, rax.
+fn round(code: &[u8]) -> Vec<u8> {
+    let mut all = [&[0x0F, 0x20, 0xD8, 0x0F, 0x22, 0xD8], code, &[0xE9]].concat();
+    all.extend((-(all.len() as i32) - 4).to_le_bytes());
+    all
+}
+
+fn agree(name: &str, code: &[u8]) {
+    for budget in BUDGETS {
+        let mut both = [EngineKind::Reference, EngineKind::Dbt].map(|kind| machine(kind, &round(code)));
+        for stop in 0..60 {
+            for p in &mut both {
+                assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason, "{name}");
+            }
+            let [reference, dbt] = both.each_mut().map(|p| (p.core.gpr, p.core.rip, p.core.counts.clone()));
+            assert_eq!(reference, dbt, "{name}, budget {budget}, stop {stop}");
+            let [reference, dbt] = both.each_mut().map(|p| state_hash(&mut p.core));
+            assert_eq!(reference, dbt, "{name}, budget {budget}, stop {stop}");
+        }
+    }
+}
+
+/// Instructions that read a page first of all, and what of a round is interpreted beside MOV with CR3.
+const READERS: &[(&str, &[u8], u64)] = &[
+    ("single", &[0x48, 0x8B, 0x06], 0),                        // mov rax, [rsi]
+    ("index", &[0x4B, 0x03, 0x14, 0xC8], 0),                   // add rdx, [r8+r9*8]
+    ("group", &[0x48, 0x8B, 0x06, 0x48, 0x3B, 0x5E, 0x08], 0), // mov rax, [rsi]; cmp rbx, [rsi+8]
+    ("later first", &[0x48, 0x8B, 0x56, 0x40, 0x48, 0x03, 0x16], 0), // mov rdx, [rsi+40h]; add rdx, [rsi]
+    // mov rax, [rdi]; mov [rdi+10h], rax; add rbx, [rdi]: the page is dirty since the first round
+    ("group that writes", &[0x48, 0x8B, 0x07, 0x48, 0x89, 0x47, 0x10, 0x48, 0x03, 0x1F], 0),
+    ("pop", &[0x58, 0x48, 0x83, 0xEC, 0x08], 0), // pop rax; sub rsp, 8
+    ("push", &[0x41, 0xFF, 0x32, 0x58], 1),      // push [r10]; pop rax: the stack is written
+    // mov rax, [rsi]; mov rbx, [r11]; mov rcx, [rsi+8]; add rcx, [rsi]: r11's page displaces rsi's
+    ("displaced", &[0x48, 0x8B, 0x06, 0x49, 0x8B, 0x1B, 0x48, 0x8B, 0x4E, 0x08, 0x48, 0x03, 0x0E], 4),
+    ("bit", &[0x48, 0x0F, 0xA3, 0x0E], 0), // bt [rsi], rcx
+    ("vector", &[0x0F, 0x10, 0x06], 1),    // movups xmm0, [rsi]
+    ("string", &[0x48, 0x8D, 0x37, 0x48, 0xAD, 0x48, 0x8D, 0x37], 1), // lea rsi, [rdi]; lodsq; lea rsi, [rdi]
+];
+
+#[test]
+fn walks_for_reads_are_counted_as_the_interpreter_counts_them() {
+    for (name, code, _) in READERS {
+        agree(name, code);
+    }
+}
+
+#[test]
+fn reads_of_new_pages_are_not_interpreted() {
+    const ROUNDS: u64 = 1000;
+    for &(name, code, beside) in READERS {
+        let mut p = machine(EngineKind::Dbt, &round(code));
+        let some_rounds = |p: &mut Processor| {
+            let before = (counter(p, "interpreted"), p.core.counts.tlb_misses);
+            p.run(ROUNDS * 20, &mut || false);
+            (counter(p, "interpreted") - before.0, p.core.counts.tlb_misses - before.1)
+        };
+        some_rounds(&mut p);
+        let (interpreted, misses) = some_rounds(&mut p);
+        let rounds = ROUNDS * 20 / instructions(code);
+        assert!(misses + 1 >= rounds, "{name}: {misses} misses in {rounds} rounds");
+        let most = (2 + beside) * rounds + rounds / 20 + 20;
+        assert!(interpreted <= most, "{name}: {interpreted} interpreted in {rounds} rounds");
+    }
+}
+
+/// In a round.
+fn instructions(code: &[u8]) -> u64 {
+    let all = round(code);
+    iced_x86::Decoder::new(64, &all, 0).into_iter().count() as u64
+}
+
+/// XSAVE64, XSAVEOPT64 and XSAVEC64 to an area in one page, and to one in two, leave the same bytes;
+/// XRSTOR64 of either the same state.  (Legacy region and header in one page are handled at once.)
+#[test]
+fn states_are_saved_and_restored_alike_wherever_they_lie() {
+    const SAVES: [[u8; 4]; 3] =
+        [[0x48, 0x0F, 0xAE, 0x27], [0x48, 0x0F, 0xAE, 0x37], [0x48, 0x0F, 0xC7, 0x27]];
+    const INSIDE: u64 = DATA + 0x4000;
+    for save in SAVES {
+        // movq xmm3, rbx; fld1; mov eax, [r10] (the mask); xor edx, edx; save; the same to R13's area
+        // (xchg rdi, r13); fninit; xorps xmm3, xmm3; xrstor64 [rdi]
+        let code = [
+            &[0x66, 0x48, 0x0F, 0x6E, 0xDB, 0xD9, 0xE8, 0x41, 0x8B, 0x02, 0x31, 0xD2][..],
+            &save,
+            &[0x49, 0x87, 0xFD],
+            &save,
+            &[0xDB, 0xE3, 0x0F, 0x57, 0xDB, 0x48, 0x0F, 0xAE, 0x2F, 0xF3, 0x90],
+        ]
+        .concat();
+        for outside in [0x5000, 0x5D40, 0x5DC0, 0x5E00, 0x5FC0] {
+            for mask in [0, 1, 2, 3, 0x200, 0x203] {
+                let mut both = [EngineKind::Reference, EngineKind::Dbt].map(|kind| {
+                    let mut p = machine(kind, &code);
+                    (p.core.gpr[7], p.core.gpr[13]) = (INSIDE, DATA + outside);
+                    p.core.gpr[3] = 0x1234_5678_9ABC_DEF0;
+                    p.core.mem.store(p.core.gpr[10], 8, mask);
+                    for area in [INSIDE, DATA + outside] {
+                        p.core.mem.write_bytes(area, &[0; 2696]);
+                    }
+                    p
+                });
+                for p in &mut both {
+                    p.run(10, &mut || false);
+                }
+                let at = format!("{save:X?}, {outside:X}, mask {mask:X}");
+                let [reference, dbt] = both.each_mut().map(|p| state_hash(&mut p.core));
+                assert_eq!(reference, dbt, "{at}");
+                let (mut one, mut other) = ([0; 2696], [0; 2696]);
+                assert!(both[1].core.mem.read_bytes(INSIDE, &mut one));
+                assert!(both[1].core.mem.read_bytes(DATA + outside, &mut other));
+                assert_eq!(one, other, "{at}");
+                assert_eq!(mask == 0, one[..512] == [0; 512] && one[576..] == [0; 2120], "{at}");
+                let xmm3 = &both[1].core.fx.xmm(3)[..8];
+                let is_back = xmm3 == 0x1234_5678_9ABC_DEF0_u64.to_le_bytes();
+                assert_eq!(mask & 2 != 0, is_back, "{at}");
+                assert_eq!(CODE + code.len() as u64 - 2, both[1].core.rip, "{at}");
+            }
+        }
+    }
+}
