@@ -50,7 +50,7 @@ class Nowhere(Execution, name="nowhere"):
 
     locals().update({name: answer(name) for name in Execution.__abstractmethods__})
 
-    def __init__(self, host, processor, paging, model, *, keep_timer=True):
+    def __init__(self, host, processor, paging, model, *, keep_timer=True, exits=()):
         Guest.__init__(self)
         self.processor, self.table, self.timer_shift = processor, {}, 0
         self.read_gpr, self.write_gpr = (lambda n: 0), (lambda n, v: None)
