@@ -35,17 +35,13 @@ class Pcap:
         except OSError as error:
             raise NetworkError(f"pcap {file}: {error.strerror}: choose another name") from None
         self._write(FILE.pack(MAGIC, *VERSION, 0, 0, LONGEST, ETHERNET))
-        self.flush()
+        self._try(self._file.flush)
 
     def heard(self, is_out: bool, frame: Frame) -> None:
         """A frame passes."""
         data = frame.whole().data
         seconds, ns = divmod(self.time_ns(), SECOND)
         self._write(PACKET.pack(seconds & 0xFFFF_FFFF, ns, len(data), len(data)) + data)
-
-    def flush(self) -> None:
-        """What was heard is in the file."""
-        self._try(self._file.flush)
 
     def close(self) -> None:
         """No more comes."""

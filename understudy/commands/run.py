@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -224,9 +224,9 @@ def _checked(
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
     chosen = guest if guest is not None else kernel or firmware or Path()
     try:
-        outside = any(nic.kind == "user" for nic in said.get("net", ()))
-        clock = "wall" if interactive or outside else "virtual"
-        config = Config.of(**{"clock": clock, "name": str(chosen), **said})
+        config = Config.of(**{"name": str(chosen), **said})
+        if "clock" not in said and (interactive or config.has_outside):
+            config = replace(config, clock="wall")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return Wanted(

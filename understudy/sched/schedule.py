@@ -16,7 +16,6 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from time import monotonic_ns
 from typing import Final
 
 from understudy.machine.frames import OutOfFrames
@@ -27,7 +26,7 @@ from understudy.sched.seat import Claim, Seat, State
 from understudy.silicon import Processor
 from understudy.turns import TURN_NS, WALL_TURN_NS
 from understudy.vcpu.activity import Goal
-from understudy.vcpu.time import FAR
+from understudy.vcpu.time import FAR, passing
 from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
 
 LIMITS: Final = frozenset({StopKind.WALL, StopKind.DEADLINE, StopKind.STOPPED})
@@ -239,9 +238,7 @@ class Schedule(House):
         self.news.clear()
         if self.poked or self.asked is not None:
             return 0
-        began = monotonic_ns()
-        came = self.news.wait(None if due == NEVER else left / 1e9)
-        return min(monotonic_ns() - began, left) if came else left
+        return passing(self.news, None if due == NEVER else left / 1e9, left)
 
     def _listens(self) -> bool:
         return any(claim.has_outside and claim.ended is None for claim in self.claims)

@@ -47,6 +47,12 @@ class GuestClock(Clock):
         return super()._push(ns, sequence, callback)
 
 
+def passing(news: threading.Event, seconds: float | None, left: int) -> int:
+    """Wait for news, so long at most: how many ns have passed of `left`, all if none came."""
+    began = monotonic_ns()
+    return min(monotonic_ns() - began, left) if news.wait(seconds) else left
+
+
 class Deadlines:
     """What one vCPU waits for: the board's timers and its own APIC's."""
 
@@ -156,6 +162,4 @@ class Deadlines:
         self.wake.clear()
         if has_news():
             return 0
-        began = monotonic_ns()
-        came = self.wake.wait(None if deadline == NEVER else left / 1e9)
-        return min(monotonic_ns() - began, left) if came else left
+        return passing(self.wake, None if deadline == NEVER else left / 1e9, left)

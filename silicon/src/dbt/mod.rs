@@ -6,9 +6,10 @@
 //! * *Memory operands.*  The linear address is computed, looked up in the TLB's first level
 //!   ([`crate::mmu::tlb::L1`], addressed off the stack pointer), and becomes a host pointer.  On a
 //!   miss the entry is copied from the second level, after a walk if the instruction begins with
-//!   reading there; if there is none, or the operand crosses a page, is no plain memory, or would overwrite code, the whole instruction is
-//!   interpreted by [`crate::cpu::step`] and generated code goes on behind it.  So walks, faults,
-//!   flags and counters are those of the reference engine by construction.
+//!   reading there; if there is none, or the operand crosses a page, is no plain memory, or would
+//!   overwrite code, the whole instruction is interpreted by [`crate::cpu::step`] and generated code
+//!   goes on behind it.  So walks, faults, flags and counters are those of the reference engine by
+//!   construction.
 //! * *Windows* ([`crate::mmu::window`]).  32-bit programs that compute access memory as it is, in 4
 //!   GBytes of addresses where the computer's own page tables have what the TLB holds ([`window`]);
 //!   who gets one: [`promotion`].

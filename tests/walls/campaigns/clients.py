@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.walls.campaigns import Round, part
-from tests.walls.campaigns.mutations import mutated
+from tests.walls.campaigns.mutations import mutated, send
 from understudy.control import ControlSocket, ask
 from understudy.control.sockets import MOST_CLIENTS
 from understudy.guests.entry import protected_mode
@@ -66,11 +66,6 @@ def _talk(client: socket.socket, chance: random.Random) -> None:
     if b"stop" in line:
         return
     client.settimeout(0.05)
-    while line:
-        size = chance.choice((1, 7, len(line), len(line)))
-        client.sendall(line[:size])
-        line = line[size:] if chance.random() < 0.8 else b""
-    if chance.random() < 0.2:
-        client.shutdown(chance.choice((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)))
+    send(client, line, chance, whole=0.8)
     if chance.random() < 0.5:
         client.recv(chance.choice((1, 100, 1 << 16)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.test_run import kernel
 from tests.walls.campaigns import Round, part
-from tests.walls.campaigns.mutations import mutated
+from tests.walls.campaigns.mutations import mutated, send
 from understudy.control import ControlSocket, ask
 from understudy.control.sockets import MOST_CLIENTS, MOST_STREAMS
 from understudy.fleet.actions import ACTIONS
@@ -79,12 +79,7 @@ def talk(path: Path, chance: random.Random, lines: list[bytes], *, ends: bool = 
     with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
         client.settimeout(0.2)
         client.connect(str(path))
-        while line:
-            size = chance.choice((1, 7, len(line), len(line)))
-            client.sendall(line[:size])
-            line = line[size:] if chance.random() < 0.95 else b""
-        if chance.random() < 0.2:
-            client.shutdown(chance.choice((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)))
+        send(client, line, chance, whole=0.95)
         if chance.random() < 0.8:
             answer = client.recv(chance.choice((1, 100, 1 << 16, 1 << 16)))
             assert b'{"error": "a bug' not in answer, answer

@@ -1,11 +1,22 @@
 """Bytes made wrong: at random, and where a format has its lengths, counts and addresses."""
 
 import random
+import socket
 import struct
 
 TELLING = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x1000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF,
            0xC000_0000, 0x1_0000_0000, 0x7FFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)  # fmt: skip
 HEADERS = 0x400  # most of what decides is near the beginning
+
+
+def send(client: socket.socket, line: bytes, chance: random.Random, *, whole: float) -> None:
+    """A line in pieces, after each of which it goes on with this probability; perhaps a hang-up."""
+    while line:
+        size = chance.choice((1, 7, len(line), len(line)))
+        client.sendall(line[:size])
+        line = line[size:] if chance.random() < whole else b""
+    if chance.random() < 0.2:
+        client.shutdown(chance.choice((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)))
 
 
 def mutated(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
