@@ -8,7 +8,7 @@ from understudy.agent.calls import CALLS_GVA, HEADER, RECORD, Call
 from understudy.devices.agent import DATA, HELLO, Agent
 from understudy.guests.agent_program import REQUEST_GVA, SCRATCH_BYTES, SCRATCH_GVA
 
-PID, SIGKILL = 100, 9
+PID, ALL, SIGKILL, ECHILD = 100, 0xFFFF_FFFF, 9, 10
 PROCESS, FIRST = 50, 60  # file descriptors: the pidfd, and the first of pipes
 
 
@@ -33,6 +33,7 @@ class FakeAgent:
         self.running: Program | None = None
         self.killed = 0
         self.is_deaf_to_reboot = False
+        self.is_stubborn = False  # programs end by SIGKILL alone
         self._ends: list[tuple[int, int]] = []  # of pipes: reading, writing
         self._pending: Callable[[], None] | None = None
         port.ring = self._rung
@@ -173,14 +174,20 @@ class FakeAgent:
         self._put(gva, data)
         return len(data) or -11
 
-    def _kill(self, *_: int) -> int:
+    def _kill(self, _pid: int, signal: int, *_: int) -> int:
         self.killed += 1
-        if self.running is not None:
-            self.running.status = 128 + SIGKILL
+        if self.running is not None and (signal == SIGKILL or not self.is_stubborn):
+            self.running.status = 128 + signal
         return 0
 
-    def _wait4(self, _pid: int, status: int, *_: int) -> int:
+    def _wait4(self, pid: int, status: int, *_: int) -> int:
         program = self.running
+        if pid == ALL:
+            if program is None:
+                return -ECHILD
+            if program.status is None:
+                return 0
+            self.running = None
         if status and program is not None and program.status is not None:
             code = program.status - 128 if program.status > 128 else program.status << 8
             self._put(status, code.to_bytes(4, "little"))

@@ -256,7 +256,7 @@ STUCK = "echo is ready >/dev/ttyS0; kill -STOP $(pidof agent)"
 def test_debians_are_shut_down_in_order_or_else_ended(tmp_path: Path, runtime: Path) -> None:
     commands = {"tidy": TIDY, "stubborn": STUBBORN, "stuck": STUCK}
     file = tmp_path / "hosts.toml"
-    file.write_text('[host]\npcpus = 2\ngrace = "6s"\n' + "".join(
+    file.write_text('[host]\npcpus = 2\ngrace = "20s"\n' + "".join(
         f'[vm.{name}]\nguest = "cloud-amd64"\nmemory = "128M"\nexec = """{command}"""\n'
         for name, command in commands.items()
     ))  # fmt: skip
@@ -274,7 +274,7 @@ def test_debians_are_shut_down_in_order_or_else_ended(tmp_path: Path, runtime: P
     assert child.exitstatus == 1  # for the one that is stuck
     for name in ("tidy", "stubborn"):
         assert f"{name}: ended: it powered itself off" in said
-    assert re.search(r"stuck: ended badly: .*did not power itself off within 6 s", said)
+    assert re.search(r"stuck: ended badly: .*did not power itself off within 20 s", said)
     heard = {name: console.read_bytes() for name, console in consoles.items()}
     assert [name for name in heard if b"tidied up" in heard[name]] == ["tidy"]
     assert [name for name in heard if b"reboot: Power down" in heard[name]] == ["tidy", "stubborn"]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_SKIPPED = {"target", "build", "dist", "__pycache__", ".venv", ".git"}
+BUILT = {"build", "dist"}  # by make
+_SKIPPED = BUILT | {"target", "__pycache__", ".venv", ".git"}
 
 
 def files(folder: str, *suffixes: str) -> Iterator[Path]:

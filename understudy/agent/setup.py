@@ -15,7 +15,9 @@ ENVIRONMENT_BYTES: Final = 1 << 17
 SCHED_FIFO, RESET_ON_FORK = 1, 0x4000_0000
 SIGPIPE, SIGTERM, SIGCONT = 13, 15, 18
 ALL: Final = -1  # processes, but for the first and the one that asks
-LEAVE_MS: Final = 1000  # that programs have to end by themselves
+LEAVE_MS: Final = 1000  # that programs have at least to end by themselves
+LOOK_MS: Final = 100  # between looking for commands that still run
+WNOHANG: Final = 1
 REBOOT_MAGIC: Final = 0xFEE1_DEAD, 0x2812_1969
 POWER_OFF: Final = 0x4321_FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 
@@ -38,15 +40,35 @@ def settle() -> Steps[list[bytes]]:
     return [one for one in variables.split(b"\0") if one]
 
 
-def shut_down() -> Steps[None]:
-    """As an init does: have all programs end, end those that do not, and switch the guest off."""
+def shut_down(patience_ms: int) -> Steps[None]:
+    """As an init does: have all programs end, end those that do not, and switch the guest off.
+
+    patience_ms: of the guest's time, in which a command that runs may end by itself.
+    """
     request = Request()
     for number in (SIGTERM, SIGCONT):
         request.call(Call.KILL, ALL, number)
-    request.call(Call.POLL, 0, 0, LEAVE_MS)
+    yield request
+    waited_ms = 0
+    while ((yield from _has_commands()) and waited_ms < patience_ms) or waited_ms < LEAVE_MS:
+        request = Request()
+        request.call(Call.POLL, 0, 0, LOOK_MS)
+        yield request
+        waited_ms += LOOK_MS
+    request = Request()
     request.call(Call.KILL, ALL, SIGKILL)
     yield request
     yield from power_off()
+
+
+def _has_commands() -> Steps[bool]:
+    """Whether a command that the agent started has not ended."""
+    while True:
+        request = Request()
+        ended = request.call(Call.WAIT4, ALL, 0, WNOHANG, 0)
+        pid = (yield request)[ended]
+        if pid <= 0:
+            return pid == 0
 
 
 def power_off() -> Steps[None]:

@@ -118,7 +118,7 @@ class Member:
         self.resume()
         self.ends_at = time.monotonic() + grace_s
         if vm.session.channel.is_there or self.plan.has_agent:
-            self._do(shut_down())
+            self._do(shut_down(int(1000 * grace_s / 2)))
         if button:
             vm.pc.acpi.press_power_button()
 

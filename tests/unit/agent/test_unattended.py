@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from tests.fake_agent import FakeAgent, Program
 from understudy.agent.calls import Call
 from understudy.agent.channel import Channel
-from understudy.agent.setup import power_off, shut_down
+from understudy.agent.setup import LEAVE_MS, LOOK_MS, power_off, shut_down
 from understudy.agent.steps import Unattended
 from understudy.agent.unattended import whole
 from understudy.clock import ManualClock
@@ -52,9 +54,16 @@ def test_a_failure_is_told_once() -> None:
     assert "has a zero in it" in str(problem)
 
 
-def test_programs_are_told_before_the_guest_is_switched_off() -> None:
-    agent, channel = made()
-    agent.is_deaf_to_reboot = True
-    Unattended(channel, shut_down(), lambda problem: None)
+@pytest.mark.parametrize("runs", ["nothing", "a command", "a stubborn one"])
+def test_programs_are_told_and_waited_for_before_the_guest_is_switched_off(runs: str) -> None:
+    agent, channel = made(Program(b"", None))
     agent.start()
-    assert agent.calls == [Call.KILL, Call.KILL, Call.POLL, Call.KILL, Call.SYNC, Call.REBOOT]
+    if runs != "nothing":
+        Unattended(channel, whole(b"sleep", lambda data: None, lambda status: None), pytest.fail)
+    agent.is_deaf_to_reboot, agent.is_stubborn = True, runs == "a stubborn one"
+    Unattended(channel, shut_down(3 * LEAVE_MS), lambda problem: None)
+    calls = agent.calls[agent.calls.index(Call.KILL) :]
+    assert [call for call in calls if call not in (Call.POLL, Call.WAIT4)] == [
+        Call.KILL, Call.KILL, Call.KILL, Call.SYNC, Call.REBOOT
+    ]  # fmt: skip
+    assert calls.count(Call.POLL) * LOOK_MS == LEAVE_MS * (3 if agent.is_stubborn else 1)
