@@ -10,8 +10,8 @@ Memory": two machines with equal shares on 360 MB, 256 MB each; tau 0.75 by defa
 
 Control: without the tax (tau 0) the machine that uses its memory gets no more than the idle one.
 
-Note: numbers of pages, a sixteenth of the paper's; no guest runs. The active pages of the idle machine are 20 MB, as the
-paper's figure has them; those of the busy one are all that it can have.
+Note: numbers of pages, a sixteenth of the paper's; no guest runs. The active pages of the idle
+machine are 20 MB, as the paper's figure has them; those of the busy one are all that it can have.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,11 @@ Source: VIRTIO 1.2, "Traditional Memory Balloon Device"; what Linux says of its 
 import pytest
 
 from tests.guests.fetched import fetched
+from understudy.clock import NS_PER_SECOND
 from understudy.devices.virtio.balloon import PAGE_REPORTING, Balloon
 from understudy.linux import VM
+from understudy.overcommit.balloon import Standing, Steering
+from understudy.overcommit.working_set import WorkingSet
 
 pytestmark = pytest.mark.real_guest
 
@@ -71,3 +74,29 @@ def test_a_guest_takes_pages_out_before_it_kills_for_want_of_memory() -> None:
         assert part.actual == pages
         assert vm.run("dd if=/dev/zero bs=40M count=1 2>/dev/null | wc -c").output == "41943040\n"
         assert part.actual < pages and "Out of memory" not in vm.console_text
+
+
+@pytest.mark.parametrize(
+    "paging",
+    ["ept", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vtlb", "lazy", "eager"))],
+)
+def test_a_guest_is_steered_and_sampled_while_it_works(paging: str) -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", paging=paging, balloon=True) as vm:
+        vm.run("head -c 3000000 /dev/urandom > /kept; md5sum /kept > /sum").check()
+        steering = Steering(vm.clock, vm.pc.part("virtio_balloon", Balloon), rate=1500)
+        sampler = WorkingSet(vm.memory)
+        sampler.every(vm.clock, NS_PER_SECOND // 10)
+        steering.goal = PAGES
+        assert vm.run("sleep 9; md5sum -c /sum").check().output == "/kept: OK\n"
+        assert (steering.standing, steering.given) == (Standing.OBEYS, PAGES)
+        assert len(sampler.periods) >= 90 and sampler.faults <= 100 * len(sampler.periods) + 100
+        idle = sampler.active
+        work = "head -c 30000000 /dev/zero > /much; md5sum -c /sum; md5sum < /much"
+        assert vm.run(work).check().output.startswith("/kept: OK")
+        assert sampler.active > idle
+        steering.goal = 0
+        assert vm.run("sleep 9; md5sum -c /sum").check().output == "/kept: OK\n"
+        assert (steering.standing, steering.given) == (Standing.OBEYS, 0)
+        sampler.close()
+        assert vm.run("md5sum -c /sum").check().output == "/kept: OK\n"

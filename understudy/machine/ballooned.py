@@ -72,6 +72,9 @@ class Ballooned:
         runs = list(runs)
         if flag == Flag.BALLOONED:
             self._rename(runs, Flag.FREE, flag)
+        for gfn, _, frames in self._pieces(runs, Flag.SAMPLED):
+            for frame in range(gfn, gfn + frames):
+                self._p2m.touch(frame)
         self._wipe_tables(runs)
         gone: list[tuple[int, int]] = []
         with self._p2m.batch():
