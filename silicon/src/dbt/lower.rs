@@ -85,6 +85,8 @@ impl Translator<'_> {
             Code::Call_rm32 if insn.op0_register() != Register::ESP => self.call_indirect(insn),
             Code::Jmp_rm64 | Code::Jmp_rm32 => self.jump_indirect(insn),
             Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => self.ret(insn),
+            Code::Syscall if self.may_change_level(false) => self.syscall(insn),
+            Code::Sysretq if self.may_change_level(true) => self.sysret(insn),
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => self.push(insn),
             Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
             Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
