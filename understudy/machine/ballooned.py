@@ -7,22 +7,20 @@ another one, with zeros in it.
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Ballooning"; VIRTIO 1.2,
 "Memory Balloon Device".
 Invariants: which frames these are, the p2m knows alone; a frame is the host's again only after all
-who could reach it for the guest have heard of that; a table of the guest that was in one reads as
-zeros to those who shadow it, too.
+who could reach it for the guest have heard of that, shadows of the tables in it included.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.frame_table import MOST
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import PRESENT, Flag
 from understudy.state import U62, plain, restore
 
-ZEROS: Final = bytes(PAGE)
 Runs = Iterable[tuple[int, int]]
 """(gfn, frames)."""
 
@@ -75,7 +73,6 @@ class Ballooned:
         for gfn, _, frames in self._pieces(runs, Flag.SAMPLED):
             for frame in range(gfn, gfn + frames):
                 self._p2m.touch(frame)
-        self._wipe_tables(runs)
         gone: list[tuple[int, int]] = []
         with self._p2m.batch():
             for run in runs:  # one after the other, for a guest may name a frame twice
@@ -87,15 +84,6 @@ class Ballooned:
         count = sum(frames for _, frames in gone)
         self.given += count
         return count
-
-    def _wipe_tables(self, runs: Runs) -> None:
-        """Those who shadow a table hear that it ends, while there is still a frame."""
-        for tracer in self._p2m.tracers:
-            traced = tracer.traced
-            for gfn, _, frames in self._pieces(runs, PRESENT):
-                for frame in range(gfn, gfn + frames):
-                    if frame in traced:
-                        self._memory.write(frame << PAGE_SHIFT, ZEROS)
 
     def _rename(self, runs: Runs, old: int, new: int) -> int:
         count = 0
