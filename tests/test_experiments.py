@@ -32,7 +32,7 @@ def test_all_of_the_issue_are_there() -> None:
     assert of_linux == set(LINUX)
     assert {"walk_references", "walk_caches", "page_table_writes", "address_spaces"} < set(BARE)
     assert {"cpu_shares", "time_slices", "processor_pools", "lock_holders"} < set(BARE)
-    assert "interrupt_batches" in BARE
+    assert {"interrupt_batches", "idle_tax", "working_set"} < set(BARE)
     assert set(DISKS) <= set(ALL)
     assert sorted(ALL) == names(folder())
 
@@ -55,6 +55,8 @@ EXACT = {
     "cpu_shares": ("too_far",),
     "time_slices": ("switches",),
     "processor_pools": ("own_before", "own_switches_before"),
+    "idle_tax": ("too_far", "steps_too_far"),
+    "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),

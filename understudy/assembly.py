@@ -25,6 +25,7 @@ from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
+from understudy.devices.virtio.balloon import Balloon
 from understudy.devices.virtio.blk import MOST_QUEUES
 from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.rng import SEED_BYTES
@@ -32,6 +33,7 @@ from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
 from understudy.guest import Guest
 from understudy.interrupts import Router
+from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import BUDGET, Paging
@@ -138,7 +140,9 @@ def board_of(
     """
     is_wall = config.clock == "wall"
     epoch_ns = time.time_ns() if is_wall else DEFAULT_EPOCH_NS
-    channel: list[Row] = [("virtio_agent", {})] if config.has_virtio_agent else []
+    last: list[Row] = [("virtio_balloon", {})] if config.balloon else []
+    if config.has_virtio_agent:
+        last.append(("virtio_agent", {}))
     with ExitStack() as given:
         rows = [*disk_rows(config, request, given), *net_rows(config, clock, epoch_ns, given)]
         board = PC(
@@ -159,13 +163,15 @@ def board_of(
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
-            devices=(*rows, *config.devices, *channel),
+            devices=(*rows, *config.devices, *last),
         )
         given.pop_all()
     for card in cards_of(board):
         card.cable.notify = partial(post, card.look)
     for nic, card in zip(config.net, cards_of(board), strict=False):
         card.set_link(is_up=nic.kind != "none")
+    for balloon in balloons_of(board):
+        balloon.pages = Ballooned(memory)
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
 
@@ -213,10 +219,16 @@ def cards_of(board: PC) -> list[Net]:
     return [part for part in board.parts.values() if isinstance(part, Net)]
 
 
+def balloons_of(board: PC) -> list[Balloon]:
+    """The balloon, if it has one."""
+    return [part for part in board.parts.values() if isinstance(part, Balloon)]
+
+
 def carried(board: PC) -> dict[str, Any]:
-    """What its network cards have carried, if it has any."""
-    cards = cards_of(board)
-    return {"net": [card.counts() for card in cards]} if cards else {}
+    """What its network cards have carried, and what its balloon has given, if it has any."""
+    cards, balloons = cards_of(board), balloons_of(board)
+    told: dict[str, Any] = {"net": [card.counts() for card in cards]} if cards else {}
+    return told | ({"balloon": balloons[0].counts()} if balloons else {})
 
 
 def address_space(guest: Guest) -> int:

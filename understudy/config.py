@@ -304,6 +304,10 @@ class Config:
     )  # fmt: skip
     """`Port`s, or texts as on the command line."""
 
+    balloon: bool = option(
+        False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch
+    )
+
     agent: str = option(
         "auto",
         "How commands reach the guest.  virtio: by a virtio console, whose driver the guest gets; "
@@ -333,7 +337,7 @@ class Config:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
         return (
             self.agent == "virtio"
-            or bool(self.disks or self.net)
+            or bool(self.disks or self.net or self.balloon)
             or any(name.startswith("virtio_") for name, _ in self.devices)
         )
 

@@ -106,9 +106,11 @@ class VM(machine.VM):
             if packages:
                 ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
             if initrd is None and ramdisk is not None and config.has_virtio:
+                inserted = drivers.INSERTED + (drivers.BALLOON if config.balloon else ())
                 ramdisk = drivers.with_drivers(
-                    guest, ramdisk, progress or _say_nothing, more=_network(config)
-                )
+                    guest, ramdisk, progress or _say_nothing, more=_network(config, inserted),
+                    inserted=inserted,
+                )  # fmt: skip
                 append = f"{append} {drivers.APPEND}"
 
         if is_firmware:
@@ -182,10 +184,10 @@ def _with_packages(
     return debian_packages.with_packages(ramdisk, names, progress, architecture=architecture)
 
 
-def _network(config: Config) -> bytes:
+def _network(config: Config, inserted: tuple[str, ...]) -> bytes:
     """What the guest needs to ask for an address, if it has a card at which somebody knows one."""
     users = [number for number, nic in enumerate(config.net) if nic.kind == "user"]
-    return network.asking(f"eth{users[0]}") if users else b""
+    return network.asking(f"eth{users[0]}", inserted) if users else b""
 
 
 def _say_nothing(_text: str, _share: float | None) -> None:

@@ -27,23 +27,28 @@ from understudy.guests.unpack import UnpackError
 
 INSERTED: Final = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net")
 """Inserted before anything else runs."""
+BALLOON: Final = ("virtio_balloon",)
+"""Inserted after them, in a guest that has one."""
 AT_HAND: Final = ("ext4", "vfat", "isofs", "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8",
                   "crc32c_generic")  # fmt: skip
 """Inserted when the kernel asks for them."""
-DRIVERS: Final = " ".join((*INSERTED, *AT_HAND))
 FIRST: Final = "sbin/insert-drivers"
 APPEND: Final = f"rdinit=/{FIRST}"
-SCRIPT: Final = f"""\
-#!/bin/busybox sh
-# The first process of a guest with virtio devices: inserts their drivers, goes on with init.
-/bin/busybox mount -t proc proc /proc
-for name in {" ".join(INSERTED)}; do /bin/busybox modprobe $name 2>/dev/null; done
-/bin/busybox umount /proc
-exec /init
-"""
 MODULE = re.compile(r"lib/modules/[^/]+/kernel/.*\.ko(\.xz)?")
 INFORMATION = re.compile(rb"(?<=\0)(depends|alias)=([^\0]*)\0")
 LARGEST: Final = 64 << 20  # bytes of one module, unpacked
+
+
+def script(inserted: Iterable[str] = INSERTED) -> str:
+    """What the guest's first process does."""
+    return f"""\
+#!/bin/busybox sh
+# The first process of a guest with virtio devices: inserts their drivers, goes on with init.
+/bin/busybox mount -t proc proc /proc
+for name in {" ".join(inserted)}; do /bin/busybox modprobe $name 2>/dev/null; done
+/bin/busybox umount /proc
+exec /init
+"""
 
 
 class Module(NamedTuple):
@@ -60,44 +65,51 @@ def with_drivers(
     progress: Progress = lambda text, share: None,
     cache: Cache | None = None,
     more: bytes = b"",
+    inserted: tuple[str, ...] = INSERTED,
 ) -> Path:
     """An initramfs with the drivers added, and more; the kernel is to start with `APPEND`."""
     cache = cache or Cache()
-    archive = ramdisk.read_bytes() + tree(guest, progress, cache).read_bytes() + more
+    archive = ramdisk.read_bytes() + tree(guest, progress, cache, inserted).read_bytes() + more
     return cache.keep("initramfs", ".cpio", archive)
 
 
-def tree(guest: str, progress: Progress, cache: Cache) -> Path:
+def tree(
+    guest: str, progress: Progress, cache: Cache, inserted: tuple[str, ...] = INSERTED
+) -> Path:
     """The archive with the drivers of a guest that has been fetched, from the cache or its package.
 
     GuestError if the package of its kernel is no longer to be had.
     """
-    item, kernel = f"{guest}-modules", cache.manifest(guest)
-    files = _found(cache, item, kernel)
+    item = "-".join((guest, "modules", *(name for name in inserted if name not in INSERTED)))
+    kernel = cache.manifest(guest)
+    files = _found(cache, item, kernel, inserted)
     if files is None:
         with cache.lock():
-            files = _found(cache, item, kernel)  # another process may have been quicker
+            files = _found(cache, item, kernel, inserted)  # another process may have been quicker
             if files is None:
-                _fetch(cache, item, guest, kernel, progress)
-                files = _found(cache, item, kernel)
+                _fetch(cache, item, guest, kernel, progress, inserted)
+                files = _found(cache, item, kernel, inserted)
     if files is None or TREE not in files:
         raise GuestError(f"the cached {item} is not as expected: remove {cache.folder(item)}")
     return files[TREE]
 
 
-def _found(cache: Cache, item: str, kernel: Mapping[str, str]) -> dict[str, Path] | None:
+def _found(
+    cache: Cache, item: str, kernel: Mapping[str, str], inserted: Iterable[str]
+) -> dict[str, Path] | None:
     """What is in the cache, if it belongs to this kernel and has the drivers that are wanted."""
     files = cache.find(item)
     if files is None:
         return None
     has = cache.manifest(item)
-    is_right = (has.get("version"), has.get("drivers")) == (kernel.get("version"), DRIVERS)
+    is_right = (has.get("version"), has.get("drivers")) == (kernel.get("version"), _names(inserted))
     return files if is_right else None
 
 
 def _fetch(
-    cache: Cache, item: str, guest: str, kernel: Mapping[str, str], progress: Progress
-) -> None:
+    cache: Cache, item: str, guest: str, kernel: Mapping[str, str], progress: Progress,
+    inserted: tuple[str, ...],
+) -> None:  # fmt: skip
     name, version = kernel["package"], kernel["version"]
     apt = debian.apt_for(cache, debian.PACKAGES[guest])
     apt.update(progress)
@@ -110,17 +122,17 @@ def _fetch(
                 f"({error}): remove {cache.folder(guest)}, so that a newer kernel is fetched"
             ) from None
         progress(f"Looking for drivers in {name}", None)
-        nodes = drivers(lambda wanted: deb.chosen(archive, wanted))
-    manifest = {"package": name, "version": version, "drivers": DRIVERS}
+        nodes = drivers(lambda wanted: deb.chosen(archive, wanted), inserted)
+    manifest = {"package": name, "version": version, "drivers": _names(inserted)}
     cache.store(item, {TREE: initramfs.cpio(complete(nodes))}, manifest)
     progress(f"Fetched the drivers of {guest}", 1.0)
 
 
 def drivers(
     chosen: Callable[[Callable[[str], bool]], Iterable[tuple[str, bytes]]],
-    wanted: Iterable[str] = INSERTED + AT_HAND,
+    inserted: tuple[str, ...] = INSERTED,
 ) -> dict[str, Node]:
-    """The modules with these names, all that they need, the tables, and the program to begin with.
+    """Modules to be inserted and at hand, all they need, the tables, and the program to begin with.
 
     chosen: gives the files of a package whose paths are chosen, with what is in them.
     """
@@ -128,7 +140,9 @@ def drivers(
     for path, content in chosen(_is_module):
         found[name_of(path)] = described(_inside(path), unpacked(path, content))
     needed: dict[str, Module] = {}
-    waiting = [name for name in wanted if name in found]  # the others are in the kernel itself
+    waiting = [
+        name for name in inserted + AT_HAND if name in found
+    ]  # the others are in the kernel itself
     while waiting:
         name = waiting.pop()
         if name in needed:
@@ -147,9 +161,13 @@ def drivers(
     }
     nodes[f"{folder}/modules.dep"] = Node(stat.S_IFREG | 0o644, dependencies(needed, folder))
     nodes[f"{folder}/modules.alias"] = Node(stat.S_IFREG | 0o644, aliases(needed))
-    nodes[FIRST] = Node(stat.S_IFREG | 0o755, SCRIPT.encode())
+    nodes[FIRST] = Node(stat.S_IFREG | 0o755, script(inserted).encode())
     nodes["sbin/modprobe"] = Node(stat.S_IFLNK | 0o777, b"/bin/busybox")
     return nodes
+
+
+def _names(inserted: Iterable[str]) -> str:
+    return " ".join((*inserted, *AT_HAND))
 
 
 def _is_module(path: str) -> bool:

@@ -5,11 +5,12 @@ Invariant: a guest that gets no answer starts all the same, a few seconds later.
 """
 
 import stat
+from collections.abc import Iterable
 from typing import Final
 
 from understudy.guests import initramfs
 from understudy.guests.initramfs import Node
-from understudy.guests.modules import FIRST, SCRIPT
+from understudy.guests.modules import FIRST, script
 from understudy.guests.packages import complete
 
 LEASE: Final = "etc/udhcpc/default.script"
@@ -31,11 +32,11 @@ ASK: Final = """\
 """
 
 
-def asking(interface: str) -> bytes:
+def asking(interface: str, inserted: Iterable[str]) -> bytes:
     """An archive that goes behind `modules.with_drivers`'s: ask for an address, then go on."""
-    script = SCRIPT.replace("exec /init", f"{ASK.format(interface, LEASE)}exec /init")
+    first = script(inserted).replace("exec /init", f"{ASK.format(interface, LEASE)}exec /init")
     nodes = {
         LEASE: Node(stat.S_IFREG | 0o755, LEASE_SCRIPT.encode()),
-        FIRST: Node(stat.S_IFREG | 0o755, script.encode()),
+        FIRST: Node(stat.S_IFREG | 0o755, first.encode()),
     }
     return initramfs.cpio(complete(nodes))

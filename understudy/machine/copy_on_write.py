@@ -16,6 +16,7 @@ from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import ABSENT, Flag
 
 ZEROS: Final = bytes(PAGE)
+KEPT: Final = ABSENT & ~(Flag.BALLOONED | Flag.FREE)  # taken away, and in them was something
 
 
 class CopyOnWrite:
@@ -28,11 +29,12 @@ class CopyOnWrite:
         """Put the host frames of one p2m behind another, which is empty; both share them now.
 
         Frames that were taken away are brought back first: nobody but their owner knows where
-        their contents are.  Whatever else protects the source's frames does not the target's.
+        their contents are; but those that the guest does without are gone from the target, too.
+        Whatever else protects the source's frames does not the target's.
         """
         if source.absent:
             for gfn, word, frames in list(source.pieces()):
-                for frame in range(gfn, gfn + frames) if word & ABSENT else ():
+                for frame in range(gfn, gfn + frames) if word & KEPT else ():
                     source.touch(frame)
         self._frames.share_all([(pfn, frames) for _, pfn, frames in source])
         source.owners[Flag.SHARED] = target.owners[Flag.SHARED] = self

@@ -27,6 +27,8 @@ class Flag:
     PRESENT: Final = 1 << 0  # a host frame is there
     SWAPPED: Final = 1 << 1  # its contents are kept elsewhere
     BALLOONED: Final = 1 << 2  # the guest has promised not to use it
+    FREE: Final = 1 << 3  # the guest has no use for what was in it
+    SAMPLED: Final = 1 << 4  # it is watched whether somebody needs it
     SHARED: Final = 1 << 6  # somebody else may have the same host frame: copy before a write
     LOGGED: Final = 1 << 7  # the next write will be written down
     SEALED: Final = 1 << 8  # of whoever else wants to hear of the next write

@@ -11,19 +11,16 @@ Invariants: a policy decides, `Schedule` does and counts; what it is told of com
 time, so a policy without chance of its own gives the same run each time.
 """
 
-import importlib.util
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
+from understudy.own_class import class_of_file, is_own
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.seat import Seat
 
 NEVER: Final = (1 << 64) - 1
-FROM_FILE: Final = "_policy_"
-_numbers = itertools.count()
 
 
 class PolicyError(ValueError):
@@ -42,7 +39,7 @@ class Policy(ABC):
 
     def __init_subclass__(cls, *, name: str) -> None:
         cls.name = name
-        if not cls.__module__.startswith(FROM_FILE):
+        if not is_own(cls):
             Policy.ALL[name] = cls
 
     def arrive(self, seat: Seat, now: int) -> None:  # noqa: B027 (many need not know)
@@ -111,14 +108,4 @@ def _of_file(path: Path) -> type[Policy]:
     if not path.is_file():
         known = ", ".join(sorted(Policy.ALL))
         raise PolicyError(f"policy {str(path)!r}: expected one of {known}, or the path of a file")
-    spec = importlib.util.spec_from_file_location(f"{FROM_FILE}{next(_numbers)}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = [
-        one for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, Policy) and one.__module__ == module.__name__
-    ]  # fmt: skip
-    if len(found) != 1:
-        raise PolicyError(f"policy {path}: expected one class that is a Policy, found {len(found)}")
-    return found[0]
+    return class_of_file(path, Policy, PolicyError, "policy")  # type: ignore[type-abstract]

@@ -1,0 +1,158 @@
+"""Frames that a guest does without: the host has them back, until the guest needs one again.
+
+A guest gives a frame up for a while (it is in the balloon), or says that nothing it still wants is
+in there (it is free).  Either way the contents are forgotten; whoever touches such a frame gets
+another one, with zeros in it.
+
+Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Ballooning"; VIRTIO 1.2,
+"Memory Balloon Device".
+Invariants: which frames these are, the p2m knows alone; a frame is the host's again only after all
+who could reach it for the guest have heard of that, shadows of the tables in it included.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from understudy.arch.address import PAGE_SHIFT
+from understudy.machine.frame_table import MOST
+from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.words import PRESENT, Flag
+from understudy.state import U62, plain, restore
+
+Runs = Iterable[tuple[int, int]]
+"""(gfn, frames)."""
+
+
+@dataclass
+class BalloonedState:
+    """What a snapshot keeps: where the frames are, and what was counted."""
+
+    ballooned: list[tuple[U62, U62]] = field(default_factory=list)
+    free: list[tuple[U62, U62]] = field(default_factory=list)
+    given: U62 = 0
+    fetched: U62 = 0
+    broken: U62 = 0
+
+
+class Ballooned:
+    """Owns `Flag.BALLOONED` and `Flag.FREE` in the p2m of one memory.
+
+    given: frames that the host got back.  fetched: those that the guest has needed again.
+    broken: of these, those that were in the balloon then.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory, self._p2m = memory, memory.p2m
+        self._p2m.owners[Flag.BALLOONED] = self._p2m.owners[Flag.FREE] = self
+        self.given = self.fetched = self.broken = 0
+
+    # --- what the guest says ---
+
+    def inflate(self, runs: Runs) -> int:
+        """The guest does without these frames; how many of them the host has got back now.
+
+        What is no RAM, or was taken away before, stays as it is, but for free frames: they are in
+        the balloon now.
+        """
+        return self._take(runs, Flag.BALLOONED)
+
+    def report(self, runs: Runs) -> int:
+        """Nothing is in these frames that the guest wants; how many the host has got back now."""
+        return self._take(runs, Flag.FREE)
+
+    def deflate(self, runs: Runs) -> int:
+        """The guest uses these frames again, when it likes; how many were in the balloon."""
+        return self._rename(runs, Flag.BALLOONED, Flag.FREE)
+
+    def _take(self, runs: Runs, flag: int) -> int:
+        runs = list(runs)
+        if flag == Flag.BALLOONED:
+            self._rename(runs, Flag.FREE, flag)
+        for gfn, _, frames in self._pieces(runs, Flag.SAMPLED):
+            for frame in range(gfn, gfn + frames):
+                self._p2m.touch(frame)
+        gone: list[tuple[int, int]] = []
+        with self._p2m.batch():
+            for run in runs:  # one after the other, for a guest may name a frame twice
+                for gfn, word, frames in self._pieces([run], PRESENT):
+                    self._p2m.take(gfn, frames, flag)
+                    gone.append((word >> PAGE_SHIFT, frames))
+        if gone:
+            self._memory.host.frames.free_all(gone)
+        count = sum(frames for _, frames in gone)
+        self.given += count
+        return count
+
+    def _rename(self, runs: Runs, old: int, new: int) -> int:
+        count = 0
+        for gfn, _, frames in self._pieces(runs, old):
+            self._p2m.take(gfn, frames, new)
+            count += frames
+        return count
+
+    def _pieces(self, runs: Runs, flag: int) -> list[tuple[int, int, int]]:
+        return [
+            piece
+            for gfn, count in runs
+            if gfn < MOST
+            for piece in self._p2m.pieces(gfn, min(gfn + count, MOST))
+            if piece[1] & flag
+        ]
+
+    # --- looking ---
+
+    @property
+    def ballooned(self) -> int:
+        """Frames that are in the balloon, and the host's."""
+        return sum(frames for _, frames in self._runs(Flag.BALLOONED))
+
+    @property
+    def free(self) -> int:
+        """Frames that are the host's because the guest does not need what was in them."""
+        return sum(frames for _, frames in self._runs(Flag.FREE))
+
+    def counts(self) -> dict[str, int]:
+        """In frames: those that are the host's now, and what has become of them so far."""
+        return {
+            "ballooned": self.ballooned, "free": self.free, "given": self.given,
+            "fetched": self.fetched, "broken": self.broken,
+        }  # fmt: skip
+
+    def _runs(self, flag: int) -> list[tuple[int, int]]:
+        if not self._p2m.absent:
+            return []
+        return [(gfn, frames) for gfn, word, frames in self._p2m.pieces() if word & flag]
+
+    # --- owner of frames ---
+
+    def touch(self, p2m: P2m, gfn: int) -> None:
+        """The guest, or somebody for it, needs the frame: it gets another one, of zeros."""
+        if p2m.word(gfn) & Flag.BALLOONED:
+            self.broken += 1
+        p2m.map(gfn, self._memory.host.frames.allocate(), 1)
+        self.fetched += 1
+
+    def write(self, p2m: P2m, gfn: int) -> None:
+        """Nothing was ever protected."""
+        raise GuestMemoryError(f"guest frame {gfn:#x} is protected, but not by the balloon")
+
+    # --- snapshots ---
+
+    def save(self) -> dict[str, Any]:
+        """Which frames are gone, and what was counted, as plain values."""
+        runs = self._runs(Flag.BALLOONED), self._runs(Flag.FREE)
+        found: dict[str, Any] = plain(BalloonedState(*runs, self.given, self.fetched, self.broken))
+        return found
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The same frames are gone from a memory that was just filled.  ValueError: not RAM."""
+        state = restore(BalloonedState, saved, "balloon")
+        for runs, flag in ((state.ballooned, Flag.BALLOONED), (state.free, Flag.FREE)):
+            wanted = sum(frames for _, frames in runs)
+            found = self._pieces(runs, PRESENT | flag)
+            if any(not frames for _, frames in runs) or wanted != sum(n for _, _, n in found):
+                raise ValueError("snapshot: frames are in the balloon that are no RAM")
+            self._take(runs, flag)
+        self.given, self.fetched, self.broken = state.given, state.fetched, state.broken
