@@ -213,7 +213,8 @@ impl Translator<'_> {
     /// it.  (What both reads and writes memory reads first.)
     fn is_first(&self, insn: &Instruction, writes: bool, offset: u32) -> bool {
         let is_early = !writes || self.open_sites == 0;
-        is_early && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
+        let is_aligned = insn.mnemonic() == Mnemonic::Cmpxchg16b; // or #GP, before all else
+        is_early && !is_aligned && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
     }
 
     /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then
