@@ -1,0 +1,4 @@
+"""More memory than there is: what lets a host have more guest memory than frames.
+
+One idea a file.
+"""
