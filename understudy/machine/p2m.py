@@ -183,6 +183,13 @@ class P2m(FrameTable):
             word = self.word(gfn)
         return bool(word & PRESENT) and not (write and word & PROTECTED)
 
+    def bring_back(self) -> None:
+        """Have all frames given back that were taken away: only their owners know the contents."""
+        if self.absent:
+            for gfn, word, frames in list(self.pieces()):
+                for frame in range(gfn, gfn + frames) if word & ABSENT else ():
+                    self.touch(frame)
+
     def _ask(self, gfn: int, flags: int) -> None:
         if not flags & flags - 1:
             self._owner(gfn, flags).write(self, gfn)
