@@ -111,6 +111,14 @@ class Sharing:
                 member.next, self._turn, turns = 0, self._turn + 1, turns - 1
         return self.merged - before
 
+    def look_up(self, p2m: P2m, gfn: int) -> bool:
+        """Whether this frame, looked up now, has become another's, and its own is free."""
+        pfn, before = p2m.lookup(gfn), self.merged
+        for member in self._members:
+            if member.p2m is p2m and pfn is not None:
+                self._scan_run(member, gfn, pfn, 1)
+        return self.merged > before
+
     def _scan_member(self, member: Member, pages: int) -> int:
         """The rest of one guest's frames, or so many; returns how many of them are left over."""
         p2m = member.p2m
@@ -136,11 +144,11 @@ class Sharing:
             self._end_sharing(member.p2m, gfn, pfn, frames)
         for n in range(0, frames, BATCH):
             self._scan_run(member, gfn + n, pfn + n, min(BATCH, frames - n))
-        self.scanned += frames
 
     def _scan_run(self, member: Member, gfn: int, pfn: int, frames: int) -> None:
         """Read at once.  By the file: looking at a hole of a mapping fills it."""
         os.preadv(self._memory.fd, [self._buffer[: frames << PAGE_SHIFT]], pfn << PAGE_SHIFT)
+        self.scanned += frames
         digest, salt, found = self._hash, member.salt, self._found
         for n, page in enumerate(self._pages[:frames]):
             number = digest(page, salt)

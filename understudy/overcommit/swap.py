@@ -26,6 +26,7 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, PROTECTED, Flag
+from understudy.overcommit.sharing import Sharing
 
 ZEROS: Final = bytes(PAGE)
 NO_SLOT: Final = -1  # the contents are zero
@@ -84,16 +85,19 @@ class Swap:
     """Owns `Flag.SWAPPED` in any number of p2ms of one host."""
 
     def __init__(
-        self, host: Host, size: int, policy: str = "random", folder: Path | None = None
-    ) -> None:
+        self, host: Host, size: int, policy: str = "random", folder: Path | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:  # fmt: skip
         """size: bytes that the file may have.  folder: where it is; it has no name there.
+
+        sharing: where a frame is looked up before it is written out.
 
         ValueError if the policy is none; OSError if there can be no file.
         """
         if policy not in Victims.ALL:
             raise ValueError(f"swap policy {policy!r}: expected one of {', '.join(Victims.ALL)}")
         self.written = self.read = 0  # frames, ever
-        self._memory, self._frames = host.memory, host.frames
+        self._memory, self._frames, self._sharing = host.memory, host.frames, sharing
         self._victims = Victims.ALL[policy]()
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
         self._free = list(range(size // PAGE - 1, -1, -1))  # slots, the last is used first
@@ -146,6 +150,8 @@ class Swap:
     def reclaim(self, p2m: P2m, count: int) -> int:
         """Swap so many frames of a guest out, or as many as may go; returns how many went.
 
+        Those that another frame is like are shared instead, and counted here as well.
+
         SwapError if the file takes no more: what went before that is out.
         """
         may_go = [
@@ -154,9 +160,14 @@ class Swap:
             for gfn in range(start, start + frames) if self._may_go(p2m, gfn)
         ]  # fmt: skip
         gone = self._victims.order(p2m, may_go)[:count]
+        went = 0
         for gfn in gone:
-            self._write_out(p2m, gfn)
-        return len(gone)
+            if not self._may_go(p2m, gfn):  # one that went before has come to share it
+                continue
+            if self._sharing is None or not self._sharing.look_up(p2m, gfn):
+                self._write_out(p2m, gfn)
+            went += 1
+        return went
 
     def _may_go(self, p2m: P2m, gfn: int) -> bool:
         if gfn in self._pinned[p2m] or any(gfn in tracer.traced for tracer in p2m.tracers):

@@ -90,6 +90,27 @@ def test_what_a_device_uses_stays() -> None:
         assert one.read(2 * PAGE, 11) == b"by a device"
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_is_like_another_is_shared_and_not_written(is_shared: bool) -> None:
+    """Frames that are in both guests need no room in the file, and nothing is read back."""
+    host = Host("1M")
+    one, two, sharing = guest(host), guest(host), Sharing(host)
+    for memory in (one, two):
+        for gfn in range(FRAMES):
+            memory.write(gfn * PAGE, bytes([gfn + 1]) * PAGE)
+        sharing.join(memory.p2m)
+    sharing.scan(FRAMES)  # the first one's are hints
+    assert sharing.merged == 0
+    with Swap(host, 1 << 20, sharing=sharing if is_shared else None) as swap:
+        free = host.frames.free_count
+        swap.join(two.p2m)
+        assert swap.reclaim(two.p2m, FRAMES) == FRAMES
+        assert host.frames.free_count == free + FRAMES
+        assert (swap.written, sharing.merged) == ((0, FRAMES) if is_shared else (FRAMES, 0))
+        assert two.read(0, FRAMES * PAGE) == one.read(0, FRAMES * PAGE)
+        assert swap.read == swap.written
+
+
 def test_a_file_that_was_cut_stops_who_misses_it_alone() -> None:
     with (
         Host("64M") as host,
@@ -160,14 +181,14 @@ STEPS = st.lists(
 )
 
 
-def play(steps: list[tuple[str, int, int, str]], make: Callable[[Host], Swap]) -> None:
+def play(steps: list[tuple[str, int, int, str]], make: Callable[[Host, Sharing], Swap]) -> None:
     """Two guests; an oracle of bytes, and an audit of frames.  A device has one frame at a time."""
     host = Host("1M")
     guests, sharing = [guest(host), guest(host)], Sharing(host)
     contents = [[bytes(PAGE)] * FRAMES for _ in guests]
     frames = host.frames.free_count + 2 * FRAMES
     device: tuple[P2m, int, int] | None = None
-    with make(host) as swap:
+    with make(host, sharing) as swap:
         for one in guests:
             sharing.join(one.p2m)
             swap.join(one.p2m)
@@ -201,7 +222,13 @@ def play(steps: list[tuple[str, int, int, str]], make: Callable[[Host], Swap]) -
 @settings(max_examples=100, deadline=None)
 @given(STEPS)
 def test_no_byte_and_no_frame_is_lost(steps: list[tuple[str, int, int, str]]) -> None:
-    play(steps, lambda host: Swap(host, 1 << 20))
+    play(steps, lambda host, sharing: Swap(host, 1 << 20))
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS)
+def test_nor_with_a_look_before(steps: list[tuple[str, int, int, str]]) -> None:
+    play(steps, lambda host, sharing: Swap(host, 1 << 20, sharing=sharing))
 
 
 class Unpinned(Swap):
@@ -214,5 +241,5 @@ class Unpinned(Swap):
 def test_a_planted_fault_is_found() -> None:
     steps = [("write", 0, 3, "a"), ("dma", 0, 3, "c")]
     with pytest.raises(AssertionError):
-        play(steps, lambda host: Unpinned(host, 1 << 20))
-    play(steps, lambda host: Swap(host, 1 << 20))
+        play(steps, lambda host, sharing: Unpinned(host, 1 << 20))
+    play(steps, lambda host, sharing: Swap(host, 1 << 20))
