@@ -96,10 +96,12 @@ use crate::mmu::walk::Access;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
-/// The first thing that the instruction does beside its fetch is to read there.
-pub(crate) const KIND_READS_FIRST: u32 = 1 << 17;
+/// The first thing that the instruction does beside its fetch is to access what is there.
+pub(crate) const KIND_FIRST: u32 = 1 << 17;
+/// It writes there.  (What is checked may be written by others of its group alone.)
+pub(crate) const KIND_WRITES: u32 = 1 << 18;
 pub(crate) const KIND_CLASS: u32 = 20;
-/// How far behind the address it reads: at most [`MAX_OFFSET`].
+/// How far behind the address that is: at most [`MAX_OFFSET`].
 pub(crate) const KIND_OFFSET: u32 = 22;
 const MAX_OFFSET: u32 = 0x3FF;
 
@@ -138,7 +140,7 @@ pub struct Dbt {
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     trap: Option<Trap>,
-    /// What became of the walk for an instruction's first read, which is to be interpreted now.
+    /// What became of the walk for an instruction's first access, which is to be interpreted now.
     walked: Option<Exec<()>>,
     promotion: Promotion,
     /// The base of GS, if it is known.
@@ -175,6 +177,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         fault: callback::interpret_fault as *const () as u64,
         lookup: callback::lookup as *const () as u64,
         flags: callback::flags as *const () as u64,
+        time: callback::time as *const () as u64,
     };
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
