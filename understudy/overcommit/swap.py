@@ -143,7 +143,10 @@ class Swap:
     @property
     def swapped(self) -> int:
         """Frames that are out now."""
-        return sum(map(len, self._slots.values()))
+        return sum(
+            bool(p2m.word(gfn) & Flag.SWAPPED)
+            for p2m, slots in self._slots.items() for gfn in slots
+        )  # fmt: skip
 
     # --- out, and in ---
 
@@ -154,6 +157,8 @@ class Swap:
 
         SwapError if the file takes no more: what went before that is out.
         """
+        for gfn in [gfn for gfn in self._slots[p2m] if not p2m.word(gfn) & Flag.SWAPPED]:
+            self._forget(p2m, gfn)  # its memory was cleared, by a reset
         may_go = [
             gfn for start, word, frames in p2m.pieces(0, _end(p2m))
             if word & PRESENT and not word & LOOKED

@@ -76,6 +76,20 @@ def test_what_is_pinned_shared_or_full_stays() -> None:
     assert one.read(0, FRAMES * PAGE)[: 8 * PAGE : PAGE] == bytes(range(1, 9))
 
 
+def test_memory_that_was_cleared_leaves_nothing_in_the_file() -> None:
+    """As a reset does it; the file has room for one memory, and takes it again."""
+    host = Host("1M")
+    one = guest(host)
+    with Swap(host, FRAMES * PAGE) as swap:
+        swap.join(one.p2m)
+        for _ in range(3):
+            one.write(0, b"a" * FRAMES * PAGE)
+            assert swap.reclaim(one.p2m, FRAMES) == FRAMES
+            one.clear()
+            assert swap.swapped == 0
+            assert one.read(0, FRAMES * PAGE) == bytes(FRAMES * PAGE)
+
+
 def test_what_a_device_uses_stays() -> None:
     host = Host("1M")
     one = guest(host)
