@@ -171,6 +171,8 @@ class Sharing:
 
     def _try(self, number: int, one: Found, other: Found) -> None:
         """Two frames with the same hash: make them one if they are the same."""
+        if self._is_pinned(one) or self._is_pinned(other):
+            return
         if not self._are_equal(one.pfn, other.pfn):
             self.refused += 1
             self._found[number] = one  # what was there has changed, or is as rare
@@ -187,6 +189,10 @@ class Sharing:
         one.p2m.move(one.gfn, other.pfn)
         self._frames.free(one.pfn, 1)
         self.merged += 1
+
+    def _is_pinned(self, at: Found) -> bool:
+        """Whether a device is an owner, too: it may write, whatever the p2m protects."""
+        return not at.p2m.word(at.gfn) & Flag.SHARED and self._frames.references(at.pfn) > 1
 
     def _are_equal(self, one: int, other: int) -> bool:
         return self._contents(one) == self._contents(other)

@@ -131,10 +131,12 @@ class Swap:
             raise ValueError(f"guest frame {gfn:#x}: expected RAM that may be written")
         pins = self._pinned[p2m]
         pins[gfn] = pins.get(gfn, 0) + 1
+        self._frames.share(pfn, 1)  # the device is an owner: nobody moves the frame, or frees it
         return pfn
 
-    def unpin(self, p2m: P2m, gfn: int) -> None:
-        """The device has done with it."""
+    def unpin(self, p2m: P2m, gfn: int, pfn: int) -> None:
+        """The device has done with what `pin` returned."""
+        self._frames.free(pfn, 1)
         pins = self._pinned[p2m]
         pins[gfn] -= 1
         if not pins[gfn]:

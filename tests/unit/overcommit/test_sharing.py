@@ -253,7 +253,7 @@ class Leaking(Sharing):
         self._frames.share(other.pfn, 1)
 
 
-ALL_STEPS = [("write", 0, 0, "a"), ("scan", 40, 0, ""), ("write", 1, 3, "b")]
+ALL_STEPS = [("write", 0, 0, "a"), ("scan", 40, 0, ""), ("write", 0, 2, "b"), ("write", 1, 3, "b")]
 
 
 @pytest.mark.parametrize("broken", [Unprotected, Trusting, Leaking])

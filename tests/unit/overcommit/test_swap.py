@@ -76,6 +76,22 @@ def test_what_is_pinned_shared_or_full_stays() -> None:
     assert one.read(0, FRAMES * PAGE)[: 8 * PAGE : PAGE] == bytes(range(1, 9))
 
 
+def test_what_a_device_uses_is_not_shared() -> None:
+    """It writes without asking the p2m."""
+    host = Host("1M")
+    one, sharing = guest(host), Sharing(host)
+    sharing.join(one.p2m)
+    with Swap(host, 1 << 20) as swap:
+        swap.join(one.p2m)
+        pfn = swap.pin(one.p2m, 2)
+        assert sharing.scan(FRAMES) == FRAMES - 2
+        host.memory.write(pfn << 12, b"by a device")
+        assert [one.read(gfn * PAGE, 11) for gfn in (1, 2)] == [bytes(11), b"by a device"]
+        host.memory.write(pfn << 12, bytes(11))
+        swap.unpin(one.p2m, 2, pfn)
+        assert sharing.scan(FRAMES) == 1
+
+
 def test_memory_that_was_cleared_leaves_nothing_in_the_file() -> None:
     """As a reset does it; the file has room for one memory, and takes it again."""
     host = Host("1M")
@@ -99,7 +115,7 @@ def test_what_a_device_uses_stays() -> None:
         assert swap.reclaim(one.p2m, 100) == FRAMES - 1
         host.memory.write(pfn << 12, b"by a device")
         assert one.read(2 * PAGE, 11) == b"by a device"
-        swap.unpin(one.p2m, 2)
+        swap.unpin(one.p2m, 2, pfn)
         assert swap.reclaim(one.p2m, 100) == 1
         assert one.read(2 * PAGE, 11) == b"by a device"
 
@@ -220,11 +236,13 @@ def play(steps: list[tuple[str, int, int, str]], make: Callable[[Host, Sharing],
                 contents[n][gfn] = data
             else:
                 if device is not None:
-                    swap.unpin(device[0], device[1])
+                    swap.unpin(*device)
                 device = (one.p2m, gfn, swap.pin(one.p2m, gfn))
                 swap.reclaim(one.p2m, FRAMES)
                 host.memory.write(device[2] << 12, data)
                 contents[n][gfn] = data
+        if device is not None:
+            swap.unpin(*device)
         told = use(host, [one.p2m for one in guests])
         assert told.absent == swap.swapped
         assert told.own + told.shared + told.absent == 2 * FRAMES
