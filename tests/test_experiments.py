@@ -52,6 +52,7 @@ EXACT = {
     "walk_caches": ("first", "next_page", "other_name"),
     "page_table_writes": ("traps", "exits"),
     "io_levels": ("kicks",),
+    "page_sharing": ("consumed", "freed", "copies"),
     "cpu_shares": ("too_far",),
     "time_slices": ("switches",),
     "processor_pools": ("own_before", "own_switches_before"),

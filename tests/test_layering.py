@@ -32,6 +32,7 @@ ROWS = (
     ("config", "disk", "nic", "state", "verdict"),
     ("backends",),
     ("machine",),
+    ("overcommit",),
     ("devices", "guests"),
     ("guest",),
     ("instructions", "paging"),

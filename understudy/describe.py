@@ -11,6 +11,7 @@ import iced_x86 as iced
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
+from understudy.machine.frames import OutOfFrames
 from understudy.paging.guest_walk import GuestFault, PhysicalMemory, Translation
 from understudy.vcpu.loop import Vcpu
 
@@ -81,7 +82,7 @@ def linear_bytes(memory: PhysicalMemory, regs: Mapping[str, int], gva: int, leng
         try:
             gpa = translation.gpa(memory, gva, mark=False)
             out += memory.read(gpa, part)
-        except (GuestFault, IndexError):
+        except (GuestFault, IndexError, OutOfFrames):  # the last: it is swapped out, and stays
             break
         gva += part
     return out

@@ -280,7 +280,8 @@ def _placed(
 
 
 def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
-    """The pieces of a memory that are not holes."""
+    """The pieces of a memory that are not holes; what was taken away is brought back."""
+    p2m.bring_back()
     fd, view = host.memory.fd, memoryview(host.memory)
     for extent in p2m:
         at, end = extent.pfn << PAGE_SHIFT, (extent.pfn + extent.frames) << PAGE_SHIFT

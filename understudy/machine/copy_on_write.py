@@ -13,10 +13,9 @@ from typing import Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
-from understudy.machine.words import ABSENT, Flag
+from understudy.machine.words import Flag
 
 ZEROS: Final = bytes(PAGE)
-KEPT: Final = ABSENT & ~(Flag.BALLOONED | Flag.FREE)  # taken away, and in them was something
 
 
 class CopyOnWrite:
@@ -32,10 +31,7 @@ class CopyOnWrite:
         their contents are; but those that the guest does without are gone from the target, too.
         Whatever else protects the source's frames does not the target's.
         """
-        if source.absent:
-            for gfn, word, frames in list(source.pieces()):
-                for frame in range(gfn, gfn + frames) if word & KEPT else ():
-                    source.touch(frame)
+        source.bring_back()
         self._frames.share_all([(pfn, frames) for _, pfn, frames in source])
         source.owners[Flag.SHARED] = target.owners[Flag.SHARED] = self
         source.protect_all(Flag.SHARED)

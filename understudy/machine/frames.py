@@ -138,6 +138,10 @@ class Frames:
         """How many owners a frame has."""
         return self._references.of(pfn)
 
+    def sole(self, first: int, count: int) -> int:
+        """How many of these frames have one owner."""
+        return self._references.sole(first, count)
+
     def close(self) -> None:
         """There is no memory any more: nothing can be allocated, and `free` does nothing."""
         with self._lock:

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.frame_table import GIGA, GIGA_SHIFT, MOST, FrameTable
-from understudy.machine.words import ABSENT, FLAGS, PRESENT, PROTECTED, RAM, Flag
+from understudy.machine.words import ABSENT, ELSEWHERE, FLAGS, PRESENT, PROTECTED, RAM, Flag
 
 Runs = Sequence[tuple[int, int]]
 """(gfn, frames), disjoint and in order."""
@@ -182,6 +182,13 @@ class P2m(FrameTable):
             self._ask(gfn, word & PROTECTED)
             word = self.word(gfn)
         return bool(word & PRESENT) and not (write and word & PROTECTED)
+
+    def bring_back(self) -> None:
+        """Have all frames given back whose contents their owners alone know."""
+        if self.absent:
+            for gfn, word, frames in list(self.pieces()):
+                for frame in range(gfn, gfn + frames) if word & ELSEWHERE else ():
+                    self.touch(frame)
 
     def _ask(self, gfn: int, flags: int) -> None:
         if not flags & flags - 1:

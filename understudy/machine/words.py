@@ -36,6 +36,7 @@ class Flag:
 
 PRESENT: Final = Flag.PRESENT
 ABSENT: Final = 0x03E  # RAM, but taken away: by whom
+ELSEWHERE: Final = ABSENT & ~(Flag.BALLOONED | Flag.FREE)  # the owner has the contents
 PROTECTED: Final = 0xFC0  # may only be read: because of whom
 RAM: Final = PRESENT | ABSENT
 FLAGS: Final = PAGE - 1

@@ -1,0 +1,235 @@
+"""Content-based page sharing: guest frames with the same contents become one, copy-on-write.
+
+Idea: a scan hashes guest frames, one after the other, and looks each hash up.  Who is found there
+is compared byte by byte; if both are the same, both guests read one host frame from now on.  What
+is found in the table and is not shared is a *hint*: nobody protects it, so that its guest may
+change it at no cost, and the comparison notices.
+
+Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Sharing Memory".
+Cost: a read of each frame; a write to one that is shared costs one exit and one copy (see
+`machine.copy_on_write`, which is also what forked clones share by).
+Invariants: frames of two groups are never shared, nor are their hashes ever the same by more than
+chance; a frame is protected before the comparison that decides; a scan brings no frame back, fills
+no hole, and changes nothing that a guest can read.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.machine.copy_on_write import CopyOnWrite
+from understudy.machine.frame_table import GIGA_SHIFT
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
+from understudy.machine.words import PRESENT, Flag
+
+BATCH: Final = 32  # frames that are read at once: few enough to be in a cache when hashed
+WINDOW: Final = 1 << 12  # guest frames of which the p2m is asked at once
+DEFAULT_GROUP: Final = ""
+
+Hash = Callable[[memoryview, int], int]
+"""(contents of a frame, salt) to a number; frames of different contents may have the same."""
+
+
+class Found(NamedTuple):
+    """Where contents with a certain hash were seen."""
+
+    p2m: P2m
+    gfn: int
+    pfn: int
+
+    def is_there(self) -> bool:
+        """Whether this guest frame is still that host frame."""
+        return self.p2m.lookup(self.gfn) == self.pfn
+
+
+class Member:
+    """One guest's memory that takes part."""
+
+    def __init__(self, p2m: P2m, salt: int) -> None:
+        self.p2m, self.salt = p2m, salt
+        self.next = 0  # the gfn at which its scan goes on
+
+
+class Sharing:
+    """Looks for frames of guests on one host that have the same contents."""
+
+    def __init__(self, host: Host, hash: Hash = xxh3_64_intdigest) -> None:
+        self.scanned = self.merged = self.refused = 0
+        """Frames that were hashed; that became another's; whose equal hash was not enough."""
+        self._memory, self._frames, self._hash = host.memory, host.frames, hash
+        self._buffer = memoryview(bytearray(BATCH * PAGE))
+        self._pages = [self._buffer[at : at + PAGE] for at in range(0, BATCH * PAGE, PAGE)]
+        self._owner = CopyOnWrite(host)
+        self._salts: dict[str, int] = {}
+        self._members: list[Member] = []
+        self._turn = 0  # whose scan goes on
+        self._found: dict[int, Found] = {}
+
+    # --- who takes part ---
+
+    def join(self, p2m: P2m, group: str = DEFAULT_GROUP) -> None:
+        """A guest's memory takes part from now on; it shares with those of its group alone."""
+        if any(member.p2m is p2m for member in self._members):
+            raise ValueError("this memory takes part in sharing already: let it leave first")
+        salt = self._salts.setdefault(group, secrets.randbits(64))
+        self._members.append(Member(p2m, salt))
+
+    def leave(self, p2m: P2m) -> None:
+        """A guest's memory takes no part any more; what it shares, it shares until it writes."""
+        for n, member in enumerate(self._members):
+            if member.p2m is p2m:
+                del self._members[n]
+                self._turn -= n < self._turn
+                break
+        self._found = {at: found for at, found in self._found.items() if found.p2m is not p2m}
+
+    @property
+    def hints(self) -> int:
+        """Frames in the table that nobody protects."""
+        return sum(
+            found.is_there() and not found.p2m.word(found.gfn) & Flag.SHARED
+            for found in self._found.values()
+        )
+
+    # --- scanning ---
+
+    def scan(self, pages: int) -> int:
+        """Go on with so many guest frames, or once around; returns how many became another's."""
+        before, turns = self.merged, len(self._members)
+        if turns and self._members[self._turn % turns].next:
+            turns += 1  # it ends where it has begun
+        while pages > 0 and turns:
+            self._turn %= len(self._members)
+            member = self._members[self._turn]
+            pages = self._scan_member(member, pages)
+            if pages:  # it has come to the end
+                member.next, self._turn, turns = 0, self._turn + 1, turns - 1
+        return self.merged - before
+
+    def look_up(self, p2m: P2m, gfn: int) -> bool:
+        """Whether this frame, looked up now, has become another's, and its own is free."""
+        pfn, before = p2m.lookup(gfn), self.merged
+        for member in self._members:
+            if member.p2m is p2m and pfn is not None:
+                self._scan_run(member, gfn, pfn, 1)
+        return self.merged > before
+
+    def _scan_member(self, member: Member, pages: int) -> int:
+        """The rest of one guest's frames, or so many; returns how many of them are left over."""
+        p2m = member.p2m
+        last = max(p2m.gigabytes(), default=-1) + 1 << GIGA_SHIFT
+        while member.next < last:
+            window = member.next + WINDOW
+            for gfn, word, frames in list(p2m.pieces(member.next, window)):
+                if not pages:
+                    return 0
+                if word & PRESENT:
+                    some = min(frames, pages)
+                    self._scan_row(member, gfn, word, some)
+                    pages, member.next = pages - some, gfn + some
+                    if some < frames:
+                        return 0
+            member.next = window
+        return pages
+
+    def _scan_row(self, member: Member, gfn: int, word: int, frames: int) -> None:
+        """Guest frames in one state whose host frames are in a row."""
+        pfn = word >> PAGE_SHIFT
+        if word & Flag.SHARED:
+            self._end_sharing(member.p2m, gfn, pfn, frames)
+        for n in range(0, frames, BATCH):
+            self._scan_run(member, gfn + n, pfn + n, min(BATCH, frames - n))
+
+    def _scan_run(self, member: Member, gfn: int, pfn: int, frames: int) -> None:
+        """Read at once.  By the file: looking at a hole of a mapping fills it."""
+        os.preadv(self._memory.fd, [self._buffer[: frames << PAGE_SHIFT]], pfn << PAGE_SHIFT)
+        self.scanned += frames
+        digest, salt, found = self._hash, member.salt, self._found
+        for n, page in enumerate(self._pages[:frames]):
+            number = digest(page, salt)
+            other = found.get(number)
+            if other is None or not other.is_there():
+                found[number] = Found(member.p2m, gfn + n, pfn + n)
+            elif other.pfn != pfn + n:
+                self._try(number, Found(member.p2m, gfn + n, pfn + n), other)
+
+    def _end_sharing(self, p2m: P2m, gfn: int, pfn: int, frames: int) -> None:
+        """What has no other owner any more needs no protection, and pages may be large again."""
+        if sole := self._frames.sole(pfn, frames):
+            with p2m.batch():
+                if sole == frames:
+                    p2m.unprotect(gfn, frames, Flag.SHARED)
+                    return
+                for n in range(frames):
+                    if self._frames.references(pfn + n) == 1:
+                        p2m.unprotect(gfn + n, 1, Flag.SHARED)
+
+    def _try(self, number: int, one: Found, other: Found) -> None:
+        """Two frames with the same hash: make them one if they are the same."""
+        if self._is_pinned(one) or self._is_pinned(other):
+            return
+        if not self._are_equal(one.pfn, other.pfn):
+            self.refused += 1
+            self._found[number] = one  # what was there has changed, or is as rare
+            return
+        new = [at for at in (one, other) if not at.p2m.word(at.gfn) & Flag.SHARED]
+        for at in new:
+            at.p2m.owners[Flag.SHARED] = self._owner
+            at.p2m.protect(at.gfn, 1, Flag.SHARED)
+        if not self._are_equal(one.pfn, other.pfn):  # a guest in another thread has written
+            for at in new:
+                at.p2m.unprotect(at.gfn, 1, Flag.SHARED)
+            return
+        self._frames.share(other.pfn, 1)
+        one.p2m.move(one.gfn, other.pfn)
+        self._frames.free(one.pfn, 1)
+        self.merged += 1
+
+    def _is_pinned(self, at: Found) -> bool:
+        """Whether a device is an owner, too: it may write, whatever the p2m protects."""
+        return not at.p2m.word(at.gfn) & Flag.SHARED and self._frames.references(at.pfn) > 1
+
+    def _are_equal(self, one: int, other: int) -> bool:
+        return self._contents(one) == self._contents(other)
+
+    def _contents(self, pfn: int) -> bytes:
+        return os.pread(self._memory.fd, PAGE, pfn << PAGE_SHIFT)
+
+
+class Use(NamedTuple):
+    """What guests have of their host's frames; the first three add up to what they see."""
+
+    own: int  # guest frames whose host frame is theirs alone
+    shared: int  # guest frames whose host frame has other owners, too
+    absent: int  # guest frames that were taken away
+    zero: int  # of the shared: those that are all zero
+    consumed: int  # host frames behind all of them
+    saved: int  # host frames that there would be more without sharing
+
+
+def use(host: Host, p2ms: list[P2m]) -> Use:
+    """The accounts of these guests together; of one alone, `saved` counts what it shares inside."""
+    own = shared = absent = zero = 0
+    seen: dict[int, bool] = {}  # pfn of a shared frame -> whether it is all zero
+    for p2m in p2ms:
+        for _, word, frames in p2m.pieces():
+            if not word & PRESENT:
+                absent += frames
+                continue
+            first = word >> PAGE_SHIFT
+            single = host.frames.sole(first, frames)
+            own += single
+            if single == frames:
+                continue
+            for pfn in range(first, first + frames):
+                if host.frames.references(pfn) > 1:
+                    shared += 1
+                    if pfn not in seen:
+                        seen[pfn] = not any(os.pread(host.memory.fd, PAGE, pfn << PAGE_SHIFT))
+                    zero += seen[pfn]
+    return Use(own, shared, absent, zero, own + len(seen), shared - len(seen))
