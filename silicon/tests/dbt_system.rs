@@ -5,119 +5,16 @@
 mod vmx_bed;
 
 use silicon::arch::bits::cr4;
-use silicon::arch::exit::{Exit, reason};
-use silicon::arch::segment::{Segment, seg};
+use silicon::arch::exit::reason;
+use silicon::arch::segment::seg;
 use silicon::arch::vmcs as f;
-use silicon::processor::EngineKind;
-use silicon::snapshot::state_hash;
 use silicon::vmx::controls::{pin, primary, secondary};
-use silicon::vmx::instructions::{self as vmx, VmFail};
+
+use vmx_bed::agreement::*;
 use vmx_bed::*;
 
-/// Budgets: one instruction at a time, pieces of blocks, everything at once.
-const BUDGETS: [u64; 6] = [1, 2, 3, 7, 23, 5000];
-/// What an exit leaves for the hypervisor to read.
-const SEEN: [u32; 9] = [
-    f::GUEST_RIP,
-    f::GUEST_RSP,
-    f::GUEST_RFLAGS,
-    f::GUEST_INTERRUPTIBILITY_STATE,
-    f::GUEST_CS,
-    f::GUEST_SS_ACCESS_RIGHTS,
-    f::GUEST_FS_BASE,
-    f::GUEST_GS_BASE,
-    f::GUEST_ACTIVITY_STATE,
-];
 const STI_BLOCKS: u64 = 1;
 const DATA: u64 = 0x9000;
-
-/// The exit that ended it, and what can be seen then.
-struct End {
-    exit: Exit,
-    seen: Vec<u64>,
-    gpr: [u64; 16],
-}
-
-impl End {
-    fn of(&self, field: u32) -> u64 {
-        self.seen[SEEN.iter().position(|&s| s == field).unwrap()]
-    }
-}
-
-/// Run `code` six times (RBP counts), then CPUID, on both engines; `vmcs` writes to the VMCS before,
-/// `state` to the processor at the guest's first instruction.
-fn agree(name: &str, code: &[u8], vmcs: impl Fn(&mut Bed), state: impl Fn(&mut Bed)) -> End {
-    let mut program = vec![0xBD, 6, 0, 0, 0]; // mov ebp, 6
-    program.extend(code);
-    let back = -(code.len() as i32) - 8;
-    program.extend([0xFF, 0xCD, 0x0F, 0x85]); // dec ebp; jnz
-    program.extend(back.to_le_bytes());
-    program.extend([0x0F, 0xA2]); // cpuid
-    let mut end = None;
-    for budget in BUDGETS {
-        let mut beds = [EngineKind::Reference, EngineKind::Dbt].map(|kind| {
-            let mut bed = Bed::on(kind);
-            bed.code(&program);
-            vmcs(&mut bed);
-            assert_eq!(Ok(None), vmx::vmlaunch(bed.core()).map_err(|VmFail(n)| n), "{name}");
-            state(&mut bed);
-            bed.core().refresh();
-            bed
-        });
-        loop {
-            let exits = beds.each_mut().map(|b| b.processor.run(budget, &mut || false));
-            let at = format!("{name}, budget {budget}, instruction {}", beds[0].core().retired());
-            assert_eq!(exits[0], exits[1], "{at}");
-            let [reference, dbt] = beds.each_mut().map(|b| (b.core().gpr, b.core().rip, b.core().rflags));
-            assert_eq!(reference, dbt, "{at}");
-            let [reference, dbt] = beds.each_mut().map(|b| b.core().seg);
-            assert_eq!(reference, dbt, "{at}");
-            let [reference, dbt] = beds.each_mut().map(|b| state_hash(b.core()));
-            assert_eq!(reference, dbt, "{at}");
-            if exits[0].reason != reason::BUDGET {
-                let [seen, of_dbt] = beds.each_mut().map(|b| SEEN.map(|field| b.read(field)).to_vec());
-                assert_eq!(seen, of_dbt, "{at}");
-                let gpr = beds[0].core().gpr;
-                let [first, ..] = exits;
-                end = Some(End { exit: first, seen, gpr });
-                break;
-            }
-        }
-        if budget > 1000 && beds[1].core().retired() > 0 {
-            let counters = beds[1].processor.statistics();
-            assert!(counters.iter().any(|c| c.0 == "translated_blocks" && c.1 > 0), "{name}");
-        }
-    }
-    end.unwrap()
-}
-
-fn nothing(_bed: &mut Bed) {}
-
-/// Code whose end is the CPUID behind the loop.
-fn whole(name: &str, code: &[u8], vmcs: impl Fn(&mut Bed), state: impl Fn(&mut Bed)) -> End {
-    let end = agree(name, code, vmcs, state);
-    assert_eq!(reason::CPUID, end.exit.reason, "{name}");
-    end
-}
-
-/// Code that ends with an exception of this vector.
-fn faults(name: &str, vector: u32, code: &[u8], state: impl Fn(&mut Bed)) -> End {
-    let end = agree(name, code, nothing, state);
-    let got = (end.exit.reason, end.exit.intr_info & 0xFF);
-    assert_eq!((reason::EXCEPTION_OR_NMI, vector), got, "{name}");
-    end
-}
-
-/// Privilege level `cpl` with flat segments.
-fn level(bed: &mut Bed, cpl: u8) {
-    let core = bed.core();
-    core.cpl = cpl;
-    let dpl = u32::from(cpl) << 5;
-    core.seg[seg::CS] =
-        Segment { base: 0, limit: u32::MAX, attr: 0xA09B | dpl, selector: 8 | u16::from(cpl) };
-    core.seg[seg::SS] =
-        Segment { base: 0, limit: u32::MAX, attr: 0xC093 | dpl, selector: 16 | u16::from(cpl) };
-}
 
 const CLI: u8 = 0xFA;
 const STI: u8 = 0xFB;
@@ -400,40 +297,6 @@ fn lower_levels_may_not_change_the_interrupt_flag() {
         });
         assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200);
     }
-}
-
-/// SYSCALL goes to `CODE + 0x200`; the program runs at level 3.
-fn calls(bed: &mut Bed) {
-    level(bed, 3);
-    let core = bed.core();
-    core.efer |= 1;
-    (core.msr.star, core.msr.lstar) = (0x0010_0008 << 32, CODE + 0x200);
-    (core.msr.fmask, core.msr.kernel_gs_base) = (0x4_7700, 0x1234_0000);
-    core.rflags |= 0x200;
-}
-
-#[test]
-fn system_calls_and_returns() {
-    // swapgs; mov [gs:..]… : cli; sti; nop; cli; swapgs; sysretq
-    let kernel: &[u8] =
-        &[0x0F, 0x01, 0xF8, CLI, STI, 0x90, 0xFF, 0xC0, CLI, 0x0F, 0x01, 0xF8, 0x48, 0x0F, 0x07];
-    let put = |code: &'static [u8]| {
-        move |bed: &mut Bed| {
-            bed.code_at(0x200, code);
-        }
-    };
-    let syscall = [0xF9, 0x0F, 0x05, 0x10, 0xD2]; // stc; syscall; adc dl, dl
-    let end = whole("syscall", &syscall, put(kernel), calls);
-    assert_eq!((6, 0x3F), (end.gpr[0], end.gpr[2] & 0xFF));
-    assert_eq!(0x200, end.of(f::GUEST_RFLAGS) & 0x200);
-    // A return to where nothing can be; without SYSCALL; at level 3.
-    let end = agree("sysret", &syscall, put(&[0x48, 0x0F, 0xBA, 0xE9, 0x3E, 0x48, 0x0F, 0x07]), calls);
-    assert_eq!((reason::EXCEPTION_OR_NMI, 13), (end.exit.reason, end.exit.intr_info & 0xFF));
-    assert_eq!(CODE + 0x205, end.of(f::GUEST_RIP));
-    faults("off", 6, &syscall, |bed| level(bed, 3));
-    faults("sysret at level 3", 13, &[0x48, 0x0F, 0x07], calls);
-    // A return to 32-bit code, which is not translated here, and faults at once.
-    agree("sysretl", &syscall, put(&[0x0F, 0x07]), calls);
 }
 
 fn has_rdtscp(bed: &mut Bed) {

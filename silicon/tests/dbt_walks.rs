@@ -20,6 +20,10 @@ const BUDGETS: [u64; 6] = [1, 2, 3, 7, 23, 5000];
 
 /// 64-bit code at level 0; 32 MBytes are mapped where they are, and [`AGAIN`] behind.
 fn machine(kind: EngineKind, code: &[u8]) -> Processor {
+    machine_on(Clock::Virtual, kind, code)
+}
+
+fn machine_on(clock: Clock, kind: EngineKind, code: &[u8]) -> Processor {
     let mem = Memory::new(1 << 25).unwrap();
     for (table, entry) in [(PML4, 0x9003), (0x9000, 0xA003)] {
         mem.store(table, 8, entry);
@@ -30,7 +34,7 @@ fn machine(kind: EngineKind, code: &[u8]) -> Processor {
     }
     (0..0x2000).for_each(|i| mem.store(DATA + 8 * i, 8, i * 0x1_0001));
     mem.write_bytes(CODE, code);
-    let mut processor = Processor::new(mem, kind, Clock::Virtual, 0).unwrap();
+    let mut processor = Processor::new(mem, kind, clock, 0).unwrap();
     let core = &mut *processor.core;
     core.seg[seg::CS].attr = 0xA09B;
     (core.cr0, core.cr3, core.cr4, core.efer) = (0x8001_0033, PML4, 0x44_0220, 0x500);
@@ -74,7 +78,14 @@ const READERS: &[(&str, &[u8], u64)] = &[
     // mov rax, [rdi]; mov [rdi+10h], rax; add rbx, [rdi]: the page is dirty since the first round
     ("group that writes", &[0x48, 0x8B, 0x07, 0x48, 0x89, 0x47, 0x10, 0x48, 0x03, 0x1F], 0),
     ("pop", &[0x58, 0x48, 0x83, 0xEC, 0x08], 0), // pop rax; sub rsp, 8
-    ("push", &[0x41, 0xFF, 0x32, 0x58], 1),      // push [r10]; pop rax: the stack is written
+    ("push", &[0x41, 0xFF, 0x32, 0x58], 1),      // push [r10]; pop rax: the stack is written second
+    ("push register", &[0x53, 0x58], 0),         // push rbx; pop rax
+    ("call", &[0xE8, 0, 0, 0, 0, 0x58], 0),      // call $+5; pop rax
+    ("write", &[0x48, 0x89, 0x0E], 0),           // mov [rsi], rcx
+    ("write later", &[0x48, 0x89, 0x4E, 0x08, 0x48, 0x89, 0x0E], 0), // mov [rsi+8], rcx; mov [rsi], rcx
+    ("update", &[0x48, 0xFF, 0x06], 0),          // inc qword [rsi]
+    ("read, then write", &[0x48, 0x8B, 0x1E, 0x48, 0x89, 0x4E, 0x08], 0), // mov rbx, [rsi]; mov [rsi+8], rcx
+    ("locked", &[0xF0, 0x48, 0x0F, 0xC1, 0x1E], 0), // lock xadd [rsi], rbx
     // mov rax, [rsi]; mov rbx, [r11]; mov rcx, [rsi+8]; add rcx, [rsi]: r11's page displaces rsi's
     ("displaced", &[0x48, 0x8B, 0x06, 0x49, 0x8B, 0x1B, 0x48, 0x8B, 0x4E, 0x08, 0x48, 0x03, 0x0E], 4),
     ("bit", &[0x48, 0x0F, 0xA3, 0x0E], 0), // bt [rsi], rcx
@@ -112,6 +123,43 @@ fn reads_of_new_pages_are_not_interpreted() {
 fn instructions(code: &[u8]) -> u64 {
     let all = round(code);
     iced_x86::Decoder::new(64, &all, 0).into_iter().count() as u64
+}
+
+/// The computer's clock is read without leaving generated code, and nothing is lost meanwhile.
+#[test]
+fn the_time_of_the_computer_is_read_where_it_is_asked_for() {
+    // movq xmm3, rbx; movq xmm12, rbp; l: stc; rdtsc; setc r9b; shl rdx, 32; or rax, rdx; mov r12, rax;
+    // rdtscp; shl rdx, 32; or rax, rdx; sub rax, r12; jc bad; add r14, 1; movq r13, xmm3; movq r15, xmm12;
+    // jmp l; bad: jmp bad
+    let code = [
+        0x66, 0x48, 0x0F, 0x6E, 0xDB, 0x66, 0x4C, 0x0F, 0x6E, 0xE5, 0xF9, 0x0F, 0x31, 0x41, 0x0F, 0x92, 0xC1,
+        0x48, 0xC1, 0xE2, 0x20, 0x48, 0x09, 0xD0, 0x49, 0x89, 0xC4, 0x0F, 0x01, 0xF9, 0x48, 0xC1, 0xE2, 0x20,
+        0x48, 0x09, 0xD0, 0x4C, 0x29, 0xE0, 0x72, 0x10, 0x49, 0x83, 0xC6, 0x01, 0x66, 0x49, 0x0F, 0x7E, 0xDD,
+        0x66, 0x4D, 0x0F, 0x7E, 0xE7, 0xEB, 0xD0, 0xEB, 0xFE,
+    ];
+    for kind in [EngineKind::Reference, EngineKind::Dbt] {
+        let mut p = machine_on(Clock::Wall, kind, &code);
+        for r in 0..16 {
+            p.core.gpr[r] = 0x1111_1111_1111_1111 * r as u64;
+        }
+        p.core.gpr[14] = 0;
+        p.core.msr.tsc_aux = 77;
+        p.run(15_000, &mut || false);
+        let interpreted = |p: &Processor| p.statistics().into_iter().find(|s| s.0 == "interpreted");
+        let before = (interpreted(&p), silicon::cpu::state::monotonic_ns());
+        p.run(15_000, &mut || false);
+        let now = silicon::cpu::state::monotonic_ns();
+        let gpr = p.core.gpr;
+        for r in [3, 5, 6, 7, 8, 10, 11] {
+            assert_eq!(0x1111_1111_1111_1111 * r as u64, gpr[r], "{kind:?}, register {r}");
+        }
+        assert!((before.1..now).contains(&gpr[12]), "{kind:?}: {} to {now}: {}", before.1, gpr[12]);
+        assert_eq!((77, 1), (gpr[1], gpr[9] & 0xFF), "{kind:?}");
+        assert_eq!((gpr[3], gpr[5]), (gpr[13], gpr[15]), "{kind:?}");
+        assert!(gpr[14] > 1800, "{kind:?}: {}", gpr[14]);
+        let beside = interpreted(&p).map_or(0, |now| now.1 - before.0.unwrap().1);
+        assert!(beside < 100, "{beside}");
+    }
 }
 
 /// XSAVE64, XSAVEOPT64 and XSAVEC64 to an area in one page, and to one in two, leave the same bytes;

@@ -42,7 +42,7 @@ pub mod step;
 #[cfg(test)]
 mod step_tests;
 pub mod string;
-mod syscall;
+pub(crate) mod syscall;
 pub mod system;
 #[cfg(test)]
 mod system_tests;

@@ -74,7 +74,7 @@ pub struct Pmu {
     /// Whether the processor runs.
     is_running: bool,
     /// Some counter counts at some level.
-    counts: bool,
+    pub(crate) counts: bool,
     /// Some counter that counts raises an interrupt.
     is_armed: bool,
     /// The next overflow may be nearer than the dispatcher knows.

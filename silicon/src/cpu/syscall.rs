@@ -18,9 +18,12 @@ const RSP: usize = 4;
 const R11: usize = 11;
 
 /// Flat segments as these instructions load them, without their DPL.
-const CODE64: u32 = 0xA09B;
+pub(crate) const CODE64: u32 = 0xA09B;
 const CODE32: u32 = 0xC09B;
-const DATA: u32 = 0xC093;
+pub(crate) const DATA: u32 = 0xC093;
+
+/// What of R11 SYSRET takes into RFLAGS.
+pub(crate) const FLAGS_OF_SYSRET: u64 = 0x3C_7FD7;
 
 /// Execute an instruction of this group.
 pub(crate) fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
@@ -62,7 +65,6 @@ fn syscall(core: &mut Core) -> Exec<()> {
 }
 
 fn sysret(core: &mut Core, to_64: bool) -> Exec<()> {
-    const KEPT: u64 = 0x3C_7FD7;
     require_syscall(core)?;
     require_level_0(core)?;
     let rip = core.gpr[RCX];
@@ -70,7 +72,7 @@ fn sysret(core: &mut Core, to_64: bool) -> Exec<()> {
         return Err(gp(0));
     }
     let before = core.rflags;
-    core.rflags = core.gpr[R11] & KEPT | rflags::FIXED1;
+    core.rflags = core.gpr[R11] & FLAGS_OF_SYSRET | rflags::FIXED1;
     flags_changed(core, before);
     let first = (core.msr.star >> 48) as u16;
     let ss = first.wrapping_add(8) | 3;

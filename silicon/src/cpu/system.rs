@@ -331,7 +331,7 @@ fn rdtsc(core: &mut Core, insn: &Instruction) -> Exec<()> {
     Ok(())
 }
 
-/// There are no performance counters: every index is a wrong one.
+/// #GP for an index that no counter of performance has.
 fn rdpmc(core: &mut Core, insn: &Instruction) -> Exec<()> {
     if core.cr4 & cr4::PCE == 0 && core.cpl != 0 {
         return Err(gp(0));

@@ -6,8 +6,8 @@ use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user};
 use super::tables::jump_index;
 use super::{
-    Dbt, KIND_CLASS, KIND_OFFSET, KIND_READS_FIRST, KIND_WRITE, Recent, fetchable, gate, look, must_step,
-    must_step_but, signals,
+    Dbt, KIND_CLASS, KIND_FIRST, KIND_OFFSET, KIND_WRITE, KIND_WRITES, Recent, fetchable, gate, look,
+    must_step, must_step_but, signals,
 };
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
@@ -15,7 +15,7 @@ use crate::arch::exit::{Exit, reason};
 use crate::cpu::decode::MAX_LENGTH;
 use crate::cpu::event;
 use crate::cpu::segment;
-use crate::cpu::state::{Core, Mode, Shadow};
+use crate::cpu::state::{Core, Mode, Shadow, monotonic_ns};
 use crate::cpu::step::{fetch, step, step_known};
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
@@ -82,10 +82,14 @@ impl Dbt {
         0
     }
 
-    /// Walk for the first read of an instruction that generated code has come to.
-    fn walk(&mut self, core: &mut Core, gva: u64) {
-        if segment::is_canonical(gva) && !core.tlb.displaces(gva >> 12) {
-            self.walked = Some(core.translate(gva, Access::Read).map(|_| ()));
+    /// Walk for the first access of an instruction that generated code has come to, unless the TLB has it.
+    fn walk(&mut self, core: &mut Core, gva: u64, access: Access) {
+        let entry = core.tlb.lookup(gva >> 12);
+        if entry.is_some_and(|e| core.allows(e, access)) {
+            return;
+        }
+        if segment::is_canonical(gva) && (entry.is_some() || !core.tlb.displaces(gva >> 12)) {
+            self.walked = Some(core.translate(gva, access).map(|_| ()));
         }
     }
 
@@ -228,8 +232,9 @@ pub(super) extern "C" fn fill(core: *mut Core, gva: u64, kind: u64) -> u64 {
     if (gva & PAGE_OFFSET) + size > 4096 {
         return 0;
     }
-    if core.tlb.lookup(gva >> 12).is_none() && kind & u64::from(KIND_READS_FIRST) != 0 {
-        dbt.walk(core, gva + (kind >> KIND_OFFSET));
+    if kind & u64::from(KIND_FIRST) != 0 {
+        let access = if kind & u64::from(KIND_WRITES) != 0 { Access::Write } else { Access::Read };
+        dbt.walk(core, gva + (kind >> KIND_OFFSET), access);
     }
     let Some(&e) = core.tlb.lookup(gva >> 12) else { return 0 };
     let is_granted = e.perm & perm::SPECIAL == 0
@@ -290,4 +295,8 @@ pub(super) extern "C" fn flags(core: *mut Core) {
     let (core, _) = parts(core);
     core.flags_from_record();
     core.flags_to_jit();
+}
+
+pub(super) extern "C" fn time(_core: *mut Core) -> u64 {
+    monotonic_ns()
 }

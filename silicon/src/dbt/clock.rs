@@ -1,11 +1,12 @@
-//! Lowering of RDTSC and RDTSCP on the virtual clock, where time is the number of instructions.
+//! Lowering of RDTSC and RDTSCP: on the virtual clock, where time is the number of instructions, and
+//! on the computer's, which a helper asks for.
 
 use std::mem::offset_of;
 
 use iced_x86::{Instruction, Mnemonic};
 
 use super::asm::{Mem, RAX, RCX, RDX, T1, state};
-use super::mode::{MODE_TSC, MODE_TSC_OFFSET};
+use super::mode::{MODE_TSC, MODE_TSC_OFFSET, MODE_WALL};
 use super::translate::Translator;
 use crate::cpu::state::{Core, Msrs};
 use crate::vmx::Vmx;
@@ -21,11 +22,16 @@ impl Translator<'_> {
         }
         self.registers_before(insn);
         self.keep_flags();
-        // Retired so far: the horizon less the countdown, which the block has reduced by its length.
-        let remaining = i32::from(self.site(insn).remaining);
-        self.a.load(T1, state(offset_of!(Core, horizon)));
-        self.a.sub_mem(T1, state(offset_of!(Core, countdown)));
-        self.a.lea(T1, Mem::new(Some(T1), None, -remaining));
+        if self.mode & MODE_WALL != 0 {
+            self.t0_group = None;
+            self.a.call(self.tools.glue.time);
+        } else {
+            // Retired so far: the horizon less the countdown, which the block has reduced by its length.
+            let remaining = i32::from(self.site(insn).remaining);
+            self.a.load(T1, state(offset_of!(Core, horizon)));
+            self.a.sub_mem(T1, state(offset_of!(Core, countdown)));
+            self.a.lea(T1, Mem::new(Some(T1), None, -remaining));
+        }
         self.a.add_mem(T1, state(offset_of!(Core, tsc_skew)));
         self.a.add_mem(T1, state(offset_of!(Core, msr) + offset_of!(Msrs, tsc_adjust)));
         if self.mode & MODE_TSC_OFFSET != 0 {

@@ -227,6 +227,12 @@ impl Translator<'_> {
         self.flags.recorded = true;
     }
 
+    /// The record has flags that are in `register` as LAHF and SETO leave AX.
+    pub fn saved_is(&mut self, register: u8) {
+        self.a.store32(record(offset_of!(Record, saved)), register);
+        self.a.store_imm32(record(offset_of!(Record, how)), Kind::Saved as u32);
+    }
+
     /// Put the flags into the record (the computer's are untouched).  T1 is lost.
     pub fn record_flags(&mut self) {
         if self.flags.recorded {

@@ -36,6 +36,8 @@ pub struct Glue {
     pub fill: u64,
     /// Called with T1 = the number of a site: interpret its instruction.
     pub step: u64,
+    /// Called: T1 becomes the computer's time, the computer's flags are lost.
+    pub time: u64,
     /// Called: load the flags that the record tells how to make.
     pub flags: u64,
     /// For [`Tables::makers`].
@@ -58,6 +60,8 @@ pub struct Helpers {
     pub lookup: u64,
     /// (core): make the record's flags.
     pub flags: u64,
+    /// (core) -> nanoseconds of the computer's clock.
+    pub time: u64,
 }
 
 fn shifted(m: Mem, by: i32) -> Mem {
@@ -144,6 +148,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
         indirect: 0,
         fill: 0,
         step: 0,
+        time: 0,
         flags: 0,
         makers: [0; MAKERS],
         fault: 0,
@@ -207,6 +212,16 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     w.call_helper(h.step);
     a.raw(&[0x48, 0x83, 0xC4, 8]); // drop the return address
     resume_or_leave(a, g.exit_stored);
+
+    g.time = a.here();
+    let mut w = Writer { a, below: 8 };
+    w.registers_out();
+    w.xmm_out();
+    w.call_helper(h.time);
+    w.a.mov(T1, RAX);
+    w.xmm_in();
+    w.registers_in();
+    w.a.raw(&[0xC3]);
 
     write_flags(a, h, &mut g);
 

@@ -85,6 +85,8 @@ impl Translator<'_> {
             Code::Call_rm32 if insn.op0_register() != Register::ESP => self.call_indirect(insn),
             Code::Jmp_rm64 | Code::Jmp_rm32 => self.jump_indirect(insn),
             Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => self.ret(insn),
+            Code::Syscall if self.may_change_level(false) => self.syscall(insn),
+            Code::Sysretq if self.may_change_level(true) => self.sysret(insn),
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => self.push(insn),
             Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => self.push(insn),
             Code::Pop_r64 | Code::Pop_r32 => self.pop(insn),
@@ -195,7 +197,8 @@ impl Translator<'_> {
         let back = self.a.here();
         let kind = size as u32
             | if write { super::KIND_WRITE } else { 0 }
-            | if self.reads_first(insn, writes, offset) { super::KIND_READS_FIRST } else { 0 }
+            | if self.is_first(insn, writes, offset) { super::KIND_FIRST } else { 0 }
+            | if writes { super::KIND_WRITES } else { 0 }
             | (offset & super::MAX_OFFSET) << super::KIND_OFFSET
             | (self.class as u32) << super::KIND_CLASS;
         let site = Site { is_group, ..self.site(insn) };
@@ -206,9 +209,11 @@ impl Translator<'_> {
         self.open_sites += 1;
     }
 
-    /// Whether nothing of the instruction comes before it reads what is checked, `offset` bytes into it.
-    fn reads_first(&self, insn: &Instruction, writes: bool, offset: u32) -> bool {
-        !writes && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
+    /// Whether nothing of the instruction comes before it accesses what is checked, `offset` bytes into
+    /// it.  (What both reads and writes memory reads first.)
+    fn is_first(&self, insn: &Instruction, writes: bool, offset: u32) -> bool {
+        let is_early = !writes || self.open_sites == 0;
+        is_early && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
     }
 
     /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then

@@ -47,6 +47,7 @@ pub mod glue;
 pub mod groups;
 pub mod home;
 pub mod kinds;
+mod levels;
 pub mod lower;
 pub mod map;
 mod middle;
@@ -78,7 +79,7 @@ use self::middle::Middles;
 use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
 use self::numbered::{Numbered, region_of};
 use self::promotion::{Promotion, Windows};
-use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_REQUEST, Used, jump_index};
+use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_MODE, NO_REQUEST, Used, jump_index};
 use self::translate::{Plan, Tools};
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
@@ -95,15 +96,14 @@ use crate::mmu::walk::Access;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
-/// The first thing that the instruction does beside its fetch is to read there.
-pub(crate) const KIND_READS_FIRST: u32 = 1 << 17;
+/// The first thing that the instruction does beside its fetch is to access what is there.
+pub(crate) const KIND_FIRST: u32 = 1 << 17;
+/// It writes there.  (What is checked may be written by others of its group alone.)
+pub(crate) const KIND_WRITES: u32 = 1 << 18;
 pub(crate) const KIND_CLASS: u32 = 20;
-/// How far behind the address it reads: at most [`MAX_OFFSET`].
+/// How far behind the address that is: at most [`MAX_OFFSET`].
 pub(crate) const KIND_OFFSET: u32 = 22;
 const MAX_OFFSET: u32 = 0x3FF;
-
-/// The mode of a table of indirect targets that is empty.
-const NO_MODE: u32 = u32::MAX;
 
 /// A block found lately, under a generation of the tables.
 #[derive(Clone, Copy, Default)]
@@ -129,9 +129,7 @@ pub struct Dbt {
     middles: Middles,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
-    /// The mode of the blocks in each table of indirect targets.
-    jump_modes: [u32; L1_CLASSES],
-    /// Which of their entries may be in use.
+    /// Which entries of the tables of indirect targets may be in use.
     jump_used: [Used<{ JUMP_ENTRIES / 64 }>; L1_CLASSES],
     /// Which entries of the fetch tables may be in use.
     fetch_used: [Used<{ FETCH_ENTRIES / 64 }>; 2],
@@ -142,7 +140,7 @@ pub struct Dbt {
     /// The tables for CPL 0 name a page that is not mapped globally.
     kernel_has_local: bool,
     trap: Option<Trap>,
-    /// What became of the walk for an instruction's first read, which is to be interpreted now.
+    /// What became of the walk for an instruction's first access, which is to be interpreted now.
     walked: Option<Exec<()>>,
     promotion: Promotion,
     /// The base of GS, if it is known.
@@ -179,10 +177,12 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         fault: callback::interpret_fault as *const () as u64,
         lookup: callback::lookup as *const () as u64,
         flags: callback::flags as *const () as u64,
+        time: callback::time as *const () as u64,
     };
     let glue = glue::write(&mut a, helpers);
     cache.append(&a.bytes);
     core.jit.makers = glue.makers;
+    core.jit.jump_modes = [NO_MODE; L1_CLASSES];
     cache.fix();
     let start = cache.here();
     let end = cache.base() + cache.bytes() as u64;
@@ -200,7 +200,6 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         pages: AddressMap::default(),
         middles: Middles::new(),
         tables_of: (0, 0, 0),
-        jump_modes: [NO_MODE; L1_CLASSES],
         jump_used: Default::default(),
         fetch_used: Default::default(),
         generations: [0; 2],
@@ -355,9 +354,8 @@ impl Dbt {
 
     /// Empty the tables of indirect targets whose mode is such.
     fn empty_jumps(&mut self, core: &mut Core, which: impl Fn(u32) -> bool) {
-        for (n, mode) in self.jump_modes.iter_mut().enumerate() {
+        for (n, mode) in core.jit.jump_modes.iter().enumerate() {
             if *mode != NO_MODE && which(*mode) {
-                *mode = NO_MODE;
                 let indirect = self.tools.glue.indirect;
                 self.jump_used[n].drain(|slot| core.jit.jump[n][slot] = indirect);
             }
@@ -377,13 +375,13 @@ impl Dbt {
     fn mode_now(&mut self, core: &mut Core) -> Option<u32> {
         let mode = mode_key(core)?;
         let table = class_of(mode);
-        if self.jump_modes[table] != mode {
-            let other = self.jump_modes[table];
+        if core.jit.jump_modes[table] != mode {
+            let other = core.jit.jump_modes[table];
             if core.jit.jump[table][0] == 0 {
                 core.jit.jump[table].fill(self.tools.glue.indirect); // its first use
             }
             self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
-            self.jump_modes[table] = mode;
+            core.jit.jump_modes[table] = mode;
         }
         if mode::has_window(mode) && self.window != core.tlb.windows.current() {
             self.window = core.tlb.windows.current();

@@ -2,7 +2,7 @@
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
-use crate::cpu::state::{Core, Mode};
+use crate::cpu::state::{Clock, Core, Mode};
 
 pub(super) const MODE_USER: u32 = 1;
 pub(super) const MODE_LIFTED: u32 = 2;
@@ -22,10 +22,13 @@ pub(super) const MODE_LEVEL_0: u32 = 128;
 /// PAUSE may make a VM exit.
 pub(super) const MODE_PAUSE: u32 = 256;
 
-/// RDTSC and RDTSCP read the virtual clock and raise nothing.
+/// RDTSC and RDTSCP read the clock and raise nothing.
 pub(super) const MODE_TSC: u32 = 512;
 /// The VMCS has an offset for it.
 pub(super) const MODE_TSC_OFFSET: u32 = 1024;
+
+/// The clock is the computer's.
+pub(super) const MODE_WALL: u32 = 4096;
 
 /// 32-bit code whose operands are accessed in a window ([`crate::mmu::window`]).
 pub(super) const MODE_WINDOW: u32 = 2048;
@@ -74,6 +77,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.tsc_is_plain() {
         key |= MODE_TSC;
+    }
+    if core.clock == Clock::Wall {
+        key |= MODE_WALL;
     }
     if core.uses_tsc_offset() {
         key |= MODE_TSC_OFFSET;

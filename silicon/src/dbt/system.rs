@@ -22,7 +22,7 @@ use crate::arch::bits::{cr4, rflags};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::state::{Core, Msrs, Shadow};
 
-fn segment(index: usize, field: usize) -> Mem {
+pub(super) fn segment(index: usize, field: usize) -> Mem {
     state(offset_of!(Core, seg) + index * size_of::<Segment>() + field)
 }
 
@@ -123,6 +123,18 @@ impl Translator<'_> {
 
     fn push_flags(&mut self, insn: &Instruction) {
         let value = state(table(offset_of!(Tables, value)));
+        self.whole_flags();
+        self.a.rm(&[], false, &[0x89], T1, value); // mov dword m, T1d
+        let place = self.stack_place(insn);
+        self.a.rm(&[], false, &[0x8B], T1, value); // mov T1d, dword m
+        self.store_word(place, T1);
+        self.move_stack(-self.word());
+        self.close_sites();
+    }
+
+    /// T1 = RFLAGS as programs see them: without VM and RF.
+    pub(super) fn whole_flags(&mut self) {
+        let value = state(table(offset_of!(Tables, value)));
         self.keep_flags();
         self.make_live();
         self.a.raw(&[0x9C]); // pushfq
@@ -134,12 +146,6 @@ impl Translator<'_> {
         self.a.rm(&[], false, &[0x81], 4, value); // and dword m, imm32
         self.a.raw(&(rflags::ARITH as u32).to_le_bytes());
         self.a.rm(&[], false, &[0x0B], T1, value); // or T1d, dword m
-        self.a.rm(&[], false, &[0x89], T1, value); // mov dword m, T1d
-        let place = self.stack_place(insn);
-        self.a.rm(&[], false, &[0x8B], T1, value); // mov T1d, dword m
-        self.store_word(place, T1);
-        self.move_stack(-self.word());
-        self.close_sites();
     }
 
     /// Interpret the instruction unless CR4.FSGSBASE is set.
@@ -150,7 +156,7 @@ impl Translator<'_> {
     }
 
     /// Interpret the instruction on this condition, and look up where it leads.
-    fn leave_if(&mut self, insn: &Instruction, condition: u8) {
+    pub(super) fn leave_if(&mut self, insn: &Instruction, condition: u8) {
         let branch = self.a.jcc_later(condition);
         self.cold.push(Cold::Step { branch, site: self.site(insn) });
     }

@@ -45,6 +45,8 @@ pub struct Tables {
     pub engine: usize,
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
+    /// The mode of the blocks in each table of indirect targets.
+    pub jump_modes: [u32; L1_CLASSES],
     /// By the lowest byte of a record's `how`: the piece that makes the flags.
     pub makers: [u64; MAKERS],
     /// By [`super::mode::class_of`] and [`jump_index`] of an address: the landing pad to try.
@@ -52,6 +54,8 @@ pub struct Tables {
     pub jump: [[u64; JUMP_ENTRIES]; L1_CLASSES],
 }
 
+/// The mode of a table of indirect targets that is empty.
+pub const NO_MODE: u32 = u32::MAX;
 /// No link to make.
 pub const NO_REQUEST: u64 = u64::MAX;
 
@@ -73,6 +77,7 @@ impl Tables {
             host_mxcsr: 0x1F80,
             is_open: 0,
             engine: 0,
+            jump_modes: [NO_MODE; L1_CLASSES],
             ; in place
             ; zeros fetch, makers, jump,
         })

@@ -450,6 +450,11 @@ impl Translator<'_> {
 
     /// Go to the address in T0; `popped`: what the instruction added to RSP.
     pub fn transfer_indirect(&mut self, insn: &Instruction, popped: i32) {
+        self.transfer_to_class(insn, popped, self.class);
+    }
+
+    /// The same, to code of a class ([`super::mode::class_of`]).
+    pub fn transfer_to_class(&mut self, insn: &Instruction, popped: i32, class: usize) {
         self.note_accesses(0);
         self.record_flags();
         self.record_x87();
@@ -463,7 +468,7 @@ impl Translator<'_> {
         self.a.raw(&[4]);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, JUMP_ENTRIES - 1
         self.a.raw(&(JUMP_ENTRIES as u32 - 1).to_le_bytes());
-        let which = super::mode::class_of(self.mode) * JUMP_ENTRIES * 8;
+        let which = class * JUMP_ENTRIES * 8;
         let disp = table(offset_of!(Tables, jump)) + which;
         let m = Mem::new(Some(RSP), Some((T1, 3)), disp as i32);
         self.a.rm(&[], false, &[0xFF], 4, m); // jmp [m]

@@ -2,7 +2,7 @@
 
 use crate::arch::bits::{cr0, cr4};
 use crate::arch::exit::{Exit, reason};
-use crate::cpu::state::{Clock, Core};
+use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, ud, vm_exit};
 use crate::vmx::controls::{primary, secondary};
 
@@ -271,7 +271,7 @@ impl Core {
         })
     }
 
-    /// Whether RDTSC and RDTSCP always read the virtual clock, plus the VMCS's offset if
+    /// Whether RDTSC and RDTSCP always read the clock, plus the VMCS's offset if
     /// [`Core::uses_tsc_offset`].
     #[inline]
     #[must_use]
@@ -281,7 +281,7 @@ impl Core {
             && (c.primary(primary::RDTSC_EXITING)
                 || c.secondary(secondary::USE_TSC_SCALING)
                 || !self.vmx.has_rdtscp());
-        self.clock == Clock::Virtual && (self.cpl == 0 || self.cr4 & cr4::TSD == 0) && !in_guest
+        (self.cpl == 0 || self.cr4 & cr4::TSD == 0) && !in_guest
     }
 
     /// Whether the VMCS has an offset for the time-stamp counter.

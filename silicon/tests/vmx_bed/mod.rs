@@ -5,6 +5,8 @@
 //! host-physical + `GUEST`), from `GUEST` the guest's own memory.
 #![allow(dead_code)]
 
+pub mod agreement;
+
 use silicon::arch::exit::Exit;
 use silicon::arch::segment::{Segment, seg};
 use silicon::arch::vmcs::{self as f, REVISION};
