@@ -144,7 +144,7 @@ class Linear:
             self.memory.write(page | offset, value.to_bytes(size, "little"))
 
     def code(self, gva: int, longest: int) -> bytes:
-        """As many bytes of code as are in this page, at most `longest`, and of the next if need."""
+        """As many bytes of code as are in this page, at most `longest`."""
         page = self.fetches.get(gva >> PAGE_SHIFT)
         if page is None:
             page = self._walk(gva, self.fetches, False, True)
