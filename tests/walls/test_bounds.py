@@ -15,7 +15,8 @@ import pytest
 
 from tests.matrix.programs import handle, start
 from tests.tree import ROOT
-from tests.walls.growth import GROW, ROUND, SKIP, growing
+from tests.walls.growth import GROW, MEMORY, ROUND, SKIP, growing
+from understudy.arch.exit_reason import Reason
 from understudy.clock import Alarm, ManualClock
 from understudy.devices.ioapic import PINS
 from understudy.guests.entry import PAGE_TABLES_GPA
@@ -191,3 +192,71 @@ def test_the_program_is_what_it_says() -> None:
         start(vm, GROW, rsi=1 << 20, rbx=0, **handle(vm, 13, SKIP))
         assert vm.go(budget=100 * ROUND).kind is StopKind.BUDGET
         assert vm.counts()["exits"]["RDMSR"] > 50
+
+
+# --- by the RAM ---
+
+
+def in_pieces(vm: VM) -> None:
+    """No two frames of the guest in a row are alike: every other one is protected."""
+    for start_gpa, end in vm.memory.ranges():
+        for gfn in range(start_gpa >> 12, end >> 12, 2):
+            vm.memory.p2m.protect(gfn)
+
+
+def lists(table: dict[int, Any]) -> int:
+    """How many blocks of a table have a number for each frame."""
+    return sum(not isinstance(block, int) for block in table.values())
+
+
+def test_tables_in_pieces() -> None:
+    """The EPT has the tables that were set aside, the p2m a number for each frame; no more."""
+    with Host("256M") as host:
+        vm = VM("64M", host=host)
+        ept: Any = vm.pages
+        most, free, whole = ept.most_tables(), host.frames.free_count, len(ept.tables)
+        in_pieces(vm)
+        assert whole < len(ept.tables) <= most
+        assert host.frames.free_count == free
+        blocks = [block for giga in vm.memory.p2m._gigas.values() for block in giga]
+        assert 8 * 512 * sum(not isinstance(block, int) for block in blocks) <= 8 * (64 << 20 >> 12)
+        vm.close()
+
+
+def test_frames_of_clones_in_pieces() -> None:
+    """Counts of owners are kept for single frames only where a clone has written."""
+    with Host("256M") as host:
+        vm = VM("16M", host=host)
+        image = vm.snapshot()
+        clones = image.fork(4)
+        counts: Any = host.frames._references
+        before, free = lists(counts._blocks), host.frames.free_count
+        for clone in clones:
+            for gpa in range(0, 16 << 20, 0x2000):
+                clone.memory.write(gpa, b"1")
+        frames = 16 << 20 >> 12
+        assert free - host.frames.free_count <= 4 * frames  # as many as it has RAM, at most
+        assert 0 < lists(counts._blocks) - before <= (1 + 4) * frames // 512 + 8
+        for clone in clones:
+            clone.close()
+        image.close()
+        vm.close()
+
+
+@pytest.mark.parametrize("paging", SHADOWS)
+def test_where_frames_are(paging: str) -> None:
+    """Of frames of RAM alone, however many others its tables name."""
+    with growing(paging=paging) as vm:
+        vm.go(budget=400 * ROUND)
+        own: Any = vm.pages
+        assert 1 < len(own.theirs.hpas) <= MEMORY >> 12
+
+
+def test_counts_have_a_row_for_each_reason() -> None:
+    """Whatever the guest does."""
+    with growing(paging="vtlb") as vm:
+        vm.go(budget=200 * ROUND)
+        counted = vm.vcpus[0].counts.state
+        assert 3 < len(counted.exits) <= max(Reason) + 1
+        assert len(counted.cr_accesses) <= 2 * 16
+        assert sum(counted.exits.values()) > 10 * len(counted.exits)
