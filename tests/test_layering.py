@@ -65,7 +65,11 @@ ROWS = (
 )
 _ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 # Which parts may spell the fields and controls of VMX.
-VMX = (Path("understudy/arch"), Path("understudy/execution/vmx"), Path("understudy/nested"))
+# (What the interpreter does not carry out, VMX does: its guest's state rests in a VMCS.)
+VMX = (
+    Path("understudy/arch"), Path("understudy/execution/vmx"), Path("understudy/nested"),
+    Path("understudy/execution/emulate"),
+)  # fmt: skip
 
 
 def _row(module: str) -> int | None:

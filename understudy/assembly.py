@@ -57,6 +57,10 @@ def check_names(config: Config) -> None:
     for name in config.exits:
         check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
     check_choice("paging", config.paging, Paging.ALL)
+    check_choice(
+        f"paging with execution {config.execution}", config.paging,
+        Execution.ALL[config.execution].pagings or Paging.ALL,
+    )  # fmt: skip
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 
 

@@ -25,6 +25,8 @@ class Execution(Guest):
     name: ClassVar[str] = ""
     optional_exits: ClassVar[Mapping[str, str]] = {}
     """What it can have come to the hypervisor though no guest needs that: by name, what for."""
+    pagings: ClassVar[tuple[str, ...]] = ()
+    """The paging techniques that make sense with it; none: all do."""
 
     def __init_subclass__(cls, *, name: str) -> None:
         if name in Execution.ALL:

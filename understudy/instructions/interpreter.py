@@ -34,6 +34,7 @@ from understudy.instructions.operands import (
     target,
     writer,
 )
+from understudy.instructions.registers import Registers
 from understudy.instructions.strings import StringPlan, string_plan
 
 PLANS_KEPT: Final = 4096  # plans before all are forgotten
@@ -42,10 +43,10 @@ Load = Callable[[int, int], int]
 """(place, bytes): the value there."""
 Store = Callable[[int, int, int], None]
 """(place, bytes, value)."""
-Action = Callable[[Guest, int, Load, Store], None]
+Action = Callable[[Registers, int, Load, Store], None]
 """Does what an instruction does; its memory operand is at this place."""
-Get = Callable[[Guest, int, Load], int]
-Put = Callable[[Guest, int, Store, int], None]
+Get = Callable[[Registers, int, Load], int]
+Put = Callable[[Registers, int, Store, int], None]
 
 
 class Plan(NamedTuple):
@@ -93,11 +94,11 @@ def plan(instruction: iced.Instruction, bits: int) -> Plan | None:
     return Plan(instruction.len, size, action, address, string)
 
 
-def _nothing(guest: Guest, at: int, load: Load, store: Store) -> None:
+def _nothing(guest: Registers, at: int, load: Load, store: Store) -> None:
     """String instructions are carried out element by element."""
 
 
-def _nowhere(guest: Guest) -> int:
+def _nowhere(guest: Registers) -> int:
     return 0
 
 
@@ -155,7 +156,7 @@ def _action(instruction: iced.Instruction) -> Action | None:
     return _compute(instruction, OPERATIONS[mnemonic], get, put, other)
 
 
-def _one(guest: Guest, at: int, load: Load) -> int:
+def _one(guest: Registers, at: int, load: Load) -> int:
     return 1
 
 
@@ -188,16 +189,18 @@ def _exchange(instruction: iced.Instruction, get: Get, put: Put, other: Get) -> 
         return None
     add = computer(OPERATIONS[Mnemonic.ADD], 8 * operand_size(instruction, 0))
     is_addition = instruction.mnemonic == Mnemonic.XADD
+    is_same = is_addition and instruction.op0_kind == OpKind.REGISTER  # the sum counts
 
-    def exchange(guest: Guest, at: int, load: Load, store: Store) -> None:
+    def exchange(guest: Registers, at: int, load: Load, store: Store) -> None:
         left, right = get(guest, at, load), other(guest, at, load)
+        flags = guest.rflags
         if is_addition:
-            right, guest.rflags = add(left, right, guest.rflags)
-            put_other(guest, at, store, left)
+            right, flags = add(left, right, flags)
+        put(guest, at, store, right)  # the only one that may be refused
+        put_other(guest, at, store, left)
+        if is_same:
             put(guest, at, store, right)
-        else:
-            put(guest, at, store, right)
-            put_other(guest, at, store, left)
+        guest.rflags = flags
 
     return exchange
 
@@ -208,14 +211,15 @@ def _cmpxchg(instruction: iced.Instruction, get: Get, put: Put, other: Get) -> A
     compare = computer(OPERATIONS[Mnemonic.CMP], 8 * size)
     expected_of, keep = reader(ACCUMULATORS[size]), writer(ACCUMULATORS[size])
 
-    def compare_exchange(guest: Guest, at: int, load: Load, store: Store) -> None:
+    def compare_exchange(guest: Registers, at: int, load: Load, store: Store) -> None:
         old, expected = get(guest, at, load), expected_of(guest)
-        guest.rflags = compare(expected, old, guest.rflags)[1]
+        flags = compare(expected, old, guest.rflags)[1]
         if old == expected:
             put(guest, at, store, other(guest, at, load))
         else:
             put(guest, at, store, old)
             keep(guest, old)
+        guest.rflags = flags
 
     return compare_exchange
 
@@ -233,7 +237,7 @@ def _bit(instruction: iced.Instruction, get: Get, put: Put, other: Get) -> Actio
         return None  # the bit may be anywhere in memory
     change, bits = BIT_OPERATIONS[instruction.mnemonic], 8 * operand_size(instruction, 0)
 
-    def change_bit(guest: Guest, at: int, load: Load, store: Store) -> None:
+    def change_bit(guest: Registers, at: int, load: Load, store: Store) -> None:
         old, bit = get(guest, at, load), 1 << other(guest, at, load) % bits
         if change is not None:
             put(guest, at, store, change(old, bit))
@@ -249,13 +253,13 @@ def _compute(
     compute = computer(operation, 8 * operand_size(instruction, 0))
     if not operation.keeps_result:
 
-        def test(guest: Guest, at: int, load: Load, store: Store) -> None:
+        def test(guest: Registers, at: int, load: Load, store: Store) -> None:
             left, right = get(guest, at, load), other(guest, at, load)
             guest.rflags = compute(left, right, guest.rflags)[1]
 
         return test
 
-    def change(guest: Guest, at: int, load: Load, store: Store) -> None:
+    def change(guest: Registers, at: int, load: Load, store: Store) -> None:
         left, right = get(guest, at, load), other(guest, at, load)
         result, flags = compute(left, right, guest.rflags)
         put(guest, at, store, result)
@@ -264,7 +268,7 @@ def _compute(
     return change
 
 
-def _cmpxchg8b(guest: Guest, at: int, load: Load, store: Store) -> None:
+def _cmpxchg8b(guest: Registers, at: int, load: Load, store: Store) -> None:
     """It writes even if the comparison fails."""
     flags, old = guest.rflags & ~ZF, load(at, 8)
     eax, ecx, edx, ebx = (guest.read_gpr(n) & LOW32 for n in range(4))

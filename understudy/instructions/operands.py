@@ -18,13 +18,14 @@ from iced_x86 import OpKind, Register
 
 from understudy.arch.address import PAGE
 from understudy.arch.segment import SegmentName
-from understudy.guest import RSP, Guest
+from understudy.guest import RSP
+from understudy.instructions.registers import Registers
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
 
-Read = Callable[[Guest], int]
-Write = Callable[[Guest, int], None]
+Read = Callable[[Registers], int]
+Write = Callable[[Registers, int], None]
 
 LONGEST: Final = 15  # bytes of an instruction
 LOW32: Final = 0xFFFF_FFFF
@@ -73,13 +74,13 @@ def writer(register: "RegisterNumber") -> Write:
         return lambda guest, value: guest.write_gpr(number, value & mask)
     kept = ~(mask << shift) & MASK64
 
-    def write(guest: Guest, value: int) -> None:
+    def write(guest: Registers, value: int) -> None:
         guest.set_gpr(number, guest.gpr(number) & kept | (value & mask) << shift)
 
     return write
 
 
-def advance(guest: Guest, number: int, by: int, mask: int) -> None:
+def advance(guest: Registers, number: int, by: int, mask: int) -> None:
     """Add to a register as an instruction with this address size does."""
     old = guest.gpr(number)
     new = old + by & mask

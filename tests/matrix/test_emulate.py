@@ -1,0 +1,115 @@
+"""The interpreter does exactly what the processor does.
+
+What: the same guest interpreted and in VMX operation on the reference engine; after every so many
+instructions all registers, what was retired and the TSC are the same.  Source: none.
+Invariant: the interpreter's share is asserted, so that a comparison of the processor with itself
+does not pass for one.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.matrix import programs as p
+from tests.matrix.lockstep import linux
+from understudy.execution.emulate import Emulate
+from understudy.linux import VM as LinuxVM
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+ENDS = (StopKind.BUDGET, StopKind.DEBUG_EXIT, StopKind.POWEROFF)
+
+
+def seen(vm: VM) -> dict[str, Any]:
+    processor = vm.processors[0]
+    out = dict(vm.vcpus[0].registers())
+    return out | {"retired": vm.instructions, "tsc": processor.tsc, "fx": processor.fxsave()}
+
+
+def agree(make: Callable[[str], VM], step: int, most: int) -> tuple[str, int, Counter[str]]:
+    """Run both; how they ended, and how much was interpreted, and handed to the processor."""
+    with make("emulate") as one, make("vmx") as other:
+        guest, stop = one.vcpus[0].guest, StopKind.BUDGET
+        assert isinstance(guest, Emulate)
+        while stop == StopKind.BUDGET and one.instructions < most:
+            before = one.describe()
+            stop = one.go(budget=step).kind
+            assert stop == other.go(budget=step).kind
+            a, b = seen(one), seen(other)
+            differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+            assert not differ, f"after:\n{before}"
+        assert stop in ENDS
+        return stop, guest.interpreted, Counter(guest.handed_over)
+
+
+def small(program: str, **handlers: str) -> Callable[[str], VM]:
+    def make(execution: str) -> VM:
+        vm = VM("16M", execution=execution, engine="reference")
+        registers: dict[str, int] = {}
+        for vector, code in handlers.items():
+            registers |= p.handle(vm, int(vector[1:], 16), code)
+        p.start(vm, program, **registers)
+        return vm
+
+    return make
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_a_line_is_printed(step: int) -> None:
+    stop, interpreted, handed_over = agree(small(p.HELLO), step, 1000)
+    assert stop == StopKind.DEBUG_EXIT
+    assert set(handed_over) <= {"LODSB", "OUT"}
+    assert interpreted >= 16
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_timer_interrupts(step: int) -> None:
+    stop, interpreted, _ = agree(small(p.PIT, v20=p.PIT_HANDLER), step, 100_000)
+    assert stop == StopKind.DEBUG_EXIT
+    assert interpreted > 0
+
+
+def test_the_built_in_guest() -> None:
+    def make(execution: str) -> VM:
+        return LinuxVM.linux("hello", execution=execution, engine="reference")
+
+    stop, interpreted, handed_over = agree(make, 1, 100_000)
+    assert stop == StopKind.POWEROFF
+    assert set(handed_over) <= {"IN", "OUT"}
+    assert interpreted > handed_over.total()
+
+
+def test_it_walks_the_guests_own_tables() -> None:
+    """No shadow paging goes with it, from the start or later, and that is said in one line."""
+    with pytest.raises(
+        ValueError, match="paging with execution emulate 'vtlb': expected one of ept"
+    ):
+        VM("16M", execution="emulate", paging="vtlb")
+    with VM("16M", execution="emulate") as vm:
+        p.start(vm, p.HELLO)
+        with pytest.raises(ValueError, match="'lazy': expected one of ept"):
+            vm.change_paging("lazy")
+        assert vm.go().status == 42
+
+
+def test_a_copy_goes_on() -> None:
+    """A snapshot in the middle: the copy ends as its original does, counts included."""
+    with small(p.PIT, v20=p.PIT_HANDLER)("emulate") as vm:
+        assert vm.go(budget=20).kind == StopKind.BUDGET
+        with VM.restore(vm.save()) as copy:
+            for one in (vm, copy):
+                assert one.go().kind == StopKind.DEBUG_EXIT
+            assert seen(copy) == seen(vm)
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize(("guest", "most"), [("cloud-amd64", 20_000)])
+def test_the_beginning_of_linux(guest: str, most: int) -> None:
+    def make(execution: str) -> VM:
+        return LinuxVM.linux(guest, execution=execution, engine="reference")
+
+    linux(guest=guest).close()  # skips where there is none
+    _, interpreted, handed_over = agree(make, 100, most)
+    assert interpreted > 9 * handed_over.total()
