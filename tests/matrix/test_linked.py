@@ -48,3 +48,26 @@ def test_what_comes_wakes_at_the_same_instruction_in_each_run() -> None:
             return [*woken, busy.instructions, host.schedule.time.now()]
 
     assert run() == run()
+
+
+NO_TICKS = """
+    b0 30 | mov al, 30h
+    e6 43 | out 43h, al: the 8254's channel 0 waits for a count
+"""
+ENDS = """
+    b9 10 27 00 00 | mov ecx, 10000
+    e2 fe          | loop $
+    e6 f4          | out 0f4h, al
+"""
+
+
+def test_asleep_for_ever_is_told_when_nobody_is_left_who_could_send_anything() -> None:
+    with Host() as host:
+        sleepers = [spinning(host, name, NO_TICKS + ASLEEP, net="lan=lost") for name in "ab"]
+        busy = spinning(host, "busy", ENDS, net="lan=lost")
+        host.run()
+        assert busy.ended is not None and busy.ended.kind is StopKind.DEBUG_EXIT
+        for vm in sleepers:
+            assert vm.ended is not None and vm.ended.kind is StopKind.STUCK
+            assert "no timer is armed" in str(vm.ended)
+            assert vm.instructions < 10
