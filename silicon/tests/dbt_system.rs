@@ -142,10 +142,12 @@ fn bits_lie_far_from_their_operand() {
         0x66, 0x0F, 0xAB, 0x46, 0x04, // bts [rsi+4], ax
         0x64, 0x48, 0x0F, 0xBB, 0x0E, // btc fs:[rsi], rcx
         0x67, 0x0F, 0xBB, 0x06, // btc [esi], eax
+        0x67, 0x4C, 0x0F, 0xBB, 0x04, 0x25, 0x00, 0x98, 0, 0, // addr32 btc [9800h], r8: comes round
         0x4D, 0x0F, 0xBB, 0x6D, 0x00, // btc [r13], r13: far outside in the end
     ];
     let start = |bed: &mut Bed| {
         let core = bed.core();
+        core.gpr[8] = 8 * 0x1_0000_0010;
         (core.gpr[0], core.gpr[1], core.gpr[6]) = (-7000_i64 as u64, 3, DATA + 0x7FE);
         (core.gpr[13], core.seg[seg::FS].base) = (0x9000, 0x2002);
     };

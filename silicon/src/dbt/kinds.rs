@@ -6,6 +6,7 @@ use iced_x86::{
 
 use super::asm::cc;
 use super::map::number;
+use crate::cpu::operand::address_mask;
 
 /// Whether nothing of the block can follow this instruction.
 pub(super) fn ends_block(insn: &Instruction) -> bool {
@@ -268,6 +269,11 @@ pub(super) fn is_far_bit(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && insn.op0_kind() == OpKind::Memory
         && insn.op1_kind() == OpKind::Register
+}
+
+/// Whether 64-bit code gives its memory operand an address of 32 bits.
+pub(super) fn is_short(insn: &Instruction) -> bool {
+    address_mask(insn) != u64::MAX
 }
 
 /// By number: the general registers that the instruction writes, or may write.

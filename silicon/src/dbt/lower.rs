@@ -9,7 +9,8 @@ use super::block::Site;
 use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
 use super::kinds::{
-    Way, condition, ends_block, has_base, has_memory, is_x87, pushes_selector, uses_vector_state, way,
+    Way, condition, ends_block, has_base, has_memory, is_short, is_x87, pushes_selector, uses_vector_state,
+    way,
 };
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::mode::MODE_PAUSE;
@@ -119,14 +120,14 @@ impl Translator<'_> {
     pub(super) fn operand_offset(&mut self, insn: &Instruction, by: i32) {
         self.t0_group = None;
         let (base, index) = (insn.memory_base(), insn.memory_index());
-        let is_short = base.size() == 4 || index.size() == 4;
+        let is_short = is_short(insn);
         let disp = insn.memory_displacement64();
         if base == Register::RIP
             || base == Register::EIP
             || (base == Register::None && index == Register::None)
         {
             let v = disp.wrapping_add_signed(by.into());
-            self.a.imm(T0, if self.is_32 { v & 0xFFFF_FFFF } else { v });
+            self.a.imm(T0, if self.is_32 || is_short { v & 0xFFFF_FFFF } else { v });
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
                 if r == Register::None {
@@ -214,7 +215,11 @@ impl Translator<'_> {
     fn is_first(&self, insn: &Instruction, writes: bool, offset: u32) -> bool {
         let is_early = !writes || self.open_sites == 0;
         let is_aligned = insn.mnemonic() == Mnemonic::Cmpxchg16b; // or #GP, before all else
-        is_early && !is_aligned && !self.vector && !insn.is_string_instruction() && offset <= super::MAX_OFFSET
+        is_early
+            && !is_aligned
+            && !self.vector
+            && !insn.is_string_instruction()
+            && offset <= super::MAX_OFFSET
     }
 
     /// Emit: T1 = the offset of the place in the first level for the linear address in T0, then
@@ -553,7 +558,7 @@ impl Translator<'_> {
         self.registers_before(insn);
         // The destination may be a temporary (T1); base and index get T0 and T1 by need.
         let wide = insn.op0_register().size() == 8;
-        let is_short = insn.memory_base().size() == 4 || insn.memory_index().size() == 4;
+        let is_short = is_short(insn);
         let (base, index) = (insn.memory_base(), insn.memory_index());
         self.t0_group = None;
         let dest = temps.first().map_or_else(|| number(new.op0_register()) as u8, |t| t.1);

@@ -13,7 +13,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::asm::{Mem, T0, T1, at, cc, state};
 use super::glue::{slot, table};
-use super::kinds::has_base;
+use super::kinds::{has_base, is_short};
 use super::map::{host_of, number};
 use super::mode::is_level_0;
 use super::tables::Tables;
@@ -223,9 +223,11 @@ impl Translator<'_> {
     /// BT and its kin with an offset that reaches beyond the operand.
     fn far_bit(&mut self, insn: &Instruction) -> bool {
         let size = insn.memory_size().size();
-        let (base, index, r) = (insn.memory_base(), insn.memory_index(), insn.op1_register());
-        let is_short = base.size() == 4 || index.size() == 4;
-        if !matches!(size, 4 | 8) || r.size() != size || if self.is_32 { has_base(insn) } else { is_short } {
+        let r = insn.op1_register();
+        if !matches!(size, 4 | 8)
+            || r.size() != size
+            || if self.is_32 { has_base(insn) } else { is_short(insn) }
+        {
             return false;
         }
         let is_wide = size == 8;

@@ -71,7 +71,7 @@ impl Sum {
 impl Offset {
     fn of(insn: &Instruction, is_32: bool) -> Self {
         let (base, index) = (insn.memory_base(), insn.memory_index());
-        let is_short = is_32 || base.size() == 4 || index.size() == 4;
+        let is_short = is_32 || super::kinds::is_short(insn);
         let disp = insn.memory_displacement64();
         let is_absolute = base == Register::None && index == Register::None;
         if is_absolute || matches!(base, Register::RIP | Register::EIP) {
