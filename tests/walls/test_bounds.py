@@ -19,6 +19,7 @@ from tests.walls.growth import GROW, MEMORY, ROUND, SKIP, growing
 from understudy.arch.exit_reason import Reason
 from understudy.clock import Alarm, ManualClock
 from understudy.devices.ioapic import PINS
+from understudy.execution.emulate import technique
 from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.instructions import interpreter
 from understudy.machine import bus
@@ -92,6 +93,15 @@ def test_instructions_decoded() -> None:
         )
         assert interpreter.plan_at(guest) is not None
         assert len(interpreter._plans) <= interpreter.PLANS_KEPT
+
+
+def test_steps_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(technique, "STEPS_KEPT", 50)
+    with VM("4M", execution="emulate") as vm:
+        guest: Any = vm.vcpus[0].guest
+        for n in range(120):
+            assert guest._decode(b"\xb8" + n.to_bytes(4, "little") + bytes(10))  # mov eax, n
+            assert len(guest._steps) <= 50
 
 
 @pytest.mark.parametrize("paging", SHADOWS)

@@ -29,6 +29,7 @@ from understudy.machine.words import PRESENT, Flag
 
 BATCH: Final = 32  # frames that are read at once: few enough to be in a cache when hashed
 WINDOW: Final = 1 << 12  # guest frames of which the p2m is asked at once
+FEWEST: Final = 4096  # hashes that are in the table before any are given up
 DEFAULT_GROUP: Final = ""
 
 Hash = Callable[[memoryview, int], int]
@@ -69,6 +70,7 @@ class Sharing:
         self._members: list[Member] = []
         self._turn = 0  # whose scan goes on
         self._found: dict[int, Found] = {}
+        self._most = FEWEST  # of them, before those that are out of date are given up
 
     # --- who takes part ---
 
@@ -109,7 +111,15 @@ class Sharing:
             pages = self._scan_member(member, pages)
             if pages:  # it has come to the end
                 member.next, self._turn, turns = 0, self._turn + 1, turns - 1
+        if len(self._found) > self._most:
+            self._tidy()
         return self.merged - before
+
+    def _tidy(self) -> None:
+        """One hash of each frame is enough: what its guest has overwritten is not there any more."""
+        latest = {(id(at.p2m), at.gfn): n for n, at in self._found.items() if at.is_there()}
+        self._found = {n: self._found[n] for n in latest.values()}
+        self._most = max(FEWEST, 2 * len(self._found))
 
     def look_up(self, p2m: P2m, gfn: int) -> bool:
         """Whether this frame, looked up now, has become another's, and its own is free."""

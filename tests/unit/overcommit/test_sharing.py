@@ -16,6 +16,7 @@ from tests.matrix.test_paging_costs import TECHNIQUES
 from understudy.arch.address import PAGE
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.overcommit import sharing as sharing_module
 from understudy.overcommit.sharing import Found, Sharing, use
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -35,6 +36,25 @@ def numbered(memory: GuestMemory) -> None:
     """No two frames of the same contents."""
     for gfn in range(FRAMES):
         memory.write(gfn * PAGE, id(memory).to_bytes(8, "little") + bytes([gfn + 1]))
+
+
+def test_a_guest_that_writes_ever_new_contents_fills_no_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharing_module, "FEWEST", 20)
+    host = Host("1M")
+    one, most = guest(host), 0
+    sharing = Sharing(host)
+    sharing.join(one.p2m)
+    for turn in range(50):
+        for gfn in range(FRAMES):
+            one.write(gfn * PAGE, (turn * FRAMES + gfn + 1).to_bytes(8, "little"))
+        sharing.scan(FRAMES)
+        most = max(most, len(sharing._found))
+    assert FRAMES < most <= 2 * FRAMES
+    one.write(0, A)
+    one.write(PAGE, A)
+    assert sharing.scan(FRAMES) == 1
 
 
 def test_equal_frames_become_one_and_a_writer_gets_a_copy() -> None:
