@@ -116,7 +116,7 @@ class Sharing:
         return self.merged - before
 
     def _tidy(self) -> None:
-        """One hash of each frame is enough: what its guest has overwritten is not there any more."""
+        """One hash of each frame is enough: what its guest has overwritten is nowhere now."""
         latest = {(id(at.p2m), at.gfn): n for n, at in self._found.items() if at.is_there()}
         self._found = {n: self._found[n] for n in latest.values()}
         self._most = max(FEWEST, 2 * len(self._found))
