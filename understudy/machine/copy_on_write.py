@@ -7,7 +7,6 @@ Invariants: a frame with more than one owner is protected in every p2m that name
 names it holds one reference; frames that were never written stay holes, which cost nothing.
 """
 
-import os
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -22,7 +21,7 @@ class CopyOnWrite:
     """Owns `Flag.SHARED` in any number of p2ms of one host; it keeps nothing of its own."""
 
     def __init__(self, host: Host) -> None:
-        self._memory, self._frames = host.memory, host.frames
+        self._memory, self._frames, self._contents = host.memory, host.frames, host.contents
 
     def clone(self, source: P2m, target: P2m) -> None:
         """Put the host frames of one p2m behind another, which is empty; both share them now.
@@ -59,7 +58,3 @@ class CopyOnWrite:
     def touch(self, p2m: P2m, gfn: int) -> None:
         """Nothing was ever taken away."""
         raise GuestMemoryError(f"guest frame {gfn:#x} was taken away, but not to be shared")
-
-    def _contents(self, pfn: int) -> bytes:
-        """What is in a frame.  By the file, because looking at a hole of a mapping fills it."""
-        return os.pread(self._memory.fd, PAGE, pfn << PAGE_SHIFT)

@@ -106,6 +106,11 @@ class FrameTable:
         """The numbers of the gigabytes in which there is anything."""
         return sorted(self._gigas)
 
+    @property
+    def end(self) -> int:
+        """Behind the last gigabyte of which anything is said (gfn)."""
+        return max(self._gigas, default=-1) + 1 << GIGA_SHIFT
+
     def pieces(self, gfn: int = 0, end: int = MOST) -> Iterator[Piece]:
         """All RAM in [gfn, end), in order; rows are cut at the ends of blocks or gigabytes."""
         numbers: Iterable[int] = range(gfn >> GIGA_SHIFT, (end - 1 >> GIGA_SHIFT) + 1)

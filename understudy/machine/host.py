@@ -4,6 +4,7 @@ Invariants: what the last owner has released is given back to the computer, and 
 a closed host has given back everything, whoever still refers to it.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,6 +69,10 @@ class Host:
         self._tenants = 0
         self._lock = threading.Lock()
         self.machine = Machine(BareMemory(self.memory), self.processors, BareBoard())
+
+    def contents(self, pfn: int) -> bytes:
+        """What is in a frame.  By the file, because looking at a hole of a mapping fills it."""
+        return os.pread(self.memory.fd, PAGE, pfn << PAGE_SHIFT)
 
     # --- who lives here, and until when ---
 

@@ -25,7 +25,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Final
 
-from understudy.own_class import class_of_file, is_own
+from understudy.own_class import chosen, is_own
 
 TAU: Final = 0.75
 OVERHEAD: Final = 32 << 20 >> 12  # what a VM needs beside its memory, in the paper
@@ -88,18 +88,7 @@ Wish = str | Path | Plan | type[Plan]
 
 def plan_of(wish: Wish) -> Plan:
     """The plan that was wished for: by name, by the path of a file, a class or an object."""
-    if isinstance(wish, Plan):
-        return wish
-    if isinstance(wish, type):
-        return wish()
-    kind = Plan.ALL.get(str(wish))
-    if kind is None:
-        path = Path(wish)
-        if not path.is_file():
-            known = ", ".join(sorted(Plan.ALL))
-            raise PlanError(f"plan {str(path)!r}: expected one of {known}, or the path of a file")
-        kind = class_of_file(path, Plan, PlanError, "plan")  # type: ignore[type-abstract]
-    return kind()
+    return chosen(wish, Plan, Plan.ALL, PlanError, "plan")  # type: ignore[type-abstract]
 
 
 class IdleTax(Plan, name="idle_tax"):

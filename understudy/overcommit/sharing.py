@@ -22,7 +22,6 @@ from xxhash import xxh3_64_intdigest
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.copy_on_write import CopyOnWrite
-from understudy.machine.frame_table import GIGA_SHIFT
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
@@ -63,6 +62,7 @@ class Sharing:
         self.scanned = self.merged = self.refused = 0
         """Frames that were hashed; that became another's; whose equal hash was not enough."""
         self._memory, self._frames, self._hash = host.memory, host.frames, hash
+        self._contents = host.contents
         self._buffer = memoryview(bytearray(BATCH * PAGE))
         self._pages = [self._buffer[at : at + PAGE] for at in range(0, BATCH * PAGE, PAGE)]
         self._owner = CopyOnWrite(host)
@@ -132,8 +132,7 @@ class Sharing:
     def _scan_member(self, member: Member, pages: int) -> int:
         """The rest of one guest's frames, or so many; returns how many of them are left over."""
         p2m = member.p2m
-        last = max(p2m.gigabytes(), default=-1) + 1 << GIGA_SHIFT
-        while member.next < last:
+        while member.next < p2m.end:
             window = member.next + WINDOW
             for gfn, word, frames in list(p2m.pieces(member.next, window)):
                 if not pages:
@@ -207,9 +206,6 @@ class Sharing:
     def _are_equal(self, one: int, other: int) -> bool:
         return self._contents(one) == self._contents(other)
 
-    def _contents(self, pfn: int) -> bytes:
-        return os.pread(self._memory.fd, PAGE, pfn << PAGE_SHIFT)
-
 
 class Use(NamedTuple):
     """What guests have of their host's frames; the first three add up to what they see."""
@@ -240,6 +236,6 @@ def use(host: Host, p2ms: list[P2m]) -> Use:
                 if host.frames.references(pfn) > 1:
                     shared += 1
                     if pfn not in seen:
-                        seen[pfn] = not any(os.pread(host.memory.fd, PAGE, pfn << PAGE_SHIFT))
+                        seen[pfn] = not any(host.contents(pfn))
                     zero += seen[pfn]
     return Use(own, shared, absent, zero, own + len(seen), shared - len(seen))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import ClassVar, Final, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.machine.frame_table import GIGA_SHIFT
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
@@ -98,6 +97,7 @@ class Swap:
             raise ValueError(f"swap policy {policy!r}: expected one of {', '.join(Victims.ALL)}")
         self.written = self.read = 0  # frames, ever
         self._memory, self._frames, self._sharing = host.memory, host.frames, sharing
+        self._contents = host.contents
         self._victims = Victims.ALL[policy]()
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
         self._free = list(range(size // PAGE - 1, -1, -1))  # slots, the last is used first
@@ -162,7 +162,7 @@ class Swap:
         for gfn in [gfn for gfn in self._slots[p2m] if not p2m.word(gfn) & Flag.SWAPPED]:
             self._forget(p2m, gfn)  # its memory was cleared, by a reset
         may_go = [
-            gfn for start, word, frames in p2m.pieces(0, _end(p2m))
+            gfn for start, word, frames in p2m.pieces()
             if word & PRESENT and not word & LOOKED
             for gfn in range(start, start + frames) if self._may_go(p2m, gfn)
         ]  # fmt: skip
@@ -185,7 +185,7 @@ class Swap:
     def _write_out(self, p2m: P2m, gfn: int) -> None:
         p2m.halt()  # nobody writes to it from here on
         word = p2m.word(gfn)
-        contents = os.pread(self._memory.fd, PAGE, word >> PAGE_SHIFT << PAGE_SHIFT)
+        contents = self._contents(word >> PAGE_SHIFT)
         slot = NO_SLOT
         if contents != ZEROS:
             if not self._free:
@@ -255,8 +255,3 @@ class Swap:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _end(p2m: P2m) -> int:
-    """Behind the last guest frame."""
-    return max(p2m.gigabytes(), default=-1) + 1 << GIGA_SHIFT

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from understudy.own_class import class_of_file, is_own
+from understudy.own_class import chosen, is_own
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.seat import Seat
 
@@ -94,18 +94,4 @@ Wish = str | Path | Policy | type[Policy]
 
 def policy_of(wish: Wish) -> Policy:
     """The policy that was wished for.  PolicyError says in one line what was expected."""
-    if isinstance(wish, Policy):
-        return wish
-    if isinstance(wish, type):
-        return wish()
-    kind = Policy.ALL.get(str(wish))
-    if kind is None:
-        kind = _of_file(Path(wish))
-    return kind()
-
-
-def _of_file(path: Path) -> type[Policy]:
-    if not path.is_file():
-        known = ", ".join(sorted(Policy.ALL))
-        raise PolicyError(f"policy {str(path)!r}: expected one of {known}, or the path of a file")
-    return class_of_file(path, Policy, PolicyError, "policy")  # type: ignore[type-abstract]
+    return chosen(wish, Policy, Policy.ALL, PolicyError, "policy")  # type: ignore[type-abstract]

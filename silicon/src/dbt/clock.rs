@@ -7,6 +7,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::asm::{Mem, RAX, RCX, RDX, T1, state};
 use super::mode::{MODE_TSC, MODE_TSC_OFFSET, MODE_WALL};
+use super::system::msr;
 use super::translate::Translator;
 use crate::cpu::state::{Core, Msrs};
 use crate::vmx::Vmx;
@@ -33,7 +34,7 @@ impl Translator<'_> {
             self.a.lea(T1, Mem::new(Some(T1), None, -remaining));
         }
         self.a.add_mem(T1, state(offset_of!(Core, tsc_skew)));
-        self.a.add_mem(T1, state(offset_of!(Core, msr) + offset_of!(Msrs, tsc_adjust)));
+        self.a.add_mem(T1, msr(offset_of!(Msrs, tsc_adjust)));
         if self.mode & MODE_TSC_OFFSET != 0 {
             let controls = offset_of!(Core, vmx) + offset_of!(Vmx, controls);
             self.a.add_mem(T1, state(controls + offset_of!(Controls, tsc_offset)));
@@ -43,7 +44,7 @@ impl Translator<'_> {
         self.a.rr(true, &[0xC1], 5, RDX); // shr rdx, 32
         self.a.raw(&[32]);
         if is_p {
-            self.a.load32(RCX, state(offset_of!(Core, msr) + offset_of!(Msrs, tsc_aux)));
+            self.a.load32(RCX, msr(offset_of!(Msrs, tsc_aux)));
         }
         true
     }

@@ -9,23 +9,19 @@ use std::mem::offset_of;
 
 use iced_x86::Instruction;
 
-use super::asm::{Asm, Mem, RCX, T0, T1, cc, state};
+use super::asm::{Mem, RCX, T0, T1, cc, state};
 use super::flags::Flags;
 use super::glue::table;
 use super::mode::{MODE_LEVEL_0, MODE_LIFTED, MODE_TSC, MODE_UNGROUPED, MODE_USER, class_of};
-use super::system::{flags_register, segment};
+use super::system::{flags_register, msr, segment};
 use super::tables::Tables;
-use super::translate::{Cold, Translator};
+use super::translate::Translator;
 use crate::arch::bits::{cr4, efer, rflags};
 use crate::arch::segment::{Segment, seg};
 use crate::cpu::state::{Core, Msrs};
 use crate::cpu::syscall::{CODE64, DATA, FLAGS_OF_SYSRET};
 
 const R11: u8 = 11;
-
-fn msr(field: usize) -> Mem {
-    state(offset_of!(Core, msr) + field)
-}
 
 impl Translator<'_> {
     /// Whether code of this mode can go to another level so, as far as is known.
@@ -41,7 +37,8 @@ impl Translator<'_> {
         self.require_levels(insn, mode);
         self.test32(msr(offset_of!(Msrs, fmask)), rflags::AC); // else SMAP may be lifted
         self.leave_if(insn, cc::E);
-        self.require_canonical(insn, |a| a.load(T1, msr(offset_of!(Msrs, lstar))));
+        self.a.load(T1, msr(offset_of!(Msrs, lstar)));
+        self.require_canonical(insn);
 
         self.whole_flags();
         self.a.mov(R11, T1);
@@ -73,7 +70,8 @@ impl Translator<'_> {
         }
         self.test_r11(rflags::TF | rflags::AC);
         self.leave_if(insn, cc::NE);
-        self.require_canonical(insn, |a| a.mov(T1, RCX));
+        self.a.mov(T1, RCX);
+        self.require_canonical(insn);
         self.test_r11(rflags::IF);
         let stays_clear = self.a.jcc_later(cc::E);
         self.test32(flags_register(), rflags::IF);
@@ -114,13 +112,6 @@ impl Translator<'_> {
         let is_for = table(offset_of!(Tables, jump_modes)) + 4 * class_of(mode);
         self.a.cmp_mem32_imm(state(is_for), mode);
         self.leave_if(insn, cc::NE);
-    }
-
-    /// Interpret the instruction unless an address, which is put into T1, is canonical.
-    fn require_canonical(&mut self, insn: &Instruction, load: impl Fn(&mut Asm)) {
-        load(&mut self.a);
-        let branch = self.unless_canonical();
-        self.cold.push(Cold::Step { branch, site: self.site(insn) });
     }
 
     fn test_r11(&mut self, bits: u64) {

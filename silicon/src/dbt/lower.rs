@@ -165,8 +165,7 @@ impl Translator<'_> {
             if let Some(last) = super::code32::last_offset(insn) {
                 debug_assert!(!self.flags.live);
                 self.a.cmp32_imm(T0, last);
-                let branch = self.a.jcc_later(cc::A);
-                self.cold.push(Cold::Step { branch, site: self.site(insn) });
+                self.leave_if(insn, cc::A);
             }
             self.a.load32(T1, state(base));
             self.a.lea32(T0, sum);

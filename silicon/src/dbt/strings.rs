@@ -13,7 +13,7 @@ use super::asm::{Mem, RAX, RCX, RDI, RSI, T0, T1, at, cc, state};
 use super::glue::table;
 use super::system::flags_register;
 use super::tables::Tables;
-use super::translate::{Cold, Translator};
+use super::translate::Translator;
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
 use crate::arch::bits::rflags;
 
@@ -128,8 +128,7 @@ impl Translator<'_> {
 
     /// Interpret the instruction if a condition holds, and go on behind it.
     fn step_if(&mut self, insn: &Instruction, cc: u8) {
-        let branch = self.a.jcc_later(cc);
-        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        self.leave_if(insn, cc);
         self.open_sites += 1;
     }
 

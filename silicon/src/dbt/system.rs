@@ -35,6 +35,11 @@ pub(super) fn selector_of(r: Register) -> Mem {
     segment(r.number(), offset_of!(Segment, selector))
 }
 
+/// Where an MSR is: its field's offset among them.
+pub(super) fn msr(field: usize) -> Mem {
+    state(offset_of!(Core, msr) + field)
+}
+
 pub(super) fn flags_register() -> Mem {
     state(offset_of!(Core, rflags))
 }
@@ -69,7 +74,7 @@ impl Translator<'_> {
     }
 
     fn swap_gs(&mut self) {
-        let kernel = state(offset_of!(Core, msr) + offset_of!(Msrs, kernel_gs_base));
+        let kernel = msr(offset_of!(Msrs, kernel_gs_base));
         self.t0_group = None;
         self.a.load(T0, base_of(seg::GS));
         self.a.load(T1, kernel);
@@ -101,8 +106,7 @@ impl Translator<'_> {
         self.test32(flags_register(), rflags::IF);
         let is_set = self.a.jcc_later(cc::NE);
         self.test32(state(table(offset_of!(Tables, is_open))), 1);
-        let branch = self.a.jcc_later(cc::E);
-        self.cold.push(Cold::Step { branch, site: self.site(insn) });
+        self.leave_if(insn, cc::E);
         self.change_flags(1, rflags::IF);
         self.shadow_is(Shadow::Sti);
         let here = self.a.here();
@@ -182,8 +186,7 @@ impl Translator<'_> {
         }
         if is_wide {
             self.a.mov(T1, T0);
-            let branch = self.unless_canonical();
-            self.cold.push(Cold::Step { branch, site: self.site(insn) });
+            self.require_canonical(insn);
         }
         self.a.store(base_of(index), T0);
     }

@@ -157,14 +157,14 @@ impl Translator<'_> {
         false
     }
 
-    /// A jump (its place is returned) that is taken if the address in T1 is not canonical; T1 and
-    /// the computer's flags are lost.
-    pub(super) fn unless_canonical(&mut self) -> usize {
+    /// Interpret the instruction unless the address in T1 is canonical; T1 and the computer's flags
+    /// are lost.
+    pub(super) fn require_canonical(&mut self, insn: &Instruction) {
         self.a.rr(true, &[0xC1], 7, T1); // sar T1, 47
         self.a.raw(&[47]);
         self.a.rr(true, &[0xFF], 0, T1); // inc T1
         self.a.cmp_imm(T1, 1);
-        self.a.jcc_later(cc::A)
+        self.leave_if(insn, cc::A);
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
@@ -179,8 +179,7 @@ impl Translator<'_> {
         }
         if !self.is_32 {
             // A non-canonical target faults before anything is pushed.
-            let branch = self.unless_canonical();
-            self.cold.push(Cold::Step { branch, site: self.site(insn) });
+            self.require_canonical(insn);
         }
         self.push_return(insn);
         self.a.load(T0, Self::value_slot());

@@ -37,7 +37,8 @@ class Ram:
             word = self.p2m.word(gpa >> PAGE_SHIFT)
         return word & ADDRESS | gpa & OFFSET
 
-    def _here(self, gpa: int, *, write: bool = False) -> int:
+    def here(self, gpa: int, *, write: bool = False) -> int:
+        """Where it lies on the host, to be read or written.  Refused: no RAM."""
         if write and (self.p2m.protected or self.p2m.absent):
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
         hpa = self.hpa(gpa)
@@ -47,19 +48,19 @@ class Ram:
 
     def read(self, gpa: int, length: int) -> bytes:
         """Bytes inside one page."""
-        return self.memory.read(self._here(gpa), length)
+        return self.memory.read(self.here(gpa), length)
 
     def read_u32(self, gpa: int) -> int:
         """A word of 32 bits."""
-        return self.memory.read_u32(self._here(gpa))
+        return self.memory.read_u32(self.here(gpa))
 
     def read_u64(self, gpa: int) -> int:
         """A word of 64 bits."""
-        return self.memory.read_u64(self._here(gpa))
+        return self.memory.read_u64(self.here(gpa))
 
     def write(self, gpa: int, data: bytes) -> None:
         """Bytes inside one page; who traces it hears."""
-        self.memory.write(self._here(gpa, write=True), data)
+        self.memory.write(self.here(gpa, write=True), data)
         if self.p2m.tracers:
             self.p2m.written(gpa, len(data))
 
@@ -96,12 +97,7 @@ class Linear:
     def _walk(self, gva: int, kept: dict[int, int], write: bool, fetch: bool) -> int:
         ram = self.ram
         gpa = self.translation.gpa(ram, gva, write=write, fetch=fetch)
-        if write and (ram.p2m.protected or ram.p2m.absent):
-            ram.p2m.touch(gpa >> PAGE_SHIFT, write=True)
-        hpa = ram.hpa(gpa)
-        if hpa is None:
-            raise Refused(gva, 0)
-        page = kept[gva >> PAGE_SHIFT] = hpa & -PAGE
+        page = kept[gva >> PAGE_SHIFT] = ram.here(gpa, write=write) & -PAGE
         return page
 
     def load(self, gva: int, size: int) -> int:
