@@ -132,6 +132,8 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 		--wide 10 --against reference
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 0 --windows always
+	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
+		--wide 95 --windows always
 
 MINUTES ?= 60
 fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)

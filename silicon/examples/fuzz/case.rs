@@ -1,7 +1,8 @@
 //! One case: where things lie, what a run starts from and what it leaves.
 //!
 //! Both sides see the same bytes at the same linear addresses below 4 GBytes:
-//! code that may be executed only, data with a read-only page and holes, a stack.
+//! code that may be executed only, data with a read-only page and holes, a stack.  64-bit programs see
+//! all of it in two other places, too, as programs have their own parts and their libraries'.
 
 use std::mem::offset_of;
 
@@ -21,6 +22,8 @@ pub const PAGES: [(u64, bool); 6] = [
     (STACK, true),
     (STACK + 0x1000, true),
 ];
+/// How far all of it is from where it is, too.
+pub const ALIASES: [u64; 3] = [0, 0x5455_0000_0000, 0x7D55_0000_0000];
 pub const BYTES: usize = PAGES.len() * PAGE;
 pub const WORDS: usize = BYTES / 8;
 
@@ -70,6 +73,10 @@ pub struct Fx(pub [u8; 512]);
 impl Start {
     pub fn bits(&self) -> u32 {
         if self.cs == CS64 { 64 } else { 32 }
+    }
+    /// Where its code is, from the first of the code's pages on.
+    pub fn place(&self) -> u64 {
+        (self.rip & 0xFFFF_FFFF) - CODE
     }
     /// Make it a program of nothing.
     pub fn forget(&mut self) {

@@ -160,7 +160,7 @@ unsafe fn serve(mailbox: *mut Mailbox) {
             ptr::copy_nonoverlapping(m.memory.as_ptr(), pages, WORDS);
             for i in 0..m.count as usize {
                 let start = &m.starts[i];
-                let at = code.add((start.rip - CODE) as usize);
+                let at = code.add(start.place() as usize);
                 let n = start.code_len as usize;
                 ptr::copy_nonoverlapping(start.code.as_ptr(), at, n);
                 OUTCOME = &raw mut m.outcomes[i];
@@ -199,10 +199,12 @@ unsafe fn map_pages() -> Option<(*mut u8, *mut u64)> {
             p as u64 == at
         };
         let mut ok = !all.is_null();
-        for (i, (at, writable)) in PAGES.iter().enumerate() {
-            ok &= place(*at, 1, if *writable { rw } else { libc::PROT_READ }, i * PAGE);
+        for by in ALIASES {
+            for (i, (at, writable)) in PAGES.iter().enumerate() {
+                ok &= place(by + *at, 1, if *writable { rw } else { libc::PROT_READ }, i * PAGE);
+            }
+            ok &= place(by + CODE, CODE_PAGES, libc::PROT_READ | libc::PROT_EXEC, BYTES);
         }
-        ok &= place(CODE, CODE_PAGES, libc::PROT_READ | libc::PROT_EXEC, BYTES);
         ok.then(|| (all.add(BYTES), all.cast()))
     }
 }

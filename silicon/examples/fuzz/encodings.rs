@@ -77,11 +77,18 @@ fn case(generator: &Generator, rng: &mut Rng, bits: u32, is_single: bool) -> Sta
 /// If the computer refuses processes or memory.
 pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut computer = Computer::new()?;
-    let mut machine = Machine::new(options.engine, options.code_bytes)?.with_windows(options.windows);
+    let mut machine = Machine::new(options.engine, options.code_bytes)?;
+    machine.use_windows(options.windows);
     let generator = Generator::new(has_bases(), false);
     let is_single = options.engine == EngineKind::Reference;
-    let mut sum =
-        Summary { batches: 0, cases: 0, instructions: 0, endings: [0; 32], differences: Vec::new() };
+    let mut sum = Summary {
+        batches: 0,
+        cases: 0,
+        instructions: 0,
+        endings: [0; 32],
+        differences: Vec::new(),
+        statistics: Vec::new(),
+    };
     for batch in options.first.. {
         let mut rng = Rng::new(options.seed, batch);
         let memory = values::memory(&mut rng);

@@ -381,7 +381,15 @@ impl Generator {
             let is_branch =
                 bits == 64 && matches!(raw[opcode..], [0xE8 | 0xE9, ..] | [0x0F, 0x80..=0x8F, ..]);
             let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0..=0xFF, ..]);
+            // Nor what becomes of the highest bit of what names one of eight masks.
+            let is_mask = match raw[opcode..] {
+                [0xC5, _, code, ..] | [0xC4, _, _, code, ..] => {
+                    matches!(code, 0x41..=0x4B | 0x90..=0x93 | 0x98 | 0x99)
+                }
+                _ => false,
+            };
             let is_open = raw[opcode] == 0x8F
+                || is_mask
                 || is_extended && opcode > 2
                 || is_branch && raw[..opcode].contains(&0x66)
                 || is_system;
@@ -482,6 +490,10 @@ impl Generator {
             *r = value(rng);
         }
         s.gpr[4] = (STACK + 0x800 + rng.below(0x1000)) & if rng.percent(85) { !7 } else { !0 };
+        if bits == 64 {
+            s.rip += rng.pick(&ALIASES);
+            s.gpr[4] += if rng.percent(80) { ALIASES[2] } else { rng.pick(&ALIASES) };
+        }
         let mut decoder = Decoder::with_ip(bits, code, at, DecoderOptions::NONE);
         let mut is_set = 0_u32;
         while decoder.can_decode() {
@@ -507,6 +519,8 @@ impl Generator {
 }
 
 fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut u32) {
+    let is_64 = s.bits() == 64;
+    let elsewhere = |rng: &mut Rng| if is_64 { rng.pick(&ALIASES) } else { 0 };
     let mut set = |r: Register, v: u64| {
         if r.is_gpr() && r != Register::RSP && r != Register::ESP {
             let n = r.full_register().number();
@@ -521,8 +535,8 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
         set(Register::RDX, 0);
     }
     if insn.is_string_instruction() || (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::MemorySegRDI) {
-        set(Register::RSI, pointer(rng));
-        set(Register::RDI, pointer(rng));
+        set(Register::RSI, pointer(rng) + elsewhere(rng));
+        set(Register::RDI, pointer(rng) + elsewhere(rng));
         set(Register::RCX, rng.below(40));
     }
     if (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
@@ -536,7 +550,11 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
             !0
         };
         let is_based = matches!(insn.segment_prefix(), Register::FS | Register::GS);
-        let place = if is_based && rng.percent(50) { rng.below(64).wrapping_sub(32) } else { pointer(rng) };
+        let place = if is_based && rng.percent(50) {
+            rng.below(64).wrapping_sub(32)
+        } else {
+            pointer(rng) + elsewhere(rng)
+        };
         let base = (place & aligned).wrapping_sub(displacement);
         set(insn.memory_base(), base);
         let small = if aligned == !0 { rng.below(32).wrapping_sub(8) } else { (!aligned + 1) * rng.below(2) };

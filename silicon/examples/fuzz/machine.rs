@@ -66,12 +66,14 @@ impl Machine {
         let mem = Memory::new(4 << 20)?;
         let mut next = FIRST_TABLE;
         const NX: u64 = 1 << 63;
-        for i in 0..CODE_PAGES as u64 {
-            map(&mem, &mut next, CODE + 0x1000 * i, CODE_HPA + 0x1000 * i, 0);
-        }
-        for (i, (at, writable)) in PAGES.iter().enumerate() {
-            let flags = NX | if *writable { 2 } else { 0 };
-            map(&mem, &mut next, *at, PAGES_HPA + 0x1000 * i as u64, flags);
+        for by in ALIASES {
+            for i in 0..CODE_PAGES as u64 {
+                map(&mem, &mut next, by + CODE + 0x1000 * i, CODE_HPA + 0x1000 * i, 0);
+            }
+            for (i, (at, writable)) in PAGES.iter().enumerate() {
+                let flags = NX | if *writable { 2 } else { 0 };
+                map(&mem, &mut next, by + *at, PAGES_HPA + 0x1000 * i as u64, flags);
+            }
         }
         mem.fill(CODE_HPA, (CODE_PAGES * PAGE) as u64, 0xCC);
         let mut core = Home::new(mem.clone(), Clock::Virtual, 0)?;
@@ -89,10 +91,14 @@ impl Machine {
         Ok(Self { core, engine, mem, left: (CODE_HPA, Vec::new()) })
     }
 
-    /// The same with windows for whom it says.
-    pub fn with_windows(mut self, windows: Windows) -> Self {
+    /// Windows for whom it says, from now on: there are none at first.
+    pub fn use_windows(&mut self, windows: Windows) {
         self.engine.use_windows(&mut self.core, windows);
-        self
+    }
+
+    /// What the engine counted.
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        self.engine.statistics(&self.core)
     }
 
     /// Put the memory that following runs begin with.
@@ -135,7 +141,7 @@ impl Machine {
         c.pending_db = 0;
         c.vectoring = None;
         c.refresh();
-        let (place, code) = (CODE_HPA + (s.rip - CODE), &s.code[..s.code_len as usize]);
+        let (place, code) = (CODE_HPA + s.place(), &s.code[..s.code_len as usize]);
         if self.left.0 != place || self.left.1 != code {
             self.mem.fill(self.left.0, self.left.1.len() as u64, 0xCC);
             assert!(self.mem.write_bytes(place, code));

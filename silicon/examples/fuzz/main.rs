@@ -78,5 +78,7 @@ fn main() -> ExitCode {
         endings.join(", "),
         begin.elapsed().as_secs_f64()
     );
+    let shown: Vec<String> = sum.statistics.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    println!("the engine: {}", shown.join(", "));
     if sum.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -16,6 +16,9 @@ use crate::values;
 /// Starts of one program.
 const VARIANTS: usize = 4;
 
+/// Batches after which windows are closed, so that another program decides which kind is opened.
+const RENEWAL: u64 = 16;
+
 pub struct Options {
     pub seed: u64,
     pub instructions: u64,
@@ -30,7 +33,7 @@ pub struct Options {
     pub with_reference: bool,
     /// Differences to report before giving up.
     pub patience: usize,
-    /// Which 32-bit programs access memory in windows.
+    /// Which programs access memory in windows.
     pub windows: Windows,
 }
 
@@ -41,6 +44,8 @@ pub struct Summary {
     /// How often a case ended with each vector.
     pub endings: [u64; 32],
     pub differences: Vec<String>,
+    /// What the engine counted.
+    pub statistics: Vec<(&'static str, u64)>,
 }
 
 struct Program {
@@ -92,14 +97,24 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
         } else {
             Oracle::Computer(Computer::new()?)
         },
-        machine: Machine::new(options.engine, options.code_bytes)?.with_windows(options.windows),
+        machine: Machine::new(options.engine, options.code_bytes)?,
         generator: Generator::new(options.with_reference || has_bases(), options.with_reference),
         executed: 0,
     };
-    let mut sum =
-        Summary { batches: 0, cases: 0, instructions: 0, endings: [0; 32], differences: Vec::new() };
+    let mut sum = Summary {
+        batches: 0,
+        cases: 0,
+        instructions: 0,
+        endings: [0; 32],
+        differences: Vec::new(),
+        statistics: Vec::new(),
+    };
+    session.machine.use_windows(options.windows);
     for batch in options.first.. {
         let (memory, programs, mut starts) = session.batch(options, batch);
+        if batch % RENEWAL == 0 {
+            session.machine.use_windows(options.windows);
+        }
         session.machine.fill(&memory);
         let mut ours = Vec::with_capacity(starts.len());
         for start in &mut starts {
@@ -139,6 +154,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
             break;
         }
     }
+    sum.statistics = session.machine.statistics();
     Ok(sum)
 }
 

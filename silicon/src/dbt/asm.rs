@@ -31,15 +31,26 @@ pub struct Mem {
     pub index: Option<(u8, u8)>,
     /// Displacement.
     pub disp: i32,
-    /// The sum, of 32 bits, is an offset in the guest's window.
-    pub in_window: bool,
+    /// It is in the guest's window.
+    pub through: Option<Through>,
+}
+
+/// How an operand leads into the guest's window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Through {
+    /// As an offset of 32 bits in GS.
+    Bits32,
+    /// As an offset in GS.
+    High,
+    /// As it is: what is added to it is another.
+    Own,
 }
 
 impl Mem {
     /// In the computer's own addresses.
     #[must_use]
     pub fn new(base: Option<u8>, index: Option<(u8, u8)>, disp: i32) -> Self {
-        Self { base, index, disp, in_window: false }
+        Self { base, index, disp, through: None }
     }
 }
 
@@ -126,9 +137,13 @@ impl Asm {
 
     /// An instruction with a register and a memory operand.
     pub fn rm(&mut self, prefix: &[u8], wide: bool, opcode: &[u8], reg: u8, m: Mem) {
-        if m.in_window {
+        if let Some(through) = m.through {
             self.accesses.push(self.here());
-            self.raw(&[0x65, 0x67]); // GS, 32-bit address
+            self.raw(match through {
+                Through::Bits32 => &[0x65, 0x67], // GS, 32-bit address
+                Through::High => &[0x65],
+                Through::Own => &[],
+            });
         }
         self.raw(prefix);
         let x = m.index.map_or(0, |(i, _)| i >> 3);

@@ -3,11 +3,10 @@
 use super::block::{Key, Site};
 use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
-use super::mode::{MODE_UNGROUPED, has_groups, is_user};
+use super::mode::{MODE_UNGROUPED, has_groups, is_user, must_step, must_step_but, relies_on_stack};
 use super::tables::jump_index;
 use super::{
-    Dbt, KIND_CLASS, KIND_FIRST, KIND_OFFSET, KIND_WRITE, KIND_WRITES, Recent, fetchable, gate, look,
-    must_step, must_step_but, signals,
+    Dbt, KIND_CLASS, KIND_FIRST, KIND_OFFSET, KIND_WRITE, KIND_WRITES, Recent, fetchable, gate, look, signals,
 };
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
@@ -20,6 +19,7 @@ use crate::cpu::step::{fetch, step, step_known};
 use crate::cpu::trap::{Exec, Trap};
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
+use crate::mmu::window::{Current, is_stack};
 use crate::vmx;
 
 impl Dbt {
@@ -125,7 +125,7 @@ impl Dbt {
 
     /// What the rest of a block relies on.  (A group's pointer may be to a page whose translation was
     /// displaced.)
-    fn relied_on(&self, core: &Core) -> ([u64; 2], u64, Option<u64>) {
+    fn relied_on(&self, core: &Core) -> ([u64; 2], u64, Option<Current>) {
         (self.generations, core.tlb.displaced, core.tlb.windows.current())
     }
 
@@ -169,7 +169,9 @@ impl Dbt {
         }
         let rest = i64::from(site.remaining) - 1;
         let goes_on = is_alone && site.next != 0 && !site.is_group && before == self.relied_on(core);
-        let is_alive = goes_on && !self.blocks[site.block].is_dead;
+        let block = &self.blocks[site.block];
+        let is_alive =
+            goes_on && !block.is_dead && (!relies_on_stack(block.key.mode) || is_stack(core.gpr[4]));
         if is_alive && core.rip == site.next_rip && rest <= core.countdown {
             core.countdown -= rest;
             return site.next;
@@ -272,9 +274,11 @@ pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64, accessed: u64
 
 /// The program faulted in its window: let the page lead to where the TLB says now.
 fn fill_window(core: &mut Core, accessed: u64) {
-    let Some(base) = core.tlb.windows.current().filter(|_| core.cpl == 3) else { return };
-    let vpn = accessed.wrapping_sub(base) >> 12;
-    let Some(&e) = core.tlb.lookup(vpn) else { return };
+    let Some(vpn) = core.tlb.windows.page_at(accessed) else {
+        core.tlb.windows.note_stray();
+        return;
+    };
+    let Some(&e) = core.tlb.lookup(vpn).filter(|_| core.cpl == 3) else { return };
     if e.perm & perm::SPECIAL != 0 || !core.allows(&e, Access::Read) {
         return;
     }

@@ -18,6 +18,17 @@ pub const CODE_FOR_PAGE: usize = 384;
 impl Dbt {
     /// Drop the translations of code that overlaps `len` bytes at `hpa` (inside one frame).
     pub(super) fn invalidate(&mut self, core: &mut Core, hpa: u64, len: u64) {
+        self.invalidate_for(core, hpa, len, |_| true);
+    }
+
+    /// The same, of those for which `which` says so.
+    pub(super) fn invalidate_for(
+        &mut self,
+        core: &mut Core,
+        hpa: u64,
+        len: u64,
+        which: impl Fn(&Key) -> bool,
+    ) {
         let pfn = hpa >> 12;
         let Some(in_frame) = self.frames.get_mut(pfn) else { return };
         let (blocks, cache, index) = (&mut self.blocks, &mut self.cache, &mut self.index);
@@ -28,7 +39,7 @@ impl Dbt {
             if b.is_dead {
                 return false; // dropped through its other page
             }
-            let overlaps = b.overlaps(hpa, len);
+            let overlaps = b.overlaps(hpa, len) && which(&b.key);
             if overlaps {
                 b.is_dead = true;
                 index.remove(&b.key);

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::asm::{Asm, Mem, Source, T1, alu, cc, state};
 use super::glue::{slot, table};
@@ -111,7 +111,7 @@ pub(super) fn needs(insns: &[Instruction], crosses: bool) -> Vec<bool> {
     let mut needed = true;
     let mut out = vec![true; insns.len()];
     for (i, insn) in insns.iter().enumerate().rev() {
-        out[i] = needed;
+        out[i] = needed || may_lose_stack(insn);
         needed = match effect(insn) {
             _ if may_leave(insn) || (crosses && i + 1 == insns.len()) => true,
             Effect::Overwrites => false,
@@ -120,6 +120,12 @@ pub(super) fn needs(insns: &[Instruction], crosses: bool) -> Vec<bool> {
         };
     }
     out
+}
+
+/// Whether the block may have to be left behind the instruction ([`Translator::follow`]).
+fn may_lose_stack(insn: &Instruction) -> bool {
+    insn.mnemonic() == Mnemonic::Leave
+        || (0..insn.op_count()).any(|i| insn.op_register(i).full_register() == Register::RSP)
 }
 
 /// Whether the translation of the instruction may be left before it is done.

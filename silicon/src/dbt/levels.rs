@@ -12,7 +12,9 @@ use iced_x86::Instruction;
 use super::asm::{Mem, RCX, T0, T1, cc, state};
 use super::flags::Flags;
 use super::glue::table;
-use super::mode::{MODE_LEVEL_0, MODE_LIFTED, MODE_TSC, MODE_UNGROUPED, MODE_USER, class_of};
+use super::mode::{
+    MODE_LEVEL_0, MODE_LIFTED, MODE_LOW, MODE_TSC, MODE_UNGROUPED, MODE_USER, MODE_WINDOW, class_of,
+};
 use super::system::{flags_register, msr, segment};
 use super::tables::Tables;
 use super::translate::Translator;
@@ -32,7 +34,7 @@ impl Translator<'_> {
 
     /// SYSCALL of a program.
     pub(super) fn syscall(&mut self, insn: &Instruction) -> bool {
-        let mode = self.mode & !(MODE_USER | MODE_UNGROUPED) | MODE_LEVEL_0;
+        let mode = self.mode & !(MODE_USER | MODE_UNGROUPED | MODE_WINDOW | MODE_LOW) | MODE_LEVEL_0;
         self.keep_flags();
         self.require_levels(insn, mode);
         self.test32(msr(offset_of!(Msrs, fmask)), rflags::AC); // else SMAP may be lifted
@@ -109,9 +111,23 @@ impl Translator<'_> {
         self.a.rm(&[], false, &[0x80], 7, state(offset_of!(Core, pmu.counts))); // cmp byte m, 0
         self.a.raw(&[0]);
         self.leave_if(insn, cc::NE);
-        let is_for = table(offset_of!(Tables, jump_modes)) + 4 * class_of(mode);
-        self.a.cmp_mem32_imm(state(is_for), mode);
+        let is_for = state(table(offset_of!(Tables, jump_modes)) + 4 * class_of(mode));
+        if mode & MODE_USER == 0 {
+            self.a.cmp_mem32_imm(is_for, mode);
+            self.leave_if(insn, cc::NE);
+            return;
+        }
+        self.a.load32(T1, is_for);
+        self.a.rr(false, &[0x81], 4, T1); // and T1d, imm32
+        self.a.raw(&(!(MODE_WINDOW | MODE_LOW)).to_le_bytes());
+        self.a.cmp32_imm(T1, mode);
         self.leave_if(insn, cc::NE);
+        self.test32(is_for, MODE_WINDOW.into());
+        let has_none = self.a.jcc_later(cc::E);
+        self.stack_number();
+        self.leave_if(insn, cc::NE);
+        let here = self.a.here();
+        self.a.patch(has_none, here);
     }
 
     fn test_r11(&mut self, bits: u64) {

@@ -69,7 +69,7 @@ impl Translator<'_> {
         if insn.is_jcc_short_or_near()
             && let Some(cc) = condition(insn)
         {
-            self.transfer_if(cc, insn.near_branch_target());
+            self.transfer_if(insn, cc);
             return true;
         }
         if insn.is_jmp_short_or_near() {
@@ -407,13 +407,10 @@ impl Translator<'_> {
             return self.lea(insn, new, &temps);
         }
         let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
-        // (Where a store comes after the operation, the flags are lost already if it faults.)
-        let in_window = memory
-            && self.has_window
-            && self.fits_window(insn, has_high_byte)
-            && !split.as_ref().is_some_and(|s| s.writes);
-        if in_window && split.is_none() {
-            super::window::encode(&mut new);
+        let reach = if memory { self.reach_window(insn, has_high_byte) } else { None };
+        let in_window = reach.is_some();
+        if let (Some(reach), None) = (&reach, &split) {
+            super::window::encode(&mut new, reach.mem);
         } else if memory && split.is_none() {
             let disp = self.plan[self.index].map_or(0, |m| m.offset);
             // AH … BH and the registers with two digits cannot be in one instruction.
@@ -439,14 +436,16 @@ impl Translator<'_> {
                 insn.op_kind(i) == OpKind::Memory
                     && !matches!(accesses[i as usize], OpAccess::Read | OpAccess::CondRead)
             });
-            let place = if in_window {
-                self.window_operand(insn)
-            } else {
-                self.place(insn, size, write, |t, by| t.address(insn, by))
+            let place = match reach {
+                Some(reach) => self.approach(insn, reach),
+                None => self.place(insn, size, write, |t, by| t.address(insn, by)),
             };
             if let Some(split) = &mut split {
                 split.place = place;
             }
+        }
+        if in_window && split.as_ref().is_some_and(|s| s.writes) {
+            self.keep_flags(); // they are lost already when the store faults
         }
         self.flags_before(insn);
         for &(guest, temp, load, _) in &temps {

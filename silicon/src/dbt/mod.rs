@@ -10,9 +10,10 @@
 //!   overwrite code, the whole instruction is interpreted by [`crate::cpu::step`] and generated code
 //!   goes on behind it.  So walks, faults, flags and counters are those of the reference engine by
 //!   construction.
-//! * *Windows* ([`crate::mmu::window`]).  32-bit programs that compute access memory as it is, in 4
-//!   GBytes of addresses where the computer's own page tables have what the TLB holds ([`window`]);
-//!   who gets one: [`promotion`].
+//! * *Windows* ([`crate::mmu::window`]).  Programs that compute access memory as it is, in addresses
+//!   where the computer's own page tables have what the TLB holds ([`window`]).  32-bit ones cannot
+//!   leave theirs; of 64-bit ones bases are checked ([`arena`], [`facts`]).  Who gets one:
+//!   [`promotion`].
 //! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
 //!   through a table to a landing pad that compares the whole address.
@@ -34,6 +35,7 @@
 //! same time ([`crate::bus`]), each block begins with a look at the bell: so what another has written
 //! over code is noticed before the next block, and a chain of blocks ends when somebody waits.
 
+mod arena;
 pub mod asm;
 pub mod block;
 pub mod cache;
@@ -41,10 +43,12 @@ mod callback;
 mod clock;
 mod code32;
 pub mod drop;
+mod facts;
 pub mod flags;
 pub mod gate;
 pub mod glue;
 pub mod groups;
+mod guess;
 pub mod home;
 pub mod kinds;
 mod levels;
@@ -61,6 +65,7 @@ pub mod signals;
 mod strings;
 mod system;
 pub mod tables;
+pub mod tools;
 pub mod transfer;
 pub mod translate;
 mod twin;
@@ -76,14 +81,14 @@ use self::block::{Block, Key, Link, NO_PAGE, PAGE_TO_PLACE};
 use self::cache::{Cache, REGIONS};
 use self::glue::Helpers;
 use self::middle::Middles;
-use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key};
+use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key, must_step};
 use self::numbered::{Numbered, region_of};
 use self::promotion::{Promotion, Windows};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_MODE, NO_REQUEST, Used, jump_index};
-use self::translate::{Plan, Tools};
+use self::tools::Tools;
+use self::translate::Plan;
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
-use crate::arch::bits::{cr0, rflags};
 use crate::code::{Holder, Writes};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
@@ -93,6 +98,7 @@ use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
 use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
 use crate::mmu::walk::Access;
+use crate::mmu::window::Current;
 use crate::vmx;
 
 pub(crate) const KIND_WRITE: u32 = 1 << 16;
@@ -143,8 +149,10 @@ pub struct Dbt {
     /// What became of the walk for an instruction's first access, which is to be interpreted now.
     walked: Option<Exec<()>>,
     promotion: Promotion,
-    /// The base of GS, if it is known.
-    window: Option<u64>,
+    /// The window that the base of GS is for, if that is known.
+    window: Option<Current>,
+    /// The window with which code in the programs' table of indirect targets runs.
+    window_of_jumps: Option<Current>,
     /// The next block is to be the version without groups.
     ungrouped: bool,
     translated_instructions: u64,
@@ -209,6 +217,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         walked: None,
         promotion: Promotion::default(),
         window: None,
+        window_of_jumps: None,
         ungrouped: false,
         translated_instructions: 0,
         translated_blocks: 0,
@@ -244,7 +253,9 @@ impl Engine for Dbt {
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
             let link = self.tools.links.get(request as u32).copied();
             let is_stepped = std::mem::take(&mut is_stuck) || must_step(core);
-            self.ungrouped |= link.is_some_and(|l| !has_groups(l.mode));
+            let is_without = link.is_some_and(|l| !has_groups(l.mode));
+            self.ungrouped |= is_without;
+            let link = link.filter(|_| !is_without || self.learn(core));
             let before = (self.flushes, self.recycled);
             let block = if is_stepped { None } else { self.find(core, link)? };
             self.sync_tables(core); // the fetch may have displaced translations
@@ -313,6 +324,7 @@ impl Engine for Dbt {
             ("windows_opened", windows.opened),
             ("window_fills", windows.filled),
             ("window_drops", windows.dropped),
+            ("window_strays", windows.strayed),
         ]
     }
 }
@@ -331,6 +343,11 @@ impl Dbt {
         self.sync_tables(core);
         let rules = core.l1_rules();
         core.tlb.own_l1(rules);
+        let window = core.tlb.windows.current();
+        if std::mem::replace(&mut self.window_of_jumps, window) != window {
+            self.empty_jumps(core, is_user);
+            core.jit.jump_modes[0] = NO_MODE;
+        }
     }
 
     /// Drop what the fetch and jump tables say of pages that may be mapped elsewhere now.
@@ -385,7 +402,7 @@ impl Dbt {
         }
         if mode::has_window(mode) && self.window != core.tlb.windows.current() {
             self.window = core.tlb.windows.current();
-            self.window.into_iter().for_each(gate::set_window);
+            self.window.into_iter().for_each(|window| window::enter(&mut core.jit, window));
         }
         Some(mode)
     }
@@ -474,11 +491,13 @@ impl Dbt {
         }
         let number = self.blocks.next();
         let second = self.second_page(core, key.rip);
-        let plan = Plan { key, number, here: self.cache.here(), how: core.jit.record.how };
+        let (here, how) = (self.cache.here(), core.jit.record.how);
+        let plan = Plan { key, number, here, how, registers: core.gpr };
         let index = &self.index;
         let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
         let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
-        let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known)?;
+        let peek = |gva: u64| guess::peek(core, gva);
+        let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known, &peek)?;
         let second = second.filter(|_| t.uses_second).map_or(NO_PAGE, |s| s.hpa);
         self.cache.append(&t.code);
         self.emitted_bytes += t.code.len() as u64;
@@ -576,17 +595,4 @@ fn fetchable(core: &Core, rip: u64) -> Option<Entry> {
 fn page_number(pages: &mut AddressMap<(u64, u64), u32>, rip: u64, hpa: u64) -> u32 {
     let next = pages.len() as u32 + 1;
     *pages.entry((rip >> 12, hpa >> 12)).or_insert(next)
-}
-
-/// Whether the next instruction has debug conditions or alignment to look after.
-fn must_step(core: &Core) -> bool {
-    must_step_but(core, 0)
-}
-
-/// The same, some bits of RFLAGS aside.
-fn must_step_but(core: &Core, aside: u64) -> bool {
-    core.rflags & !aside & (rflags::TF | rflags::RF) != 0
-        || core.dr[7] & 0xFF != 0
-        || core.pending_db != 0
-        || (core.cpl == 3 && core.flag(rflags::AC) && core.cr0 & cr0::AM != 0)
 }

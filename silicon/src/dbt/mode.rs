@@ -3,6 +3,7 @@
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::state::{Clock, Core, Mode};
+use crate::mmu::window::{self, Kind};
 
 pub(super) const MODE_USER: u32 = 1;
 pub(super) const MODE_LIFTED: u32 = 2;
@@ -30,8 +31,11 @@ pub(super) const MODE_TSC_OFFSET: u32 = 1024;
 /// The clock is the computer's.
 pub(super) const MODE_WALL: u32 = 4096;
 
-/// 32-bit code whose operands are accessed in a window ([`crate::mmu::window`]).
+/// Operands are accessed in a window ([`crate::mmu::window`]); of 64-bit code, the stack pointer is in the
+/// arena of stacks.
 pub(super) const MODE_WINDOW: u32 = 2048;
+/// The window has the lowest arena, too.
+pub(super) const MODE_LOW: u32 = 8192;
 
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
@@ -54,6 +58,18 @@ fn segments_key(core: &Core) -> Option<u32> {
     ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | gs)
 }
 
+/// The key's bits for a program's window.
+fn window_key(core: &Core, is_32: bool) -> u32 {
+    let kind = core.tlb.windows.current().map(|window| window.kind);
+    let is_on_stack = window::is_stack(core.gpr[4]);
+    match kind {
+        Some(Kind::Bits32) if is_32 => MODE_WINDOW,
+        Some(Kind::High) if !is_32 && is_on_stack => MODE_WINDOW,
+        Some(Kind::Low) if !is_32 && is_on_stack => MODE_WINDOW | MODE_LOW,
+        _ => 0,
+    }
+}
+
 /// What of the processor's state is built into translations.
 pub(super) fn mode_key(core: &Core) -> Option<u32> {
     let mut key = match core.mode {
@@ -65,10 +81,7 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
         key |= MODE_LEVEL_0;
     }
     if core.cpl == 3 {
-        key |= MODE_USER;
-        if is_32(key) && core.tlb.windows.current().is_some() {
-            key |= MODE_WINDOW;
-        }
+        key |= MODE_USER | window_key(core, is_32(key));
     } else if core.cr4 & cr4::SMAP != 0 && core.flag(rflags::AC) {
         key |= MODE_LIFTED;
     }
@@ -88,6 +101,19 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
         key |= MODE_PAUSE;
     }
     Some(key)
+}
+
+/// Whether the next instruction has debug conditions or alignment to look after.
+pub(super) fn must_step(core: &Core) -> bool {
+    must_step_but(core, 0)
+}
+
+/// The same, some bits of RFLAGS aside.
+pub(super) fn must_step_but(core: &Core, aside: u64) -> bool {
+    core.rflags & !aside & (rflags::TF | rflags::RF) != 0
+        || core.dr[7] & 0xFF != 0
+        || core.pending_db != 0
+        || (core.cpl == 3 && core.flag(rflags::AC) && core.cr0 & cr0::AM != 0)
 }
 
 /// Which first level of the TLB and which table of indirect targets the code uses.
@@ -114,6 +140,15 @@ pub(super) fn is_user(mode: u32) -> bool {
 
 pub(super) fn has_window(mode: u32) -> bool {
     mode & MODE_WINDOW != 0
+}
+
+pub(super) fn has_low(mode: u32) -> bool {
+    mode & MODE_LOW != 0
+}
+
+/// 64-bit code that relies on where the stack pointer is.
+pub(super) fn relies_on_stack(mode: u32) -> bool {
+    has_window(mode) && !is_32(mode)
 }
 
 pub(super) fn is_level_0(mode: u32) -> bool {

@@ -25,6 +25,23 @@ impl Reserved {
     pub fn new(bytes: usize) -> io::Result<Self> {
         // SAFETY: a fresh mapping.
         let base = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, NOWHERE, -1, 0) };
+        Self::owner_of(base, bytes)
+    }
+
+    /// So many bytes at an address.
+    ///
+    /// # Errors
+    /// If somebody has any of them.
+    pub fn at(address: u64, bytes: usize) -> io::Result<Self> {
+        let (place, flags) = (address as *mut libc::c_void, NOWHERE | libc::MAP_FIXED_NOREPLACE);
+        // SAFETY: a fresh mapping, over nobody's.
+        let base = unsafe { libc::mmap(place, bytes, libc::PROT_NONE, flags, -1, 0) };
+        let owner = Self::owner_of(base, bytes)?;
+        // (An old kernel takes the address for a wish.)
+        if owner.base() == address { Ok(owner) } else { Err(io::ErrorKind::AddrInUse.into()) }
+    }
+
+    fn owner_of(base: *mut libc::c_void, bytes: usize) -> io::Result<Self> {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -57,7 +74,7 @@ impl Reserved {
         let bytes = FRAME_BYTES as usize;
         let place = self.place(at, bytes);
         let prot = libc::PROT_READ | if is_writable { libc::PROT_WRITE } else { 0 };
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
         // SAFETY: over our own addresses; a frame of a memfd, which the mapping keeps.
         unsafe { libc::mmap(place, bytes, prot, flags, mem.fd(), hpa.cast_signed()) != libc::MAP_FAILED }
     }

@@ -10,6 +10,11 @@ pub const FETCH_ENTRIES: usize = 8192;
 /// Entries of a table of indirect targets.
 pub const JUMP_ENTRIES: usize = 16384;
 
+/// Entries of the table of distances.
+pub const DISTANCES: usize = 256;
+/// What makes every address, canonical or not, one that is not canonical.
+pub const NOWHERE: u64 = 1 << 62;
+
 /// Kinds and sizes of recipes for flags.
 pub const MAKERS: usize = 256;
 
@@ -45,6 +50,9 @@ pub struct Tables {
     pub engine: usize,
     /// By the low bits of a page number: which code page is mapped there now (0: unknown).
     pub fetch: [[u32; FETCH_ENTRIES]; 2],
+    /// By an address's number of an arena, as far as a byte tells it: how far the window is from there,
+    /// or [`NOWHERE`].
+    pub distances: [u64; DISTANCES],
     /// The mode of the blocks in each table of indirect targets.
     pub jump_modes: [u32; L1_CLASSES],
     /// By the lowest byte of a record's `how`: the piece that makes the flags.
@@ -77,6 +85,7 @@ impl Tables {
             host_mxcsr: 0x1F80,
             is_open: 0,
             engine: 0,
+            distances: [NOWHERE; DISTANCES],
             jump_modes: [NO_MODE; L1_CLASSES],
             ; in place
             ; zeros fetch, makers, jump,

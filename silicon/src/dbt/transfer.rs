@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::asm::{Mem, RBP, RCX, T0, T1, at, cc, state};
+use super::asm::{Mem, RBP, RCX, T0, T1, Through, cc, state};
 use super::glue::{slot, table};
 use super::map::{HOST_OF_RSP, host_of, number};
 use super::system::selector_of;
@@ -57,7 +57,7 @@ impl Translator<'_> {
     pub(super) fn stack_place(&mut self, insn: &Instruction) -> Mem {
         let word = self.word();
         if self.has_window {
-            return self.in_window(insn, Mem::new(Some(HOST_OF_RSP), None, -word));
+            return self.stack_in_window(insn, HOST_OF_RSP, -word);
         }
         self.place(insn, word as usize, true, |t, by| t.lea_word(T0, HOST_OF_RSP, by - word))
     }
@@ -65,9 +65,17 @@ impl Translator<'_> {
     /// The host place of the word that `register` (RSP, RBP) points at.
     fn stack_top(&mut self, insn: &Instruction, register: u8) -> Mem {
         if self.has_window {
-            return self.in_window(insn, at(register));
+            return self.stack_in_window(insn, register, 0);
         }
         self.place(insn, self.word() as usize, false, |t, by| t.lea_word(T0, register, by))
+    }
+
+    fn stack_in_window(&mut self, insn: &Instruction, register: u8, disp: i32) -> Mem {
+        if self.is_32 {
+            let m = Mem::new(Some(register), None, disp);
+            return self.in_window(insn, Mem { through: Some(Through::Bits32), ..m });
+        }
+        self.stack_word(insn, register, disp)
     }
 
     pub(super) fn move_stack(&mut self, by: i32) {
@@ -150,6 +158,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) -> bool {
+        self.settle_before(insn);
         self.about_to_write(4);
         self.push_return(insn);
         let target = insn.near_branch_target();
@@ -168,6 +177,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> bool {
+        self.settle_before(insn);
         self.about_to_write(4);
         self.keep_flags();
         if insn.op0_kind() == OpKind::Register {
@@ -188,6 +198,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> bool {
+        self.settle_stack(insn.ip(), self.count - self.index);
         if insn.op0_kind() == OpKind::Register {
             self.keep_flags();
             let v = self.value_of(insn.op0_register(), T0);
@@ -221,6 +232,7 @@ impl Translator<'_> {
         };
         let is_jump = matches!(insn.mnemonic(), M::Jrcxz | M::Jecxz);
         self.end_shadow();
+        self.settle_stack(insn.ip(), self.count - self.index);
         if condition.is_some() {
             self.make_live();
         }
@@ -256,6 +268,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn ret(&mut self, insn: &Instruction) -> bool {
+        self.settle_before(insn);
         self.about_to_write(4);
         self.keep_flags();
         let place = self.stack_top(insn, HOST_OF_RSP);

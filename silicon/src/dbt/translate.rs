@@ -1,19 +1,19 @@
 //! Translation of one block: a run of guest instructions that ends with a transfer, at the end of
 //! its page, or after [`MAX_INSTRUCTIONS`].
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use super::asm::{Asm, Mem, RSP, T0, T1, cc, state};
 use super::block::{Indirect, Key, Link, Site};
 use super::code32;
+use super::facts::{Facts, Peek};
 use super::flags::Flags;
-use super::glue::{Glue, table};
+use super::glue::table;
 use super::groups::{MAX_GROUPS, Member};
 use super::home::BELL;
-use super::numbered::Numbered;
 use super::tables::{JUMP_ENTRIES, Tables};
-use super::x87::Report;
-use crate::cpu::decode::{Execute, route};
+use super::tools::Tools;
+use crate::cpu::decode::route;
 use crate::cpu::pointers;
 use crate::cpu::state::Core;
 use std::mem::offset_of;
@@ -30,6 +30,9 @@ pub(super) enum Cold {
     Cross { branch: usize, rip: u64, flags: Flags, x87: u32, index: usize },
     /// An instruction has to be interpreted after all.
     Step { branch: usize, site: Site },
+    /// A value is not in the arena that it was taken for, but perhaps in the other one; else the block
+    /// without windows goes on at `rip` with `rest` instructions.
+    Outside { branch: usize, other: Option<(u8, u64)>, rip: u64, flags: Flags, x87: u32, rest: u8 },
     /// The instruction budget does not cover the block, or the bell is rung.
     Leave { branch: usize },
     /// The flags in the record have to be made before they can be loaded.
@@ -79,6 +82,16 @@ pub(super) struct Translator<'a> {
     pub is_32: bool,
     /// Its operands are accessed in the guest's window.
     pub has_window: bool,
+    /// The window has the lowest arena.
+    pub has_low: bool,
+    /// Where the block begins.
+    pub rip: u64,
+    /// Where that is.
+    pub hpa: u64,
+    /// What is known of registers.
+    pub facts: Facts,
+    /// See [`Peek`].
+    pub peek: Peek<'a>,
     /// Where to interpret from if an access in the window faults.
     pub access_site: Option<Site>,
     pub flags: Flags,
@@ -108,73 +121,6 @@ pub(super) struct Translator<'a> {
     pub x87: u32,
 }
 
-/// What translations are made with, and what they leave behind.
-pub struct Tools {
-    /// The fixed pieces.
-    pub glue: Glue,
-    /// Re-encodes guest instructions.
-    pub encoder: Encoder,
-    /// Tells what instructions read and write.
-    pub info: InstructionInfoFactory,
-    /// The computer has RORX.
-    pub has_bmi2: bool,
-    /// Blocks begin with a look at the bell.
-    pub is_parallel: bool,
-    /// Places to interpret from.
-    pub sites: Numbered<Site>,
-    /// Instructions that are always interpreted, and their executors.
-    pub prepared: Numbered<(Instruction, Execute)>,
-    /// Instructions that may fault when executed: host address (in a region ascending) and site.
-    pub faults: Numbered<(u64, u32)>,
-    /// Direct transfers.
-    pub links: Numbered<Link>,
-    /// Indirect transfers.
-    pub indirects: Numbered<Indirect>,
-    /// What there is to say of x87 instructions.
-    pub x87: Numbered<Report>,
-}
-
-impl Tools {
-    /// Tools that were not used yet.
-    #[must_use]
-    pub fn new(glue: Glue) -> Self {
-        Self {
-            glue,
-            encoder: Encoder::new(64),
-            info: InstructionInfoFactory::new(),
-            has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-            is_parallel: false,
-            sites: Numbered::default(),
-            prepared: Numbered::default(),
-            faults: Numbered::default(),
-            links: Numbered::default(),
-            indirects: Numbered::default(),
-            x87: Numbered::default(),
-        }
-    }
-
-    /// Forget what translations in a region of the cache left behind, and go on there.
-    pub fn begin(&mut self, region: usize) {
-        self.sites.begin(region);
-        self.prepared.begin(region);
-        self.faults.begin(region);
-        self.links.begin(region);
-        self.indirects.begin(region);
-        self.x87.begin(region);
-    }
-
-    /// Bytes of what was left behind in a region.
-    #[must_use]
-    pub fn bytes(&self, region: usize) -> usize {
-        self.sites.bytes(region)
-            + self.prepared.bytes(region)
-            + self.faults.bytes(region)
-            + self.links.bytes(region)
-            + self.indirects.bytes(region)
-            + self.x87.bytes(region)
-    }
-}
-
 /// Of the block to come.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -186,6 +132,8 @@ pub struct Plan {
     pub here: u64,
     /// The `how` of the flags' record as it is now.
     pub how: u32,
+    /// The general registers as they are now.
+    pub registers: [u64; 16],
 }
 
 /// What follows the page's last instruction that is all in it.
@@ -243,14 +191,16 @@ fn decode(
 
 /// Translate the code at `plan.key` whose bytes up to the end of the page are `bytes`.  `None` if the
 /// first instruction is none.  `is_known` tells where blocks of the same mode begin in the page.
+/// `peek`: see [`Peek`].
 pub fn translate(
     tools: &mut Tools,
     plan: Plan,
     bytes: &[u8],
     second: Option<&Second>,
     is_known: impl Fn(u64) -> bool,
+    peek: &dyn Fn(u64) -> Option<u64>,
 ) -> Option<Translated> {
-    let Plan { key, number: block, here, how } = plan;
+    let Plan { key, number: block, here, how, registers } = plan;
     let is_32 = super::mode::is_32(key.mode);
     if is_32 && key.rip >> 12 == 0xF_FFFF {
         return None; // behind this page comes address 0
@@ -260,8 +210,9 @@ pub fn translate(
     if insns.is_empty() && tail == Tail::Here {
         return None;
     }
-    let has_window = super::mode::has_window(key.mode);
-    let plan = if super::mode::has_groups(key.mode) && !has_window {
+    let has_groups = super::mode::has_groups(key.mode);
+    let has_window = super::mode::has_window(key.mode) && has_groups;
+    let plan = if has_groups && !has_window {
         let is_barrier =
             |i: &Instruction| super::kinds::is_interpreted(i) || is_32 && code32::must_step(i, key.mode);
         super::groups::plan(&insns, &mut tools.info, is_32, is_barrier)
@@ -277,6 +228,11 @@ pub fn translate(
         has_vector: super::mode::has_vector(key.mode),
         is_32,
         has_window,
+        has_low: super::mode::has_low(key.mode),
+        rip: key.rip,
+        hpa: key.hpa,
+        facts: Facts::at_head(registers),
+        peek,
         access_site: None,
         flags: Flags::at_head(),
         how_at_head: Some(how),
@@ -312,6 +268,7 @@ pub fn translate(
         if !open {
             break;
         }
+        t.follow(insn);
     }
     let end = insns.last().map_or(key.rip, Instruction::next_ip);
     if open && tail == Tail::Unknown {
@@ -375,6 +332,7 @@ impl Translator<'_> {
         self.ready = [false; MAX_GROUPS];
         self.t0_group = None;
         self.x87 = 0;
+        self.facts.interpreted();
     }
 
     /// The number of the next site.
@@ -427,6 +385,7 @@ impl Translator<'_> {
     pub fn transfer(&mut self, target: u64) {
         self.note_accesses(0);
         self.end_shadow();
+        self.settle_stack(target, 0);
         self.record_flags();
         self.record_x87();
         let branch = self.a.jmp_later();
@@ -434,8 +393,10 @@ impl Translator<'_> {
     }
 
     /// Go to a known address if a condition holds.
-    pub fn transfer_if(&mut self, cc: u8, target: u64) {
+    pub fn transfer_if(&mut self, insn: &Instruction, cc: u8) {
+        let target = insn.near_branch_target();
         self.end_shadow();
+        self.settle_stack(insn.ip(), self.count - self.index);
         self.make_live();
         let rest = (self.count - self.index - 1) as u8;
         if rest == 0 {
@@ -494,7 +455,7 @@ impl Translator<'_> {
                     if let (Some(branch), Some((flags, rest, _))) = (apart, group) {
                         (self.flags, self.x87) = (flags, site.x87);
                         let mode = self.mode | super::mode::MODE_UNGROUPED;
-                        self.write_exit(branch, rip, rest, page, mode);
+                        self.write_exit(Some(branch), rip, rest, page, mode);
                     }
                 }
                 Cold::Cross { branch, rip, flags, x87, index } => {
@@ -506,6 +467,13 @@ impl Translator<'_> {
                     self.a.patch(branch, here);
                     self.call_step();
                     self.tools.sites.push(site);
+                }
+                Cold::Outside { branch, other, rip, flags, x87, rest } => {
+                    self.a.patch(branch, here);
+                    self.write_other(other);
+                    (self.flags, self.x87) = (flags, x87);
+                    let mode = self.mode | super::mode::MODE_UNGROUPED;
+                    self.write_exit(None, rip, rest, page, mode);
                 }
                 Cold::Flags { branch, back } => {
                     self.a.patch(branch, here);
@@ -521,7 +489,7 @@ impl Translator<'_> {
                 Cold::Exit { branch, target, flags, x87, rest } => {
                     (self.flags, self.x87) = (flags, x87);
                     let mode = self.mode & !super::mode::MODE_UNGROUPED;
-                    self.write_exit(branch, target, rest, page, mode);
+                    self.write_exit(Some(branch), target, rest, page, mode);
                 }
             }
         }
@@ -568,20 +536,23 @@ impl Translator<'_> {
         self.a.jcc_later(cc::BE)
     }
 
-    /// The way from a branch to the block of some mode at `target`, where `rest` instructions of
+    /// The way from a branch, or from here, to the block of some mode at `target`, where `rest` instructions of
     /// this one did not run.
-    fn write_exit(&mut self, branch: usize, target: u64, rest: u8, page: u64, mode: u32) {
+    fn write_exit(&mut self, branch: Option<usize>, target: u64, rest: u8, page: u64, mode: u32) {
         let base = self.a.base;
         let is_near = target >> 12 == page;
         let here = self.a.here();
-        self.a.patch(branch, here);
+        if let Some(branch) = branch {
+            self.a.patch(branch, here);
+        }
         self.record_flags();
         self.record_x87();
         if rest > 0 {
             self.give_back(rest);
         }
         let miss = (!is_near).then(|| self.unless_page(target, 0));
-        let place = if self.a.here() == here { branch } else { self.a.jmp_later() };
+        let direct = branch.filter(|_| self.a.here() == here);
+        let place = direct.unwrap_or_else(|| self.a.jmp_later());
         let stub = self.a.here();
         for jump in miss.into_iter().chain([place]) {
             self.a.patch(jump, stub);

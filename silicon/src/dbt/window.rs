@@ -1,67 +1,95 @@
 //! Lowering of memory operands in a window of the guest's ([`crate::mmu::window`]).
 //!
-//! The computer's GS base is the window's address, and a 32-bit program's operand is an operand of 32
-//! bits with that segment: nothing is computed or looked up.  Where the page is not mapped, the access
-//! faults, and the instruction is interpreted.  What cannot be taken back when it faults goes through
-//! the first level of the TLB, as without a window.
+//! Of a 32-bit program: the computer's GS base is the window's address, and the program's operand is an
+//! operand of 32 bits with that segment: nothing is computed or looked up.  Of a 64-bit program:
+//! [`super::arena`].  Where the page is not mapped, the access faults, and the instruction is
+//! interpreted.
 
 use iced_x86::{Instruction, Register};
 
-use super::asm::{Mem, T0, at};
+use super::arena::{Compute, Reach};
+use super::asm::{Mem, T0, Through, at};
 use super::block::Site;
 use super::kinds::has_base;
-use super::map::{HOST_OF_RSP, host_of, number, with_width};
+use super::map::{host_of, number, with_width};
+use super::tables::{NOWHERE, Tables};
 use super::translate::Translator;
+use crate::mmu::window::{Current, HIGH, Kind, LOW, low_place};
 
-/// Make the memory operand one in the window; where its segment may have a base, its address is in T0.
-pub(super) fn encode(insn: &mut Instruction) {
-    if has_base(insn) {
-        insn.set_memory_base(with_width(T0, Register::EAX));
-        insn.set_memory_index(Register::None);
-        insn.set_memory_index_scale(1);
-        insn.set_memory_displacement64(0);
-        insn.set_memory_displ_size(0);
-    } else if insn.memory_base() == Register::ESP {
-        insn.set_memory_base(with_width(HOST_OF_RSP, Register::EAX));
+/// Make the instruction's memory operand this one.
+pub(super) fn encode(insn: &mut Instruction, mem: Mem) {
+    let is_short = mem.through == Some(Through::Bits32);
+    let width = if is_short { Register::EAX } else { Register::RAX };
+    let register = |r: Option<u8>| r.map_or(Register::None, |r| with_width(r, width));
+    let (index, scale) = mem.index.unzip();
+    insn.set_memory_base(register(mem.base));
+    insn.set_memory_index(register(index));
+    insn.set_memory_index_scale(1 << scale.unwrap_or(0));
+    let bytes = match (i8::try_from(mem.disp), mem.base) {
+        (Ok(0), Some(_)) => 0,
+        (Ok(_), Some(_)) => 1,
+        _ if is_short => 4,
+        _ => 8,
+    };
+    let is_whole = is_short && bytes == 4;
+    let disp =
+        if is_whole { u64::from(mem.disp.cast_unsigned()) } else { i64::from(mem.disp).cast_unsigned() };
+    insn.set_memory_displacement64(disp);
+    insn.set_memory_displ_size(bytes);
+    let is_own = mem.through == Some(Through::Own);
+    insn.set_segment_prefix(if is_own { Register::None } else { Register::GS });
+}
+
+/// Let operands lead into a window from now on.
+pub(super) fn enter(tables: &mut Tables, Current { base, kind }: Current) {
+    super::gate::set_window(base);
+    for number in HIGH {
+        tables.distances[number as usize] = base;
     }
-    insn.set_segment_prefix(Register::GS);
+    tables.distances[LOW as usize] = if kind == Kind::Low { low_place() } else { NOWHERE };
 }
 
 impl Translator<'_> {
-    /// Whether the instruction can have its operand in the window: AH … BH and the registers with two
-    /// digits cannot be in one instruction.
-    pub(super) fn fits_window(&self, insn: &Instruction, has_high_byte: bool) -> bool {
-        !has_high_byte || !has_base(insn) && insn.memory_base() != Register::ESP
+    /// How the instruction's operand is accessed in the window, if it is.  AH … BH and the registers with
+    /// two digits cannot be in one instruction.
+    pub(super) fn reach_window(&self, insn: &Instruction, has_high_byte: bool) -> Option<Reach> {
+        if !self.has_window {
+            return None;
+        }
+        let reach = if self.is_32 { Some(Self::reach_32(insn)) } else { self.reach(insn) };
+        let is_old = |r: u8| r < 8;
+        reach.filter(|Reach { mem, .. }| {
+            !has_high_byte || mem.base.is_none_or(is_old) && mem.index.is_none_or(|(i, _)| is_old(i))
+        })
     }
 
-    /// The instruction accesses memory there, in the window.
-    pub(super) fn in_window(&mut self, insn: &Instruction, m: Mem) -> Mem {
-        self.access_site = Some(self.site(insn));
-        Mem { in_window: true, ..m }
-    }
-
-    /// The memory operand, in the window.
-    pub(super) fn window_operand(&mut self, insn: &Instruction) -> Mem {
-        let place = if has_base(insn) {
-            self.keep_flags();
-            self.address(insn, 0);
-            at(T0)
+    /// A 32-bit program's operand.
+    fn reach_32(insn: &Instruction) -> Reach {
+        let (compute, mem) = if has_base(insn) {
+            (Compute::Address, at(T0))
         } else {
             let host = |r: Register| if r == Register::None { None } else { host_of(number(r)) };
             let scale = insn.memory_index_scale().trailing_zeros() as u8;
             let index = host(insn.memory_index()).map(|i| (i, scale));
-            Mem::new(host(insn.memory_base()), index, insn.memory_displacement64() as i32)
+            let disp = insn.memory_displacement64() as i32;
+            (Compute::Nothing, Mem::new(host(insn.memory_base()), index, disp))
         };
-        self.in_window(insn, place)
+        Reach { compute, check: None, mem: Mem { through: Some(Through::Bits32), ..mem } }
+    }
+
+    /// The instruction accesses memory there, in the window.
+    pub(super) fn in_window(&mut self, insn: &Instruction, m: Mem) -> Mem {
+        debug_assert!(m.through.is_some());
+        self.access_site = Some(self.site(insn));
+        m
     }
 
     /// The memory operand of an instruction that can be interpreted from its start if the access faults:
     /// in the window, or behind a check.
     pub(super) fn operand(&mut self, insn: &Instruction, size: usize, write: bool) -> Mem {
-        if self.has_window {
-            self.window_operand(insn)
-        } else {
-            self.place(insn, size, write, |t, by| t.address(insn, by))
+        match self.reach_window(insn, false) {
+            Some(reach) => self.approach(insn, reach),
+            None => self.place(insn, size, write, |t, by| t.address(insn, by)),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mmu::caches::Caches;
 use crate::mmu::format::{IA32, LEVEL4, PAE};
-use crate::mmu::window::Windows;
+use crate::mmu::window::{Kind, Windows};
 
 /// Entries of the data TLB (direct-mapped by page number).
 pub const ENTRIES: usize = 16384;
@@ -428,9 +428,14 @@ impl Tlb {
         }
     }
 
-    /// Give the current space a window; whether it has one.
-    pub fn open_window(&mut self) -> bool {
-        self.windows.current().is_some() || self.windows.open(self.l1_owner)
+    /// Give the current space a window; whether it has one now.
+    pub fn open_window(&mut self, kind: Kind) -> bool {
+        self.windows.open(self.l1_owner, kind)
+    }
+
+    /// Take its window away.
+    pub fn close_window(&mut self) {
+        self.windows.close_current(self.l1_owner);
     }
 
     /// Empty the first level (the second stays).

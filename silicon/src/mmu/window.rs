@@ -1,37 +1,66 @@
 //! Windows: what the TLB holds of a space, mapped by the computer's own page tables.
 //!
-//! A window is 4 GBytes of this process's addresses that stand for a 32-bit program's linear ones, and
-//! a guard behind them.  Generated code of that program accesses memory there as it is, without a
-//! look at the first level: whatever it computes lies in 4 GBytes, so it cannot leave.
+//! A window is addresses of this process that stand for a program's linear ones, in one or several
+//! pieces, and guards around them.  Generated code of that program accesses memory there as it is,
+//! without a look at the first level.
+//!
+//! * Of a 32-bit program: 4 GBytes.  Whatever it computes lies in them, so it cannot leave.
+//! * Of a 64-bit program: the two arenas in which Linux places what is position-independent
+//!   ([`HIGH`]), both at the same distance, and for a program that is not so the lowest one
+//!   ([`LOW`]), which only one window of a process has.  Generated code makes sure that a base
+//!   lies in an arena ([`crate::dbt`]); what is added to it leads no further than into a guard.
 //!
 //! Invariants: a page of a window leads to memory only while [`super::tlb::Tlb`] holds the page's
 //! translation for the window's owner, and can be written only while the entry is dirty, nobody holds
 //! translations of code there, and the frame has its dirty mark: as the first level, of which it is
 //! another form.  So no access goes another way than it would without windows, and every count stays.
-//! Nothing is ever mapped in the guard.
+//! Nothing is ever mapped in a guard.
 //!
 //! Filling a page costs some microseconds, a hundred times what the first level costs: windows are
 //! for programs that compute (see [`crate::dbt`]).
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 
 use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::reserved::Reserved;
 use crate::mem::Memory;
+use crate::mmu::tlb::ENTRIES;
 
-/// Bytes of a window.
-pub const WINDOW_BYTES: usize = 1 << 32;
+/// Bytes of a 32-bit program's window.
+pub const WINDOW_BYTES: u64 = 1 << 32;
 /// Bytes of a page.
 const BYTES: usize = FRAME_BYTES as usize;
 /// Bytes behind it: more than any operand has.
-const GUARD_BYTES: usize = 1 << 16;
+const GUARD_BYTES: u64 = 1 << 16;
+
+/// log2 of the bytes of an arena.
+pub const ARENA_SHIFT: u32 = 42;
+/// The numbers of the two arenas: position-independent programs and what they allocate; libraries,
+/// mappings and stacks.
+pub const HIGH: [u64; 2] = [0x15, 0x1F];
+/// The number of the lowest arena.
+pub const LOW: u64 = 0;
+/// Bytes around an arena: more than a base near it, an index of 32 bits and a displacement make up.
+const ARENA_GUARD: u64 = 64 << 30;
+/// Where in this process the lower arena may be, in steps of 2 to the power 40.  (So none is where
+/// programs themselves are, and none overlaps another.)
+const PLACES: [u64; 6] = [6, 12, 18, 24, 30, 36];
+
+/// Displacements from a base in the lowest arena go so far down at most.
+pub const LOW_BEFORE: u64 = 64 << 20;
+/// Where in this process it may be: so low that its address and a displacement are one of 32 bits.
+const LOW_PLACES: [u64; 5] = [0x3C00_0000, 0x3400_0000, 0x2C00_0000, 0x2400_0000, 0x1C00_0000];
+/// Where it is, once there was one.
+static LOW_PLACE: AtomicU64 = AtomicU64::new(0);
+
 /// Windows of one processor.
 const MOST: usize = 4;
 /// Pages of one window; when it has as many, it is emptied.
-const PAGES: usize = 8192;
-/// Pages of all windows of this process, whose mappings the operating system counts (65,530).
-const PAGES_OF_ALL: usize = 32_768;
+const PAGES: usize = ENTRIES;
+/// Pages of all windows of this process: each may need two of the mappings that the operating system
+/// counts (65,530).
+const PAGES_OF_ALL: usize = 30_000;
 
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
@@ -43,11 +72,135 @@ struct Page {
     is_writable: bool,
 }
 
-struct Window {
+/// For whom a window is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A 32-bit program.
+    Bits32,
+    /// A 64-bit program.
+    High,
+    /// A 64-bit program that uses the lowest arena, too.
+    Low,
+}
+
+impl Kind {
+    /// Whether it is for 32-bit programs.
+    #[must_use]
+    pub fn is_32(self) -> bool {
+        self == Self::Bits32
+    }
+}
+
+/// A range of linear addresses, and where it is in this process.
+struct Piece {
+    first: u64,
+    bytes: u64,
+    /// Bytes of guard before it.
+    before: u64,
     place: Reserved,
+}
+
+impl Piece {
+    /// Somewhere.
+    fn new(bytes: u64, behind: u64) -> io::Result<Self> {
+        let place = Reserved::new((bytes + behind) as usize)?;
+        Ok(Self { first: 0, bytes, before: 0, place })
+    }
+
+    /// At an address of this process, with guards.
+    fn at(first: u64, bytes: u64, address: u64, [before, behind]: [u64; 2]) -> io::Result<Self> {
+        let place = Reserved::at(address - before, (before + bytes + behind) as usize)?;
+        Ok(Self { first, bytes, before, place })
+    }
+
+    /// Where the page at a linear address is, from the first of its addresses on.
+    fn offset(&self, gva: u64) -> Option<usize> {
+        let at = gva.wrapping_sub(self.first);
+        (at < self.bytes).then_some((at + self.before) as usize)
+    }
+
+    /// The linear address that an address of this process stands for.
+    fn linear(&self, host: u64) -> Option<u64> {
+        let at = host.wrapping_sub(self.place.base() + self.before);
+        (at < self.bytes).then(|| self.first + at)
+    }
+}
+
+/// Two arenas at the same distance from where the program has them.
+fn high() -> io::Result<Vec<Piece>> {
+    let distance = |place: u64| (HIGH[0] << ARENA_SHIFT) - (place << 40);
+    let arena = |number: u64, place: u64| {
+        let first = number << ARENA_SHIFT;
+        Piece::at(first, 1 << ARENA_SHIFT, first - distance(place), [ARENA_GUARD; 2])
+    };
+    let pair = |place: u64| Ok(vec![arena(HIGH[0], place)?, arena(HIGH[1], place)?]);
+    let none = Err(io::ErrorKind::OutOfMemory.into());
+    PLACES.into_iter().map(pair).find(io::Result::is_ok).unwrap_or(none)
+}
+
+fn low() -> io::Result<Piece> {
+    let at = |place: u64| Piece::at(0, 1 << ARENA_SHIFT, place, [LOW_BEFORE, ARENA_GUARD]);
+    let known = LOW_PLACE.load(Acquire);
+    if known != 0 {
+        return at(known);
+    }
+    let none = Err(io::ErrorKind::OutOfMemory.into());
+    let found = LOW_PLACES.into_iter().map(at).find(io::Result::is_ok).unwrap_or(none)?;
+    let place = found.place.base() + LOW_BEFORE;
+    match LOW_PLACE.compare_exchange(0, place, AcqRel, Acquire) {
+        Ok(_) => Ok(found),
+        Err(other) if other == place => Ok(found),
+        Err(_) => Err(io::ErrorKind::OutOfMemory.into()),
+    }
+}
+
+/// Where the lowest arena is in this process, if a window has it: this never changes.
+#[must_use]
+pub fn low_place() -> u64 {
+    LOW_PLACE.load(Acquire)
+}
+
+/// Whether an address is in one of the high arenas.
+#[inline]
+#[must_use]
+pub fn is_high(gva: u64) -> bool {
+    HIGH.contains(&(gva >> ARENA_SHIFT))
+}
+
+/// Whether an address is in the lowest one.
+#[inline]
+#[must_use]
+pub fn is_low(gva: u64) -> bool {
+    gva >> ARENA_SHIFT == LOW
+}
+
+/// Whether a stack pointer is in the arena of stacks.
+#[inline]
+#[must_use]
+pub fn is_stack(gva: u64) -> bool {
+    gva >> ARENA_SHIFT == HIGH[1]
+}
+
+struct Window {
+    pieces: Vec<Piece>,
     owner: Owner,
     used: u64,
     pages: AddressMap<u64, Page>,
+    so_far: Use,
+    is_proved: bool,
+}
+
+/// What a window was used for.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// For whom it is.
+    pub kind: Kind,
+    /// Instructions that its space has run.
+    pub ran: u64,
+    /// Pages that were lost.
+    pub dropped: u64,
+    /// Accesses that were in none of its arenas.
+    pub strayed: u64,
 }
 
 /// The windows of one processor.
@@ -71,17 +224,38 @@ pub struct Counts {
     pub filled: u64,
     /// Pages unmapped.
     pub dropped: u64,
+    /// Accesses that were not in the window's arenas.
+    pub strayed: u64,
 }
 
 impl Window {
-    fn new() -> io::Result<Self> {
-        let place = Reserved::new(WINDOW_BYTES + GUARD_BYTES)?;
-        Ok(Self { place, owner: (0, 0, 0), used: 0, pages: AddressMap::default() })
+    fn new(kind: Kind, owner: Owner) -> io::Result<Self> {
+        let pieces = match kind {
+            Kind::Bits32 => vec![Piece::new(WINDOW_BYTES, GUARD_BYTES)?],
+            Kind::High => high()?,
+            Kind::Low => {
+                let mut pieces = high()?;
+                pieces.push(low()?);
+                pieces
+            }
+        };
+        let so_far = Use { kind, ran: 0, dropped: 0, strayed: 0 };
+        Ok(Self { so_far, is_proved: false, pieces, owner, used: 0, pages: AddressMap::default() })
+    }
+
+    /// What generated code's operands are counted from.
+    fn base(&self) -> u64 {
+        let first = &self.pieces[0];
+        (first.place.base() + first.before).wrapping_sub(first.first)
+    }
+
+    fn place(&self, vpn: u64) -> Option<(&Reserved, usize)> {
+        self.pieces.iter().find_map(|p| Some((&p.place, p.offset(vpn << 12)?)))
     }
 
     fn map(&mut self, vpn: u64, page: Page, mem: &Memory) -> bool {
-        let is_inside = (vpn as usize) < WINDOW_BYTES / BYTES;
-        let is_mapped = is_inside && self.place.show(vpn as usize * BYTES, mem, page.hpa, page.is_writable);
+        let Some((place, at)) = self.place(vpn) else { return false };
+        let is_mapped = place.show(at, mem, page.hpa, page.is_writable);
         if is_mapped && self.pages.insert(vpn, page).is_none() {
             MAPPED.fetch_add(1, Relaxed);
         }
@@ -89,10 +263,13 @@ impl Window {
     }
 
     fn protect(&mut self, mut which: impl FnMut(u64) -> bool) {
-        for (&vpn, page) in self.pages.iter_mut().filter(|(_, p)| p.is_writable) {
+        let Self { pages, pieces, .. } = self;
+        for (&vpn, page) in pages.iter_mut().filter(|(_, p)| p.is_writable) {
             if which(page.hpa) {
                 page.is_writable = false;
-                self.place.protect(vpn as usize * BYTES);
+                for piece in &*pieces {
+                    piece.offset(vpn << 12).into_iter().for_each(|at| piece.place.protect(at));
+                }
             }
         }
     }
@@ -101,8 +278,11 @@ impl Window {
     fn drop_page(&mut self, vpn: u64) -> bool {
         let was_there = self.pages.remove(&vpn).is_some();
         if was_there {
+            self.so_far.dropped += 1;
             MAPPED.fetch_sub(1, Relaxed);
-            self.place.hide(vpn as usize * BYTES, BYTES);
+            if let Some((place, at)) = self.place(vpn) {
+                place.hide(at, BYTES);
+            }
         }
         was_there
     }
@@ -111,7 +291,7 @@ impl Window {
     fn empty(&mut self) -> u64 {
         let count = self.pages.len();
         if count > 0 {
-            self.place.hide(0, WINDOW_BYTES);
+            self.pieces.iter().for_each(|p| p.place.hide(p.before as usize, p.bytes as usize));
             self.pages.clear();
             MAPPED.fetch_sub(count, Relaxed);
         }
@@ -125,12 +305,47 @@ impl Drop for Window {
     }
 }
 
+/// The current space's window, as generated code has to know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Current {
+    /// What operands are counted from.
+    pub base: u64,
+    /// For whom it is.
+    pub kind: Kind,
+}
+
 impl Windows {
-    /// The address of the current space's window, if it has one.
+    /// The current space's window, if it has one.
     #[inline]
     #[must_use]
-    pub fn current(&self) -> Option<u64> {
-        self.current.map(|i| self.all[i].place.base())
+    pub fn current(&self) -> Option<Current> {
+        self.current.map(|i| Current { base: self.all[i].base(), kind: self.all[i].so_far.kind })
+    }
+
+    /// What the current window was used for, with so many instructions more.
+    pub fn used(&mut self, ran: u64) -> Option<Use> {
+        let window = &mut self.all[self.current?];
+        window.so_far.ran += ran;
+        Some(window.so_far)
+    }
+
+    /// The current window was worth its pages; whether that is news.
+    pub fn note_proved(&mut self) -> bool {
+        self.current.is_some_and(|i| !std::mem::replace(&mut self.all[i].is_proved, true))
+    }
+
+    /// An access was in none of the current window's arenas.
+    pub fn note_stray(&mut self) {
+        let Some(i) = self.current else { return };
+        self.all[i].so_far.strayed += 1;
+        self.counts.strayed += 1;
+    }
+
+    /// The page of the current window that an address of this process stands for.
+    #[must_use]
+    pub fn page_at(&self, host: u64) -> Option<u64> {
+        let window = &self.all[self.current?];
+        window.pieces.iter().find_map(|p| p.linear(host)).map(|gva| gva >> 12)
     }
 
     /// Another space is the current one, or other rules hold.
@@ -142,20 +357,39 @@ impl Windows {
         }
     }
 
-    /// Give the current space, which has none, a window; whether there is one.
-    pub fn open(&mut self, owner: Owner) -> bool {
-        if self.all.len() < MOST && !self.is_refused {
-            match Window::new() {
-                Ok(window) => self.all.push(window),
-                Err(_) => self.is_refused = true,
-            }
+    /// Give the current space a window of this kind instead of what it has; whether it has one now.
+    pub fn open(&mut self, owner: Owner, kind: Kind) -> bool {
+        let is_in_its_way = |w: &Window| w.owner == owner || kind == Kind::Low && w.so_far.kind == Kind::Low;
+        self.remove(is_in_its_way);
+        if self.all.len() >= MOST {
+            let last = self.all.iter().map(|w| w.used).min();
+            self.remove(|w| Some(w.used) == last);
         }
-        let Some(i) = (0..self.all.len()).min_by_key(|&i| self.all[i].used) else { return false };
-        self.counts.dropped += self.all[i].empty();
-        self.all[i].owner = owner;
+        if self.is_refused {
+            return false;
+        }
+        let Ok(window) = Window::new(kind, owner) else {
+            self.is_refused = self.all.is_empty() && kind != Kind::Low;
+            return false;
+        };
+        self.all.push(window);
         self.counts.opened += 1;
         self.select(owner);
         true
+    }
+
+    /// Take the current space's window back.
+    pub fn close_current(&mut self, owner: Owner) {
+        self.remove(|w| w.owner == owner);
+    }
+
+    /// Give windows back.
+    fn remove(&mut self, which: impl Fn(&Window) -> bool) {
+        for window in self.all.iter_mut().filter(|w| which(w)) {
+            self.counts.dropped += window.empty();
+        }
+        self.all.retain(|w| !which(w));
+        self.current = None;
     }
 
     /// Let page `vpn` of the current window lead to the frame at `hpa`.
@@ -204,7 +438,7 @@ mod tests {
     fn a_page_is_there_until_it_is_dropped() {
         let mem = Memory::new(1 << 20).unwrap();
         let mut w = Windows::default();
-        assert!(w.current().is_none() && w.open((1, 2, 3)));
+        assert!(w.current().is_none() && w.open((1, 2, 3), Kind::Bits32));
         w.fill(0xF_FFFF, 0x3000, false, &mem);
         w.drop_page(0xF_FFFF, &[5]);
         assert_eq!((1, 0), (w.counts.filled, w.counts.dropped));
@@ -220,11 +454,11 @@ mod tests {
         let mem = Memory::new(1 << 20).unwrap();
         let mut w = Windows::default();
         for space in 1..=MOST as u32 {
-            assert!(w.open((space, 0, 0)));
+            assert!(w.open((space, 0, 0), Kind::Bits32));
             w.fill(0, 0x1000, true, &mem);
         }
         w.select((1, 0, 0));
-        assert!(w.open((9, 0, 0)));
+        assert!(w.open((9, 0, 0), Kind::Bits32));
         w.select((2, 0, 0));
         assert!(w.current().is_none());
         w.select((1, 0, 0));
@@ -233,10 +467,33 @@ mod tests {
     }
 
     #[test]
+    fn a_program_of_64_bits_has_its_arenas() {
+        let mem = Memory::new(1 << 20).unwrap();
+        let mut w = Windows::default();
+        assert!(w.open((1, 0, 0), Kind::Low));
+        let (base, low) = (w.current().unwrap().base, low_place());
+        let pages =
+            [(0x5555_5555_4000, base), (0x7FFF_FFFF_F000, base), (0x40_1000, low), (0xC0_0000_0000, low)];
+        for (gva, distance) in pages {
+            w.fill(gva >> 12, 0x3000, true, &mem);
+            assert_eq!(Some(gva >> 12), w.page_at(distance.wrapping_add(gva) | 0xFFF));
+        }
+        assert_eq!(pages.len() as u64, w.counts.filled);
+        w.fill(0x6000_0000_0000 >> 12, 0x3000, true, &mem); // in neither
+        assert_eq!(pages.len() as u64, w.counts.filled);
+        assert_eq!(None, w.page_at(base.wrapping_add(0x6000_0000_0000)));
+        // Nobody else has the lowest arena while it does; then somebody may.
+        let mut other = Windows::default();
+        assert!(!other.open((1, 0, 0), Kind::Low) && other.open((1, 0, 0), Kind::High));
+        w.close();
+        assert!(other.open((1, 0, 0), Kind::Low));
+    }
+
+    #[test]
     fn what_others_hold_is_left_to_be_read() {
         let mem = Memory::new(1 << 20).unwrap();
         let mut w = Windows::default();
-        assert!(w.open((1, 0, 0)));
+        assert!(w.open((1, 0, 0), Kind::Bits32));
         w.fill(4, 0x1000, true, &mem);
         w.protect_where(|hpa| hpa == 0x1000);
         assert!(!w.all[0].pages[&4].is_writable);

@@ -1,0 +1,250 @@
+//! Windows of 64-bit programs: what they do, and what is counted, is what it is without; and however
+//! they compute addresses, they stay in their memory.
+
+mod counters;
+
+use std::sync::{Mutex, PoisonError};
+
+use counters::counter;
+use silicon::arch::exit::reason;
+use silicon::arch::segment::{Segment, seg};
+use silicon::cpu::state::Clock;
+use silicon::dbt::promotion::Windows;
+use silicon::mem::Memory;
+use silicon::processor::{EngineKind, Processor};
+use silicon::snapshot::state_hash;
+
+/// One window of a process has the lowest arena.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const PML4: u64 = 0x1000;
+const IDT: u64 = 0x8_0000;
+const CODE_HPA: u64 = 0x10_0000;
+const DATA_HPA: u64 = 0x11_0000;
+const STACK_HPA: u64 = 0x12_0000;
+/// #PF, #GP, #SS: halt.
+const HANDLER: u64 = 0x13_0000;
+const USER: u64 = 7;
+
+/// Where programs are, and what they work on: without and with a place of their own.
+const LOW: u64 = 0x40_0000;
+const PIE: u64 = 0x5555_5555_0000;
+const LIBRARY: u64 = 0x7F12_3456_0000;
+const STACK: u64 = 0x7FFD_1234_0000;
+/// In none of the arenas.
+const OTHER: u64 = 0x6000_0000_0000;
+
+fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64) {
+    let mut table = PML4;
+    for level in (1..4).rev() {
+        let entry = table + 8 * (gva >> (12 + 9 * level) & 511);
+        if mem.load(entry, 8) == 0 {
+            mem.store(entry, 8, *next | USER);
+            *next += 0x1000;
+        }
+        table = mem.load(entry, 8) & !0xFFF;
+    }
+    mem.store(table + 8 * (gva >> 12 & 511), 8, hpa | USER);
+}
+
+/// A processor at a program at `at`, at CPL 3: its data at all places but its code's, its stack.
+fn machine(engine: EngineKind, windows: Windows, at: u64, program: &[u8]) -> Processor {
+    let mem = Memory::new(4 << 20).unwrap();
+    mem.write_bytes(CODE_HPA, program);
+    let mut next = 0x2000;
+    map(&mem, &mut next, at, CODE_HPA);
+    for base in [LOW, PIE, LIBRARY, OTHER] {
+        (0..16).for_each(|i| map(&mem, &mut next, base + 0x10_0000 + (i << 12), DATA_HPA + (i << 12)));
+    }
+    (0..16).for_each(|i| map(&mem, &mut next, STACK + (i << 12), STACK_HPA + (i << 12)));
+    map(&mem, &mut next, HANDLER, HANDLER);
+    map(&mem, &mut next, IDT, IDT);
+    assert!(next <= IDT);
+    for vector in [12, 13, 14] {
+        mem.store(IDT + 16 * vector, 8, HANDLER & 0xFFFF | 8 << 16 | 0xEE00 << 32 | HANDLER >> 16 << 48);
+    }
+    mem.write_bytes(HANDLER, &[0xF4]); // hlt
+    let mut p = Processor::new(mem, engine, Clock::Virtual, 0).unwrap();
+    p.use_windows(windows);
+    let c = &mut *p.core;
+    (c.cr0, c.cr3, c.cr4, c.efer) = (0x8005_0033, PML4, 0x6A0, 0xD01);
+    c.seg = [Segment { base: 0, limit: 0, attr: 1 << 16, selector: 0 }; 6];
+    c.seg[seg::SS] = Segment { base: 0, limit: u32::MAX, attr: 0xC0F3, selector: 0x2B };
+    c.seg[seg::CS] = Segment { base: 0, limit: 0, attr: 0xA0FB, selector: 0x33 };
+    c.seg[seg::FS].base = LIBRARY + 0x10_3000;
+    c.cpl = 3;
+    (c.idtr.base, c.idtr.limit) = (IDT, 0xFFF);
+    (c.rip, c.gpr[4]) = (at, STACK + 0x8000);
+    c.refresh();
+    p
+}
+
+fn run(p: &mut Processor, budget: u64) {
+    assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason);
+}
+
+/// What a program and who counts may see.
+fn seen(p: &mut Processor) -> (u64, String) {
+    (state_hash(&mut p.core), format!("{:?}", p.core.counts))
+}
+
+/// For ever: RDI, RSI, R14 are pointers to data in three arenas and beside them, by turns; RBX counts.
+const PROGRAM: &[u8] = &[
+    0x48, 0xFF, 0xC3, // again: inc rbx
+    0x49, 0x87, 0xFE, // xchg r14, rdi
+    0x48, 0x87, 0xFE, // xchg rsi, rdi
+    0x53, // push rbx
+    0xE8, 0x16, 0, 0, 0, // call f
+    0x41, 0x5F, // pop r15
+    0x48, 0x89, 0xE0, // mov rax, rsp
+    0x48, 0x8D, 0x66, 0x78, // lea rsp, [rsi + 78h]: elsewhere, mostly
+    0x50, // push rax
+    0x5C, // pop rsp
+    0x48, 0x83, 0xEC, 0x28, // sub rsp, 28h
+    0x48, 0x83, 0xC4, 0x28, // add rsp, 28h
+    0xEB, 0xDC, // jmp again
+    0x90, 0x90, // f:
+    0x55, // push rbp
+    0x48, 0x89, 0xE5, // mov rbp, rsp
+    0x48, 0x83, 0xE4, 0xE0, // and rsp, -32
+    0x48, 0x89, 0x5C, 0x24, 0xF8, // mov [rsp - 8], rbx
+    0x48, 0x8B, 0x07, // mov rax, [rdi]
+    0x48, 0x01, 0x5F, 0x08, // add [rdi + 8], rbx
+    0x73, 0x03, // jnc over
+    0x48, 0xFF, 0xC0, // inc rax
+    0x0F, 0xB6, 0xCB, // over: movzx ecx, bl
+    0x48, 0x89, 0x44, 0xCF, 0x10, // mov [rdi + rcx * 8 + 10h], rax
+    0x48, 0x63, 0xD3, // movsxd rdx, ebx
+    0x83, 0xE2, 0x7F, // and edx, 7Fh
+    0x48, 0xF7, 0xDA, // neg rdx
+    0x48, 0x33, 0x84, 0xD6, 0, 0x08, 0, 0, // xor rax, [rsi + rdx * 8 + 800h]
+    0x88, 0xA6, 0, 0x10, 0, 0, // mov [rsi + 1000h], ah
+    0x4D, 0x11, 0x76, 0x18, // adc [r14 + 18h], r14
+    0x49, 0x8B, 0x46, 0x18, // mov rax, [r14 + 18h]
+    0x48, 0xC1, 0xE8, 0x3A, // shr rax, 58
+    0xF3, 0x0F, 0x7E, 0x04, 0x06, // movq xmm0, [rsi + rax]
+    0x66, 0x0F, 0xD6, 0x47, 0x28, // movq [rdi + 28h], xmm0
+    0x64, 0x48, 0x03, 0x04, 0x25, 0x30, 0, 0, 0,    // add rax, [fs:30h]
+    0xC9, // leave
+    0xC3, // ret
+];
+
+fn pointed(mut p: Processor) -> Processor {
+    (p.core.gpr[7], p.core.gpr[6], p.core.gpr[14]) = (PIE + 0x10_2000, LOW + 0x10_4000, LIBRARY + 0x10_6000);
+    p
+}
+
+#[test]
+fn nothing_but_speed_depends_on_windows() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let kinds = [EngineKind::Reference, EngineKind::Dbt, EngineKind::Dbt, EngineKind::Dbt];
+    let windows = [Windows::Never, Windows::Never, Windows::Always, Windows::Auto];
+    for at in [LOW, PIE, LIBRARY] {
+        for budget in [7, 1009, 300_000] {
+            let pair = kinds.into_iter().zip(windows);
+            let mut all: Vec<_> = pair.map(|(k, w)| pointed(machine(k, w, at, PROGRAM))).collect();
+            for turn in 0..4 {
+                for p in &mut all {
+                    run(p, budget);
+                }
+                let expected = seen(&mut all[0]);
+                for (i, p) in all.iter_mut().enumerate() {
+                    assert_eq!(expected, seen(p), "at {at:#x}, budget {budget}, turn {turn}, processor {i}");
+                }
+                // The last one's change all the time; and the data's place.
+                all[3].use_windows([Windows::Always, Windows::Never, Windows::Auto][turn % 3]);
+                for p in &mut all {
+                    p.core.gpr[6] = [OTHER, LOW, LIBRARY, PIE][turn] + 0x10_4000;
+                }
+            }
+            assert_eq!(0, counter(&all[1], "windows_opened"));
+            assert!(counter(&all[2], "windows_opened") > 0);
+        }
+    }
+}
+
+/// Every form of operand that is lowered apart, with one register as base (RBX) and one as index (RCX).
+const FORMS: [&[u8]; 12] = [
+    &[0x48, 0x8B, 0x03],                                  // mov rax, [rbx]
+    &[0x48, 0x89, 0x83, 0, 0, 0, 0x80],                   // mov [rbx - 80000000h], rax
+    &[0x48, 0x8B, 0x83, 0xFF, 0xFF, 0xFF, 0x7F],          // mov rax, [rbx + 7FFFFFFFh]
+    &[0x89, 0xC9, 0x48, 0x8B, 0x04, 0xCB],                // mov ecx, ecx; mov rax, [rbx + rcx * 8]
+    &[0x48, 0x63, 0xC9, 0x48, 0x89, 0x04, 0xCB],          // movsxd rcx, ecx; mov [rbx + rcx * 8], rax
+    &[0x48, 0x8B, 0x04, 0x0B],                            // mov rax, [rbx + rcx]
+    &[0x89, 0xC9, 0x48, 0x89, 0x04, 0xCD, 0, 0, 0x40, 0], // mov ecx, ecx; mov [rcx * 8 + 400000h], rax
+    &[0x48, 0x89, 0xDC, 0x50, 0x50],                      // mov rsp, rbx; push rax; push rax
+    &[0x48, 0x89, 0xDD, 0xC9],                            // mov rbp, rbx; leave
+    &[0x48, 0x81, 0xEC, 0xFF, 0xFF, 0xFF, 0x7F, 0x50],    // sub rsp, 7FFFFFFFh; push rax
+    &[0x48, 0x29, 0xCC, 0x50],                            // sub rsp, rcx; push rax
+    &[0xF2, 0x0F, 0x10, 0x83, 0xF8, 0xFF, 0xFF, 0xFF],    // movsd xmm0, [rbx - 8]
+];
+
+/// Addresses at, across and beyond every edge of an arena, of its guards, and of what is an address.
+fn edges() -> Vec<u64> {
+    let edges = [0, 1 << 31, 1 << 32, 1 << 42, 0x15 << 42, 0x16 << 42, 0x1F << 42, 1 << 47, OTHER];
+    let guards = [0, 64 << 20, 2 << 30, 34 << 30, 64 << 30];
+    let near = |edge: u64| [-4096, -9, -8, -1, 0, 1, 8].map(|by| edge.wrapping_add_signed(by));
+    let places = edges.into_iter().flat_map(|edge| {
+        guards.into_iter().flat_map(move |g: u64| [edge.wrapping_add(g), edge.wrapping_sub(g)])
+    });
+    let mut all: Vec<u64> = places.flat_map(near).collect();
+    let data = [LOW, PIE, LIBRARY].map(|base| base + 0x10_8000);
+    all.extend(data.into_iter().flat_map(near));
+    all.extend(data.map(|at| at | 1 << 62)); // not canonical
+    all
+}
+
+/// What one access leaves: where the program is, what it faulted with, what is in its memory.
+#[test]
+fn no_form_of_operand_leaves_the_window() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (n, form) in FORMS.into_iter().enumerate() {
+        // The form, three times with other registers, so that what is known of them is used.
+        let mut program = Vec::new();
+        program.extend(form);
+        program.extend([0x48, 0x83, 0xC3, 0x10]); // add rbx, 16
+        program.extend(form);
+        program.extend([0xF3, 0x90, 0xEB, 0xFC]); // for ever: pause
+        let at = [LOW, PIE][n % 2];
+        let kinds = [(EngineKind::Reference, Windows::Never), (EngineKind::Dbt, Windows::Always)];
+        let mut both = kinds.map(|(kind, windows)| machine(kind, windows, at, &program));
+        for base in edges() {
+            for index in [0, 8, 0x7FFF_FFFF, 0xFFFF_FFFF, u64::MAX, 1 << 40] {
+                let outcomes = both.each_mut().map(|p| {
+                    let c = &mut *p.core;
+                    (c.cpl, c.rip, c.gpr[3], c.gpr[1]) = (3, at, base, index);
+                    (c.gpr[0], c.gpr[4], c.gpr[5]) = (0x1122_3344, STACK + 0x8000, 0);
+                    c.seg[seg::SS].attr = 0xC0F3;
+                    c.seg[seg::CS].attr = 0xA0FB;
+                    c.activity = silicon::cpu::state::Activity::Active;
+                    c.refresh();
+                    p.run(12, &mut || false);
+                    (p.core.rip, p.core.cr2, p.core.gpr, p.core.fx.0)
+                });
+                assert_eq!(outcomes[0], outcomes[1], "form {n} base {base:#x} index {index:#x}");
+            }
+        }
+        let memory = both.each_ref().map(|p| {
+            (0..4 << 17).map(|i| p.core.mem.load(8 * i, 8)).fold(0_u64, |h, v| h.rotate_left(5) ^ v)
+        });
+        assert_eq!(memory[0], memory[1], "form {n}");
+        assert!(counter(&both[1], "windows_opened") > 0);
+    }
+}
+
+/// Bytes for each instruction, block heads and ends in the sum.
+#[test]
+fn an_instruction_becomes_fewer_bytes() {
+    // again: mov rax,[rbx+8]; add rax,[rbx+16]; mov [rbx+24],rax; mov rax,[rsp+8]; mov [rsp+16],rax; jmp
+    let program = [
+        0x48, 0x8B, 0x43, 0x08, 0x48, 0x03, 0x43, 0x10, 0x48, 0x89, 0x43, 0x18, 0x48, 0x8B, 0x44, 0x24, 0x08,
+        0x48, 0x89, 0x44, 0x24, 0x10, 0xEB, 0xE8,
+    ];
+    let bytes = [Windows::Never, Windows::Always].map(|windows| {
+        let mut p = machine(EngineKind::Dbt, windows, PIE, &program);
+        p.core.gpr[3] = LIBRARY + 0x10_0000;
+        run(&mut p, 10_000);
+        counter(&p, "emitted_bytes") / counter(&p, "translated_instructions")
+    });
+    assert!(bytes[1] < bytes[0] && bytes[1] <= 45, "{bytes:?}");
+}
