@@ -1,11 +1,14 @@
 """The registers that an instruction names, whoever keeps them.
 
-A guest behind its port (`guest.py`) is one; a technique that interprets holds them nearer.
+A guest behind its port (`guest.py`) is one; a technique that interprets holds them nearer, and is
+asked for more: what a segment lets a program reach.
 Source: SDM 1, "Basic Program Execution Registers".
 """
 
 from collections.abc import Callable
 from typing import Protocol
+
+from understudy.arch.segment import Segment
 
 
 class Registers(Protocol):
@@ -19,3 +22,37 @@ class Registers(Protocol):
     def gpr(self, n: int, /) -> int: ...
     def set_gpr(self, n: int, value: int, /) -> None: ...
     def segment_base(self, n: int, /) -> int: ...
+
+
+class NotHere(Exception):
+    """Not carried out here: the processor has to execute this instruction."""
+
+
+class Program(Registers, Protocol):
+    """What a program's instructions see that reach memory by linear addresses.
+
+    Nothing has changed when `place` or an access refuses, so an instruction asks for all its places
+    first.
+    """
+
+    code_limit: int  # the last offset of code; of 64-bit code none
+    stack_mask: int  # what of RSP is the stack pointer
+    cpl: int
+
+    def selector(self, n: int, /) -> int:
+        """Of a segment register, by its number."""
+
+    def place(self, n: int, offset: int, size: int, write: bool, /) -> int:
+        """The linear address of so many bytes at an offset in a segment.  Not for 64-bit code.
+
+        NotHere: the segment does not let them be accessed.
+        """
+
+    def shadow(self, *, by_stack: bool = False) -> None:
+        """The next instruction comes before any interrupt (STI; MOV SS and POP SS: `by_stack`)."""
+
+    def look_up(self) -> None:
+        """After this instruction somebody has to look whether an event can be delivered."""
+
+    def load_segment(self, n: int, segment: Segment, /) -> None:
+        """Set a segment register, its hidden part too."""

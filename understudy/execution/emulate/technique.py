@@ -16,47 +16,52 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-import iced_x86 as iced
 from iced_x86 import Mnemonic
 
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
+from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
-from understudy.execution.emulate.linear import Linear, Ram
-from understudy.execution.vmx.technique import INFO, INTERRUPTIBILITY, PENDING_DEBUG, VALID, Vmx
-from understudy.guest import RSP
-from understudy.instructions.control_transfer import Flow, NotHere, flow
-from understudy.instructions.interpreter import decode, plan
-from understudy.instructions.operands import LONGEST, MASK64
+from understudy.execution.emulate.held import Held
+from understudy.execution.emulate.linear import Linear, Ram, Rewritten
+from understudy.execution.emulate.runs import Code, Run, Runs
+from understudy.execution.vmx.technique import (
+    INFO,
+    INTERRUPTIBILITY,
+    PENDING_DEBUG,
+    SHADOW,
+    VALID,
+    Vmx,
+)  # fmt: skip
+from understudy.guest import IF, RSP
+from understudy.instructions.interpreter import decode
+from understudy.instructions.linear_strings import Again
+from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.instructions.registers import NotHere
 from understudy.machine.host import Host
 from understudy.paging import Paging
-from understudy.paging.guest_walk import GuestFault, Translation
+from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit, Processor
 from understudy.state import restore
 from understudy.vcpu.cpu_model import CpuModel
 
-STEPS_KEPT: Final = 1 << 16
 STRETCH: Final = 4096  # instructions between two looks at whether somebody wants something
 MTF: Final = PrimaryControls.MONITOR_TRAP_FLAG.mask
-WINDOWS: Final = int(PrimaryControls(INTERRUPT_WINDOW_EXITING=1, NMI_WINDOW_EXITING=1))
+NMI_WINDOW: Final = PrimaryControls.NMI_WINDOW_EXITING.mask
+WINDOWS: Final = PrimaryControls.INTERRUPT_WINDOW_EXITING.mask | NMI_WINDOW
 TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
 BY_HARDWARE: Final = int(RFLAGS(TF=1, RF=1))
 AC: Final = RFLAGS.AC.mask
+AM: Final = CR0.AM.mask
+CODE64: Final = Code(64, 0, MASK64)
+FORGETS: Final = frozenset({
+    Mnemonic.MOV, Mnemonic.INVLPG, Mnemonic.INVPCID, Mnemonic.WRMSR, Mnemonic.WRMSRNS,
+})  # fmt: skip
+"""Instructions by which a program has translations forgotten (a MOV to a control register)."""
 BREAKPOINTS: Final = 0xFF  # of DR7
 COUNTING: Final = (Msr.IA32_FIXED_CTR_CTRL, *range(Msr.IA32_PERFEVTSEL0, Msr.IA32_PERFEVTSEL0 + 4))
-
-
-class Held:
-    """The guest's general registers, RIP and RFLAGS, while it is interpreted."""
-
-    def __init__(self, base: Callable[[int], int]) -> None:
-        self.values = [0] * 16
-        self.rip, self.rflags = 0, 2
-        self.read_gpr: Callable[[int], int] = self.values.__getitem__
-        self.write_gpr: Callable[[int, int], None] = self.values.__setitem__
-        self.gpr, self.set_gpr, self.segment_base = self.read_gpr, self.write_gpr, base
 
 
 class Emulate(Vmx, name="emulate"):
@@ -77,8 +82,7 @@ class Emulate(Vmx, name="emulate"):
         self.handed_over: Counter[str] = Counter()  # by mnemonic
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.linear = Linear(Ram(host, paging.p2m))
-        self.held = Held(self.segment_base)
-        self._steps: dict[bytes, Flow | None] = {}
+        self.held, self.runs = Held(self), Runs(self.linear)
         self._refused = False  # the stretch ended before an instruction of the processor's
 
     # --- the way in ---
@@ -128,10 +132,10 @@ class Emulate(Vmx, name="emulate"):
             left = end - self.retired if end else STRETCH
             if end and left <= 0:
                 return self._step_on(0)
-            done = 0
+            self._refused = True
             if self._is_ours():
-                done = self._stretch(min(left, STRETCH, self._ticks()))
-            if done == 0 or self._refused:
+                self._stretch(min(left, STRETCH, self._ticks()))
+            if self._refused:
                 exit = self._hand_over()
                 if exit is not None:
                     return exit
@@ -149,13 +153,19 @@ class Emulate(Vmx, name="emulate"):
         return ((now >> shift) + self.read(TIMER) << shift) - now
 
     def _is_ours(self) -> bool:
-        """Whether the next instruction is plain code of 64 bits, with nothing that waits."""
-        read = self.read
-        if not self.is_code64() or self.rflags & BY_HARDWARE or self.dr7 & BREAKPOINTS:
+        """Whether nothing waits that comes before the next instruction, or watches it."""
+        read, flags = self.read, self.rflags
+        if flags & BY_HARDWARE or self.dr7 & BREAKPOINTS:
             return False
-        if read(INFO) & VALID or read(INTERRUPTIBILITY) or read(PENDING_DEBUG):
+        if read(INFO) & VALID or read(PENDING_DEBUG):
             return False
-        return not self.current_primary & WINDOWS and not self._counts_events()
+        blocking = read(INTERRUPTIBILITY)
+        if blocking & ~SHADOW:
+            return False
+        windows = self.current_primary & WINDOWS
+        if windows and (windows & NMI_WINDOW or (flags & IF and not blocking)):
+            return False
+        return not self._counts_events()
 
     def _counts_events(self) -> bool:
         """Whether a performance counter counts what only the processor knows."""
@@ -165,33 +175,72 @@ class Emulate(Vmx, name="emulate"):
 
     # --- interpreting ---
 
-    def _stretch(self, most: int) -> int:
-        """Interpret at most so many instructions; how many it were."""
-        held, linear, steps = self.held, self.linear, self._steps
-        held.values[:] = self.processor.gprs()
-        held.values[RSP] = self.gpr(RSP)
-        held.rip, held.rflags = self.rip, self.rflags
-        control, keys = self.paging_control(), self.protection_keys()
-        linear.follow(Translation(
-            *control[:4], self.cpl(), control.pdptes, bool(held.rflags & AC), keys
-        ))  # fmt: skip
-        done, load, store, code_at = 0, linear.load, linear.store, linear.code
-        self._refused = False
-        try:
-            while done < most:
-                code = code_at(held.rip, LONGEST)
-                step = steps.get(code, ...)
-                if step is ...:
-                    step = self._decode(code)
-                if step is None:
-                    self._refused = True
-                    break
-                step(held, load, store)
-                done += 1
-        except (GuestFault, NotHere):
-            self._refused = True
-        if done:
-            self._put_back(done)
+    def _stretch(self, most: int) -> None:
+        """Interpret at most so many instructions."""
+        held, linear, read = self.held, self.linear, self.read
+        control, bits = self.paging_control(), self.code_bits()
+        held.begin(self.processor.gprs(), bits, control.cr0)
+        flags = held.rflags
+        if most <= 0 or (held.cpl == 3 and flags & AC and control.cr0 & AM):
+            return  # nothing to do, or each access would have to be aligned
+        linear.follow(control, (held.cpl, bool(flags & AC), self.protection_keys()))
+        code = CODE64
+        if bits != 64:
+            _, base, limit, _ = self.segment(SegmentName.CS)
+            code, held.code_limit = Code(bits, base, limit), limit
+        held.blocking = blocking = read(INTERRUPTIBILITY)
+        self._refused, done = False, 0
+        while done < most and not self._refused and not held.is_attended:
+            shadow, held.blocking = held.blocking, 0
+            now = self._go(code, 1 if shadow else most - done)
+            done += now
+            if shadow and not now:
+                held.blocking = shadow
+                break
+            if held.blocking:
+                held.is_attended = False  # not before the next one
+            elif shadow and self.current_primary & WINDOWS:
+                break
+        self._put_back(done)
+        if held.blocking != blocking:
+            self.write(INTERRUPTIBILITY, held.blocking)
+
+    def _go(self, code: Code, most: int) -> int:
+        """Interpret until so many are done, or something is to be looked at; how many were."""
+        held, linear, store = self.held, self.linear, self.linear.store
+        runs, done, is_alone = self.runs.of(code), 0, False
+        run: Run | None = None
+        while done < most:
+            try:
+                while done < most:
+                    run = None if is_alone else runs.get(held.rip)
+                    if run is None or run.epoch != linear.epoch:
+                        run = None
+                        run = self.runs.find(code, held.rip, is_alone)
+                        runs, is_alone = self.runs.of(code), False
+                    count, steps, transfer = run.count, run.steps, run.transfer
+                    if count > most - done:
+                        count, steps, transfer = most - done, steps[: most - done], None
+                    for flow, address, load, after in steps:
+                        flow(held, 0 if address is None else address(held), load, store)
+                        held.rip = after
+                    if transfer is not None:
+                        flow, address, load = transfer
+                        flow(held, 0 if address is None else address(held), load, store)
+                    done += count
+                    if held.is_attended:
+                        return done
+                return done
+            except Rewritten:
+                is_alone = True
+            except (GuestFault, NotHere):
+                self._refused = True
+            except Again:
+                held.is_attended = True
+            if run is not None:
+                done += run.starts.index(held.rip)
+            if not is_alone:
+                break
         return done
 
     def _put_back(self, done: int) -> None:
@@ -200,25 +249,24 @@ class Emulate(Vmx, name="emulate"):
         self.set_gpr(RSP, held.values[RSP])
         self.rip, self.rflags = held.rip, held.rflags
         self.interpreted += done
-        if self.is_virtual:
+        if done and self.is_virtual:
             shift, now = self.timer_shift, self.processor.tsc
             after, timer = self.advance(done), self.read(TIMER)
             self.write(TIMER, max(timer - ((after >> shift) - (now >> shift)), 0))
-
-    def _decode(self, code: bytes) -> Flow | None:
-        if len(self._steps) >= STEPS_KEPT:
-            self._steps.clear()
-        step = self._steps[code] = _step(decode(code, 64))
-        return step
 
     # --- what the processor executes ---
 
     def _hand_over(self) -> Exit | None:
         """Have the processor execute one instruction.  None: it is done, and nothing else is."""
-        at = self.rip
-        code = self.processor.fetch(at, LONGEST) if self.is_code64() else b""
-        instruction = decode(code, 64) if code else None
-        name = "other code" if instruction is None else _name(instruction)
+        mnemonic = None
+        if self.read(INFO) & VALID:
+            name = "event"
+        else:
+            bits, at = self.code_bits(), self.rip
+            if bits != 64:
+                at = at + self.segment_base(SegmentName.CS) & LOW32
+            mnemonic = decode(self.processor.fetch(at, LONGEST), bits).mnemonic
+            name = _NAMES.get(mnemonic, "INVALID")
         self.handed_over[name] += 1
         self.single_step(True)
         try:
@@ -226,33 +274,11 @@ class Emulate(Vmx, name="emulate"):
         finally:
             if not self.is_inside:
                 self.single_step(False)
-        self.linear.forget()
+        if exit.reason != Reason.MONITOR_TRAP_FLAG or mnemonic in FORGETS:
+            self.linear.forget()
         return None if exit.reason == Reason.MONITOR_TRAP_FLAG else exit
 
 
 _NAMES: Final = {
     value: name for name, value in vars(Mnemonic).items() if isinstance(value, int)
 }  # fmt: skip
-
-
-def _name(instruction: iced.Instruction) -> str:
-    return _NAMES.get(instruction.mnemonic, "INVALID")
-
-
-def _step(instruction: iced.Instruction) -> Flow | None:
-    """A function that does all of the instruction.  None: not here."""
-    if instruction.mnemonic == Mnemonic.INVALID:
-        return None
-    moved = flow(instruction)
-    if moved is not None:
-        return moved
-    made = plan(instruction, 64)
-    if made is None or made.string is not None:
-        return None
-    length, _, action, address, _ = made
-
-    def step(held: Any, load: Any, store: Any) -> None:
-        action(held, address(held), load, store)
-        held.rip = held.rip + length & MASK64
-
-    return step
