@@ -38,7 +38,6 @@ OPERATIONS: Final[dict[int, Operation]] = {
     Mnemonic.XOR: Operation(lambda a, b, c: a ^ b, "logic"),
     Mnemonic.TEST: Operation(lambda a, b, c: a & b, "logic", keeps_result=False),
     Mnemonic.ADD: Operation(lambda a, b, c: a + b, "add"),
-    Mnemonic.XADD: Operation(lambda a, b, c: a + b, "add"),
     Mnemonic.ADC: Operation(lambda a, b, c: a + b + c, "add"),
     Mnemonic.SUB: Operation(lambda a, b, c: a - b, "sub"),
     Mnemonic.SBB: Operation(lambda a, b, c: a - b - c, "sub"),

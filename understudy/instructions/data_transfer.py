@@ -3,8 +3,8 @@
 Source: SDM 1, "Data Transfer Instructions", "Exchange Instructions"; SDM 2, the instructions' own
 pages.
 
-Invariant: a compare-and-exchange writes its destination even if the comparison fails, with what was
-there, as hardware does.
+Invariant: a compare-and-exchange writes its destination in memory even if the comparison fails,
+with what was there, as hardware does.
 """
 
 from typing import Final
@@ -76,6 +76,7 @@ def _cmpxchg(instruction: iced.Instruction) -> Action | None:
     get, put, other = getter(instruction, 0), putter(instruction, 0), getter(instruction, 1)
     if get is None or put is None or other is None:
         return None
+    is_memory = instruction.op0_kind == OpKind.MEMORY
     compare = computer(OPERATIONS[Mnemonic.CMP], 8 * size)
     expected_of, keep = reader(ACCUMULATORS[size]), writer(ACCUMULATORS[size])
 
@@ -85,7 +86,8 @@ def _cmpxchg(instruction: iced.Instruction) -> Action | None:
         if old == expected:
             put(guest, at, store, other(guest, at, load))
         else:
-            put(guest, at, store, old)
+            if is_memory:
+                put(guest, at, store, old)
             keep(guest, old)
         guest.rflags = flags
 
