@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from understudy.arch.segment import Segment
+from understudy.guest import Guest, Kind
 
 
 class Registers(Protocol):
@@ -35,9 +36,16 @@ class Program(Registers, Protocol):
     first.
     """
 
+    bits: int  # of the code: 16, 32 or 64
+    is_real: bool  # real-address mode
+    is_long: bool  # IA-32e mode, compatibility mode too
     code_limit: int  # the last offset of code; of 64-bit code none
     stack_mask: int  # what of RSP is the stack pointer
     cpl: int
+
+    @property
+    def guest(self) -> Guest:
+        """Whose registers they are: segments, tables, control registers."""
 
     def selector(self, n: int, /) -> int:
         """Of a segment register, by its number."""
@@ -56,3 +64,21 @@ class Program(Registers, Protocol):
 
     def load_segment(self, n: int, segment: Segment, /) -> None:
         """Set a segment register, its hidden part too."""
+
+    def enter_code(self, code: Segment, rip: int, cpl: int, /) -> None:
+        """Go on there; the stack segment says the level, and has been loaded if that changes."""
+
+    def become_supervisor(self) -> None:
+        """What is accessed until the end of this instruction is as the processor accesses it."""
+
+    def blocks_nmis(self) -> bool:
+        """An IRET has to end that."""
+
+    def exits_on(self, vector: int, kind: Kind, /) -> bool:
+        """Whether such an event is the hypervisor's."""
+
+    def msr(self, index: int, /) -> int:
+        """One that the processor keeps for the guest."""
+
+    def set_msr(self, index: int, value: int, /) -> None:
+        """Set one."""

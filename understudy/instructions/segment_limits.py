@@ -85,11 +85,12 @@ def _limited(instruction: iced.Instruction, size: int, away: Read | None) -> Add
     write = is_written(instruction)
     if away is None:
         return lambda r: r.place(number, offset(r), size, write)
-    mask = _address_mask(instruction)
+    mask = address_mask(instruction)
     return lambda r: r.place(number, offset(r) + away(r) & mask, size, write)
 
 
-def _address_mask(instruction: iced.Instruction) -> int:
+def address_mask(instruction: iced.Instruction) -> int:
+    """All ones in an address of the memory operand's address size."""
     named = instruction.memory_base or instruction.memory_index
     return MASKS[iced.RegisterExt.size(named) if named else instruction.memory_displ_size]
 
@@ -106,6 +107,6 @@ def linear_address(instruction: iced.Instruction, bits: int, size: int) -> Addre
         return _limited(instruction, size, away)
     if away is None:
         return operand_address(instruction, bits)
-    mask, offset = _address_mask(instruction), effective_address(instruction)
+    mask, offset = address_mask(instruction), effective_address(instruction)
     base = segment_base(instruction.memory_segment, bits)
     return linear(base, lambda r: offset(r) + away(r) & mask, bits)

@@ -6,20 +6,27 @@ Invariant: what segments say is what the guest's say now: `begin` forgets what w
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from understudy.arch.cr import CR0, RFLAGS
+from understudy.arch.msr import EFER
 from understudy.arch.segment import Segment, SegmentName
-from understudy.guest import RSP, Guest
+from understudy.arch.vmcs import Interruptibility, Vmcs
+from understudy.execution.emulate.linear import Linear
+from understudy.execution.vmx.technique import INTERRUPTIBILITY, Vmx
+from understudy.guest import RSP, Control, Kind
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.instructions.segment_limits import DEFAULT_BIG, Reach, place, reach
 
+LMA: Final = EFER.LMA.mask
+NMI_BLOCKED: Final = Interruptibility.NMI.mask
 PE, VM = CR0.PE.mask, RFLAGS.VM.mask
 
 
 class Reaches(dict[int, Reach]):
     """What segments reach, by their numbers; asked for when it is needed."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Vmx) -> None:
         super().__init__()
         self.guest, self.is_real = guest, False
 
@@ -31,10 +38,11 @@ class Reaches(dict[int, Reach]):
 class Held:
     """General registers, RIP and RFLAGS; what else is asked for is in the guest."""
 
-    def __init__(self, guest: Guest) -> None:
-        self.guest, self.values = guest, [0] * 16
+    def __init__(self, guest: Vmx, linear: Linear) -> None:
+        self.guest, self.linear, self.values = guest, linear, [0] * 16
         self.rip, self.rflags, self.cpl = 0, 2, 0
-        self.code_limit, self.stack_mask = MASK64, MASK64
+        self.code_limit, self.stack_mask, self.bits = MASK64, MASK64, 64
+        self.is_real = self.is_long = False
         self.read_gpr: Callable[[int], int] = self.values.__getitem__
         self.write_gpr: Callable[[int, int], None] = self.values.__setitem__
         self.gpr, self.set_gpr = self.read_gpr, self.write_gpr
@@ -43,19 +51,22 @@ class Held:
         self.blocking = 0  # by STI (1) or MOV SS (2): the next instruction comes before interrupts
         self.is_attended = False  # after this one somebody has to look
 
-    def begin(self, values: tuple[int, ...], bits: int, cr0: int) -> None:
+    def begin(self, values: tuple[int, ...], bits: int, control: Control) -> None:
         """Take over what the guest has."""
         guest = self.guest
         self.values[:] = values
         self.values[RSP] = guest.gpr(RSP)
         self.rip, self.rflags, self.cpl = guest.rip, guest.rflags, guest.cpl()
         self.is_attended = False
+        is_protected = control.cr0 & PE
+        self.bits, self.is_real = bits, not is_protected
+        self.is_long = bool(control.efer & LMA)
         if bits == 64:
             self.stack_mask = MASK64
         else:
             reaches = self.reaches
             reaches.clear()
-            reaches.is_real = not cr0 & PE or bool(self.rflags & VM)
+            reaches.is_real = not is_protected or bool(self.rflags & VM)
             is_big = guest.segment(SegmentName.SS).rights & DEFAULT_BIG
             self.stack_mask = LOW32 if is_big else 0xFFFF
 
@@ -80,3 +91,29 @@ class Held:
         self.guest.set_segment(n, segment)
         self.reaches.pop(n, None)
         self.is_attended = True
+
+    def enter_code(self, code: Segment, rip: int, cpl: int) -> None:
+        """As `Program` says."""
+        self.guest.set_segment(SegmentName.CS, code)
+        self.rip, self.cpl, self.is_attended = rip, cpl, True
+
+    def become_supervisor(self) -> None:
+        """As `Program` says."""
+        self.linear.become_supervisor()
+
+    def blocks_nmis(self) -> bool:
+        """As `Program` says."""
+        return bool(self.guest.read(INTERRUPTIBILITY) & NMI_BLOCKED)
+
+    def exits_on(self, vector: int, kind: Kind) -> bool:
+        """As `Program` says.  INT n never does."""
+        bitmap = self.guest.read(Vmcs.EXCEPTION_BITMAP)
+        return kind is not Kind.SOFTWARE_INTERRUPT and bool(bitmap >> vector & 1)
+
+    def msr(self, index: int) -> int:
+        """As `Program` says."""
+        return self.guest.processor.rdmsr(index)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """As `Program` says."""
+        self.guest.processor.wrmsr(index, value)

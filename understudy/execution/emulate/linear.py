@@ -131,6 +131,13 @@ class Linear:
         self._privilege = privilege
         self._mean()
 
+    def become_supervisor(self) -> None:
+        """From here on accesses are the processor's own, until `follow` says otherwise."""
+        privilege = 0, False, self._privilege[2]
+        if privilege != self._privilege:
+            self._privilege = privilege
+            self._mean()
+
     def forget(self) -> None:
         """Walk again."""
         self._all.clear()

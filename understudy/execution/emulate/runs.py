@@ -15,11 +15,18 @@ from iced_x86 import Mnemonic
 
 from understudy.execution.emulate.linear import Linear
 from understudy.instructions import bits as bit_instructions
-from understudy.instructions import flag_control, linear_strings, stack
+from understudy.instructions import (
+    control_transfer,
+    far_transfer,
+    flag_control,
+    linear_strings,
+    segment_loads,
+    stack,
+    system_calls,
+)
 from understudy.instructions.access import Load
-from understudy.instructions.control_transfer import transfer
 from understudy.instructions.interpreter import decode, plan
-from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.instructions.operands import LONGEST, LOW32, MASK64, SEGMENTS
 from understudy.instructions.registers import NotHere, Program
 from understudy.instructions.segment_limits import is_written, linear_address
 from understudy.instructions.stack import Flow
@@ -149,8 +156,22 @@ class Runs:
         return step
 
 
+TRANSFERS: Final = (control_transfer.transfer, far_transfer.transfer, system_calls.transfer)
+FLOWS: Final = (
+    segment_loads.flow, stack.flow, flag_control.flow, linear_strings.flow, system_calls.flow,
+)  # fmt: skip
+
+
+def _is_pointer(instruction: iced.Instruction) -> bool:
+    """A far pointer in memory is found by the instruction itself."""
+    return instruction.code in far_transfer.FAR_SIZES or (
+        instruction.mnemonic in segment_loads.FAR_LOADS
+    )
+
+
 ENDS: Final = frozenset({
     Mnemonic.STI, Mnemonic.POPF, Mnemonic.POPFD, Mnemonic.POPFQ, Mnemonic.CLAC, Mnemonic.STAC,
+    Mnemonic.SWAPGS, *segment_loads.FAR_LOADS,
 })  # fmt: skip
 
 
@@ -158,9 +179,11 @@ def _step(instruction: iced.Instruction, bits: int) -> Step | None:
     if instruction.mnemonic == Mnemonic.INVALID:
         return None
     size, length = iced.MemorySizeExt.size(instruction.memory_size), instruction.len
-    moved = transfer(instruction, bits)
-    flow: Flow | None = moved
-    for group in (stack.flow, flag_control.flow, linear_strings.flow):
+    moved: Flow | None = None
+    for group in TRANSFERS:
+        moved = moved or group(instruction, bits)
+    flow = moved
+    for group in FLOWS:
         flow = flow or group(instruction, bits)
     if flow is None and bit_instructions.is_bit_string(instruction):
         flow = bit_instructions.test_bit(instruction)
@@ -169,10 +192,12 @@ def _step(instruction: iced.Instruction, bits: int) -> Step | None:
         if made is None:
             return None
         flow = made.action
-    if linear_strings.is_string(instruction):
-        return Step(flow, None, False, length, True, False)
+    if linear_strings.is_string(instruction) or _is_pointer(instruction):
+        ends = instruction.mnemonic in ENDS
+        return Step(flow, None, False, length, moved is None, ends)
     address = linear_address(instruction, bits, size)
     written = address is not None and is_written(instruction)
     return Step(
-        flow, address, written, length, moved is None, instruction.mnemonic in ENDS
+        flow, address, written, length, moved is None,
+        instruction.mnemonic in ENDS or instruction.op0_register in SEGMENTS,
     )  # fmt: skip

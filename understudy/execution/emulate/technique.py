@@ -19,23 +19,27 @@ from typing import Any, Final
 from iced_x86 import Mnemonic
 
 from understudy.arch.cr import CR0, RFLAGS
+from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution.emulate.held import Held
-from understudy.execution.emulate.linear import Linear, Ram, Rewritten
+from understudy.execution.emulate.linear import Linear, Ram, Refused, Rewritten
 from understudy.execution.emulate.runs import Code, Run, Runs
 from understudy.execution.vmx.technique import (
+    ERROR_CODE,
     INFO,
     INTERRUPTIBILITY,
     PENDING_DEBUG,
     SHADOW,
+    TYPE_SHIFT,
     VALID,
     Vmx,
 )  # fmt: skip
-from understudy.guest import IF, RSP
+from understudy.guest import IF, RSP, Event, Kind
+from understudy.instructions.delivery import deliver
 from understudy.instructions.interpreter import decode
 from understudy.instructions.linear_strings import Again
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
@@ -52,7 +56,11 @@ MTF: Final = PrimaryControls.MONITOR_TRAP_FLAG.mask
 NMI_WINDOW: Final = PrimaryControls.NMI_WINDOW_EXITING.mask
 WINDOWS: Final = PrimaryControls.INTERRUPT_WINDOW_EXITING.mask | NMI_WINDOW
 TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
-BY_HARDWARE: Final = int(RFLAGS(TF=1, RF=1))
+TF, RF = RFLAGS.TF.mask, RFLAGS.RF.mask
+TAKEN: Final = frozenset({
+    Kind.INTERRUPT, Kind.EXCEPTION, Kind.SOFTWARE_INTERRUPT, Kind.SOFTWARE_EXCEPTION,
+})  # fmt: skip
+"""Kinds of events that are delivered here (an NMI blocks others)."""
 AC: Final = RFLAGS.AC.mask
 AM: Final = CR0.AM.mask
 CODE64: Final = Code(64, 0, MASK64)
@@ -80,9 +88,11 @@ class Emulate(Vmx, name="emulate"):
         self.is_kicked, self.is_virtual = False, keep_timer
         self.interpreted = 0
         self.handed_over: Counter[str] = Counter()  # by mnemonic
+        self.delivered: Counter[int] = Counter()  # events, by vector
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.linear = Linear(Ram(host, paging.p2m))
-        self.held, self.runs = Held(self), Runs(self.linear)
+        self.held, self.runs = Held(self, self.linear), Runs(self.linear)
+        self._fault: GuestFault | None = None  # of the instruction at which it stopped
         self._refused = False  # the stretch ended before an instruction of the processor's
 
     # --- the way in ---
@@ -134,7 +144,10 @@ class Emulate(Vmx, name="emulate"):
                 return self._step_on(0)
             self._refused = True
             if self._is_ours():
-                self._stretch(min(left, STRETCH, self._ticks()))
+                if self.read(INFO) & VALID:
+                    self._take_event()
+                else:
+                    self._stretch(min(left, STRETCH, self._ticks()))
             if self._refused:
                 exit = self._hand_over()
                 if exit is not None:
@@ -155,9 +168,7 @@ class Emulate(Vmx, name="emulate"):
     def _is_ours(self) -> bool:
         """Whether nothing waits that comes before the next instruction, or watches it."""
         read, flags = self.read, self.rflags
-        if flags & BY_HARDWARE or self.dr7 & BREAKPOINTS:
-            return False
-        if read(INFO) & VALID or read(PENDING_DEBUG):
+        if flags & TF or self.dr7 & BREAKPOINTS or read(PENDING_DEBUG):
             return False
         blocking = read(INTERRUPTIBILITY)
         if blocking & ~SHADOW:
@@ -177,25 +188,27 @@ class Emulate(Vmx, name="emulate"):
 
     def _stretch(self, most: int) -> None:
         """Interpret at most so many instructions."""
-        held, linear, read = self.held, self.linear, self.read
-        control, bits = self.paging_control(), self.code_bits()
-        held.begin(self.processor.gprs(), bits, control.cr0)
-        flags = held.rflags
-        if most <= 0 or (held.cpl == 3 and flags & AC and control.cr0 & AM):
-            return  # nothing to do, or each access would have to be aligned
-        linear.follow(control, (held.cpl, bool(flags & AC), self.protection_keys()))
+        held = self.held
+        if most <= 0 or not self._begin():
+            return
         code = CODE64
-        if bits != 64:
+        if held.bits != 64:
             _, base, limit, _ = self.segment(SegmentName.CS)
-            code, held.code_limit = Code(bits, base, limit), limit
-        held.blocking = blocking = read(INTERRUPTIBILITY)
+            code, held.code_limit = Code(held.bits, base, limit), limit
+        held.blocking = blocking = self.read(INTERRUPTIBILITY)
         self._refused, done = False, 0
         while done < most and not self._refused and not held.is_attended:
             shadow, held.blocking = held.blocking, 0
-            now = self._go(code, 1 if shadow else most - done)
+            resumes = held.rflags & RF  # it lasts for one instruction
+            held.rflags &= ~RF
+            now = self._go(code, 1 if shadow or resumes else most - done)
             done += now
-            if shadow and not now:
+            if not now:
+                held.rflags |= resumes
                 held.blocking = shadow
+            if self._fault is not None:
+                self._raise(self._fault)
+            if not now:
                 break
             if held.blocking:
                 held.is_attended = False  # not before the next one
@@ -204,6 +217,49 @@ class Emulate(Vmx, name="emulate"):
         self._put_back(done)
         if held.blocking != blocking:
             self.write(INTERRUPTIBILITY, held.blocking)
+
+    def _begin(self) -> bool:
+        """Take over the guest's registers.  False: each access would have to be aligned."""
+        held, control = self.held, self.paging_control()
+        held.begin(self.processor.gprs(), self.code_bits(), control)
+        flags = held.rflags
+        if held.cpl == 3 and flags & AC and control.cr0 & AM:
+            return False
+        self.linear.follow(control, (held.cpl, bool(flags & AC), self.protection_keys()))
+        return True
+
+    def _raise(self, fault: GuestFault) -> None:
+        """Deliver an exception of the guest's own, if it is none of the hypervisor's."""
+        vector, self._fault = fault.vector, None
+        if vector not in (Vector.PF, Vector.DE) or self.held.exits_on(vector, Kind.EXCEPTION):
+            return
+        error = fault.error if vector == Vector.PF else None
+        if self._deliver(Event(vector, Kind.EXCEPTION, error), resume=True) and error is not None:
+            self.set_cr2(fault.gva)
+
+    def _take_event(self) -> None:
+        """Deliver what was injected, if it is none that the processor has to deliver."""
+        info = self.read(INFO)
+        kind = info >> TYPE_SHIFT & 7
+        if kind not in TAKEN or self.read(INTERRUPTIBILITY) or not self._begin():
+            return
+        error = self.read(Vmcs.ENTRY_EXCEPTION_ERROR_CODE) if info & ERROR_CODE else None
+        length = self.read(Vmcs.ENTRY_INSTRUCTION_LENGTH) if Kind(kind).is_software else 0
+        if self._deliver(Event(info & 0xFF, Kind(kind), error, length), resume=False):
+            self.write(INFO, 0)
+            self._put_back(0)
+
+    def _deliver(self, event: Event, *, resume: bool) -> bool:
+        """Begin the handler.  False: the processor has to try."""
+        held, linear = self.held, self.linear
+        try:
+            deliver(held, event, linear.load, linear.store, resume=resume)
+        except (GuestFault, NotHere, Rewritten):
+            self._refused = True
+            return False
+        held.blocking, self._refused = 0, False
+        self.delivered[event.vector] += 1
+        return True
 
     def _go(self, code: Code, most: int) -> int:
         """Interpret until so many are done, or something is to be looked at; how many were."""
@@ -233,7 +289,9 @@ class Emulate(Vmx, name="emulate"):
                 return done
             except Rewritten:
                 is_alone = True
-            except (GuestFault, NotHere):
+            except GuestFault as fault:
+                self._refused, self._fault = True, None if isinstance(fault, Refused) else fault
+            except NotHere:
                 self._refused = True
             except Again:
                 held.is_attended = True
