@@ -19,6 +19,7 @@ from understudy.vcpu.activity import Activity
 from understudy.vm import VM
 
 IDT, HANDLER, CODE, WINDOW, TABLES, GDT = 0x1_0000, 0x1_1000, 0x2_0000, 0x3_0000, 0x9_0000, 0x1_2000
+TSS, STACK = 0x1_3000, 0x1_4000
 SIZE: Final = 0x1_0000  # of the window, and of everything that is compared
 PIECE: Final = 24  # instructions
 POINTERS: Final = (3, 4, 5, 6, 7, 8, 9, 10)  # general registers that begin in the window
@@ -36,10 +37,15 @@ PREFIXES: Final = (0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0
 TWO_BYTE: Final = (
     *range(0x40, 0x50), *range(0x80, 0xA0), 0xA3, 0xA4, 0xA5, 0xAB, 0xAC, 0xAD, 0xAF, 0xB0, 0xB1,
     0xB3, 0xB6, 0xB7, 0xB8, 0xBA, 0xBB, 0xBC, 0xBD, 0xBE, 0xBF, 0xC0, 0xC1, 0xC3, 0xC7,
-    *range(0xC8, 0xD0), 0x1F, 0x0D, 0x18, 0xA0, 0xA1, 0xA8, 0xA9, 0xB2, 0xB4, 0xB5,
+    *range(0xC8, 0xD0), 0x05, 0x1F, 0x0D, 0x18, 0xA0, 0xA1, 0xA8, 0xA9, 0xB2, 0xB4, 0xB5,
 )  # fmt: skip
 REAL, PROTECTED16, FLAT32, SEGMENTED32, LONG = "real", "16", "32", "segmented", "64"
-MODES: Final = {REAL: 16, PROTECTED16: 16, FLAT32: 32, SEGMENTED32: 32, LONG: 64}
+USER32, USER64 = "user 32", "user 64"
+MODES: Final = {
+    REAL: 16, PROTECTED16: 16, FLAT32: 32, SEGMENTED32: 32, LONG: 64, USER32: 32, USER64: 64,
+}  # fmt: skip
+IS_LONG: Final = (LONG, USER64)
+IS_USER: Final = (USER32, USER64)
 
 
 def instruction(rng: random.Random, bits: int) -> bytes:
@@ -87,7 +93,7 @@ class Piece:
     @classmethod
     def random(cls, rng: random.Random, mode: str) -> "Piece":
         code = b"".join(instruction(rng, MODES[mode]) for _ in range(PIECE))
-        registers = _state(rng, mode)
+        registers = state(rng, mode)
         return cls(mode, code, registers, rng.randbytes(SIZE))
 
     def load(self, vm: VM) -> None:
@@ -113,11 +119,12 @@ def _number(rng: random.Random, bits: int) -> int:
     return rng.getrandbits(bits)
 
 
-def _state(rng: random.Random, mode: str) -> dict[str, int]:
-    wide = 64 if mode == LONG else 32
-    base = WINDOW if mode in (LONG, FLAT32) else 0
+def state(rng: random.Random, mode: str) -> dict[str, int]:
+    """Random registers, and what the mode needs."""
+    wide = MODES[mode] if mode in IS_LONG else 32
+    base = 0 if mode in (REAL, PROTECTED16, SEGMENTED32) else WINDOW
     values = {}
-    for n in range(16 if mode == LONG else 8):
+    for n in range(16 if mode in IS_LONG else 8):
         name = NAMES[n] if n < 8 else f"r{n}"
         near = base + 0x8000 + rng.randrange(-0x2000, 0x2000)
         values[name] = near if n in POINTERS else _number(rng, wide)
@@ -130,12 +137,19 @@ def _state(rng: random.Random, mode: str) -> dict[str, int]:
             segments[name] = WINDOW >> 4
         segments |= {"cs": CODE >> 4, "cr0": 0x10, "rip": 0, "idtr_base": 0, "idtr_limit": 0x3FF}
         return values | segments | {"rflags": status}
-    segments = {"idtr_base": IDT, "idtr_limit": 0x7FF, "gdtr_base": GDT, "gdtr_limit": 0x2F,
-                "rip": CODE, "cr0": 0x11, "rflags": status}  # fmt: skip
-    if mode == LONG:
-        segments |= {"cr0": 0x8001_0011, "cr3": TABLES, "cr4": 0x20, "efer": 0x500}
-        segments |= {"fs_base": WINDOW, "gs_base": WINDOW}
-    elif mode in (FLAT32, SEGMENTED32):
+    segments = {
+        "idtr_base": IDT, "idtr_limit": 0xFFF if mode in IS_LONG else 0x7FF, "gdtr_base": GDT,
+        "gdtr_limit": 0x37, "rip": CODE, "cr0": 0x11, "rflags": status,
+    }  # fmt: skip
+    if mode in IS_USER:
+        segments |= {"cs": 0x1B, "cs_attr": 0xA0FB if mode == USER64 else 0xC0FB, "ss": 0x23}
+        segments |= {f"{name}_attr": 0xC0F3 for name in ("es", "ss", "ds", "fs", "gs")}
+        segments |= {"tr": 0x28, "tr_base": TSS, "tr_limit": 0x67, "tr_attr": 0x8B}
+    if mode in IS_LONG:
+        segments |= {"cr0": 0x8001_0011, "cr3": TABLES, "cr4": 0x20, "efer": 0x501}
+        segments |= {"fs_base": WINDOW, "gs_base": WINDOW, "kernel_gs_base": WINDOW + 0x100}
+        segments |= {"star": 0x0010_0008 << 32, "lstar": HANDLER + 16, "fmask": 0x700}
+    elif mode in (FLAT32, SEGMENTED32, USER32):
         segments |= {"cr0": 0x8001_0011, "cr3": TABLES}
     if mode in (SEGMENTED32, PROTECTED16):
         for name in ("es", "ss", "ds", "fs", "gs"):
@@ -150,32 +164,46 @@ def _state(rng: random.Random, mode: str) -> dict[str, int]:
 
 def _entry(page: int) -> int:
     """Code is not written: where in a repeated store it would be noticed is nobody's promise."""
-    return page << 12 | (1 if CODE >> 12 <= page < WINDOW >> 12 else 3)
+    return page << 12 | 4 | (1 if CODE >> 12 <= page < WINDOW >> 12 else 3)
+
+
+def _gate(vector: int, mode: str) -> bytes:
+    """Exceptions end the piece; from the interrupts, which a program may raise, it comes back."""
+    is_back = vector >= 0x20
+    at, rights = HANDLER + 8 * is_back, 0xEE if is_back else 0x8E
+    gate = struct.pack("<HHBBH", at & 0xFFFF, 8, 0, rights, at >> 16)
+    return gate + bytes(8) if mode in IS_LONG else gate
 
 
 def tables(vm: VM, mode: str) -> None:
-    """Gates that lead to the end, a GDT, and page tables that map half a MByte of RAM."""
+    """Gates that lead to the end or back, a GDT, a TSS, and page tables of half a MByte of RAM."""
     vm.memory.write(0, bytes(CODE))
     vm.memory.write(CODE, bytes(WINDOW - CODE))
     vm.memory.write(HANDLER, b"\xe6\xf4")  # out 0xf4, al
-    code = 0x00AF_9B00_0000_FFFF if mode == LONG else 0x00CF_9B00_0000_FFFF
-    vm.memory.write(GDT, struct.pack("<6Q", 0, code, 0x00CF_9300_0000_FFFF, 0, 0, 0))
+    vm.memory.write(HANDLER + 8, b"\x48\xcf" if mode in IS_LONG else b"\xcf")  # iret
+    vm.memory.write(HANDLER + 16, b"\x48\x0f\x07")  # sysretq
+    code = 0x00AF_9B00_0000_FFFF if mode in IS_LONG else 0x00CF_9B00_0000_FFFF
+    data = 0x00CF_9300_0000_FFFF
+    user = [one | 3 << 45 for one in (code, data)]
+    vm.memory.write(GDT, struct.pack("<7Q", 0, code, data, *user, 0, 0))
+    stack = struct.pack("<II", STACK, 0x10) if mode == USER32 else struct.pack("<Q", STACK)
+    vm.memory.write(TSS, (bytes(4) + stack).ljust(0x68, b"\0"))
     if mode == REAL:
-        vm.memory.write(0, struct.pack("<HH", HANDLER & 0xF, HANDLER >> 4) * 256)
+        gates = [struct.pack("<HH", HANDLER + 8 * (n >= 0x20) & 0xF, HANDLER >> 4)
+                 for n in range(256)]  # fmt: skip
+        vm.memory.write(0, b"".join(gates))
         return
-    if mode in (FLAT32, SEGMENTED32):
-        vm.memory.write(TABLES, struct.pack("<I", TABLES + 0x1003))
+    if mode in (FLAT32, SEGMENTED32, USER32):
+        vm.memory.write(TABLES, struct.pack("<I", TABLES + 0x1007))
         entries = struct.pack("<128I", *map(_entry, range(128)))
         vm.memory.write(TABLES + 0x1000, entries)
-    gate = struct.pack("<HHBBH", HANDLER & 0xFFFF, 8, 0, 0x8E, HANDLER >> 16)
-    if mode == LONG:
-        gate += bytes(8)
-        vm.memory.write(TABLES, struct.pack("<Q", TABLES + 0x1003))
-        vm.memory.write(TABLES + 0x1000, struct.pack("<Q", TABLES + 0x2003))
-        vm.memory.write(TABLES + 0x2000, struct.pack("<Q", TABLES + 0x3003))
+    if mode in IS_LONG:
+        vm.memory.write(TABLES, struct.pack("<Q", TABLES + 0x1007))
+        vm.memory.write(TABLES + 0x1000, struct.pack("<Q", TABLES + 0x2007))
+        vm.memory.write(TABLES + 0x2000, struct.pack("<Q", TABLES + 0x3007))
         entries = struct.pack("<128Q", *map(_entry, range(128)))
         vm.memory.write(TABLES + 0x3000, entries)
-    vm.memory.write(IDT, gate * (0x800 // len(gate)))
+    vm.memory.write(IDT, b"".join(_gate(n, mode) for n in range(256)))
 
 
 class Twins:

@@ -5,10 +5,20 @@ Source: SDM 2.  Invariant: what the interpreter carries out itself is most of it
 """
 
 import os
+import random
 
 import pytest
 
-from tests.matrix.instruction_fuzz import MODES, fuzz
+from tests.matrix.instruction_fuzz import (
+    LONG,
+    MODES,
+    PROTECTED16,
+    SIZE,
+    Piece,
+    Twins,
+    fuzz,
+    state,
+)  # fmt: skip
 
 PIECES = int(os.environ.get("FUZZ_PIECES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
@@ -20,3 +30,34 @@ def test_random_instructions(mode: str) -> None:
     print(f"{mode}: {interpreted} interpreted, handed over {handed_over.most_common(30)}")
     assert interpreted > 4 * PIECES
     assert handed_over.total() < interpreted
+
+
+def test_a_repeated_instruction_under_the_monitor_trap_flag() -> None:
+    """What is handed over of it is one iteration: with TF, each ends in a trap (POPF, REPNE SCASW).
+
+    SDM 3C, "Monitor Trap Flag": the exit is "on the instruction boundary following that iteration".
+    """
+    registers = state(random.Random(1), PROTECTED16) | {"rcx": 27, "rsp": 0x8000, "rdi": 0x7000}
+    window = bytes(0x8000) + b"\x02\x01" + bytes(SIZE - 0x8002)  # TF, and the flag that is always 1
+    piece = Piece(PROTECTED16, bytes.fromhex("9d f2 af 90"), registers, window)
+    twins = Twins(PROTECTED16)
+    try:
+        for budget in range(1, 5):
+            assert not twins.run(piece, budget)
+        assert twins.vms[0].vcpus[0].registers()["rcx"] == 26
+    finally:
+        twins.close()
+
+
+def test_code_that_writes_the_next_instruction() -> None:
+    """MOV BYTE [rip+1], 7 over the immediate of MOV AL, 1 behind it; twice, so it was decoded."""
+    code = bytes.fromhex("b9 02 00 00 00 | c6 05 01 00 00 00 07 | b0 01 | fe 05 f8 ff ff ff | e2 ef"
+                         .replace("|", ""))  # fmt: skip
+    registers = state(random.Random(1), LONG) | {"cr0": 0x8000_0011}  # WP is off: code is written
+    piece, twins = Piece(LONG, code, registers, bytes(SIZE)), Twins(LONG)
+    try:
+        for budget in range(1, 10):
+            assert not twins.run(piece, budget)
+        assert twins.vms[0].vcpus[0].registers()["rax"] & 0xFF == 7
+    finally:
+        twins.close()

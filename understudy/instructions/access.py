@@ -10,13 +10,21 @@ Invariant: what an immediate or a register gives is masked to its width, what is
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import iced_x86 as iced
-from iced_x86 import OpKind
+from iced_x86 import Mnemonic, OpKind
 
 from understudy.instructions.operands import source, target
 from understudy.instructions.registers import Registers
 
+NOPS: Final = frozenset({
+    Mnemonic.NOP, Mnemonic.ENDBR64, Mnemonic.ENDBR32, Mnemonic.RESERVEDNOP, Mnemonic.LFENCE,
+    Mnemonic.MFENCE, Mnemonic.SFENCE, Mnemonic.PREFETCH, Mnemonic.PREFETCHNTA,
+    Mnemonic.PREFETCHT0, Mnemonic.PREFETCHT1, Mnemonic.PREFETCHT2, Mnemonic.PREFETCHW,
+    Mnemonic.PREFETCHWT1, Mnemonic.CLDEMOTE, Mnemonic.SERIALIZE,
+})  # fmt: skip
+"""What does nothing here, as hints do and fences where each access is in order already."""
 Load = Callable[[int, int], int]
 """(place, bytes): the value there."""
 Store = Callable[[int, int, int], None]

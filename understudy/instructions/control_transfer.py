@@ -15,9 +15,8 @@ from typing import Final
 import iced_x86 as iced
 from iced_x86 import Code, Mnemonic, OpKind
 
-from understudy.arch.address import is_canonical
 from understudy.guest import RSP
-from understudy.instructions.access import Action, Load, Store, getter, operand_size, putter
+from understudy.instructions.access import NOPS, Action, Load, Store, getter, operand_size, putter
 from understudy.instructions.conditions import CONDITIONS
 from understudy.instructions.operands import LOW32, MASK64, MASKS, effective_address, source, target
 from understudy.instructions.registers import NotHere, Program, Registers
@@ -37,6 +36,7 @@ COUNT_64: Final = frozenset({
     Code.LOOP_REL8_16_RCX, Code.LOOP_REL8_64_RCX, Code.LOOPE_REL8_16_RCX, Code.LOOPE_REL8_64_RCX,
     Code.LOOPNE_REL8_16_RCX, Code.LOOPNE_REL8_64_RCX, Code.JRCXZ_REL8_16, Code.JRCXZ_REL8_64,
 })  # fmt: skip
+CANONICAL: Final = (0, 0x1_FFFF)  # bits 63:47
 BRANCH_MASKS: Final = {
     OpKind.NEAR_BRANCH16: 0xFFFF, OpKind.NEAR_BRANCH32: LOW32, OpKind.NEAR_BRANCH64: MASK64,
 }  # fmt: skip
@@ -44,11 +44,6 @@ RETURNS: Final = {
     Code.RETNW: 2, Code.RETNW_IMM16: 2, Code.RETND: 4, Code.RETND_IMM16: 4,
     Code.RETNQ: 8, Code.RETNQ_IMM16: 8,
 }  # fmt: skip
-NOPS: Final = frozenset({
-    Mnemonic.NOP, Mnemonic.ENDBR64, Mnemonic.ENDBR32, Mnemonic.RESERVEDNOP, Mnemonic.LFENCE,
-    Mnemonic.MFENCE, Mnemonic.SFENCE, Mnemonic.PREFETCHNTA, Mnemonic.PREFETCHT0,
-    Mnemonic.PREFETCHT1, Mnemonic.PREFETCHT2, Mnemonic.PREFETCHW,
-})  # fmt: skip
 
 
 def transfer(instruction: iced.Instruction, bits: int) -> Flow | None:
@@ -66,7 +61,7 @@ def transfer(instruction: iced.Instruction, bits: int) -> Flow | None:
 
 def _go64(r: Program, to: int) -> None:
     to &= MASK64
-    if not is_canonical(to):
+    if to >> 47 not in CANONICAL:
         raise NotHere
     r.rip = to
 

@@ -14,7 +14,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpAccess, OpKind
 
 from understudy.arch.segment import Segment
-from understudy.instructions.access import has_memory_operand
+from understudy.instructions.access import NOPS, has_memory_operand
 from understudy.instructions.bits import is_bit_string, words_away
 from understudy.instructions.operands import (
     LOW32,
@@ -31,7 +31,7 @@ from understudy.instructions.registers import NotHere, Program
 READ_WRITE, CODE, EXPAND_DOWN, DATA_OR_CODE = 1 << 1, 1 << 3, 1 << 2, 1 << 4
 DEFAULT_BIG, UNUSABLE = 1 << 14, 1 << 16
 Address = Callable[[Program], int]
-ACCESSES_NOTHING: Final = frozenset({Mnemonic.LEA, Mnemonic.NOP, Mnemonic.RESERVEDNOP})
+ACCESSES_NOTHING: Final = NOPS | {Mnemonic.LEA}
 WRITES: Final = frozenset({
     OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE,
 })  # fmt: skip

@@ -22,10 +22,10 @@ from understudy.instructions.operands import (
     MASKS,
     SEGMENTS,
     advance,
-    operand_address,
     target,
 )
 from understudy.instructions.registers import NotHere, Program
+from understudy.instructions.segment_limits import linear_address
 
 Flow = Callable[[Program, int, Load, Store], None]
 """Does what an instruction does that reaches more memory than its operand, by linear addresses."""
@@ -109,9 +109,9 @@ def _pop(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow | None:
             write(r, value)
 
         return pop
-    if instruction.op0_kind != OpKind.MEMORY or bits != 64:
-        return None
-    address = operand_address(instruction, bits)
+    address = linear_address(instruction, bits, size)
+    if address is None:
+        return None  # a segment register
 
     def pop_to_memory(r: Program, at: int, load: Load, store: Store) -> None:
         before = r.gpr(RSP)
@@ -159,20 +159,24 @@ def _pop_all(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow:
 
 
 def _enter(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow | None:
-    if instruction.immediate8_2nd & 31:
-        return None  # nested frames: no compiler makes them
-    size = -instruction.stack_pointer_increment
+    level = instruction.immediate8_2nd & 31
     size = {iced.Code.ENTERW_IMM16_IMM8: 2, iced.Code.ENTERD_IMM16_IMM8: 4}.get(instruction.code, 8)
     room, (place, pointer) = instruction.immediate16, stack
     mask = MASKS[size]
 
     def enter(r: Program, at: int, load: Load, store: Store) -> None:
         sp, bp = r.gpr(RSP) - size, r.gpr(RBP)
-        top, bottom = place(r, sp, size, True), place(r, sp - room, size, True)
-        if (top ^ bottom) >> 12:
-            store(bottom, size, load(bottom, size))  # writable it must be, though nothing is kept
-        store(top, size, bp & mask)
         frame = pointer(r, sp)
+        store(place(r, sp, size, True), size, bp & mask)
+        for n in range(1, level):
+            value = load(place(r, bp - n * size, size, False), size)
+            sp -= size
+            store(place(r, sp, size, True), size, value)
+        if level:
+            sp -= size
+            store(place(r, sp, size, True), size, frame & mask)
+        bottom = place(r, sp - room, size, True)
+        store(bottom, size, load(bottom, size))  # writable it must be, though nothing is kept
         r.set_gpr(RSP, pointer(r, sp - room))
         r.set_gpr(RBP, frame & mask if size > 2 else bp & ~mask | frame & mask)
 

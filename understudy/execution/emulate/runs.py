@@ -162,10 +162,10 @@ FLOWS: Final = (
 )  # fmt: skip
 
 
-def _is_pointer(instruction: iced.Instruction) -> bool:
-    """A far pointer in memory is found by the instruction itself."""
+def _finds_itself(instruction: iced.Instruction) -> bool:
+    """Its action finds its operand: a far pointer, and what POP writes, by the new RSP."""
     return instruction.code in far_transfer.FAR_SIZES or (
-        instruction.mnemonic in segment_loads.FAR_LOADS
+        instruction.mnemonic in (Mnemonic.POP, *segment_loads.FAR_LOADS)
     )
 
 
@@ -192,8 +192,8 @@ def _step(instruction: iced.Instruction, bits: int) -> Step | None:
         if made is None:
             return None
         flow = made.action
-    if linear_strings.is_string(instruction) or _is_pointer(instruction):
-        ends = instruction.mnemonic in ENDS
+    if linear_strings.is_string(instruction) or _finds_itself(instruction):
+        ends = instruction.mnemonic in ENDS or instruction.op0_register in SEGMENTS
         return Step(flow, None, False, length, moved is None, ends)
     address = linear_address(instruction, bits, size)
     written = address is not None and is_written(instruction)
