@@ -85,6 +85,37 @@ def test_the_built_in_guest() -> None:
     assert interpreted > handed_over.total()
 
 
+REMAP = """
+    8b 07                | mov eax, [rdi]
+    48 89 16             | mov [rsi], rdx
+    0f 01 3f             | invlpg [rdi]
+    8b 1f                | mov ebx, [rdi]
+    41 8b 08             | mov ecx, [r8]
+    e6 f4                | out 0xf4, al
+"""
+
+
+def test_an_entry_is_used_until_invlpg() -> None:
+    """A page of 2 MBytes leads elsewhere; what else is kept of it goes too, elsewhere in it."""
+
+    def make(execution: str) -> VM:
+        vm = VM("16M", execution=execution, engine="reference")
+        directory, page = 0x4000, 4 << 20
+        for at, value in ((page, 1), (page + 0x5000, 2), (6 << 20, 3), ((6 << 20) + 0x5000, 4)):
+            vm.memory.write(at, bytes((value,)))
+        p.start(vm, REMAP, rdi=page, rsi=directory + 16, rdx=6 << 20 | 0x83, r8=page + 0x5000)
+        return vm
+
+    stop, _, handed_over = agree(make, 1, 100)
+    assert stop == StopKind.DEBUG_EXIT
+    assert set(handed_over) == {"OUT"}
+    with make("emulate") as vm:
+        vm.memory.write(p.CODE, bytes.fromhex("41 8b 08") + p.assemble(REMAP))
+        vm.go()
+        found = vm.vcpus[0].registers()
+        assert [found[name] for name in ("rax", "rbx", "rcx")] == [1, 3, 4]
+
+
 def test_it_walks_the_guests_own_tables() -> None:
     """No shadow paging goes with it, from the start or later, and that is said in one line."""
     with pytest.raises(

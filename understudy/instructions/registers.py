@@ -82,3 +82,6 @@ class Program(Registers, Protocol):
 
     def set_msr(self, index: int, value: int, /) -> None:
         """Set one."""
+
+    def invalidate(self, gva: int, /) -> None:
+        """Forget how this address translates.  NotHere: that is the hypervisor's."""

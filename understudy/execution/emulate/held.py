@@ -8,17 +8,22 @@ Invariant: what segments say is what the guest's say now: `begin` forgets what w
 from collections.abc import Callable
 from typing import Final
 
+from understudy.arch.address import is_canonical
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.msr import EFER
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Interruptibility, Vmcs
+from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution.emulate.linear import Linear
+from understudy.execution.vmx.placement import ONE_ADDRESS
 from understudy.execution.vmx.technique import INTERRUPTIBILITY, Vmx
 from understudy.guest import RSP, Control, Kind
 from understudy.instructions.operands import LOW32, MASK64
+from understudy.instructions.registers import NotHere
 from understudy.instructions.segment_limits import DEFAULT_BIG, Reach, place, reach
 
 LMA: Final = EFER.LMA.mask
+INVLPG_EXITING: Final = PrimaryControls.INVLPG_EXITING.mask
 NMI_BLOCKED: Final = Interruptibility.NMI.mask
 PE, VM = CR0.PE.mask, RFLAGS.VM.mask
 
@@ -117,3 +122,12 @@ class Held:
     def set_msr(self, index: int, value: int) -> None:
         """As `Program` says."""
         self.guest.processor.wrmsr(index, value)
+
+    def invalidate(self, gva: int) -> None:
+        """As `Program` says; the processor's TLB must hear of it, too."""
+        guest = self.guest
+        if guest.primary & INVLPG_EXITING:
+            raise NotHere
+        if is_canonical(gva):
+            guest.processor.invvpid(ONE_ADDRESS, guest.vpid, gva)
+            self.linear.invalidate(gva)

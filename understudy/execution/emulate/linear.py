@@ -19,6 +19,7 @@ from understudy.paging.guest_walk import NO_KEYS, GuestFault, Keys, Translation
 OFFSET: Final = PAGE - 1
 MASK64: Final = (1 << 64) - 1
 PAGES_KEPT: Final = 1 << 16  # that walks have led to, of each kind and privilege
+LARGE_SHIFTS: Final = (21, 22, 30)
 PRIVILEGES_KEPT: Final = 16
 Privilege = tuple[int, bool, Keys]
 """CPL, RFLAGS.AC, and what protection keys leave."""
@@ -105,6 +106,7 @@ class Linear:
         self.epoch = 0
         self.covered: dict[int, int] = {}  # hpa of a page: a bit for each byte that is decoded code
         self._all: dict[Privilege, Pages] = {}
+        self.large: set[tuple[int, int]] = set()  # (shift, gva >> shift) of pages that were large
         self._control, self._privilege = NOWHERE, (0, False, NO_KEYS)
         self._mean()
 
@@ -126,6 +128,7 @@ class Linear:
         if control != self._control:
             self._control = control
             self._all.clear()
+            self.large.clear()
         elif privilege == self._privilege:
             return
         self._privilege = privilege
@@ -141,7 +144,19 @@ class Linear:
     def forget(self) -> None:
         """Walk again."""
         self._all.clear()
+        self.large.clear()
         self._mean()
+        self.epoch += 1
+
+    def invalidate(self, gva: int) -> None:
+        """Walk to this address again; what is kept of a large page goes with all else."""
+        if any((shift, gva >> shift) in self.large for shift in LARGE_SHIFTS):
+            self.forget()
+            return
+        number = gva >> PAGE_SHIFT
+        for pages in self._all.values():
+            for kept in (pages.reads, pages.writes, pages.guarded, pages.fetches):
+                kept.pop(number, None)
         self.epoch += 1
 
     def forget_code(self) -> None:
@@ -151,10 +166,12 @@ class Linear:
 
     def _walk(self, gva: int, kept: dict[int, int], write: bool, fetch: bool) -> int:
         ram = self.ram
-        gpa = self.translation.gpa(ram, gva, write=write, fetch=fetch)
+        found = self.translation.find(ram, gva, write=write, fetch=fetch)
         if len(kept) >= PAGES_KEPT:
             kept.clear()
-        page = kept[gva >> PAGE_SHIFT] = ram.here(gpa, write=write) & -PAGE
+        if found.shift > PAGE_SHIFT:
+            self.large.add((found.shift, gva >> found.shift))
+        page = kept[gva >> PAGE_SHIFT] = ram.here(found.gpa, write=write) & -PAGE
         return page
 
     # --- data ---

@@ -23,6 +23,7 @@ from understudy.instructions import (
     segment_loads,
     stack,
     system_calls,
+    translations,
 )
 from understudy.instructions.access import Load
 from understudy.instructions.interpreter import decode, plan
@@ -159,19 +160,21 @@ class Runs:
 TRANSFERS: Final = (control_transfer.transfer, far_transfer.transfer, system_calls.transfer)
 FLOWS: Final = (
     segment_loads.flow, stack.flow, flag_control.flow, linear_strings.flow, system_calls.flow,
+    translations.flow,
 )  # fmt: skip
 
 
 def _finds_itself(instruction: iced.Instruction) -> bool:
     """Its action finds its operand: a far pointer, and what POP writes, by the new RSP."""
     return instruction.code in far_transfer.FAR_SIZES or (
-        instruction.mnemonic in (Mnemonic.POP, *segment_loads.FAR_LOADS)
+        instruction.mnemonic in (Mnemonic.POP, Mnemonic.INVLPG, *segment_loads.FAR_LOADS)
     )
 
 
 ENDS: Final = frozenset({
     Mnemonic.STI, Mnemonic.POPF, Mnemonic.POPFD, Mnemonic.POPFQ, Mnemonic.CLAC, Mnemonic.STAC,
-    Mnemonic.SWAPGS, *segment_loads.FAR_LOADS,
+    Mnemonic.SWAPGS, Mnemonic.INVLPG,
+    *segment_loads.FAR_LOADS,
 })  # fmt: skip
 
 

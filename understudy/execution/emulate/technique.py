@@ -2,11 +2,11 @@
 
 Idea: whatever the ISA lets slip through when it runs deprivileged, an interpreter looks at every
 instruction, so nothing does.  Source: lecture, "Dealing with problematic ISAs".  Cost: some
-thousands of the host's instructions for each of the guest's.
+hundred bytecodes of Python for each of the guest's instructions.
 
-The guest's state rests where VMX keeps it.  What is interpreted is 64-bit code on general registers
-and RAM; whatever else comes (a fault, an event, a device, a system instruction, other code, x87 and
-SSE) the processor executes, one instruction at a time, and is counted in `handed_over`.
+The guest's state rests where VMX keeps it, and is taken out for a stretch of instructions.  What is
+not carried out here (what exits, what changes how addresses translate, x87 and SSE, tasks, most
+faults) the processor executes, one instruction at a time, and is counted in `handed_over`.
 
 Invariants: an instruction that is not carried out here to its end has changed nothing; each takes a
 tick of virtual time, as the processor's do, and none is begun when the guest's timer is over.
