@@ -10,10 +10,12 @@ import random
 import pytest
 
 from tests.matrix.instruction_fuzz import (
+    FLAT32,
     LONG,
     MODES,
     PROTECTED16,
     SIZE,
+    WINDOW,
     Piece,
     Twins,
     fuzz,
@@ -59,5 +61,26 @@ def test_code_that_writes_the_next_instruction() -> None:
         for budget in range(1, 10):
             assert not twins.run(piece, budget)
         assert twins.vms[0].vcpus[0].registers()["rax"] & 0xFF == 7
+    finally:
+        twins.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "registers"),
+    [
+        (PROTECTED16, "8e d0 50 50", {"rax": 0x10, "rsp": 0}),  # mov ss, ax; push ax; push ax
+        (FLAT32, "c8 00 80 00", {"rsp": 0x2000}),  # enter 0x8000, 0
+        (FLAT32, "c8 00 00 03 c9 c9", {"rbp": WINDOW + 0x100}),  # enter 0, 3; leave; leave
+        (LONG, "0f b1 cb", {"rax": 1, "rbx": (1 << 64) - 1}),  # cmpxchg ebx, ecx
+        (LONG, "48 0f c1 dc", {}),  # xadd rsp, rbx
+    ],
+    ids=["stack of 32 bits in the shadow", "enter faults", "nested", "cmpxchg fails", "xadd"],
+)
+def test_what_once_differed(mode: str, code: str, registers: dict[str, int]) -> None:
+    begin = state(random.Random(1), mode) | registers
+    piece, twins = Piece(mode, bytes.fromhex(code), begin, bytes(SIZE)), Twins(mode)
+    try:
+        for budget in range(1, 5):
+            assert not twins.run(piece, budget)
     finally:
         twins.close()

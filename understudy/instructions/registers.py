@@ -85,3 +85,6 @@ class Program(Registers, Protocol):
 
     def invalidate(self, gva: int, /) -> None:
         """Forget how this address translates.  NotHere: that is the hypervisor's."""
+
+    def probe(self, at: int, size: int, /) -> None:
+        """GuestFault if these bytes may not be written; they are not."""

@@ -175,8 +175,7 @@ def _enter(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow | Non
         if level:
             sp -= size
             store(place(r, sp, size, True), size, frame & mask)
-        bottom = place(r, sp - room, size, True)
-        store(bottom, size, load(bottom, size))  # writable it must be, though nothing is kept
+        r.probe(place(r, sp - room, size, True), size)  # it must be writable, but is not written
         r.set_gpr(RSP, pointer(r, sp - room))
         r.set_gpr(RBP, frame & mask if size > 2 else bp & ~mask | frame & mask)
 

@@ -72,8 +72,7 @@ class Held:
             reaches = self.reaches
             reaches.clear()
             reaches.is_real = not is_protected or bool(self.rflags & VM)
-            is_big = guest.segment(SegmentName.SS).rights & DEFAULT_BIG
-            self.stack_mask = LOW32 if is_big else 0xFFFF
+            self._use_stack(guest.segment(SegmentName.SS))
 
     def place(self, n: int, offset: int, size: int, write: bool) -> int:
         """A linear address, as `Program` says."""
@@ -95,7 +94,12 @@ class Held:
         """As `Program` says."""
         self.guest.set_segment(n, segment)
         self.reaches.pop(n, None)
+        if n == SegmentName.SS and self.bits != 64:
+            self._use_stack(segment)
         self.is_attended = True
+
+    def _use_stack(self, segment: Segment) -> None:
+        self.stack_mask = LOW32 if segment.rights & DEFAULT_BIG else 0xFFFF
 
     def enter_code(self, code: Segment, rip: int, cpl: int) -> None:
         """As `Program` says."""
@@ -131,3 +135,7 @@ class Held:
         if is_canonical(gva):
             guest.processor.invvpid(ONE_ADDRESS, guest.vpid, gva)
             self.linear.invalidate(gva)
+
+    def probe(self, at: int, size: int) -> None:
+        """As `Program` says."""
+        self.linear.load_to_write(at, size)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from iced_x86 import Mnemonic
+from iced_x86 import Mnemonic, RegisterExt
 
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.exception import Vector
@@ -65,9 +65,9 @@ AC: Final = RFLAGS.AC.mask
 AM: Final = CR0.AM.mask
 CODE64: Final = Code(64, 0, MASK64)
 FORGETS: Final = frozenset({
-    Mnemonic.MOV, Mnemonic.INVLPG, Mnemonic.INVPCID, Mnemonic.WRMSR, Mnemonic.WRMSRNS,
+    Mnemonic.INVLPG, Mnemonic.INVPCID, Mnemonic.WRMSR, Mnemonic.WRMSRNS,
 })  # fmt: skip
-"""Instructions by which a program has translations forgotten (a MOV to a control register)."""
+"""Instructions by which a program has translations forgotten, beside a MOV to CR."""
 BREAKPOINTS: Final = 0xFF  # of DR7
 COUNTING: Final = (Msr.IA32_FIXED_CTR_CTRL, *range(Msr.IA32_PERFEVTSEL0, Msr.IA32_PERFEVTSEL0 + 4))
 
@@ -121,6 +121,10 @@ class Emulate(Vmx, name="emulate"):
 
     def forget(self, addresses: Any) -> None:
         super().forget(addresses)
+        self.linear.forget()
+
+    def forget_guest(self) -> None:
+        super().forget_guest()
         self.linear.forget()
 
     def save(self) -> dict[str, Any]:
@@ -316,15 +320,14 @@ class Emulate(Vmx, name="emulate"):
 
     def _hand_over(self) -> Exit | None:
         """Have the processor execute one instruction.  None: it is done, and nothing else is."""
-        mnemonic = None
-        if self.read(INFO) & VALID:
-            name = "event"
-        else:
+        name, forgets = "event", False
+        if not self.read(INFO) & VALID:
             bits, at = self.code_bits(), self.rip
             if bits != 64:
                 at = at + self.segment_base(SegmentName.CS) & LOW32
-            mnemonic = decode(self.processor.fetch(at, LONGEST), bits).mnemonic
-            name = _NAMES.get(mnemonic, "INVALID")
+            instruction = decode(self.processor.fetch(at, LONGEST), bits)
+            name = _NAMES.get(instruction.mnemonic, "INVALID")
+            forgets = instruction.mnemonic in FORGETS or RegisterExt.is_cr(instruction.op0_register)
         self.handed_over[name] += 1
         self.single_step(True)
         try:
@@ -332,7 +335,7 @@ class Emulate(Vmx, name="emulate"):
         finally:
             if not self.is_inside:
                 self.single_step(False)
-        if exit.reason != Reason.MONITOR_TRAP_FLAG or mnemonic in FORGETS:
+        if forgets:
             self.linear.forget()
         return None if exit.reason == Reason.MONITOR_TRAP_FLAG else exit
 
