@@ -73,14 +73,22 @@ def test_code_that_writes_the_next_instruction() -> None:
         (FLAT32, "c8 00 00 03 c9 c9", {"rbp": WINDOW + 0x100}),  # enter 0, 3; leave; leave
         (LONG, "0f b1 cb", {"rax": 1, "rbx": (1 << 64) - 1}),  # cmpxchg ebx, ecx
         (LONG, "48 0f c1 dc", {}),  # xadd rsp, rbx
+        (LONG, "90 0f 31 90 f3 90 0f 01 f9", {}),  # nop; rdtsc; nop; pause; rdtscp
     ],
-    ids=["stack of 32 bits in the shadow", "enter faults", "nested", "cmpxchg fails", "xadd"],
+    ids=[
+        "stack of 32 bits in the shadow",
+        "enter faults",
+        "nested",
+        "cmpxchg fails",
+        "xadd",
+        "time",
+    ],
 )
-def test_what_once_differed(mode: str, code: str, registers: dict[str, int]) -> None:
+def test_one_after_the_other(mode: str, code: str, registers: dict[str, int]) -> None:
     begin = state(random.Random(1), mode) | registers
     piece, twins = Piece(mode, bytes.fromhex(code), begin, bytes(SIZE)), Twins(mode)
     try:
-        for budget in range(1, 5):
+        for budget in range(1, 6):
             assert not twins.run(piece, budget)
     finally:
         twins.close()

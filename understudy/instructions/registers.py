@@ -88,3 +88,12 @@ class Program(Registers, Protocol):
 
     def probe(self, at: int, size: int, /) -> None:
         """GuestFault if these bytes may not be written; they are not."""
+
+    def time_stamp(self, *, with_processor: bool) -> int:
+        """The TSC as the program sees it.  `with_processor`: RDTSCP asks.
+
+        NotHere: it may not read it, or its reading is the hypervisor's.
+        """
+
+    def pause(self) -> None:
+        """A loop waits.  NotHere: that is the hypervisor's."""

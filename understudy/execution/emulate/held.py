@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Final
 
 from understudy.arch.address import is_canonical
-from understudy.arch.cr import CR0, RFLAGS
-from understudy.arch.msr import EFER
+from understudy.arch.cr import CR0, CR4, RFLAGS
+from understudy.arch.msr import EFER, Msr
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Interruptibility, Vmcs
-from understudy.arch.vmx_controls import PrimaryControls
+from understudy.arch.vmx_controls import PrimaryControls, SecondaryControls
 from understudy.execution.emulate.linear import Linear
 from understudy.execution.vmx.placement import ONE_ADDRESS
 from understudy.execution.vmx.technique import INTERRUPTIBILITY, Vmx
@@ -23,6 +23,11 @@ from understudy.instructions.registers import NotHere
 from understudy.instructions.segment_limits import DEFAULT_BIG, Reach, place, reach
 
 LMA: Final = EFER.LMA.mask
+RDTSC_EXITING, PAUSE_EXITING, PAUSE_LOOP = (
+    PrimaryControls.RDTSC_EXITING.mask, PrimaryControls.PAUSE_EXITING.mask,
+    SecondaryControls.PAUSE_LOOP_EXITING.mask,
+)  # fmt: skip
+TSD: Final = CR4.TSD.mask
 INVLPG_EXITING: Final = PrimaryControls.INVLPG_EXITING.mask
 NMI_BLOCKED: Final = Interruptibility.NMI.mask
 PE, VM = CR0.PE.mask, RFLAGS.VM.mask
@@ -43,8 +48,9 @@ class Reaches(dict[int, Reach]):
 class Held:
     """General registers, RIP and RFLAGS; what else is asked for is in the guest."""
 
-    def __init__(self, guest: Vmx, linear: Linear) -> None:
+    def __init__(self, guest: Vmx, linear: Linear, *, is_virtual: bool) -> None:
         self.guest, self.linear, self.values = guest, linear, [0] * 16
+        self.is_virtual = is_virtual  # time: a tick for each instruction
         self.rip, self.rflags, self.cpl = 0, 2, 0
         self.code_limit, self.stack_mask, self.bits = MASK64, MASK64, 64
         self.is_real = self.is_long = False
@@ -53,6 +59,7 @@ class Held:
         self.gpr, self.set_gpr = self.read_gpr, self.write_gpr
         self.segment_base = guest.segment_base
         self.reaches = Reaches(guest)
+        self.done = 0  # of this stretch, before the run that is interpreted now
         self.blocking = 0  # by STI (1) or MOV SS (2): the next instruction comes before interrupts
         self.is_attended = False  # after this one somebody has to look
 
@@ -139,3 +146,20 @@ class Held:
     def probe(self, at: int, size: int) -> None:
         """As `Program` says."""
         self.linear.load_to_write(at, size)
+
+    def time_stamp(self, *, with_processor: bool) -> int:
+        """As `Program` says."""
+        guest = self.guest
+        is_kept = bool(guest.primary & RDTSC_EXITING)
+        is_shown = not with_processor or "rdtscp" in guest.model.shown
+        if is_kept or not is_shown or (self.cpl and guest.control().cr4 & TSD):
+            raise NotHere
+        ticks = self.done if self.is_virtual else 0
+        now = guest.processor.rdmsr(Msr.IA32_TSC) + ticks + guest.read(Vmcs.TSC_OFFSET)
+        return now & MASK64
+
+    def pause(self) -> None:
+        """As `Program` says.  Where a loop of it may exit, the processor has to see them all."""
+        guest = self.guest
+        if guest.primary & PAUSE_EXITING or guest.read(Vmcs.SECONDARY_CONTROLS) & PAUSE_LOOP:
+            raise NotHere

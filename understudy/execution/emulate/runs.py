@@ -23,6 +23,7 @@ from understudy.instructions import (
     segment_loads,
     stack,
     system_calls,
+    timing,
     translations,
 )
 from understudy.instructions.access import Load
@@ -55,6 +56,7 @@ class Step(NamedTuple):
     length: int
     goes_on: bool  # what comes behind it is next
     ends: bool  # it may change what the next instruction means
+    begins: bool = False  # it has to be the first of its run
 
 
 class Run:
@@ -128,6 +130,8 @@ class Runs:
             step = self.step(there[length : length + LONGEST], code.bits)
             if step is None and not length and len(there) < LONGEST:
                 step = self.step(self._bytes(start, LONGEST), code.bits)
+            if step is not None and step.begins and run.count:
+                break
             if step is None or (code.bits != 64 and at + step.length - 1 > code.limit):
                 break
             load = self.linear.load_to_write if step.is_written else self.linear.load
@@ -160,7 +164,7 @@ class Runs:
 TRANSFERS: Final = (control_transfer.transfer, far_transfer.transfer, system_calls.transfer)
 FLOWS: Final = (
     segment_loads.flow, stack.flow, flag_control.flow, linear_strings.flow, system_calls.flow,
-    translations.flow,
+    translations.flow, timing.flow,
 )  # fmt: skip
 
 
@@ -203,4 +207,5 @@ def _step(instruction: iced.Instruction, bits: int) -> Step | None:
     return Step(
         flow, address, written, length, moved is None,
         instruction.mnemonic in ENDS or instruction.op0_register in SEGMENTS,
+        instruction.mnemonic in timing.READS_TIME,
     )  # fmt: skip

@@ -91,7 +91,7 @@ class Emulate(Vmx, name="emulate"):
         self.delivered: Counter[int] = Counter()  # events, by vector
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.linear = Linear(Ram(host, paging.p2m))
-        self.held, self.runs = Held(self, self.linear), Runs(self.linear)
+        self.held, self.runs = Held(self, self.linear, is_virtual=keep_timer), Runs(self.linear)
         self._fault: GuestFault | None = None  # of the instruction at which it stopped
         self._refused = False  # the stretch ended before an instruction of the processor's
 
@@ -205,7 +205,7 @@ class Emulate(Vmx, name="emulate"):
             shadow, held.blocking = held.blocking, 0
             resumes = held.rflags & RF  # it lasts for one instruction
             held.rflags &= ~RF
-            now = self._go(code, 1 if shadow or resumes else most - done)
+            now = self._go(code, 1 if shadow or resumes else most - done, done)
             done += now
             if not now:
                 held.rflags |= resumes
@@ -265,8 +265,11 @@ class Emulate(Vmx, name="emulate"):
         self.delivered[event.vector] += 1
         return True
 
-    def _go(self, code: Code, most: int) -> int:
-        """Interpret until so many are done, or something is to be looked at; how many were."""
+    def _go(self, code: Code, most: int, before: int) -> int:
+        """Interpret until so many are done, or something is to be looked at; how many were.
+
+        `before`: how many the stretch has done already.
+        """
         held, linear, store = self.held, self.linear, self.linear.store
         runs, done, is_alone = self.runs.of(code), 0, False
         run: Run | None = None
@@ -278,6 +281,7 @@ class Emulate(Vmx, name="emulate"):
                         run = None
                         run = self.runs.find(code, held.rip, is_alone)
                         runs, is_alone = self.runs.of(code), False
+                    held.done = before + done
                     count, steps, transfer = run.count, run.steps, run.transfer
                     if count > most - done:
                         count, steps, transfer = most - done, steps[: most - done], None
