@@ -6,6 +6,7 @@ Invariant: the interpreter's share is asserted, so that a comparison of the proc
 does not pass for one.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -127,6 +128,19 @@ def test_it_walks_the_guests_own_tables() -> None:
         with pytest.raises(ValueError, match="'lazy': expected one of ept"):
             vm.change_paging("lazy")
         assert vm.go().status == 42
+
+
+def test_in_real_time_its_processors_take_turns() -> None:
+    """A locked instruction reads and writes in two steps, between which no other may come."""
+    threads: set[str] = set()
+    with VM("16M", execution="emulate", cpus=2, clock="wall") as vm:
+        p.start(vm, p.HELLO)
+        vm.console.on_output.append(
+            lambda data: threads.update(thread.name for thread in threading.enumerate())
+        )
+        assert vm.go().status == 42
+    assert threads
+    assert not [name for name in threads if name.startswith("vCPU")]
 
 
 def test_a_copy_goes_on() -> None:

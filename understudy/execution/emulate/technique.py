@@ -80,6 +80,7 @@ class Emulate(Vmx, name="emulate"):
     """
 
     pagings = ("ept",)
+    takes_turns = True  # what is read and written by a locked instruction are two steps here
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
