@@ -14,6 +14,7 @@ from typing import Any, Final
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
+from understudy.arch.cr import CR0, RFLAGS
 from understudy.execution.emulate import Emulate
 from understudy.vcpu.activity import Activity
 from understudy.vm import VM
@@ -159,6 +160,8 @@ def state(rng: random.Random, mode: str) -> dict[str, int]:
         segments |= {"es_attr": 0x97 | big, "es_limit": 0x3FFF}  # expands down
     if mode == PROTECTED16:
         segments |= {"cs_attr": 0x9B, "cs_base": CODE, "cs_limit": 0xFFFF, "rip": 0}
+    if mode in IS_USER and rng.random() < 0.2:  # accesses must be aligned
+        segments |= {"cr0": segments["cr0"] | CR0.AM.mask, "rflags": status | RFLAGS.AC.mask}
     return values | segments
 
 

@@ -33,9 +33,9 @@ from understudy.instructions.registers import NotHere, Program
 from understudy.instructions.segment_loads import (
     MEMORY,
     SS,
+    FarPointer,
     descriptor,
     marked,
-    pointer_at,
     real_segment,
 )  # fmt: skip
 from understudy.instructions.stack import FLAT, SEGMENTED, Flow, Stack, stack_of
@@ -105,7 +105,7 @@ def _far(instruction: iced.Instruction, bits: int) -> Flow | None:
         )
     else:
         size, fixed = FAR_SIZES[instruction.code], (0, 0)
-        pointer = pointer_at(instruction, bits, size)
+        pointer = FarPointer(instruction, bits, size)
     next_mask = MASK64 if bits == 64 else MASKS[4]
 
     def far(r: Program, at: int, load: Load, store: Store) -> None:

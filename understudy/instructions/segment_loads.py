@@ -141,7 +141,7 @@ def _pop(instruction: iced.Instruction, bits: int) -> Flow | None:
 def _far_load(instruction: iced.Instruction, bits: int) -> Flow | None:
     """LDS and its kin."""
     number, size = int(FAR_LOADS[instruction.mnemonic]), operand_size(instruction, 0)
-    write, place = target(instruction, 0), pointer_at(instruction, bits, size)
+    write, place = target(instruction, 0), FarPointer(instruction, bits, size)
     if write is None:
         return None
 
@@ -153,13 +153,8 @@ def _far_load(instruction: iced.Instruction, bits: int) -> Flow | None:
     return far_load
 
 
-def pointer_at(instruction: iced.Instruction, bits: int, size: int) -> "FarPointer":
-    """How the far pointer in memory is read: an offset of `size` bytes, then a selector."""
-    return FarPointer(instruction, bits, size)
-
-
 class FarPointer:
-    """A far pointer that is a memory operand."""
+    """A far pointer that is a memory operand: an offset of `size` bytes, then a selector."""
 
     def __init__(self, instruction: iced.Instruction, bits: int, size: int) -> None:
         self.number, self.size = int(SEGMENTS[instruction.memory_segment]), size
