@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.matrix import programs as p
+from tests.matrix import test_real_mode as real_mode
 from tests.matrix.lockstep import linux
 from understudy.execution.emulate import Emulate
+from understudy.guests.entry import Entry
 from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -83,6 +85,22 @@ def test_the_built_in_guest() -> None:
     stop, interpreted, handed_over = agree(make, 1, 100_000)
     assert stop == StopKind.POWEROFF
     assert set(handed_over) <= {"IN", "OUT"}
+    assert interpreted > handed_over.total()
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_from_mode_to_mode(step: int) -> None:
+    """Real-address mode, protected mode of 16 and 32 bits, paging, and back, again and again."""
+
+    def make(execution: str) -> VM:
+        vm = VM("16M", execution=execution, engine="reference")
+        real_mode.lay(vm, 20)
+        vm.enter(Entry(real_mode.REAL, "test"))
+        return vm
+
+    stop, interpreted, handed_over = agree(make, step, 100_000)
+    assert stop == StopKind.DEBUG_EXIT
+    assert set(handed_over) <= {"LGDT", "MOV", "OUT"}  # MOV to and from CR
     assert interpreted > handed_over.total()
 
 
