@@ -6,7 +6,9 @@ has a row there.
 
 import importlib
 import re
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from understudy.instructions import interpreter
 from understudy.machine import bus
 from understudy.machine.host import Host
 from understudy.paging import guest_tables, roots, view
+from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu import msrs
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -114,6 +117,13 @@ def test_what_the_interpreter_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sum(map(len, kept._codes.values())) <= 50
             guest.linear.load(0x1000 * (n + 1), 4)
             assert len(guest.linear.reads) <= 50 and len(guest.linear.fetches) <= 50
+            assert len(guest.linear.covered) <= 50
+        vm.memory.write(0x8000, struct.pack("<1024I", *(n << 22 | 0x83 for n in range(1024))))
+        guest.linear.follow(Control(0x8000_0011, 0x8000, 0x10, 0), (0, False, (0, 0)))
+        for n in range(120):  # pages of 4 MBytes
+            with suppress(GuestFault):
+                guest.linear.load(n << 22, 4)
+            assert len(guest.linear.large) <= 50
         for n in range(10):
             kept.of(runs.Code(16, n << 4, 0xFFFF))
             assert len(kept._codes) <= 5

@@ -20,6 +20,7 @@ OFFSET: Final = PAGE - 1
 MASK64: Final = (1 << 64) - 1
 PAGES_KEPT: Final = 1 << 16  # that walks have led to, of each kind and privilege
 LARGE_SHIFTS: Final = (21, 22, 30)
+ANY: Final = (0, 0)  # in place of more large pages than are kept
 PRIVILEGES_KEPT: Final = 16
 Privilege = tuple[int, bool, Keys]
 """CPL, RFLAGS.AC, and what protection keys leave."""
@@ -150,7 +151,8 @@ class Linear:
 
     def invalidate(self, gva: int) -> None:
         """Walk to this address again; what is kept of a large page goes with all else."""
-        if any((shift, gva >> shift) in self.large for shift in LARGE_SHIFTS):
+        large = self.large
+        if ANY in large or any((shift, gva >> shift) in large for shift in LARGE_SHIFTS):
             self.forget()
             return
         number = gva >> PAGE_SHIFT
@@ -170,6 +172,8 @@ class Linear:
         if len(kept) >= PAGES_KEPT:
             kept.clear()
         if found.shift > PAGE_SHIFT:
+            if len(self.large) >= PAGES_KEPT:
+                self.large = {ANY}
             self.large.add((found.shift, gva >> found.shift))
         page = kept[gva >> PAGE_SHIFT] = ram.here(found.gpa, write=write) & -PAGE
         return page
@@ -259,6 +263,8 @@ class Linear:
 
     def cover(self, gva: int, length: int) -> None:
         """Bytes that `code` has given, at most up to the next page's end, are decoded now."""
+        if len(self.covered) >= PAGES_KEPT:
+            self.forget_code()
         while length:
             offset = gva & OFFSET
             part = min(length, PAGE - offset)
