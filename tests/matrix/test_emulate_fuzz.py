@@ -14,6 +14,7 @@ from tests.matrix.instruction_fuzz import (
     LONG,
     MODES,
     PROTECTED16,
+    SEGMENTED32,
     SIZE,
     WINDOW,
     Piece,
@@ -71,6 +72,7 @@ def test_code_that_writes_the_next_instruction() -> None:
         (PROTECTED16, "8e d0 50 50", {"rax": 0x10, "rsp": 0}),  # mov ss, ax; push ax; push ax
         (FLAT32, "c8 00 80 00", {"rsp": 0x2000}),  # enter 0x8000, 0
         (FLAT32, "c8 00 00 03 c9 c9", {"rbp": WINDOW + 0x100}),  # enter 0, 3; leave; leave
+        (SEGMENTED32, "c8 fe ee f5", {"rsp": 0x75F2, "rbp": 0x75DA}),  # enter 0xeefe, 0xf5
         (LONG, "0f b1 cb", {"rax": 1, "rbx": (1 << 64) - 1}),  # cmpxchg ebx, ecx
         (LONG, "48 0f c1 dc", {}),  # xadd rsp, rbx
         (LONG, "90 0f 31 90 f3 90 0f 01 f9", {}),  # nop; rdtsc; nop; pause; rdtscp
@@ -79,14 +81,16 @@ def test_code_that_writes_the_next_instruction() -> None:
         "stack of 32 bits in the shadow",
         "enter faults",
         "nested",
+        "nested faults",
         "cmpxchg fails",
         "xadd",
         "time",
     ],
 )
 def test_one_after_the_other(mode: str, code: str, registers: dict[str, int]) -> None:
-    begin = state(random.Random(1), mode) | registers
-    piece, twins = Piece(mode, bytes.fromhex(code), begin, bytes(SIZE)), Twins(mode)
+    rng = random.Random(1)
+    begin, window = state(rng, mode) | registers, rng.randbytes(SIZE)
+    piece, twins = Piece(mode, bytes.fromhex(code), begin, window), Twins(mode)
     try:
         for budget in range(1, 6):
             assert not twins.run(piece, budget)

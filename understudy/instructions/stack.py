@@ -26,6 +26,7 @@ from understudy.instructions.operands import (
 )
 from understudy.instructions.registers import NotHere, Program
 from understudy.instructions.segment_limits import linear_address
+from understudy.paging.guest_walk import GuestFault
 
 Flow = Callable[[Program, int, Load, Store], None]
 """Does what an instruction does that reaches more memory than its operand, by linear addresses."""
@@ -166,17 +167,21 @@ def _enter(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow | Non
 
     def enter(r: Program, at: int, load: Load, store: Store) -> None:
         sp, bp = r.gpr(RSP) - size, r.gpr(RBP)
-        frame = pointer(r, sp)
+        frame, last = pointer(r, sp), sp - level * size
+        try:  # a fault on the way would leave pushes behind: then all of it is the processor's
+            for written in (sp, last, last - room):
+                r.probe(place(r, written, size, True), size)
+            for n in {1, level - 1} if level > 1 else ():
+                load(place(r, bp - n * size, size, False), size)
+        except GuestFault:
+            raise NotHere from None
         store(place(r, sp, size, True), size, bp & mask)
         for n in range(1, level):
             value = load(place(r, bp - n * size, size, False), size)
-            sp -= size
-            store(place(r, sp, size, True), size, value)
+            store(place(r, sp - n * size, size, True), size, value)
         if level:
-            sp -= size
-            store(place(r, sp, size, True), size, frame & mask)
-        r.probe(place(r, sp - room, size, True), size)  # it must be writable, but is not written
-        r.set_gpr(RSP, pointer(r, sp - room))
+            store(place(r, last, size, True), size, frame & mask)
+        r.set_gpr(RSP, pointer(r, last - room))
         r.set_gpr(RBP, frame & mask if size > 2 else bp & ~mask | frame & mask)
 
     return enter
