@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-walls bench boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls bench boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -134,6 +134,10 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 		--wide 0 --windows always
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt \
 		--wide 95 --windows always
+
+PIECES ?= 20000
+fuzz-emulate: setup ## Random instructions, interpreted and executed (SEED=n, PIECES=n: 20000 are a million)
+	@FUZZ_SEED=$(SEED) FUZZ_PIECES=$(PIECES) $(BIN)/python -m pytest -q -s --timeout 0 tests/matrix/test_emulate_fuzz.py
 
 MINUTES ?= 60
 fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)

@@ -32,7 +32,7 @@ def test_all_of_the_issue_are_there() -> None:
     assert of_linux == set(LINUX)
     assert {"walk_references", "walk_caches", "page_table_writes", "address_spaces"} < set(BARE)
     assert {"cpu_shares", "time_slices", "processor_pools", "lock_holders"} < set(BARE)
-    assert {"interrupt_batches", "idle_tax", "working_set"} < set(BARE)
+    assert {"interrupt_batches", "idle_tax", "working_set", "interpretation"} < set(BARE)
     assert set(DISKS) <= set(ALL)
     assert sorted(ALL) == names(folder())
 
@@ -60,6 +60,7 @@ EXACT = {
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
+    "interpretation": ("instructions",),
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
 }
 

@@ -306,3 +306,9 @@ def wall_tsc() -> int:
 
 def host_features() -> dict[str, bool]:
     """What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …)."""
+
+def scans_keep_flags() -> bool:
+    """Whether BSF and BSR change no status flag but ZF, on this computer and so in the machine.
+
+    The SDM leaves the others undefined, and processors differ.
+    """

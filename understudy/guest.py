@@ -103,6 +103,8 @@ class Guest(ABC):
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
     """What answers an exit that says something of memory, if that has changed since."""
     is_in: ClassVar[bool] = True  # for all that others know, while it runs
+    takes_turns: ClassVar[bool] = False
+    """No other processor of its VM may run at the same time."""
     cr0_always_exits: ClassVar[int] = 0
     """A change of these bits of CR0 exits under every paging technique."""
 

@@ -12,6 +12,7 @@ from understudy._silicon import (
     VmFail,
     hold_signals,
     host_features,
+    scans_keep_flags,
     wall_tsc,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "VmFail",
     "hold_signals",
     "host_features",
+    "scans_keep_flags",
     "wall_tsc",
 ]

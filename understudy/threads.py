@@ -5,7 +5,8 @@ nothing; it ends the run, and goes on when all threads are gone.  Callbacks (`un
 called by the thread whose exit they follow from, one at a time.
 
 By turns, on the caller's thread, go runs with a budget of instructions, which counts all
-processors together, and VMs under shadow paging (`View.takes_turns`).
+processors together, and VMs under shadow paging, or interpreted (`takes_turns` of the view and of
+the guest).
 
 Source: lecture, "Scheduling: Virtual CPUs"; ours.
 Invariants: after a run no thread of it is left; the board's timers are the bootstrap processor's.
@@ -66,7 +67,7 @@ class Threads(Turns):
 
     @property
     def _must_take_turns(self) -> bool:
-        return any(vcpu.view.takes_turns for vcpu in self.vcpus)
+        return any(vcpu.guest.takes_turns or vcpu.view.takes_turns for vcpu in self.vcpus)
 
     def run(self, end: int | None, until: Until) -> Stop:
         """Until as many instructions have retired in all, `until` says so, or the VM ends."""

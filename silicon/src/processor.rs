@@ -144,11 +144,15 @@ impl Processor {
     /// Deal with a trap.  Returns the exit to hand to the caller, if it is for the caller.
     fn settle(&mut self, trap: Trap) -> Option<Exit> {
         match trap {
-            Trap::Again => None,
+            Trap::Again => {
+                vmx::events::note_iteration(&mut self.core);
+                None
+            }
             Trap::Stop(stop) => Some(*stop),
             Trap::Exit(exit) => self.leave(*exit),
             Trap::Exception(e) if vmx::events::comes_before(&self.core, &e) => {
                 self.core.pending_db = e.payload;
+                vmx::events::note_iteration(&mut self.core);
                 None
             }
             Trap::Exception(e) => match event::raise(&mut self.core, e) {

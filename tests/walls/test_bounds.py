@@ -6,7 +6,9 @@ has a row there.
 
 import importlib
 import re
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +21,14 @@ from tests.walls.growth import GROW, MEMORY, ROUND, SKIP, growing
 from understudy.arch.exit_reason import Reason
 from understudy.clock import Alarm, ManualClock
 from understudy.devices.ioapic import PINS
-from understudy.execution.emulate import technique
+from understudy.execution.emulate import linear, runs
+from understudy.guest import Control
 from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.instructions import interpreter
 from understudy.machine import bus
 from understudy.machine.host import Host
 from understudy.paging import guest_tables, roots, view
+from understudy.paging.guest_walk import GuestFault
 from understudy.vcpu import msrs
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -95,13 +99,36 @@ def test_instructions_decoded() -> None:
         assert len(interpreter._plans) <= interpreter.PLANS_KEPT
 
 
-def test_steps_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(technique, "STEPS_KEPT", 50)
+def test_what_the_interpreter_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions that are decoded, runs of them, and pages that walks have led to."""
+    monkeypatch.setattr(runs, "RUNS_KEPT", 50)
+    monkeypatch.setattr(runs, "CODES_KEPT", 5)
+    monkeypatch.setattr(linear, "PAGES_KEPT", 50)
+    monkeypatch.setattr(linear, "PRIVILEGES_KEPT", 4)
     with VM("4M", execution="emulate") as vm:
         guest: Any = vm.vcpus[0].guest
+        kept, code = guest.runs, runs.Code(32, 0, 0xFFFF_FFFF)
+        vm.memory.write(0x1000, b"\x90" * 0x20_0000)
+        guest.linear.follow(Control(1, 0, 0, 0), (0, False, (0, 0)))
         for n in range(120):
-            assert guest._decode(b"\xb8" + n.to_bytes(4, "little") + bytes(10))  # mov eax, n
-            assert len(guest._steps) <= 50
+            assert kept.step(b"\xb8" + n.to_bytes(4, "little") + bytes(10), 64)  # mov eax, n
+            assert len(kept._steps) <= 50
+            assert kept.find(code, 0x1000 * (n + 1)).count
+            assert sum(map(len, kept._codes.values())) <= 50
+            guest.linear.load(0x1000 * (n + 1), 4)
+            assert len(guest.linear.reads) <= 50 and len(guest.linear.fetches) <= 50
+            assert len(guest.linear.covered) <= 50
+        vm.memory.write(0x8000, struct.pack("<1024I", *(n << 22 | 0x83 for n in range(1024))))
+        guest.linear.follow(Control(0x8000_0011, 0x8000, 0x10, 0), (0, False, (0, 0)))
+        for n in range(120):  # pages of 4 MBytes
+            with suppress(GuestFault):
+                guest.linear.load(n << 22, 4)
+            assert len(guest.linear.large) <= 50
+        for n in range(10):
+            kept.of(runs.Code(16, n << 4, 0xFFFF))
+            assert len(kept._codes) <= 5
+            guest.linear.follow(Control(1, 0, 0, 0), (0, False, (n, 0)))
+            assert len(guest.linear._all) <= 4
 
 
 @pytest.mark.parametrize("paging", SHADOWS)

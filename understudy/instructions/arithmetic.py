@@ -9,14 +9,19 @@ undefined (logic).
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from iced_x86 import Mnemonic
+import iced_x86 as iced
+from iced_x86 import Mnemonic, OpKind
+
+from understudy.instructions.access import Action, Load, Make, Store, getter, operand_size, putter
+from understudy.instructions.operands import source, target
+from understudy.instructions.registers import Registers
 
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
 
 Compute = Callable[[int, int, int], tuple[int, int]]
 """(left, right, RFLAGS) to (the result, the new RFLAGS)."""
 
-_PARITY: Final = tuple(0 if byte.bit_count() % 2 else PF for byte in range(256))
+PARITY: Final = tuple(0 if byte.bit_count() % 2 else PF for byte in range(256))
 
 
 class Operation(NamedTuple):
@@ -33,7 +38,6 @@ OPERATIONS: Final[dict[int, Operation]] = {
     Mnemonic.XOR: Operation(lambda a, b, c: a ^ b, "logic"),
     Mnemonic.TEST: Operation(lambda a, b, c: a & b, "logic", keeps_result=False),
     Mnemonic.ADD: Operation(lambda a, b, c: a + b, "add"),
-    Mnemonic.XADD: Operation(lambda a, b, c: a + b, "add"),
     Mnemonic.ADC: Operation(lambda a, b, c: a + b + c, "add"),
     Mnemonic.SUB: Operation(lambda a, b, c: a - b, "sub"),
     Mnemonic.SBB: Operation(lambda a, b, c: a - b - c, "sub"),
@@ -55,7 +59,7 @@ def computer(operation: Operation, bits: int) -> Compute:
 
         def logic(left: int, right: int, flags: int) -> tuple[int, int]:
             result = compute(left, right, 0)
-            flags = flags & ~(CF | PF | AF | ZF | SF | OF) | _PARITY[result & 0xFF]
+            flags = flags & ~(CF | PF | AF | ZF | SF | OF) | PARITY[result & 0xFF]
             if not result:
                 flags |= ZF
             elif result & sign:
@@ -69,7 +73,7 @@ def computer(operation: Operation, bits: int) -> Compute:
     def arithmetic(left: int, right: int, flags: int) -> tuple[int, int]:
         wide = compute(left, right, flags & CF)
         result = wide & mask
-        flags = flags & cleared | _PARITY[result & 0xFF]
+        flags = flags & cleared | PARITY[result & 0xFF]
         if is_step:
             right = 1
         elif wide & ~mask:
@@ -95,3 +99,61 @@ def flags_of(
     """(the result to keep, or None; the new RFLAGS)."""
     result, flags = computer(operation, bits)(left, right, flags)
     return (result if operation.keeps_result else None), flags
+
+
+def _compute(instruction: iced.Instruction) -> Action | None:
+    operation = OPERATIONS[instruction.mnemonic]
+    compute = computer(operation, 8 * operand_size(instruction, 0))
+    if OpKind.MEMORY not in (instruction.op0_kind, instruction.op1_kind):
+        return _compute_registers(instruction, operation, compute)
+    get, put = getter(instruction, 0), putter(instruction, 0)
+    other = getter(instruction, 1) if instruction.op_count > 1 else _one
+    if get is None or put is None or other is None:
+        return None
+    if not operation.keeps_result:
+
+        def test(guest: Registers, at: int, load: Load, store: Store) -> None:
+            left, right = get(guest, at, load), other(guest, at, load)
+            guest.rflags = compute(left, right, guest.rflags)[1]
+
+        return test
+
+    def change(guest: Registers, at: int, load: Load, store: Store) -> None:
+        left, right = get(guest, at, load), other(guest, at, load)
+        result, flags = compute(left, right, guest.rflags)
+        put(guest, at, store, result)
+        guest.rflags = flags
+
+    return change
+
+
+def _compute_registers(
+    instruction: iced.Instruction, operation: Operation, compute: Compute
+) -> Action | None:
+    """The same without memory, the most frequent: without detours."""
+    size = operand_size(instruction, 0)
+    left, write = source(instruction, 0, size), target(instruction, 0)
+    right = source(instruction, 1, size) if instruction.op_count > 1 else lambda guest: 1
+    if left is None or right is None:
+        return None
+    if not operation.keeps_result:
+
+        def test(guest: Registers, at: int, load: Load, store: Store) -> None:
+            guest.rflags = compute(left(guest), right(guest), guest.rflags)[1]
+
+        return test
+    if write is None:
+        return None
+
+    def change(guest: Registers, at: int, load: Load, store: Store) -> None:
+        result, guest.rflags = compute(left(guest), right(guest), guest.rflags)
+        write(guest, result)
+
+    return change
+
+
+def _one(guest: Registers, at: int, load: Load) -> int:
+    return 1
+
+
+MAKERS: Final[dict[int, Make]] = dict.fromkeys(OPERATIONS, _compute)

@@ -1,240 +1,219 @@
-"""Near transfers of control, the stack, and what depends on conditions, in 64-bit code.
+"""Near transfers of control, and what depends on conditions.
 
-Source: SDM 1, "Procedure Calls, Interrupts, and Exceptions", "EFLAGS Condition Codes"; SDM 2, the
-instructions' own pages.
+Source: SDM 1, "Control Transfer Instructions", "Procedure Calls, Interrupts, and Exceptions",
+"EFLAGS Condition Codes"; SDM 2, the instructions' own pages.
 
-A flow reaches memory by linear addresses, and sets RIP itself.
-Invariants: nothing has changed when `load` or `store` refuses; a target is
-canonical, or the flow refuses.
+A transfer reaches memory by linear addresses, and sets RIP itself; an instruction is decoded at
+address 0, so that a relative target needs RIP added.
+Invariants: nothing has changed when an access refuses; a target is canonical or inside the code
+segment, or the transfer is NotHere.
 """
 
 from collections.abc import Callable
 from typing import Final
 
 import iced_x86 as iced
-from iced_x86 import Mnemonic, OpKind
+from iced_x86 import Code, Mnemonic, OpKind
 
-from understudy.arch.address import is_canonical
 from understudy.guest import RSP
+from understudy.instructions.access import NOPS, Action, Load, Store, getter, operand_size, putter
 from understudy.instructions.conditions import CONDITIONS
-from understudy.instructions.interpreter import Load, Store
-from understudy.instructions.operands import (
-    MASK64,
-    MASKS,
-    effective_address,
-    operand_address,
-    source,
-    target,
-)
-from understudy.instructions.registers import Registers
+from understudy.instructions.operands import LOW32, MASK64, MASKS, effective_address, source, target
+from understudy.instructions.registers import NotHere, Program, Registers
+from understudy.instructions.stack import Flow, Stack, stack_of
 
-Flow = Callable[[Registers, Load, Store], None]
-"""Does all that an instruction does, RIP included."""
+Jump = Callable[[Program, int], None]
 RCX: Final = 1
-LOOPS: Final = {Mnemonic.LOOP: None, Mnemonic.LOOPE: True, Mnemonic.LOOPNE: False}
 ZF: Final = 1 << 6
-NOPS: Final = frozenset({Mnemonic.NOP, Mnemonic.ENDBR64, Mnemonic.ENDBR32})
+LOOPS: Final = {Mnemonic.LOOP: None, Mnemonic.LOOPE: ZF, Mnemonic.LOOPNE: 0}
+"""The value of ZF with which it goes on; None: either."""
+ON_ZERO: Final = frozenset({Mnemonic.JCXZ, Mnemonic.JECXZ, Mnemonic.JRCXZ})
+COUNT_16: Final = frozenset({
+    Code.LOOP_REL8_16_CX, Code.LOOP_REL8_32_CX, Code.LOOPE_REL8_16_CX, Code.LOOPE_REL8_32_CX,
+    Code.LOOPNE_REL8_16_CX, Code.LOOPNE_REL8_32_CX, Code.JCXZ_REL8_16, Code.JCXZ_REL8_32,
+})  # fmt: skip
+COUNT_64: Final = frozenset({
+    Code.LOOP_REL8_16_RCX, Code.LOOP_REL8_64_RCX, Code.LOOPE_REL8_16_RCX, Code.LOOPE_REL8_64_RCX,
+    Code.LOOPNE_REL8_16_RCX, Code.LOOPNE_REL8_64_RCX, Code.JRCXZ_REL8_16, Code.JRCXZ_REL8_64,
+})  # fmt: skip
+CANONICAL: Final = (0, 0x1_FFFF)  # bits 63:47
+BRANCH_MASKS: Final = {
+    OpKind.NEAR_BRANCH16: 0xFFFF, OpKind.NEAR_BRANCH32: LOW32, OpKind.NEAR_BRANCH64: MASK64,
+}  # fmt: skip
+RETURNS: Final = {
+    Code.RETNW: 2, Code.RETNW_IMM16: 2, Code.RETND: 4, Code.RETND_IMM16: 4,
+    Code.RETNQ: 8, Code.RETNQ_IMM16: 8,
+}  # fmt: skip
 
 
-class NotHere(Exception):
-    """The processor has to execute this instruction."""
-
-
-def flow(instruction: iced.Instruction) -> Flow | None:
-    """How to carry out an instruction of 64-bit code, decoded at address 0.  None: not here."""
-    mnemonic, length = instruction.mnemonic, instruction.len
-    if mnemonic in NOPS:
-        return lambda r, load, store: _go(r, r.rip + length)
+def transfer(instruction: iced.Instruction, bits: int) -> Flow | None:
+    """How to carry out what goes elsewhere, RIP included.  None: it is no near transfer."""
     if instruction.is_jcc_short_or_near:
-        return _jcc(instruction)
-    if mnemonic in LOOPS:
-        return _loop(instruction, LOOPS[mnemonic])
+        return _jcc(instruction, bits)
+    if instruction.mnemonic in LOOPS or instruction.mnemonic in ON_ZERO:
+        return _count(instruction, bits)
     if instruction.is_jmp_short_or_near or instruction.is_call_near:
-        return _direct(instruction)
+        return _direct(instruction, bits)
     if instruction.is_jmp_near_indirect or instruction.is_call_near_indirect:
-        return _indirect(instruction)
-    if mnemonic == Mnemonic.RET:
-        return _ret(instruction)
-    if mnemonic in (Mnemonic.PUSH, Mnemonic.POP):
-        return _push(instruction) if mnemonic == Mnemonic.PUSH else _pop(instruction)
-    if mnemonic == Mnemonic.LEA:
+        return _indirect(instruction, bits)
+    return _ret(instruction, bits) if instruction.mnemonic == Mnemonic.RET else None
+
+
+def _go64(r: Program, to: int) -> None:
+    to &= MASK64
+    if to >> 47 not in CANONICAL:
+        raise NotHere
+    r.rip = to
+
+
+def _go_within(r: Program, to: int) -> None:
+    if to > r.code_limit:
+        raise NotHere
+    r.rip = to
+
+
+def _going(bits: int) -> tuple[Jump, int]:
+    """How to jump, and the mask of what comes behind an instruction."""
+    return (_go64, MASK64) if bits == 64 else (_go_within, LOW32)
+
+
+def _fits(instruction: iced.Instruction, bits: int) -> bool:
+    """With an operand size of 16 bits in 64-bit code processors differ."""
+    return bits != 64 or instruction.op0_kind == OpKind.NEAR_BRANCH64
+
+
+def _jcc(instruction: iced.Instruction, bits: int) -> Flow | None:
+    if not _fits(instruction, bits):
+        return None
+    holds, length = CONDITIONS[instruction.condition_code], instruction.len
+    to, mask = instruction.near_branch_target, BRANCH_MASKS[instruction.op0_kind]
+    go, next_mask = _going(bits)
+
+    def jcc(r: Program, at: int, load: Load, store: Store) -> None:
+        if holds(r.rflags):
+            go(r, r.rip + to & mask)
+        else:
+            r.rip = r.rip + length & next_mask
+
+    return jcc
+
+
+def _count(instruction: iced.Instruction, bits: int) -> Flow | None:
+    """LOOPcc, and JCXZ and its kin: the counter's width is the address size."""
+    if not _fits(instruction, bits):
+        return None
+    width = 2 if instruction.code in COUNT_16 else 8 if instruction.code in COUNT_64 else 4
+    count_mask, length, to = MASKS[width], instruction.len, instruction.near_branch_target
+    mask, is_loop = BRANCH_MASKS[instruction.op0_kind], instruction.mnemonic in LOOPS
+    wanted = LOOPS.get(instruction.mnemonic)
+    go, next_mask = _going(bits)
+
+    def loop(r: Program, at: int, load: Load, store: Store) -> None:
+        old = r.gpr(RCX)
+        left = old - 1 & count_mask
+        if left and (wanted is None or wanted == r.rflags & ZF):
+            go(r, r.rip + to & mask)
+        else:
+            r.rip = r.rip + length & next_mask
+        r.set_gpr(RCX, left if width > 2 else old & ~0xFFFF | left)
+
+    def on_zero(r: Program, at: int, load: Load, store: Store) -> None:
+        if r.gpr(RCX) & count_mask:
+            r.rip = r.rip + length & next_mask
+        else:
+            go(r, r.rip + to & mask)
+
+    return loop if is_loop else on_zero
+
+
+def _direct(instruction: iced.Instruction, bits: int) -> Flow | None:
+    if not _fits(instruction, bits):
+        return None
+    to, length, is_call = instruction.near_branch_target, instruction.len, instruction.is_call_near
+    mask, go, stack = BRANCH_MASKS[instruction.op0_kind], _going(bits)[0], stack_of(bits)
+    if not is_call:
+        return lambda r, at, load, store: go(r, r.rip + to & mask)
+    return _call(lambda r, at, load: r.rip + to & mask, length, mask, bits, stack)
+
+
+def _call(
+    to: Callable[[Program, int, Load], int], length: int, mask: int, bits: int, stack: Stack
+) -> Flow:
+    size, go, (place, pointer) = mask.bit_length() >> 3, _going(bits)[0], stack
+
+    def call(r: Program, at: int, load: Load, store: Store) -> None:
+        here, sp = r.rip, r.gpr(RSP) - size
+        go(r, to(r, at, load))
+        try:
+            store(place(r, sp, size, True), size, here + length & mask)
+        except BaseException:
+            r.rip = here
+            raise
+        r.set_gpr(RSP, pointer(r, sp))
+
+    return call
+
+
+def _indirect(instruction: iced.Instruction, bits: int) -> Flow | None:
+    size, get = operand_size(instruction, 0), getter(instruction, 0)
+    if get is None or (bits == 64) != (size == 8):
+        return None
+    go, stack = _going(bits)[0], stack_of(bits)
+    if instruction.is_call_near_indirect:
+        return _call(get, instruction.len, MASKS[size], bits, stack)
+    return lambda r, at, load, store: go(r, get(r, at, load))
+
+
+def _ret(instruction: iced.Instruction, bits: int) -> Flow | None:
+    size = RETURNS[instruction.code]
+    if (bits == 64) != (size == 8):
+        return None
+    drop = size + (instruction.immediate16 if instruction.op_count else 0)
+    go, (place, pointer) = _going(bits)[0], stack_of(bits)
+
+    def ret(r: Program, at: int, load: Load, store: Store) -> None:
+        sp = r.gpr(RSP)
+        go(r, load(place(r, sp, size, False), size))
+        r.set_gpr(RSP, pointer(r, sp + drop))
+
+    return ret
+
+
+# --- what goes straight on, and accesses its operand at most ---
+
+
+def straight(instruction: iced.Instruction) -> Action | None:
+    """LEA, SETcc, CMOVcc and what does nothing.  None: it is none of these."""
+    if instruction.mnemonic in NOPS:
+        return _nothing
+    if instruction.mnemonic == Mnemonic.LEA:
         write, address = target(instruction, 0), effective_address(instruction)
         assert write is not None
-
-        def lea(r: Registers, load: Load, store: Store) -> None:
-            write(r, address(r))
-            r.rip = r.rip + length & MASK64
-
-        return lea
+        return lambda r, at, load, store: write(r, address(r))
     if instruction.condition_code and instruction.op_count:
         return _conditional(instruction)
     return None
 
 
-def _go(r: Registers, to: int) -> None:
-    r.rip = to & MASK64
+def _nothing(r: Registers, at: int, load: Load, store: Store) -> None:
+    """NOP and hints; each access is in order already."""
 
 
-def _value(instruction: iced.Instruction, n: int, size: int) -> Callable[[Registers, Load], int]:
-    if instruction.op_kind(n) == OpKind.MEMORY:
-        address = operand_address(instruction, 64)
-        return lambda r, load: load(address(r), size)
-    read = source(instruction, n, size)
-    if read is None:
-        raise NotHere
-    return lambda r, load: read(r)
-
-
-def _jump(r: Registers, to: int) -> None:
-    to &= MASK64
-    if not is_canonical(to):
-        raise NotHere
-    r.rip = to
-
-
-def _jcc(instruction: iced.Instruction) -> Flow:
-    holds, length = CONDITIONS[instruction.condition_code], instruction.len
-    to = instruction.near_branch_target  # decoded at 0: from the beginning of the instruction
-    to = to - (1 << 64) if to >> 63 else to
-
-    def jcc(r: Registers, load: Load, store: Store) -> None:
-        if holds(r.rflags):
-            _jump(r, r.rip + to)
-        else:
-            r.rip = r.rip + length & MASK64
-
-    return jcc
-
-
-def _loop(instruction: iced.Instruction, wanted: bool | None) -> Flow:
-    is_narrow = instruction.code in (
-        iced.Code.LOOP_REL8_64_ECX, iced.Code.LOOPE_REL8_64_ECX, iced.Code.LOOPNE_REL8_64_ECX,
-    )  # fmt: skip
-    mask, length, to = MASKS[4 if is_narrow else 8], instruction.len, instruction.near_branch_target
-
-    def loop(r: Registers, load: Load, store: Store) -> None:
-        left = r.gpr(RCX) - 1 & mask
-        zero = bool(r.rflags & ZF)
-        if left and (wanted is None or wanted == zero):
-            _jump(r, r.rip + to)
-        else:
-            r.rip = r.rip + length & MASK64
-        r.set_gpr(RCX, left)
-
-    return loop
-
-
-def _pushed(r: Registers, store: Store, size: int, value: int) -> int:
-    """Store it below the top of the stack; the stack pointer then."""
-    sp = r.gpr(RSP) - size & MASK64
-    store(sp, size, value & MASKS[size])
-    return sp
-
-
-def _direct(instruction: iced.Instruction) -> Flow | None:
-    if instruction.op0_kind != OpKind.NEAR_BRANCH64:
-        return None  # with an operand size of 16 bits processors differ
-    to, length, is_call = instruction.near_branch_target, instruction.len, instruction.is_call_near
-
-    def direct(r: Registers, load: Load, store: Store) -> None:
-        here = r.rip
-        if not is_canonical(here + to & MASK64):
-            raise NotHere
-        if is_call:
-            r.set_gpr(RSP, _pushed(r, store, 8, here + length))
-        r.rip = here + to & MASK64
-
-    return direct
-
-
-def _indirect(instruction: iced.Instruction) -> Flow | None:
-    if instruction.memory_size not in (iced.MemorySize.QWORD_OFFSET, iced.MemorySize.UNKNOWN):
-        return None
-    if instruction.op0_kind == OpKind.REGISTER and iced.RegisterExt.size(
-        instruction.op0_register) != 8:  # fmt: skip
-        return None
-    get, length, is_call = _value(instruction, 0, 8), instruction.len, (
-        instruction.is_call_near_indirect
-    )  # fmt: skip
-
-    def indirect(r: Registers, load: Load, store: Store) -> None:
-        to = get(r, load)
-        if not is_canonical(to):
-            raise NotHere
-        if is_call:
-            r.set_gpr(RSP, _pushed(r, store, 8, r.rip + length))
-        r.rip = to
-
-    return indirect
-
-
-def _ret(instruction: iced.Instruction) -> Flow | None:
-    if instruction.code not in (iced.Code.RETNQ, iced.Code.RETNQ_IMM16):
-        return None
-    drop = 8 + (instruction.immediate16 if instruction.op_count else 0)
-
-    def ret(r: Registers, load: Load, store: Store) -> None:
-        sp = r.gpr(RSP)
-        _jump(r, load(sp, 8))
-        r.set_gpr(RSP, sp + drop & MASK64)
-
-    return ret
-
-
-def _push(instruction: iced.Instruction) -> Flow | None:
-    size, length = -instruction.stack_pointer_increment, instruction.len
-    try:
-        get = _value(instruction, 0, size)
-    except NotHere:
-        return None  # a segment register
-
-    def push(r: Registers, load: Load, store: Store) -> None:
-        r.set_gpr(RSP, _pushed(r, store, size, get(r, load)))
-        r.rip = r.rip + length & MASK64
-
-    return push
-
-
-def _pop(instruction: iced.Instruction) -> Flow | None:
-    write = target(instruction, 0)
-    size, length = instruction.stack_pointer_increment, instruction.len
-    if write is None:
-        return None
-
-    def pop(r: Registers, load: Load, store: Store) -> None:
-        sp = r.gpr(RSP)
-        value = load(sp, size)
-        r.set_gpr(RSP, sp + size & MASK64)
-        write(r, value)
-        r.rip = r.rip + length & MASK64
-
-    return pop
-
-
-def _conditional(instruction: iced.Instruction) -> Flow | None:
+def _conditional(instruction: iced.Instruction) -> Action | None:
     """SETcc and CMOVcc.  The latter reads its source, and clears the upper half, either way."""
-    holds, length = CONDITIONS[instruction.condition_code], instruction.len
-    write = target(instruction, 0)
+    holds = CONDITIONS[instruction.condition_code]
     if instruction.op_count == 1:
-        address = operand_address(instruction, 64) if write is None else None
+        put = putter(instruction, 0)
+        if put is None:
+            return None  # a branch, which goes elsewhere
+        return lambda r, at, load, store: put(r, at, store, int(holds(r.rflags)))
+    write, get = target(instruction, 0), getter(instruction, 1)
+    old = source(instruction, 0, operand_size(instruction, 0))
+    if write is None or get is None or old is None:
+        return None  # FCMOVcc
 
-        def setcc(r: Registers, load: Load, store: Store) -> None:
-            value = int(holds(r.rflags))
-            if write is not None:
-                write(r, value)
-            elif address is not None:
-                store(address(r), 1, value)
-            r.rip = r.rip + length & MASK64
-
-        return setcc
-    if write is None:
-        return None
-    size = iced.RegisterExt.size(instruction.op0_register)
-    get, old = _value(instruction, 1, size), _value(instruction, 0, size)
-
-    def cmov(r: Registers, load: Load, store: Store) -> None:
-        value = get(r, load)
-        write(r, value if holds(r.rflags) else old(r, load))
-        r.rip = r.rip + length & MASK64
+    def cmov(r: Registers, at: int, load: Load, store: Store) -> None:
+        value = get(r, at, load)
+        write(r, value if holds(r.rflags) else old(r))
 
     return cmov

@@ -7,11 +7,15 @@ left to the processor (`footprint`); a page fault on the way leaves the guest's 
 instruction had not begun (string instructions: as after the last whole element).
 """
 
+from typing import Final
+
 from understudy.arch.address import PAGE
 from understudy.instructions.interpreter import plan_at
 from understudy.instructions.port_strings import CYCLE_NS
 from understudy.instructions.strings import burst, end_burst
 from understudy.instructions.surroundings import Surroundings
+
+WIDEST: Final = 8  # bytes of an access to a device
 
 
 def access(around: Surroundings, gpa: int) -> bool:
@@ -31,6 +35,8 @@ def access(around: Surroundings, gpa: int) -> bool:
             end_burst(around)
         return True
     offset = gpa & PAGE - 1
+    if size > WIDEST:
+        return False
     if offset + size > PAGE or (not offset and address(guest) & PAGE - 1):
         return False  # it begins in the page before, or ends in the one after
     action(guest, gpa, around.mmio_read, around.mmio_write)

@@ -10,7 +10,8 @@ at a time; the tables change only through `Paging.store` and `GuestMemory`, and 
 from typing import Final
 
 from understudy.arch.address import PAGE
-from understudy.instructions.interpreter import Load, plan_at
+from understudy.instructions.access import Load
+from understudy.instructions.interpreter import plan_at
 from understudy.instructions.strings import (
     DF,
     MOVS,

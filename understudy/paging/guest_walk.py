@@ -272,6 +272,13 @@ class Translation:
 
         With `mark`, accessed and dirty flags are set as the processor would.
         """
+        return self.find(memory, gva, write=write, fetch=fetch, mark=mark).gpa
+
+    def find(
+        self, memory: PhysicalMemory, gva: int, *, write: bool = False, fetch: bool = False,
+        mark: bool = True,
+    ) -> Found:  # fmt: skip
+        """The same, with what else the walk has found."""
         regime = self.regime
         if regime.format is not None and regime.format.linear_bits > 32:
             if not is_canonical(gva, regime.format.linear_bits):
@@ -286,7 +293,7 @@ class Translation:
             for (at, entry), wanted in zip(found.path, marks(found.path, write), strict=True):
                 if wanted & ~entry:
                     put(at, entry | wanted)
-        return found.gpa
+        return found
 
     def read(self, memory: PhysicalMemory, gva: int, length: int, *, fetch: bool = False) -> bytes:
         """Bytes at a linear address.  IndexError if they are not RAM."""

@@ -69,8 +69,8 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         }
         return Ok(());
     }
-    // Under single step and armed breakpoints every element is an event of its own.
-    let is_watched = core.flag(TF) || core.dr[7] & 0xFF != 0;
+    // Under single step, the monitor trap flag and armed breakpoints every element is an event of its own.
+    let is_watched = core.flag(TF) || core.dr[7] & 0xFF != 0 || crate::vmx::events::must_step(core);
     let mut done = 0;
     let mut flags = None;
     while core.gpr[RCX] & job.mask != 0 {

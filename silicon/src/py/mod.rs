@@ -28,6 +28,7 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LAYOUTS", layouts)?;
     m.add_function(wrap_pyfunction!(host_features, m)?)?;
     m.add_function(wrap_pyfunction!(hold_signals, m)?)?;
+    m.add_function(wrap_pyfunction!(scans_keep_flags, m)?)?;
     m.add_function(wrap_pyfunction!(wall_tsc, m)?)?;
     // Made by the calls above; the data sheet has no such list.
     m.delattr("__all__")
@@ -43,6 +44,12 @@ fn hold_signals() {
 #[pyfunction]
 fn wall_tsc() -> u64 {
     crate::cpu::state::monotonic_ns()
+}
+
+/// Whether BSF and BSR change no status flag but ZF on this computer, and so in the machine.
+#[pyfunction]
+fn scans_keep_flags() -> bool {
+    crate::dbt::undefined::scans_keep_flags()
 }
 
 /// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).

@@ -40,6 +40,14 @@ pub fn comes_before(core: &Core, e: &Exception) -> bool {
     core.vmx.non_root && is_due && e.is_trap && e.vector == vector::DB
 }
 
+/// A part of a repeated instruction, or a whole one, was done: the monitor trap flag exits "on the
+/// instruction boundary following that iteration" (SDM 3C, "Monitor Trap Flag").
+pub fn note_iteration(core: &mut Core) {
+    if must_step(core) {
+        core.vmx.mtf = Some((u64::MAX, 0));
+    }
+}
+
 /// Whether nothing is due between these two instructions, and nothing but time changes that:
 /// engines that were asked to stop for attention may then go on.
 #[must_use]

@@ -191,7 +191,7 @@ def test_an_instruction_over_a_page_boundary_is_fetched_in_two_parts() -> None:
 def test_what_has_no_plan_is_executed_by_the_processor_on_lent_memory() -> None:
     with bench() as b:
         made = device(b, 0x1122_3344_5566_7788)
-        b.vm.memory.write(CODE, bytes.fromhex("48 f7 27"))  # mul qword [rdi]
+        b.vm.memory.write(CODE, bytes.fromhex("f2 48 0f 38 f1 07"))  # crc32 rax,[rdi]
         b.processor.live[RDI] = DEVICE
         seen: list[bytes] = []
 
@@ -209,7 +209,7 @@ def test_what_has_no_plan_is_executed_by_the_processor_on_lent_memory() -> None:
 def test_a_device_that_lent_memory_does_not_cover_is_said() -> None:
     with bench() as b:
         device(b)
-        b.vm.memory.write(CODE, bytes.fromhex("48 f7 27"))
+        b.vm.memory.write(CODE, bytes.fromhex("f2 48 0f 38 f1 07"))
         b.processor.live[RDI] = DEVICE
         for gpa in (DEVICE, DEVICE + 0x5000):
             b.processor.script.append(FakeExit(Reason.EPT_VIOLATION, 0x181, gpa=gpa))
