@@ -2,6 +2,7 @@
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
+use crate::cpu::ring0;
 use crate::cpu::state::{Clock, Core, Mode};
 
 pub(super) const MODE_USER: u32 = 1;
@@ -54,6 +55,9 @@ fn segments_key(core: &Core) -> Option<u32> {
     ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | gs)
 }
 
+/// Sensitive instructions are looked at before they execute ([`crate::cpu::ring0`]).
+pub(super) const MODE_SENSITIVE: u32 = 8192;
+
 /// What of the processor's state is built into translations.
 pub(super) fn mode_key(core: &Core) -> Option<u32> {
     let mut key = match core.mode {
@@ -86,6 +90,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.pause_may_exit() {
         key |= MODE_PAUSE;
+    }
+    if ring0::looks(core) {
+        key |= MODE_SENSITIVE;
     }
     Some(key)
 }
