@@ -134,7 +134,7 @@ def _deliver32(guest: "Deprivileged", event: Event) -> None:
     if event.error is not None:
         words.insert(0, event.error)
     esp -= 4 * len(words)
-    is_flat = stack.limit == LOW32 and stack.rights & BIG and not stack.rights & CODE | 4
+    is_flat = stack.limit == LOW32 and stack.rights & BIG and not stack.rights & (CODE | 4)
     if esp < 0 or not is_flat:
         raise NotHere
     frame = b"".join((word & LOW32).to_bytes(4, "little") for word in words)

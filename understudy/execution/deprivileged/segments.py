@@ -210,8 +210,6 @@ def _load(guest: "Deprivileged", n: int, selector: int) -> None:
 def push_segment(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     size = -instruction.stack_pointer_increment
     selector = guest.read(SELECTOR + 2 * NUMBERS[instruction.op0_register])
-    if size == 4:  # processors write 16 bits only
-        raise NotHere
     push(guest, size, selector)
     _done(guest, instruction)
 

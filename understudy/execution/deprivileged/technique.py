@@ -82,7 +82,8 @@ class Deprivileged(Vmx, name="deprivileged"):
         if processor is None:
             raise ValueError("execution 'deprivileged': expected a processor for each vCPU")
         self.is_virtual = keep_timer
-        self.is_current = False  # the processor has the guest's state
+        self.is_low = False  # the processor is at the guest's level
+        self.is_current = False  # and has the guest's state
         self.root_changed = False  # but for CR3, or what it has cached
         self.updates: dict[str, int] = {}  # and but for these
         self.pdptes = b""  # that it has loaded, under PAE paging
@@ -343,7 +344,7 @@ class Deprivileged(Vmx, name="deprivileged"):
         if not self.is_current:
             processor.set_registers(descent.state(self) | values)
             self._start_timer()
-            self.is_current = True
+            self.is_current = self.is_low = True
             self._note_pdptes()
         else:
             if self.root_changed or self._pdptes_changed():
@@ -448,6 +449,9 @@ class Deprivileged(Vmx, name="deprivileged"):
 
     def _to_vmx(self) -> None:
         self._leave()
+        if self.is_low:
+            self.is_low = False
+            self.processor.set_registers(self.operation.root.own)
         self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
         self._write_field(TIMER, self._left())
 

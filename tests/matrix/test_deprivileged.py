@@ -1,0 +1,124 @@
+"""A guest without privileges does exactly what it does in VMX operation, if its ISA lets it.
+
+What: the same guest deprivileged, on a processor whose sensitive instructions all trap, and under
+VMX with the same paging technique; after every so many instructions all registers, what was retired
+and the TSC are the same.  Source: Popek and Goldberg, "Formal Requirements for Virtualizable Third
+Generation Architectures": what they prove is asserted.
+Invariant: VM entries are counted, so that a comparison of VMX with itself does not pass for one.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.matrix import programs as p
+from understudy.execution.deprivileged import Deprivileged
+from understudy.guests.entry import GuestError
+from understudy.linux import VM as LinuxVM
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+CPU = "understudy,-pmu,-xsaves"
+PAGINGS = ("eager", "lazy", "vtlb")
+MADE = {"cpu": CPU, "virtualizable_isa": True}
+Make = Callable[[str], VM]
+
+
+def seen(vm: VM) -> dict[str, Any]:
+    processor = vm.processors[0]
+    out = dict(vm.vcpus[0].registers())
+    return out | {"retired": vm.instructions, "tsc": processor.tsc, "fx": processor.fxsave()}
+
+
+def guest_of(vm: VM) -> Deprivileged:
+    guest = vm.vcpus[0].guest
+    assert isinstance(guest, Deprivileged)
+    return guest
+
+
+def agree(make: Make, step: int, most: int) -> tuple[str, Counter[str], Counter[str]]:
+    """Run both; how they ended, what trapped, and what VMX executed."""
+    with make("deprivileged") as one, make("vmx") as other:
+        guest, stop = guest_of(one), StopKind.BUDGET
+        while stop == StopKind.BUDGET and one.instructions < most:
+            before = one.describe()
+            stop = one.go(budget=step).kind
+            assert stop == other.go(budget=step).kind
+            a, b = seen(one), seen(other)
+            differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+            assert not differ, f"after:\n{before}"
+        entries = one.processors[0].counters()["entries"]
+        assert entries == sum(guest.handed_over.values())
+        return stop, Counter(guest.traps), Counter(guest.handed_over)
+
+
+def small(program: str, engine: str, paging: str, **handlers: str) -> Make:
+    def make(execution: str) -> VM:
+        vm = VM("16M", execution=execution, engine=engine, paging=paging, **MADE)
+        registers: dict[str, int] = {}
+        for vector, code in handlers.items():
+            registers |= p.handle(vm, int(vector[1:], 16), code)
+        p.start(vm, program, **registers)
+        return vm
+
+    return make
+
+
+def linux(guest: str, paging: str, engine: str = "dbt") -> Make:
+    def make(execution: str) -> VM:
+        try:
+            return LinuxVM.linux(guest, execution=execution, paging=paging, engine=engine, **MADE)
+        except GuestError as problem:
+            pytest.skip(f"no guest {guest}: {problem}")
+
+    return make
+
+
+@pytest.mark.parametrize("paging", PAGINGS)
+@pytest.mark.parametrize("engine", ["dbt", "reference"])
+def test_a_line_is_printed(engine: str, paging: str) -> None:
+    stop, traps, handed_over = agree(small(p.HELLO, engine, paging), 1, 1000)
+    assert stop == StopKind.DEBUG_EXIT
+    assert traps == {"OUT": 7}
+    assert not handed_over
+
+
+@pytest.mark.parametrize("engine", ["dbt", "reference"])
+def test_a_timer_interrupts(engine: str) -> None:
+    make = small(p.PIT, engine, "lazy", v20=p.PIT_HANDLER)
+    stop, traps, handed_over = agree(make, 7, 100_000)
+    assert stop == StopKind.DEBUG_EXIT
+    assert traps == {"OUT": 14, "STI": 5, "HLT": 5, "IRETQ": 5}
+    assert not handed_over
+
+
+def test_the_built_in_guest() -> None:
+    stop, _, handed_over = agree(linux("hello", "lazy"), 1, 100_000)
+    assert stop == StopKind.POWEROFF
+    assert not handed_over
+
+
+RARE = {"RETF", "JMP", "LLDT", "LTR", "INVPCID", "MOV DR", "OUT"}
+"""What VMX executes of a Linux boot."""
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("paging", PAGINGS)
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
+def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
+    _, traps, handed_over = agree(linux(guest, paging), 100_000, 6_000_000)
+    assert traps["CLI"] or traps["PUSHFQ"] or traps["PUSHFD"]
+    assert set(handed_over) <= RARE
+    assert sum(handed_over.values()) < 20
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
+def test_a_whole_boot(guest: str) -> None:
+    _, traps, handed_over = agree(linux(guest, "lazy"), 1_000_000, 280_000_000)
+    assert sum(traps.values()) > 500_000
+    assert set(handed_over) <= RARE
+    assert sum(handed_over.values()) < 100
