@@ -74,11 +74,11 @@ class Exit:
     0x10003 SHUTDOWN bare mode only: triple fault
     0x10004 MMIO    bare mode only: access to a host-physical address without memory
     0x10005 PIO     bare mode only: IN/OUT; qualification as for exit reason 30
-    0x10006 EVENT   `set_ring0("host")`: this event leads to CPL 0, intr_info and intr_error as in an
-            exit, qualification: the address of a page fault, the DR6 bits of a debug exception;
+    0x10006 EVENT   `set_ring0("host")`: an event leads to CPL 0: intr_info and intr_error as in an
+            exit; qualification: the address of a page fault, the DR6 bits of a debug exception;
             length: that of INT n, INT3, INTO, INT1.  Not delivered.
     0x10007 LOST    a defect of the engine: it faulted at the host address in `qualification`
-    0x10008 SENSITIVE  `set_ring0` with "stop": a sensitive instruction of this length.  Not executed.
+    0x10008 SENSITIVE  `set_ring0` with "stop": a sensitive instruction of this length is next.
 
     After `set_ring0("host")` all of them have RIP in gla and RFLAGS in gpa, outside VMX non-root
     operation.

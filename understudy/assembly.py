@@ -260,7 +260,12 @@ def vcpu_of(
     cr4 = technique.cr4_available(processor or host.processors[0])
     topology = config.topology
     model = CpuModel(
-        host_features(), _shown(config.cpu, technique.hidden_features), topology.apic_id(number), MAXPHYADDR, cr4, topology
+        host_features(),
+        _shown(config.cpu, technique.hidden_features),
+        topology.apic_id(number),
+        MAXPHYADDR,
+        cr4,
+        topology,
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)

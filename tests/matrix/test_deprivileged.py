@@ -100,18 +100,13 @@ def test_the_built_in_guest() -> None:
     assert not handed_over
 
 
-RARE = {"RETF", "JMP", "LLDT", "LTR", "INVPCID", "MOV DR", "OUT"}
-"""What VMX executes of a Linux boot."""
-
-
 @pytest.mark.real_guest
 @pytest.mark.parametrize("paging", PAGINGS)
 @pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
 def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
     _, traps, handed_over = agree(linux(guest, paging), 100_000, 6_000_000)
     assert traps["CLI"] or traps["PUSHFQ"] or traps["PUSHFD"]
-    assert set(handed_over) <= RARE
-    assert sum(handed_over.values()) < 20
+    assert not handed_over
 
 
 @pytest.mark.real_guest
@@ -120,5 +115,4 @@ def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
 def test_a_whole_boot(guest: str) -> None:
     _, traps, handed_over = agree(linux(guest, "lazy"), 1_000_000, 280_000_000)
     assert sum(traps.values()) > 500_000
-    assert set(handed_over) <= RARE
-    assert sum(handed_over.values()) < 100
+    assert sum(handed_over.values()) <= 1  # an OUT of a program that has IOPL 3

@@ -7,7 +7,7 @@ Invariants: nothing has changed when an event is not delivered here; the frame i
 rights of the level at which the handler runs.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from understudy.arch.address import is_canonical
 from understudy.arch.cr import CR0, RFLAGS
@@ -15,12 +15,10 @@ from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.deprivileged import descriptors
 from understudy.execution.deprivileged.descriptors import BIG, CODE, CONFORMING, LONG, NotHere
+from understudy.execution.deprivileged.live import Live
 from understudy.guest import RSP, Event, Kind
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.paging.guest_walk import GuestFault
-
-if TYPE_CHECKING:
-    from understudy.execution.deprivileged.technique import Deprivileged
 
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 PRESENT: Final = 1 << 7
@@ -33,7 +31,7 @@ TSS32: Final = 0x8  # of a TSS's type: none of 16 bits
 RSP0, IST1, ESP0, SS0 = 4, 0x24, 4, 8  # in a TSS
 
 
-def deliver(guest: "Deprivileged", event: Event) -> bool:
+def deliver(guest: Live, event: Event) -> bool:
     """Have the guest go on in its handler.  False: by VMX."""
     try:
         if event.kind is Kind.NMI or not guest.read(Vmcs.GUEST_CR0) & PE:
@@ -48,18 +46,18 @@ def deliver(guest: "Deprivileged", event: Event) -> bool:
     return True
 
 
-def _checked(guest: "Deprivileged", event: Event, rights: int) -> bool:
+def _checked(guest: Live, event: Event, rights: int) -> bool:
     """Whether it is an interrupt gate, else a trap gate."""
     kind = rights & 0x1F
     if not rights & PRESENT or kind not in (INTERRUPT_GATE, TRAP_GATE):
         raise NotHere
-    if event.kind in (Kind.SOFTWARE_INTERRUPT, Kind.SOFTWARE_EXCEPTION):
-        if rights >> 5 & 3 < guest.cpl():
-            raise NotHere
+    is_software = event.kind in (Kind.SOFTWARE_INTERRUPT, Kind.SOFTWARE_EXCEPTION)
+    if is_software and rights >> 5 & 3 < guest.cpl():
+        raise NotHere
     return kind == INTERRUPT_GATE
 
 
-def _target(guest: "Deprivileged", selector: int) -> tuple[Segment, int]:
+def _target(guest: Live, selector: int) -> tuple[Segment, int]:
     """The handler's code segment and its level."""
     segment = descriptors.descriptor(guest, selector)
     level = segment.rights >> 5 & 3
@@ -68,13 +66,13 @@ def _target(guest: "Deprivileged", selector: int) -> tuple[Segment, int]:
     return segment._replace(selector=selector & ~3 | level), level
 
 
-def _go(guest: "Deprivileged", code: Segment, rip: int, *, masks: bool) -> None:
+def _go(guest: Live, code: Segment, rip: int, *, masks: bool) -> None:
     guest.set_live_segment(SegmentName.CS, code)
     guest.rip = rip
     guest.rflags = guest.rflags & ~(CLEARED | (IF if masks else 0))
 
 
-def _deliver64(guest: "Deprivileged", event: Event) -> None:
+def _deliver64(guest: Live, event: Event) -> None:
     memory, table = guest.kernel_memory(), guest.idtr()
     if event.vector * 16 + 15 > table.limit:
         raise NotHere
@@ -109,7 +107,7 @@ def _deliver64(guest: "Deprivileged", event: Event) -> None:
     _go(guest, code, rip, masks=masks)
 
 
-def _deliver32(guest: "Deprivileged", event: Event) -> None:
+def _deliver32(guest: Live, event: Event) -> None:
     memory, table = guest.kernel_memory(), guest.idtr()
     if event.vector * 8 + 7 > table.limit:
         raise NotHere

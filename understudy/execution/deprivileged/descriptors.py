@@ -4,13 +4,11 @@ Source: SDM 3A, "Segment Descriptors", "Privilege Level Checking When Accessing 
 Invariant: what is not plain raises NotHere, before anything has changed.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Vmcs
-
-if TYPE_CHECKING:
-    from understudy.execution.deprivileged.technique import Deprivileged
+from understudy.execution.deprivileged.live import Live
 
 PRESENT, LONG, BIG = 1 << 7, 1 << 13, 1 << 14  # of access rights
 CODE, CONFORMING, READ_WRITE, PLAIN, ACCESSED = 0x8, 0x4, 0x2, 0x10, 0x1  # of a type
@@ -28,7 +26,7 @@ class NotHere(Exception):
     """The processor has to execute this, by VMX."""
 
 
-def table_entry(guest: "Deprivileged", selector: int) -> int:
+def table_entry(guest: Live, selector: int) -> int:
     """The linear address of a descriptor.  NotHere: beyond its table."""
     read, offset = guest.read, selector & ~7
     if selector & IN_LDT:
@@ -51,7 +49,7 @@ def unpack(selector: int, raw: int) -> Segment:
     return Segment(selector, base, limit, raw >> 40 & 0xF0FF)
 
 
-def descriptor(guest: "Deprivileged", selector: int) -> Segment:
+def descriptor(guest: Live, selector: int) -> Segment:
     """The plain, present descriptor that a selector names; its accessed bit is set."""
     at, memory = table_entry(guest, selector), guest.kernel_memory()
     segment = unpack(selector, memory.load(at, 8))
@@ -63,7 +61,7 @@ def descriptor(guest: "Deprivileged", selector: int) -> Segment:
     return segment
 
 
-def code(guest: "Deprivileged", selector: int, level: int) -> Segment:
+def code(guest: Live, selector: int, level: int) -> Segment:
     """A nonconforming code segment of this level."""
     segment = descriptor(guest, selector & ~3 | level)
     rights = segment.rights
@@ -74,7 +72,7 @@ def code(guest: "Deprivileged", selector: int, level: int) -> Segment:
     return segment
 
 
-def stack(guest: "Deprivileged", selector: int, level: int) -> Segment:
+def stack(guest: Live, selector: int, level: int) -> Segment:
     """A stack segment of this level."""
     if selector & 3 != level:
         raise NotHere
@@ -90,7 +88,7 @@ def null_stack(level: int) -> Segment:
     return Segment(level, 0, 0, UNUSABLE | level << 5)
 
 
-def data(guest: "Deprivileged", selector: int) -> Segment:
+def data(guest: Live, selector: int) -> Segment:
     """What a load of DS, ES, FS or GS with this selector makes of the register."""
     if not selector & ~3:
         return Segment(selector, 0, 0, UNUSABLE)
@@ -105,7 +103,7 @@ def data(guest: "Deprivileged", selector: int) -> Segment:
     return segment
 
 
-def leave_inner_data(guest: "Deprivileged", level: int) -> None:
+def leave_inner_data(guest: Live, level: int) -> None:
     """After a return to an outer level: segments of the inner ones are not reachable there."""
     for n in LOADABLE:
         rights = guest.read(Vmcs.GUEST_ES_ACCESS_RIGHTS + 2 * n)

@@ -9,7 +9,7 @@ Invariant: whoever carries out an instruction that would not exit in VMX operati
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind
@@ -21,19 +21,17 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Vmcs
-from understudy.execution.deprivileged import segments, system_calls
+from understudy.execution.deprivileged import segments, system_calls, tables
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import NotHere
+from understudy.execution.deprivileged.live import Live
 from understudy.execution.vmx.operation import PASSED
 from understudy.guest import Event, Kind
 from understudy.instructions.interpreter import decode
 from understudy.instructions.operands import LOW32, MASK64, operand_address
 from understudy.silicon import Exit
 
-if TYPE_CHECKING:
-    from understudy.execution.deprivileged.technique import Deprivileged
-
-CarryOut = Callable[["Deprivileged", iced.Instruction], Exit | None]
+CarryOut = Callable[[Live, iced.Instruction], Exit | None]
 RAX, RCX, RDX, RSI, RDI = 0, 1, 2, 6, 7
 IF: Final = RFLAGS.IF.mask
 AC: Final = RFLAGS.AC.mask
@@ -63,7 +61,7 @@ class Step(NamedTuple):
     for_programs: bool  # whether programs may execute it as well
 
 
-def done(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def done(guest: Live, instruction: iced.Instruction) -> None:
     """It is carried out: go past it."""
     guest.tick()
     guest.skip(instruction.len)
@@ -72,12 +70,12 @@ def done(guest: "Deprivileged", instruction: iced.Instruction) -> None:
 # --- flags ---
 
 
-def cli(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def cli(guest: Live, instruction: iced.Instruction) -> None:
     guest.rflags = guest.rflags & ~IF
     done(guest, instruction)
 
 
-def sti(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def sti(guest: Live, instruction: iced.Instruction) -> None:
     old = guest.rflags
     guest.rflags = old | IF
     done(guest, instruction)
@@ -85,19 +83,19 @@ def sti(guest: "Deprivileged", instruction: iced.Instruction) -> None:
         guest.begin_shadow()
 
 
-def stac(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def stac(guest: Live, instruction: iced.Instruction) -> None:
     flags = guest.rflags
     guest.rflags = flags | AC if instruction.mnemonic == Mnemonic.STAC else flags & ~AC
     done(guest, instruction)
 
 
-def pushf(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def pushf(guest: Live, instruction: iced.Instruction) -> None:
     size = -instruction.stack_pointer_increment
     segments.push(guest, size, guest.rflags & PUSHED)
     done(guest, instruction)
 
 
-def popf(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def popf(guest: Live, instruction: iced.Instruction) -> None:
     size = instruction.stack_pointer_increment
     value = segments.top(guest, size)
     segments.drop(guest, size)
@@ -114,7 +112,7 @@ def popf(guest: "Deprivileged", instruction: iced.Instruction) -> None:
 # --- control registers ---
 
 
-def mov_from_cr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def mov_from_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
     number = CRS[instruction.op1_register]
     register = iced.RegisterExt.number(instruction.op0_register)
     if number in (3, 8):
@@ -129,7 +127,7 @@ def mov_from_cr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | 
     return None
 
 
-def mov_to_cr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def mov_to_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
     number = CRS[instruction.op0_register]
     register = iced.RegisterExt.number(instruction.op1_register)
     if number == 2:
@@ -145,12 +143,12 @@ def _cr_access(number: int, kind: int, register: int, instruction: iced.Instruct
     return question(Reason.CR_ACCESS, qualification, length=instruction.len)
 
 
-def clts(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def clts(guest: Live, instruction: iced.Instruction) -> None:
     guest.write(Vmcs.GUEST_CR0, guest.read(Vmcs.GUEST_CR0) & ~TS)
     done(guest, instruction)
 
 
-def invlpg(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
+def invlpg(guest: Live, instruction: iced.Instruction) -> Exit:
     guest.forget_walks()
     gva = operand_address(instruction, guest.code_bits())(guest)
     return question(Reason.INVLPG, gva, length=instruction.len)
@@ -159,7 +157,7 @@ def invlpg(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
 # --- descriptor tables ---
 
 
-def load_table(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def load_table(guest: Live, instruction: iced.Instruction) -> None:
     is_64 = guest.is_code64()
     at = operand_address(instruction, guest.code_bits())(guest)
     memory, size = guest.memory(), 8 if is_64 else 4
@@ -181,7 +179,7 @@ def _is_short(instruction: iced.Instruction) -> bool:
 # --- MSRs, time, CPUID ---
 
 
-def rdmsr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def rdmsr(guest: Live, instruction: iced.Instruction) -> Exit | None:
     index = guest.gpr(RCX) & LOW32
     if index not in HELD:
         return question(Reason.RDMSR, length=instruction.len)
@@ -192,7 +190,7 @@ def rdmsr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
     return None
 
 
-def wrmsr(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def wrmsr(guest: Live, instruction: iced.Instruction) -> Exit | None:
     index = guest.gpr(RCX) & LOW32
     if index not in HELD:
         return question(Reason.WRMSR, length=instruction.len)
@@ -218,12 +216,12 @@ def fits(index: int, value: int) -> bool:
     return is_canonical(value)
 
 
-def _set_pair(guest: "Deprivileged", value: int) -> None:
+def _set_pair(guest: Live, value: int) -> None:
     guest.set_gpr(RAX, value & LOW32)
     guest.set_gpr(RDX, value >> 32)
 
 
-def rdtsc(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def rdtsc(guest: Live, instruction: iced.Instruction) -> Exit | None:
     is_rdtscp = instruction.mnemonic == Mnemonic.RDTSCP
     if guest.asked[0] or (guest.cpl() and guest.control().cr4 & CR4.TSD.mask):
         raise NotHere
@@ -244,7 +242,7 @@ def _ask(reason: Reason) -> CarryOut:
 # --- ports ---
 
 
-def port(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
+def port(guest: Live, instruction: iced.Instruction) -> Exit:
     is_in = instruction.mnemonic == Mnemonic.IN
     data, place = (0, 1) if is_in else (1, 0)
     is_immediate = instruction.op_kind(place) == OpKind.IMMEDIATE8
@@ -254,7 +252,7 @@ def port(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
     return question(Reason.IO_INSTRUCTION, access, length=instruction.len)
 
 
-def port_string(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
+def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
     is_in = instruction.mnemonic in (Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD)
     at = next(n for n in range(2) if instruction.op_kind(n) != OpKind.REGISTER)
     kind = instruction.op_kind(at)
@@ -271,9 +269,7 @@ def port_string(guest: "Deprivileged", instruction: iced.Instruction) -> Exit:
     repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
     access = size - 1 | is_in << 3 | 1 << 4 | repeats << 5 | (guest.gpr(RDX) & 0xFFFF) << 16
     info = (16, 32, 64).index(bits) << 7
-    return question(
-        Reason.IO_INSTRUCTION, access, length=instruction.len, gla=gva, instr_info=info
-    )
+    return question(Reason.IO_INSTRUCTION, access, length=instruction.len, gla=gva, instr_info=info)
 
 
 ADDRESS_BITS: Final = {
@@ -285,17 +281,17 @@ ADDRESS_BITS: Final = {
 # --- others ---
 
 
-def not_there(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def not_there(guest: Live, instruction: iced.Instruction) -> None:
     """An instruction that the CPU model does not show."""
     guest.reflect(Event(Vector.UD, Kind.EXCEPTION))
 
 
-def nothing(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def nothing(guest: Live, instruction: iced.Instruction) -> None:
     """WBINVD: there is no cache to see."""
     done(guest, instruction)
 
 
-def handed_over(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def handed_over(guest: Live, instruction: iced.Instruction) -> None:
     """VMX executes it."""
     raise NotHere
 
@@ -309,7 +305,7 @@ KERNEL: Final[dict[int, CarryOut]] = {
     M.INSW: port_string, M.INSD: port_string, M.OUTSB: port_string, M.OUTSW: port_string,
     M.OUTSD: port_string, M.SWAPGS: system_calls.swapgs, M.SYSRET: handed_over,
     M.SYSRETQ: system_calls.sysretq, M.SYSEXIT: system_calls.sysexit, M.SYSEXITQ: handed_over,
-    M.LMSW: handed_over, M.LLDT: handed_over, M.LTR: handed_over, M.INVPCID: handed_over,
+    M.LMSW: handed_over, M.LLDT: tables.lldt, M.LTR: tables.ltr, M.INVPCID: tables.invpcid,
     M.XSAVES: handed_over, M.XSAVES64: handed_over, M.XRSTORS: handed_over,
     M.XRSTORS64: handed_over, M.MONITOR: not_there, M.MWAIT: not_there,
 }  # fmt: skip
@@ -321,9 +317,9 @@ EVERYBODY: Final[dict[int, CarryOut]] = {
     M.SYSENTER: system_calls.sysenter, M.IRET: segments.iret, M.IRETD: segments.iret,
     M.IRETQ: segments.iretq, M.SGDT: segments.store_table, M.SIDT: segments.store_table,
     M.SMSW: segments.smsw, M.SLDT: segments.store_selector, M.STR: segments.store_selector,
-    M.LAR: handed_over, M.LSL: handed_over, M.VERR: handed_over, M.VERW: handed_over,
+    M.LAR: tables.ask, M.LSL: tables.ask, M.VERR: tables.ask, M.VERW: tables.ask,
     M.LDS: handed_over, M.LES: handed_over, M.LSS: handed_over, M.LFS: handed_over,
-    M.LGS: handed_over, M.RETF: handed_over,
+    M.LGS: handed_over, M.RETF: tables.far_return,
 }  # fmt: skip
 """What programs may execute as well."""
 NAMES: Final = {
@@ -344,9 +340,9 @@ def step_of(code: bytes, bits: int) -> Step:
         return Step(name, instruction, carry_out, True)
     if mnemonic in (M.MOV, M.PUSH, M.POP):
         return _with_register(name, instruction)
-    if instruction.is_call_far or instruction.is_jmp_far:
-        return Step(name, instruction, handed_over, True)
-    if instruction.is_call_far_indirect or instruction.is_jmp_far_indirect:
+    if instruction.is_jmp_far or instruction.is_jmp_far_indirect:
+        return Step(name, instruction, tables.jump, True)
+    if instruction.is_call_far or instruction.is_call_far_indirect:
         return Step(name, instruction, handed_over, True)
     return Step(name, instruction, None, True)
 
@@ -362,5 +358,5 @@ def _with_register(name: str, instruction: iced.Instruction) -> Step:
         if register in CRS:
             return Step(f"{name} CR", instruction, mov_from_cr if n else mov_to_cr, False)
         if iced.RegisterExt.is_dr(register):
-            return Step(f"{name} DR", instruction, handed_over, False)
+            return Step(f"{name} DR", instruction, tables.mov_dr, False)
     return Step(name, instruction, None, True)

@@ -5,7 +5,7 @@ Machine Monitor"; SDM 2, the instructions' own pages.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
@@ -16,12 +16,10 @@ from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Interruptibility, Vmcs
 from understudy.execution.deprivileged import descriptors
 from understudy.execution.deprivileged.descriptors import LONG, NotHere
+from understudy.execution.deprivileged.live import Live
 from understudy.guest import RSP
 from understudy.instructions.operands import LOW32, MASK64, operand_address, target
 from understudy.silicon import Exit
-
-if TYPE_CHECKING:
-    from understudy.execution.deprivileged.technique import Deprivileged
 
 NUMBERS: Final = {
     Register.ES: SegmentName.ES, Register.CS: SegmentName.CS, Register.SS: SegmentName.SS,
@@ -40,7 +38,7 @@ NMI: Final = Interruptibility.NMI.mask
 INTERRUPTIBILITY: Final = int(Vmcs.GUEST_INTERRUPTIBILITY_STATE)
 
 
-def _done(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def _done(guest: Live, instruction: iced.Instruction) -> None:
     guest.tick()
     guest.skip(instruction.len)
 
@@ -48,7 +46,7 @@ def _done(guest: "Deprivileged", instruction: iced.Instruction) -> None:
 # --- the stack ---
 
 
-def _stack(guest: "Deprivileged") -> tuple[int, int]:
+def _stack(guest: Live) -> tuple[int, int]:
     """The mask of its addresses and its base.  NotHere: it is not flat."""
     if guest.is_code64():
         return MASK64, 0
@@ -58,7 +56,7 @@ def _stack(guest: "Deprivileged") -> tuple[int, int]:
     return LOW32, segment.base
 
 
-def push(guest: "Deprivileged", size: int, value: int) -> None:
+def push(guest: Live, size: int, value: int) -> None:
     """A word onto the stack of the instruction that trapped."""
     mask, base = _stack(guest)
     sp = guest.gpr(RSP) - size & mask
@@ -66,13 +64,13 @@ def push(guest: "Deprivileged", size: int, value: int) -> None:
     guest.set_gpr(RSP, sp)
 
 
-def top(guest: "Deprivileged", size: int, offset: int = 0) -> int:
+def top(guest: Live, size: int, offset: int = 0) -> int:
     """A word of it."""
     mask, base = _stack(guest)
     return guest.memory().load(base + (guest.gpr(RSP) + offset & mask) & mask, size)
 
 
-def drop(guest: "Deprivileged", size: int) -> None:
+def drop(guest: Live, size: int) -> None:
     """So many bytes of it are used up."""
     mask, _ = _stack(guest)
     guest.set_gpr(RSP, guest.gpr(RSP) + size & mask)
@@ -81,7 +79,7 @@ def drop(guest: "Deprivileged", size: int) -> None:
 # --- IRET ---
 
 
-def iretq(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def iretq(guest: Live, instruction: iced.Instruction) -> Exit | None:
     """IRETQ of 64-bit code, which always pops SS:RSP."""
     _check_iret(guest)
     rip, cs, flags, rsp, ss = (top(guest, 8, 8 * n) for n in range(5))
@@ -97,7 +95,7 @@ def iretq(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
     return None
 
 
-def iret(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
+def iret(guest: Live, instruction: iced.Instruction) -> Exit | None:
     """IRETD of 32-bit code."""
     if instruction.mnemonic != Mnemonic.IRETD or guest.is_long_mode():
         raise NotHere
@@ -121,15 +119,13 @@ def iret(guest: "Deprivileged", instruction: iced.Instruction) -> Exit | None:
     return None
 
 
-def _check_iret(guest: "Deprivileged") -> None:
+def _check_iret(guest: Live) -> None:
     if guest.rflags & NT or guest.read(INTERRUPTIBILITY) & NMI:
         raise NotHere
     _stack(guest)
 
 
-def _returned_stack(
-    guest: "Deprivileged", selector: int, level: int, *, is_long: bool
-) -> Segment:
+def _returned_stack(guest: Live, selector: int, level: int, *, is_long: bool) -> Segment:
     if selector & ~3:
         return descriptors.stack(guest, selector, level)
     if not is_long or level == 3 or selector & 3 != level:
@@ -138,7 +134,7 @@ def _returned_stack(
 
 
 def _return(
-    guest: "Deprivileged", level: int, code: Segment, rip: int, stack: Segment, rsp: int, flags: int
+    guest: Live, level: int, code: Segment, rip: int, stack: Segment, rsp: int, flags: int
 ) -> None:
     old_level, old = guest.cpl(), guest.rflags
     mask = RETURNED
@@ -160,12 +156,12 @@ def _return(
 # --- MOV, PUSH, POP of segment registers ---
 
 
-def mov_from(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def mov_from(guest: Live, instruction: iced.Instruction) -> None:
     selector = guest.read(SELECTOR + 2 * NUMBERS[instruction.op1_register])
     _store(guest, instruction, selector)
 
 
-def _store(guest: "Deprivileged", instruction: iced.Instruction, value: int) -> None:
+def _store(guest: Live, instruction: iced.Instruction, value: int) -> None:
     """To the first operand; into memory only 16 bits."""
     if instruction.op0_kind == OpKind.MEMORY:
         at = operand_address(instruction, guest.code_bits())(guest)
@@ -178,7 +174,7 @@ def _store(guest: "Deprivileged", instruction: iced.Instruction, value: int) -> 
     _done(guest, instruction)
 
 
-def mov_to(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def mov_to(guest: Live, instruction: iced.Instruction) -> None:
     n = NUMBERS[instruction.op0_register]
     if instruction.op1_kind == OpKind.MEMORY:
         at = operand_address(instruction, guest.code_bits())(guest)
@@ -191,7 +187,7 @@ def mov_to(guest: "Deprivileged", instruction: iced.Instruction) -> None:
         guest.begin_shadow(MOV_SS)
 
 
-def _load(guest: "Deprivileged", n: int, selector: int) -> None:
+def _load(guest: Live, n: int, selector: int) -> None:
     if n == SegmentName.CS:
         raise NotHere
     if n == SegmentName.SS:
@@ -207,14 +203,14 @@ def _load(guest: "Deprivileged", n: int, selector: int) -> None:
     guest.set_live_segment(n, segment)
 
 
-def push_segment(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def push_segment(guest: Live, instruction: iced.Instruction) -> None:
     size = -instruction.stack_pointer_increment
     selector = guest.read(SELECTOR + 2 * NUMBERS[instruction.op0_register])
     push(guest, size, selector)
     _done(guest, instruction)
 
 
-def pop_segment(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def pop_segment(guest: Live, instruction: iced.Instruction) -> None:
     n, size = NUMBERS[instruction.op0_register], instruction.stack_pointer_increment
     selector = top(guest, 2)
     _load(guest, n, selector)
@@ -224,7 +220,7 @@ def pop_segment(guest: "Deprivileged", instruction: iced.Instruction) -> None:
         guest.begin_shadow(MOV_SS)
 
 
-CarryOut = Callable[["Deprivileged", iced.Instruction], None]
+CarryOut = Callable[[Live, iced.Instruction], None]
 MOVES: Final[dict[tuple[str, int], CarryOut]] = {
     ("MOV", 0): mov_to, ("MOV", 1): mov_from, ("PUSH", 0): push_segment, ("POP", 0): pop_segment,
 }  # fmt: skip
@@ -234,7 +230,7 @@ MOVES: Final[dict[tuple[str, int], CarryOut]] = {
 # --- system registers that programs may read ---
 
 
-def store_table(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def store_table(guest: Live, instruction: iced.Instruction) -> None:
     """SGDT, SIDT."""
     table = guest.gdtr() if instruction.mnemonic == Mnemonic.SGDT else guest.idtr()
     if guest.cpl():
@@ -245,14 +241,14 @@ def store_table(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     _done(guest, instruction)
 
 
-def smsw(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def smsw(guest: Live, instruction: iced.Instruction) -> None:
     """SMSW."""
     if guest.cpl():
         raise NotHere
     _store(guest, instruction, guest.control().cr0)
 
 
-def store_selector(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def store_selector(guest: Live, instruction: iced.Instruction) -> None:
     """SLDT, STR."""
     if guest.cpl():
         raise NotHere

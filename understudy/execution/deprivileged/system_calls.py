@@ -3,7 +3,7 @@
 Source: SDM 2B, "SYSCALL", "SYSRET", "SYSENTER", "SYSEXIT", "SWAPGS".
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import iced_x86 as iced
 
@@ -13,11 +13,9 @@ from understudy.arch.msr import EFER, Msr
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.deprivileged.descriptors import NotHere
+from understudy.execution.deprivileged.live import Live
 from understudy.guest import RSP
 from understudy.instructions.operands import LOW32
-
-if TYPE_CHECKING:
-    from understudy.execution.deprivileged.technique import Deprivileged
 
 RCX, RDX, R11 = 1, 2, 11
 CODE64, CODE32, DATA = 0xA09B, 0xC09B, 0xC093
@@ -27,9 +25,7 @@ RF: Final = RFLAGS.RF.mask
 GS_BASE: Final = int(Vmcs.GUEST_GS_BASE)
 
 
-def _enter(
-    guest: "Deprivileged", cs: int, ss: int, code: int, level: int, rip: int, flags: int
-) -> None:
+def _enter(guest: Live, cs: int, ss: int, code: int, level: int, rip: int, flags: int) -> None:
     flat = level << 5
     guest.set_live_segment(SegmentName.SS, Segment(ss & 0xFFFF, 0, LOW32, DATA | flat))
     guest.set_live_segment(SegmentName.CS, Segment(cs & 0xFFFF, 0, LOW32, code | flat))
@@ -39,7 +35,7 @@ def _enter(
     guest.note_skip()
 
 
-def syscall(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def syscall(guest: Live, instruction: iced.Instruction) -> None:
     if not guest.is_code64() or not guest.control().efer & EFER.SCE.mask:
         raise NotHere
     rdmsr, flags = guest.processor.rdmsr, guest.rflags
@@ -50,7 +46,7 @@ def syscall(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     _enter(guest, star & ~3, star + 8, CODE64, 0, rdmsr(Msr.IA32_LSTAR), flags)
 
 
-def sysretq(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def sysretq(guest: Live, instruction: iced.Instruction) -> None:
     rip, flags = guest.gpr(RCX), guest.gpr(R11) & OF_SYSRET
     if not guest.control().efer & EFER.SCE.mask or not is_canonical(rip):
         raise NotHere
@@ -60,7 +56,7 @@ def sysretq(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     _enter(guest, star + 16 | 3, star + 8 | 3, CODE64, 3, rip, flags)
 
 
-def sysenter(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def sysenter(guest: Live, instruction: iced.Instruction) -> None:
     cs = guest.read(Vmcs.GUEST_SYSENTER_CS) & 0xFFFC
     if not cs:
         raise NotHere
@@ -72,7 +68,7 @@ def sysenter(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     _enter(guest, cs, cs + 8, code, 0, rip, guest.rflags & ~CLEARED)
 
 
-def sysexit(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def sysexit(guest: Live, instruction: iced.Instruction) -> None:
     """To 32-bit code."""
     first = guest.read(Vmcs.GUEST_SYSENTER_CS) & 0xFFFC
     if not first:
@@ -82,7 +78,7 @@ def sysexit(guest: "Deprivileged", instruction: iced.Instruction) -> None:
     _enter(guest, first + 16 | 3, first + 24 | 3, CODE32, 3, rip, guest.rflags)
 
 
-def swapgs(guest: "Deprivileged", instruction: iced.Instruction) -> None:
+def swapgs(guest: Live, instruction: iced.Instruction) -> None:
     if not guest.is_code64():
         raise NotHere
     processor = guest.processor
