@@ -19,6 +19,7 @@ from tests.walls.growth import GROW, MEMORY, ROUND, SKIP, growing
 from understudy.arch.exit_reason import Reason
 from understudy.clock import Alarm, ManualClock
 from understudy.devices.ioapic import PINS
+from understudy.execution.deprivileged import technique as trapping
 from understudy.execution.emulate import technique
 from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.instructions import interpreter
@@ -101,6 +102,15 @@ def test_steps_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         guest: Any = vm.vcpus[0].guest
         for n in range(120):
             assert guest._decode(b"\xb8" + n.to_bytes(4, "little") + bytes(10))  # mov eax, n
+            assert len(guest._steps) <= 50
+
+
+def test_steps_of_trap_and_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trapping, "STEPS_KEPT", 50)
+    with VM("4M", execution="deprivileged", paging="lazy") as vm:
+        guest: Any = vm.vcpus[0].guest
+        for n in range(120):
+            assert guest._step(b"\xfa" + n.to_bytes(4, "little") + bytes(10), 64).name == "CLI"
             assert len(guest._steps) <= 50
 
 

@@ -71,11 +71,13 @@ def done(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def cli(guest: Live, instruction: iced.Instruction) -> None:
+    """CLI."""
     guest.rflags = guest.rflags & ~IF
     done(guest, instruction)
 
 
 def sti(guest: Live, instruction: iced.Instruction) -> None:
+    """STI."""
     old = guest.rflags
     guest.rflags = old | IF
     done(guest, instruction)
@@ -84,18 +86,21 @@ def sti(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def stac(guest: Live, instruction: iced.Instruction) -> None:
+    """STAC, CLAC."""
     flags = guest.rflags
     guest.rflags = flags | AC if instruction.mnemonic == Mnemonic.STAC else flags & ~AC
     done(guest, instruction)
 
 
 def pushf(guest: Live, instruction: iced.Instruction) -> None:
+    """PUSHF, with the flags that the guest has."""
     size = -instruction.stack_pointer_increment
     segments.push(guest, size, guest.rflags & PUSHED)
     done(guest, instruction)
 
 
 def popf(guest: Live, instruction: iced.Instruction) -> None:
+    """POPF."""
     size = instruction.stack_pointer_increment
     value = segments.top(guest, size)
     segments.drop(guest, size)
@@ -113,6 +118,7 @@ def popf(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def mov_from_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """MOV from a control register."""
     number = CRS[instruction.op1_register]
     register = iced.RegisterExt.number(instruction.op0_register)
     if number in (3, 8):
@@ -128,6 +134,7 @@ def mov_from_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
 
 
 def mov_to_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """MOV to a control register."""
     number = CRS[instruction.op0_register]
     register = iced.RegisterExt.number(instruction.op1_register)
     if number == 2:
@@ -144,11 +151,13 @@ def _cr_access(number: int, kind: int, register: int, instruction: iced.Instruct
 
 
 def clts(guest: Live, instruction: iced.Instruction) -> None:
+    """CLTS."""
     guest.write(Vmcs.GUEST_CR0, guest.read(Vmcs.GUEST_CR0) & ~TS)
     done(guest, instruction)
 
 
 def invlpg(guest: Live, instruction: iced.Instruction) -> Exit:
+    """INVLPG."""
     guest.forget_walks()
     gva = operand_address(instruction, guest.code_bits())(guest)
     return question(Reason.INVLPG, gva, length=instruction.len)
@@ -158,6 +167,7 @@ def invlpg(guest: Live, instruction: iced.Instruction) -> Exit:
 
 
 def load_table(guest: Live, instruction: iced.Instruction) -> None:
+    """LGDT, LIDT."""
     is_64 = guest.is_code64()
     at = operand_address(instruction, guest.code_bits())(guest)
     memory, size = guest.memory(), 8 if is_64 else 4
@@ -180,6 +190,7 @@ def _is_short(instruction: iced.Instruction) -> bool:
 
 
 def rdmsr(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """RDMSR."""
     index = guest.gpr(RCX) & LOW32
     if index not in HELD:
         return question(Reason.RDMSR, length=instruction.len)
@@ -191,6 +202,7 @@ def rdmsr(guest: Live, instruction: iced.Instruction) -> Exit | None:
 
 
 def wrmsr(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """WRMSR."""
     index = guest.gpr(RCX) & LOW32
     if index not in HELD:
         return question(Reason.WRMSR, length=instruction.len)
@@ -222,6 +234,7 @@ def _set_pair(guest: Live, value: int) -> None:
 
 
 def rdtsc(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """RDTSC, RDTSCP."""
     is_rdtscp = instruction.mnemonic == Mnemonic.RDTSCP
     if guest.asked[0] or (guest.cpl() and guest.control().cr4 & CR4.TSD.mask):
         raise NotHere
@@ -243,6 +256,7 @@ def _ask(reason: Reason) -> CarryOut:
 
 
 def port(guest: Live, instruction: iced.Instruction) -> Exit:
+    """IN, OUT."""
     is_in = instruction.mnemonic == Mnemonic.IN
     data, place = (0, 1) if is_in else (1, 0)
     is_immediate = instruction.op_kind(place) == OpKind.IMMEDIATE8
@@ -253,6 +267,7 @@ def port(guest: Live, instruction: iced.Instruction) -> Exit:
 
 
 def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
+    """INS, OUTS."""
     is_in = instruction.mnemonic in (Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD)
     at = next(n for n in range(2) if instruction.op_kind(n) != OpKind.REGISTER)
     kind = instruction.op_kind(at)

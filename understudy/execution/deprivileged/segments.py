@@ -157,6 +157,7 @@ def _return(
 
 
 def mov_from(guest: Live, instruction: iced.Instruction) -> None:
+    """MOV from a segment register."""
     selector = guest.read(SELECTOR + 2 * NUMBERS[instruction.op1_register])
     _store(guest, instruction, selector)
 
@@ -175,6 +176,7 @@ def _store(guest: Live, instruction: iced.Instruction, value: int) -> None:
 
 
 def mov_to(guest: Live, instruction: iced.Instruction) -> None:
+    """MOV to a segment register."""
     n = NUMBERS[instruction.op0_register]
     if instruction.op1_kind == OpKind.MEMORY:
         at = operand_address(instruction, guest.code_bits())(guest)
@@ -204,6 +206,7 @@ def _load(guest: Live, n: int, selector: int) -> None:
 
 
 def push_segment(guest: Live, instruction: iced.Instruction) -> None:
+    """PUSH of a segment register."""
     size = -instruction.stack_pointer_increment
     selector = guest.read(SELECTOR + 2 * NUMBERS[instruction.op0_register])
     push(guest, size, selector)
@@ -211,6 +214,7 @@ def push_segment(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def pop_segment(guest: Live, instruction: iced.Instruction) -> None:
+    """POP of a segment register."""
     n, size = NUMBERS[instruction.op0_register], instruction.stack_pointer_increment
     selector = top(guest, 2)
     _load(guest, n, selector)

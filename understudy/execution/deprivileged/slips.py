@@ -23,7 +23,6 @@ from understudy.execution.deprivileged.live import Live
 from understudy.instructions.operands import MASK64, operand_address
 from understudy.paging.guest_walk import GuestFault
 
-SITES_KEPT: Final = 4096
 ENOUGH: Final = 32  # harmful sites after which a run is not worth going on
 PATIENCE: Final = 20_000_000  # instructions after the first harmful one: it may hang
 NEVER: Final = 1 << 64
@@ -47,8 +46,7 @@ class Slips:
             self.harmless += 1
             return
         words, often = self.harmful.get((rip, name), (harm, 0))
-        if often or len(self.harmful) < SITES_KEPT:
-            self.harmful[rip, name] = words, often + 1
+        self.harmful[rip, name] = words, often + 1
         if len(self.harmful) >= ENOUGH:
             self.end = 0
         elif self.end == NEVER:

@@ -36,6 +36,7 @@ def _enter(guest: Live, cs: int, ss: int, code: int, level: int, rip: int, flags
 
 
 def syscall(guest: Live, instruction: iced.Instruction) -> None:
+    """SYSCALL."""
     if not guest.is_code64() or not guest.control().efer & EFER.SCE.mask:
         raise NotHere
     rdmsr, flags = guest.processor.rdmsr, guest.rflags
@@ -47,6 +48,7 @@ def syscall(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def sysretq(guest: Live, instruction: iced.Instruction) -> None:
+    """SYSRET to 64-bit code."""
     rip, flags = guest.gpr(RCX), guest.gpr(R11) & OF_SYSRET
     if not guest.control().efer & EFER.SCE.mask or not is_canonical(rip):
         raise NotHere
@@ -57,6 +59,7 @@ def sysretq(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def sysenter(guest: Live, instruction: iced.Instruction) -> None:
+    """SYSENTER."""
     cs = guest.read(Vmcs.GUEST_SYSENTER_CS) & 0xFFFC
     if not cs:
         raise NotHere
@@ -79,6 +82,7 @@ def sysexit(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def swapgs(guest: Live, instruction: iced.Instruction) -> None:
+    """SWAPGS."""
     if not guest.is_code64():
         raise NotHere
     processor = guest.processor

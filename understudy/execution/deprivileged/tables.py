@@ -102,6 +102,7 @@ def _system_descriptor(guest: Live, selector: int) -> tuple[int, Segment]:
 
 
 def lldt(guest: Live, instruction: iced.Instruction) -> None:
+    """LLDT."""
     selector = _selector(guest, instruction, 0)
     segment = Segment(selector, 0, 0, descriptors.UNUSABLE)
     if selector & ~3:
@@ -113,6 +114,7 @@ def lldt(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def ltr(guest: Live, instruction: iced.Instruction) -> None:
+    """LTR."""
     selector = _selector(guest, instruction, 0)
     if not selector & ~3:
         raise NotHere
@@ -172,6 +174,7 @@ def _go(guest: Live, selector: int, rip: int, drops: int = 0) -> None:
 
 
 def mov_dr(guest: Live, instruction: iced.Instruction) -> None:
+    """MOV to and from debug registers."""
     reads = iced.RegisterExt.is_dr(instruction.op1_register)
     register = instruction.op1_register if reads else instruction.op0_register
     other = instruction.op0_register if reads else instruction.op1_register
@@ -193,6 +196,7 @@ def mov_dr(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def invpcid(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """INVPCID."""
     if "invpcid" not in guest.model.shown:
         guest.reflect(Event(Vector.UD, Kind.EXCEPTION))
         return None

@@ -254,12 +254,7 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         """An instruction may not do at this level what it does."""
         bits = self.code_bits()
         code = self.code(bits)
-        step = self._steps.get((code, bits))
-        if step is None:
-            if len(self._steps) >= STEPS_KEPT:
-                self._steps.clear()
-            step = self._steps[code, bits] = step_of(code, bits)
-        name, instruction, carry_out, for_programs = step
+        name, instruction, carry_out, for_programs = self._step(code, bits)
         if carry_out is None or (self.cpl() and not for_programs):
             if carry_out is not None and self.iopl_allows(instruction):
                 return self._hand_over(name)
@@ -270,6 +265,14 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
             return carry_out(self, instruction)
         except (GuestFault, NotHere):
             return self._hand_over(name)
+
+    def _step(self, code: bytes, bits: int) -> Step:
+        step = self._steps.get((code, bits))
+        if step is None:
+            if len(self._steps) >= STEPS_KEPT:
+                self._steps.clear()
+            step = self._steps[code, bits] = step_of(code, bits)
+        return step
 
     def slip_report(self, memory: GuestMemory) -> str:
         """What slipped through, by the names that the guest's kernel has for its addresses."""
