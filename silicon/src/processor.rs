@@ -85,7 +85,8 @@ impl Processor {
         let mut exit = self.run_on(budget, poll);
         pmu::set_running(&mut self.core, false);
         self.engine.settle(&mut self.core);
-        if self.core.ring0.is_outside && !self.core.vmx.non_root {
+        let is_vm_exit = exit.reason < reason::BUDGET;
+        if self.core.ring0.is_outside && !self.core.vmx.non_root && !is_vm_exit {
             (exit.gla, exit.gpa) = (self.core.rip, self.core.rflags);
         }
         exit

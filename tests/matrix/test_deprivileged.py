@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from iced_x86 import Mnemonic
 
 from tests.matrix import programs as p
-from understudy.execution.deprivileged import Deprivileged
+from understudy.execution.deprivileged import Deprivileged, instructions
 from understudy.guests.entry import GuestError
 from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
@@ -116,3 +117,51 @@ def test_a_whole_boot(guest: str) -> None:
     _, traps, handed_over = agree(linux(guest, "lazy"), 1_000_000, 280_000_000)
     assert sum(traps.values()) > 500_000
     assert sum(handed_over.values()) <= 1  # an OUT of a program that has IOPL 3
+
+
+STRING = """
+    66 ba f8 03          | mov dx, 0x3f8
+    be 00 00 12 00       | mov esi, DATA
+    b9 06 00 00 00       | mov ecx, 6
+    f3 6e                | rep outsb
+    e6 f4                | out 0xf4, al
+"""
+
+
+def test_a_string_instruction_that_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What VMX says of its operand comes through."""
+    monkeypatch.setitem(instructions.KERNEL, Mnemonic.OUTSB, instructions.handed_over)
+    heard: list[bytes] = []
+    with small(STRING, "dbt", "lazy")("deprivileged") as vm:
+        vm.memory.write(p.DATA, b"hello\n")
+        vm.console.on_output.append(heard.append)
+        assert vm.go(budget=1000).kind == StopKind.DEBUG_EXIT
+        assert guest_of(vm).handed_over["OUTSB"] > 0
+    assert b"".join(heard) == b"hello\n"
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guest", "paging"), [("686", "lazy"), ("686", "vtlb"), ("cloud-amd64", "eager")]
+)
+def test_commands_and_a_power_off(guest: str, paging: str) -> None:
+    with linux(guest, paging)("deprivileged") as vm:
+        assert isinstance(vm, LinuxVM)
+        result = vm.run("uname -s; ls / | wc -l", timeout_wall_s=900)
+        assert result.output.startswith("Linux\n")
+        vm.power_off(timeout_wall_s=300)
+
+
+def test_a_snapshot_goes_on_as_the_guest_would() -> None:
+    make = small(p.PIT, "dbt", "lazy", v20=p.PIT_HANDLER)
+    with make("deprivileged") as vm:
+        vm.go(budget=12)
+        image = vm.snapshot()
+        (clone,) = image.fork(1)
+        with clone:
+            assert clone.go(budget=100_000).kind == StopKind.DEBUG_EXIT
+            assert vm.go(budget=100_000).kind == StopKind.DEBUG_EXIT
+            assert seen(clone) == seen(vm)
+            assert guest_of(clone).traps["IRETQ"] > 0
+        image.close()
