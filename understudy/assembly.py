@@ -115,7 +115,8 @@ def processors_of(
     for _ in config.topology.apic_ids:
         processors.append(host.plug(config.engine, config.clock))
         given.callback(host.unplug, processors[-1])
-        processors[-1].set_ring0("code", "trap" if config.virtualizable_isa else "silent")
+        if config.virtualizable_isa:
+            processors[-1].set_ring0("code", "trap")
     bootstrap = processors[0]
     clock = GuestClock(wall_tsc if config.clock == "wall" else lambda: bootstrap.tsc)
     clock.offset = -clock.source()
