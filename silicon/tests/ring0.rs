@@ -148,14 +148,14 @@ fn they_are_no_others() {
 #[test]
 fn what_leads_to_level_0_ends_the_run_and_has_not_been_delivered() {
     let rows: [(&[u8], u32, u32, u32, u64); 8] = [
-        (&[0xFA], GP, 0, 0, 0),                                     // cli
-        (&[0xF4], GP, 0, 0, 0),                                     // hlt
-        (&[0x0F, 0xA2], GP, 0, 0, 0),                               // cpuid, as with CPUID faulting
-        (&[0x0F, 0x0B], 0x8000_0306, 0, 0, 0),                      // ud2
-        (&[0xCD, 0x80], 0x8000_0480, 0, 2, 0),                      // int 80h
-        (&[0xCC], 0x8000_0603, 0, 1, 0),                            // int3
+        (&[0xFA], GP, 0, 0, 0),                                             // cli
+        (&[0xF4], GP, 0, 0, 0),                                             // hlt
+        (&[0x0F, 0xA2], GP, 0, 0, 0),                                       // cpuid, as with CPUID faulting
+        (&[0x0F, 0x0B], 0x8000_0306, 0, 0, 0),                              // ud2
+        (&[0xCD, 0x80], 0x8000_0480, 0, 2, 0),                              // int 80h
+        (&[0xCC], 0x8000_0603, 0, 1, 0),                                    // int3
         (&[0x8B, 0x04, 0x25, 0, 0, 0x40, 0], 0x8000_0B0E, 0, 0, 0x40_0000), // mov eax, [400000h]
-        (&[0x0F, 0x05], 0x8000_0306, 0, 0, 0),                      // syscall, not enabled
+        (&[0x0F, 0x05], 0x8000_0306, 0, 0, 0),                              // syscall, not enabled
     ];
     for kind in [EngineKind::Reference, EngineKind::Dbt] {
         for (code, info, error, length, payload) in rows {
