@@ -51,7 +51,7 @@ fn machine(kind: EngineKind, is_64: bool, cpl: u8, code: &[u8]) -> Processor {
     for (n, value) in [CODE + 0x100, cs, 2, STACK, ss].into_iter().enumerate() {
         mem.store(STACK + word as u64 * n as u64, word, value);
     }
-    mem.store(DATA, 8, CODE + 0x100 | cs << 32);
+    mem.store(DATA, 8, (CODE + 0x100) | (cs << 32));
     mem.store(DATA + 8, 8, ss << 32);
     mem.write_bytes(CODE, code);
     core.refresh();
