@@ -68,7 +68,7 @@ _ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 # (What the interpreter does not carry out, VMX does: its guest's state rests in a VMCS.)
 VMX = (
     Path("understudy/arch"), Path("understudy/execution/vmx"), Path("understudy/nested"),
-    Path("understudy/execution/emulate"),
+    Path("understudy/execution/emulate"), Path("understudy/execution/deprivileged"),
 )  # fmt: skip
 
 

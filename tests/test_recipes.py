@@ -137,7 +137,7 @@ def test_an_execution_technique_is_one_file(drop: Drop, run: Run) -> None:
     with pytest.raises(ValueError, match=r"expected one of .*nowhere.*vmx|vmx.*nowhere"):
         VM("16M", execution="elsewhere")
     _, out, _ = run("run", "--execution", "help")
-    assert "nowhere  Execution nowhere: the guest cannot be entered" in out
+    assert "nowhere Execution nowhere: the guest cannot be entered" in " ".join(out.split())
     status, _, err = run("run", "--guest", "hello", "--execution", "nowhere")
     assert status
     assert "not here" in err

@@ -74,8 +74,14 @@ class Exit:
     0x10003 SHUTDOWN bare mode only: triple fault
     0x10004 MMIO    bare mode only: access to a host-physical address without memory
     0x10005 PIO     bare mode only: IN/OUT; qualification as for exit reason 30
-    0x10006 EXCEPTION deprivileged only (later)
+    0x10006 EVENT   `set_ring0("host")`: an event leads to CPL 0: intr_info and intr_error as in an
+            exit; qualification: the address of a page fault, the DR6 bits of a debug exception;
+            length: that of INT n, INT3, INTO, INT1.  Not delivered.
     0x10007 LOST    a defect of the engine: it faulted at the host address in `qualification`
+    0x10008 SENSITIVE  `set_ring0` with "stop": a sensitive instruction of this length is next.
+
+    After `set_ring0("host")` all of them have RIP in gla and RFLAGS in gpa, outside VMX non-root
+    operation.
     """
 
     reason: int
@@ -212,6 +218,22 @@ class Processor:
         runs.  Only speed depends on it, and the engine's counts windows_opened, window_fills and
         window_drops.  ValueError for another word.
         """
+    def set_ring0(self, who: str, sensitive: str) -> None:
+        """Who is at CPL 0, outside VMX non-root operation.
+
+        "code": nobody else.  "host": software outside, with an IDT of its own whose gates all have
+        DPL 3 and lead to CPL 0.  An event at CPL 1 to 3 ends the run with EVENT then, and CPUID is
+        #GP(0) there, as with CPUID faulting on.
+
+        sensitive: what becomes, above CPL 0, of instructions that are sensitive but not privileged:
+        "silent" (IA-32: they execute), "trap" (#GP(0)), or "stop" (the run ends before one, at CPL
+        1 and 2).  No processor state: it is not saved.  ValueError for another word.
+        """
+    @property
+    def ring0(self) -> tuple[str, str]:
+        """What `set_ring0` was told last; ("code", "silent") at first."""
+    def invlpg(self, gva: int) -> None:
+        """INVLPG, as software at CPL 0 executes it."""
     def set_walk_caches(self, structures: int, nested: int) -> None:
         """Translation caches of the page walker, off (0) at first; may be called between two runs.
 

@@ -115,6 +115,8 @@ def processors_of(
     for _ in config.topology.apic_ids:
         processors.append(host.plug(config.engine, config.clock))
         given.callback(host.unplug, processors[-1])
+        if config.virtualizable_isa:
+            processors[-1].set_ring0("code", "trap")
     bootstrap = processors[0]
     clock = GuestClock(wall_tsc if config.clock == "wall" else lambda: bootstrap.tsc)
     clock.offset = -clock.source()
@@ -259,7 +261,12 @@ def vcpu_of(
     cr4 = technique.cr4_available(processor or host.processors[0])
     topology = config.topology
     model = CpuModel(
-        host_features(), config.cpu, topology.apic_id(number), MAXPHYADDR, cr4, topology
+        host_features(),
+        _shown(config.cpu, technique.hidden_features),
+        topology.apic_id(number),
+        MAXPHYADDR,
+        cr4,
+        topology,
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
@@ -272,6 +279,13 @@ def vcpu_of(
     offer_efer(vcpu)
     _offer_clock(board, number, vcpu)
     return vcpu
+
+
+def _shown(cpu: str, hidden: tuple[str, ...]) -> str:
+    """A CPU model without these, unless a user asked for them."""
+    choice = Choice.of(cpu)
+    said = choice.added | choice.removed
+    return ",".join([cpu, *(f"-{name}" for name in hidden if name not in said)])
 
 
 def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | None) -> None:

@@ -228,6 +228,10 @@ class Config:
     engine: str = option(
         "dbt", "dbt: fast; reference: plain and slow.", "--engine", **_one_of("dbt", "reference")
     )
+    virtualizable_isa: bool = option(
+        False, "Sensitive instructions trap above CPL 0, which IA-32 does not have: for "
+        "--execution deprivileged.", "--virtualizable-isa", check=_switch,
+    )  # fmt: skip
     execution: str = option(
         "vmx", "How the guest's code is run; help lists the ways.", "--execution",
         metavar="NAME", check=_text,

@@ -82,9 +82,13 @@ impl Processor {
     /// The same, for who has made the processor present on the bus.
     pub fn run_present(&mut self, budget: u64, poll: &mut dyn FnMut() -> bool) -> Exit {
         pmu::set_running(&mut self.core, true);
-        let exit = self.run_on(budget, poll);
+        let mut exit = self.run_on(budget, poll);
         pmu::set_running(&mut self.core, false);
         self.engine.settle(&mut self.core);
+        let is_vm_exit = exit.reason < reason::BUDGET;
+        if self.core.ring0.is_outside && !self.core.vmx.non_root && !is_vm_exit {
+            (exit.gla, exit.gpa) = (self.core.rip, self.core.rflags);
+        }
         exit
     }
 

@@ -21,6 +21,7 @@ from tests.walls.growth import GROW, MEMORY, ROUND, SKIP, growing
 from understudy.arch.exit_reason import Reason
 from understudy.clock import Alarm, ManualClock
 from understudy.devices.ioapic import PINS
+from understudy.execution.deprivileged import technique as trapping
 from understudy.execution.emulate import linear, runs
 from understudy.guest import Control
 from understudy.guests.entry import PAGE_TABLES_GPA
@@ -129,6 +130,15 @@ def test_what_the_interpreter_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(kept._codes) <= 5
             guest.linear.follow(Control(1, 0, 0, 0), (0, False, (n, 0)))
             assert len(guest.linear._all) <= 4
+
+
+def test_steps_of_trap_and_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trapping, "STEPS_KEPT", 50)
+    with VM("4M", execution="deprivileged", paging="lazy") as vm:
+        guest: Any = vm.vcpus[0].guest
+        for n in range(120):
+            assert guest._step(b"\xfa" + n.to_bytes(4, "little") + bytes(10), 64).name == "CLI"
+            assert len(guest._steps) <= 50
 
 
 @pytest.mark.parametrize("paging", SHADOWS)

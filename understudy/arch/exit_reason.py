@@ -79,8 +79,9 @@ class Reason(IntEnum):
     SHUTDOWN = 0x10003
     MMIO = 0x10004
     PIO = 0x10005
+    EVENT = 0x10006
     LOST = 0x10007
-    EXCEPTION = 0x10006
+    SENSITIVE = 0x10008
 
 
 def reason_name(reason: int) -> str:

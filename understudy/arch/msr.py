@@ -80,6 +80,7 @@ class Msr(IntEnum):
     X2APIC_EOI = 0x80B
     X2APIC_SVR = 0x80F
     X2APIC_IRR0 = 0x820
+    X2APIC_LVT_TIMER = 0x832
     X2APIC_LVT_PC = 0x834
     X2APIC_LAST = 0x8FF
     IA32_XSS = 0xDA0

@@ -28,6 +28,9 @@ class Execution(Guest):
     pagings: ClassVar[tuple[str, ...]] = ()
     """The paging techniques that make sense with it; none: all do."""
 
+    hidden_features: ClassVar[tuple[str, ...]] = ()
+    """Features that it cannot give a guest, or not well: shown if a user asks for them."""
+
     def __init_subclass__(cls, *, name: str) -> None:
         if name in Execution.ALL:
             raise TypeError(f"two execution techniques are named {name!r}")

@@ -67,8 +67,12 @@ pub mod reason {
     pub const SHUTDOWN: u32 = 0x1_0003;
     pub const MMIO: u32 = 0x1_0004;
     pub const PIO: u32 = 0x1_0005;
+    /// An event that leads to CPL 0, where software outside is.
+    pub const EVENT: u32 = 0x1_0006;
     /// A defect: generated code faulted at the host address in the qualification.
     pub const LOST: u32 = 0x1_0007;
+    /// A sensitive instruction above CPL 0, before it is executed.
+    pub const SENSITIVE: u32 = 0x1_0008;
 }
 
 /// A stop, with the VM-exit information fields that go with it (zero where none).

@@ -10,6 +10,7 @@
 use crate::arch::exception::{Exception, vector};
 use crate::arch::exit::{Exit, reason};
 use crate::cpu::gate;
+use crate::cpu::ring0;
 use crate::cpu::state::{Activity, Core, Mode, Shadow};
 use crate::cpu::step::BTF;
 use crate::cpu::trap::{Exec, Trap, vm_exit};
@@ -109,6 +110,7 @@ pub fn deliver(core: &mut Core, event: Event) -> Exec<()> {
 }
 
 fn deliver_marking(core: &mut Core, event: Event, resume: bool) -> Exec<()> {
+    ring0::take(core, &event, 0)?;
     core.vectoring = Some(event);
     match gate::enter(core, &event, resume) {
         Ok(()) => {
@@ -181,6 +183,7 @@ pub fn raise(core: &mut Core, e: Exception) -> Exec<()> {
         if let Some(exit) = vmx::exit::of_exception(core, &e) {
             return Err(vm_exit(exit));
         }
+        ring0::take(core, &e.into(), e.payload)?;
         let first = core.vectoring.take().map_or(Class::Benign, |event| event.class());
         match combine(first, class_of(e.vector)) {
             Outcome::Serial => {}

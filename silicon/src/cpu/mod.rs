@@ -34,6 +34,7 @@ pub mod operand;
 pub mod pmu;
 pub mod pointers;
 pub mod random;
+pub mod ring0;
 pub mod segment;
 pub mod shift;
 pub mod stack;

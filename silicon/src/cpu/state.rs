@@ -14,6 +14,7 @@ use crate::cpu::event::Event;
 use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::random::Random;
+use crate::cpu::ring0::Ring0;
 use crate::cpu::vector::Vectors;
 use crate::dbt::home::Bell;
 use crate::dbt::tables::Tables;
@@ -284,6 +285,8 @@ pub struct Core {
     pub decoded: Decoded,
     /// x87 and SSE instructions copied before.
     pub vectors: Vectors,
+    /// Who is at CPL 0.
+    pub ring0: Ring0,
     /// The processor on the bus.
     pub agent: Arc<Agent>,
     /// The changes on the bus that were looked at.
@@ -364,6 +367,7 @@ impl Core {
             code_writes: Vec::new(),
             decoded: Decoded::default(),
             vectors: Vectors::default(),
+            ring0: Ring0::default(),
             agent: agent,
             caught_up: caught_up,
             marks: marks,

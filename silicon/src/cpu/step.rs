@@ -15,6 +15,7 @@ use crate::arch::bits::rflags::{RF, TF};
 use crate::arch::exception::{Exception, vector};
 use crate::arch::segment::{attr, seg};
 use crate::cpu::decode::{self, Execute, FetchKey, MAX_LENGTH, Verdict};
+use crate::cpu::ring0;
 use crate::cpu::segment;
 use crate::cpu::state::{Core, Mode, Shadow};
 use crate::cpu::trap::{Exec, Trap, gp, ud};
@@ -40,6 +41,7 @@ pub fn step(core: &mut Core) -> Exec<()> {
     core.shadowed = shadow;
     let rip = core.rip;
     let result = fetch(core).and_then(|(insn, execute)| {
+        ring0::check(core, &insn)?;
         core.rip = next(core, &insn);
         execute(core, &insn)
     });
@@ -59,8 +61,10 @@ pub fn step_known(core: &mut Core, insn: &Instruction, execute: Execute) -> Exec
     let shadow = take(&mut core.shadow);
     core.shadowed = shadow;
     let rip = core.rip;
-    core.rip = next(core, insn);
-    let result = execute(core, insn);
+    let result = ring0::check(core, insn).and_then(|()| {
+        core.rip = next(core, insn);
+        execute(core, insn)
+    });
     finish(core, result, rip, shadow)
 }
 
@@ -111,6 +115,7 @@ fn step_debugged(core: &mut Core) -> Exec<()> {
     core.rflags &= !RF;
     let (mut mnemonic, mut flow, mut behind) = (Mnemonic::INVALID, FlowControl::Next, 0);
     let result = fetch(core).and_then(|(insn, execute)| {
+        ring0::check(core, &insn)?;
         core.rip = next(core, &insn);
         (mnemonic, flow, behind) = (insn.mnemonic(), insn.flow_control(), core.rip);
         execute(core, &insn)

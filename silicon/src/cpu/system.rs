@@ -11,7 +11,7 @@ use crate::cpu::operand::{address_mask, ea, linear_at, read_op, segment_of, set_
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::{Activity, Core, Mode};
 use crate::cpu::trap::{Exec, gp, ud};
-use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, pmu, random, syscall, xsave};
+use crate::cpu::{cr, debug, descriptors, flag_control, io, keys, msr, pmu, random, ring0, syscall, xsave};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 use crate::vmx::execute::{self as vmx, displacement, information};
@@ -162,6 +162,9 @@ fn moves(core: &mut Core, insn: &Instruction) -> Exec<()> {
 }
 
 fn cpuid(core: &mut Core, insn: &Instruction) -> Exec<()> {
+    if ring0::is_below(core) {
+        return Err(gp(0));
+    }
     core.intercept(Sensitive::Cpuid, insn.len() as u32)?;
     let (leaf, subleaf) = (core.gpr[RAX] as u32, core.gpr[RCX] as u32);
     // Leaves without subleaves ignore ECX.
@@ -251,12 +254,17 @@ fn invlpg(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let base = if core.mode == Mode::Bits64 && index < seg::FS { 0 } else { core.seg[index].base };
     let gva = core.linear_add(base, offset);
     core.intercept(Sensitive::Invlpg { gva }, insn.len() as u32)?;
+    invalidate(core, gva);
+    Ok(())
+}
+
+/// Drop what is cached of the translation of a page.
+pub(crate) fn invalidate(core: &mut Core, gva: u64) {
     if is_canonical(gva) {
         let before = fetches_from(core);
         core.tlb.invalidate(gva);
         look_again(core, before);
     }
-    Ok(())
 }
 
 /// What tells whether translations for fetches went.

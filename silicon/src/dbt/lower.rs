@@ -13,11 +13,12 @@ use super::kinds::{
     way,
 };
 use super::map::{host_of, is_high_byte, number, with_width};
-use super::mode::MODE_PAUSE;
+use super::mode::{MODE_PAUSE, MODE_SENSITIVE};
 use super::record::{Operand, Recipe, Record};
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
 use crate::arch::segment::{Segment, seg};
+use crate::cpu::ring0::is_sensitive;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
 use crate::mmu::tlb::{L1, L1_ENTRIES, PLACE_SHIFT, Place, Tlb};
@@ -58,7 +59,8 @@ impl Translator<'_> {
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
         self.vector = uses_vector_state(insn);
         self.keep_x87_data(insn);
-        if self.is_32 && super::code32::must_step(insn, self.mode) {
+        let is_looked_at = self.mode & MODE_SENSITIVE != 0 && is_sensitive(insn);
+        if is_looked_at || self.is_32 && super::code32::must_step(insn, self.mode) {
             self.step(insn);
             return !ends_block(insn);
         }

@@ -2,6 +2,7 @@
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
+use crate::cpu::ring0;
 use crate::cpu::state::{Clock, Core, Mode};
 use crate::mmu::window::{self, Kind};
 
@@ -58,6 +59,9 @@ fn segments_key(core: &Core) -> Option<u32> {
     ok.then(|| MODE_32 | bit(seg::FS, MODE_FS) | gs)
 }
 
+/// Sensitive instructions are looked at before they execute ([`crate::cpu::ring0`]).
+pub(super) const MODE_SENSITIVE: u32 = 16384;
+
 /// The key's bits for a program's window.
 fn window_key(core: &Core, is_32: bool) -> u32 {
     let kind = core.tlb.windows.current().map(|window| window.kind);
@@ -99,6 +103,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.pause_may_exit() {
         key |= MODE_PAUSE;
+    }
+    if ring0::looks(core) {
+        key |= MODE_SENSITIVE;
     }
     Some(key)
 }

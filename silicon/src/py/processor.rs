@@ -19,7 +19,9 @@ use crate::bus::news;
 use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::msr;
 use crate::cpu::pointers::Pointers;
+use crate::cpu::ring0::{Ring0, Sensitive};
 use crate::cpu::state::{Clock, Core, Fx};
+use crate::cpu::system;
 use crate::dbt::promotion::Windows;
 use crate::dbt::signals;
 use crate::mmu::caches;
@@ -453,6 +455,47 @@ impl Processor {
             }
         }
         self.shared.lock()?.core.tlb.caches.resize(structures, nested);
+        Ok(())
+    }
+
+    /// Who is at CPL 0: "code", or "host", software outside.  And what becomes of sensitive instructions
+    /// at a higher CPL: "silent", "trap" or "stop".
+    fn set_ring0(&self, who: &str, sensitive: &str) -> PyResult<()> {
+        let is_outside = match who {
+            "code" => false,
+            "host" => true,
+            _ => return Err(PyValueError::new_err(format!("ring 0 {who:?}: expected \"code\" or \"host\""))),
+        };
+        let sensitive = match sensitive {
+            "silent" => Sensitive::Silent,
+            "trap" => Sensitive::Trap,
+            "stop" => Sensitive::Stop,
+            _ => {
+                let words = format!("sensitive={sensitive:?}: expected \"silent\", \"trap\" or \"stop\"");
+                return Err(PyValueError::new_err(words));
+            }
+        };
+        let core = &mut self.shared.lock()?.core;
+        core.ring0 = Ring0 { is_outside, sensitive };
+        core.attention = 1;
+        Ok(())
+    }
+
+    /// What `set_ring0` was told last.
+    #[getter]
+    fn ring0(&self) -> PyResult<(&'static str, &'static str)> {
+        let Ring0 { is_outside, sensitive } = self.shared.lock()?.core.ring0;
+        let sensitive = match sensitive {
+            Sensitive::Silent => "silent",
+            Sensitive::Trap => "trap",
+            Sensitive::Stop => "stop",
+        };
+        Ok((if is_outside { "host" } else { "code" }, sensitive))
+    }
+
+    /// INVLPG, as software at CPL 0 executes it.
+    fn invlpg(&self, gva: u64) -> PyResult<()> {
+        system::invalidate(&mut self.shared.lock()?.core, gva);
         Ok(())
     }
 

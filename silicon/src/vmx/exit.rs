@@ -93,7 +93,7 @@ fn abort(core: &mut Core, indicator: u64) -> Exit {
 }
 
 /// Interruption information and error code of an event.
-fn interruption(event: &Event) -> (u32, u32) {
+pub(crate) fn interruption(event: &Event) -> (u32, u32) {
     let code = if event.error.is_some() { ERROR_CODE } else { 0 };
     let info = VALID | code | (event.kind as u32) << 8 | u32::from(event.vector);
     (info, event.error.unwrap_or(0))

@@ -17,7 +17,7 @@ IMPOSSIBLE = {
     "INIT", "SIPI", "IO_SMI", "OTHER_SMI", "MOV_DR",
     "TPR_BELOW_THRESHOLD", "APIC_ACCESS", "APIC_WRITE", "VIRTUALIZED_EOI",
     "GDTR_IDTR_ACCESS", "LDTR_TR_ACCESS", "PML_FULL", "XSAVES", "XRSTORS",
-    "HALT", "SHUTDOWN", "MMIO", "PIO", "EXCEPTION", "LOST",
+    "HALT", "SHUTDOWN", "MMIO", "PIO", "EVENT", "LOST", "SENSITIVE",
 }  # fmt: skip
 """Exits that our controls do not ask for."""
 

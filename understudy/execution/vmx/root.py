@@ -76,6 +76,7 @@ class Root:
             state |= {name: selector, f"{name}_base": 0, f"{name}_limit": 0xFFFF_FFFF}
             state[f"{name}_attr"] = attr
         state |= {"tr": 0x18, "tr_base": 0, "tr_limit": 0x67, "tr_attr": 0x8B}
+        self.own = state  # in which VM entries find the processor, as each exit leaves it
         processor.set_registers(state)
         self.host.memory.write_u32(self.region, self.revision)
         processor.vmxon(self.region)

@@ -1,0 +1,268 @@
+"""The guest's state while it runs deprivileged: in the processor, and where VMX keeps it.
+
+Between two stretches RIP, RSP and RFLAGS are in the VMCS, and so is all else; the bases of FS and
+GS, which programs and kernels can write without a trap, are in the processor while `is_current`.
+
+Source: SDM 3A, "System Architecture Overview"; SDM 3C, "Guest Register State".
+Invariants: what is not in the VMCS is in the processor, and nowhere else; whoever changes a field
+that the processor has a copy of makes it load that before the guest goes on.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import iced_x86 as iced
+from iced_x86 import Mnemonic
+
+from understudy.arch.address import PAGE
+from understudy.arch.cr import RFLAGS
+from understudy.arch.exception import Vector
+from understudy.arch.msr import EFER, ApicBase, Msr
+from understudy.arch.segment import Segment, SegmentName
+from understudy.arch.vmcs import Interruptibility, Vmcs
+from understudy.execution.deprivileged import descent
+from understudy.execution.emulate.linear import Linear, Ram
+from understudy.execution.vmx.exits import event_of
+from understudy.execution.vmx.guest_state import GUEST_CR3, GUEST_RSP, RFLAGS_FIELD, RIP, GuestState
+from understudy.execution.vmx.technique import INFO, INTERRUPTIBILITY
+from understudy.guest import RSP, Event
+from understudy.instructions.operands import LONGEST, LOW32
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m
+from understudy.paging.guest_walk import Translation
+from understudy.silicon import Exit
+from understudy.vcpu.cpu_model import CpuModel
+
+TIMER_VECTOR: Final = 0xFD
+SPURIOUS_ENABLED: Final = 0x1FF  # spurious vector and "APIC software enable"
+DEADLINE_MODE: Final = 2 << 17  # of the LVT's timer
+TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
+BASES: Final = {
+    int(Vmcs.GUEST_FS_BASE): Msr.IA32_FS_BASE, int(Vmcs.GUEST_GS_BASE): Msr.IA32_GS_BASE,
+}  # fmt: skip
+STI_SHADOW: Final = Interruptibility.STI.mask
+SHADOW: Final = int(Interruptibility(STI=1, MOV_SS=1))
+AC: Final = RFLAGS.AC.mask
+LMA: Final = EFER.LMA.mask
+TRAPS: Final = (Vector.DB, Vector.BP, Vector.OF)
+PDPT_BYTES: Final = 32
+SEGMENT_FIELDS: Final = (
+    Vmcs.GUEST_ES, Vmcs.GUEST_ES_BASE, Vmcs.GUEST_ES_LIMIT, Vmcs.GUEST_ES_ACCESS_RIGHTS,
+)  # fmt: skip
+BY_IOPL: Final = frozenset({
+    Mnemonic.IN, Mnemonic.OUT, Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD, Mnemonic.OUTSB,
+    Mnemonic.OUTSW, Mnemonic.OUTSD, Mnemonic.CLI, Mnemonic.STI,
+})  # fmt: skip
+
+
+class Live(GuestState):
+    """One vCPU's."""
+
+    model: CpuModel
+    asked: tuple[int, int]  # the exits that a user has asked for
+    _read_field: Callable[[int], int]
+    _write_field: Callable[[int, int], None]
+
+    def begin(self, host: Host, p2m: P2m, *, is_virtual: bool) -> None:
+        """Nothing is in the processor yet."""
+        self.is_virtual = is_virtual
+        self.is_low = False  # the processor is at the guest's level
+        self.is_current = False  # and has the guest's state
+        self.root_changed = False  # but for CR3, or what it has cached
+        self.updates: dict[str, int] = {}  # and but for these
+        self.pdptes = b""  # that it has loaded, under PAE paging
+        self.due = 0  # TSC at which the timer is over
+        self.carried = 0  # instructions carried out here that VMX would have executed
+        self.shadow_at = -1  # what was retired when an interrupt shadow began
+        self.virtual_cr2: int | None = None
+        self.linear, self.programs = Linear(Ram(host, p2m)), Linear(Ram(host, p2m))
+
+    def _count(self) -> int:
+        return self.processor.retired + self.carried
+
+    def _read(self, field: int) -> int:
+        if self.is_current and field in BASES:
+            return self.processor.rdmsr(BASES[field])
+        return self._read_field(field)
+
+    def _write(self, field: int, value: int) -> None:
+        self._write_field(field, value)
+        if field in descent.PRIVATE or not self.is_current:
+            return
+        if field in BASES:
+            self.processor.wrmsr(BASES[field], value)
+        elif field == GUEST_CR3:
+            self.root_changed = True
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """The processor is not to have the guest's state any more: VMX is."""
+        if self.is_current:
+            self.is_current = False
+            for field, msr in BASES.items():
+                self._write_field(field, self.processor.rdmsr(msr))
+            self.updates.clear()
+
+    def _arm(self, units: int) -> None:
+        shift = self.timer_shift
+        self.due = (self.processor.tsc >> shift) + units << shift
+        self._write_field(TIMER, units)
+        if self.is_current:
+            self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
+
+    def _left(self) -> int:
+        """Of the timer, in its units."""
+        shift = self.timer_shift
+        return max((self.due >> shift) - (self.processor.tsc >> shift), 0)
+
+    # --- the port, where it is not as VMX has it ---
+
+    def forget_walks(self) -> None:
+        """What was kept of walks for what is carried out here is not to be used any more."""
+        self.linear.forget()
+        self.programs.forget()
+
+    @property
+    def cr2(self) -> int:
+        """CR2."""
+        if self.virtual_cr2 is None:
+            self.virtual_cr2 = self.processor.registers()["cr2"]
+        return self.virtual_cr2
+
+    def _end_shadow(self) -> None:
+        """An interrupt shadow is over when an instruction has retired in it."""
+        if self.shadow_at >= 0 and self.shadow_at != self._count():
+            self.shadow_at = -1
+            self._write_field(INTERRUPTIBILITY, self._read_field(INTERRUPTIBILITY) & ~SHADOW)
+
+    def begin_shadow(self, kind: int = STI_SHADOW) -> None:
+        """The next instruction is not interrupted."""
+        self._write_field(INTERRUPTIBILITY, self._read_field(INTERRUPTIBILITY) | kind)
+        self.shadow_at = self._count()
+
+    def is_long_mode(self) -> bool:
+        """IA32_EFER.LMA."""
+        return bool(self.paging_control().efer & LMA)
+
+    def shows_single_step(self, flags: int) -> bool:
+        """Whether these flags would make a trap behind each instruction."""
+        return bool(flags & RFLAGS.TF.mask)
+
+    def tick(self) -> None:
+        """An instruction was carried out that VMX would have executed."""
+        self.carried += 1
+        if self.is_virtual:
+            self.advance(1)
+
+    def set_live_segment(self, n: int, segment: Segment) -> None:
+        """A segment register, here and in the processor."""
+        for first, value in zip(SEGMENT_FIELDS, segment, strict=True):
+            self._write_field(first + 2 * n, value)
+        if n == SegmentName.LDTR or n == SegmentName.TR:
+            return
+        level = descent.real_level(self.cpl())
+        self.updates |= descent.loaded(n, segment, level)
+        if n == SegmentName.SS and self.is_current:  # CPL has changed: CS follows
+            self.updates |= descent.loaded(SegmentName.CS, self.segment(SegmentName.CS), level)
+
+    def translation(self, *, is_program: bool = False) -> Translation:
+        """How the guest's kernel reaches memory, or its program."""
+        cr0, cr3, cr4, efer, pdptes = self.paging_control()
+        flags = self._read_field(RFLAGS_FIELD)
+        keys = self.protection_keys()
+        return Translation(
+            cr0, cr3, cr4, efer, 3 if is_program else 0, pdptes, bool(flags & AC), keys
+        )
+
+    def memory(self) -> Linear:
+        """Memory as the instruction that trapped reaches it."""
+        return self.programs_memory() if self.cpl() == 3 else self.kernel_memory()
+
+    def kernel_memory(self) -> Linear:
+        """Memory as level 0 reaches it."""
+        self.linear.follow(self.translation())
+        return self.linear
+
+    def programs_memory(self) -> Linear:
+        """Memory as level 3 reaches it."""
+        self.programs.follow(self.translation(is_program=True))
+        return self.programs
+
+    # --- running ---
+
+    def _came_back(self, exit: Exit) -> None:
+        """See where the guest is."""
+        own = self._read_field(RFLAGS_FIELD)
+        self._write_field(RIP, exit.gla)
+        self._write_field(RFLAGS_FIELD, descent.up(exit.gpa, own))
+        self._write_field(GUEST_RSP, self.processor.gpr(RSP))
+
+    def _staged(self) -> Event:
+        info, error = self._read_field(INFO), self._read_field(Vmcs.ENTRY_EXCEPTION_ERROR_CODE)
+        return event_of(info, error, self._read_field(Vmcs.ENTRY_INSTRUCTION_LENGTH))
+
+    def _descend(self) -> None:
+        """Give the processor the guest's state, as far as it has not got it."""
+        processor, read = self.processor, self._read_field
+        flags = descent.down(read(RFLAGS_FIELD))
+        values = {"rip": read(RIP), "rflags": flags, "rsp": read(GUEST_RSP)}
+        if not self.is_current:
+            processor.set_registers(descent.state(self) | values)
+            self._start_timer()
+            self.is_current = self.is_low = True
+            self._note_pdptes()
+        else:
+            if self.root_changed or self._pdptes_changed():
+                values["cr3"] = read(GUEST_CR3)
+                self._note_pdptes()
+            processor.set_registers(values | self.updates)
+        self.root_changed = False
+        self.updates.clear()
+
+    def _note_pdptes(self) -> None:
+        if not self.is_code64():
+            self.pdptes = self.host.memory.read(self._read_field(GUEST_CR3), PDPT_BYTES)
+
+    def _pdptes_changed(self) -> bool:
+        """The processor has copies of the shadow's PDPTEs, if that is a PAE one."""
+        if self.is_code64():
+            return False
+        return self.pdptes != self.host.memory.read(self._read_field(GUEST_CR3), PDPT_BYTES)
+
+    def _start_timer(self) -> None:
+        processor = self.processor
+        base = ApicBase(processor.rdmsr(Msr.IA32_APIC_BASE))
+        if not base.EXTD:
+            processor.wrmsr(Msr.IA32_APIC_BASE, int(base.replace(EN=1, EXTD=1)))
+        processor.wrmsr(Msr.X2APIC_SVR, SPURIOUS_ENABLED)
+        processor.wrmsr(Msr.X2APIC_LVT_TIMER, DEADLINE_MODE | TIMER_VECTOR)
+        processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
+
+    # --- what came back ---
+
+    def reflect(self, event: Event, payload: int = 0) -> None:
+        """It is the guest's own."""
+        if event.kind.is_software:
+            self.tick()
+        elif event.vector == Vector.DB:
+            self.add_dr6(payload)
+        elif event.vector not in TRAPS:
+            self.set_resume_flag(True)
+        self.inject(event)
+
+    def iopl_allows(self, instruction: iced.Instruction) -> bool:
+        """Whether a program may perhaps do what only IOPL or the TSS's map of ports can forbid."""
+        return instruction.mnemonic in BY_IOPL
+
+    def code(self, bits: int) -> bytes:
+        """The bytes of the instruction at RIP, as many as the processor can fetch."""
+        at = self._read_field(RIP)
+        if bits != 64:
+            at = at + self._read_field(Vmcs.GUEST_CS_BASE) & LOW32
+        for length in (LONGEST, min(LONGEST, PAGE - at % PAGE)):
+            try:
+                return self.processor.read_linear(at, length)
+            except ValueError:
+                pass
+        return b""
