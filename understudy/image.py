@@ -78,6 +78,21 @@ class Contents(Protocol):
         """Give everything back."""
 
 
+class Nothing:
+    """What is in the memory of a computer that was just switched on."""
+
+    def fill(self, memory: GuestMemory) -> None:
+        """Frames of zeros."""
+        memory.populate()
+
+    def pieces(self) -> Iterator[Piece]:
+        """There are none."""
+        return iter(())
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
 class Shared:
     """Frames of the host on which the VM ran: whoever has them shares them, copy-on-write."""
 

@@ -22,6 +22,7 @@ class CopyOnWrite:
 
     def __init__(self, host: Host) -> None:
         self._memory, self._frames, self._contents = host.memory, host.frames, host.contents
+        self._frame_for = host.frame_for
 
     def clone(self, source: P2m, target: P2m) -> None:
         """Put the host frames of one p2m behind another, which is empty; both share them now.
@@ -48,7 +49,7 @@ class CopyOnWrite:
         if self._frames.references(pfn) == 1:
             p2m.unprotect(gfn, 1, Flag.SHARED)
             return
-        copy = self._frames.allocate()
+        copy = self._frame_for(p2m)
         contents = self._contents(pfn)
         if contents != ZEROS:
             self._memory.write(copy << PAGE_SHIFT, contents)

@@ -28,7 +28,6 @@ from typing import ClassVar, Final
 from understudy.own_class import chosen, is_own
 
 TAU: Final = 0.75
-OVERHEAD: Final = 32 << 20 >> 12  # what a VM needs beside its memory, in the paper
 SLACK: Final = Fraction(1, 200)  # of all memory: by so much is a threshold to be exceeded
 
 
@@ -46,6 +45,8 @@ class Need:
     shares: int = 1
     active: int = 0
     """Pages that it has touched lately."""
+    beside: int = 0
+    """What it needs beside its memory, and never gives."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum or self.shares < 1 or self.active < 0:
@@ -245,19 +246,18 @@ def orders(
 # --- who may start ---
 
 
-def admit(
-    new: Need, others: Iterable[Need], pages: int, swap: int, overhead: int = OVERHEAD
-) -> None:
+def admit(new: Need, others: Iterable[Need], pages: int, swap: int) -> None:
     """PlanError unless the host can keep its promise to one more VM.
 
-    It needs memory for its minimum and the overhead, and room in the host's swap file for the rest.
+    It needs memory for its minimum and what is beside, and room in the host's swap file for the
+    rest.
     """
     others = list(others)
-    taken = sum(need.minimum + overhead for need in others)
-    if new.minimum + overhead > pages - taken:
+    taken = sum(need.minimum + need.beside for need in others)
+    if new.minimum + new.beside > pages - taken:
         raise PlanError(
-            f"{new.name}: a minimum of {new.minimum} pages and {overhead} beside need "
-            f"{new.minimum + overhead}, and {max(pages - taken, 0)} of {pages} are not promised: "
+            f"{new.name}: a minimum of {new.minimum} pages and {new.beside} beside need "
+            f"{new.minimum + new.beside}, and {max(pages - taken, 0)} of {pages} are not promised: "
             "lower its min, or give the host more ram"
         )
     promised = sum(need.maximum - need.minimum for need in others)

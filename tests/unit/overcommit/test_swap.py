@@ -18,7 +18,8 @@ from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.overcommit.sharing import Sharing, use
-from understudy.overcommit.swap import Swap, SwapError, Victims
+from understudy.overcommit.swap import Swap, SwapError
+from understudy.overcommit.victims import Victims
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -267,7 +268,7 @@ class Unpinned(Swap):
     """Swaps out what a device uses."""
 
     def _may_go(self, p2m: P2m, gfn: int) -> bool:
-        return True
+        return p2m.lookup(gfn) is not None
 
 
 def test_a_planted_fault_is_found() -> None:

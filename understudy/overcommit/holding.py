@@ -1,0 +1,85 @@
+"""What one VM has of its host's memory, and what is known of it.
+
+Source: Waldspurger, "Memory Resource Management in VMware ESX Server".
+Invariant: nothing here decides; all numbers are pages.
+"""
+
+from collections.abc import Callable, Sequence
+
+from understudy.clock import Clock
+from understudy.devices.virtio.balloon import Balloon
+from understudy.machine.ballooned import Ballooned
+from understudy.machine.memory import GuestMemory
+from understudy.overcommit.balloon import Standing, Steering
+from understudy.overcommit.plan import Need
+from understudy.overcommit.working_set import WorkingSet
+
+
+class Holding:
+    """One VM's."""
+
+    def __init__(
+        self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
+        overhead: int, post: Callable[[Callable[[], None]], None],
+    ) -> None:  # fmt: skip
+        """`post` has something done between two exits of the VM; `overhead`: what it needs beside.
+
+        PlanError if that cannot be a VM's.
+        """
+        self.name, self.memory, self.p2m = name, memory, memory.p2m
+        self.ballooned, self.post = ballooned, post
+        self.maximum, self.minimum, self.shares = memory.pages, minimum, shares
+        self.overhead = overhead
+        self._balloon: tuple[Balloon, Clock] | None = None
+        self.sampler: WorkingSet | None = None
+        self.steering: Steering | None = None
+        self.target = self.maximum
+        self.swapped_in = self.swapped_out = 0
+        self.why = "it has all its memory"
+        self.need()
+
+    def need(self) -> Need:
+        """What it may have, and what it does with it."""
+        active = self.sampler.active if self.sampler is not None else 0
+        return Need(self.name, self.minimum, self.maximum, self.shares, active, self.overhead)
+
+    @property
+    def has(self) -> int:
+        """Guest frames that are there."""
+        return self.maximum - self.p2m.absent
+
+    @property
+    def obeys(self) -> bool:
+        """Whether its balloon does what it is asked for."""
+        return self.steering is not None and self.steering.standing is Standing.OBEYS
+
+    def equip(self, balloons: Sequence[Balloon], clock: Clock) -> None:
+        """It may have a balloon."""
+        self._balloon = (balloons[0], clock) if balloons else None
+        if self.sampler is not None:
+            self._steer()
+
+    def begin(self) -> None:
+        """Its host has less memory than its VMs."""
+        self.memory.is_lazy = True
+        self.sampler = WorkingSet(self.memory)
+        self._steer()
+
+    def _steer(self) -> None:
+        if self._balloon is not None:
+            balloon, clock = self._balloon
+            self.steering = Steering(clock, balloon)
+
+    def give(self, pages: int) -> None:
+        """Its balloon is to take so many more pages, or (less than 0) to give them back."""
+        assert self.steering is not None
+        given = self.steering.given
+        self.steering.goal = min(max(given + pages, 0), self.maximum - self.minimum)
+
+    def close(self) -> None:
+        """The VM is no more, or its memory is its own again."""
+        if self.sampler is not None:
+            self.sampler.close()
+        if self.steering is not None:
+            self.steering.close()
+        self.sampler = self.steering = None
