@@ -3,6 +3,7 @@
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server".  Counts are asserted.
 """
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from understudy.arch.address import PAGE
 from understudy.host import Host
 from understudy.linux import VM
 from understudy.machine.words import Flag
+from understudy.overcommit.accounts import Kind, accounts
 from understudy.overcommit.plan import PlanError, State
 from understudy.overcommit.terms import Terms
 from understudy.overcommit.victims import Victims
@@ -19,6 +21,7 @@ from understudy.paging import Paging
 from understudy.sched.share import Share
 
 US = 1000
+VMCS, ROOT = 2, 2  # frames for a virtual processor, and for a physical one
 MEMORY = 16 << 20
 FIRST = 2 << 20
 WALK = """
@@ -64,13 +67,21 @@ def audit(host: Host) -> None:
     """Each frame belongs to whom it should, and the sums are what there is."""
     swap = host.stock.swap
     assert swap is not None
-    for vm in host.vms:
-        p2m = vm.memory.p2m
-        there = [pfn for _, first, n in p2m for pfn in range(first, first + n)]
-        assert all(host.frames.references(pfn) for pfn in there)
+    told = accounts(host.stock)
+    own = 0
+    named: Counter[int] = Counter()
+    for vm, account in zip(host.vms, told.vms, strict=True):
+        p2m, kinds = vm.memory.p2m, account.kinds
+        named.update(pfn for _, first, n in p2m for pfn in range(first, first + n))
         out = sum(n for _, word, n in p2m.pieces() if word & Flag.SWAPPED)
-        assert swap.swapped_of(p2m) == out
-        assert len(there) + p2m.absent == vm.memory.pages
+        assert swap.swapped_of(p2m) == out == kinds[Kind.SWAPPED]
+        assert sum(kinds.values()) == account.size == vm.memory.pages
+        assert account.consumed + account.saved == account.size - p2m.absent + kinds[Kind.SAMPLED]
+        own += vm.memory.spare.count + vm.pages.reserve.count + VMCS
+    assert all(host.frames.references(pfn) == owners for pfn, owners in named.items())
+    sampled = sum(account.kinds[Kind.SAMPLED] for account in told.vms)
+    assert sum(account.consumed for account in told.vms) == len(named) + sampled
+    assert told.own == own + ROOT * len(host.entered), "what the hypervisor has itself"
 
 
 def run_until(host: Host, vms: list[VM], count: int) -> None:

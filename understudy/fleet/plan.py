@@ -31,6 +31,7 @@ from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
 from understudy.guests import debian
+from understudy.overcommit.terms import SCAN, Terms
 from understudy.quantities import bytes_of
 from understudy.sched.house import DEFAULT
 from understudy.sched.partition import Partition
@@ -82,6 +83,7 @@ class HostPlan:
     policy: Policy
     pools: dict[str, dict[str, Any]]
     grace_s: float
+    overcommit: Terms
     vms: tuple[VmPlan, ...]
 
 
@@ -166,9 +168,12 @@ def _host(file: Path, told: dict[str, Any]) -> HostPlan:
         )
     name = said.get("name") or _name_of(file)
     grace_s = said.get("grace", GRACE_S)
+    terms = Terms(
+        scan=said.get("scan", SCAN), swap=said.get("swap"), victims=said.get("victims", "random")
+    )
     return HostPlan(
         file, name, pcpus, ram, common.get("engine", "dbt"), common["clock"], policy, pools,
-        grace_s, vms,
+        grace_s, terms, vms,
     )  # fmt: skip
 
 

@@ -34,7 +34,9 @@ class Holding:
         self.sampler: WorkingSet | None = None
         self.steering: Steering | None = None
         self.target = self.maximum
-        self.swapped_in = self.swapped_out = 0
+        self.swapped: Callable[[], int] = lambda: 0
+        self.swapped_in: Callable[[], int] = lambda: 0
+        """Pages that are out now, and that have come back, ever."""
         self.why = "it has all its memory"
         self.need()
 
@@ -75,6 +77,14 @@ class Holding:
         assert self.steering is not None
         given = self.steering.given
         self.steering.goal = min(max(given + pages, 0), self.maximum - self.minimum)
+
+    def told(self) -> dict[str, int | str]:
+        """What can be said of it at any time, at no cost."""
+        active = self.sampler.active if self.sampler is not None else self.maximum
+        return {
+            "has": self.has, "target": self.target, "active": active, "swapped": self.swapped(),
+            "swapped_in": self.swapped_in(), "why": self.why,
+        }  # fmt: skip
 
     def close(self) -> None:
         """The VM is no more, or its memory is its own again."""

@@ -15,6 +15,7 @@ the RAM is kept free for that, and is free again before the guest goes on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from understudy.arch.address import PAGE
@@ -114,6 +115,8 @@ class Stock:
     def _take_in(self, one: Holding) -> None:
         assert self.swap is not None
         self.swap.join(one.p2m)
+        one.swapped = partial(self.swap.swapped_of, one.p2m)
+        one.swapped_in = partial(self.swap.read_by.__getitem__, one.p2m)
         if self.sharing is not None:
             self.sharing.join(one.p2m)
         one.begin()
@@ -203,7 +206,7 @@ class Stock:
         return orders(self.plan, state, needs, pages, has, balloons)
 
     def _reason(self, one: Holding, order: Order) -> str:
-        out = self.swap.swapped_of(one.p2m) if self.swap is not None else 0
+        out = one.swapped()
         words = f"{out} of its pages are swapped out" if out else "none of its pages is swapped out"
         if order.gives:
             means = "its balloon" if order.means == "balloon" else "swapping"
@@ -231,6 +234,6 @@ class Stock:
         if count <= 0:
             return
         try:
-            one.swapped_out += self.swap.reclaim(one.p2m, count, looks_up=looks_up)
+            self.swap.reclaim(one.p2m, count, looks_up=looks_up)
         except SwapError as problem:
             self.why = str(problem)

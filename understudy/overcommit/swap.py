@@ -15,6 +15,7 @@ a file that is full or cannot be read changes nothing, and says so.
 
 import os
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -67,6 +68,8 @@ class Swap:
         self._slots: dict[P2m, dict[int, int]] = {}  # gfn -> slot
         self._pinned: dict[P2m, dict[int, int]] = {}  # gfn -> how often
         self._watchers: dict[P2m, Watcher] = {}
+        self.read_by: Counter[P2m] = Counter()
+        """Frames that each guest has missed, and got back, ever."""
 
     # --- who takes part ---
 
@@ -93,7 +96,7 @@ class Swap:
         p2m.watchers.remove(self._watchers.pop(p2m))
         for gfn in list(self._slots[p2m]):
             self._forget(p2m, gfn)
-        del self._slots[p2m], self._pinned[p2m], p2m.owners[Flag.SWAPPED]
+        del self._slots[p2m], self._pinned[p2m], self.read_by[p2m], p2m.owners[Flag.SWAPPED]
         self._victims.leave(p2m)
 
     def pin(self, p2m: P2m, gfn: int) -> int:
@@ -203,6 +206,7 @@ class Swap:
         p2m.map(gfn, pfn, 1)
         self._victims.came(p2m, gfn)
         self.read += 1
+        self.read_by[p2m] += 1
 
     def _changed(self, p2m: P2m, runs: Runs) -> None:
         """What was put in place of a frame that is out, or that nobody wants it: forget it."""
