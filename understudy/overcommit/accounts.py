@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.machine.host import Host
 from understudy.machine.words import PRESENT, Flag
 from understudy.overcommit.holding import Holding
 from understudy.overcommit.stock import Stock
@@ -31,8 +32,7 @@ class Kind(StrEnum):
 
 
 _AWAY: Final = {
-    Flag.SAMPLED: Kind.SAMPLED, Flag.SWAPPED: Kind.SWAPPED,
-    Flag.BALLOONED: Kind.BALLOONED, Flag.FREE: Kind.FREE,
+    Flag.SWAPPED: Kind.SWAPPED, Flag.BALLOONED: Kind.BALLOONED, Flag.FREE: Kind.FREE,
 }  # fmt: skip
 CELLS: Final = 256  # of a map
 
@@ -129,19 +129,27 @@ def _account(stock: Stock, one: Holding, hints: int, seen: dict[int, bool]) -> A
 
 def _runs(stock: Stock, one: Holding, seen: dict[int, bool]) -> Iterator[tuple[Kind, int]]:
     """The kinds of its pages, in order."""
-    frames, contents = stock.host.frames, stock.host.contents
-    for _, word, count in one.p2m.pieces():
-        if not word & PRESENT:
+    for gfn, word, count in one.p2m.pieces():
+        if word & PRESENT:
+            yield from _there(stock.host, Kind.OWN, word >> PAGE_SHIFT, count, seen)
+        elif word & Flag.SAMPLED and one.sampler is not None:
+            for frame in range(gfn, gfn + count):
+                yield from _there(stock.host, Kind.SAMPLED, one.sampler.kept(frame), 1, seen)
+        else:
             yield next(kind for flag, kind in _AWAY.items() if word & flag), count
+
+
+def _there(
+    host: Host, alone: Kind, first: int, count: int, seen: dict[int, bool]
+) -> Iterator[tuple[Kind, int]]:
+    """The same where there are host frames: `alone` is what those are that nobody else has."""
+    if host.frames.sole(first, count) == count:
+        yield alone, count
+        return
+    for pfn in range(first, first + count):
+        if host.frames.references(pfn) == 1:
+            yield alone, 1
             continue
-        first = word >> PAGE_SHIFT
-        if frames.sole(first, count) == count:
-            yield Kind.OWN, count
-            continue
-        for pfn in range(first, first + count):
-            if frames.references(pfn) == 1:
-                yield Kind.OWN, 1
-                continue
-            if pfn not in seen:
-                seen[pfn] = not any(contents(pfn))
-            yield Kind.ZERO if seen[pfn] else Kind.SHARED, 1
+        if pfn not in seen:
+            seen[pfn] = not any(host.contents(pfn))
+        yield Kind.ZERO if seen[pfn] else Kind.SHARED, 1

@@ -5,7 +5,9 @@ Invariant: nothing here decides; all numbers are pages.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from understudy.arch.address import PAGE
 from understudy.clock import Clock
 from understudy.devices.virtio.balloon import Balloon
 from understudy.machine.ballooned import Ballooned
@@ -13,6 +15,8 @@ from understudy.machine.memory import GuestMemory
 from understudy.overcommit.balloon import Standing, Steering
 from understudy.overcommit.plan import Need
 from understudy.overcommit.working_set import WorkingSet
+
+SPARED: Final = 8  # a guest keeps 1/SPARED of its memory available, whatever its balloon gives
 
 
 class Holding:
@@ -73,10 +77,16 @@ class Holding:
             self.steering = Steering(clock, balloon)
 
     def give(self, pages: int) -> None:
-        """Its balloon is to take so many more pages, or (less than 0) to give them back."""
+        """Its balloon is to take so many more pages, or (less than 0) to give them back.
+
+        No more than the guest says that it can do without, but for a part for its next programs.
+        """
         assert self.steering is not None
-        given = self.steering.given
-        self.steering.goal = min(max(given + pages, 0), self.maximum - self.minimum)
+        given, told = self.steering.given, self.steering.balloon.statistics
+        room = self.maximum - self.minimum - given
+        if (available := told.get("available_memory")) is not None:
+            room = min(room, available // PAGE - self.maximum // SPARED)
+        self.steering.goal = max(given + min(pages, room), 0)
 
     def told(self) -> dict[str, int | str]:
         """What can be said of it at any time, at no cost."""
