@@ -207,3 +207,51 @@ def test_states_say_what_is_slow_and_why() -> None:
         assert all("swapped out" in one.why for one in stock.holdings.values())
         assert stock.shortage.state in State
         assert stock.why.startswith(stock.shortage.state.name.lower())
+
+
+@pytest.mark.parametrize("how", ["fork", "save", "elsewhere"])
+def test_a_copy_of_a_vm_has_what_is_swapped_out(how: str) -> None:
+    """Without bringing it back; and each goes on for itself."""
+    with made("32M") as host, Host(pcpus=1, ram="64M") as other:
+        vms = [walking(host, n) for n in range(3)]
+        run_until(host, vms, 2)
+        swap = host.stock.swap
+        assert swap is not None
+        first = vms[0]
+        before, read = first.memory.p2m.absent, swap.read
+        assert swap.swapped_of(first.memory.p2m) > 1000
+        if how == "fork":
+            with first.snapshot() as image:
+                again = image.fork()[0]
+        else:
+            again = VM.restore(first.save(), host=other if how == "elsewhere" else host)
+        if how == "fork":
+            assert first.memory.p2m.absent == before
+            assert before - 4 <= again.memory.p2m.absent <= before, "it was told that it is a copy"
+        assert swap.read - read <= 4, "nothing was brought back but for that"
+        vms[2].close()
+        there = [first, vms[1]] + ([again] if how != "elsewhere" else [])
+        run_until(host, there, rounds(first) + 2)
+        if how == "elsewhere":
+            run_until(other, [again], rounds(again) + 2)
+        else:
+            audit(host)
+        for vm in (first, vms[1], again):
+            vm.close()
+        assert swap.swapped == swap.in_file == 0
+        assert host.frames.free_count > 8000
+
+
+def test_a_reset_forgets_what_was_swapped_out() -> None:
+    with made("24M") as host:
+        vms = [walking(host, n) for n in range(2)]
+        for vm in vms:
+            vm._load = lambda machine: None  # type: ignore[assignment, return-value]
+        run_until(host, vms, 2)
+        swap = host.stock.swap
+        assert swap is not None and swap.swapped_of(vms[0].memory.p2m)
+        vms[0].enter = lambda entry: None  # type: ignore[method-assign]
+        vms[0].reset()
+        assert swap.swapped_of(vms[0].memory.p2m) == 0
+        assert vms[0].memory.p2m.absent > 3000
+        audit(host)

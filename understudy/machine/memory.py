@@ -58,6 +58,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Give all frames back to the host."""
+        if self.p2m.keeper is not None:
+            self.p2m.keeper.drop(self.p2m)
         self._release()
         self.spare.close()
 

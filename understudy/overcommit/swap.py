@@ -16,6 +16,7 @@ a file that is full or cannot be read changes nothing, and says so.
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -65,6 +66,7 @@ class Swap:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
         self._end = 0  # of the file, in slots
         self._free: list[int] = []  # slots before that
+        self._more: Counter[int] = Counter()  # slot -> how many have it beside the first one
         self._slots: dict[P2m, dict[int, int]] = {}  # gfn -> slot
         self._pinned: dict[P2m, dict[int, int]] = {}  # gfn -> how often
         self._watchers: dict[P2m, Watcher] = {}
@@ -77,7 +79,7 @@ class Swap:
         """Frames of a guest may be swapped out from now on."""
         if Flag.SWAPPED in p2m.owners:
             raise ValueError("somebody else swaps this memory: expected no owner of SWAPPED yet")
-        p2m.owners[Flag.SWAPPED] = self
+        p2m.owners[Flag.SWAPPED] = p2m.keeper = self
         self._slots[p2m], self._pinned[p2m] = {}, {}
         self._watchers[p2m] = watcher = partial(self._changed, p2m)
         p2m.watchers.append(watcher)
@@ -97,7 +99,34 @@ class Swap:
         for gfn in list(self._slots[p2m]):
             self._forget(p2m, gfn)
         del self._slots[p2m], self._pinned[p2m], self.read_by[p2m], p2m.owners[Flag.SWAPPED]
+        p2m.keeper = None
         self._victims.leave(p2m)
+
+    def follow(self, source: P2m, target: P2m) -> None:
+        """What is out of one guest is out of its copy: they have the slot in common.
+
+        The copy gets frames of its own where a device may write to the other one's.
+        """
+        if target not in self._slots:
+            self.join(target)
+        for gfn, slot in self._slots[source].items():
+            self._slots[target][gfn] = slot
+            if slot != NO_SLOT:
+                self._more[slot] += 1
+        for gfn in self._pinned[source]:
+            pfn = source.lookup(gfn)
+            assert pfn is not None
+            copy = self._frame_for(target)
+            self._memory.write(copy << PAGE_SHIFT, self._contents(pfn))
+            target.move(gfn, copy, off=Flag.SHARED)
+            self._frames.free(pfn, 1)
+            source.unprotect(gfn, 1, Flag.SHARED)
+
+    def pieces(self, p2m: P2m) -> Iterator[tuple[int, bytes]]:
+        """As `Keeper.pieces` says.  SwapError if the file cannot be read."""
+        for gfn, slot in sorted(self._slots[p2m].items()):
+            if slot != NO_SLOT:
+                yield gfn, self._get(slot, gfn)
 
     def pin(self, p2m: P2m, gfn: int) -> int:
         """A device is going to use this frame by its pfn, which is returned, until `unpin`."""
@@ -223,7 +252,13 @@ class Swap:
 
     def _forget(self, p2m: P2m, gfn: int) -> None:
         slot = self._slots[p2m].pop(gfn)
-        if slot != NO_SLOT:
+        if slot == NO_SLOT:
+            return
+        if slot in self._more:
+            self._more[slot] -= 1
+            if not self._more[slot]:
+                del self._more[slot]
+        else:
             self._free.append(slot)
 
     def _put(self, slot: int, contents: bytes) -> None:
