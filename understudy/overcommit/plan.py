@@ -18,6 +18,7 @@ maximum; nobody gets less than its minimum nor more than its maximum.
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -139,15 +140,16 @@ class IdleTax(Plan, name="idle_tax"):
             {Fraction(0)}
             | {self.cost_of(n, at) for n in needs for at in (n.minimum, n.active, n.maximum)}
         )
-        low, before = bends[0], sum(self._pages_at(n, bends[0]) for n in needs)
-        for high in bends[1:]:
-            after = sum(self._pages_at(n, high) for n in needs)
-            if after >= pages:
-                if after == before:
-                    return low
-                return low + (high - low) * (pages - before) / (after - before)
-            low, before = high, after
-        return low
+
+        def sum_at(level: Fraction) -> Fraction:
+            return sum((self._pages_at(need, level) for need in needs), Fraction(0))
+
+        at = bisect_left(bends, Fraction(pages), key=sum_at)  # the sum only grows
+        if at == 0 or at == len(bends):
+            return bends[min(at, len(bends) - 1)]
+        low, high = bends[at - 1], bends[at]
+        before, after = sum_at(low), sum_at(high)
+        return low + (high - low) * (pages - before) / (after - before)
 
 
 # --- when, and by which means ---
