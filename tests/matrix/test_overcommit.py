@@ -15,6 +15,7 @@ from understudy.linux import VM
 from understudy.machine.words import Flag
 from understudy.overcommit.accounts import Kind, accounts
 from understudy.overcommit.plan import PlanError, State
+from understudy.overcommit.stock import CLUSTER
 from understudy.overcommit.terms import Terms
 from understudy.overcommit.victims import Victims
 from understudy.paging import Paging
@@ -207,6 +208,13 @@ def test_states_say_what_is_slow_and_why() -> None:
         assert all("swapped out" in one.why for one in stock.holdings.values())
         assert stock.shortage.state in State
         assert stock.why.startswith(stock.shortage.state.name.lower())
+        swap = stock.swap
+        assert swap is not None
+        assert "full" not in stock.why
+        swap.slots = 0
+        swap._free.clear()
+        stock.expect(1000)
+        assert "the swap file is full" in stock.why
 
 
 @pytest.mark.parametrize("how", ["fork", "save", "elsewhere"])
@@ -255,3 +263,25 @@ def test_a_reset_forgets_what_was_swapped_out() -> None:
         assert swap.swapped_of(vms[0].memory.p2m) == 0
         assert vms[0].memory.p2m.absent > 3000
         audit(host)
+
+
+def test_in_the_middle_of_an_exit_only_others_give() -> None:
+    """Whoever answers it may have looked at the guest's frames already."""
+    with made("24M") as host:
+        vms = [walking(host, n) for n in range(2)]
+        run_until(host, vms, 2)
+        stock, swap, (one, two) = host.stock, host.stock.swap, vms
+        assert swap is not None
+        host.frames.allocate_runs(host.frames.free_count)  # somebody has them all
+        p2m = one.memory.p2m
+        missed = next(gfn for gfn, word, _ in p2m.pieces() if word & Flag.SWAPPED)
+        there = {gfn: p2m.word(gfn) for gfn in range(one.memory.pages) if p2m.lookup(gfn)}
+        out, looked = swap.swapped_of(two.memory.p2m), swap.looked_up
+        assert p2m.touch(missed)
+        assert swap.swapped_of(two.memory.p2m) == out + CLUSTER
+        assert all(p2m.word(gfn) == word for gfn, word in there.items()), "not even their rights"
+        assert swap.looked_up == looked
+        reliefs = stock.reliefs
+        host.run(deadline_ns=host.schedule.time.now() + 50 * US)
+        assert stock.reliefs > reliefs, "before the guest goes on everybody may have to"
+        assert all(vm.ended is None for vm in vms)

@@ -55,7 +55,7 @@ class Stock:
         self.sharing: Sharing | None = None
         self.swap: Swap | None = None
         self.orders: list[Order] = []
-        self.why = "all VMs fit into the RAM"
+        self._trouble = ""  # of the swap file
         self.looks = self.reliefs = 0
         self._seconds = 0
         self._is_asked = False
@@ -171,7 +171,7 @@ class Stock:
         self._seconds += 1
         if self.sharing is not None and self.terms.scan:
             self.sharing.scan(self.terms.scan)
-        if self._seconds % SAMPLED_S == 0:
+        if self._seconds % SAMPLED_S == 1:
             for one in self.holdings.values():
                 assert one.sampler is not None
                 one.sampler.end()
@@ -182,6 +182,7 @@ class Stock:
     def look(self) -> None:
         """Who has too much, and how he gives it up: have that done."""
         self.looks += 1
+        self._trouble = ""
         state = self.shortage.update(self._frames.free_count)
         self.orders = self._orders(state)
         by_name = {one.name: one for one in self.holdings.values()}
@@ -189,13 +190,24 @@ class Stock:
             one = by_name[order.name]
             one.target = order.target
             if one.steering is not None and self.terms.balloons:
-                one.give(order.gives if order.means == "balloon" else min(
-                    one.has - order.target, 0) if state is State.HIGH else 0)  # fmt: skip
+                one.give(self._to_balloon(one, order, state))
             if order.means == "swap":
                 self._swap_out(one, order.gives)
             one.why = self._reason(one, order)
-        free, name = self._frames.free_count, state.name.lower()
-        self.why = f"{name}: {free} of {self.total} frames are free"
+
+    @property
+    def why(self) -> str:
+        """How short memory is, and what is amiss, in words."""
+        if not self.is_on:
+            return "all VMs fit into the RAM"
+        name = self.shortage.state.name.lower()
+        return f"{name}: {self._frames.free_count} of {self.total} frames are free{self._trouble}"
+
+    def _to_balloon(self, one: Holding, order: Order, state: State) -> int:
+        """How many pages more its balloon is to take; less than 0: it gives some back."""
+        if order.means == "balloon":
+            return order.gives
+        return min(one.has - order.target, 0) if state is State.HIGH else 0
 
     def _orders(self, state: State) -> list[Order]:
         needs = [one.need() for one in self.holdings.values()]
@@ -236,4 +248,4 @@ class Stock:
         try:
             self.swap.reclaim(one.p2m, count, looks_up=looks_up)
         except SwapError as problem:
-            self.why = str(problem)
+            self._trouble = f"; {problem}"
