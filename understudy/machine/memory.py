@@ -61,6 +61,7 @@ class GuestMemory:
         if self.p2m.keeper is not None:
             self.p2m.keeper.drop(self.p2m)
         self._release()
+        self.p2m.owners.clear()  # they know this memory, and nobody asks them any more
         self.spare.close()
 
     def _release(self) -> None:
