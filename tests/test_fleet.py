@@ -118,6 +118,10 @@ def test_one_crashes_and_the_other_goes_on_and_is_asked_and_told(tmp_path: Path)
     once = understudy("top", "--once", "--every", "200ms")[1]
     assert re.search(r"^good +(running|runnable|blocked) +default +3 +[\d.]+ %", once, re.MULTILINE)
     assert re.search(r"^bad +ended", once, re.MULTILINE)
+    drawn = understudy("memory")[1]
+    assert re.search(r"^good +[\d.]+ MB", drawn, re.MULTILINE) and "all VMs fit" in drawn
+    assert json.loads(understudy("memory", "house", "--json")[1])["house"]["vms"][0]["name"]
+    assert understudy("memory", "horse")[2].startswith("understudy: there is no host 'horse'; hou")
     assert understudy("down") == (0, "", "")
     assert understudy("ps")[1].splitlines()[1:] == []
 

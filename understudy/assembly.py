@@ -37,6 +37,7 @@ from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.paging import BUDGET, Paging
+from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
 from understudy.silicon import Processor, host_features, wall_tsc
@@ -47,6 +48,7 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
+BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
 STEAL: Final = "steal_time"
 ANY_CR4: Final = (1 << 64) - 1
 
@@ -84,6 +86,13 @@ def table_memory_of(config: Config) -> int:
     if config.table_memory == "auto":
         return max(BUDGET, bytes_of(config.memory) // 4)
     return bytes_of(config.table_memory)
+
+
+def overhead_of(config: Config) -> int:
+    """The bytes of its host's memory that a VM needs beside its own."""
+    own = bytes_of(config.memory) + config.rom
+    is_shadow = issubclass(Paging.ALL[config.paging], Budgeted)
+    return BESIDE + (table_memory_of(config) if is_shadow else own // 512)
 
 
 def host_of(config: Config) -> Host:
@@ -133,6 +142,7 @@ def board_of(
     config: Config,
     clock: GuestClock,
     memory: GuestMemory,
+    ballooned: Ballooned,
     router: Router,
     request: Callable[[Stop], None],
     console: Console,
@@ -177,7 +187,7 @@ def board_of(
     for nic, card in zip(config.net, cards_of(board), strict=False):
         card.set_link(is_up=nic.kind != "none")
     for balloon in balloons_of(board):
-        balloon.pages = Ballooned(memory)
+        balloon.pages = ballooned
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
 

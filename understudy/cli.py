@@ -28,6 +28,7 @@ from understudy.commands.doctor import doctor
 from understudy.commands.fetch import fetch
 from understudy.commands.inspect import inspect
 from understudy.commands.lab import lab
+from understudy.commands.memory import memory
 from understudy.commands.ps import down, ps
 from understudy.commands.run import run
 from understudy.commands.top import top
@@ -63,7 +64,7 @@ def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | No
 
 
 for _command in (
-    run, fetch, doctor, lab, control, inspect, up, ps, top, console, down,
+    run, fetch, doctor, lab, control, inspect, up, ps, top, memory, console, down,
 ):  # fmt: skip
     app.command()(_interruptible(_command))
 

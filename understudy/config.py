@@ -25,6 +25,7 @@ from understudy.quantities import bytes_of, parse_size
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
 MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
+MOST_SHARES: Final = 1_000_000
 MOST_NICS, MOST_PORTS = 4, 256
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
@@ -102,6 +103,19 @@ def _memory(what: str, value: int | str) -> int:
             f"{what} {value!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
         )
     return size
+
+
+def _least(what: str, value: int | str) -> int:
+    size = bytes_of(value)
+    if not 0 <= size <= LARGEST or size % PAGE:
+        raise ValueError(f"{what} {value!r}: expected 0 to {LARGEST >> 30}G, whole pages")
+    return size
+
+
+def _shares(what: str, value: int) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_SHARES:
+        raise ValueError(f"{what} {value!r}: expected 1 to {MOST_SHARES:,}")
+    return value
 
 
 def _size_text(text: str) -> str:
@@ -312,6 +326,15 @@ class Config:
         False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch
     )
 
+    min_memory: int | str = option(
+        0, "On a host whose VMs have more memory than it: what it always has.", check=_least
+    )
+    """Bytes."""
+    shares: int = option(
+        1, "On such a host: how much it may have of the rest, in relation to others.",
+        check=_shares,
+    )  # fmt: skip
+
     agent: str = option(
         "auto",
         "How commands reach the guest.  virtio: by a virtio console, whose driver the guest gets; "
@@ -324,6 +347,10 @@ class Config:
         for one in fields(self):
             kept = option_of(one).check(one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, kept)
+        if bytes_of(self.min_memory) > bytes_of(self.memory):
+            raise ValueError(
+                f"min_memory {self.min_memory}: expected at most its memory, {self.memory}"
+            )
         users = sum(nic.kind == "user" for nic in self.net)
         if users > 1 or (self.publish and not users):
             raise ValueError(

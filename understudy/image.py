@@ -14,6 +14,7 @@ as one that was never saved; the origin and its clones never see each other's wr
 are no image raise SnapshotError and nothing else.
 """
 
+import heapq
 import itertools
 import os
 import weakref
@@ -22,11 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-from understudy.arch.address import PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.backends.cable import NetworkError
 from understudy.backends.opening import ImageError
 from understudy.config import Config
@@ -35,7 +37,7 @@ from understudy.image_file import SnapshotError, mapped, pack, unpack, write
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.nic import Nic
 from understudy.silicon import VmFail
 from understudy.state import plain, restore
@@ -46,6 +48,8 @@ TELLING: Final = (SnapshotError, ImageError, NetworkError)
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
 CHUNK: Final = 1 << 22  # bytes that are copied at once
+FEW: Final = 16  # pages, where frames are few
+NO_MEMORY: Final = "the snapshot has memory at {:#x}, where its VM has none"
 COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 
 Disks = Sequence[Disk | str] | None
@@ -76,6 +80,21 @@ class Contents(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+class Nothing:
+    """What is in the memory of a computer that was just switched on."""
+
+    def fill(self, memory: GuestMemory) -> None:
+        """Frames of zeros."""
+        memory.populate()
+
+    def pieces(self) -> Iterator[Piece]:
+        """There are none."""
+        return iter(())
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
 
 class Shared:
@@ -252,8 +271,19 @@ def _choose_nets(state: dict[str, Any], net: Nets) -> None:
 def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:
     """Write pieces to a memory that nobody uses yet.  SnapshotError if it has no RAM there.
 
-    By the file, because each page that is first written through a mapping costs a fault.
+    By the file, because each page that is first written through a mapping costs a fault; but where
+    frames come as they are needed, others may have to go before the next ones come.
     """
+    if memory.is_lazy:
+        for gpa, data in pieces:
+            view = memoryview(data)
+            for at in range(0, len(view), FEW * PAGE):
+                memory.host.expect(FEW)
+                try:
+                    memory.write(gpa + at, view[at : at + FEW * PAGE])
+                except GuestMemoryError:
+                    raise SnapshotError(NO_MEMORY.format(gpa + at)) from None
+        return
     with ThreadPoolExecutor(COPIERS) as pool:
         deque(pool.map(partial(_copy, memory.host.memory.fd), _placed(pieces, memory)), maxlen=0)
 
@@ -273,15 +303,23 @@ def _placed(
         view = memoryview(data)
         extents = memory.p2m.within(gpa >> PAGE_SHIFT, len(view) >> PAGE_SHIFT)
         if sum(extent.frames for extent in extents) << PAGE_SHIFT != len(view):
-            raise SnapshotError(f"the snapshot has memory at {gpa:#x}, where its VM has none")
+            raise SnapshotError(NO_MEMORY.format(gpa))
         for extent in extents:
             at = (extent.gfn << PAGE_SHIFT) - gpa
             yield extent.pfn << PAGE_SHIFT, view[at : at + (extent.frames << PAGE_SHIFT)]
 
 
 def touched(host: Host, p2m: P2m) -> Iterator[Piece]:
-    """The pieces of a memory that are not holes; what was taken away is brought back."""
+    """The pieces of a memory that are not holes, by gpa; what is swapped out stays there."""
     p2m.bring_back()
+    there = _there(host, p2m)
+    if p2m.keeper is None:
+        return there
+    out = ((gfn << PAGE_SHIFT, contents) for gfn, contents in p2m.keeper.pieces(p2m))
+    return heapq.merge(there, out, key=itemgetter(0))
+
+
+def _there(host: Host, p2m: P2m) -> Iterator[Piece]:
     fd, view = host.memory.fd, memoryview(host.memory)
     for extent in p2m:
         at, end = extent.pfn << PAGE_SHIFT, (extent.pfn + extent.frames) << PAGE_SHIFT

@@ -5,12 +5,18 @@ between two runs, or in a callback.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from understudy.arch.address import PAGE
+from understudy.assembly import overhead_of
 from understudy.config import Config
+from understudy.devices.virtio.balloon import Balloon
+from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
+from understudy.quantities import bytes_of
 from understudy.sched import keeping
 from understudy.sched.host import SharedHost
 from understudy.sched.schedule import Aim, Schedule
@@ -85,6 +91,32 @@ def place_of(
     claim.stolen = stolen
     host.schedule.admit(claim)
     return Shared(host.schedule, claim)
+
+
+def hold(
+    host: Host, config: Config, memory: GuestMemory, post: Callable[[Callable[[], None]], None],
+    given: ExitStack,
+) -> Ballooned:  # fmt: skip
+    """A new VM is to have memory of this host, until `given` is closed.
+
+    Returns who keeps what it does without.  PlanError if the host cannot keep its promise to it.
+    """
+    ballooned = Ballooned(memory)
+    if isinstance(host, SharedHost):
+        least, beside = bytes_of(config.min_memory) // PAGE, overhead_of(config) // PAGE
+        holding = host.stock.admit(
+            config.name, memory, ballooned, least, config.shares, beside, post
+        )  # fmt: skip
+        given.callback(host.stock.dismiss, holding)
+    return ballooned
+
+
+def equip(
+    host: Host, memory: GuestMemory, balloons: Sequence[Balloon], clock: GuestClock
+) -> None:  # fmt: skip
+    """Its board is there, and may have a balloon."""
+    if isinstance(host, SharedHost):
+        host.stock.holdings[memory.p2m].equip(balloons, clock)
 
 
 def still(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:

@@ -24,7 +24,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
-from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Nothing, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -80,22 +80,21 @@ class VM(Tenant):
         given.callback(self.host.leave)
         self.memory = GuestMemory(self.host, bytes_of(config.memory), config.rom)
         given.callback(self.memory.close)
-        if contents is None:
-            self.memory.populate()
-        else:
-            contents.fill(self.memory)
-        self.processors, self.clock = assembly.processors_of(config, self.host, given)
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
+        ballooned = tenant.hold(self.host, config, self.memory, self.post, given)
+        (contents or Nothing()).fill(self.memory)
+        self.processors, self.clock = assembly.processors_of(config, self.host, given)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)
         self.sessions = Sessions()
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = assembly.board_of(
-            config, self.clock, self.memory, self.interrupts, self.endings.request,
+            config, self.clock, self.memory, ballooned, self.interrupts, self.endings.request,
             self.console, self.com2, self.post,
         )  # fmt: skip
         given.callback(self.pc.close)
+        tenant.equip(self.host, self.memory, assembly.balloons_of(self.pc), self.clock)
         self.bus = self.pc.bus
         self.pages = assembly.paging_of(config, self.host, self.memory)
         given.callback(lambda: self.pages.close())  # the technique of then

@@ -27,10 +27,13 @@ from understudy.visible import visible
 Status = dict[str, Any]
 COLUMNS: Final = (
     "VM", "STATE", "POOL", "WEIGHT", "CPU", "ALL", "STEAL", "SWITCHES", "EXITS/S", "INSTR/S",
-    "MEMORY",
+    "MEMORY", "ACTIVE", "SWAPPED", "BACK/S",
 )  # fmt: skip
 LEFT: Final = ("VM", "STATE", "POOL")
-WIDE: Final = 160
+FIRST: Final = 11  # columns, for which there is room where there are less than NARROW
+WIDE: Final = 200
+NARROW: Final = 120
+PAGE: Final = 4096
 QUIT: Final = (b"q", b"Q", b"")
 
 
@@ -44,7 +47,8 @@ def top(
 
     CPU: pCPUs used since the last look, by the host's time.  ALL: since the VM began.  STEAL: how
     much of a pCPU it wanted and did not get.  MEMORY: what the computer has given, and what the
-    guest may have.
+    guest may have.  ACTIVE: an estimate of what it uses.  SWAPPED: what is in the host's swap file.
+    BACK/S: pages of that which it needed again; why, is said below.
 
     Examples:
 
@@ -64,7 +68,7 @@ def top(
                 before = _look()
                 time.sleep(span)
                 console = Console(width=None if is_interactive() else WIDE, highlight=False)
-                console.print(_shown(before, _look()))
+                console.print(_shown(before, _look(), console.width))
             else:
                 with suppress(KeyboardInterrupt):
                     _again(span)
@@ -79,7 +83,7 @@ def _again(span: float) -> None:
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         before = last = _look()
         while True:
-            live.update(_shown(before, last), refresh=True)
+            live.update(_shown(before, last, console.width), refresh=True)
             ends_at = time.monotonic() + span
             while (left := ends_at - time.monotonic()) > 0:
                 try:
@@ -99,8 +103,9 @@ def _look() -> dict[str, Status]:
 # --- the table ---
 
 
-def _shown(before: dict[str, Status], now: dict[str, Status]) -> Group:
+def _shown(before: dict[str, Status], now: dict[str, Status], width: int) -> Group:
     parts: list[Text | Table] = []
+    columns = COLUMNS if width >= NARROW else COLUMNS[:FIRST]
     for name, status in now.items():
         if "problem" in status["host"]:
             parts.append(Text(visible(f"{name}: {status['host']['problem']}")))
@@ -108,7 +113,7 @@ def _shown(before: dict[str, Status], now: dict[str, Status]) -> Group:
         then = before.get(name, status)
         parts.append(Text(_host_line(then["host"], status["host"]), style="bold"))
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in COLUMNS:
+        for column in columns:
             table.add_column(
                 column, justify="left" if column in LEFT else "right", no_wrap=True,
                 overflow="ellipsis",
@@ -116,8 +121,11 @@ def _shown(before: dict[str, Status], now: dict[str, Status]) -> Group:
         known = {vm["name"]: vm for vm in then["vms"]}
         spans = _spans(then["host"], status["host"])
         for vm in status["vms"]:
-            table.add_row(*map(visible, vm_row(known.get(vm["name"], vm), vm, *spans)))
+            row = vm_row(known.get(vm["name"], vm), vm, *spans)[: len(columns)]
+            table.add_row(*map(visible, row))
         parts.append(table)
+        slow = [vm for vm in status["vms"] if _is_slow(known.get(vm["name"], vm), vm)]
+        parts += [Text(visible(f"{vm['name']}: {vm['pages']['why']}")) for vm in slow]
     return Group(*parts) if parts else Group(Text("no host is up: understudy up FILE"))
 
 
@@ -139,7 +147,7 @@ def _host_line(then: Status, now: Status) -> str:
     memory = f"{bytes_in_words(now['resident'])} of {bytes_in_words(now['ram'])}"
     return visible(
         f"{now['name']}  {now['now'] / 1e9:.1f} s ({now['clock']})  pCPUs {_listed(rows)}  "
-        f"memory {memory}"
+        f"memory {memory}, {now['memory']}"
     )
 
 
@@ -148,14 +156,23 @@ def _listed(rows: Iterable[str]) -> str:
     return ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
 
+def _is_slow(then: Status, now: Status) -> bool:
+    """Whether it has waited for pages since the last look."""
+    if "pages" not in now or "pages" not in then or now["state"] == "ended":
+        return False
+    return bool(now["pages"]["swapped_in"] > then["pages"]["swapped_in"])
+
+
 def vm_row(then: Status, now: Status, span_ns: float, span_s: float) -> tuple[str, ...]:
     """What one VM has done between two looks."""
     if "ns" not in now:
-        return (now["name"], now["state"], now["pool"], f"{now['weight']:g}", *[""] * 7)
+        return (now["name"], now["state"], now["pool"], f"{now['weight']:g}", *[""] * 10)
     if now["state"] == "ended" or "ns" not in then:
         then = now
     old, new = then["ns"], now["ns"]
     total = sum(new.values()) / now["cpus"]
+    old_pages, new_pages = then["pages"], now["pages"]
+    back = new_pages["swapped_in"] - old_pages["swapped_in"]
     exits, instructions = (now[key] - then[key] for key in ("exits", "instructions"))
     return (
         now["name"], now["state"], now["pool"], f"{now['weight']:g}",
@@ -163,6 +180,8 @@ def vm_row(then: Status, now: Status, span_ns: float, span_s: float) -> tuple[st
         _percent(new["runnable"] - old["runnable"], span_ns), f"{now['switches']:,}",
         short(exits / span_s) if span_s else "-", _rate(instructions, span_s),
         f"{bytes_in_words(now['resident'])} of {bytes_in_words(now['memory'])}",
+        bytes_in_words(new_pages["active"] * PAGE), bytes_in_words(new_pages["swapped"] * PAGE),
+        f"{back / span_s:,.0f}" if span_s else "-",
     )  # fmt: skip
 
 

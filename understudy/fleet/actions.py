@@ -15,6 +15,7 @@ from understudy.fleet.fleet import Fleet
 from understudy.fleet.keys import VM, Key
 from understudy.fleet.member import Member
 from understudy.linux import VM as Machine
+from understudy.overcommit.accounts import accounts
 
 ACTIONS: Final[dict[str, Callable[[Fleet, Request], Any]]] = {}
 CHANGES: Final = ("weight", "cap", "pool")
@@ -32,6 +33,12 @@ def action(function: Callable[[Fleet, Request], Any]) -> Callable[[Fleet, Reques
 def ps(fleet: Fleet, request: Request) -> dict[str, Any]:
     """The host and all its VMs."""
     return fleet.status()
+
+
+@action
+def memory(fleet: Fleet, request: Request) -> dict[str, Any]:
+    """What each VM has of the host's memory, kind by kind, and a map of it."""
+    return accounts(fleet.host.stock).plain()
 
 
 @action

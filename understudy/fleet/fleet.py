@@ -43,7 +43,7 @@ class Fleet:
         self.plan, self.tell = plan, tell
         self.host = Host(
             plan.pcpus, plan.ram, policy=plan.policy, pools=plan.pools, engine=plan.engine,
-            clock=plan.clock,
+            clock=plan.clock, overcommit=plan.overcommit,
         )  # fmt: skip
         self.members = {one.name: Member(one, self.host, consoles) for one in plan.vms}
         self.host.on_end.append(self._ended)
@@ -158,6 +158,7 @@ class Fleet:
                 "is_up": self.is_up, "clock": self.plan.clock, "engine": self.plan.engine,
                 "now": told["now"], "wall": time.monotonic(), "pcpus": told["pcpus"],
                 "pools": told["pools"], "ram": told["bytes"], "resident": told["resident_bytes"],
+                "memory": self.host.stock.why,
             },
             "vms": [member.row() for member in self.members.values()],
         }  # fmt: skip

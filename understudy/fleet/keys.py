@@ -16,6 +16,7 @@ from typing import Any, Final
 from understudy.config import Config, Option, option_of
 from understudy.guests import debian
 from understudy.guests.cache import Cache
+from understudy.overcommit.victims import Victims
 from understudy.quantities import parse_size, parse_span
 from understudy.sched.host import MOST
 from understudy.sched.policy import Policy
@@ -70,6 +71,25 @@ def _policy(value: Any) -> str:
         known = ", ".join(sorted(Policy.ALL))
         raise ValueError(f"expected one of {known}, or the path of a file, got {value!r}")
     return value if value in Policy.ALL else str(Path(value).absolute())
+
+
+def _victims(value: Any) -> str:
+    if text(value) not in Victims.ALL and not Path(value).is_file():
+        known = ", ".join(sorted(Victims.ALL))
+        raise ValueError(f"expected one of {known}, or the path of a file, got {value!r}")
+    return value if value in Victims.ALL else str(Path(value).absolute())
+
+
+def _pages(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a number of pages, got {value!r}")
+    return value
+
+
+def _shares(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"expected a number of shares, got {value!r}")
+    return value
 
 
 def _file(value: Any) -> Path:
@@ -157,6 +177,15 @@ HOST: Final = _table(
     Key("name", "What the host is called; else as the file is.", "NAME", named),
     Key("pcpus", "Physical processors.", "N", _pcpus),
     Key("ram", "Memory; else as much as its VMs need.", "SIZE", _size),
+    Key(
+        "scan",
+        "Pages a second that are looked at to be shared, if the VMs have more memory than "
+        "the host; 0: nothing is shared.",
+        "N",
+        _pages,
+    ),
+    Key("swap", "The swap file, at most; else as much as its VMs may need.", "SIZE", _size),
+    Key("victims", "Which page of a VM is swapped out next.", "NAME or FILE", _victims),
     *_SCHEDULING,
     Key("grace", "How long a guest gets to power itself off.", "TIME", _span),
     *(key for key in _OPTIONS if key.field in OF_HOST),
@@ -174,6 +203,10 @@ VM: Final = _table(
     Key("append", "Added to the kernel's command line.", "TEXT", text),
     Key("with", "Debian packages to have in the guest.", "PACKAGE or a list", _texts),
     Key("exec", "Run in the guest; then the VM ends.", "COMMAND", text),
+    Key("min", "What it always has of its memory, if the VMs have more than the host.", "SIZE",
+        _size, "min_memory"),
+    Key("shares", "How much it may have of the rest, in relation to others.", "N", _shares,
+        "shares"),
     Key("weight", "Its share of the pCPUs, in relation to those of others.", "NUMBER",
         portion),
     Key("cap", "At most so many pCPUs, even if others idle.", "NUMBER", portion),

@@ -184,6 +184,7 @@ class Member:
             "paging": vm.paging, "guest_ns": vm.clock.now(),
             "instructions": counts["instructions"], "exits": sum(counts["exits"].values()),
             "resident": self._resident(vm), "ns": ns,
+            "pages": self.host.stock.holdings[vm.memory.p2m].told(),
             "switches": sum(sum(seat["switches"].values()) for seat in seats),
             "longest_wait_ns": max(seat["longest_wait_ns"] for seat in seats),
         }  # fmt: skip

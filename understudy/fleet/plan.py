@@ -26,13 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.assembly import ROOM, check_names, table_memory_of
+from understudy.assembly import ROOM, check_names, overhead_of
 from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
 from understudy.guests import debian
-from understudy.paging import Paging
-from understudy.paging.budget import Budgeted
+from understudy.overcommit.terms import SCAN, Terms
 from understudy.quantities import bytes_of
 from understudy.sched.house import DEFAULT
 from understudy.sched.partition import Partition
@@ -84,6 +83,7 @@ class HostPlan:
     policy: Policy
     pools: dict[str, dict[str, Any]]
     grace_s: float
+    overcommit: Terms
     vms: tuple[VmPlan, ...]
 
 
@@ -157,18 +157,23 @@ def _host(file: Path, told: dict[str, Any]) -> HostPlan:
     }
     vms = _vms(told.get("vm", {}), common)
     _check_pools(vms, rooms)
-    needed = sum(_memory(vm.config) for vm in vms)
-    ram = bytes_of(said["ram"]) if "ram" in said else needed + ROOM
+    beside = sum(overhead_of(vm.config) for vm in vms)
+    wanted = sum(bytes_of(vm.config.memory) + vm.config.rom for vm in vms)
+    needed = sum(bytes_of(vm.config.min_memory) for vm in vms) + beside
+    ram = bytes_of(said["ram"]) if "ram" in said else wanted + beside + ROOM
     if needed > ram:
         raise ValueError(
-            f"host.ram: expected at least {-(-needed // MEGABYTE)}M, which its VMs need in all, "
-            f"got {said['ram']}"
+            f"host.ram: expected at least {-(-needed // MEGABYTE)}M, which its VMs must have in "
+            f"all, got {said['ram']}"
         )
     name = said.get("name") or _name_of(file)
     grace_s = said.get("grace", GRACE_S)
+    terms = Terms(
+        scan=said.get("scan", SCAN), swap=said.get("swap"), victims=said.get("victims", "random")
+    )
     return HostPlan(
         file, name, pcpus, ram, common.get("engine", "dbt"), common["clock"], policy, pools,
-        grace_s, vms,
+        grace_s, terms, vms,
     )  # fmt: skip
 
 
@@ -299,10 +304,3 @@ def _check_pools(vms: Iterable[VmPlan], rooms: dict[str, tuple[int, Policy]]) ->
                 f"{place}: policy partition gives each vCPU a pCPU of its own; pool {vm.pool!r} "
                 f"has {pcpus}, expected at least {used[vm.pool]}"
             )
-
-
-def _memory(config: Config) -> int:
-    """The host memory that the VM takes when it is made."""
-    own = bytes_of(config.memory) + config.rom
-    is_shadow = issubclass(Paging.ALL[config.paging], Budgeted)
-    return own + MEGABYTE + (table_memory_of(config) if is_shadow else own // 512)

@@ -2,7 +2,8 @@
 
 A guest gives a frame up for a while (it is in the balloon), or says that nothing it still wants is
 in there (it is free).  Either way the contents are forgotten; whoever touches such a frame gets
-another one, with zeros in it.
+another one, with zeros in it.  A memory that is lazy (`GuestMemory.is_lazy`) begins as frames that
+are all free, and while its host has plenty 2 MBytes come at once, so that they can be one page.
 
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Ballooning"; VIRTIO 1.2,
 "Memory Balloon Device".
@@ -10,15 +11,17 @@ Invariants: which frames these are, the p2m knows alone; a frame is the host's a
 who could reach it for the guest have heard of that, shadows of the tables in it included.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.frame_table import MOST
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
-from understudy.machine.words import PRESENT, Flag
+from understudy.machine.words import FRAMES, PRESENT, Flag
 from understudy.state import U62, plain, restore
 
 Runs = Iterable[tuple[int, int]]
@@ -53,8 +56,8 @@ class Ballooned:
     def inflate(self, runs: Runs) -> int:
         """The guest does without these frames; how many of them the host has got back now.
 
-        What is no RAM, or was taken away before, stays as it is, but for free frames: they are in
-        the balloon now.
+        What is no RAM stays as it is.  What was taken away before is in the balloon now: nobody
+        wants it back.
         """
         return self._take(runs, Flag.BALLOONED)
 
@@ -69,7 +72,9 @@ class Ballooned:
     def _take(self, runs: Runs, flag: int) -> int:
         runs = list(runs)
         if flag == Flag.BALLOONED:
-            self._rename(runs, Flag.FREE, flag)
+            self._rename(runs, Flag.FREE | Flag.SWAPPED, flag)
+        else:
+            self._rename(runs, Flag.SWAPPED, flag)
         for gfn, _, frames in self._pieces(runs, Flag.SAMPLED):
             for frame in range(gfn, gfn + frames):
                 self._p2m.touch(frame)
@@ -84,6 +89,25 @@ class Ballooned:
         count = sum(frames for _, frames in gone)
         self.given += count
         return count
+
+    def give_untouched(self) -> int:
+        """The frames in which nobody has ever written anything are free; how many went."""
+        return self.report(list(self._holes()))
+
+    def _holes(self) -> Iterator[tuple[int, int]]:
+        fd = self._memory.host.memory.fd
+        for gfn, pfn, frames in list(self._p2m):
+            at, end = pfn, pfn + frames
+            while at < end:
+                try:
+                    data = min(os.lseek(fd, at << PAGE_SHIFT, os.SEEK_DATA) >> PAGE_SHIFT, end)
+                except OSError:  # nothing but holes up to the end of the host's memory
+                    data = end
+                if data > at:
+                    yield gfn + at - pfn, data - at
+                if data == end:
+                    break
+                at = os.lseek(fd, data << PAGE_SHIFT, os.SEEK_HOLE) >> PAGE_SHIFT
 
     def _rename(self, runs: Runs, old: int, new: int) -> int:
         count = 0
@@ -131,8 +155,22 @@ class Ballooned:
         """The guest, or somebody for it, needs the frame: it gets another one, of zeros."""
         if p2m.word(gfn) & Flag.BALLOONED:
             self.broken += 1
-        p2m.map(gfn, self._memory.host.frames.allocate(), 1)
+        elif self._memory.is_lazy and self._fetch_block(gfn & -FRAMES):
+            return
+        p2m.map(gfn, self._memory.host.frame_for(p2m), 1)
         self.fetched += 1
+
+    def _fetch_block(self, gfn: int) -> bool:
+        """2 MBytes at once, if all of them are free, and the host has plenty."""
+        host, word = self._memory.host, self._p2m.uniform(gfn, 2)
+        if host.room is None or not host.room.is_ample or word is None or not word & Flag.FREE:
+            return False
+        try:
+            self._p2m.map(gfn, host.frames.allocate(FRAMES, FRAMES), FRAMES)
+        except OutOfFrames:
+            return False
+        self.fetched += FRAMES
+        return True
 
     def write(self, p2m: P2m, gfn: int) -> None:
         """Nothing was ever protected."""

@@ -22,22 +22,28 @@ class CopyOnWrite:
 
     def __init__(self, host: Host) -> None:
         self._memory, self._frames, self._contents = host.memory, host.frames, host.contents
+        self._frame_for = host.frame_for
 
     def clone(self, source: P2m, target: P2m) -> None:
         """Put the host frames of one p2m behind another, which is empty; both share them now.
 
-        Frames that were taken away are brought back first: nobody but their owner knows where
-        their contents are; but those that the guest does without are gone from the target, too.
-        Whatever else protects the source's frames does not the target's.
+        Frames that were taken away are brought back first if nobody but their owner knows where
+        their contents are; but those that are swapped out, or that the guest does without, are
+        gone from the target, too.  Whatever else protects the source's frames does not the
+        target's.
         """
         source.bring_back()
         self._frames.share_all([(pfn, frames) for _, pfn, frames in source])
         source.owners[Flag.SHARED] = target.owners[Flag.SHARED] = self
         source.protect_all(Flag.SHARED)
         target.copy(source, Flag.SHARED)
+        if source.keeper is not None:
+            source.keeper.follow(source, target)
 
     def release(self, p2m: P2m) -> None:
         """Give up all frames of a p2m, which is empty then."""
+        if p2m.keeper is not None:
+            p2m.keeper.drop(p2m)
         self._frames.free_all([(pfn, frames) for _, pfn, frames in p2m.clear()])
 
     def write(self, p2m: P2m, gfn: int) -> None:
@@ -48,7 +54,7 @@ class CopyOnWrite:
         if self._frames.references(pfn) == 1:
             p2m.unprotect(gfn, 1, Flag.SHARED)
             return
-        copy = self._frames.allocate()
+        copy = self._frame_for(p2m)
         contents = self._contents(pfn)
         if contents != ZEROS:
             self._memory.write(copy << PAGE_SHIFT, contents)

@@ -19,6 +19,7 @@ from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.words import (
     ABSENT,
     FRAMES,
+    PRESENT,
     PROTECTED,
     RAM,
     WIDTH,
@@ -105,6 +106,17 @@ class FrameTable:
     def gigabytes(self) -> list[int]:
         """The numbers of the gigabytes in which there is anything."""
         return sorted(self._gigas)
+
+    def blocks(self) -> list[int]:
+        """The first frames (gfn) of the blocks of 512 in which host frames may be."""
+        found = []
+        for number in self.gigabytes():
+            giga = self._gigas[number]
+            for n in range(FRAMES):
+                block = giga[n] if isinstance(giga, list) else giga
+                if not isinstance(block, int) or block & PRESENT:
+                    found.append((number << 9 | n) << 9)
+        return found
 
     @property
     def end(self) -> int:

@@ -42,6 +42,11 @@ class Frames:
         self._is_closed = False
 
     @property
+    def count(self) -> int:
+        """How many frames there are."""
+        return self._end - self._first
+
+    @property
     def free_count(self) -> int:
         """How many frames are free."""
         return self._free.total

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import Protocol, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.clock import ManualClock
@@ -17,6 +17,7 @@ from understudy.machine.bus import Bus
 from understudy.machine.desk import Desk, Vpids
 from understudy.machine.frames import Frames
 from understudy.machine.machine import Machine
+from understudy.machine.p2m import P2m
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
 
@@ -47,6 +48,23 @@ class BareBoard:
         self.bus, self.clock = Bus(), ManualClock()
 
 
+class Room(Protocol):
+    """Who sees to it that there are free frames on a host whose VMs have more memory than it."""
+
+    @property
+    def is_ample(self) -> bool:
+        """Whether so many are free that a guest may get some before it needs them."""
+
+    def expect(self, count: int, p2m: P2m | None = None) -> None:
+        """So many frames are going to be taken: have others give some up, if there are less.
+
+        `p2m`: of the guest for which one is taken, while an exit of its is being answered.  None
+        of its frames goes, and none of its rights, for whoever answers has looked at them already.
+
+        OutOfFrames if nobody can give any.
+        """
+
+
 @says_closed("release", "leave", "unplug")
 class Host:
     """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
@@ -64,6 +82,7 @@ class Host:
         self.desk, self.vpids = Desk(self.memory), Vpids()
         self.entered: dict[Processor, object] = {}
         """What a technique of execution has made of a processor that vCPUs share."""
+        self.room: Room | None = None
         self.spins_exit = False  # whether loops of PAUSE exit, in VMs of several vCPUs
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0
@@ -125,8 +144,20 @@ class Host:
             self.processors.remove(processor)
         processor.close()
 
+    def expect(self, count: int) -> None:
+        """The hypervisor is going to take so many frames for itself."""
+        if self.room is not None:
+            self.room.expect(count)
+
+    def frame_for(self, p2m: P2m) -> int:
+        """The pfn of a frame for a guest that misses one.  OutOfFrames if none can be had."""
+        if self.room is not None:
+            self.room.expect(1, p2m)
+        return self.frames.allocate()
+
     def frame(self, count: int = 1) -> int:
         """The hpa of zeroed frames for the hypervisor's own structures: one, or some in a row."""
+        self.expect(count)
         hpa = self.frames.allocate(count) << PAGE_SHIFT
         self.memory.fill(hpa, count << PAGE_SHIFT)
         return hpa

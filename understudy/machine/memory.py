@@ -15,7 +15,7 @@ from understudy.arch.memory_map import HIGH_START, LOW_END, usable
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.reserve import Reserve
-from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED
+from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED, Flag
 
 Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
@@ -31,6 +31,8 @@ class GuestMemory:
     def __init__(self, host: Host, size: int, rom: int = 0) -> None:
         """`rom`: bytes of one; `size`: bytes of RAM beside it."""
         self.host, self.size, self.rom, self.p2m = host, size, rom, P2m()
+        self.is_lazy = False
+        """Frames are taken when they are needed, by whoever owns `Flag.FREE`."""
         self.spare = Reserve(host, SPARE)  # to lie for a moment where there is no RAM
         self._memory = host.memory
 
@@ -38,6 +40,9 @@ class GuestMemory:
         """Take the frames: gigabyte-aligned runs if there are any, so that pages can be large."""
         with self.p2m.batch():
             for gfn, count in self.layout():
+                if self.is_lazy:
+                    self.p2m.take(gfn, count, Flag.FREE)
+                    continue
                 align = GIGABYTE_FRAMES if count >= GIGABYTE_FRAMES else 512
                 for pfn, part in self.host.frames.allocate_runs(count, align):
                     self.p2m.map(gfn, pfn, part)
@@ -46,14 +51,17 @@ class GuestMemory:
     def clear(self) -> None:
         """Make every byte zero, with frames of its own; OutOfFrames has changed nothing."""
         runs = [(pfn, frames) for _, pfn, frames in self.p2m]
-        needed = sum(count for _, count in self.layout())
+        needed = 0 if self.is_lazy else self.pages
         with self.p2m.batch(), self.host.frames.exchange(runs, needed):
             self._release()
             self.populate()
 
     def close(self) -> None:
         """Give all frames back to the host."""
+        if self.p2m.keeper is not None:
+            self.p2m.keeper.drop(self.p2m)
         self._release()
+        self.p2m.owners.clear()  # they know this memory, and nobody asks them any more
         self.spare.close()
 
     def _release(self) -> None:
@@ -69,6 +77,11 @@ class GuestMemory:
         if self.size > low:
             parts.append((HIGH_START >> PAGE_SHIFT, (self.size - low) >> PAGE_SHIFT))
         return parts
+
+    @property
+    def pages(self) -> int:
+        """Guest frames in all, those of a ROM as well."""
+        return sum(count for _, count in self.layout())
 
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (gpa, bytes)."""

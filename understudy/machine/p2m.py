@@ -49,6 +49,19 @@ class Owner(Protocol):
         """Somebody needs a frame that this owner has taken away: map one."""
 
 
+class Keeper(Protocol):
+    """An owner that can tell what is in the frames which it has taken away."""
+
+    def follow(self, source: "P2m", target: "P2m") -> None:
+        """What `source` has here, `target` has, too: it is to be a copy of it."""
+
+    def drop(self, p2m: "P2m") -> None:
+        """Nobody wants what this one has here."""
+
+    def pieces(self, p2m: "P2m") -> "Iterator[tuple[int, bytes]]":
+        """What this one has here and is not all zero: gfns, rising, and contents."""
+
+
 class Tracer(Protocol):
     """Who must know what is written where."""
 
@@ -66,6 +79,7 @@ class P2m(FrameTable):
     def __init__(self) -> None:
         super().__init__()
         self.owners: dict[int, Owner] = {}  # by flag
+        self.keeper: Keeper | None = None  # of what is swapped out
         self.watchers: list[Watcher] = []
         self.tracers: list[Tracer] = []
         self.halt: Callable[[], None] = lambda: None  # nobody uses what is taken away
@@ -184,10 +198,11 @@ class P2m(FrameTable):
         return bool(word & PRESENT) and not (write and word & PROTECTED)
 
     def bring_back(self) -> None:
-        """Have all frames given back whose contents their owners alone know."""
+        """Have all frames given back whose contents their owners alone know, and cannot tell."""
+        flags = ELSEWHERE & ~Flag.SWAPPED if self.keeper is not None else ELSEWHERE
         if self.absent:
             for gfn, word, frames in list(self.pieces()):
-                for frame in range(gfn, gfn + frames) if word & ELSEWHERE else ():
+                for frame in range(gfn, gfn + frames) if word & flags else ():
                     self.touch(frame)
 
     def _ask(self, gfn: int, flags: int) -> None:

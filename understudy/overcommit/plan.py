@@ -18,6 +18,7 @@ maximum; nobody gets less than its minimum nor more than its maximum.
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,7 +29,6 @@ from typing import ClassVar, Final
 from understudy.own_class import chosen, is_own
 
 TAU: Final = 0.75
-OVERHEAD: Final = 32 << 20 >> 12  # what a VM needs beside its memory, in the paper
 SLACK: Final = Fraction(1, 200)  # of all memory: by so much is a threshold to be exceeded
 
 
@@ -46,6 +46,8 @@ class Need:
     shares: int = 1
     active: int = 0
     """Pages that it has touched lately."""
+    beside: int = 0
+    """What it needs beside its memory, and never gives."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum <= self.maximum or self.shares < 1 or self.active < 0:
@@ -138,15 +140,16 @@ class IdleTax(Plan, name="idle_tax"):
             {Fraction(0)}
             | {self.cost_of(n, at) for n in needs for at in (n.minimum, n.active, n.maximum)}
         )
-        low, before = bends[0], sum(self._pages_at(n, bends[0]) for n in needs)
-        for high in bends[1:]:
-            after = sum(self._pages_at(n, high) for n in needs)
-            if after >= pages:
-                if after == before:
-                    return low
-                return low + (high - low) * (pages - before) / (after - before)
-            low, before = high, after
-        return low
+
+        def sum_at(level: Fraction) -> Fraction:
+            return sum((self._pages_at(need, level) for need in needs), Fraction(0))
+
+        at = bisect_left(bends, Fraction(pages), key=sum_at)  # the sum only grows
+        if at == 0 or at == len(bends):
+            return bends[min(at, len(bends) - 1)]
+        low, high = bends[at - 1], bends[at]
+        before, after = sum_at(low), sum_at(high)
+        return low + (high - low) * (pages - before) / (after - before)
 
 
 # --- when, and by which means ---
@@ -245,19 +248,18 @@ def orders(
 # --- who may start ---
 
 
-def admit(
-    new: Need, others: Iterable[Need], pages: int, swap: int, overhead: int = OVERHEAD
-) -> None:
+def admit(new: Need, others: Iterable[Need], pages: int, swap: int) -> None:
     """PlanError unless the host can keep its promise to one more VM.
 
-    It needs memory for its minimum and the overhead, and room in the host's swap file for the rest.
+    It needs memory for its minimum and what is beside, and room in the host's swap file for the
+    rest.
     """
     others = list(others)
-    taken = sum(need.minimum + overhead for need in others)
-    if new.minimum + overhead > pages - taken:
+    taken = sum(need.minimum + need.beside for need in others)
+    if new.minimum + new.beside > pages - taken:
         raise PlanError(
-            f"{new.name}: a minimum of {new.minimum} pages and {overhead} beside need "
-            f"{new.minimum + overhead}, and {max(pages - taken, 0)} of {pages} are not promised: "
+            f"{new.name}: a minimum of {new.minimum} pages and {new.beside} beside need "
+            f"{new.minimum + new.beside}, and {max(pages - taken, 0)} of {pages} are not promised: "
             "lower its min, or give the host more ram"
         )
     promised = sum(need.maximum - need.minimum for need in others)

@@ -15,6 +15,7 @@ no hole, and changes nothing that a guest can read.
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -93,10 +94,14 @@ class Sharing:
     @property
     def hints(self) -> int:
         """Frames in the table that nobody protects."""
-        return sum(
-            found.is_there() and not found.p2m.word(found.gfn) & Flag.SHARED
-            for found in self._found.values()
-        )
+        return self.hints_by().total()
+
+    def hints_by(self) -> Counter[P2m]:
+        """The same by guest."""
+        return Counter(
+            found.p2m for found in self._found.values()
+            if found.is_there() and not found.p2m.word(found.gfn) & Flag.SHARED
+        )  # fmt: skip
 
     # --- scanning ---
 

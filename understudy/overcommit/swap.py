@@ -14,77 +14,39 @@ a file that is full or cannot be read changes nothing, and says so.
 """
 
 import os
-import random
 import tempfile
-from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Final, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs, Watcher
 from understudy.machine.words import PRESENT, PROTECTED, Flag
 from understudy.overcommit.sharing import Sharing
+from understudy.overcommit.victims import Wish, victims_of
 
 ZEROS: Final = bytes(PAGE)
 NO_SLOT: Final = -1  # the contents are zero
-LOOKED: Final = PROTECTED & ~Flag.LOGGED
-"""Why a frame stays: somebody else has it, or wants to hear of the next write to it."""
+LOOKED: Final = PROTECTED & ~(Flag.LOGGED | Flag.SHARED)
+"""Why a frame stays: somebody wants to hear of the next write to it.
+
+One that was shared, and has no other owner any more, may go.
+"""
 
 
 class SwapError(OutOfFrames):
     """The swap file has no room, or cannot be written or read."""
 
 
-class Victims(ABC):
-    """A policy: which of a guest's frames goes next.  `class Random(Victims, name="random")`."""
-
-    ALL: ClassVar[dict[str, type["Victims"]]] = {}
-
-    def __init_subclass__(cls, *, name: str) -> None:
-        super().__init_subclass__()
-        Victims.ALL[name] = cls
-
-    @abstractmethod
-    def order(self, p2m: P2m, frames: list[int]) -> list[int]:
-        """These frames (gfn, rising), the one that is to go first at the beginning."""
-
-    def came(self, p2m: P2m, gfn: int) -> None:  # noqa: B027
-        """A frame was read in."""
-
-
-class Random(Victims, name="random"):
-    """Any of them, by a generator that begins at the same number in each run."""
-
-    def __init__(self) -> None:
-        self._random = random.Random(0)
-
-    def order(self, p2m: P2m, frames: list[int]) -> list[int]:
-        return self._random.sample(frames, len(frames))
-
-
-class Oldest(Victims, name="oldest"):
-    """Who was read in longest ago; before all others who never was."""
-
-    def __init__(self) -> None:
-        self._came: dict[P2m, dict[int, int]] = {}
-        self._count = 0
-
-    def order(self, p2m: P2m, frames: list[int]) -> list[int]:
-        came = self._came.get(p2m, {})
-        return sorted(frames, key=lambda gfn: (came.get(gfn, 0), gfn))
-
-    def came(self, p2m: P2m, gfn: int) -> None:
-        self._count += 1
-        self._came.setdefault(p2m, {})[gfn] = self._count
-
-
 class Swap:
     """Owns `Flag.SWAPPED` in any number of p2ms of one host."""
 
     def __init__(
-        self, host: Host, size: int, policy: str = "random", folder: Path | None = None,
+        self, host: Host, size: int, policy: Wish = "random", folder: Path | None = None,
         sharing: Sharing | None = None,
     ) -> None:  # fmt: skip
         """size: bytes that the file may have.  folder: where it is; it has no name there.
@@ -93,16 +55,23 @@ class Swap:
 
         ValueError if the policy is none; OSError if there can be no file.
         """
-        if policy not in Victims.ALL:
-            raise ValueError(f"swap policy {policy!r}: expected one of {', '.join(Victims.ALL)}")
         self.written = self.read = 0  # frames, ever
+        self.looked_up = self.alike = 0
+        """Victims that were looked up before they were written, and those that were shared."""
+        self.slots = size // PAGE
+        """Frames for which the file has room; it may be given more at any time."""
         self._memory, self._frames, self._sharing = host.memory, host.frames, sharing
-        self._contents = host.contents
-        self._victims = Victims.ALL[policy]()
+        self._contents, self._frame_for = host.contents, host.frame_for
+        self._victims = victims_of(policy)
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
-        self._free = list(range(size // PAGE - 1, -1, -1))  # slots, the last is used first
+        self._end = 0  # of the file, in slots
+        self._free: list[int] = []  # slots before that
+        self._more: Counter[int] = Counter()  # slot -> how many have it beside the first one
         self._slots: dict[P2m, dict[int, int]] = {}  # gfn -> slot
         self._pinned: dict[P2m, dict[int, int]] = {}  # gfn -> how often
+        self._watchers: dict[P2m, Watcher] = {}
+        self.read_by: Counter[P2m] = Counter()
+        """Frames that each guest has missed, and got back, ever."""
 
     # --- who takes part ---
 
@@ -110,8 +79,10 @@ class Swap:
         """Frames of a guest may be swapped out from now on."""
         if Flag.SWAPPED in p2m.owners:
             raise ValueError("somebody else swaps this memory: expected no owner of SWAPPED yet")
-        p2m.owners[Flag.SWAPPED] = self
+        p2m.owners[Flag.SWAPPED] = p2m.keeper = self
         self._slots[p2m], self._pinned[p2m] = {}, {}
+        self._watchers[p2m] = watcher = partial(self._changed, p2m)
+        p2m.watchers.append(watcher)
 
     def leave(self, p2m: P2m) -> None:
         """A guest is no more, or what it had here is to be in frames again.
@@ -119,11 +90,43 @@ class Swap:
         SwapError, or OutOfFrames, if that cannot be: it takes part as before.
         """
         for gfn in list(self._slots[p2m]):
-            if p2m.word(gfn) & Flag.SWAPPED:
-                self.touch(p2m, gfn)
-            else:  # its memory was cleared or given back
-                self._forget(p2m, gfn)
-        del self._slots[p2m], self._pinned[p2m], p2m.owners[Flag.SWAPPED]
+            self.touch(p2m, gfn)
+        self.drop(p2m)
+
+    def drop(self, p2m: P2m) -> None:
+        """A guest is no more, and nobody wants what it had here."""
+        p2m.watchers.remove(self._watchers.pop(p2m))
+        for gfn in list(self._slots[p2m]):
+            self._forget(p2m, gfn)
+        del self._slots[p2m], self._pinned[p2m], self.read_by[p2m], p2m.owners[Flag.SWAPPED]
+        p2m.keeper = None
+        self._victims.leave(p2m)
+
+    def follow(self, source: P2m, target: P2m) -> None:
+        """What is out of one guest is out of its copy: they have the slot in common.
+
+        The copy gets frames of its own where a device may write to the other one's.
+        """
+        if target not in self._slots:
+            self.join(target)
+        for gfn, slot in self._slots[source].items():
+            self._slots[target][gfn] = slot
+            if slot != NO_SLOT:
+                self._more[slot] += 1
+        for gfn in self._pinned[source]:
+            pfn = source.lookup(gfn)
+            assert pfn is not None
+            copy = self._frame_for(target)
+            self._memory.write(copy << PAGE_SHIFT, self._contents(pfn))
+            target.move(gfn, copy, off=Flag.SHARED)
+            self._frames.free(pfn, 1)
+            source.unprotect(gfn, 1, Flag.SHARED)
+
+    def pieces(self, p2m: P2m) -> Iterator[tuple[int, bytes]]:
+        """As `Keeper.pieces` says.  SwapError if the file cannot be read."""
+        for gfn, slot in sorted(self._slots[p2m].items()):
+            if slot != NO_SLOT:
+                yield gfn, self._get(slot, gfn)
 
     def pin(self, p2m: P2m, gfn: int) -> int:
         """A device is going to use this frame by its pfn, which is returned, until `unpin`."""
@@ -145,42 +148,51 @@ class Swap:
     @property
     def swapped(self) -> int:
         """Frames that are out now."""
-        return sum(
-            bool(p2m.word(gfn) & Flag.SWAPPED)
-            for p2m, slots in self._slots.items() for gfn in slots
-        )  # fmt: skip
+        return sum(map(len, self._slots.values()))
+
+    def swapped_of(self, p2m: P2m) -> int:
+        """Frames of this guest that are out now."""
+        return len(self._slots[p2m])
+
+    @property
+    def in_file(self) -> int:
+        """Slots in use: what is out and is not all zero."""
+        return self._end - len(self._free)
 
     # --- out, and in ---
 
-    def reclaim(self, p2m: P2m, count: int) -> int:
+    def reclaim(self, p2m: P2m, count: int, *, looks_up: bool = True) -> int:
         """Swap so many frames of a guest out, or as many as may go; returns how many went.
 
-        Those that another frame is like are shared instead, and counted here as well.
+        Those that another frame is like are shared instead, and counted here as well, unless
+        nobody's rights may change (`looks_up`).
 
         SwapError if the file takes no more: what went before that is out.
         """
-        for gfn in [gfn for gfn in self._slots[p2m] if not p2m.word(gfn) & Flag.SWAPPED]:
-            self._forget(p2m, gfn)  # its memory was cleared, by a reset
-        may_go = [
-            gfn for start, word, frames in p2m.pieces()
-            if word & PRESENT and not word & LOOKED
-            for gfn in range(start, start + frames) if self._may_go(p2m, gfn)
-        ]  # fmt: skip
-        gone = self._victims.order(p2m, may_go)[:count]
         went = 0
-        for gfn in gone:
+        for gfn in self._victims.choose(p2m, count, partial(self._may_go, p2m)):
             if not self._may_go(p2m, gfn):  # one that went before has come to share it
                 continue
-            if self._sharing is None or not self._sharing.look_up(p2m, gfn):
+            if not (looks_up and self._is_shared(p2m, gfn)):
                 self._write_out(p2m, gfn)
             went += 1
         return went
 
-    def _may_go(self, p2m: P2m, gfn: int) -> bool:
-        if gfn in self._pinned[p2m] or any(gfn in tracer.traced for tracer in p2m.tracers):
+    def _is_shared(self, p2m: P2m, gfn: int) -> bool:
+        if self._sharing is None:
             return False
-        pfn = p2m.lookup(gfn)
-        return pfn is not None and self._frames.references(pfn) == 1
+        self.looked_up += 1
+        found = self._sharing.look_up(p2m, gfn)
+        self.alike += found
+        return found
+
+    def _may_go(self, p2m: P2m, gfn: int) -> bool:
+        word = p2m.word(gfn)
+        if not word & PRESENT or word & LOOKED or gfn in self._pinned[p2m]:
+            return False
+        if any(gfn in tracer.traced for tracer in p2m.tracers):
+            return False
+        return self._frames.references(word >> PAGE_SHIFT) == 1
 
     def _write_out(self, p2m: P2m, gfn: int) -> None:
         p2m.halt()  # nobody writes to it from here on
@@ -189,10 +201,13 @@ class Swap:
         slot = NO_SLOT
         if contents != ZEROS:
             if not self._free:
-                raise SwapError(
-                    f"the swap file is full: guest frame {gfn:#x} stays in memory; give it more "
-                    "bytes, Swap(host, size)"
-                )
+                if self._end >= self.slots:
+                    raise SwapError(
+                        f"the swap file is full: guest frame {gfn:#x} stays in memory; give it "
+                        "more bytes"
+                    )
+                self._free.append(self._end)
+                self._end += 1
             slot = self._free[-1]
             try:
                 self._put(slot, contents)
@@ -209,7 +224,7 @@ class Swap:
 
     def touch(self, p2m: P2m, gfn: int) -> None:
         """Somebody misses a frame: read it in.  OutOfFrames or SwapError: it is out as before."""
-        slot, pfn = self._slots[p2m][gfn], self._frames.allocate()
+        slot, pfn = self._slots[p2m][gfn], self._frame_for(p2m)
         try:
             if slot != NO_SLOT:
                 self._memory.write(pfn << PAGE_SHIFT, self._get(slot, gfn))
@@ -220,6 +235,16 @@ class Swap:
         p2m.map(gfn, pfn, 1)
         self._victims.came(p2m, gfn)
         self.read += 1
+        self.read_by[p2m] += 1
+
+    def _changed(self, p2m: P2m, runs: Runs) -> None:
+        """What was put in place of a frame that is out, or that nobody wants it: forget it."""
+        slots = self._slots[p2m]
+        for first, count in runs:
+            gone = slots.keys() & range(first, first + count) if count > 1 else (first,)
+            for gfn in gone:
+                if gfn in slots and not p2m.word(gfn) & Flag.SWAPPED:
+                    self._forget(p2m, gfn)
 
     def write(self, p2m: P2m, gfn: int) -> None:
         """It protects nothing."""
@@ -227,7 +252,13 @@ class Swap:
 
     def _forget(self, p2m: P2m, gfn: int) -> None:
         slot = self._slots[p2m].pop(gfn)
-        if slot != NO_SLOT:
+        if slot == NO_SLOT:
+            return
+        if slot in self._more:
+            self._more[slot] -= 1
+            if not self._more[slot]:
+                del self._more[slot]
+        else:
             self._free.append(slot)
 
     def _put(self, slot: int, contents: bytes) -> None:

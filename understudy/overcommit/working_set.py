@@ -150,6 +150,10 @@ class WorkingSet:
         """Pages that are active, of those that the VM had when the period began."""
         return -(-self._pages * self.millionths // MILLION)
 
+    def kept(self, gfn: int) -> int:
+        """The pfn of the frame that is kept for a guest frame which was taken away."""
+        return self._away[gfn]
+
     def _give_back(self) -> None:
         away, self._away = self._away, {}
         with self._p2m.batch():

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from understudy.config import check_choice
 from understudy.machine.host import Host
+from understudy.overcommit.stock import PERIOD_NS, Stock
+from understudy.overcommit.terms import Terms
 from understudy.sched.house import DEFAULT
 from understudy.sched.policy import Policy, PolicyError, Wish, policy_of
 from understudy.sched.pool import Pool
@@ -24,10 +26,12 @@ class SharedHost(Host):
         self, pcpus: int = 1, ram: int | str = "4G", *, policy: Wish = "share",
         pools: Mapping[str, Mapping[str, Any]] | None = None,
         engine: str = "dbt", clock: str = "virtual", yields: bool = True,
+        overcommit: Terms | None = None,
     ) -> None:  # fmt: skip
         """`pools`: by name, each with `pcpus` and a `policy`; the rest is of the pool "default".
 
         `yields`: a vCPU that spins lets another of its VM go first, if one waits.
+        `overcommit`: how it deals with VMs that have more memory than it.
 
         ValueError says in one line what was expected.
         """
@@ -44,12 +48,21 @@ class SharedHost(Host):
         for _ in range(pcpus):
             self.plug(engine, clock)
         self.schedule = Schedule(self.processors, first, is_wall=clock == "wall")
+        self.stock = self.room = Stock(self, overcommit or Terms(), self._begin_chores)
         free = pcpus  # the first ones are left for the pool "default"
         for name, (count, its) in asked.items():
             self.schedule.add_pool(name, its)
             for _ in range(count):
                 free -= 1
                 self.schedule.move_pcpu(free, name)
+
+    def close(self) -> None:
+        """Give memory and processors back at once; the VMs on it can only be closed from now on."""
+        super().close()
+        self.stock.close()
+
+    def _begin_chores(self) -> None:
+        self.schedule.every(PERIOD_NS, self.stock.tick)
 
     # --- pools ---
 

@@ -43,6 +43,19 @@ class Aim:
     deadline: int = NEVER  # host time
 
 
+class Chore:
+    """What a host does at regular times, between two turns."""
+
+    def __init__(self, ns: int, now: int, action: Callable[[], None]) -> None:
+        self.ns, self.due, self.action = ns, (now // ns + 1) * ns, action
+
+    def look(self, now: int) -> None:
+        """If it is due: once, however late it is."""
+        if self.due <= now:
+            self.due = (now // self.ns + 1) * self.ns
+            self.action()
+
+
 class Schedule(House):
     """Who runs where."""
 
@@ -53,6 +66,11 @@ class Schedule(House):
         self._due: list[tuple[int, int, Seat | Claim]] = []
         self._order = count()
         self._last = 0  # in real time
+        self._chores: list[Chore] = []
+
+    def every(self, ns: int, action: Callable[[], None]) -> None:
+        """Have this done at all multiples of so many ns of host time, while a VM runs."""
+        self._chores.append(Chore(ns, self.time.now(), action))
 
     # --- what is due ---
 
@@ -69,6 +87,8 @@ class Schedule(House):
 
     def _look(self, now: int) -> None:
         """All that has happened meanwhile."""
+        for chore in self._chores:
+            chore.look(now)
         while self._restless or self.poked or (self._due and self._due[0][0] <= now):
             while self._restless:
                 self._note_board(self._restless.pop())
@@ -211,7 +231,9 @@ class Schedule(House):
         """This turn, or more, is nobody's."""
         due = min((pool.policy.due() for pool in self.pools.values()), default=NEVER)
         due = min(due, aim.deadline, self._due[0][0] if self._due else NEVER)
+        chores = min((chore.due for chore in self._chores), default=NEVER)
         if self.is_wall:
+            due = min(due, chores)
             self.news.clear()
             if not self.poked and self.asked is None:
                 self.news.wait(None if due == NEVER else max(due - now, 0) / 1e9)
@@ -222,6 +244,7 @@ class Schedule(House):
             due = min(due, (turn + 1) * TURN_NS)
         if due == NEVER and not self._listens():
             return self._dead(aim)
+        due = min(due, chores)  # that nobody can wake by
         processor = self.pcpus[turn % len(self.pcpus)].processor
         self.time.follow(processor)
         if due > now:

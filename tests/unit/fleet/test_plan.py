@@ -10,6 +10,7 @@ from understudy.config import Config, fields, option_of
 from understudy.fleet import keys, plan
 from understudy.fleet.plan import HostPlan, PlanError
 from understudy.guests import hello
+from understudy.overcommit.terms import Terms
 
 GOOD = """
 [host]
@@ -17,6 +18,9 @@ name = "house"
 pcpus = 4
 ram = "1G"
 grace = "3s"
+scan = 100
+swap = "2G"
+victims = "clock"
 slice = "1ms"
 
 [pools.fast]
@@ -34,6 +38,8 @@ no-reboot = true
 [vm.job]
 kernel = "k.elf"
 weight = 3
+min = "8M"
+shares = 2
 cap = 0.5
 paging = "vtlb"
 disk = ["a.img,ro", "b.img"]
@@ -51,6 +57,8 @@ def read(folder: Path, text: str | bytes) -> HostPlan:
 def test_what_a_file_says(tmp_path: Path) -> None:
     found = read(tmp_path, GOOD)
     assert (found.name, found.pcpus, found.ram, found.grace_s) == ("house", 4, 1 << 30, 3.0)
+    assert found.overcommit == Terms(scan=100, swap="2G", victims="clock")
+    assert (found.vms[1].config.min_memory, found.vms[1].config.shares) == (8 << 20, 2)
     assert found.policy.slice_ns == 1_000_000  # type: ignore[attr-defined]
     assert found.pools["fast"]["pcpus"] == 2
     assert found.pools["fast"]["policy"].name == "partition"
@@ -117,8 +125,14 @@ WRONG = {
     "default": (VM + "[pools.default]\npcpus = 1", "pools.default: this pool has what the others"),
     "no count": (VM + "[pools.x]\n", "pools.x.pcpus: expected a number of pCPUs"),
     "pcpus": (VM + "[host]\npcpus = 0", "host.pcpus: expected a number of pCPUs, 1 to 256, got 0"),
-    "ram": (VM + '[host]\nram = "128M"', "host.ram: expected at least 258M, which its VMs need in"),
-    "tables": (VM + 'paging = "vtlb"\n[host]\nram = "300M"', "host.ram: expected at least 321M"),
+    "ram": (VM + 'min = "256M"\n[host]\nram = "128M"',
+            "host.ram: expected at least 258M, which its VMs must have in"),
+    "tables": (VM + 'paging = "vtlb"\n[host]\nram = "32M"', "host.ram: expected at least 65M"),
+    "min": (VM + 'min = "512M"', "vm.a: min_memory 536870912: expected at most its memory"),
+    "shares": (VM + "shares = 0", "vm.a.shares: expected a number of shares, got 0"),
+    "scan": (VM + "[host]\nscan = -1", "host.scan: expected a number of pages, got -1"),
+    "victims": (VM + '[host]\nvictims = "x"',
+                "host.victims: expected one of clock, oldest, random, or the path of a file"),
     "policy": (VM + '[host]\npolicy = "fair"', "host.policy: expected one of partition, share"),
     "slice": (VM + '[host]\npolicy = "partition"\nslice = "1ms"',
               "host.slice: policy partition has none; leave it out"),

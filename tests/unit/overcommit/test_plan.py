@@ -162,14 +162,14 @@ def test_what_gives_and_how() -> None:
 
 
 def test_who_may_start() -> None:
-    there = [Need("a", 100, 300), Need("b", 50, 50)]
-    admit(Need("c", 30, 80), there, pages=210, swap=250, overhead=10)
+    there = [Need("a", 100, 300, beside=10), Need("b", 50, 50, beside=10)]
+    admit(Need("c", 30, 80, beside=10), there, pages=210, swap=250)
     with pytest.raises(
         PlanError, match="c: a minimum of 31 pages and 10 beside need 41, and 40 of"
     ):
-        admit(Need("c", 31, 80), there, pages=210, swap=250, overhead=10)
+        admit(Need("c", 31, 80, beside=10), there, pages=210, swap=250)
     with pytest.raises(PlanError, match=r"c: 51 pages between its min and .* 50 of 250"):
-        admit(Need("c", 30, 81), there, pages=210, swap=250, overhead=10)
+        admit(Need("c", 30, 81, beside=10), there, pages=210, swap=250)
 
 
 # --- the user's own ---

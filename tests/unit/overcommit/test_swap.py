@@ -14,11 +14,15 @@ from tests.matrix import programs as p
 from tests.matrix.test_paging_costs import TECHNIQUES, Bench
 from tests.unit.overcommit.test_sharing import FRAMES, A, guest
 from understudy.arch.address import PAGE
+from understudy.machine.ballooned import Ballooned
+from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.overcommit.sharing import Sharing, use
-from understudy.overcommit.swap import Swap, SwapError, Victims
+from understudy.overcommit.swap import Swap, SwapError
+from understudy.overcommit.victims import Victims
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -267,7 +271,7 @@ class Unpinned(Swap):
     """Swaps out what a device uses."""
 
     def _may_go(self, p2m: P2m, gfn: int) -> bool:
-        return True
+        return p2m.lookup(gfn) is not None
 
 
 def test_a_planted_fault_is_found() -> None:
@@ -275,3 +279,46 @@ def test_a_planted_fault_is_found() -> None:
     with pytest.raises(AssertionError):
         play(steps, lambda host, sharing: Unpinned(host, 1 << 20))
     play(steps, lambda host, sharing: Swap(host, 1 << 20))
+
+
+def test_a_copy_has_what_is_out_and_not_what_a_device_writes() -> None:
+    host = Host("1M")
+    one, two = guest(host), GuestMemory(host, FRAMES * PAGE)
+    for gfn in range(FRAMES):
+        one.write(gfn * PAGE, bytes([gfn + 1]) * PAGE)
+    with Swap(host, FRAMES * PAGE) as swap:
+        swap.join(one.p2m)
+        pfn = swap.pin(one.p2m, 2)
+        swap.reclaim(one.p2m, 5)
+        CopyOnWrite(host).clone(one.p2m, two.p2m)
+        assert (swap.swapped, swap.in_file, swap.read) == (10, 5, 0)
+        host.memory.write(pfn << 12, b"by a device")
+        assert two.read(2 * PAGE, 3) == b"\3\3\3"
+        one.write(2 * PAGE + 100, b"by the guest")
+        assert host.memory.read(pfn << 12, 11) == one.read(2 * PAGE, 11) == b"by a device"
+        assert host.memory.read((pfn << 12) + 100, 12) == b"by the guest", "the frame is the same"
+        swap.unpin(one.p2m, 2, pfn)
+        for gfn in range(3, FRAMES):
+            assert one.read(gfn * PAGE, PAGE) == two.read(gfn * PAGE, PAGE)
+        assert (swap.swapped, swap.in_file) == (0, 0)
+        two.close()
+        swap.leave(one.p2m)
+
+
+def test_what_goes_into_the_balloon_leaves_the_file() -> None:
+    host = Host("1M")
+    one = guest(host)
+    pages = Ballooned(one)
+    for gfn in range(FRAMES):
+        one.write(gfn * PAGE, bytes([gfn + 1]) * PAGE)
+    with Swap(host, FRAMES * PAGE) as swap:
+        swap.join(one.p2m)
+        assert swap.reclaim(one.p2m, FRAMES) == swap.in_file == FRAMES
+        pages.inflate([(0, 3), (5, 1)])
+        pages.report([(6, 2)])
+        assert (pages.ballooned, pages.free, swap.swapped, swap.in_file) == (
+            4, 2, FRAMES - 6, FRAMES - 6
+        )  # fmt: skip
+        assert one.read(0, 3) == bytes(3)
+        assert one.read(3 * PAGE, 3) == b"\4\4\4"
+        swap.leave(one.p2m)

@@ -1,0 +1,183 @@
+"""More Debians than there is memory: each computes checksums of its own files, all the time.
+
+    python -m tests.walls.more_memory [--vms 8] [--memory 256M] [--ram 1G] [--minutes 10]
+                                      [--paging ept] [--then vtlb] [--files 4]
+
+What: each VM makes files of its own (numbers, one a line) and computes their checksums again and
+again, while the host shares, balloons and swaps; in the middle the paging technique may become
+another one.
+Source: none.
+Invariants: every checksum is the one that is computed here; no VM ends; the host never has more
+than its RAM, measured from outside; all counts add up to the frames there are.  It ends with status
+1 if one of these is not so.
+"""
+
+import argparse
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from understudy.agent.steps import Unattended
+from understudy.agent.unattended import whole
+from understudy.host import Host
+from understudy.linux import VM
+from understudy.overcommit.accounts import accounts
+from understudy.quantities import bytes_of
+
+SECOND: Final = 1_000_000_000
+STEP_S: Final = 5
+BOOTED_S: Final = 7200
+LINES: Final = 500_000  # of a file: 4.5 MBytes
+FIRST: Final = 10_000_000
+
+
+@dataclass
+class Report:
+    """What was seen."""
+
+    rounds: dict[str, int] = field(default_factory=dict)  # of each VM, through its files
+    resident: int = 0  # bytes of the host's memory, at most
+    lines: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"rounds {self.rounds}; resident {self.resident >> 20} MBytes at most; " + "; ".join(
+            self.lines[-1:]
+        )
+
+
+class MoreMemory:
+    """A host of two pCPUs."""
+
+    def __init__(
+        self, host: Host, count: int, memory: str, files: int = 4, lines: int = LINES,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Boot so many, with so many files each."""
+        self.host, self.files, self.lines, self.report = host, files, lines, Report()
+        self.vms: list[VM] = [
+            host.linux("cloud-amd64", memory=memory, name=f"vm{number}", **options)
+            for number in range(count)
+        ]
+        self._until(lambda: all(vm.session.channel.is_there for vm in self.vms))
+        self.wrong: list[str] = []
+        self.sums: dict[str, str] = {}
+        waits = {vm.name for vm in self.vms}
+        for number, vm in enumerate(self.vms):
+            self.sums[vm.name] = "".join(
+                self._sum(number * files + n + 1) + "\n" for n in range(files)
+            )
+            make = "; ".join(
+                f"seq {self._start(number * files + n + 1)} "
+                f"{self._start(number * files + n + 1) + lines - 1} > /f{n}"
+                for n in range(files)
+            )
+            self._do(vm, make, lambda heard, name=vm.name: waits.discard(name))
+        self._until(lambda: not waits)
+
+    def _start(self, number: int) -> int:
+        return FIRST + number * self.lines
+
+    def _sum(self, number: int) -> str:
+        start = self._start(number)
+        text = "".join(f"{n}\n" for n in range(start, start + self.lines))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _do(self, vm: VM, command: str, ended: Any) -> None:
+        heard = bytearray()
+
+        def over(status: int) -> None:
+            if status:
+                self.wrong.append(f"{vm.name}: status {status}: {bytes(heard)!r}")
+            ended(bytes(heard).decode())
+
+        Unattended(vm.session.channel, whole(command.encode(), heard.extend, over), vm.fail)
+
+    def _until(self, is_so: Any) -> None:
+        deadline = self.host.schedule.time.now() + BOOTED_S * SECOND
+        self.host.run(until=is_so, deadline_ns=deadline)
+        assert is_so(), [vm.ended for vm in self.vms]
+
+    def _begin(self, vm: VM) -> None:
+        """One round, and the next when it is over."""
+
+        def ended(heard: str) -> None:
+            if heard != self.sums[vm.name]:
+                self.wrong.append(f"{vm.name}: {heard!r}, expected {self.sums[vm.name]!r}")
+            self.report.rounds[vm.name] = self.report.rounds.get(vm.name, 0) + 1
+            if self._goes_on:
+                self._begin(vm)
+
+        names = " ".join(f"/f{n}" for n in range(self.files))
+        self._do(vm, f"sha256sum {names} | cut -d' ' -f1", ended)
+
+    def work(self, seconds: float, step_s: float = STEP_S) -> None:
+        """All compute for so much host time, and no checksum is wrong."""
+        self._goes_on = True
+        for vm in self.vms:
+            self._begin(vm)
+        end = self.host.schedule.time.now() + int(seconds * SECOND)
+        while (now := self.host.schedule.time.now()) < end:
+            self.host.run(deadline_ns=min(now + int(step_s * SECOND), end))
+            self.look()
+        self._goes_on = False
+        rounds = {vm.name: self.report.rounds.get(vm.name, 0) + 1 for vm in self.vms}
+        self._until(lambda: all(self.report.rounds.get(n, 0) >= rounds[n] for n in rounds))
+        self.look()
+
+    def change(self, paging: str) -> None:
+        """Another technique, for all of them, while they run."""
+        for vm in self.vms:
+            vm.paging = paging
+
+    def look(self) -> None:
+        """Whether all is as it should be."""
+        assert not self.wrong, self.wrong
+        assert all(vm.ended is None for vm in self.vms), [vm.ended for vm in self.vms]
+        told, stock = accounts(self.host.stock), self.host.stock
+        assert stock.swap is not None
+        for account in told.vms:
+            assert sum(account.kinds.values()) == account.size
+        assert told.own + told.free + sum(vm.consumed for vm in told.vms) == told.total
+        own = sum(vm.memory.spare.count + vm.pages.reserve.count for vm in self.vms)
+        assert own <= told.own <= own + 64, (told.own, own)
+        resident = self.host.memory.resident_bytes()
+        assert resident <= self.host.memory.size
+        self.report.resident = max(self.report.resident, resident)
+        saved = sum(vm.saved for vm in told.vms)
+        self.report.lines.append(
+            f"{stock.why}; {saved} shared away, {stock.swap.swapped} swapped out "
+            f"({stock.swap.in_file} in the file), {stock.swap.written} written, "
+            f"{stock.swap.read} read, {stock.swap.alike} of {stock.swap.looked_up} victims shared"
+        )
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.walls.more_memory")
+    parser.add_argument("--vms", type=int, default=8)
+    parser.add_argument("--memory", default="256M")
+    parser.add_argument("--ram", default="1G")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--paging", default="ept")
+    parser.add_argument("--then", default="")
+    parser.add_argument("--files", type=int, default=12)
+    parser.add_argument("--balloon", action="store_true")
+    options = parser.parse_args()
+    with Host(pcpus=2, ram=options.ram) as host:
+        began = time.monotonic()
+        tables = max(bytes_of(options.memory) // 16, 8 << 20)
+        many = MoreMemory(
+            host, options.vms, options.memory, options.files, paging=options.paging,
+            table_memory=tables, balloon=options.balloon,
+        )  # fmt: skip
+        print(f"booted after {time.monotonic() - began:.0f} s", flush=True)
+        for half in range(2):
+            many.work(options.minutes * 30)
+            print(f"{time.monotonic() - began:.0f} s: {many.report}", flush=True)
+            if not half and options.then:
+                many.change(options.then)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""A host's stock of frames, when its VMs have more memory than it.
+
+Idea: as long as all VMs fit, nothing happens.  From the first one on that does not, frames are
+taken when they are first used; guest frames are scanned to be shared; working sets are sampled; and
+each second, or as soon as few frames are free, it is looked who has more than the plan gives him
+and by which means he gives it up: his balloon, else the swap file.
+
+A promise: no VM ends because another one wants memory, and no page is lost.  Whoever misses a frame
+gets one at once; what the others need least goes first.  `why` says what is slow, and why.
+
+Source: Waldspurger, "Memory Resource Management in VMware ESX Server".
+Invariants: host time alone decides when, so a run in virtual time is the same each time; while an
+exit of a guest is answered no frame of that guest goes and no frame changes its rights: a part of
+the RAM is kept free for that, and is free again before the guest goes on.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from understudy.arch.address import PAGE
+from understudy.clock import NS_PER_SECOND
+from understudy.machine.ballooned import Ballooned
+from understudy.machine.host import Host
+from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import P2m
+from understudy.overcommit.holding import Holding
+from understudy.overcommit.plan import Order, Shortage, State, admit, orders, plan_of
+from understudy.overcommit.sharing import Sharing
+from understudy.overcommit.swap import Swap, SwapError
+from understudy.overcommit.terms import Terms
+from understudy.quantities import bytes_of
+
+PERIOD_NS: Final = NS_PER_SECOND
+SAMPLED_S: Final = 30
+LEAST_BUFFER: Final = 64  # frames
+CLUSTER: Final = 64  # frames that go at once when none is free in the middle of an exit
+
+
+class Stock:
+    """The frames of one host, as `machine.host.Room`."""
+
+    def __init__(self, host: Host, terms: Terms, begun: Callable[[], None]) -> None:
+        """Nothing happens before a VM is admitted that does not fit, but for `terms.is_always`.
+
+        `begun` is called then: from that moment on `tick` is to be called each `PERIOD_NS`.
+        """
+        self._begun = begun
+        self.host, self.terms, self._frames = host, terms, host.frames
+        self.plan = plan_of(terms.plan)
+        self.total = host.frames.free_count
+        self.shortage = Shortage(self.total)
+        self.buffer = max(int(self.shortage.threshold(State.HARD)), LEAST_BUFFER)
+        self.holdings: dict[P2m, Holding] = {}
+        self.sharing: Sharing | None = None
+        self.swap: Swap | None = None
+        self.orders: list[Order] = []
+        self._trouble = ""  # of the swap file
+        self.looks = self.reliefs = 0
+        self._seconds = 0
+        self._is_asked = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether its VMs have more memory than the host."""
+        return self.swap is not None
+
+    # --- who takes part ---
+
+    def admit(
+        self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
+        overhead: int, post: Callable[[Callable[[], None]], None],
+    ) -> Holding:  # fmt: skip
+        """One more VM, whose memory is not filled yet.  `minimum`, `overhead`: pages.
+
+        PlanError if what is promised to all would not be there.
+        """
+        new = Holding(self._free_name(name), memory, ballooned, minimum, shares, overhead, post)
+        held = self.holdings.values()
+        taken = sum(one.maximum + one.overhead for one in held)
+        least = new.maximum + new.overhead
+        fits = taken + least <= self.total and least <= self._frames.free_count
+        if self.terms.is_always or self.is_on or not fits:
+            if self.terms.swap is None:
+                room = sum(one.maximum - one.minimum for one in (*held, new))
+            else:
+                room = bytes_of(self.terms.swap) // PAGE
+            promised = self.total - self.shortage.wanted
+            admit(new.need(), [one.need() for one in held], promised, room)
+            self._begin(room)
+            self._take_in(new)
+        self.holdings[memory.p2m] = new
+        return new
+
+    def _free_name(self, name: str) -> str:
+        taken = {one.name for one in self.holdings.values()}
+        names = (name, *(f"{name}/{number}" for number in range(2, len(taken) + 3)))
+        return next(one for one in names if one not in taken)
+
+    def _begin(self, room: int) -> None:
+        """From now on there is more memory than there is."""
+        if self.swap is not None:
+            self.swap.slots = max(self.swap.slots, room)
+            return
+        terms = self.terms
+        if terms.scan or terms.looks_up:
+            self.sharing = Sharing(self.host)
+        looked_up = self.sharing if terms.looks_up else None
+        self.swap = Swap(self.host, room * PAGE, terms.victims, terms.folder, looked_up)
+        for one in self.holdings.values():
+            self._take_in(one)
+            one.ballooned.give_untouched()
+        self._begun()
+
+    def _take_in(self, one: Holding) -> None:
+        assert self.swap is not None
+        self.swap.join(one.p2m)
+        one.swapped = partial(self.swap.swapped_of, one.p2m)
+        one.swapped_in = partial(self.swap.read_by.__getitem__, one.p2m)
+        if self.sharing is not None:
+            self.sharing.join(one.p2m)
+        one.begin()
+
+    def dismiss(self, one: Holding) -> None:
+        """A VM is no more; its memory is about to be given back."""
+        del self.holdings[one.p2m]
+        one.close()
+        if self.sharing is not None:
+            self.sharing.leave(one.p2m)
+        if self.swap is not None:
+            self.swap.drop(one.p2m)
+
+    def close(self) -> None:
+        """The host is no more."""
+        if self.swap is not None:
+            self.swap.close()
+
+    # --- frames are wanted ---
+
+    @property
+    def is_ample(self) -> bool:
+        """As `Room.is_ample` says."""
+        return self._frames.free_count > 2 * self.shortage.wanted
+
+    def expect(self, count: int, p2m: P2m | None = None) -> None:
+        """As `Room.expect` says."""
+        short = count + self.buffer - self._frames.free_count
+        if short <= 0 or not self.is_on:
+            return
+        if p2m is None:
+            self._reclaim(short)
+            return
+        if not self._is_asked and (holding := self.holdings.get(p2m)) is not None:
+            self._is_asked = True
+            holding.post(self.relieve)
+        if count > self._frames.free_count:
+            self._reclaim(CLUSTER, p2m)
+
+    def relieve(self) -> None:
+        """Between two exits, when few frames are free: have others give some up at once."""
+        self._is_asked = False
+        self.reliefs += 1
+        self.look()
+
+    # --- each period ---
+
+    def tick(self) -> None:
+        """A second of host time has passed."""
+        if not self.is_on:
+            return
+        self._seconds += 1
+        if self.sharing is not None and self.terms.scan:
+            self.sharing.scan(self.terms.scan)
+        if self._seconds % SAMPLED_S == 1:
+            for one in self.holdings.values():
+                assert one.sampler is not None
+                one.sampler.end()
+                one.sampler.begin()
+        self._is_asked = False
+        self.look()
+
+    def look(self) -> None:
+        """Who has too much, and how he gives it up: have that done."""
+        self.looks += 1
+        self._trouble = ""
+        state = self.shortage.update(self._frames.free_count)
+        self.orders = self._orders(state)
+        by_name = {one.name: one for one in self.holdings.values()}
+        for order in self.orders:
+            one = by_name[order.name]
+            one.target = order.target
+            if one.steering is not None and self.terms.balloons:
+                one.give(self._to_balloon(one, order, state))
+            if order.means == "swap":
+                self._swap_out(one, order.gives)
+            one.why = self._reason(one, order)
+
+    @property
+    def why(self) -> str:
+        """How short memory is, and what is amiss, in words."""
+        if not self.is_on:
+            return "all VMs fit into the RAM"
+        name = self.shortage.state.name.lower()
+        return f"{name}: {self._frames.free_count} of {self.total} frames are free{self._trouble}"
+
+    def _to_balloon(self, one: Holding, order: Order, state: State) -> int:
+        """How many pages more its balloon is to take; less than 0: it gives some back."""
+        if order.means == "balloon":
+            return order.gives
+        return min(one.has - order.target, 0) if state is State.HIGH else 0
+
+    def _orders(self, state: State) -> list[Order]:
+        needs = [one.need() for one in self.holdings.values()]
+        has = {one.name: one.has for one in self.holdings.values()}
+        pages = sum(has.values()) + self._frames.free_count - self.shortage.wanted
+        pages = max(pages, sum(need.minimum for need in needs))
+        balloons = [one.name for one in self.holdings.values() if one.obeys and self.terms.balloons]
+        return orders(self.plan, state, needs, pages, has, balloons)
+
+    def _reason(self, one: Holding, order: Order) -> str:
+        out = one.swapped()
+        words = f"{out} of its pages are swapped out" if out else "none of its pages is swapped out"
+        if order.gives:
+            means = "its balloon" if order.means == "balloon" else "swapping"
+            words += f"; it has {order.gives} more than its share, and gives them by {means}"
+        if one.steering is not None and not one.obeys:
+            words += f"; its guest {one.steering.standing.value}: {one.steering.why}"
+        return words
+
+    # --- frames go ---
+
+    def _reclaim(self, count: int, busy: P2m | None = None) -> None:
+        """Have so many frames freed, or as many as can be; none of `busy`, nor its rights."""
+        enough = self._frames.free_count + count
+        giving = [one for p2m, one in self.holdings.items() if p2m is not busy]
+        targets = {order.name: order.target for order in self._orders(self.shortage.state)}
+        over = {one.name: max(one.has - targets[one.name], 0) for one in giving}
+        for one in sorted(giving, key=lambda one: -over[one.name]):
+            left = enough - self._frames.free_count
+            if left <= 0:
+                return
+            self._swap_out(one, min(left, max(one.has - one.minimum, 0)), looks_up=busy is None)
+
+    def _swap_out(self, one: Holding, count: int, *, looks_up: bool = True) -> None:
+        assert self.swap is not None
+        if count <= 0:
+            return
+        try:
+            self.swap.reclaim(one.p2m, count, looks_up=looks_up)
+        except SwapError as problem:
+            self._trouble = f"; {problem}"
