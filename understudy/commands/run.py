@@ -20,6 +20,7 @@ from understudy.commands import Refusal
 from understudy.commands.progress import StatusLine, Steps
 from understudy.commands.vm_options import Said, with_vm_options
 from understudy.config import Config
+from understudy.disk import Disk
 from understudy.guests.release import usual
 from understudy.quantities import bytes_in_words, bytes_of, parse_span
 from understudy.terminal import ending_signals, is_interactive
@@ -92,6 +93,15 @@ def run(
             help="A Debian package to have in the guest, with all it needs.  May be repeated.",
         ),
     ] = None,
+    seed: Annotated[
+        Path | None,
+        typer.Option(
+            "--seed",
+            metavar="FILE",
+            help="User-data for cloud-init in the guest, on a further disk: "
+            "the same as --disk FILE,format=nocloud.",
+        ),
+    ] = None,
     said: Said,
     command: Annotated[
         str | None,
@@ -153,7 +163,7 @@ def run(
 
       understudy run --guest debian
 
-      understudy run --disk debian.qcow2
+      understudy run --disk debian.qcow2 --seed user-data
 
       understudy run --firmware u-boot.rom
     """
@@ -163,6 +173,8 @@ def run(
         if wish in CHOICES:
             typer.echo(CHOICES[wish]())
             raise typer.Exit
+    if seed is not None:
+        said["disks"] = (*said.get("disks", ()), Disk(str(seed), format="nocloud"))
     wanted = _checked(
         guest,
         kernel,
