@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy import starting
+from understudy import cli, starting
 from understudy.backends.qcow2_new import create
 from understudy.config import Config
 from understudy.guests.entry import GuestError
@@ -60,3 +60,14 @@ def test_a_disk_with_nothing_to_boot_from(tmp_path: Path) -> None:
         VM.linux(None, disks=[str(disk)])
     with pytest.raises(GuestError, match="packages go with a guest by name"):
         VM.linux(None, disks=[str(disk)], packages=["hello"])
+
+
+def test_it_is_said_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk, seed = tmp_path / "disk.img", tmp_path / "user-data"
+    disk.write_bytes(bytes(1 << 20))
+    seed.write_bytes(b"no user-data\n")
+    assert cli.main(["run", "--disk", str(disk)]) == 1
+    line = "understudy: the first disk has no file system that is known here, to boot from: "
+    assert capsys.readouterr().err.startswith(line)
+    assert cli.main(["run", "--disk", str(disk), "--seed", str(seed)]) == 1
+    assert f"seed {seed} does not begin as user-data" in capsys.readouterr().err
