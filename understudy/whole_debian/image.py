@@ -36,7 +36,7 @@ STATUS: Final = "/var/lib/dpkg/status"
 LARGEST_STATUS: Final = 64 << 20
 KERNEL: Final = re.compile(r"linux-image-\d.*_.*_.*\.deb")
 RAMDISK: Final = "boot/initrd.understudy"
-"""Not called as Debian calls its own, which a trigger makes anew: as long as all the rest."""
+"""Not called as Debian calls its own, which a trigger makes anew: that takes minutes."""
 
 
 def image(
