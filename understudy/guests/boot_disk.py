@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MOST_TEXT: Final = 1 << 20  # bytes of a file of the configuration
 MOST_ENTRIES: Final = 1000  # files of it
-MOST_INITRDS: Final = 8
 EXT4_AT, EXT4 = 1080, b"\x53\xef"
 OTHERS: Final = (
     (0, b"XFSB", "xfs"), (65600, b"_BHRfS_M", "btrfs"), (0, b"LUKS", "LUKS"),
@@ -156,16 +155,23 @@ def _text(files: "Ext4", path: str) -> str | None:
 
 
 def _found(files: "Ext4", entry: BootEntry, what: str) -> Found:
-    def whole(path: str) -> bytes:
+    """The files of an entry: of the kernel at most as many bytes as of all initrds."""
+
+    def whole(path: str, most: int) -> bytes:
         try:
-            return files.read(path if path.startswith("/") else f"/{path}", payload.LIMIT)
+            return files.read(path if path.startswith("/") else f"/{path}", most)
         except FileNotFoundError:
             raise FileNotFoundError(path) from None
         except ValueError as error:
             raise GuestError(f"{what}: {error}") from None
 
-    initrds = [whole(path) for path in entry.initrds[:MOST_INITRDS]]
-    return Found(whole(entry.kernel), b"".join(_padded(initrds)) or None, entry.append)
+    initrds: list[bytes] = []
+    left = payload.LIMIT
+    for path in entry.initrds:
+        initrds.append(whole(path, left))
+        left -= len(initrds[-1])
+    kernel = whole(entry.kernel, payload.LIMIT)
+    return Found(kernel, b"".join(_padded(initrds)) or None, entry.append)
 
 
 def _padded(archives: list[bytes]) -> Iterator[bytes]:

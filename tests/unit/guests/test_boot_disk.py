@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.guests.disks import MIB, Bytes, ext4, gpt, mbr
-from understudy.guests import GuestError, boot_disk
+from understudy.guests import GuestError, boot_disk, payload
 from understudy.guests.boot_disk import Found
 
 CONFIG = b"label a\nlinux /vmlinuz\ninitrd /initrd.img\nappend root=/dev/vda ro\n"
@@ -79,6 +79,16 @@ def test_what_cannot_be_started_is_said_in_a_line(tmp_path: Path) -> None:
         with pytest.raises(GuestError, match=words) as caught:
             boot_disk.read(Bytes(data), "x")
         assert "\n" not in str(caught.value)
+
+
+def test_initrds_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = b"label a\nlinux /k\ninitrd /i,/i,/i\n"
+    files: dict[str, bytes | str] = {"extlinux/extlinux.conf": config, "k": b"k", "i": b"12345678"}
+    disk = Bytes(ext4(tmp_path, files))
+    assert boot_disk.read(disk, "x").initrd == b"12345678" * 3
+    monkeypatch.setattr(payload, "LIMIT", 20)
+    with pytest.raises(GuestError, match="x: /i has 8 bytes, expected 4 at most"):
+        boot_disk.read(disk, "x")
 
 
 @pytest.mark.parametrize("step", range(40))
