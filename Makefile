@@ -59,7 +59,7 @@ $(STAMPS)/silicon: $(RUST_SOURCES) $(STAMPS)/packages
 
 IMAGES := understudy/_images.abi3.so
 
-$(IMAGES): images/Cargo.toml images/Cargo.lock images/src/lib.rs | $(STAMPS)/packages
+$(IMAGES): images/Cargo.toml images/Cargo.lock $(wildcard images/src/*.rs) | $(STAMPS)/packages
 	$(call say,"Compiling the library for disk images - Rust")
 	@cd images && PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_TARGET_DIR=$(CURDIR)/images/target \
 		cargo build --release

@@ -56,7 +56,7 @@ ROWS = (
     ("interrupts",),
     ("assembly", "tenant"),
     ("vm",),
-    ("agent", "last_words", "linux", "linux_session", "control"),
+    ("agent", "last_words", "linux", "linux_session", "control", "starting", "whole_debian"),
     ("host",),
     ("fleet",),
     ("lab",),

@@ -1,8 +1,10 @@
-"""Disk images in formats other than raw: the compiled binding of imago (images/src/lib.rs)."""
+"""Disk images, by well-kept libraries: the compiled bindings of imago (images/src/lib.rs) and of
+ext4-view (images/src/ext4.rs)."""
 
+from collections.abc import Callable
 from typing import final
 
-__all__ = ["Image"]
+__all__ = ["Ext4", "Image"]
 
 @final
 class Image:
@@ -17,3 +19,15 @@ class Image:
     def zero(self, offset: int, length: int, unmap: bool) -> None: ...
     def discard(self, offset: int, length: int) -> None: ...
     def close(self) -> None: ...
+
+@final
+class Ext4:
+    """A file system, read only."""
+
+    def __new__(cls, read: Callable[[int, int], bytes]) -> Ext4: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    def read(self, path: str, most: int) -> bytes: ...
+    def list(self, path: str) -> list[str]: ...

@@ -26,7 +26,7 @@ from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.balloon import Balloon
-from understudy.devices.virtio.blk import MOST_QUEUES
+from understudy.devices.virtio.blk import MOST_QUEUES, Blk
 from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
@@ -228,6 +228,11 @@ def net_rows(config: Config, clock: GuestClock, epoch_ns: int, given: ExitStack)
             cable.on_close.append(pcap.close)
         rows.append(("virtio_net", options))
     return rows
+
+
+def disks_of(board: PC) -> list[Blk]:
+    """The disks."""
+    return [part for part in board.parts.values() if isinstance(part, Blk)]
 
 
 def cards_of(board: PC) -> list[Net]:

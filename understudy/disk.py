@@ -1,6 +1,6 @@
 """What one can choose about a disk: a file, and how a VM uses it.
 
-    --disk FILE[,ro][,overlay][,format=raw|qcow2][,serial=TEXT][,on-error=report|stop]
+    --disk FILE[,ro][,overlay][,format=raw|qcow2|nocloud][,serial=TEXT][,on-error=report|stop]
 
 A comma in a file's name is written twice.  Source: ours; the form is QEMU's `-drive`.
 Invariants: a `Disk` that exists is right in itself; whether there is such a file is found out when
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-FORMATS: Final = ("auto", "raw", "qcow2")
+FORMATS: Final = ("auto", "raw", "qcow2", "nocloud")
 ON_ERROR: Final = ("report", "stop")
 SERIAL_BYTES: Final = 20
-FORM: Final = "FILE[,ro][,overlay][,format=raw|qcow2][,serial=TEXT][,on-error=stop]"
+FORM: Final = "FILE[,ro][,overlay][,format=raw|qcow2|nocloud][,serial=TEXT][,on-error=stop]"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Disk:
     is_overlay: bool = False
     """What the guest writes is kept beside the image, and forgotten with the VM."""
     format: str = "auto"
-    """auto: qcow2 if it is called so, else raw, but then it may not begin as other formats do."""
+    """auto: qcow2 if it is called so, else raw, but then it may not begin as other formats do.
+    nocloud: the file is user-data for cloud-init, and the disk one from which that takes them."""
     serial: str = ""
     """What the guest can tell the disk by."""
     on_error: str = "report"

@@ -13,25 +13,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from understudy import starting
 from understudy import vm as machine
 from understudy.agent.command import Terminal
 from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.assembly import check_names
 from understudy.closed import says_closed
 from understudy.config import Config
-from understudy.devices.acpi_tables import BASE as RSDP_GPA
-from understudy.guests import debian, loader, network, rom
-from understudy.guests import modules as drivers
-from understudy.guests import packages as debian_packages
+from understudy.guests import rom
 from understudy.guests.apt import Progress
 from understudy.guests.entry import Entry, GuestError
+from understudy.guests.release import RELEASES, usual
 from understudy.linux_session import Linux
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
+from understudy.starting import Start
+from understudy.whole_debian.image import image
+from understudy.whole_debian.making import WORKSHOP
 
 __all__ = ["VM", "GuestStopped", "GuestTimeout", "Linux", "LinuxError", "Result", "Terminal"]
 
 SEED_BYTES = 32
+FIRST_SEED = bytes(range(1, SEED_BYTES + 1))
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,7 +68,7 @@ class VM(machine.VM):
     @classmethod
     def linux(
         cls,
-        guest: str | Path = "cloud-amd64",
+        guest: str | Path | None = "cloud-amd64",
         *,
         initrd: str | Path | None = None,
         append: str = "",
@@ -80,54 +83,40 @@ class VM(machine.VM):
         """Make a VM with `guest` loaded, ready to run.
 
         `guest` is a name that `understudy fetch --list` shows (fetched first if it is not in the
-        cache; `progress` is told about that), or the path of a kernel.  `append` is added to the
-        kernel's command line.  `modules` are further files, each with its command line, for kernels
-        that take some (Multiboot, PVH).  `is_firmware`: the path is that of an image of a ROM.
+        cache; `progress` is told about that), the path of a kernel, or None: what the first of the
+        `disks` would start.  `append` is added to the kernel's command line.  `modules` are further
+        files, each with its command line, for kernels that take some (Multiboot, PVH).
+        `is_firmware`: the path is that of an image of a ROM.
         `packages` are Debian's, by name: they and what they depend on are unpacked into the guest's
-        file system (fetched like the guest).  The rest is as for `VM`: a `config`, or its fields,
-        such as `memory="1G"`.
+        file system, and installed in a whole Debian (fetched like the guest).  The rest is as for
+        `VM`: a `config`, or its fields, such as `memory="1G"`.
         """
         if config is None:
-            options.setdefault("name", str(guest))
-        config = Config.of(config, **options)
+            options.setdefault("name", "disk" if guest is None else str(guest))
+        config = usual(guest, Config.of(config, **options))
         check_names(config)
-        kernel: Path | bytes
-        ramdisk: Path | None = Path(initrd) if initrd is not None else None
-        if isinstance(guest, Path):
-            if packages:
-                raise GuestError("packages go with a guest by name, not with a kernel file")
-            kernel = guest
-        else:
-            fetched = debian.fetch(guest, progress or _say_nothing)
-            kernel, ramdisk = fetched.kernel, ramdisk or fetched.initrd
-            modules = [*fetched.modules, *modules]
-            is_firmware = fetched.is_firmware
-            append = f"{fetched.append} {append}".strip()
-            if packages:
-                ramdisk = _with_packages(guest, ramdisk, packages, progress or _say_nothing)
-            if initrd is None and ramdisk is not None and config.has_virtio:
-                inserted = drivers.INSERTED + (drivers.BALLOON if config.balloon else ())
-                ramdisk = drivers.with_drivers(
-                    guest, ramdisk, progress or _say_nothing, more=_network(config, inserted),
-                    inserted=inserted,
-                )  # fmt: skip
-                append = f"{append} {drivers.APPEND}"
-
+        say, ramdisk = progress or _say_nothing, Path(initrd) if initrd is not None else None
+        if isinstance(guest, str) and guest in RELEASES:
+            config = starting.with_image(config, cls.whole(guest, packages, say))
+            guest, packages = None, ()
+        if packages and not isinstance(guest, str):
+            raise GuestError("packages go with a guest by name, not with a kernel file")
         if is_firmware:
-            assert isinstance(kernel, Path)
-            image = rom.read(kernel)
-            config = replace(config, rom=len(image))
+            assert isinstance(guest, Path)
+            start = Start(rom=rom.read(guest))
+        elif guest is None:
+            start = starting.of_disk(config, ramdisk, append)
+        elif isinstance(guest, Path):
+            start = Start(guest, ramdisk, append, tuple(modules))
+        else:
+            start = starting.of_name(guest, config, ramdisk, append, modules, packages, say)
+        if start.rom:
+            config = replace(config, rom=len(start.rom))
+        # In virtual time two runs are the same run, with the same random numbers.
+        is_wall = config.clock == "wall"
 
         def load(at: Machine) -> Entry:
-            if is_firmware:
-                return rom.load(at.memory, image)
-            # In virtual time two runs are the same run, with the same random numbers.
-            is_wall = config.clock == "wall"
-            seed = os.urandom(SEED_BYTES) if is_wall else bytes(range(1, SEED_BYTES + 1))
-            return loader.load(
-                at.memory, kernel, initrd=ramdisk, append=append, rsdp=RSDP_GPA, seed=seed,
-                modules=modules,
-            )  # fmt: skip
+            return start.load(at, os.urandom(SEED_BYTES) if is_wall else FIRST_SEED)
 
         vm = cls(config, host=host)
         try:
@@ -136,6 +125,18 @@ class VM(machine.VM):
             vm.close()
             raise
         return vm
+
+    @staticmethod
+    def whole(guest: str, packages: Sequence[str] = (), progress: Progress | None = None) -> Path:
+        """The image of a whole Debian with these packages, made in a VM if it is not in the cache.
+
+        It is never to be written: `Disk(image, is_overlay=True)`.  GuestError says why not.
+        """
+
+        def boot(config: Config) -> "VM":
+            return VM.linux(WORKSHOP, config=config)
+
+        return image(guest, boot, packages, progress or _say_nothing)
 
     def close(self) -> None:
         """Give everything back to the host; what was printed can still be read."""
@@ -172,22 +173,6 @@ class VM(machine.VM):
     @on_slice.setter
     def on_slice(self, listener: Callable[[], None] | None) -> None:
         self.session.on_slice = listener
-
-
-def _with_packages(
-    guest: str, ramdisk: Path | None, names: Sequence[str], progress: Progress
-) -> Path:
-    """The guest's RAM disk with Debian packages in it."""
-    if ramdisk is None:
-        raise GuestError(f"{guest} has no file system to unpack packages into: choose a Linux")
-    architecture = debian.PACKAGES[guest].architecture
-    return debian_packages.with_packages(ramdisk, names, progress, architecture=architecture)
-
-
-def _network(config: Config, inserted: tuple[str, ...]) -> bytes:
-    """What the guest needs to ask for an address, if it has a card at which somebody knows one."""
-    users = [number for number, nic in enumerate(config.net) if nic.kind == "user"]
-    return network.asking(f"eth{users[0]}", inserted) if users else b""
 
 
 def _say_nothing(_text: str, _share: float | None) -> None:

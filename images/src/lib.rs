@@ -1,4 +1,4 @@
-//! Disk images in formats other than raw: a binding of `imago`, and nothing else.
+//! Disk images in formats other than raw, a binding of `imago`; and the files in one, `ext4`.
 //!
 //! Who opens, locks and checks the files is Python (`understudy/backends/qcow2.py`); here an image
 //! is a chain of open files, the one that is written first, each over the next.  No file is ever
@@ -6,6 +6,8 @@
 //!
 //! Invariants: an access lies inside the image; whatever is wrong with a file is an `OSError`, a
 //! panic of the library included.
+
+mod ext4;
 
 use std::fs;
 use std::io;
@@ -182,5 +184,6 @@ fn storage(fd: RawFd, writes: bool) -> io::Result<File> {
 /// The module `understudy._images`.
 #[pymodule]
 fn _images(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Image>()
+    module.add_class::<Image>()?;
+    module.add_class::<ext4::Ext4>()
 }

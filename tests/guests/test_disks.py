@@ -201,3 +201,15 @@ def test_a_console_and_a_named_port() -> None:
         assert written == [b"console\r\n", b"out\n"]
         part.send(1, b"in\n")
         assert vm.run("head -n 1 /dev/vport0p1").output == "in\n"
+
+
+def test_user_data_on_a_disk_of_their_own(tmp_path: Path) -> None:
+    fetched("cloud-amd64")
+    file = tmp_path / "mine"
+    file.write_bytes(b"#cloud-config\nhostname: a\n" * 1000)
+    with VM.linux("cloud-amd64", disks=[f"{file},format=nocloud"]) as vm:
+        assert vm.run("findfs LABEL=CIDATA").output == "/dev/vda\n"
+        vm.run("mount -t vfat /dev/vda /mnt").check()
+        assert vm.run("ls /mnt").output.split() == ["meta-data", "user-data"]
+        assert vm.run("cat /mnt/user-data").raw == file.read_bytes()
+        assert vm.run("cat /sys/block/vda/ro").output == "1\n"

@@ -10,8 +10,10 @@ from understudy import cli
 from understudy.commands.progress import Steps, bar
 from understudy.guests import debian
 from understudy.guests.apt import Progress
+from understudy.guests.cache import Cache
 from understudy.guests.debian import Guest
 from understudy.guests.entry import GuestError
+from understudy.linux import VM
 
 
 @pytest.fixture
@@ -56,6 +58,27 @@ def test_the_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fetch", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(debian.NAMES)
+
+
+def test_a_whole_debian_is_made_with_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache, asked = Cache(), list[tuple[str, list[str]]]()
+    with cache.lock():
+        cache.store("debian-12-with", {"disk.qcow2": b"x"}, {"version": "12.4"})
+
+    def whole(name: str, packages: list[str], progress: Progress) -> Path:
+        asked.append((name, packages))
+        return cache.folder("debian-12-with") / "disk.qcow2"
+
+    monkeypatch.setattr(VM, "whole", whole)
+    assert cli.main(["fetch", "debian", "--with", "hello", "--with", "sl"]) == 0
+    assert asked == [("debian", ["hello", "sl"])]
+    command = "understudy run --guest debian --with hello --with sl"
+    assert capsys.readouterr().out == f"debian 12.4 is ready: {command}\n"
+    assert cli.main(["fetch", "cloud-amd64", "--with", "hello"]) == 2
+    assert "--with goes with a whole Debian, and cloud-amd64 is none" in capsys.readouterr().err
 
 
 def test_on_a_terminal_there_is_a_bar() -> None:

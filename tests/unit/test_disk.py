@@ -39,7 +39,7 @@ def test_a_file_is_found_from_another_folder(
         ("/a,rw", r"^disk '/a,rw': expected FILE\[,ro\].*, not 'rw'; a comma in a file's name"),
         ("/a,", "not ''"),
         ("/a,ro=1", "not 'ro=1'"),
-        ("/a,format=vdi", "^disk '/a': expected format=auto or raw or qcow2$"),
+        ("/a,format=vdi", "^disk '/a': expected format=auto or raw or qcow2 or nocloud$"),
         ("/a,on-error=panic", "expected on-error=report or stop"),
         ("/a,serial=" + "x" * 21, "at most 20 characters"),
         (",ro", "expected the path of a file"),

@@ -28,7 +28,7 @@ from understudy.agent.result import LinuxError
 from understudy.agent.steps import Steps
 from understudy.state import U32
 
-SHELL: Final = "/bin/busybox"
+SHELL: Final = "/bin/sh"
 LONGEST_ARGUMENT: Final = (1 << 17) - 1  # of execve, MAX_ARG_STRLEN
 AT_ONCE: Final = 1 << 20  # bytes of output, which its pipe holds
 PIECE: Final = 1 << 16  # bytes of input

@@ -27,7 +27,6 @@ from understudy.agent.command import (
     CLOSED,
     F_SETFL,
     PIECE,
-    SHELL,
     SIG_SETMASK,
     SIGKILL,
     TIOCSWINSZ,
@@ -266,7 +265,7 @@ def _sink(request: Request, file: int) -> None:
         (Call.DUP2, null, 1),
         (Call.DUP2, null, 2),
         (Call.RT_SIGPROCMASK, SIG_SETMASK, request.data(bytes(8)), 0, 8),
-        (Call.EXECVE, request.text(SHELL), request.table([b"cat"]), request.table([])),
+        (Call.EXECVE, request.text("/bin/cat"), request.table([b"cat"]), request.table([])),
         (Call.EXIT, 127),
     ]
     child = request.fork([(Call.FORK, len(grandchild)), *grandchild, (Call.EXIT, 0)])

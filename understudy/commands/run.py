@@ -20,6 +20,8 @@ from understudy.commands import Refusal
 from understudy.commands.progress import StatusLine, Steps
 from understudy.commands.vm_options import Said, with_vm_options
 from understudy.config import Config
+from understudy.disk import Disk
+from understudy.guests.release import usual
 from understudy.quantities import bytes_in_words, bytes_of, parse_span
 from understudy.terminal import ending_signals, is_interactive
 
@@ -34,7 +36,7 @@ WISHES: Final = ("help", "?", ("help",), ("?",))
 class Wanted:
     """What the user asked for, checked."""
 
-    guest: str | Path
+    guest: str | Path | None  # None: what is on the first disk
     initrd: Path | None
     modules: tuple[tuple[Path, str], ...]
     is_firmware: bool
@@ -89,6 +91,15 @@ def run(
             "--with",
             metavar="PACKAGE",
             help="A Debian package to have in the guest, with all it needs.  May be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[
+        Path | None,
+        typer.Option(
+            "--seed",
+            metavar="FILE",
+            help="User-data for cloud-init in the guest, on a further disk: "
+            "the same as --disk FILE,format=nocloud.",
         ),
     ] = None,
     said: Said,
@@ -150,6 +161,10 @@ def run(
 
       understudy run --kernel xen.gz --module "vmlinuz,console=hvc0" --module initrd.img -m 512M
 
+      understudy run --guest debian
+
+      understudy run --disk debian.qcow2 --seed user-data
+
       understudy run --firmware u-boot.rom
     """
     if wish := next((name for name, value in said.items() if value in WISHES), None):
@@ -158,6 +173,8 @@ def run(
         if wish in CHOICES:
             typer.echo(CHOICES[wish]())
             raise typer.Exit
+    if seed is not None:
+        said["disks"] = (*said.get("disks", ()), Disk(str(seed), format="nocloud"))
     wanted = _checked(
         guest,
         kernel,
@@ -193,8 +210,11 @@ def _checked(
     control: Path | None,
     timeout: str | None,
 ) -> Wanted:
-    if sum(start is not None for start in (guest, kernel, firmware)) != 1:
-        raise typer.BadParameter("say one of --guest NAME, --kernel FILE and --firmware FILE")
+    starts = sum(start is not None for start in (guest, kernel, firmware))
+    if starts > 1 or (not starts and not said.get("disks")):
+        raise typer.BadParameter(
+            "say one of --guest NAME, --kernel FILE and --firmware FILE, or a --disk to boot from"
+        )
     if firmware is not None and (initrd is not None or modules or append or command is not None):
         raise typer.BadParameter(
             "--firmware starts what it finds by itself: --initrd, --module, --append and --exec go "
@@ -222,9 +242,9 @@ def _checked(
     interactive = command is None and is_interactive()
     if watch and not interactive:
         raise typer.BadParameter("--watch needs a terminal, and no --exec; see --counts")
-    chosen = guest if guest is not None else kernel or firmware or Path()
+    chosen = guest if guest is not None else kernel or firmware
     try:
-        config = Config.of(**{"name": str(chosen), **said})
+        config = usual(chosen, Config.of(**{"name": str(chosen or "disk"), **said}))
         if "clock" not in said and (interactive or config.has_outside):
             config = replace(config, clock="wall")
     except ValueError as error:
@@ -257,7 +277,7 @@ def _carry_out(wanted: Wanted) -> int:
     from understudy.guests.entry import GuestError
     from understudy.linux import VM, LinuxError
 
-    name = wanted.guest if isinstance(wanted.guest, str) else wanted.guest.name
+    name = wanted.guest.name if isinstance(wanted.guest, Path) else wanted.guest or "disk"
     with ExitStack() as stack:
         line = stack.enter_context(StatusLine(name))
         try:

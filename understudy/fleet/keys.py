@@ -16,6 +16,7 @@ from typing import Any, Final
 from understudy.config import Config, Option, option_of
 from understudy.guests import debian
 from understudy.guests.cache import Cache
+from understudy.guests.release import RELEASES
 from understudy.overcommit.victims import Victims
 from understudy.quantities import parse_size, parse_span
 from understudy.sched.host import MOST
@@ -101,7 +102,8 @@ def _file(value: Any) -> Path:
 def _guest(value: Any) -> str:
     if value not in debian.NAMES:
         raise ValueError(f"expected one of {', '.join(debian.NAMES)}, got {value!r}")
-    if value != "hello" and not Cache().has(value):
+    item = RELEASES[value].item if value in RELEASES else value
+    if value != "hello" and not Cache().has(item):
         raise ValueError(f"{value} is not fetched: understudy fetch {value}")
     return str(value)
 

@@ -31,6 +31,7 @@ from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
 from understudy.guests import debian
+from understudy.guests.release import RELEASES
 from understudy.overcommit.terms import SCAN, Terms
 from understudy.quantities import bytes_of
 from understudy.sched.house import DEFAULT
@@ -67,7 +68,8 @@ class VmPlan:
     def has_agent(self) -> bool:
         """Whether it will take commands once it is up."""
         package = debian.PACKAGES.get(str(self.guest))
-        return package is not None and package.linux and self.initrd is None
+        is_linux = package is not None and package.linux
+        return (is_linux or self.guest in RELEASES) and self.initrd is None
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ def _vm(path: str, told: Any, name: str | None, common: dict[str, Any]) -> VmPla
         said.get("pool", DEFAULT),
     )  # fmt: skip
     if vm.command is not None and not vm.has_agent:
-        linux = ", ".join(name for name, one in debian.PACKAGES.items() if one.linux)
+        kernels = (name for name, one in debian.PACKAGES.items() if one.linux)
+        linux = ", ".join([*kernels, *RELEASES])
         raise ValueError(f"{path}.exec: expected a guest that takes commands: {linux}")
     return vm
 

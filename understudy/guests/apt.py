@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from understudy.guests.cache import disk_full, explained
 from understudy.guests.entry import GuestError
@@ -24,6 +25,7 @@ Progress = Callable[[str, float | None], None]
 
 USUAL = "amd64"  # the architecture of the computers that understudy runs on
 ONLY_OURS = "understudy.sources"  # in place of the system's sources, not beside them
+POCKETS = ("", "updates", "security")  # of a release, in the names of its suites
 FRESH_SECONDS = 600  # package lists younger than this are not fetched again
 
 CONFIGURATION = """\
@@ -55,14 +57,33 @@ Dir::Etc::preferencesparts "/dev/null";
 UNREACHABLE = re.compile(
     r"resolv|could not connect|connection|network|timed out|unable to connect|failed to fetch", re.I
 )
+INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.M)
 FULL = re.compile(r"no space left|enough free space|disk quota|error writing to", re.I)
 
 
-class Apt:
-    """One private state folder, for one architecture, with or without the backports suites."""
+class Needed(NamedTuple):
+    """A package that would be installed."""
 
-    def __init__(self, state: Path, architecture: str, *, backports: bool = False) -> None:
+    name: str
+    version: str
+
+    @property
+    def file(self) -> str:
+        """How apt calls its file, up to the architecture."""
+        return f"{self.name}_{self.version.replace(':', '%3a')}"
+
+
+class Apt:
+    """One private state folder, for one architecture, with or without the backports suites.
+
+    release: of Debian's releases that one alone, by its name, and nobody else's packages.
+    """
+
+    def __init__(
+        self, state: Path, architecture: str, *, backports: bool = False, release: str = ""
+    ) -> None:
         self.state, self.architecture, self.backports = state, architecture, backports
+        self.release = release
         self.trouble: GuestError | None = None
         self.programs = {name: self._program(name) for name in ("apt-get", "apt-cache")}
         with explained(state):
@@ -96,6 +117,8 @@ class Apt:
         try:
             if self.backports:
                 self._add_backports(progress)
+            if self.release:
+                self._keep_to_release(progress)
             self._run(*fetch)
             if self.architecture != USUAL and not self._targets():
                 self._widen(progress)
@@ -127,21 +150,46 @@ class Apt:
             raise GuestError(f"apt-get downloaded {len(found)} packages for {package}, expected 1")
         return found[0]
 
-    def download_with_needs(self, package: str, folder: Path, progress: Progress) -> list[Path]:
-        """Download one package and all that it depends on, as if nothing were installed."""
+    def download_with_needs(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        progress: Progress,
+        installed: Path | None = None,
+    ) -> list[Path]:
+        """Download packages and all that they depend on; what is there already is not fetched.
+
+        `installed` is a status file of dpkg's; without one nothing is installed.
+        """
         with explained(self.state):
             (folder / "partial").mkdir(parents=True, exist_ok=True)
         command = ["apt-get", "install", "--yes", "--download-only", "--no-install-recommends"]
-        command += ["-o", f"Dir::Cache::archives={_quoted(folder)}", package]
+        command += ["-o", f"Dir::Cache::archives={_quoted(folder)}", *_status(installed), *names]
+        shown = names[0] if len(names) == 1 else f"{len(names)} packages"
         try:
-            self._run(command, f"Downloading {package} and what it needs", progress, folder)
+            self._run(command, f"Downloading {shown} and what it needs", progress, folder)
         except GuestError:
             (self.state / "updated").unlink(missing_ok=True)  # the lists may be out of date
             raise
         found = sorted(folder.glob("*.deb"))
-        if not any(path.name.startswith(f"{package}_") for path in found):
-            raise GuestError(f"apt-get downloaded {len(found)} packages, but not {package}")
+        there = {path.name.partition("_")[0] for path in found}
+        wanted = [name for name in names if installed is None and not name.startswith("?")]
+        if missing := [name for name in wanted if name not in there]:
+            raise GuestError(
+                f"apt-get downloaded {len(found)} packages, but not {', '.join(missing)}"
+            )
         return found
+
+    def needs(self, names: Sequence[str], installed: Path | None = None) -> list[Needed]:
+        """The packages that would be installed for these, in apt's order."""
+        command = ["apt-get", "install", "--yes", "--simulate", "--no-install-recommends"]
+        command += [*_status(installed), *names]
+        text = self._run(command, "Looking for what packages need", None, self.state)
+        return [Needed(*found) for found in INSTALLED.findall(text)]
+
+    def sources(self) -> str:
+        """The package sources that it was given in place of the system's, as sources.list(5)."""
+        return (self.parts / ONLY_OURS).read_text()
 
     def _targets(self) -> list[list[str]]:
         """[uri, suite, component, entry in the sources] of each package list that was fetched."""
@@ -168,6 +216,21 @@ class Apt:
                 stanza = _stanza(uri, f"{release}-backports", "main", entry)
                 self._use({"understudy-backports.sources": stanza}, with_systems=True)
                 return
+
+    def _keep_to_release(self, progress: Progress) -> None:
+        """Of the system's sources those of Debian, and of those this release's."""
+        own, stanzas = codename(), list[str]()
+        for uri, suite, component, entry in self._usual_targets(progress):
+            name, _, pocket = suite.partition("-")
+            if own and name == own and pocket in POCKETS:
+                wanted = self.release + suite.removeprefix(own)
+                stanzas.append(_stanza(uri, wanted, component, entry))
+        if not stanzas:
+            raise GuestError(
+                f"this computer's package sources are not Debian's: {self.release} cannot be had "
+                "from them"
+            )
+        self._use({ONLY_OURS: "\n".join(stanzas)}, with_systems=False)
 
     def _widen(self, progress: Progress) -> None:
         """The system's sources are for its own architecture alone: the same ones, for this one."""
@@ -271,6 +334,11 @@ def _follow(lines: Iterable[str], what: str, progress: Progress | None) -> None:
                 progress(what, min(float(fields[2]) / 100, 1.0))
             except ValueError:
                 continue
+
+
+def _status(installed: Path | None) -> list[str]:
+    """apt's option for what is installed."""
+    return [] if installed is None else ["-o", f"Dir::State::status={_quoted(installed)}"]
 
 
 def codename() -> str:

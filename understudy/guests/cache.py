@@ -60,7 +60,7 @@ class Cache:
         for name, recorded in self.manifest(item)["files"].items():
             path = folder / name
             try:
-                found = hashlib.sha256(path.read_bytes()).hexdigest()
+                found = _digest(path)
             except OSError as error:
                 raise self._damaged(item, f"{path}: {error.strerror}") from None
             if found != recorded:
@@ -82,11 +82,14 @@ class Cache:
         assert isinstance(manifest, dict)
         return manifest
 
-    def store(self, item: str, files: Mapping[str, bytes], about: Mapping[str, str]) -> None:
-        """Keep an item, in place of an older one of its name.  Call it under `lock`."""
+    def store(self, item: str, files: Mapping[str, bytes | Path], about: Mapping[str, str]) -> None:
+        """Keep an item, in place of an older one of its name.  Call it under `lock`.
+
+        What is a file already, on the same disk, is moved.
+        """
         manifest = dict(about) | {
             "format": FORMAT,
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            "files": {name: _digest(data) for name, data in files.items()},
         }
         folder = self.folder(item)
         with explained(self.root):
@@ -94,7 +97,10 @@ class Cache:
             new = Path(tempfile.mkdtemp(prefix=f".{item}-", dir=folder.parent))
             try:
                 for name, data in files.items():
-                    (new / name).write_bytes(data)
+                    if isinstance(data, Path):
+                        data.rename(new / name)
+                    else:
+                        (new / name).write_bytes(data)
                 (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
                 new.chmod(0o755)
                 if folder.exists():
@@ -126,11 +132,11 @@ class Cache:
         return self.write(f"{folder}/{digest}{suffix}", data)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = "lock") -> Iterator[None]:
         """Only one process fetches at a time; the others wait."""
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -141,6 +147,14 @@ class Cache:
         return GuestError(
             f"the cached {item} is damaged ({how}): remove {self.folder(item)} and fetch it again"
         )
+
+
+def _digest(data: bytes | Path) -> str:
+    """SHA-256 of bytes, or of a file, which is read piece by piece."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager

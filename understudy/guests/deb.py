@@ -78,6 +78,26 @@ def tree(package: Path, left_out: tuple[str, ...] = ()) -> dict[str, Node]:
 
 
 @contextmanager
+def opened(package: Path) -> Iterator[tarfile.TarFile]:
+    """The package's files as a tar archive that is read once, from its beginning."""
+    with _unharmed(package), _data(package.read_bytes()) as archive:
+        yield archive
+
+
+def unpacked(package: Path) -> bytes:
+    """The same package, with its files not compressed: dpkg has less to do."""
+    with _unharmed(package):
+        data = package.read_bytes()
+        pieces = [AR_MAGIC]
+        for name, body in _members(data):
+            if name.startswith("data.tar"):
+                name, body = "data.tar", _plain(body)
+            head = f"{name:<16}{0:<12}{0:<6}{0:<6}{0o100644:<8o}{len(body):<10}`\n".encode()
+            pieces += [head, body, b"\n" * (len(body) & 1)]
+        return b"".join(pieces)
+
+
+@contextmanager
 def _unharmed(package: Path) -> Iterator[None]:
     """What goes wrong in reading a package means that it is damaged."""
     try:
@@ -92,17 +112,20 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return stream.read() if stream else b""
 
 
-def _archive(body: bytes) -> tarfile.TarFile:
+def _source(body: bytes) -> Reader:
     method = payload.compression(body)
     source = Plain(body, 0) if method is None else stream(method, body)
     if source is None:
         raise UnpackError(f"its data is packed by {method}, which is not known here")
-    reader: Any = Reader(source, LIMIT)  # it only reads
-    return tarfile.open(fileobj=reader, mode="r|")
+    return Reader(source, LIMIT)
 
 
-def _data(package: bytes) -> tarfile.TarFile:
-    """The tar archive with the package's files, as a stream."""
+def _plain(body: bytes) -> bytes:
+    return _source(body).read(LIMIT + 1)
+
+
+def _members(package: bytes) -> Iterator[tuple[str, bytes]]:
+    """The members of the ar archive."""
     if not package.startswith(AR_MAGIC):
         raise UnpackError("it is no ar archive")
     at = len(AR_MAGIC)
@@ -112,7 +135,14 @@ def _data(package: bytes) -> tarfile.TarFile:
         body = package[at + 60 : at + 60 + size]
         if len(body) != size or size < 0:
             raise UnpackError("it is truncated")
-        if name.startswith("data.tar"):
-            return _archive(body)
+        yield name, body
         at += 60 + size + (size & 1)
+
+
+def _data(package: bytes) -> tarfile.TarFile:
+    """The tar archive with the package's files, as a stream."""
+    for name, body in _members(package):
+        if name.startswith("data.tar"):
+            reader: Any = _source(body)  # it only reads
+            return tarfile.open(fileobj=reader, mode="r|")
     raise UnpackError("it has no data.tar")

@@ -15,6 +15,7 @@ from understudy.guests import deb, hello, initramfs
 from understudy.guests.apt import Apt, Progress
 from understudy.guests.cache import Cache, explained
 from understudy.guests.entry import GuestError
+from understudy.guests.release import RELEASES
 
 LINUX_APPEND = "console=ttyS0 panic=-1"
 LINUX_32_APPEND = f"{LINUX_APPEND} cryptomgr.notests noisapnp"
@@ -161,23 +162,23 @@ PACKAGES = {
     "u-boot": _u_boot("qemu-x86", "32"),
     "u-boot-64": _u_boot("qemu-x86_64", "64"),
 }
-NAMES = ("hello", *PACKAGES)
+NAMES = ("hello", *PACKAGES, *RELEASES)
 
 
 def listing(cache: Cache | None = None) -> list[Listed]:
     """All guests that have names, and which of them are here."""
     cache = cache or Cache()
     rows = [Listed("hello", hello.DESCRIPTION, "built in", "")]
-    for name, package in PACKAGES.items():
-        fetched, version = cache.has(name), ""
+    items = [(name, name, package.description) for name, package in PACKAGES.items()]
+    items += [(name, release.item, release.description) for name, release in RELEASES.items()]
+    for name, item, description in items:
+        fetched, version = cache.has(item), ""
         if fetched:
             try:
-                version = str(cache.manifest(name).get("version", ""))
+                version = str(cache.manifest(item).get("version", ""))
             except GuestError:
                 version = "damaged"
-        rows.append(
-            Listed(name, package.description, "fetched" if fetched else "not fetched", version)
-        )
+        rows.append(Listed(name, description, "fetched" if fetched else "not fetched", version))
     return rows
 
 
@@ -187,6 +188,8 @@ def fetch(
     """A guest by name; what is not in the cache is fetched.  Every failure is a GuestError."""
     if name == "hello":
         return Guest(name, hello.DESCRIPTION, "", hello.image(), None, "")
+    if name in RELEASES:
+        raise GuestError(f"{name} is a whole system on a disk, no kernel for this: choose another")
     if name not in PACKAGES:
         raise GuestError(f"unknown guest {name!r}: expected one of {', '.join(NAMES)}")
     cache = cache or Cache()

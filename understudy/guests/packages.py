@@ -79,7 +79,7 @@ def _fetch(cache: Cache, item: str, name: str, architecture: str, progress: Prog
             f"for {architecture}: look for its name with `apt-cache search`"
         )
     with explained(cache.root), tempfile.TemporaryDirectory(dir=cache.root, prefix=".get-") as work:
-        archives = apt.download_with_needs(name, Path(work), progress)
+        archives = apt.download_with_needs([name], Path(work), progress)
         progress(f"Unpacking {len(archives)} packages", None)
         nodes: dict[str, Node] = {}
         for archive in archives:

@@ -145,7 +145,7 @@ WRONG = {
     "no guest": ("[vm.a]\n", "vm.a: expected one of guest and kernel, got 0"),
     "two guests": (VM + 'kernel = "k.elf"', "vm.a: expected one of guest and kernel, got 2"),
     "no file": ('[vm.a]\nkernel = "none"', "vm.a.kernel: expected a file, and 'none' is none"),
-    "guest": ('[vm.a]\nguest = "debian"', "vm.a.guest: expected one of hello, cloud-amd64"),
+    "guest": ('[vm.a]\nguest = "beos"', "vm.a.guest: expected one of hello, cloud-amd64"),
     "type of guest": ("[vm.a]\nguest = []", "vm.a.guest: expected one of hello, cloud-amd64"),
     "exec": (VM + 'exec = "true"', "vm.a.exec: expected a guest that takes commands: cloud-amd64"),
     "no VM": ("[host]\n", "vm: expected 1 to 1024 VMs, got 0"),

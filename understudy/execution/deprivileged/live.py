@@ -29,7 +29,6 @@ from understudy.guest import RSP, Event
 from understudy.instructions.operands import LONGEST, LOW32
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
-from understudy.paging.guest_walk import Translation
 from understudy.silicon import Exit
 from understudy.vcpu.cpu_model import CpuModel
 
@@ -166,14 +165,10 @@ class Live(GuestState):
         if n == SegmentName.SS and self.is_current:  # CPL has changed: CS follows
             self.updates |= descent.loaded(SegmentName.CS, self.segment(SegmentName.CS), level)
 
-    def translation(self, *, is_program: bool = False) -> Translation:
-        """How the guest's kernel reaches memory, or its program."""
-        cr0, cr3, cr4, efer, pdptes = self.paging_control()
+    def _reach(self, linear: Linear, level: int) -> Linear:
         flags = self._read_field(RFLAGS_FIELD)
-        keys = self.protection_keys()
-        return Translation(
-            cr0, cr3, cr4, efer, 3 if is_program else 0, pdptes, bool(flags & AC), keys
-        )
+        linear.follow(self.paging_control(), (level, bool(flags & AC), self.protection_keys()))
+        return linear
 
     def memory(self) -> Linear:
         """Memory as the instruction that trapped reaches it."""
@@ -181,13 +176,11 @@ class Live(GuestState):
 
     def kernel_memory(self) -> Linear:
         """Memory as level 0 reaches it."""
-        self.linear.follow(self.translation())
-        return self.linear
+        return self._reach(self.linear, 0)
 
     def programs_memory(self) -> Linear:
         """Memory as level 3 reaches it."""
-        self.programs.follow(self.translation(is_program=True))
-        return self.programs
+        return self._reach(self.programs, 3)
 
     # --- running ---
 
