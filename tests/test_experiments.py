@@ -62,6 +62,7 @@ EXACT = {
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
     "interpretation": ("instructions",),
+    "sensitive_instructions": ("traps",),
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
 }
 
