@@ -212,11 +212,11 @@ class Processor:
     def flush(self) -> None:
         """Drop all cached translations (of memory and of code).  For host-side changes."""
     def use_windows(self, which: str) -> None:
-        """Which 32-bit programs access memory through windows of the computer's own page tables.
+        """Which programs access memory through windows of the computer's own page tables.
 
         which: "auto" (at first: those that compute), "always" or "never"; may be called between two
-        runs.  Only speed depends on it, and the engine's counts windows_opened, window_fills and
-        window_drops.  ValueError for another word.
+        runs.  Only speed depends on it, and the engine's counts windows_opened, window_fills,
+        window_drops and window_strays.  ValueError for another word.
         """
     def set_ring0(self, who: str, sensitive: str) -> None:
         """Who is at CPL 0, outside VMX non-root operation.

@@ -111,7 +111,8 @@ pub(super) fn needs(insns: &[Instruction], crosses: bool) -> Vec<bool> {
     let mut needed = true;
     let mut out = vec![true; insns.len()];
     for (i, insn) in insns.iter().enumerate().rev() {
-        out[i] = needed || may_lose_stack(insn);
+        needed |= may_lose_stack(insn);
+        out[i] = needed;
         needed = match effect(insn) {
             _ if may_leave(insn) || (crosses && i + 1 == insns.len()) => true,
             Effect::Overwrites => false,

@@ -234,8 +234,9 @@ impl Window {
             Kind::Bits32 => vec![Piece::new(WINDOW_BYTES, GUARD_BYTES)?],
             Kind::High => high()?,
             Kind::Low => {
+                let low = low()?; // which others may have: that is asked often
                 let mut pieces = high()?;
-                pieces.push(low()?);
+                pieces.push(low);
                 pieces
             }
         };
