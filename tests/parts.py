@@ -37,14 +37,14 @@ Values = dict[str, Any]
 
 LEFT_OUT: Final = re.compile(
     # Where the hypervisor's own structures lie on this host.
-    r".*\.operation\.(bitmap|vmcs|root\.(region|table))|.*\.view\.eptp|.*\['processor'\]"
+    r".*\.operation\.(bitmap|vmcs|root\.(region|table|own\['cr3'\]))|.*\.view\.(eptp|root\.hpa)|.*\['processor'\]"
     # Under shadow paging it is the hypervisor's; the guest's own is in what the technique saves.
     r"|.*vmcs\[GUEST_CR3\]"
     # Tables are made anew, of what `Paging.save` says in guest frames: that is compared.
     r"|paging\.(reserve|root|loaded|tables\{\}|_leaves|pool|pointers|directories|leaves)"
     r"|paging\..*\.(hpa|parents|at|links|reverse|traced|traced_in|stale)"
     # What is looked up again, and what a part that was made anew has to make known.
-    r"|.*\.hpas|paging\.theirs\.regimes|.*\.view\.(regions|devices)|board\.bus\._pages|bus\._pages"
+    r"|.*\.hpas|paging\.theirs\._regimes|.*\.view\.(regions|devices)|board\.bus\._pages|bus\._pages"
     r"|.*\.(is_stale|_is_stale|_stale|attention)|.*\['attention'\]"
     # Of CR4 only the bits that the hypervisor owns are read there.
     r"|.*vmcs\[CR4_READ_SHADOW\]"

@@ -145,7 +145,7 @@ def test_a_terminal_on_a_console_and_two_who_watch(tmp_path: Path) -> None:
     third.expect("leaves it")
     third.send("mine")
     third.expect("mine")
-    assert understudy("down", "echo")[0] == 0
+    assert understudy("down", "echo") == (0, "", "")
     third.expect("has ended")
     third.expect(pexpect.EOF)
     for child in (first, second, third):
