@@ -137,7 +137,7 @@ impl Facts {
         peek: Peek<'_>,
         is_leave: bool,
     ) {
-        let before = self.of;
+        let mut before = self.of;
         let next = self.next(insn, peek);
         let changed = written(info, insn);
         for (n, _) in changed.iter().enumerate().filter(|(_, w)| **w) {
@@ -151,10 +151,19 @@ impl Facts {
             if let Fact::Near(arena, drift) = before[register] {
                 self.drift(register, arena, drift, by.unsigned_abs());
             }
-        } else if is_leave {
+            return;
+        }
+        if is_leave {
             self.of[STACK] = Fact::Near(Arena::High, 8);
             (self.is_proved, self.has_moved) = (true, true);
-        } else if let Some((register, fact)) = result(insn, &before) {
+            return;
+        }
+        // A copy of a stack pointer that this block has not proved proves nothing: else it could move on
+        // from block to block.
+        if !self.is_proved {
+            before[STACK] = Fact::Unknown;
+        }
+        if let Some((register, fact)) = result(insn, &before) {
             self.of[register] = fact;
             if register == STACK {
                 (self.is_proved, self.has_moved) = (true, true);
@@ -257,9 +266,7 @@ fn result(insn: &Instruction, before: &[Fact; 16]) -> Option<(usize, Fact)> {
             | M::Neg
             | M::Not
             | M::Lea
-            | M::Popcnt
-            | M::Tzcnt
-            | M::Lzcnt,
+            | M::Popcnt,
             4,
         ) => Some((to, Fact::Small)),
         (M::And, 8) if !is_register && insn.op1_kind() != OpKind::Memory => {
@@ -359,5 +366,21 @@ mod tests {
         assert!(f.is_stack_settled());
         after(&mut f, &[0x5C]); // pop rsp
         assert!(!f.is_stack_near());
+    }
+
+    /// Else a loop of such blocks would lead it anywhere, without one access.
+    #[test]
+    fn a_copy_of_a_stack_pointer_that_was_not_proved_proves_nothing() {
+        let mut f = Facts::at_head([0; 16]);
+        after(&mut f, &[0x48, 0x89, 0xE5]); // mov rbp,rsp
+        assert_eq!(Fact::Unknown, f.of(5));
+        let mut f = Facts::at_head([0; 16]);
+        after(&mut f, &[0x48, 0x8D, 0xAC, 0x24, 0xFF, 0xFF, 0xFF, 0x7F]); // lea rbp,[rsp+7FFFFFFFh]
+        after(&mut f, &[0x48, 0x89, 0xEC]); // mov rsp,rbp
+        assert!(!f.is_stack_settled());
+        let mut f = Facts::at_head([0; 16]);
+        f.prove(STACK, Arena::High);
+        after(&mut f, &[0x48, 0x89, 0xE5, 0x48, 0x89, 0xEC]); // mov rbp,rsp; mov rsp,rbp
+        assert!(f.is_stack_settled());
     }
 }
