@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
@@ -35,6 +35,8 @@ from understudy.commands.top import top
 from understudy.commands.up import up
 from understudy.visible import visible
 
+INTERRUPTED: Final = 130  # as shells say it: 128 and SIGINT
+
 # Typer ships its own copy of click or uses click itself, by version: ask it for the class.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -50,15 +52,16 @@ app = typer.Typer(
 )
 
 
-def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Typer makes of an interrupt a status without a word."""
+class _Ended(NamedTuple):
+    """What a command itself returned: a number is Typer's, which says nothing of interrupts."""
 
+    status: int
+
+
+def _ending(command: Callable[..., int | None]) -> Callable[..., _Ended]:
     @functools.wraps(command)
-    def carry_out(*arguments: object, **options: object) -> int | None:
-        try:
-            return command(*arguments, **options)
-        except KeyboardInterrupt:
-            raise Refusal("interrupted", status=130) from None
+    def carry_out(*arguments: object, **options: object) -> _Ended:
+        return _Ended(command(*arguments, **options) or 0)
 
     return carry_out
 
@@ -66,7 +69,7 @@ def _interruptible(command: Callable[..., int | None]) -> Callable[..., int | No
 for _command in (
     run, fetch, doctor, lab, control, inspect, up, ps, top, memory, console, down,
 ):  # fmt: skip
-    app.command()(_interruptible(_command))
+    app.command()(_ending(_command))
 
 
 def installed_version() -> str:
@@ -113,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the result is the status for the shell."""
     _open_streams()
     try:
-        status = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        ended = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         sys.stdout.flush()  # a full disk is to be noticed here, not when Python ends
     except Refusal as refusal:
         return _complain(str(refusal), refusal.status, refusal.detail)
     except _UsageError as error:
         return _complain(_usage_line(error), 2)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         _give_up_output()  # whoever read our output has gone
         return 1
@@ -133,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("stopped", 1)
     except BaseException as bug:  # a Rust panic is no Exception
         return _complain(_report(bug), 1)
-    return status if isinstance(status, int) else 0
+    if isinstance(ended, _Ended):
+        return ended.status
+    return _complain("interrupted", INTERRUPTED) if ended == INTERRUPTED else int(ended or 0)
 
 
 def _give_up_output() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer.core
 
 from understudy import cli
 
@@ -159,6 +160,16 @@ def test_errors_are_one_line(
     got, _, err = run("doctor")
     assert got == status
     assert words in _one_line(err)
+
+
+def test_an_interrupt_while_typer_reads_the_arguments_is_a_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.core.TyperGroup, "make_context", interrupted)
+    assert run("doctor") == (130, "", "understudy: interrupted\n")
 
 
 def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,28 @@ def test_stop_ends_the_run(running: Running) -> None:
         threading.Event().wait(0.01)
     assert ends[0].kind == StopKind.STOPPED
     assert vm.go(budget=10).kind == StopKind.BUDGET  # it could go on
+
+
+def test_whoever_was_heard_is_answered_though_the_vm_ends(tmp_path: Path) -> None:
+    """The answer is longer than what the socket holds, and read when the VM has begun to end."""
+
+    class AtOnce:
+        def post(self, action: Callable[[], None]) -> None:
+            action()
+
+    long = "x" * (4 << 20)
+    server = ControlSocket(AtOnce(), tmp_path / "vm.sock", {"tell": lambda _owner, _request: long})
+    with server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(server.path))
+        client.sendall(b'{"do": "tell"}\n')
+        assert client.recv(1, socket.MSG_PEEK), "the answer has begun"
+        ending = threading.Thread(target=server.__exit__)
+        ending.start()
+        while server._thread.is_alive():
+            pass
+        with client.makefile() as answer:
+            assert json.loads(answer.readline()) == {"ok": long}
+        ending.join()
 
 
 def test_stop_counts_more_than_the_end_of_a_slice(vm: VM) -> None:

@@ -8,7 +8,8 @@ server's thread only carries messages; what is asked for is done on the owner's 
 Source: unix(7).
 Invariants: only this user (and root) is answered; nothing that is sent makes the owner end or
 raise, but "stop" and "down", which are to; no client waits for another that is slow, nor does the
-end of the VM; a socket of another that still listens is never taken away.
+end of the VM for longer than `LAST_WORDS_S`, in which whoever was heard is answered; a socket of
+another that still listens is never taken away.
 """
 
 import json
@@ -28,6 +29,7 @@ from understudy.machine.frames import OutOfFrames
 LONGEST_REQUEST: Final = 1 << 16
 LONGEST_ANSWER: Final = 1 << 24
 PATIENCE_S: Final = 10.0  # for a whole request, and for a whole answer
+LAST_WORDS_S: Final = 1.0  # for the answers that are being given when the owner ends
 MOST_CLIENTS: Final = 16
 MOST_STREAMS: Final = 64
 LONGEST_PATH: Final = 107  # sockaddr_un
@@ -102,6 +104,12 @@ class ControlSocket:
             self._listener.close()
         with self._lock:
             threads = list(self._clients.values())
+            for connection in [*self._reading, *self._streaming]:
+                _cut(connection)
+        ends_at = time.monotonic() + LAST_WORDS_S
+        for thread in threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
+        with self._lock:
             for connection in self._clients:
                 _cut(connection)
         for thread in threads:
