@@ -1,92 +1,16 @@
 //! Windows of 64-bit programs: what they do, and what is counted, is what it is without; and however
 //! they compute addresses, they stay in their memory.
 
+mod arena_bed;
 mod counters;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
+use arena_bed::{ALONE, LIBRARY, LOW, OTHER, PIE, STACK, machine, run, seen};
 use counters::counter;
-use silicon::arch::exit::reason;
-use silicon::arch::segment::{Segment, seg};
-use silicon::cpu::state::Clock;
+use silicon::arch::segment::seg;
 use silicon::dbt::promotion::Windows;
-use silicon::mem::Memory;
 use silicon::processor::{EngineKind, Processor};
-use silicon::snapshot::state_hash;
-
-/// One window of a process has the lowest arena.
-static ALONE: Mutex<()> = Mutex::new(());
-
-const PML4: u64 = 0x1000;
-const IDT: u64 = 0x8_0000;
-const CODE_HPA: u64 = 0x10_0000;
-const DATA_HPA: u64 = 0x11_0000;
-const STACK_HPA: u64 = 0x12_0000;
-/// #PF, #GP, #SS: halt.
-const HANDLER: u64 = 0x13_0000;
-const USER: u64 = 7;
-
-/// Where programs are, and what they work on: without and with a place of their own.
-const LOW: u64 = 0x40_0000;
-const PIE: u64 = 0x5555_5555_0000;
-const LIBRARY: u64 = 0x7F12_3456_0000;
-const STACK: u64 = 0x7FFD_1234_0000;
-/// In none of the arenas.
-const OTHER: u64 = 0x6000_0000_0000;
-
-fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64) {
-    let mut table = PML4;
-    for level in (1..4).rev() {
-        let entry = table + 8 * (gva >> (12 + 9 * level) & 511);
-        if mem.load(entry, 8) == 0 {
-            mem.store(entry, 8, *next | USER);
-            *next += 0x1000;
-        }
-        table = mem.load(entry, 8) & !0xFFF;
-    }
-    mem.store(table + 8 * (gva >> 12 & 511), 8, hpa | USER);
-}
-
-/// A processor at a program at `at`, at CPL 3: its data at all places but its code's, its stack.
-fn machine(engine: EngineKind, windows: Windows, at: u64, program: &[u8]) -> Processor {
-    let mem = Memory::new(4 << 20).unwrap();
-    mem.write_bytes(CODE_HPA, program);
-    let mut next = 0x2000;
-    map(&mem, &mut next, at, CODE_HPA);
-    for base in [LOW, PIE, LIBRARY, OTHER] {
-        (0..16).for_each(|i| map(&mem, &mut next, base + 0x10_0000 + (i << 12), DATA_HPA + (i << 12)));
-    }
-    (0..16).for_each(|i| map(&mem, &mut next, STACK + (i << 12), STACK_HPA + (i << 12)));
-    map(&mem, &mut next, HANDLER, HANDLER);
-    map(&mem, &mut next, IDT, IDT);
-    assert!(next <= IDT);
-    for vector in [12, 13, 14] {
-        mem.store(IDT + 16 * vector, 8, HANDLER & 0xFFFF | 8 << 16 | 0xEE00 << 32 | HANDLER >> 16 << 48);
-    }
-    mem.write_bytes(HANDLER, &[0xF4]); // hlt
-    let mut p = Processor::new(mem, engine, Clock::Virtual, 0).unwrap();
-    p.use_windows(windows);
-    let c = &mut *p.core;
-    (c.cr0, c.cr3, c.cr4, c.efer) = (0x8005_0033, PML4, 0x6A0, 0xD01);
-    c.seg = [Segment { base: 0, limit: 0, attr: 1 << 16, selector: 0 }; 6];
-    c.seg[seg::SS] = Segment { base: 0, limit: u32::MAX, attr: 0xC0F3, selector: 0x2B };
-    c.seg[seg::CS] = Segment { base: 0, limit: 0, attr: 0xA0FB, selector: 0x33 };
-    c.seg[seg::FS].base = LIBRARY + 0x10_3000;
-    c.cpl = 3;
-    (c.idtr.base, c.idtr.limit) = (IDT, 0xFFF);
-    (c.rip, c.gpr[4]) = (at, STACK + 0x8000);
-    c.refresh();
-    p
-}
-
-fn run(p: &mut Processor, budget: u64) {
-    assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason);
-}
-
-/// What a program and who counts may see.
-fn seen(p: &mut Processor) -> (u64, String) {
-    (state_hash(&mut p.core), format!("{:?}", p.core.counts))
-}
 
 /// For ever: RDI, RSI, R14 are pointers to data in three arenas and beside them, by turns; RBX counts.
 const PROGRAM: &[u8] = &[

@@ -85,7 +85,7 @@ fn the_youngest_outlives_an_overflow() {
     };
     assert_eq!(0, turn(CODE, 4000)[1]);
     assert!(turn(CODE + 0x10_0000, 300)[0] > 200);
-    assert!((1..REGIONS as u64 / 2).contains(&turn(CODE + 0x12_0000, 1000)[1]));
+    assert!((1..REGIONS as u64 / 2).contains(&turn(CODE + 0x12_0000, 2500)[1]));
     processor.core.rip = CODE + 0x10_0000;
     let before = counter(&processor, "translated_blocks");
     run(&mut processor, 302);

@@ -14,11 +14,11 @@ use silicon::snapshot::state_hash;
 const PML4: u64 = 0x8000;
 const CODE: u64 = 0x20_0000;
 const DATA: u64 = 0x40_0000;
-/// So far away, memory is mapped once more; pages so far apart have one place in the TLB.
+/// So far away, memory is mapped once more, and four times in all; pages so far apart are in one set of the TLB.
 const AGAIN: u64 = 0x400_0000;
 const BUDGETS: [u64; 6] = [1, 2, 3, 7, 23, 5000];
 
-/// 64-bit code at level 0; 32 MBytes are mapped where they are, and [`AGAIN`] behind.
+/// 64-bit code at level 0; 32 MBytes are mapped where they are, and behind at multiples of [`AGAIN`].
 fn machine(kind: EngineKind, code: &[u8]) -> Processor {
     machine_on(Clock::Virtual, kind, code)
 }
@@ -30,7 +30,9 @@ fn machine_on(clock: Clock, kind: EngineKind, code: &[u8]) -> Processor {
     }
     for i in 0..16 {
         mem.store(0xA000 + 8 * i, 8, i << 21 | 0x83);
-        mem.store(0xA000 + 8 * (i + 32), 8, i << 21 | 0x83);
+        for again in 1..=4 {
+            mem.store(0xA000 + 8 * (i + 32 * again), 8, i << 21 | 0x83);
+        }
     }
     (0..0x2000).for_each(|i| mem.store(DATA + 8 * i, 8, i * 0x1_0001));
     mem.write_bytes(CODE, code);
@@ -86,8 +88,15 @@ const READERS: &[(&str, &[u8], u64)] = &[
     ("update", &[0x48, 0xFF, 0x06], 0),          // inc qword [rsi]
     ("read, then write", &[0x48, 0x8B, 0x1E, 0x48, 0x89, 0x4E, 0x08], 0), // mov rbx, [rsi]; mov [rsi+8], rcx
     ("locked", &[0xF0, 0x48, 0x0F, 0xC1, 0x1E], 0), // lock xadd [rsi], rbx
-    // mov rax, [rsi]; mov rbx, [r11]; mov rcx, [rsi+8]; add rcx, [rsi]: r11's page displaces rsi's
-    ("displaced", &[0x48, 0x8B, 0x06, 0x49, 0x8B, 0x1B, 0x48, 0x8B, 0x4E, 0x08, 0x48, 0x03, 0x0E], 4),
+    // mov rax, [rsi]; 4 times mov rbx, [r11+…]; mov rcx, [rsi+8]; add rcx, [rsi]: r11's pages displace rsi's
+    (
+        "displaced",
+        &[
+            0x48, 0x8B, 0x06, 0x49, 0x8B, 0x1B, 0x49, 0x8B, 0x9B, 0, 0, 0, 4, 0x49, 0x8B, 0x9B, 0, 0, 0, 8,
+            0x49, 0x8B, 0x9B, 0, 0, 0, 12, 0x48, 0x8B, 0x4E, 0x08, 0x48, 0x03, 0x0E,
+        ],
+        10,
+    ),
     ("bit", &[0x48, 0x0F, 0xA3, 0x0E], 0), // bt [rsi], rcx
     ("vector", &[0x0F, 0x10, 0x06], 1),    // movups xmm0, [rsi]
     ("string", &[0x48, 0x8D, 0x37, 0x48, 0xAD, 0x48, 0x8D, 0x37], 1), // lea rsi, [rdi]; lodsq; lea rsi, [rdi]

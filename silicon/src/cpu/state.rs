@@ -17,6 +17,7 @@ use crate::cpu::random::Random;
 use crate::cpu::ring0::Ring0;
 use crate::cpu::vector::Vectors;
 use crate::dbt::home::Bell;
+use crate::dbt::record::Record;
 use crate::dbt::tables::Tables;
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
 use crate::mem::Memory;
@@ -188,14 +189,17 @@ pub enum Clock {
 /// The whole processor.  The engine addresses the first fields by their offsets.
 #[repr(C, align(64))]
 pub struct Core {
+    /// Instructions until the dispatcher must look again; see [`Core::retired`].
+    pub countdown: i64,
+    /// The arithmetic flags between blocks of generated code.  (With the countdown it is in one cache line: every
+    /// block stores both.)
+    pub record: Record,
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8 … R15.
     pub gpr: [u64; 16],
     /// The address of the next instruction.
     pub rip: u64,
     /// RFLAGS, bit 1 always set.
     pub rflags: u64,
-    /// Instructions until the dispatcher must look again; see [`Core::retired`].
-    pub countdown: i64,
     /// Set when something happened that the dispatcher must look at before the next instruction.
     pub attention: u64,
     /// What generated code shares with the engine.
@@ -322,10 +326,11 @@ impl Core {
         let mut segs = [data; 6];
         segs[seg::CS] = Segment { base: 0xFFFF_0000, limit: 0xFFFF, attr: 0x9B, selector: 0xF000 };
         let core = build!(place, Core {
+            countdown: 0,
+            record: Record::default(),
             gpr: [0; 16],
             rip: 0xFFF0,
             rflags: rflags::FIXED1,
-            countdown: 0,
             may_stop_early: false,
             attention: 0,
             seg: segs,

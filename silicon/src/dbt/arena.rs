@@ -13,14 +13,15 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, Register};
 
-use super::asm::{Mem, RSP, T0, T1, Through, at, cc};
+use super::asm::{Mem, RSP, T0, T1, Through, at, cc, state};
 use super::block::Site;
 use super::facts::{Arena, Fact};
-use super::glue::table;
+use super::glue::{segment_base, table};
 use super::kinds::{has_base, is_short};
 use super::map::{HOST_OF_RSP, host_of, number};
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
+use crate::arch::segment::seg;
 use crate::mmu::window::{ARENA_SHIFT, HIGH, LOW, is_high, low_place};
 
 /// The stack pointer's number.
@@ -35,6 +36,8 @@ pub(super) struct Reach {
     pub check: Option<Check>,
     /// The operand then.
     pub mem: Mem,
+    /// A register that is known to be near the arena, and how far from its value the operand is.
+    pub proves: Option<(usize, u64)>,
 }
 
 /// What T0 has to be.
@@ -50,13 +53,15 @@ pub(super) enum Compute {
     Host,
     /// The operand's linear address.
     Address,
+    /// The base of FS.
+    Thread,
 }
 
 /// What has to lie in an arena.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Check {
-    /// The guest's register.
-    register: usize,
+    /// The guest's register; `None`: the operand's address in T0.
+    register: Option<usize>,
     /// The arena's number; of a high one the other's does as well.
     number: u64,
 }
@@ -73,8 +78,11 @@ fn register(r: Register) -> Option<usize> {
 impl Translator<'_> {
     /// How a 64-bit program's operand is accessed in its window, if it can be.
     pub(super) fn reach(&self, insn: &Instruction) -> Option<Reach> {
-        if has_base(insn) || is_short(insn) {
+        if is_short(insn) {
             return None;
+        }
+        if has_base(insn) {
+            return self.in_thread(insn);
         }
         let displacement = insn.memory_displacement64();
         let base = insn.memory_base();
@@ -94,7 +102,34 @@ impl Translator<'_> {
             (None, Some(i)) => self.indexed(i, scale, disp),
             (None, None) => None,
         }
-        .or(Some(Reach { compute: Compute::Host, check: None, mem: own(at(T0)) }))
+        .or_else(|| self.whole(insn))
+        .or(Some(Reach { compute: Compute::Host, check: None, mem: own(at(T0)), proves: None }))
+    }
+
+    /// An operand whose address is computed, and checked to be in the arena where it is likely to be.
+    fn whole(&self, insn: &Instruction) -> Option<Reach> {
+        let likely = self.facts.likely_operand(insn)?;
+        let arena = self.guessed(insn, likely)?;
+        let check = Check { register: None, number: likely >> ARENA_SHIFT };
+        self.through(arena, Some(check), Compute::Address, at(T0))
+    }
+
+    /// An operand at a constant distance from the base of FS.
+    fn in_thread(&self, insn: &Instruction) -> Option<Reach> {
+        let is_fs = insn.memory_segment() == Register::FS;
+        if !is_fs || insn.memory_base() != Register::None || insn.memory_index() != Register::None {
+            return None;
+        }
+        let arena = self.guessed(insn, self.fs)?;
+        let check = Check { register: None, number: self.fs >> ARENA_SHIFT };
+        let mem = Mem::new(Some(T0), None, insn.memory_displacement64() as i32);
+        self.through(arena, Some(check), Compute::Thread, mem)
+    }
+
+    /// The arena of an address, unless guesses were wrong at this instruction.
+    fn guessed(&self, insn: &Instruction, likely: u64) -> Option<Arena> {
+        let instruction = insn.ip().wrapping_sub(self.rip).wrapping_add(self.hpa);
+        self.arena_of(likely).filter(|_| !self.tools.places.is_mixed(instruction))
     }
 
     /// An operand with a base that is near an arena or, as far as is known, in one.
@@ -102,11 +137,10 @@ impl Translator<'_> {
         let (arena, check) = match self.facts.of(base) {
             Fact::Near(arena, _) => (arena, None),
             _ => {
-                let instruction = insn.ip().wrapping_sub(self.rip).wrapping_add(self.hpa);
                 let likely = self.facts.likely(Some(base), None, 0)?;
                 let number = likely >> ARENA_SHIFT;
-                let arena = self.arena_of(likely).filter(|_| !self.tools.places.is_mixed(instruction))?;
-                (arena, Some(Check { register: base, number }))
+                let arena = self.guessed(insn, likely)?;
+                (arena, Some(Check { register: Some(base), number }))
             }
         };
         let index = match index {
@@ -118,7 +152,9 @@ impl Translator<'_> {
             Some(host) => (host, Compute::Nothing),
             None => (T0, Compute::Register(base)),
         };
-        self.through(arena, check, compute, Mem::new(Some(host), index, disp))
+        let proves = index.is_none().then_some((base, i64::from(disp).unsigned_abs()));
+        let reach = self.through(arena, check, compute, Mem::new(Some(host), index, disp))?;
+        Some(Reach { proves, ..reach })
     }
 
     /// An operand in the lowest arena with an index alone, which is small.
@@ -146,7 +182,7 @@ impl Translator<'_> {
                 Mem { through: Some(Through::Own), disp: disp.filter(|_| !is_below)?, ..mem }
             }
         };
-        Some(Reach { compute, check, mem })
+        Some(Reach { compute, check, mem, proves: None })
     }
 
     fn is_near(&self, r: usize) -> bool {
@@ -176,15 +212,19 @@ impl Translator<'_> {
             Compute::Constant(v) => self.a.imm(T0, v),
             Compute::Register(r) => self.a.load(T0, super::asm::state(super::glue::slot(r))),
             Compute::Host => self.host_address(insn),
+            Compute::Thread => self.a.load(T0, state(segment_base(seg::FS))),
             Compute::Address => {
                 self.keep_flags();
                 self.address(insn, 0);
             }
         }
         if let Some(check) = reach.check {
-            self.require(insn, host_of(check.register).unwrap_or(T0), check.number);
+            self.require(insn, check.register.and_then(host_of).unwrap_or(T0), check.number);
             let arena = if check.number == LOW { Arena::Low } else { Arena::High };
-            self.facts.prove(check.register, arena);
+            check.register.into_iter().for_each(|register| self.facts.prove(register, arena));
+        }
+        if let Some((register, by)) = reach.proves {
+            self.facts.prove_by(register, by);
         }
         let is_stack = reach.mem.base == Some(HOST_OF_RSP) && reach.mem.index.is_none();
         if is_stack && reach.mem.through == Some(Through::High) {
@@ -209,8 +249,8 @@ impl Translator<'_> {
         let mem = Mem { through: Some(Through::High), ..Mem::new(Some(host), None, disp) };
         let guest = if host == HOST_OF_RSP { STACK } else { usize::from(host) };
         let is_known = matches!(self.facts.of(guest), Fact::Near(Arena::High, _));
-        let check = (!is_known).then_some(Check { register: guest, number: HIGH[1] });
-        self.approach(insn, Reach { compute: Compute::Nothing, check, mem })
+        let check = (!is_known).then_some(Check { register: Some(guest), number: HIGH[1] });
+        self.approach(insn, Reach { compute: Compute::Nothing, check, mem, proves: None })
     }
 
     /// Leave for the version without windows unless a register's value is in the arena of a number, or if

@@ -161,6 +161,10 @@ impl Dbt {
             }
         };
         self.sync(core);
+        if let Some((vpn, is_write)) = core.tlb.windows.awaited.filter(|_| core.cpl == 3) {
+            core.tlb.windows.awaited = None;
+            fill_page(core, vpn, is_write);
+        }
         if site.is_crossing && self.blocks[site.block].second().is_none() {
             self.retry_crossing(core, site);
         }
@@ -168,7 +172,9 @@ impl Dbt {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
-        let goes_on = is_alone && site.next != 0 && !site.is_group && before == self.relied_on(core);
+        let is_astray = std::mem::take(&mut self.is_astray);
+        let goes_on =
+            is_alone && site.next != 0 && !site.is_group && !is_astray && before == self.relied_on(core);
         let block = &self.blocks[site.block];
         let is_alive =
             goes_on && !block.is_dead && (!relies_on_stack(block.key.mode) || is_stack(core.gpr[4]));
@@ -266,24 +272,35 @@ pub(super) extern "C" fn interpret_fault(core: *mut Core, at: u64, accessed: u64
         dbt.trap = Some(Trap::Stop(Box::new(Exit::new(reason::LOST, at))));
         return 0;
     };
+    // What the block takes for known of registers, an access in the window proves.
+    dbt.is_astray = core.tlb.windows.page_at(accessed).is_none();
     let next = interpret(core, faults[i].1.into());
-    let (core, _) = parts(core);
+    let (core, dbt) = parts(core);
+    dbt.is_astray = false;
     fill_window(core, accessed);
     next
 }
 
-/// The program faulted in its window: let the page lead to where the TLB says now.
+/// The program faulted in its window: let the page lead to where the TLB says now, or, if the guest's own
+/// handler has to see to that first, when the program goes on.
 fn fill_window(core: &mut Core, accessed: u64) {
     let Some(vpn) = core.tlb.windows.page_at(accessed) else {
         core.tlb.windows.note_stray();
         return;
     };
+    let is_write = accessed & signals::IS_WRITE != 0;
+    core.tlb.windows.awaited = Some((vpn, is_write)).filter(|_| core.cpl != 3);
+    fill_page(core, vpn, is_write);
+}
+
+/// Let a page of the window lead to where the TLB says.
+fn fill_page(core: &mut Core, vpn: u64, is_write: bool) {
     let Some(&e) = core.tlb.lookup(vpn).filter(|_| core.cpl == 3) else { return };
     if e.perm & perm::SPECIAL != 0 || !core.allows(&e, Access::Read) {
         return;
     }
     // (A mark that is set already changes nothing.)
-    let wants_writes = accessed & signals::IS_WRITE != 0 || core.mem.is_dirty(e.hpa >> 12);
+    let wants_writes = is_write || core.mem.is_dirty(e.hpa >> 12);
     let is_writable = wants_writes && grant_writes(core, &e);
     core.tlb.windows.fill(vpn, e.hpa, is_writable, &core.mem);
 }

@@ -5,7 +5,7 @@ use super::block::{Block, Key};
 use super::cache::REGIONS;
 use super::mode::class_of;
 use super::numbered::region_of;
-use super::tables::{NO_REQUEST, jump_index};
+use super::tables::{NO_MODE, NO_REQUEST, jump_index};
 use crate::cpu::state::Core;
 
 /// Bytes of notes that a region of the cache may have for each byte of its room for code.
@@ -125,6 +125,16 @@ impl Dbt {
                 if usize::from(link.to) == region {
                     self.cache.patch(link.place, &link.out.to_le_bytes());
                 }
+            }
+        }
+    }
+
+    /// Empty the tables of indirect targets whose mode is such.
+    pub(super) fn empty_jumps(&mut self, core: &mut Core, which: impl Fn(u32) -> bool) {
+        for (n, mode) in core.jit.jump_modes.iter().enumerate() {
+            if *mode != NO_MODE && which(*mode) {
+                let indirect = self.tools.glue.indirect;
+                self.jump_used[n].drain(|slot| core.jit.jump[n][slot] = indirect);
             }
         }
     }

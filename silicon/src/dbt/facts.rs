@@ -61,6 +61,9 @@ pub(super) struct Facts {
     of: [Fact; 16],
     /// What they are likely to be.
     likely: [Option<u64>; 16],
+    /// An access off it, or a check, has proved the fact, and whatever moved it since moves it in each round of a
+    /// loop.
+    is_sure: [bool; 16],
     /// The stack pointer was proved to be near in this block.
     is_proved: bool,
     /// It has moved since.
@@ -72,7 +75,24 @@ impl Facts {
     pub fn at_head(registers: [u64; 16]) -> Self {
         let mut of = [Fact::Unknown; 16];
         of[STACK] = Fact::Near(Arena::High, 0);
-        Self { of, likely: registers.map(Some), is_proved: false, has_moved: false }
+        Self { of, likely: registers.map(Some), is_sure: [false; 16], is_proved: false, has_moved: false }
+    }
+
+    /// As at the head of another round of a loop, behind one.
+    pub fn at_round(&self) -> Self {
+        let keeps = |n: usize| !matches!(self.of[n], Fact::Near(_, 1..)) || self.is_sure[n];
+        let mut of = std::array::from_fn(|n| if keeps(n) { self.of[n] } else { Fact::Unknown });
+        of[STACK] = Fact::Near(Arena::High, 0);
+        Self { of, likely: self.likely, ..Self::at_head([0; 16]) }
+    }
+
+    /// Whether what `other` takes for known is.
+    pub fn cover(&self, other: &Self) -> bool {
+        self.of.iter().zip(&other.of).all(|pair| match pair {
+            (_, Fact::Unknown) => true,
+            (Fact::Near(ours, drift), Fact::Near(theirs, most)) => ours == theirs && drift <= most,
+            (ours, theirs) => ours == theirs,
+        })
     }
 
     /// The linear address that an instruction's operand is likely to have.
@@ -103,8 +123,17 @@ impl Facts {
     /// Its value is in an arena, or an access off it was.
     pub fn prove(&mut self, register: usize, arena: Arena) {
         self.of[register] = Fact::Near(arena, 0);
+        self.is_sure[register] = true;
         if register == STACK {
             (self.is_proved, self.has_moved) = (true, false);
+        }
+    }
+
+    /// What lies so far from its value is in the arena.
+    pub fn prove_by(&mut self, register: usize, by: u64) {
+        if let (Fact::Near(arena, drift), true) = (self.of[register], register != STACK) {
+            self.of[register] = Fact::Near(arena, drift.min(by));
+            self.is_sure[register] = true;
         }
     }
 
@@ -144,12 +173,17 @@ impl Facts {
             self.of[n] = Fact::Unknown;
             self.likely[n] = None;
         }
+        let sure = self.is_sure;
+        for (n, _) in changed.iter().enumerate().filter(|(_, w)| **w) {
+            self.is_sure[n] = false;
+        }
         if let Some((register, value)) = next {
             self.likely[register] = value;
         }
         if let Some((register, by)) = moved(insn) {
             if let Fact::Near(arena, drift) = before[register] {
                 self.drift(register, arena, drift, by.unsigned_abs());
+                self.is_sure[register] = sure[register];
             }
             return;
         }

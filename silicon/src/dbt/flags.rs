@@ -6,12 +6,12 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::asm::{Asm, Mem, Source, T1, alu, cc, state};
-use super::glue::{slot, table};
+use super::glue::slot;
 use super::kinds::{Way, has_memory, way};
 use super::map::{host_of, is_high_byte, number};
 use super::record::{Kind, Operand, Recipe, Record};
-use super::tables::Tables;
 use super::translate::{Cold, Translator};
+use crate::cpu::state::Core;
 
 /// What an instruction does to the six arithmetic flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +63,7 @@ pub fn effect(insn: &Instruction) -> Effect {
 
 /// Where the guest's arithmetic flags are at a point of the translation.  Several may hold at
 /// once; none does where they are not needed any more.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Flags {
     /// In the computer's flags.
     pub live: bool,
@@ -405,5 +405,5 @@ pub(super) fn make(asm: &mut Asm, kind: Kind, size: usize, b: Source) {
 
 /// A field of the record.
 fn record(field: usize) -> Mem {
-    state(table(offset_of!(Tables, record)) + field)
+    state(offset_of!(Core, record) + field)
 }

@@ -6,6 +6,7 @@ use super::asm::{Asm, Mem, RAX, RDI, RDX, RSI, RSP, Source, T0, T1, at, state};
 use super::map::PINNED;
 use super::record::{B_INSIDE, Kind, Record};
 use super::tables::{MAKERS, Tables};
+use crate::arch::segment::Segment;
 use crate::cpu::state::Core;
 
 /// Offset of a field of the tables inside the state.
@@ -18,6 +19,12 @@ pub fn table(field: usize) -> usize {
 #[must_use]
 pub fn slot(guest: usize) -> usize {
     offset_of!(Core, gpr) + 8 * guest
+}
+
+/// Offset of a segment's base.
+#[must_use]
+pub fn segment_base(which: usize) -> usize {
+    offset_of!(Core, seg) + which * size_of::<Segment>() + offset_of!(Segment, base)
 }
 
 /// Where the fixed pieces are.
@@ -241,7 +248,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
 /// through a table, by kind and size, to the piece that does the operation.
 fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue) {
     let below = 8; // the return address
-    let field = |f: usize| shifted(state(table(offset_of!(Tables, record) + f)), below);
+    let field = |f: usize| shifted(state(offset_of!(Core, record) + f), below);
     let pointer = shifted(state(table(offset_of!(Tables, pointer))), below);
     let slow = a.here();
     a.load(T0, pointer);

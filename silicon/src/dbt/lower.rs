@@ -17,7 +17,7 @@ use super::mode::{MODE_PAUSE, MODE_SENSITIVE};
 use super::record::{Operand, Recipe, Record};
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
-use crate::arch::segment::{Segment, seg};
+use crate::arch::segment::seg;
 use crate::cpu::ring0::is_sensitive;
 use crate::cpu::segment::is_canonical;
 use crate::cpu::state::Core;
@@ -161,7 +161,7 @@ impl Translator<'_> {
             Register::GS => seg::GS,
             _ => return,
         };
-        let base = offset_of!(Core, seg) + which * size_of::<Segment>() + offset_of!(Segment, base);
+        let base = state(super::glue::segment_base(which));
         let sum = Mem::new(Some(T0), Some((T1, 0)), 0);
         if self.is_32 {
             if let Some(last) = super::code32::last_offset(insn) {
@@ -169,10 +169,10 @@ impl Translator<'_> {
                 self.a.cmp32_imm(T0, last);
                 self.leave_if(insn, cc::A);
             }
-            self.a.load32(T1, state(base));
+            self.a.load32(T1, base);
             self.a.lea32(T0, sum);
         } else {
-            self.a.load(T1, state(base));
+            self.a.load(T1, base);
             self.a.lea(T0, sum);
         }
     }
@@ -504,7 +504,7 @@ impl Translator<'_> {
         {
             let guest = number(insn.op0_register());
             let host = host_of(guest).unwrap_or_else(|| temps.first().map_or(T1, |t| t.1));
-            self.a.store(state(table(offset_of!(Tables, record)) + offset_of!(Record, a)), host);
+            self.a.store(state(offset_of!(Core, record) + offset_of!(Record, a)), host);
             self.a.raw(code);
             return Some(recipe);
         }
@@ -538,7 +538,7 @@ impl Translator<'_> {
 
     fn write_split(&mut self, split: &Split, code: &[u8]) {
         let field = if split.is_destination { offset_of!(Record, a) } else { offset_of!(Record, b) };
-        let recorded = state(table(offset_of!(Tables, record)) + field);
+        let recorded = state(offset_of!(Core, record) + field);
         self.a.load_sized(split.size, T1, split.place);
         if split.writes {
             self.a.raw(code);

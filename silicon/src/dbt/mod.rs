@@ -61,6 +61,7 @@ pub mod numbered;
 pub mod promotion;
 pub mod record;
 pub mod reserved;
+mod rounds;
 pub mod signals;
 mod strings;
 mod system;
@@ -89,6 +90,7 @@ use self::tools::Tools;
 use self::translate::Plan;
 use self::zeroed::Zeroed;
 use crate::addr::{AddressMap, PAGE_OFFSET};
+use crate::arch::segment::seg;
 use crate::code::{Holder, Writes};
 use crate::cpu::fxstate;
 use crate::cpu::segment;
@@ -149,6 +151,8 @@ pub struct Dbt {
     /// What became of the walk for an instruction's first access, which is to be interpreted now.
     walked: Option<Exec<()>>,
     promotion: Promotion,
+    /// The access that is interpreted was to be in a window, and is in none of its arenas.
+    is_astray: bool,
     /// The window that the base of GS is for, if that is known.
     window: Option<Current>,
     /// The window with which code in the programs' table of indirect targets runs.
@@ -216,6 +220,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         trap: None,
         walked: None,
         promotion: Promotion::default(),
+        is_astray: false,
         window: None,
         window_of_jumps: None,
         ungrouped: false,
@@ -244,7 +249,7 @@ impl Engine for Dbt {
         let mut is_stuck = false;
         loop {
             self.sync(core);
-            self.promotion.consider(core);
+            self.promotion.consider(core, self.fills);
             let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
             let is_asked = core.attention != 0 || core.agent.is_rung();
             if core.countdown <= 0 || is_asked || is_short && core.may_stop_early {
@@ -357,7 +362,7 @@ impl Dbt {
             return;
         }
         if now.0 != self.tables_of.0 {
-            self.promotion.begin(core);
+            self.promotion.begin(core, self.fills);
         }
         let only_local = (now.1, now.2) == (self.tables_of.1, self.tables_of.2);
         self.tables_of = now;
@@ -367,16 +372,6 @@ impl Dbt {
             self.fetch_used[pair].drain(|entry| core.jit.fetch[pair][entry] = 0);
         }
         self.empty_jumps(core, |mode| is_user(mode) || !keep_kernel);
-    }
-
-    /// Empty the tables of indirect targets whose mode is such.
-    fn empty_jumps(&mut self, core: &mut Core, which: impl Fn(u32) -> bool) {
-        for (n, mode) in core.jit.jump_modes.iter().enumerate() {
-            if *mode != NO_MODE && which(*mode) {
-                let indirect = self.tools.glue.indirect;
-                self.jump_used[n].drain(|slot| core.jit.jump[n][slot] = indirect);
-            }
-        }
     }
 
     /// Enter a block into its table of indirect targets.
@@ -491,8 +486,8 @@ impl Dbt {
         }
         let number = self.blocks.next();
         let second = self.second_page(core, key.rip);
-        let (here, how) = (self.cache.here(), core.jit.record.how);
-        let plan = Plan { key, number, here, how, registers: core.gpr };
+        let (here, how) = (self.cache.here(), core.record.how);
+        let plan = Plan { key, number, here, how, registers: core.gpr, fs: core.seg[seg::FS].base };
         let index = &self.index;
         let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
         let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });

@@ -7,7 +7,6 @@
 //! ([`super::tables::Tables`]), which costs a store or three and no arithmetic; flags without a recipe are
 //! put there as they are.  Between blocks the flags are always in the record.
 
-use super::tables::Tables;
 use crate::arch::bits::rflags;
 use crate::cpu::flags::{add, logic, mask, sub};
 use crate::cpu::shift;
@@ -124,7 +123,7 @@ impl Recipe {
             Operand::Recorded => recorded,
             Operand::None => 0,
         };
-        let (a, b) = (value(self.a, core.jit.record.a), value(self.b, core.jit.record.b));
+        let (a, b) = (value(self.a, core.record.a), value(self.b, core.record.b));
         evaluate(self.kind, self.size.into(), a, b)
     }
 }
@@ -176,9 +175,8 @@ impl Core {
     /// that it loads.
     pub fn flags_to_jit(&mut self) {
         let ax = to_ax(self.rflags);
-        let t: &mut Tables = &mut self.jit;
-        t.flags = ax;
-        (t.record.how, t.record.saved) = (Kind::Saved as u32, ax as u32);
+        self.jit.flags = ax;
+        (self.record.how, self.record.saved) = (Kind::Saved as u32, ax as u32);
     }
 
     /// Take the arithmetic flags that generated code had in the computer's.
@@ -188,7 +186,7 @@ impl Core {
 
     /// Take the arithmetic flags from the record.
     pub fn flags_from_record(&mut self) {
-        let record = self.jit.record;
+        let record = self.record;
         let flags = match Recipe::of(record.how) {
             Some(recipe) => recipe.flags(self),
             None => from_ax(record.saved.into()),

@@ -1,7 +1,6 @@
 //! What generated code reads and writes beside the processor's registers.
 
 use super::groups::MAX_GROUPS;
-use super::record::Record;
 use super::zeroed::{Vacant, build};
 use crate::mmu::tlb::L1_CLASSES;
 
@@ -27,8 +26,6 @@ pub struct Tables {
     pub value: u64,
     /// T0 while flags are made.
     pub pointer: u64,
-    /// The arithmetic flags between blocks.
-    pub record: Record,
     /// The last indirect transfer.
     pub indirect: u32,
     /// One more than the number of the last block's report of x87 instructions that names a memory operand,
@@ -75,7 +72,6 @@ impl Tables {
             flags: 0,
             value: 0,
             pointer: 0,
-            record: Record::default(),
             indirect: 0,
             x87: 0,
             x87_data: 0,

@@ -11,6 +11,7 @@ use super::flags::Flags;
 use super::glue::table;
 use super::groups::{MAX_GROUPS, Member};
 use super::home::BELL;
+use super::rounds::Rounds;
 use super::tables::{JUMP_ENTRIES, Tables};
 use super::tools::Tools;
 use crate::cpu::decode::route;
@@ -34,7 +35,7 @@ pub(super) enum Cold {
     /// without windows goes on at `rip` with `rest` instructions.
     Outside { branch: usize, other: Option<(u8, u64)>, rip: u64, flags: Flags, x87: u32, rest: u8 },
     /// The instruction budget does not cover the block, or the bell is rung.
-    Leave { branch: usize },
+    Leave { branch: usize, flags: Flags },
     /// The flags in the record have to be made before they can be loaded.
     Flags { branch: usize, back: u64 },
     /// A transfer to `target` whose jump is at `branch`; the block has `rest` instructions behind.
@@ -90,6 +91,8 @@ pub(super) struct Translator<'a> {
     pub hpa: u64,
     /// What is known of registers.
     pub facts: Facts,
+    /// What the base of FS is likely to be.
+    pub fs: u64,
     /// See [`Peek`].
     pub peek: Peek<'a>,
     /// Where to interpret from if an access in the window faults.
@@ -116,6 +119,8 @@ pub(super) struct Translator<'a> {
     pub ready: [bool; MAX_GROUPS],
     /// The group whose pointer T0 holds.
     pub t0_group: Option<usize>,
+    /// See there.
+    pub rounds: Rounds,
     /// One more than the number of the report of the block's x87 instructions so far, or 0 if there are none
     /// that are not told.
     pub x87: u32,
@@ -134,6 +139,8 @@ pub struct Plan {
     pub how: u32,
     /// The general registers as they are now.
     pub registers: [u64; 16],
+    /// The base of FS as it is now.
+    pub fs: u64,
 }
 
 /// What follows the page's last instruction that is all in it.
@@ -200,7 +207,7 @@ pub fn translate(
     is_known: impl Fn(u64) -> bool,
     peek: &dyn Fn(u64) -> Option<u64>,
 ) -> Option<Translated> {
-    let Plan { key, number: block, here, how, registers } = plan;
+    let Plan { key, number: block, here, how, registers, fs } = plan;
     let is_32 = super::mode::is_32(key.mode);
     if is_32 && key.rip >> 12 == 0xF_FFFF {
         return None; // behind this page comes address 0
@@ -232,6 +239,7 @@ pub fn translate(
         rip: key.rip,
         hpa: key.hpa,
         facts: Facts::at_head(registers),
+        fs,
         peek,
         access_site: None,
         flags: Flags::at_head(),
@@ -248,6 +256,7 @@ pub fn translate(
         plan,
         ready: [false; MAX_GROUPS],
         t0_group: None,
+        rounds: if tail == Tail::Here { Rounds::of(&insns, key.rip) } else { Rounds::default() },
         x87: 0,
     };
     let landing = t.a.here();
@@ -257,25 +266,19 @@ pub fn translate(
     t.a.jcc(cc::NE, indirect);
     let main = t.a.here();
     t.enter();
-    let mut open = true;
-    for (i, insn) in insns.iter().enumerate() {
-        t.index = i;
-        if tail == Tail::Crossing && i + 1 == insns.len() {
-            t.check_page(insn.ip(), second.map_or(0, |s| s.page));
+    let end = insns.last().map_or(key.rip, Instruction::next_ip);
+    let page = second.filter(|_| tail == Tail::Crossing).map(|s| s.page);
+    loop {
+        let open = t.run(&insns, page);
+        if open && tail == Tail::Unknown {
+            t.index = insns.len();
+            t.step_across(end);
+        } else if open {
+            t.transfer(end);
         }
-        open = t.instruction(insn);
-        t.end_shadow();
-        if !open {
+        if !t.begin_later_rounds() {
             break;
         }
-        t.follow(insn);
-    }
-    let end = insns.last().map_or(key.rip, Instruction::next_ip);
-    if open && tail == Tail::Unknown {
-        t.index = insns.len();
-        t.step_across(end);
-    } else if open {
-        t.transfer(end);
     }
     t.write_cold(key.rip);
     let again = t.write_again(key.rip, main);
@@ -292,15 +295,33 @@ pub fn translate(
 
 impl Translator<'_> {
     /// The head of a block: take its instructions from the countdown, look at the bell.
-    fn enter(&mut self) {
+    pub fn enter(&mut self) {
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
-        let branch = self.a.jcc_later(cc::S);
-        self.cold.push(Cold::Leave { branch });
+        let (branch, flags) = (self.a.jcc_later(cc::S), self.flags);
+        self.cold.push(Cold::Leave { branch, flags });
         if self.tools.is_parallel {
             self.a.cmp_mem32_imm(state(BELL), 0);
             let branch = self.a.jcc_later(cc::NE);
-            self.cold.push(Cold::Leave { branch });
+            self.cold.push(Cold::Leave { branch, flags });
         }
+    }
+
+    /// The block's instructions, the last of which crosses into code page `second` if that is one.  Whether
+    /// control goes on behind them.
+    fn run(&mut self, insns: &[Instruction], second: Option<u32>) -> bool {
+        for (i, insn) in insns.iter().enumerate() {
+            self.index = i;
+            if let Some(page) = second.filter(|_| i + 1 == insns.len()) {
+                self.check_page(insn.ip(), page);
+            }
+            let open = self.instruction(insn);
+            self.end_shadow();
+            if !open {
+                return false;
+            }
+            self.follow(insn);
+        }
+        true
     }
 
     /// A site at the current host address.
@@ -402,7 +423,13 @@ impl Translator<'_> {
         if rest == 0 {
             self.record_x87();
         }
-        if rest == 0 || self.flags.recipe.is_none() {
+        if self.flags.recipe.is_none() {
+            self.record_flags();
+        }
+        if self.go_round(target, cc) {
+            return;
+        }
+        if rest == 0 {
             self.record_flags();
         }
         let branch = self.a.jcc_later(cc);
@@ -480,8 +507,10 @@ impl Translator<'_> {
                     self.a.call(self.tools.glue.flags);
                     self.a.jmp(back);
                 }
-                Cold::Leave { branch } => {
+                Cold::Leave { branch, flags } => {
                     self.a.patch(branch, here);
+                    (self.flags, self.x87) = (flags, 0);
+                    self.record_flags();
                     self.give_back(self.count as u8);
                     self.a.store_imm(state(offset_of!(Core, rip)), rip);
                     self.a.jmp(self.tools.glue.exit);

@@ -74,7 +74,7 @@ impl Translator<'_> {
             let disp = insn.memory_displacement64() as i32;
             (Compute::Nothing, Mem::new(host(insn.memory_base()), index, disp))
         };
-        Reach { compute, check: None, mem: Mem { through: Some(Through::Bits32), ..mem } }
+        Reach { compute, check: None, mem: Mem { through: Some(Through::Bits32), ..mem }, proves: None }
     }
 
     /// The instruction accesses memory there, in the window.

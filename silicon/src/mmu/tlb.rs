@@ -6,6 +6,7 @@
 //! second number for its global translations.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::zeroed::{Vacant, Zeroed, build};
@@ -13,8 +14,10 @@ use crate::mmu::caches::Caches;
 use crate::mmu::format::{IA32, LEVEL4, PAE};
 use crate::mmu::window::{Kind, Windows};
 
-/// Entries of the data TLB (direct-mapped by page number).
-pub const ENTRIES: usize = 16384;
+/// Entries of the data TLB.
+pub const ENTRIES: usize = 32768;
+/// Entries in which a page's translations can be: as many programs' arrays can lie in any distance.
+const WAYS: usize = 4;
 /// Entries of each first-level table.
 pub const L1_ENTRIES: usize = 4096;
 /// So many filled entries of a first level are listed, to be emptied one by one; beyond that the
@@ -95,6 +98,12 @@ const fn empty(i: usize) -> Place {
 
 /// One privilege class of the engine's first level.
 pub type L1 = [Place; L1_ENTRIES];
+
+/// The entries in which a page's translations can be.
+fn set_of(vpn: u64) -> Range<usize> {
+    let first = vpn as usize % (ENTRIES / WAYS) * WAYS;
+    first..first + WAYS
+}
 
 /// The TLB of one processor.
 #[repr(C)]
@@ -288,8 +297,7 @@ impl Tlb {
         let is_hit = |e: &Entry| e.vpn.wrapping_sub(first) < pages && numbers.contains(&e.asn);
         if pages < ENTRIES as u64 {
             for vpn in first..first + pages {
-                let e = &mut self.entries[vpn as usize % ENTRIES];
-                if is_hit(e) {
+                for e in self.set_mut(vpn).iter_mut().filter(|e| is_hit(e)) {
                     e.asn = 0;
                 }
                 self.l1_drop(vpn);
@@ -323,8 +331,12 @@ impl Tlb {
     #[inline]
     #[must_use]
     pub fn lookup(&self, vpn: u64) -> Option<&Entry> {
-        let e = &self.entries[vpn as usize % ENTRIES];
-        (e.vpn == vpn && (e.asn == self.asn || e.asn == self.global_asn)).then_some(e)
+        let is_here = |e: &&Entry| e.vpn == vpn && (e.asn == self.asn || e.asn == self.global_asn);
+        self.entries[set_of(vpn)].iter().find(is_here)
+    }
+
+    fn set_mut(&mut self, vpn: u64) -> &mut [Entry] {
+        &mut self.entries[set_of(vpn)]
     }
 
     /// The instruction-side entry of a page in the current space.
@@ -344,28 +356,48 @@ impl Tlb {
         }
     }
 
+    /// Whether an entry could not stay beside a new one: it translates the same page in the same space,
+    /// or, where one of them is global, in any.
+    fn is_in_its_way(&self, e: &Entry, vpn: u64, perm: u16) -> bool {
+        let is_global = (e.perm | perm) & perm::GLOBAL != 0;
+        e.vpn == vpn && (is_global || e.asn == self.asn)
+    }
+
     /// Whether the data translation of a page would take the place of another page's.
     #[must_use]
     pub fn displaces(&self, vpn: u64) -> bool {
-        let old = &self.entries[vpn as usize % ENTRIES];
-        old.asn != 0 && old.vpn != vpn
+        self.entries[set_of(vpn)].iter().all(|e| e.asn != 0 && e.vpn != vpn)
     }
 
     /// Put in a data translation, a piece of a guest's page of 2 to the power `shift` bytes.
     pub fn insert(&mut self, vpn: u64, hpa: u64, perm: u16, shift: u8) {
         self.note_size(vpn, shift);
-        let slot = vpn as usize % ENTRIES;
-        let old = self.entries[slot];
         let new = Entry { vpn, hpa, asn: self.number(perm), perm };
-        if old.asn != 0 {
-            self.l1_drop(old.vpn);
-            self.displaced += u64::from(old.vpn != vpn);
-            // (Else nothing is lost.)
-            if old != new && old != (Entry { perm: perm & !perm::DIRTY, ..new }) {
-                self.windows.drop_page(old.vpn, &[old.asn]);
+        let set = set_of(vpn);
+        let mut place = None;
+        for i in set.clone() {
+            let old = self.entries[i];
+            if old.asn != 0 && self.is_in_its_way(&old, vpn, perm) {
+                self.l1_drop(vpn);
+                // (Else nothing is lost.)
+                if old != new && old != (Entry { perm: perm & !perm::DIRTY, ..new }) {
+                    self.windows.drop_page(vpn, &[old.asn]);
+                }
+                self.entries[i].asn = 0;
+            }
+            if self.entries[i].asn == 0 {
+                place = place.or(Some(i));
             }
         }
-        self.entries[slot] = new;
+        let place = place.unwrap_or_else(|| {
+            let i = set.start + self.displaced as usize % WAYS;
+            let old = self.entries[i];
+            self.l1_drop(old.vpn);
+            self.windows.drop_page(old.vpn, &[old.asn]);
+            self.displaced += 1;
+            i
+        });
+        self.entries[place] = new;
     }
 
     /// Put in an instruction-side translation, as [`Tlb::insert`].
@@ -468,131 +500,5 @@ impl Tlb {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::testbed::real;
-
-    #[test]
-    fn an_empty_first_level_matches_no_address() {
-        for (i, tag) in (0..L1_ENTRIES).map(|i| (i, empty(i).read)) {
-            for high in [0u64, 1, 0xFFF, u64::MAX >> 20] {
-                let gva = high << 20 | (i as u64) << 12;
-                assert!(gva.wrapping_add(tag) > 4095);
-                assert!((gva | 4095).wrapping_add(tag) > 4095);
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_level_keeps_global_pages_when_the_space_changes() {
-        let mut core = real();
-        let t = &mut core.tlb;
-        let used = |t: &Tlb, vpn: usize| t.l1[1][vpn].read != empty(vpn).read;
-        let fill = |t: &mut Tlb| {
-            t.own_l1(0);
-            for (vpn, perm) in [(5, 0), (6, perm::GLOBAL)] {
-                t.insert(vpn, 0x1000, perm, 12);
-                let entry = *t.lookup(vpn).unwrap();
-                t.l1_fill(1, &entry, 0x1000, true);
-            }
-        };
-        let change = |t: &mut Tlb, n: usize| match n {
-            0 => t.select(0, 0, 1),
-            1 => t.drop_spaces(|_, _, _| true, |_, _| false),
-            2 => t.drop_spaces(|_, _, _| true, |_, _| true),
-            3 => t.select(1, 0, 0),
-            4 => t.own_l1(1),
-            _ => t.invalidate(6 << 12),
-        };
-        for (n, keeps) in [true, true, false, false, false].into_iter().enumerate() {
-            t.flush_all();
-            t.select(0, 0, 0);
-            fill(t);
-            assert!(used(t, 5) && used(t, 6));
-            change(t, n);
-            if n < 4 {
-                t.own_l1(0);
-            }
-            assert_eq!((false, keeps), (used(t, 5), used(t, 6)), "{n}");
-        }
-        t.select(0, 0, 0);
-        fill(t);
-        change(t, 5);
-        assert_eq!((true, false), (used(t, 5), used(t, 6)));
-    }
-
-    #[test]
-    fn a_flushed_space_is_empty_and_globals_outlive_it() {
-        let mut core = real();
-        let t = &mut core.tlb;
-        t.select(0, 0, 0);
-        t.insert(5, 0x1000, 0, 12);
-        t.insert(6, 0x2000, perm::GLOBAL, 12);
-        t.drop_spaces(|_, _, _| true, |_, _| false);
-        t.select(0, 0, 0);
-        assert_eq!((None, true), (t.lookup(5).copied(), t.lookup(6).is_some()));
-    }
-
-    #[test]
-    fn invalidating_a_piece_of_a_large_page_drops_all_pieces() {
-        for shift in [21, 22, 30] {
-            let pages = 1 << (shift - 12);
-            for at in [0, 1, pages - 1] {
-                let mut core = real();
-                let t = &mut core.tlb;
-                t.select(0, 0, 0);
-                let piece = |n: u64| 5 * pages + n;
-                for n in [0, 7, pages / 2 + 1, pages - 2] {
-                    t.insert(piece(n), n << 12, 0, shift);
-                    t.insert_fetch(piece(n), n << 12, 0, shift);
-                }
-                t.insert(6 * pages + 3, 0, 0, shift);
-                t.insert_fetch(6 * pages + 3, 0, 0, shift);
-                t.invalidate(piece(at) << 12);
-                for n in [0, 7, pages / 2 + 1, pages - 2] {
-                    assert_eq!((None, None), (t.lookup(piece(n)), t.lookup_fetch(piece(n))), "{shift} {n}");
-                }
-                assert!(t.lookup(6 * pages + 3).is_some() && t.lookup_fetch(6 * pages + 3).is_some());
-            }
-        }
-    }
-
-    #[test]
-    fn an_address_is_invalidated_under_every_ept_root_of_its_vpid() {
-        let mut core = real();
-        let t = &mut core.tlb;
-        t.select(1, 0x1000, 0);
-        t.insert(5, 0x1000, perm::GLOBAL, 12);
-        t.insert(6, 0x1000, 0, 12);
-        t.select(1, 0x2000, 0);
-        t.invalidate(5 << 12);
-        t.invalidate(6 << 12);
-        t.select(1, 0x1000, 0);
-        assert_eq!((None, None), (t.lookup(5), t.lookup(6)));
-    }
-
-    #[test]
-    fn what_a_guest_makes_us_remember_is_bounded() {
-        let mut core = real();
-        let t = &mut core.tlb;
-        for n in 0..MEMORY_LIMIT as u64 * 3 {
-            t.select(1, n << 12, 0);
-            t.insert(n << 9, 0, 0, 21);
-            assert!(t.lookup(n << 9).is_some());
-        }
-        assert!(t.large.len() <= MEMORY_LIMIT + 1 && t.numbers.len() <= MEMORY_LIMIT + 1);
-    }
-
-    #[test]
-    fn running_out_of_space_numbers_forgets_everything() {
-        let mut core = real();
-        let t = &mut core.tlb;
-        t.select(1, 0, 0);
-        t.insert(5, 0x1000, 0, 12);
-        t.last = u32::MAX;
-        t.select(2, 0, 0);
-        assert_eq!(None, t.lookup(5));
-        t.select(1, 0, 0);
-        assert_eq!(None, t.lookup(5));
-    }
-}
+#[path = "tlb_tests.rs"]
+mod tests;

@@ -25,7 +25,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::reserved::Reserved;
 use crate::mem::Memory;
-use crate::mmu::tlb::ENTRIES;
 
 /// Bytes of a 32-bit program's window.
 pub const WINDOW_BYTES: u64 = 1 << 32;
@@ -57,7 +56,7 @@ static LOW_PLACE: AtomicU64 = AtomicU64::new(0);
 /// Windows of one processor.
 const MOST: usize = 4;
 /// Pages of one window; when it has as many, it is emptied.
-const PAGES: usize = ENTRIES;
+const PAGES: usize = 24_576;
 /// Pages of all windows of this process: each may need two of the mappings that the operating system
 /// counts (65,530).
 const PAGES_OF_ALL: usize = 30_000;
@@ -187,7 +186,6 @@ struct Window {
     used: u64,
     pages: AddressMap<u64, Page>,
     so_far: Use,
-    is_proved: bool,
 }
 
 /// What a window was used for.
@@ -197,8 +195,8 @@ pub struct Use {
     pub kind: Kind,
     /// Instructions that its space has run.
     pub ran: u64,
-    /// Pages that were lost.
-    pub dropped: u64,
+    /// Pages that are mapped.
+    pub held: usize,
     /// Accesses that were in none of its arenas.
     pub strayed: u64,
 }
@@ -211,6 +209,8 @@ pub struct Windows {
     clock: u64,
     /// The computer gave no addresses: it is not asked again.
     is_refused: bool,
+    /// A page that the program will access when its fault has been handled, and whether it writes.
+    pub awaited: Option<(u64, bool)>,
     /// What was done.
     pub counts: Counts,
 }
@@ -240,8 +240,8 @@ impl Window {
                 pieces
             }
         };
-        let so_far = Use { kind, ran: 0, dropped: 0, strayed: 0 };
-        Ok(Self { so_far, is_proved: false, pieces, owner, used: 0, pages: AddressMap::default() })
+        let so_far = Use { kind, ran: 0, held: 0, strayed: 0 };
+        Ok(Self { so_far, pieces, owner, used: 0, pages: AddressMap::default() })
     }
 
     /// What generated code's operands are counted from.
@@ -279,7 +279,6 @@ impl Window {
     fn drop_page(&mut self, vpn: u64) -> bool {
         let was_there = self.pages.remove(&vpn).is_some();
         if was_there {
-            self.so_far.dropped += 1;
             MAPPED.fetch_sub(1, Relaxed);
             if let Some((place, at)) = self.place(vpn) {
                 place.hide(at, BYTES);
@@ -325,14 +324,9 @@ impl Windows {
 
     /// What the current window was used for, with so many instructions more.
     pub fn used(&mut self, ran: u64) -> Option<Use> {
-        let window = &mut self.all[self.current?];
-        window.so_far.ran += ran;
-        Some(window.so_far)
-    }
-
-    /// The current window was worth its pages; whether that is news.
-    pub fn note_proved(&mut self) -> bool {
-        self.current.is_some_and(|i| !std::mem::replace(&mut self.all[i].is_proved, true))
+        let Window { so_far, pages, .. } = &mut self.all[self.current?];
+        so_far.ran += ran;
+        Some(Use { held: pages.len(), ..*so_far })
     }
 
     /// An access was in none of the current window's arenas.
