@@ -1,4 +1,4 @@
-"""The clock of a host: the TSC of the pCPU whose turn it is.
+"""The clock of a host: the TSC of the pCPU whose turn it is; in real time they are all the same.
 
 Source: decision 0050.  Invariant: it never goes back.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
-from understudy.silicon import Processor
+from understudy.silicon import Processor, wall_tsc
 
 
 class HostTime:
@@ -26,3 +26,13 @@ class HostTime:
         if late > 0:
             processor.advance(late)
         self.read = partial(attrgetter("tsc"), processor)
+
+
+class RealTime(HostTime):
+    """The computer's."""
+
+    def __init__(self) -> None:
+        self.read = wall_tsc
+
+    def follow(self, processor: Processor) -> None:
+        """Its counter never stood."""
