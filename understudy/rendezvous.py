@@ -82,6 +82,7 @@ class Door:
         self.sleeps = False
         self.seen = 0  # of `Rendezvous.changes`, when it went in last
         self._exit: Exit | None = None  # that waits for the lock
+        self._retired = 0
 
     def resume(self, budget: int) -> Exit:
         """As `Guest.resume`."""
@@ -93,6 +94,7 @@ class Door:
 
     def _pass(self, enter: Callable[[int], Exit], budget: int) -> Exit:
         house, vcpu = self.house, self.vcpu
+        self._retired = vcpu.guest.count_retired()
         self.seen, self.is_in = house.changes, True
         if vcpu.attention:  # since it was looked at, by somebody who saw no need for a kick
             vcpu.guest.pay()
@@ -107,6 +109,11 @@ class Door:
             house.lock.acquire()
             self._exit = None
         return exit
+
+    @property
+    def retired(self) -> int:
+        """As `Guest.retired`; while it is in the guest, as of when it went in."""
+        return self._retired if self.is_in else self.vcpu.guest.retired
 
     @property
     def is_late(self) -> bool:

@@ -49,6 +49,10 @@ class Shared:
             seat.since = self.schedule.time.now()
             self.schedule.poke(seat)
 
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return self.schedule.held()
+
     def still(self) -> AbstractContextManager[None]:
         """Inside, nobody executes anything of the VM."""
         return self.schedule.still(self.claim)

@@ -13,7 +13,7 @@ Invariants: after a run no thread of it is left; the board's timers are the boot
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from os import sched_yield
 from typing import Final
@@ -40,6 +40,10 @@ class Threads(Turns):
         self._problem: BaseException | None = None
         self._is_over = True
         clock.changed.append(self._board_changed)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return self.house.lock.held()
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -95,6 +95,10 @@ class Turns:
             clock.source = self.vcpus[0].guest.read_tsc
         clock.offset = now - clock.source()
 
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return nullcontext()
+
     def still(self) -> AbstractContextManager[None]:
         """Inside, nobody executes anything of the VM."""
         return nullcontext()

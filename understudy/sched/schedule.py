@@ -79,6 +79,10 @@ class Schedule(House):
         self.asked = stop
         self.news.set()
 
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of any VM."""
+        return nullcontext()
+
     def still(self, *claims: Claim) -> AbstractContextManager[None]:
         """Inside, nobody executes anything of these VMs; none named: of any."""
         return nullcontext()

@@ -20,7 +20,7 @@ ends while none of its processors executes.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -71,6 +71,9 @@ class Threads(Schedule):
             yield
             if not self._is_alone:
                 self._at_rest(_look_again)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self.lock.held()
 
     @contextmanager
     def still(self, *claims: Claim) -> Iterator[None]:

@@ -276,8 +276,8 @@ class Vcpu:
 
     @property
     def retired(self) -> int:
-        """Instructions retired, by the processor or in its place."""
-        return self.guest.retired + self.state.carried_out
+        """Instructions retired, by the processor or in its place, when it came out last."""
+        return self.entry.retired + self.state.carried_out
 
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""
