@@ -20,6 +20,7 @@ from typing import Final
 
 from understudy.clock import ManualClock
 from understudy.rendezvous import Door, FairLock, Rendezvous, together
+from understudy.silicon import hold_signals
 from understudy.turns import Turns
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.loop import Vcpu
@@ -101,6 +102,7 @@ class Threads(Turns):
 
     def _work(self, door: Door, until: Until) -> None:
         vcpu, lock, goal = door.vcpu, self.house.lock, Goal(None, until)
+        hold_signals()
         lock.acquire()
         try:
             while not self._is_over:

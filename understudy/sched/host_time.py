@@ -14,6 +14,7 @@ class HostTime:
     """Nanoseconds since the host was switched on."""
 
     def __init__(self, processor: Processor) -> None:
+        self._processor = processor
         self.read: Callable[[], int] = partial(attrgetter("tsc"), processor)
 
     def now(self) -> int:
@@ -22,9 +23,12 @@ class HostTime:
 
     def follow(self, processor: Processor) -> None:
         """It is this one's turn: its counter stood while others had theirs."""
+        if processor is self._processor:
+            return
         late = self.read() - processor.tsc
         if late > 0:
             processor.advance(late)
+        self._processor = processor
         self.read = partial(attrgetter("tsc"), processor)
 
 

@@ -295,9 +295,8 @@ class House:
         """It runs there from now on."""
         old = pcpu.there
         if old is not seat:
-            for other in self.pcpus:
-                if other.there is seat:
-                    self._clear(other)
+            if seat.pcpu is not None and self.pcpus[seat.pcpu].there is seat:
+                self._clear(self.pcpus[seat.pcpu])
             if old is not None:
                 self._clear(pcpu)
                 old.counts.switches[pcpu.reason] += 1

@@ -25,7 +25,7 @@ from understudy.sched.house import House
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import NEVER, Policy
 from understudy.sched.seat import Claim, Seat, State
-from understudy.silicon import Processor
+from understudy.silicon import Processor, hold_signals
 from understudy.turns import TURN_NS, WALL_TURN_NS
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.time import FAR, passing
@@ -140,6 +140,7 @@ class Schedule(House):
 
     def run(self, aim: Aim) -> Stop:
         """Until the aim is reached, the VM of the aim ends, or all have."""
+        hold_signals()
         self.is_fresh = False
         if aim.claim is not None and aim.claim.ended is not None:
             self.resume(aim.claim)
@@ -160,13 +161,13 @@ class Schedule(House):
         limit = min(end, aim.deadline)
         seat.vcpu.time.limit = limit + seat.claim.clock.offset
         found = seat.vcpu.run(self._goal(aim, seat))
-        return self._answer(aim, pcpu, seat, found, end) or self._over_time(aim, self.time.now())
+        now = self.time.now()
+        return self._answer(aim, pcpu, seat, found, end, now) or self._over_time(aim, now)
 
     def _answer(
-        self, aim: Aim, pcpu: Pcpu, seat: Seat, found: Stop | Verdict, end: int
+        self, aim: Aim, pcpu: Pcpu, seat: Seat, found: Stop | Verdict, end: int, now: int
     ) -> Stop | None:
         """What comes of a turn, or a part of one, that was to go on until `end`."""
-        now = self.time.now()
         if isinstance(found, Stop):
             return found if found.kind in PASSING else self._finish(aim, seat.claim, found)
         if pcpu.seat is not seat:  # a callback has sent it away
@@ -178,14 +179,13 @@ class Schedule(House):
             self._give_way(pcpu, seat, now)
         elif now >= end:
             self.turn = None
-            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS)
+            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS, now)
         return None
 
-    def _tick(self, pcpu: Pcpu, seat: Seat, at: int) -> None:
-        """At the boundary of a turn: whether the one that runs there is to give way."""
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int, now: int) -> None:
+        """At the boundary of a turn, `at`: whether the one that runs there is to give way."""
         reason, pcpu.preempted = "preempt" if pcpu.preempted else "slice", False
         if self.pools[seat.claim.pool].policy.tick(pcpu, seat, at, reason == "preempt"):
-            now = self.time.now()
             self._free(pcpu, reason, now)
             self._want(seat, now)
 
@@ -241,7 +241,7 @@ class Schedule(House):
 
     def _chosen(self, pcpu: Pcpu, now: int, at: int) -> Seat | None:
         if pcpu.seat is not None and pcpu.preempted:
-            self._tick(pcpu, pcpu.seat, at)
+            self._tick(pcpu, pcpu.seat, at, now)
         return pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
 
     def _begin_real(self, now: int) -> tuple[Pcpu, Seat, int] | None:

@@ -30,7 +30,7 @@ from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import NEVER, Policy, PolicyError
 from understudy.sched.schedule import Aim, Schedule
 from understudy.sched.seat import Claim, Seat, State
-from understudy.silicon import Processor
+from understudy.silicon import Processor, hold_signals
 from understudy.turns import WALL_TURN_NS
 from understudy.vcpu.activity import Entry
 from understudy.verdict import YIELDS, Stop, StopKind
@@ -148,6 +148,7 @@ class Threads(Schedule):
         return self._stop
 
     def _work(self, pcpu: Pcpu) -> None:
+        hold_signals()
         self.lock.acquire()
         try:
             while not self._is_over:
@@ -200,7 +201,7 @@ class Threads(Schedule):
             found = vcpu.run(self._goal(self._aim, seat))
         finally:
             pcpu.inside = None
-        if (stop := self._answer(self._aim, pcpu, seat, found, end)) is not None:
+        if (stop := self._answer(self._aim, pcpu, seat, found, end, self.time.now())) is not None:
             self._end(stop)
         if keeps_lock or found is YIELDS:
             self.lock.let_by()
