@@ -14,10 +14,12 @@ import pytest
 
 from tests.matrix import programs as p
 from tests.matrix.shared import CRASH, DEAF, RESET, SPIN, napping, spinning
+from tests.matrix.test_overcommit import ROOT, rounds, walking
 from understudy.fleet.member import PAUSED
 from understudy.guests.entry import CODE_64, Entry, GuestError, long_mode, write_gdt
 from understudy.host import Host
 from understudy.linux import VM
+from understudy.paging import Paging
 from understudy.sched.policy import PolicyError
 from understudy.sched.schedule import Schedule
 from understudy.sched.share import Share
@@ -270,6 +272,24 @@ def test_who_asks_for_a_stop_is_told_once(clock: str) -> None:
         assert host.run(until=lambda: vm.ended is not None, wall_seconds=LONG_S)
         assert vm.ended is not None and vm.ended.kind is StopKind.STOPPED
         go_on(host, [other, vm])
+
+
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+def test_each_finds_what_it_wrote_though_others_take_its_frames(paging: str) -> None:
+    """While it is in the guest itself: three VMs of 16 MBytes on a host of 32."""
+    with Host(pcpus=2, ram="32M", clock="wall", policy=Share(slice_ns=1_000_000)) as host:
+        free = host.frames.free_count
+        vms = [walking(host, number, paging=paging) for number in range(3)]
+        assert host.stock.is_on
+        for _ in range(20):
+            host.run(wall_seconds=0.5)
+            assert [vm.ended for vm in vms] == [None] * 3
+            if all(rounds(vm) >= 2 for vm in vms):
+                break
+        assert host.stock.swap is not None and host.stock.swap.written > 0
+        for vm in vms:
+            vm.close()
+        assert free - host.frames.free_count == ROOT * len(host.entered)
 
 
 @pytest.mark.real_guest

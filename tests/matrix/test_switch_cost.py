@@ -16,7 +16,7 @@ from understudy.turns import TURN_NS
 
 TURNS: Final = 40
 MACHINE: Final = 8
-"""VMCLEAR and VMPTRLD, what is live saved and loaded, whether an interrupt of the counters waits, and
+"""VMCLEAR, VMPTRLD, what is live saved and loaded, whether an interrupt of the counters waits, and
 three fields read that say whether an interrupt wakes it."""
 FUNCTIONS: Final = 43
 
