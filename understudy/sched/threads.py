@@ -127,7 +127,8 @@ class Threads(Schedule):
 
     def run(self, aim: Aim) -> Stop:
         if aim.end is not None:
-            return super().run(aim)
+            with self.lock.held():
+                return super().run(aim)
         self.is_fresh = False
         if aim.claim is not None and aim.claim.ended is not None:
             self.resume(aim.claim)
@@ -168,8 +169,10 @@ class Threads(Schedule):
             else:
                 self._rest()
             return
-        stop, self.asked = self.asked or self._over_time(aim, now), None
-        if stop is None:
+        stop = self.asked
+        if stop is not None:
+            self.asked = None
+        elif (stop := self._over_time(aim, now)) is None:
             self._look(now)
             if all(claim.ended is not None for claim in self.claims):
                 stop = Stop(StopKind.STOPPED, "no VM runs")
