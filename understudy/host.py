@@ -119,7 +119,7 @@ class Host(SharedHost):
             given.enter_context(interruptible(lambda: self.stop("interrupted")))
             if wall_seconds is not None:
                 over = Stop(StopKind.WALL, f"{wall_seconds} s")
-                timer = Timer(max(wall_seconds, 0), self._ask, (over,))
+                timer = Timer(max(wall_seconds, 0), schedule.ask, (over,))
                 timer.daemon = True
                 timer.start()
                 given.callback(timer.join)
@@ -128,10 +128,6 @@ class Host(SharedHost):
         for vm in self.vms:
             vm.endings.raise_problem()
         return stop
-
-    def _ask(self, stop: Stop) -> None:
-        self.schedule.asked = stop
-        self.schedule.news.set()
 
     def _ended(self, claim: Claim) -> None:
         if claim.ended is not None:

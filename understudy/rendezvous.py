@@ -1,11 +1,11 @@
 """Where the vCPUs of one VM meet that run in threads: one lock, and doors into the guest.
 
-Who executes Python code of the VM holds the lock; it is given up only on the way into the guest
-and while a vCPU sleeps.  So devices, p2m and tables are as sequential as in turns.  Who is going to
-touch what a processor in the guest uses (its registers, its tables, frames) first brings all
-others out (`Rendezvous.halt`): they stand before the lock, and each may have an exit that is not
-answered.  Such an exit is older than what changes now; what it says of memory may be wrong by
-then, so it is put off: the guest tries again.
+Who executes Python code of the VM holds the lock, which VMs that share a host's processors have
+together; it is given up only on the way into the guest and while a vCPU sleeps.  So devices, p2m
+and tables are as sequential as in turns.  Who is going to touch what a processor in the guest uses
+(its registers, its tables, frames) first brings all others out (`Rendezvous.halt`): they stand
+before the lock, and each may have an exit that is not answered.  Such an exit is older than what
+changes now; what it says of memory may be wrong by then, so it is put off: the guest tries again.
 
 Source: ours; the names are those of "rendezvous" interrupts, which bring processors together.
 Invariants: whoever waits for the lock gets it before anybody gets it twice; what a holder sees
@@ -14,7 +14,7 @@ outside the guest stays outside until it gives up the lock.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 
@@ -55,6 +55,23 @@ class FairLock:
             if not self._queue or not self._gate.acquire(blocking=False):
                 return
 
+    def let_by(self) -> None:
+        """Let those who wait for it have it first."""
+        self.release()
+        self.acquire()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, this thread has it, if it has it already or not."""
+        if self.owner == get_ident():
+            yield
+            return
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
 
 class Door:
     """The way of one vCPU into the guest and back, in place of its `Guest`'s own."""
@@ -65,6 +82,7 @@ class Door:
         self.sleeps = False
         self.seen = 0  # of `Rendezvous.changes`, when it went in last
         self._exit: Exit | None = None  # that waits for the lock
+        self._retired = 0
 
     def resume(self, budget: int) -> Exit:
         """As `Guest.resume`."""
@@ -76,6 +94,7 @@ class Door:
 
     def _pass(self, enter: Callable[[int], Exit], budget: int) -> Exit:
         house, vcpu = self.house, self.vcpu
+        self._retired = vcpu.guest.count_retired()
         self.seen, self.is_in = house.changes, True
         if vcpu.attention:  # since it was looked at, by somebody who saw no need for a kick
             vcpu.guest.pay()
@@ -90,6 +109,11 @@ class Door:
             house.lock.acquire()
             self._exit = None
         return exit
+
+    @property
+    def retired(self) -> int:
+        """As `Guest.retired`; while it is in the guest, as of when it went in."""
+        return self._retired if self.is_in else self.vcpu.guest.retired
 
     @property
     def is_late(self) -> bool:
@@ -121,15 +145,27 @@ class Door:
 class Rendezvous:
     """The lock of one VM, and who is in the guest."""
 
-    def __init__(self, vcpus: "list[Vcpu]") -> None:
-        self.lock = FairLock()
+    def __init__(self, vcpus: Sequence[Vcpu], lock: FairLock) -> None:
+        """Who looks into one of them, or changes the memory's map, has the others outside."""
+        self.lock = lock
         self.doors = [Door(self, vcpu) for vcpu in vcpus]
         self.changes = 0  # times that all stood outside so that something could be changed
         self.waits = False  # somebody waits for one that is in the guest
         self.came_out = threading.Event()
+        for vcpu in vcpus:
+            vcpu.halt = vcpu.memory.p2m.halt = self.halt
+
+    def close(self) -> None:
+        """The VM is no more."""
+        self.doors.clear()
 
     def halt(self) -> None:
         """Bring all others out of the guest; they stay outside while the lock is held."""
+        self._bring_out()
+        for door in self.doors:
+            door.put_off()
+
+    def _bring_out(self) -> None:
         self.changes += 1
         me = get_ident()
         for door in self.doors:
@@ -153,14 +189,38 @@ class Rendezvous:
     @contextmanager
     def still(self) -> Iterator[None]:
         """From any thread: inside, nobody executes anything of the VM, and all can be looked at."""
-        is_ours = self.lock.owner != get_ident()
-        if is_ours:
-            self.lock.acquire()
-        try:
+        with self.lock.held():
             self.halt()
-            for door in self.doors:
-                door.put_off()
             yield
-        finally:
-            if is_ours:
-                self.lock.release()
+
+
+def together(works: Sequence[tuple[str, Callable[[], None]]], end: Callable[[], None]) -> None:
+    """Have each done by a thread of this name, until all are done; this thread only waits.
+
+    `end`: have all come back soon.  It is called if something is raised here meanwhile, by a
+    signal, which goes on when the last thread is gone.
+    """
+    threads = [threading.Thread(target=work, name=name, daemon=True) for name, work in works]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        end()
+        raise
+    finally:
+        for thread in threads:
+            _gone(thread)
+
+
+def _gone(thread: threading.Thread) -> None:
+    """Wait for a thread that is on its way out, whatever comes meanwhile."""
+    problem: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as late:
+            problem = late
+    if problem is not None:
+        raise problem

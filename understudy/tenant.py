@@ -5,7 +5,7 @@ between two runs, or in a callback.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -49,9 +49,13 @@ class Shared:
             seat.since = self.schedule.time.now()
             self.schedule.poke(seat)
 
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return self.schedule.held()
+
     def still(self) -> AbstractContextManager[None]:
-        """The host's processors take turns, on one thread."""
-        return nullcontext()
+        """Inside, nobody executes anything of the VM."""
+        return self.schedule.still(self.claim)
 
     def save(self) -> dict[str, Any]:
         """What a snapshot keeps of the VM's place."""

@@ -12,24 +12,23 @@ Source: lecture, "Scheduling: Virtual CPUs"; ours.
 Invariants: after a run no thread of it is left; the board's timers are the bootstrap processor's.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from os import sched_yield
 from typing import Final
 
 from understudy.clock import ManualClock
-from understudy.rendezvous import Door, Rendezvous
+from understudy.rendezvous import Door, FairLock, Rendezvous, together
+from understudy.silicon import hold_signals
 from understudy.turns import Turns
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import NEVER, GuestClock
-from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
+from understudy.verdict import ASLEEP, PASSING, YIELDS, Stop, StopKind
 
 Until = Callable[[], bool] | None
 NO_BOARD: Final = ManualClock()
-PASSING: Final = frozenset({StopKind.UNTIL, StopKind.BUDGET})
-"""What ends a run and means nothing to the next."""
 
 
 class Threads(Turns):
@@ -37,25 +36,15 @@ class Threads(Turns):
 
     def __init__(self, vcpus: Sequence[Vcpu], clock: GuestClock) -> None:
         super().__init__(vcpus, clock, is_wall=True)
-        self.house = Rendezvous(list(vcpus))
+        self.house = Rendezvous(vcpus, FairLock())
         self._stop: Stop | None = None
         self._problem: BaseException | None = None
         self._is_over = True
-        self._tell()
         clock.changed.append(self._board_changed)
 
-    def _tell(self) -> None:
-        """Who looks into a vCPU, or changes the memory's map, has the others outside."""
-        for vcpu in self.vcpus:
-            vcpu.halt = self.halt
-            vcpu.memory.p2m.halt = self.halt
-
-    def halt(self) -> None:
-        """Have all other processors outside the guest, if any is inside."""
-        if not self._is_over:
-            self.house.halt()
-            for door in self.house.doors:
-                door.put_off()
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return self.house.lock.held()
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -78,24 +67,12 @@ class Threads(Turns):
 
     def _run(self, until: Until) -> Stop | None:
         """In threads.  None: by turns from here on."""
-        threads = [
-            threading.Thread(
-                target=self._work, args=(door, until), name=f"vCPU {number}", daemon=True
-            )
-            for number, door in enumerate(self.house.doors)
-        ]
         with self._begun():
-            try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-            except BaseException:  # a signal's
-                self._end(None)
-                raise
-            finally:
-                for thread in threads:
-                    _gone(thread)
+            works = [
+                (f"vCPU {number}", partial(self._work, door, until))
+                for number, door in enumerate(self.house.doors)
+            ]
+            together(works, partial(self._end, None))
         if self._problem is not None:
             raise self._problem
         if self._stop is not None:
@@ -125,6 +102,7 @@ class Threads(Turns):
 
     def _work(self, door: Door, until: Until) -> None:
         vcpu, lock, goal = door.vcpu, self.house.lock, Goal(None, until)
+        hold_signals()
         lock.acquire()
         try:
             while not self._is_over:
@@ -190,20 +168,11 @@ class Threads(Turns):
         if not self._is_over:
             self.vcpus[0].look_now()
 
+    def close(self) -> None:
+        self.house.close()
+
     # --- snapshots ---
 
     def resume(self, offset: int, now: int) -> None:
         """All processors have the computer's clock."""
         self.clock.offset = now - self.clock.source()
-
-
-def _gone(thread: threading.Thread) -> None:
-    """Wait for a thread that is on its way out, whatever comes meanwhile."""
-    problem: BaseException | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except BaseException as late:
-            problem = late
-    if problem is not None:
-        raise problem

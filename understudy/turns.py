@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
+from understudy.silicon import hold_signals
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import NEVER, GuestClock
@@ -37,6 +38,7 @@ class Turns:
 
     def run(self, end: int | None, until: Callable[[], bool] | None) -> Stop:
         """Until as many instructions have retired in all, `until` says so, or the VM ends."""
+        hold_signals()
         while True:
             vcpu, limit = self._next()
             if len(self.vcpus) > 1 and vcpu.is_idle:
@@ -94,6 +96,10 @@ class Turns:
             self.vcpus[0].guest.advance((now - clock.source()) % GRAIN or GRAIN)
             clock.source = self.vcpus[0].guest.read_tsc
         clock.offset = now - clock.source()
+
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of the VM."""
+        return nullcontext()
 
     def still(self) -> AbstractContextManager[None]:
         """Inside, nobody executes anything of the VM."""

@@ -37,6 +37,8 @@ class StopKind(StrEnum):
     STOPPED = "stopped"  # somebody asked for it, `VM.stop` or the control socket
 
 
+PASSING: Final = frozenset({StopKind.UNTIL, StopKind.BUDGET})
+"""What ends a run and means nothing to the next."""
 UNEXPECTED: Final = frozenset({StopKind.ERROR, StopKind.STUCK, StopKind.TRIPLE_FAULT})
 """With these the guest's state is told."""
 

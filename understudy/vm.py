@@ -270,10 +270,10 @@ class VM(Tenant):
     # --- looking, saving, ending ---
 
     @property
-    @still
     def instructions(self) -> int:
-        """Instructions retired."""
-        return sum(vcpu.retired for vcpu in self.vcpus)
+        """Instructions retired; of those that are in the guest, up to when they went in."""
+        with self.turns.held():
+            return sum(vcpu.retired for vcpu in self.vcpus)
 
     @still
     def counts(self) -> dict[str, Any]:

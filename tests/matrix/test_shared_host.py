@@ -17,6 +17,7 @@ from tests.matrix.shared import CRASH, DEAF, RESET, SPIN, napping, running_ns, s
 from understudy.arch.msr import Msr
 from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
 from understudy.host import Host
+from understudy.image import Image
 from understudy.machine.desk import Vpids
 from understudy.sched.policy import PolicyError
 from understudy.sched.seat import State
@@ -168,6 +169,28 @@ def test_a_run_goes_on_on_another_host(pcpus: int) -> None:
 
     expected = outcome(pcpus, whole)
     assert moved(pcpus, "share", [1_234_567, 2_345_678, 77_001]) == expected
+
+
+def test_a_snapshot_that_does_not_say_where_it_ran() -> None:
+    with Host(pcpus=2, ram="64M") as host, spinning(host, "a") as vm:
+        host.run(budget=77_777)
+        image = Image.of(vm.save(), VM._of_image, None, None)
+        seat = image.state["place"]["seats"][0]
+        assert (seat["state"], seat["pcpu"]) == ("running", 0)
+        seat["pcpu"] = None
+    with Host(pcpus=2, ram="64M") as host:
+        again = image.restore(host=host)
+        host.add_pool("other", pcpus=[0])  # it has to leave where it is
+        host.run(deadline_ns=host.schedule.time.now() + MS)
+        vms = [again, spinning(host, "c", pool="other")]
+        for _ in range(3):
+            before = [vm.instructions for vm in vms]
+            host.run(deadline_ns=host.schedule.time.now() + 20 * MS)
+            assert [vm.ended for vm in vms] == [None] * 2
+            assert all(vm.instructions > old for vm, old in zip(vms, before, strict=True))
+            for pcpu in host.schedule.pcpus:
+                assert pcpu.there is not None
+                assert pcpu.there.vcpu.guest.place_now is pcpu.processor
 
 
 def test_one_vm_alone_is_as_on_processors_of_its_own() -> None:

@@ -13,7 +13,7 @@ from understudy.overcommit.terms import Terms
 from understudy.sched.house import DEFAULT
 from understudy.sched.policy import Policy, PolicyError, Wish, policy_of
 from understudy.sched.pool import Pool
-from understudy.sched.schedule import Schedule
+from understudy.sched.threads import schedule_of
 from understudy.verdict import Stop, StopKind
 
 MOST: Final = 256
@@ -47,7 +47,7 @@ class SharedHost(Host):
         self.engine, self.clock, self.spins_exit = engine, clock, yields
         for _ in range(pcpus):
             self.plug(engine, clock)
-        self.schedule = Schedule(self.processors, first, is_wall=clock == "wall")
+        self.schedule = schedule_of(self.processors, first, is_wall=clock == "wall")
         self.stock = self.room = Stock(self, overcommit or Terms(), self._begin_chores)
         free = pcpus  # the first ones are left for the pool "default"
         for name, (count, its) in asked.items():
@@ -84,19 +84,19 @@ class SharedHost(Host):
 
     def stop(self, reason: str = "asked to") -> None:
         """From any thread: end `run` soon."""
-        self.schedule.asked = Stop(StopKind.STOPPED, reason)
-        self.schedule.news.set()
+        self.schedule.ask(Stop(StopKind.STOPPED, reason))
 
     def inspect(self) -> dict[str, object]:
         """What there is and what it costs, for people."""
         schedule = self.schedule
-        schedule.settle()
-        return super().inspect() | {
-            "now": schedule.time.now(),
-            "pools": {name: pool.inspect() for name, pool in schedule.pools.items()},
-            "pcpus": [pcpu.inspect() for pcpu in schedule.pcpus],
-            "vms": {claim.name: claim.inspect() for claim in schedule.claims},
-        }
+        with schedule.still():
+            schedule.settle()
+            return super().inspect() | {
+                "now": schedule.time.now(),
+                "pools": {name: pool.inspect() for name, pool in schedule.pools.items()},
+                "pcpus": [pcpu.inspect() for pcpu in schedule.pcpus],
+                "vms": {claim.name: claim.inspect() for claim in schedule.claims},
+            }
 
 
 def _pool(name: str, what: Mapping[str, Any]) -> tuple[int, Policy]:

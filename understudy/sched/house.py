@@ -7,10 +7,12 @@ most; what cannot be is refused (PolicyError), and nothing has changed then.
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from understudy.sched.host_time import HostTime
+from understudy.sched.host_time import HostTime, RealTime
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import Policy, PolicyError
 from understudy.sched.pool import Pool
@@ -21,6 +23,20 @@ from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop
 
 DEFAULT: Final = "default"
+H = TypeVar("H", bound="House")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def changes(act: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
+    """This changes who is where: on a host whose pCPUs have threads, with all of them."""
+
+    @wraps(act)
+    def done(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.changing():
+            return act(self, *args, **kwargs)
+
+    return done
 
 
 class House:
@@ -29,7 +45,7 @@ class House:
     def __init__(self, processors: Sequence[Processor], policy: Policy, *, is_wall: bool) -> None:
         self.pcpus = [Pcpu(number, one) for number, one in enumerate(processors)]
         self.is_wall = is_wall
-        self.time = HostTime(processors[0])
+        self.time = RealTime() if is_wall else HostTime(processors[0])
         self.pools = {DEFAULT: Pool(DEFAULT, policy)}
         for pcpu in self.pcpus:
             self._join(pcpu, self.pools[DEFAULT])
@@ -40,8 +56,13 @@ class House:
         self._restless: set[Claim] = set()  # their boards have a new timer
         self.turn: tuple[Pcpu, Seat, int] | None = None  # one that was cut, and its end
 
+    def changing(self) -> AbstractContextManager[None]:
+        """Inside, this thread may change who is where."""
+        return nullcontext()
+
     # --- who takes part ---
 
+    @changes
     def admit(self, claim: Claim, pool: str = DEFAULT) -> None:
         """One more VM.  PolicyError if the pool has no room for it."""
         now = self.time.now()
@@ -93,6 +114,7 @@ class House:
             seat.become(State.BLOCKED if claim.ended is None else State.AWAY, now)
             self.poke(seat)
 
+    @changes
     def dismiss(self, claim: Claim) -> None:
         """It takes part no more: its vCPUs are on no pCPU then."""
         self._leave(claim)
@@ -119,12 +141,14 @@ class House:
             for seat in claim.seats:
                 seat.settle(now)
 
+    @changes
     def end(self, claim: Claim, stop: Stop) -> None:
         """It stops, and may go on later."""
         claim.ended, now = stop, self.time.now()
         for seat in claim.seats:
             self._stand(seat, State.AWAY, "end", now)
 
+    @changes
     def resume(self, claim: Claim) -> None:
         """It goes on."""
         claim.ended, now = None, self.time.now()
@@ -141,6 +165,7 @@ class House:
         pool.pcpus.append(pcpu)
         pool.pcpus.sort(key=lambda one: one.number)
 
+    @changes
     def add_pool(self, name: str, policy: Policy) -> Pool:
         """A pool without pCPUs."""
         if name in self.pools:
@@ -148,6 +173,7 @@ class House:
         self.pools[name] = Pool(name, policy)
         return self.pools[name]
 
+    @changes
     def move_pcpu(self, number: int, name: str) -> None:
         """To another pool, while VMs run.  PolicyError if it cannot go."""
         if not 0 <= number < len(self.pcpus):
@@ -169,6 +195,7 @@ class House:
         self._join(pcpu, pool)
         pool.policy.changed(now)
 
+    @changes
     def move_claim(self, claim: Claim, name: str) -> None:
         """A VM to another pool, while it runs.  PolicyError if there is no room."""
         old, pool = self.pools[claim.pool], self._pool(name)
@@ -181,6 +208,7 @@ class House:
             self._enter(claim, old)
             raise
 
+    @changes
     def use_policy(self, name: str, policy: Policy) -> None:
         """Another policy for a pool, while VMs run.  PolicyError if it has no room for them."""
         pool, now = self._pool(name), self.time.now()
@@ -199,6 +227,10 @@ class House:
     def poke(self, seat: Seat) -> None:
         """From any thread: it was told something, which may wake it."""
         self.poked.append(seat)
+        self.hear(seat)
+
+    def hear(self, seat: Seat) -> None:
+        """From any thread: have it looked at who was told something."""
         self.news.set()
 
     def forget_pokes(self, claim: Claim, others: Sequence[int]) -> None:
@@ -212,11 +244,19 @@ class House:
         """If it has something to do: perhaps since a moment before now."""
         if seat.state is not State.BLOCKED or seat.vcpu.is_idle:
             return
-        seat.become(State.RUNNABLE, now)
+        self._want(seat, now)
         seat.woken_at = now if since is None else since
         pcpu = self.pools[seat.claim.pool].policy.wake(seat, now)
         if pcpu is not None:
-            pcpu.preempted = True
+            self._preempt(pcpu)
+
+    def _want(self, seat: Seat, now: int) -> None:
+        """It waits for a pCPU from now on."""
+        seat.become(State.RUNNABLE, now)
+
+    def _preempt(self, pcpu: Pcpu) -> None:
+        """Have its policy look at the next boundary who goes on there."""
+        pcpu.preempted = True
 
     def _stand(self, seat: Seat, state: State, reason: str, now: int) -> None:
         """It runs no more, nor does it want to."""
@@ -245,17 +285,18 @@ class House:
 
     def _clear(self, pcpu: Pcpu) -> None:
         if pcpu.there is not None:
-            pcpu.there.vcpu.leave_guest()
-            pcpu.there.vcpu.guest.take_off()
+            vcpu = pcpu.there.vcpu
+            if vcpu.guest.is_inside or vcpu.time.debt:
+                vcpu.leave_guest()
+            vcpu.guest.take_off()
             pcpu.there = None
 
     def _put(self, pcpu: Pcpu, seat: Seat, now: int) -> None:
         """It runs there from now on."""
         old = pcpu.there
         if old is not seat:
-            for other in self.pcpus:
-                if other.there is seat:
-                    self._clear(other)
+            if seat.pcpu is not None and self.pcpus[seat.pcpu].there is seat:
+                self._clear(self.pcpus[seat.pcpu])
             if old is not None:
                 self._clear(pcpu)
                 old.counts.switches[pcpu.reason] += 1

@@ -97,6 +97,7 @@ def _become(schedule: Schedule, policy: Policy, seat: Seat, its: SeatState) -> N
     is_running = seat.state is State.RUNNING
     if its.is_there or is_running:
         pcpu = schedule.pcpus[seat.pcpu or 0]
+        seat.pcpu = pcpu.number
         if pcpu.there is not None:
             raise ValueError(f"snapshot: two vCPUs on {pcpu!r}")
         seat.vcpu.guest.place(pcpu.processor)

@@ -3,6 +3,7 @@
 Invariant: all that a thread of its own would touch while vCPUs run on it is in the one object.
 """
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -17,6 +18,8 @@ class Pcpu:
         self.number, self.processor = number, processor
         self.pool = ""  # its pool's name
         self.seat: Seat | None = None  # who runs on it now
+        self.inside: Seat | None = None  # who executes here, in this pCPU's thread, if it has one
+        self.bell = threading.Event()  # wakes the thread
         self.there: Seat | None = None  # whose registers it has
         self.reason = "idle"  # why the last one left
         self.preempted = False  # the one that runs is to give way at the next boundary

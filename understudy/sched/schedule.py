@@ -4,7 +4,8 @@ In virtual time turn `n` is the time from `n * TURN_NS` on and belongs to pCPU `
 is there to do (decision 0050, of which this is the general case).  What happened meanwhile (a
 timer, an interrupt, a wish) is looked at between two turns, or when a vCPU has nothing more to do,
 so all that policies hear follows from the time alone.  Where nobody has anything to do, time
-jumps to what comes next.  In real time a turn goes to the next pCPU that has something to do.
+jumps to what comes next.  In real time a turn goes to the next pCPU that has something to do, on a
+host of one pCPU and in runs that end after so many instructions; else see `threads`.
 
 Source: lecture, "Scheduling: Virtual CPUs"; ours.
 Invariants: a run ends between two instructions, and the turn that it cut goes on in the next run;
@@ -14,6 +15,7 @@ due or somebody tells it something.
 
 import heapq
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -23,11 +25,11 @@ from understudy.sched.house import House
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import NEVER, Policy
 from understudy.sched.seat import Claim, Seat, State
-from understudy.silicon import Processor
+from understudy.silicon import Processor, hold_signals
 from understudy.turns import TURN_NS, WALL_TURN_NS
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.time import FAR, passing
-from understudy.verdict import ASLEEP, YIELDS, Stop, StopKind
+from understudy.verdict import ASLEEP, PASSING, YIELDS, Stop, StopKind, Verdict
 
 LIMITS: Final = frozenset({StopKind.WALL, StopKind.DEADLINE, StopKind.STOPPED})
 """What ends a run of a VM, and not the VM."""
@@ -72,6 +74,19 @@ class Schedule(House):
         """Have this done at all multiples of so many ns of host time, while a VM runs."""
         self._chores.append(Chore(ns, self.time.now(), action))
 
+    def ask(self, stop: Stop) -> None:
+        """From any thread: end the run soon."""
+        self.asked = stop
+        self.news.set()
+
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, nobody answers an exit of any VM."""
+        return nullcontext()
+
+    def still(self, *claims: Claim) -> AbstractContextManager[None]:
+        """Inside, nobody executes anything of these VMs; none named: of any."""
+        return nullcontext()
+
     # --- what is due ---
 
     def _note(self, when: int, what: Seat | Claim) -> None:
@@ -87,8 +102,8 @@ class Schedule(House):
 
     def _look(self, now: int) -> None:
         """All that has happened meanwhile."""
-        for chore in self._chores:
-            chore.look(now)
+        if self._chores:
+            self._do_chores(now)
         while self._restless or self.poked or (self._due and self._due[0][0] <= now):
             while self._restless:
                 self._note_board(self._restless.pop())
@@ -100,6 +115,10 @@ class Schedule(House):
                     self._wake(what, now, due)
             while self.poked:
                 self._wake(self.poked.popleft(), now)
+
+    def _do_chores(self, now: int) -> None:
+        for chore in self._chores:
+            chore.look(now)
 
     def _note_board(self, claim: Claim) -> None:
         due = claim.clock.next_deadline()
@@ -121,6 +140,7 @@ class Schedule(House):
 
     def run(self, aim: Aim) -> Stop:
         """Until the aim is reached, the VM of the aim ends, or all have."""
+        hold_signals()
         self.is_fresh = False
         if aim.claim is not None and aim.claim.ended is not None:
             self.resume(aim.claim)
@@ -142,10 +162,16 @@ class Schedule(House):
         seat.vcpu.time.limit = limit + seat.claim.clock.offset
         found = seat.vcpu.run(self._goal(aim, seat))
         now = self.time.now()
+        return self._answer(aim, pcpu, seat, found, end, now) or self._over_time(aim, now)
+
+    def _answer(
+        self, aim: Aim, pcpu: Pcpu, seat: Seat, found: Stop | Verdict, end: int, now: int
+    ) -> Stop | None:
+        """What comes of a turn, or a part of one, that was to go on until `end`."""
         if isinstance(found, Stop):
-            if found.kind in (StopKind.BUDGET, StopKind.UNTIL):
-                return found
-            return self._finish(aim, seat.claim, found)
+            return found if found.kind in PASSING else self._finish(aim, seat.claim, found)
+        if pcpu.seat is not seat:  # a callback has sent it away
+            return None
         if found is ASLEEP:
             self._sleep(pcpu, seat, now)
             return self._stuck(aim, seat.claim)
@@ -153,15 +179,15 @@ class Schedule(House):
             self._give_way(pcpu, seat, now)
         elif now >= end:
             self.turn = None
-            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS)
-        return self._over_time(aim, now)
+            self._tick(pcpu, seat, now if self.is_wall else now // TURN_NS * TURN_NS, now)
+        return None
 
-    def _tick(self, pcpu: Pcpu, seat: Seat, at: int) -> None:
-        """At the boundary of a turn: whether the one that runs there is to give way."""
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int, now: int) -> None:
+        """At the boundary of a turn, `at`: whether the one that runs there is to give way."""
         reason, pcpu.preempted = "preempt" if pcpu.preempted else "slice", False
         if self.pools[seat.claim.pool].policy.tick(pcpu, seat, at, reason == "preempt"):
-            self._free(pcpu, reason, self.time.now())
-            seat.become(State.RUNNABLE, self.time.now())
+            self._free(pcpu, reason, now)
+            self._want(seat, now)
 
     def _give_way(self, pcpu: Pcpu, seat: Seat, now: int) -> None:
         """It spins: the one of its VM that waits longest goes first, if one does."""
@@ -171,7 +197,7 @@ class Schedule(House):
             return
         if self.pools[seat.claim.pool].policy.favor(pcpu, seat, other, now):
             self._free(pcpu, "yield", now)
-            seat.become(State.RUNNABLE, now)
+            self._want(seat, now)
 
     def _over_time(self, aim: Aim, now: int) -> Stop | None:
         if now < aim.deadline:
@@ -215,7 +241,7 @@ class Schedule(House):
 
     def _chosen(self, pcpu: Pcpu, now: int, at: int) -> Seat | None:
         if pcpu.seat is not None and pcpu.preempted:
-            self._tick(pcpu, pcpu.seat, at)
+            self._tick(pcpu, pcpu.seat, at, now)
         return pcpu.seat or self.pools[pcpu.pool].policy.pick(pcpu, now)
 
     def _begin_real(self, now: int) -> tuple[Pcpu, Seat, int] | None:
@@ -229,9 +255,7 @@ class Schedule(House):
 
     def _wait(self, aim: Aim, now: int) -> Stop | None:
         """This turn, or more, is nobody's."""
-        due = min((pool.policy.due() for pool in self.pools.values()), default=NEVER)
-        due = min(due, aim.deadline, self._due[0][0] if self._due else NEVER)
-        chores = min((chore.due for chore in self._chores), default=NEVER)
+        due, chores = self._soonest(aim), self._next_chore()
         if self.is_wall:
             due = min(due, chores)
             self.news.clear()
@@ -250,6 +274,14 @@ class Schedule(House):
         if due > now:
             processor.advance(self._passing(due - now, due))
         return None
+
+    def _soonest(self, aim: Aim) -> int:
+        """When somebody may have something to do, if nothing is told to anybody."""
+        due = min((pool.policy.due() for pool in self.pools.values()), default=NEVER)
+        return min(due, aim.deadline, self._due[0][0] if self._due else NEVER)
+
+    def _next_chore(self) -> int:
+        return min((chore.due for chore in self._chores), default=NEVER)
 
     def _passing(self, left: int, due: int) -> int:
         """How much of the time in which nobody has anything to do passes: all of it at once.
@@ -296,6 +328,9 @@ class Schedule(House):
 
     def _finish(self, aim: Aim, claim: Claim, stop: Stop) -> Stop | None:
         """A VM comes to an end, unless it starts again.  The run's end if it is its aim."""
+        for seat in claim.seats:  # who asks for a stop asks all of them
+            if seat.vcpu.requested is stop:
+                seat.vcpu.requested = None
         if claim is aim.claim:
             if stop.kind not in LIMITS:
                 self.end(claim, stop)

@@ -83,12 +83,14 @@ class Share(Policy, name="share"):
         favored = self.favored.pop(pcpu.number, None)
         if favored in free:
             free = [favored]
-        least = min(seat.key for seat in self.queue)
+        least = min([seat.key for seat in self.queue])
         self.now = max(self.now, least)
-        # One that was here before is preferred to one that is hardly further behind.
-        near = [seat for seat in free if seat.key <= least + self._half(seat)]
-        near = [seat for seat in near if seat.pcpu == pcpu.number] or free
-        seat = min(near, key=lambda one: (one.key, self.queue[one]))
+        seat = free[0]
+        if len(free) > 1:
+            # One that was here before is preferred to one that is hardly further behind.
+            near = [seat for seat in free if seat.key <= least + self._half(seat)]
+            near = [seat for seat in near if seat.pcpu == pcpu.number] or free
+            seat = min(near, key=lambda one: (one.key, self.queue[one]))
         del self.queue[seat]
         self.running[pcpu.number] = seat, now, now
         return seat
@@ -166,7 +168,8 @@ class Share(Policy, name="share"):
 
     def _is_capped(self, claim: Claim, now: int) -> bool:
         if claim.cap is None:
-            self.spent.pop(claim, None)
+            if self.spent:
+                self.spent.pop(claim, None)
             return False
         self.spent[claim] = self._spent(claim, now)
         return self.spent[claim][1] >= claim.cap * PERIOD_NS

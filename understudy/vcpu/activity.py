@@ -36,6 +36,10 @@ class Entry(Protocol):
         """As `Guest.run`."""
 
     @property
+    def retired(self) -> int:
+        """As `Guest.retired`, or as of when it went in."""
+
+    @property
     def resume(self) -> Callable[[int], Exit]:
         """As `Guest.resume`."""
 

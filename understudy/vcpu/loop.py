@@ -24,7 +24,7 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging, View
 from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Translation, entries_of
-from understudy.silicon import Exit, LocalApic, hold_signals
+from understudy.silicon import Exit, LocalApic
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.activity import Activity, Entry, Goal, VcpuState
 from understudy.vcpu.counts import LAST_EXIT, ExitCounts
@@ -89,9 +89,11 @@ class Vcpu:
     # --- the run loop ---
 
     def run(self, goal: Goal) -> Stop | Verdict:
-        """Enter the guest and answer its exits until the run ends; ASLEEP, OVER: for now."""
+        """Enter the guest and answer its exits until the run ends; ASLEEP, OVER: for now.
+
+        On a thread that has called `silicon.hold_signals` since others could have theirs.
+        """
         self.is_running, self.guest.thread = True, get_ident()
-        hold_signals()
         try:
             self.view.begin_turn()
             return self._run(goal)
@@ -276,8 +278,8 @@ class Vcpu:
 
     @property
     def retired(self) -> int:
-        """Instructions retired, by the processor or in its place."""
-        return self.guest.retired + self.state.carried_out
+        """Instructions retired, by the processor or in its place, when it came out last."""
+        return self.entry.retired + self.state.carried_out
 
     def translation(self) -> Translation:
         """What the guest's linear addresses mean now."""

@@ -34,6 +34,18 @@ PARKED: Final = tuple(int(field) for field in (
 """Fields that are asked for while the vCPU waits: whether an interrupt would wake it."""
 
 
+class Ways:
+    """To what is in one processor, fast."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.read, self.write = processor.vmread, processor.vmwrite
+        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
+        self.advance = processor.advance
+        self.read_tsc: Callable[[], int] = partial(attrgetter("tsc"), processor)
+        self.arm = partial(processor.vmwrite, TIMER)
+        self.count_retired: Callable[[], int] = partial(attrgetter("retired"), processor)
+
+
 class Placement(Guest):
     """The fast ways to a guest's registers, which lead to where it is."""
 
@@ -48,6 +60,7 @@ class Placement(Guest):
         Guest.__init__(self)
         self.host, self.is_at_home = host, processor is not None
         self.vpid = OWN_VPID if processor is not None else host.vpids.allocate()
+        self._known: dict[Processor, Ways] = {}  # of processors on which it was
         self._last: Processor | None = None  # where it ran, and may have left translations
         self._base = 0  # instructions that it retired elsewhere, less those of others here
         self._live = b""  # what is in the processor, while it is on none
@@ -70,14 +83,13 @@ class Placement(Guest):
         return self._processor
 
     def _ways(self, processor: Processor) -> None:
-        self.read, self.write = processor.vmread, processor.vmwrite
-        self.read_gpr, self.write_gpr = processor.gpr, processor.set_gpr
-        self.advance = processor.advance
-        self.read_tsc = partial(attrgetter("tsc"), processor)
-        self.arm = partial(processor.vmwrite, TIMER)
-        self.count_retired = partial(attrgetter("retired"), processor)
-        if not self.is_at_home:
-            self.count_retired = self._count
+        ways = self._known.get(processor)
+        if ways is None:
+            ways = self._known[processor] = Ways(processor)
+        self.read, self.write = ways.read, ways.write
+        self.read_gpr, self.write_gpr = ways.read_gpr, ways.write_gpr
+        self.advance, self.read_tsc, self.arm = ways.advance, ways.read_tsc, ways.arm
+        self.count_retired = ways.count_retired if self.is_at_home else self._count
 
     def _tell(self) -> None:
         self.kept.read, self.kept.write = self.read, self.write
@@ -92,7 +104,8 @@ class Placement(Guest):
     def place(self, processor: Processor) -> None:
         if self._processor is processor:
             return
-        self.take_off()
+        if self._processor is not None:
+            self.take_off()
         operation = self.operation
         operation.use(Root.of(self.host, processor))
         processor.vmptrld(operation.vmcs)
