@@ -21,13 +21,15 @@ from understudy.backends.opening import open_disk
 from understudy.backends.pcap import Pcap
 from understudy.config import Config, check_choice
 from understudy.console import Console
+from understudy.devices import Device
 from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.balloon import Balloon
 from understudy.devices.virtio.blk import MOST_QUEUES, Blk
-from understudy.devices.virtio.net import Net
+from understudy.devices.virtio.net import MOST_PAIRS, Net
+from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
@@ -50,6 +52,7 @@ from understudy.verdict import Stop, StopKind
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
 STEAL: Final = "steal_time"
+VIRTIO: Final = [kind for kind in Device.ALL.values() if issubclass(kind, VirtioPci)]
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -58,6 +61,8 @@ def check_names(config: Config) -> None:
     check_choice("execution", config.execution, Execution.ALL)
     for name in config.exits:
         check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
+    for name in config.hide_virtio:
+        check_choice("hide_virtio", name, {one for kind in VIRTIO for one in kind.switches})
     check_choice("paging", config.paging, Paging.ALL)
     check_choice(
         f"paging with execution {config.execution}", config.paging,
@@ -182,6 +187,9 @@ def board_of(
             devices=(*rows, *config.devices, *last),
         )
         given.pop_all()
+    for part in board.parts.values():
+        if isinstance(part, VirtioPci):
+            part.hide(config.hide_virtio)
     for card in cards_of(board):
         card.cable.notify = partial(post, card.look)
     for nic, card in zip(config.net, cards_of(board), strict=False):
@@ -204,7 +212,7 @@ def disk_rows(config: Config, request: Callable[[Stop], None], given: ExitStack)
 
         options = {
             "name": f"disk{number}", "medium": medium, "serial": disk.serial,
-            "queues": min(config.cpus, MOST_QUEUES),
+            "queues": min(config.topology.count, MOST_QUEUES),
         }  # fmt: skip
         if disk.on_error == "stop":
             options["stop"] = stop
@@ -220,7 +228,7 @@ def net_rows(config: Config, clock: GuestClock, epoch_ns: int, given: ExitStack)
         given.callback(cable.close)
         options = {
             "name": f"net{number}", "mac": nic.address, "named": f"{config.name}/{number}",
-            "cable": cable, "rate": nic.rate,
+            "cable": cable, "rate": nic.rate, "pairs": min(config.topology.count, MOST_PAIRS),
         }  # fmt: skip
         if nic.pcap:
             pcap = Pcap(nic.pcap, lambda: epoch_ns + clock.now())

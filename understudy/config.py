@@ -96,20 +96,17 @@ _text = _is(str, "a text")
 _switch = _is(bool, "True or False")
 
 
-def _memory(what: str, value: int | str) -> int:
-    size = bytes_of(value)
-    if not SMALLEST <= size <= LARGEST or size % PAGE:
-        raise ValueError(
-            f"{what} {value!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-        )
-    return size
+def _pages(least: int, words: str) -> Check:
+    def check(what: str, value: int | str) -> int:
+        size = bytes_of(value)
+        if not least <= size <= LARGEST or size % PAGE:
+            raise ValueError(f"{what} {value!r}: expected {words} to {LARGEST >> 30}G, whole pages")
+        return size
+
+    return check
 
 
-def _least(what: str, value: int | str) -> int:
-    size = bytes_of(value)
-    if not 0 <= size <= LARGEST or size % PAGE:
-        raise ValueError(f"{what} {value!r}: expected 0 to {LARGEST >> 30}G, whole pages")
-    return size
+_memory, _least = _pages(SMALLEST, f"{SMALLEST >> 20}M"), _pages(0, "0")
 
 
 def _shares(what: str, value: int) -> int:
@@ -321,6 +318,11 @@ class Config:
         check=_each(Port, MOST_PORTS, "ports, or texts like '8080:80'"),
     )  # fmt: skip
     """`Port`s, or texts as on the command line."""
+
+    hide_virtio: tuple[str, ...] = option(
+        (), "Features that its virtio devices do not offer, like packed,mq; help lists them.",
+        "--hide-virtio", metavar="FEATURE[,FEATURE]", read=_names, check=_texts,
+    )  # fmt: skip
 
     balloon: bool = option(
         False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch

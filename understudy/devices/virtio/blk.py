@@ -10,10 +10,10 @@ comes back, and without negotiated flushes each write is.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from understudy.backends.medium import Medium, Zeros
 from understudy.backends.overlay import Overlay
@@ -90,6 +90,10 @@ class Blk(VirtioPci, name="virtio_blk"):
     """
 
     state: BlkState
+    switches: ClassVar[Mapping[str, int]] = {
+        **VirtioPci.switches, "mq": MQ, "flush": FLUSH, "discard": DISCARD,
+        "write-zeroes": WRITE_ZEROES,
+    }  # fmt: skip
 
     def __init__(
         self,
