@@ -24,9 +24,8 @@ from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
-MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
+MOST_DISKS, MOST_NICS, MOST_PORTS = 24, 4, 256  # the first two of the 32 slots of a PCI bus
 MOST_SHARES: Final = 1_000_000
-MOST_NICS, MOST_PORTS = 4, 256
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
@@ -323,11 +322,12 @@ class Config:
         (), "Features that its virtio devices do not offer, like packed,mq; help lists them.",
         "--hide-virtio", metavar="FEATURE[,FEATURE]", read=_names, check=_texts,
     )  # fmt: skip
-
+    hotplug: bool = option(
+        False, "Let disks and network cards come and go while it runs.", "--hotplug", check=_switch
+    )
     balloon: bool = option(
         False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch
     )
-
     min_memory: int | str = option(
         0, "On a host whose VMs have more memory than it: what it always has.", check=_least
     )
@@ -370,7 +370,7 @@ class Config:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
         return (
             self.agent == "virtio"
-            or bool(self.disks or self.net or self.balloon)
+            or bool(self.disks or self.net or self.balloon or self.hotplug)
             or any(name.startswith("virtio_") for name, _ in self.devices)
         )
 

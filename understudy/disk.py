@@ -1,6 +1,7 @@
 """What one can choose about a disk: a file, and how a VM uses it.
 
     --disk FILE[,ro][,overlay][,format=raw|qcow2|nocloud][,serial=TEXT][,on-error=report|stop]
+           [,name=NAME]
 
 A comma in a file's name is written twice.  Source: ours; the form is QEMU's `-drive`.
 Invariants: a `Disk` that exists is right in itself; whether there is such a file is found out when
@@ -12,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from understudy.slot import Slotted
+
 FORMATS: Final = ("auto", "raw", "qcow2", "nocloud")
 ON_ERROR: Final = ("report", "stop")
 SERIAL_BYTES: Final = 20
-FORM: Final = "FILE[,ro][,overlay][,format=raw|qcow2|nocloud][,serial=TEXT][,on-error=stop]"
+FORM: Final = (
+    "FILE[,ro][,overlay][,format=raw|qcow2|nocloud][,serial=TEXT][,on-error=stop][,name=NAME]"
+)
 
 
 @dataclass(frozen=True)
-class Disk:
+class Disk(Slotted):
     """A disk of a VM."""
 
     file: str
@@ -42,6 +47,7 @@ class Disk:
             _check(type(getattr(self, name)) is bool, self, f"{name} as True or False")
         _check(bool(self.file) and "\0" not in self.file, self, "the path of a file")
         _check(self.format in FORMATS, self, f"format={' or '.join(FORMATS)}")
+        _check(not self.place_problem, self, self.place_problem)
         _check(self.on_error in ON_ERROR, self, f"on-error={' or '.join(ON_ERROR)}")
         is_serial = self.serial.isascii() and self.serial.isprintable()
         _check(
@@ -60,7 +66,7 @@ class Disk:
             name, is_pair, value = word.partition("=")
             if word in ("ro", "overlay"):
                 options["is_read_only" if word == "ro" else "is_overlay"] = True
-            elif is_pair and name in ("format", "serial", "on-error"):
+            elif is_pair and name in ("format", "serial", "on-error", "name"):
                 options[name.replace("-", "_")] = value
             else:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """What one can choose about a network card: what its cable leads to.
 
-    --net user[,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE]
-    --net lan=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE]
+    --net user[,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
+    --net lan=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
     --publish [ADDRESS:]PORT:GUESTPORT[/udp]
 
 A comma in a file's name is written twice.  Source: ours; the form is that of `--disk`, and of
@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from understudy.slot import Slotted
+
 KINDS: Final = ("user", "lan", "none")
-FORM: Final = "user or lan=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE]"
+FORM: Final = (
+    "user or lan=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]"
+)
 PORT_FORM: Final = "[ADDRESS:]PORT:GUESTPORT[/udp]"
 LOOPBACK: Final = "127.0.0.1"
 LONGEST_NAME: Final = 40
@@ -30,7 +34,7 @@ _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
-class Nic:
+class Nic(Slotted):
     """A network card of a VM."""
 
     kind: str
@@ -66,6 +70,7 @@ class Nic:
         )
         is_rate = type(self.rate) is int and (not self.rate or SLOWEST <= self.rate <= FASTEST)
         self._check(is_rate, "rate= of 8K to 1000G bit/s")
+        self._check(not self.place_problem, self.place_problem)
         self._check("\0" not in self.pcap, "pcap= with the path of a file")
         if self.pcap:
             object.__setattr__(self, "pcap", str(Path(self.pcap).absolute()))
@@ -85,7 +90,7 @@ class Nic:
             name, is_pair, value = word.partition("=")
             if word == "host-loopback":
                 options["has_host_loopback"] = True
-            elif is_pair and name in ("mac", "pcap"):
+            elif is_pair and name in ("mac", "pcap", "name"):
                 options[name] = value
             elif is_pair and name == "rate":
                 options["rate"] = _speed(value)
