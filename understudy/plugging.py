@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from understudy import assembly
+from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.pc import PC
 from understudy.devices.pci_hotplug import PciHotplug
@@ -40,6 +41,7 @@ def parse(text: str) -> Disk | Nic:
     return Disk.parse(what) if kind == "disk" else Nic.parse(what)
 
 
+@says_closed()
 class Pluggable(Tenant):
     """What a VM says and does of its slots."""
 

@@ -60,6 +60,7 @@ def test_a_disk_comes_is_used_and_goes_while_it_is_written(kernel: str, image: P
     fetched(kernel)
     with VM.linux(kernel, hotplug=True) as vm:
         for turn in range(3):
+            vm.run("rm -f /dev/vda")  # the writer may have made a file of that name
             vm.plug(Disk(str(image), name="data", serial=f"turn-{turn}"))
             until(vm, "[ -b /dev/vda ]")
             assert vm.run("cat /sys/block/vda/serial").output == f"turn-{turn}"
