@@ -224,7 +224,7 @@ def disk_row(
 
     options = {
         "name": disk.name or usual, "slot": disk.slot or None, "medium": medium,
-        "serial": disk.serial, "queues": min(config.topology.count, MOST_QUEUES),
+        "serial": disk.serial, "rate": disk.rate, "queues": min(config.topology.count, MOST_QUEUES),
     }  # fmt: skip
     return "virtio_blk", options | ({"stop": stop} if disk.on_error == "stop" else {})
 

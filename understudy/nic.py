@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from understudy.quantities import parse_rate
 from understudy.slot import Slotted
 
 KINDS: Final = ("user", "lan", "none")
@@ -29,8 +30,6 @@ SLOWEST, FASTEST = 8_000, 10**12  # bit/s
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
-_SPEED: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Nic(Slotted):
             elif is_pair and name in ("mac", "pcap", "name"):
                 options[name] = value
             elif is_pair and name == "rate":
-                options["rate"] = _speed(value)
+                options["rate"] = parse_rate(value, "bit/s")
             else:
                 raise ValueError(f"net {text!r}: expected {FORM}, not {word!r}")
         return cls(kind, lan, **options)
@@ -140,10 +139,3 @@ class Port:
 
 def _is_one_cards(address: bytes | None) -> bool:
     return address is not None and not address[0] & 1 and any(address)
-
-
-def _speed(text: str) -> int:
-    found = _SPEED.fullmatch(text)
-    if not found:
-        raise ValueError(f"rate={text}: expected bit/s, like 100M")
-    return int(found[1]) * _UNITS[found[2]]

@@ -26,7 +26,7 @@ from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.pci import VirtioPci
 
 PARTS = sorted(name for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci))
-SEVERAL = {"virtio_blk": {"queues": 2}, "virtio_net": {"pairs": 2}}
+SEVERAL = {"virtio_blk": {"queues": 2, "rate": 1_000_000_000}, "virtio_net": {"pairs": 2}}
 ALL_ONES = (1 << 64) - 1
 MOST_READS = 20_000  # pieces of memory that one access may read or write
 

@@ -77,3 +77,10 @@ def test_a_disk_has_a_queue_for_each_processor_however_these_are_grouped(tmp_pat
     with VM("16M", cpus="4,cores=2,threads=2", disks=[f"{image},ro"], net="none") as vm:
         assert len(vm.pc.part("disk0", Blk).sizes) == 4
         assert len(vm.pc.part("net0", Net).sizes) == 9
+
+
+def test_a_limit_of_speed() -> None:
+    assert Disk.parse("/a,rate=50M").rate == 50_000_000
+    for text, words in (("/a,rate=fast", "bytes a second"), ("/a,rate=1K", "4K to 1000G")):
+        with pytest.raises(ValueError, match=words):
+            Disk.parse(text)
