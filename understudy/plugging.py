@@ -8,7 +8,6 @@ Source: ours.  Invariants: the VM's `Config` says at any time what is plugged in
 makes the same board again; what could not be plugged in has changed nothing.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -50,7 +49,6 @@ class Pluggable(Tenant):
     pc: PC
     vcpus: list[Vcpu]
     endings: Endings
-    posts: deque[Callable[[], None]]
 
     def post(self, action: Callable[[], None]) -> None:
         """Do it between two exits."""

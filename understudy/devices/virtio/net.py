@@ -62,7 +62,7 @@ MAC, STATUS = 1 << 5, 1 << 16  # VIRTIO_NET_F_*
 CTRL_VQ: Final = 1 << 17
 OFFERED: Final = OFFLOADS | MRG_RXBUF | MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
 
-RECEIVE, SEND = 0, 1  # queues; these two are a pair, and the one after all pairs is for control
+RECEIVE: Final = 0  # of a pair of queues; the other sends.  After all pairs comes that for control
 CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*

@@ -127,9 +127,7 @@ class VirtioPci(Device):
         wires.plug(self.function)
 
     def hide(self, names: Iterable[str]) -> None:
-        """Offer none of these features, before a driver looks; names of other devices are passed
-        over.
-        """
+        """Offer none of these, before a driver looks; what is another device's means nothing."""
         for name in names:
             self.offered &= ~self.switches.get(name, 0)
 
