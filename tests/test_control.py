@@ -12,6 +12,9 @@ import pytest
 
 from tests.test_run import kernel
 from tests.tree import ROOT
+from understudy.commands.control import _request
+from understudy.control.actions import ACTIONS, ControlError, Request
+from understudy.vm import VM
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-m", "understudy"]
@@ -55,6 +58,10 @@ def test_a_vm_is_asked_inspected_saved_and_stopped(
     file = tmp_path / "snapshot"
     status, out, _ = understudy("control", path, "save", file)
     assert (status, out) == (0, f"{file}: {file.stat().st_size:,} bytes\n")
+    image = tmp_path / "data.img"
+    image.write_bytes(bytes(4096))
+    asked = understudy("control", path, "plug", f"disk={image}")
+    assert asked[0] == 1 and "was made without hot plug" in asked[2]
     of_running = json.loads(understudy("inspect", "rip", "--control", path, "--json")[1])
     of_saved = json.loads(understudy("inspect", "rip", "--snapshot", file, "--json")[1])
     assert of_running["guest"] == of_saved["guest"]
@@ -65,12 +72,38 @@ def test_a_vm_is_asked_inspected_saved_and_stopped(
     assert not path.exists()
 
 
+def test_a_disk_is_plugged_in_by_the_name_that_it_has_here(tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    image.write_bytes(bytes(4096))
+    with VM("16M", hotplug=True) as vm:
+
+        def done(request: Request) -> str:
+            return str(ACTIONS[str(request["do"])](vm, json.loads(json.dumps(request))))
+
+        told = done(_request("plug", f"disk={image},ro,name=data"))
+        assert told == "data is plugged in" and vm.config.disks[0].file == str(image)
+        assert done(_request("plug", "net=none")) == "net0 is plugged in"
+        told = done(_request("unplug", "data"))
+        assert told == "the guest was asked to give up data" and "data" in vm.plugged
+        for request, words in (
+            ({"do": "plug", "disk": {"file": 7}}, "disk"),
+            ({"do": "plug"}, "net"),
+            (_request("plug", "net=none,name=data"), "plugged in already"),
+            (_request("plug", "disk=/none"), "/none"),
+            (_request("unplug", "none"), "no disk or network card 'none': data, net0"),
+        ):
+            with pytest.raises(ControlError, match=words):
+                done(request)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
         (("control", "none.sock"), 1, "there is no such socket; start a VM with understudy run"),
         (("control", "none.sock", "dance"), 2, "'dance': expected one of status, counts"),
         (("control", "none.sock", "save"), 2, "save needs a FILE"),
+        (("control", "none.sock", "plug", "floppy=a"), 2, "plug: expected disk=FILE or net=KIND"),
+        (("control", "none.sock", "plug", "disk=a,rw"), 2, "not 'rw'"),
         (("control", "none.sock", "stop", "now"), 2, "stop takes nothing more, got 'now'"),
         (("inspect", "rip"), 2, "say either --control SOCKET or --snapshot FILE"),
         (("inspect", "rip", "--snapshot", "/dev/null"), 1, "not a snapshot"),

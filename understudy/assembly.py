@@ -21,21 +21,25 @@ from understudy.backends.opening import open_disk
 from understudy.backends.pcap import Pcap
 from understudy.config import Config, check_choice
 from understudy.console import Console
+from understudy.devices import Device
 from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.balloon import Balloon
 from understudy.devices.virtio.blk import MOST_QUEUES, Blk
-from understudy.devices.virtio.net import Net
+from understudy.devices.virtio.net import MOST_PAIRS, Net
+from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.vmgenid import BYTES, FIRST, derived
+from understudy.disk import Disk
 from understudy.execution import Execution
 from understudy.guest import Guest
 from understudy.interrupts import Router
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.nic import Nic
 from understudy.paging import BUDGET, Paging
 from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
@@ -50,6 +54,7 @@ from understudy.verdict import Stop, StopKind
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
 STEAL: Final = "steal_time"
+VIRTIO: Final = [kind for kind in Device.ALL.values() if issubclass(kind, VirtioPci)]
 ANY_CR4: Final = (1 << 64) - 1
 
 
@@ -58,6 +63,8 @@ def check_names(config: Config) -> None:
     check_choice("execution", config.execution, Execution.ALL)
     for name in config.exits:
         check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
+    for name in config.hide_virtio:
+        check_choice("hide_virtio", name, {one for kind in VIRTIO for one in kind.switches})
     check_choice("paging", config.paging, Paging.ALL)
     check_choice(
         f"paging with execution {config.execution}", config.paging,
@@ -148,8 +155,10 @@ def board_of(
     console: Console,
     com2: Console,
     post: Callable[[Callable[[], None]], None],
+    eject: Callable[[int], None],
 ) -> PC:
-    """A PC, wired to the processors by `router`.  `request` ends the run.
+    """A PC, wired to the processors by `router`.  `request` ends the run; `eject`
+    hears which slot the guest has given up.
 
     Its disks are open, its cables plugged in; the board closes them.  ImageError or NetworkError if
     one of them cannot be.
@@ -160,7 +169,13 @@ def board_of(
     if config.has_virtio_agent:
         last.append(("virtio_agent", {}))
     with ExitStack() as given:
-        rows = [*disk_rows(config, request, given), *net_rows(config, clock, epoch_ns, given)]
+        rows = [
+            *(disk_row(f"disk{n}", config, one, request, given)
+              for n, one in enumerate(config.disks)),
+            *(net_row(f"net{n}", config, one, epoch_ns, clock, given)
+              for n, one in enumerate(config.net)),
+        ]  # fmt: skip
+        fixed = (*config.devices, *last)
         board = PC(
             clock,
             memory,
@@ -179,11 +194,16 @@ def board_of(
             generation=os.urandom(BYTES) if is_wall else FIRST,
             has_rom=config.rom > 0,
             entropy=os.urandom(SEED_BYTES) if is_wall else rng.FIRST,
-            devices=(*rows, *config.devices, *last),
+            eject=eject if config.hotplug else None,
+            # What does not move comes first where the rest may.
+            devices=(*fixed, *rows) if config.hotplug else (*rows, *fixed),
         )
         given.pop_all()
+    for part in board.parts.values():
+        if isinstance(part, VirtioPci):
+            part.hide(config.hide_virtio)
     for card in cards_of(board):
-        card.cable.notify = partial(post, card.look)
+        connect(board, card, post)
     for nic, card in zip(config.net, cards_of(board), strict=False):
         card.set_link(is_up=nic.kind != "none")
     for balloon in balloons_of(board):
@@ -192,42 +212,49 @@ def board_of(
     return board
 
 
-def disk_rows(config: Config, request: Callable[[Stop], None], given: ExitStack) -> list[Row]:
-    """A row for each disk, with its content; `given` closes these."""
-    rows: list[Row] = []
-    for number, disk in enumerate(config.disks):
-        medium = open_disk(disk, is_snapshot=config.snapshot)
-        given.callback(medium.close)
+def disk_row(
+    usual: str, config: Config, disk: Disk, request: Callable[[Stop], None], given: ExitStack
+) -> Row:
+    """A row for a disk, with its content, which `given` closes."""
+    medium = open_disk(disk, is_snapshot=config.snapshot)
+    given.callback(medium.close)
 
-        def stop(problem: str, file: str = disk.file) -> None:
-            request(Stop(StopKind.DISK, f"{file}: {problem}"))
+    def stop(problem: str) -> None:
+        request(Stop(StopKind.DISK, f"{disk.file}: {problem}"))
 
-        options = {
-            "name": f"disk{number}", "medium": medium, "serial": disk.serial,
-            "queues": min(config.cpus, MOST_QUEUES),
-        }  # fmt: skip
-        if disk.on_error == "stop":
-            options["stop"] = stop
-        rows.append(("virtio_blk", options))
-    return rows
+    options = {
+        "name": disk.name or usual, "slot": disk.slot or None, "medium": medium,
+        "serial": disk.serial, "rate": disk.rate, "queues": min(config.topology.count, MOST_QUEUES),
+    }  # fmt: skip
+    return "virtio_blk", options | ({"stop": stop} if disk.on_error == "stop" else {})
 
 
-def net_rows(config: Config, clock: GuestClock, epoch_ns: int, given: ExitStack) -> list[Row]:
-    """A row for each network card, with its cable; `given` closes these."""
-    rows: list[Row] = []
-    for number, nic in enumerate(config.net):
-        cable = cable_of(nic, config.publish)
-        given.callback(cable.close)
-        options = {
-            "name": f"net{number}", "mac": nic.address, "named": f"{config.name}/{number}",
-            "cable": cable, "rate": nic.rate,
-        }  # fmt: skip
-        if nic.pcap:
-            pcap = Pcap(nic.pcap, lambda: epoch_ns + clock.now())
-            cable.on_frame.append(pcap.heard)
-            cable.on_close.append(pcap.close)
-        rows.append(("virtio_net", options))
-    return rows
+def net_row(
+    usual: str, config: Config, nic: Nic, epoch_ns: int, clock: GuestClock, given: ExitStack
+) -> Row:
+    """A row for a network card, with its cable, which `given` closes."""
+    cable = cable_of(nic, config.publish)
+    given.callback(cable.close)
+    name = nic.name or usual
+    if nic.pcap:
+        pcap = Pcap(nic.pcap, lambda: epoch_ns + clock.now())
+        cable.on_frame.append(pcap.heard)
+        cable.on_close.append(pcap.close)
+    return "virtio_net", {
+        "name": name, "slot": nic.slot or None, "mac": nic.address,
+        "named": f"{config.name}/{name.removeprefix('net')}", "cable": cable, "rate": nic.rate,
+        "pairs": min(config.topology.count, MOST_PAIRS),
+    }  # fmt: skip
+
+
+def connect(board: PC, card: Net, post: Callable[[Callable[[], None]], None]) -> None:
+    """Have a card hear of its cable, as long as it is on the board."""
+
+    def look() -> None:
+        if card in board.parts.values():
+            card.look()
+
+    card.cable.notify = partial(post, look)
 
 
 def disks_of(board: PC) -> list[Blk]:

@@ -24,9 +24,8 @@ from understudy.quantities import bytes_of, parse_size
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
-MOST_DISKS: Final = 24  # of the 32 slots of a PCI bus
+MOST_DISKS, MOST_NICS, MOST_PORTS = 24, 4, 256  # the first two of the 32 slots of a PCI bus
 MOST_SHARES: Final = 1_000_000
-MOST_NICS, MOST_PORTS = 4, 256
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
@@ -96,20 +95,17 @@ _text = _is(str, "a text")
 _switch = _is(bool, "True or False")
 
 
-def _memory(what: str, value: int | str) -> int:
-    size = bytes_of(value)
-    if not SMALLEST <= size <= LARGEST or size % PAGE:
-        raise ValueError(
-            f"{what} {value!r}: expected {SMALLEST >> 20}M to {LARGEST >> 30}G, whole pages"
-        )
-    return size
+def _pages(least: int, words: str) -> Check:
+    def check(what: str, value: int | str) -> int:
+        size = bytes_of(value)
+        if not least <= size <= LARGEST or size % PAGE:
+            raise ValueError(f"{what} {value!r}: expected {words} to {LARGEST >> 30}G, whole pages")
+        return size
+
+    return check
 
 
-def _least(what: str, value: int | str) -> int:
-    size = bytes_of(value)
-    if not 0 <= size <= LARGEST or size % PAGE:
-        raise ValueError(f"{what} {value!r}: expected 0 to {LARGEST >> 30}G, whole pages")
-    return size
+_memory, _least = _pages(SMALLEST, f"{SMALLEST >> 20}M"), _pages(0, "0")
 
 
 def _shares(what: str, value: int) -> int:
@@ -322,10 +318,16 @@ class Config:
     )  # fmt: skip
     """`Port`s, or texts as on the command line."""
 
+    hide_virtio: tuple[str, ...] = option(
+        (), "Features that its virtio devices do not offer, like packed,mq; help lists them.",
+        "--hide-virtio", metavar="FEATURE[,FEATURE]", read=_names, check=_texts,
+    )  # fmt: skip
+    hotplug: bool = option(
+        False, "Let disks and network cards come and go while it runs.", "--hotplug", check=_switch
+    )
     balloon: bool = option(
         False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch
     )
-
     min_memory: int | str = option(
         0, "On a host whose VMs have more memory than it: what it always has.", check=_least
     )
@@ -368,7 +370,7 @@ class Config:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
         return (
             self.agent == "virtio"
-            or bool(self.disks or self.net or self.balloon)
+            or bool(self.disks or self.net or self.balloon or self.hotplug)
             or any(name.startswith("virtio_") for name, _ in self.devices)
         )
 

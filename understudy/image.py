@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -40,6 +41,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.nic import Nic
 from understudy.silicon import VmFail
+from understudy.slot import Slotted
 from understudy.state import plain, restore
 from understudy.visible import visible
 
@@ -67,6 +69,7 @@ class Closable(Protocol):
 
 
 Made = TypeVar("Made", bound=Closable, covariant=True)
+Slot = TypeVar("Slot", bound=Slotted)
 
 
 class Contents(Protocol):
@@ -241,7 +244,8 @@ def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
     try:
         kept = restore(tuple[Disk, ...], state["config"]["disks"], "config.disks")
         if disks is not None:
-            state["config"]["disks"] = plain(Config.of(disks=disks).disks)
+            chosen = Config.of(disks=disks).disks
+            state["config"]["disks"] = plain(_at(chosen, kept))
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
     if kept and disks is None:
@@ -252,6 +256,14 @@ def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
         )
 
 
+def _at(chosen: tuple[Slot, ...], kept: tuple[Slot, ...]) -> tuple[Slot, ...]:
+    """These in the slots, and with the names, of those that were there."""
+    places = itertools.zip_longest(chosen, kept[: len(chosen)])
+    return tuple(
+        one if old is None else replace(one, name=old.name, slot=old.slot) for one, old in places
+    )
+
+
 def _choose_nets(state: dict[str, Any], net: Nets) -> None:
     """Put these into the configuration in place of those that are named there; else pull cables."""
     try:
@@ -259,7 +271,7 @@ def _choose_nets(state: dict[str, Any], net: Nets) -> None:
         chosen = tuple(Nic("none", mac=nic.mac) for nic in kept)
         if net is not None:
             chosen = Config.of(net=net).net
-        state["config"] |= {"net": plain(chosen), "publish": []}
+        state["config"] |= {"net": plain(_at(chosen, kept)), "publish": []}
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
     if len(chosen) != len(kept):

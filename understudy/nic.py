@@ -1,7 +1,7 @@
 """What one can choose about a network card: what its cable leads to.
 
-    --net user[,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE]
-    --net lan=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE]
+    --net user[,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
+    --net lan=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
     --publish [ADDRESS:]PORT:GUESTPORT[/udp]
 
 A comma in a file's name is written twice.  Source: ours; the form is that of `--disk`, and of
@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from understudy.quantities import parse_rate
+from understudy.slot import Slotted
+
 KINDS: Final = ("user", "lan", "none")
-FORM: Final = "user or lan=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE]"
+FORM: Final = (
+    "user or lan=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]"
+)
 PORT_FORM: Final = "[ADDRESS:]PORT:GUESTPORT[/udp]"
 LOOPBACK: Final = "127.0.0.1"
 LONGEST_NAME: Final = 40
@@ -25,12 +30,10 @@ SLOWEST, FASTEST = 8_000, 10**12  # bit/s
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
-_SPEED: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
-class Nic:
+class Nic(Slotted):
     """A network card of a VM."""
 
     kind: str
@@ -66,6 +69,7 @@ class Nic:
         )
         is_rate = type(self.rate) is int and (not self.rate or SLOWEST <= self.rate <= FASTEST)
         self._check(is_rate, "rate= of 8K to 1000G bit/s")
+        self._check(not self.place_problem, self.place_problem)
         self._check("\0" not in self.pcap, "pcap= with the path of a file")
         if self.pcap:
             object.__setattr__(self, "pcap", str(Path(self.pcap).absolute()))
@@ -85,10 +89,10 @@ class Nic:
             name, is_pair, value = word.partition("=")
             if word == "host-loopback":
                 options["has_host_loopback"] = True
-            elif is_pair and name in ("mac", "pcap"):
+            elif is_pair and name in ("mac", "pcap", "name"):
                 options[name] = value
             elif is_pair and name == "rate":
-                options["rate"] = _speed(value)
+                options["rate"] = parse_rate(value, "bit/s")
             else:
                 raise ValueError(f"net {text!r}: expected {FORM}, not {word!r}")
         return cls(kind, lan, **options)
@@ -135,10 +139,3 @@ class Port:
 
 def _is_one_cards(address: bytes | None) -> bool:
     return address is not None and not address[0] & 1 and any(address)
-
-
-def _speed(text: str) -> int:
-    found = _SPEED.fullmatch(text)
-    if not found:
-        raise ValueError(f"rate={text}: expected bit/s, like 100M")
-    return int(found[1]) * _UNITS[found[2]]

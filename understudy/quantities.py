@@ -9,6 +9,8 @@ import re
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([1-9][0-9]*)([KMGT])(?:i?B)?")
+_THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_RATE = re.compile(r"([0-9]{1,12})([KMG]?)")
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -33,6 +35,18 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"expected a size like 256M or 1G, got {text!r}")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_rate(text: str, unit: str) -> int:
+    """So many of a unit a second, like "100M" (powers of 1000).
+
+    >>> parse_rate("100M", "bit/s")
+    100000000
+    """
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"rate={text}: expected {unit}, like 100M")
+    return int(match[1]) * _THOUSANDS[match[2]]
 
 
 def parse_span(text: str) -> float:

@@ -43,7 +43,9 @@ class Start:
         append = self.append
         if kernel is None:
             assert isinstance(at.board, PC)
-            first = next(iter(disks_of(at.board)))
+            first = next(iter(disks_of(at.board)), None)
+            if first is None:
+                raise GuestError("the disk from which the VM started was unplugged")
             found = boot_disk.read(first.medium, "the first disk")
             kernel, initrd = found.kernel, initrd or found.initrd
             append = f"{found.append} {append}".strip()

@@ -87,14 +87,24 @@ def place_of(
         is_wall = config.clock == "wall"
         if is_wall and len(vcpus) > 1:
             return Threads(vcpus, clock)
+        turns = Turns(vcpus, clock, is_wall=is_wall)
+        link(turns, config, vcpus)
+        return turns
+    claim = Claim(config.name, vcpus, clock, finish, owner)
+    claim.stolen = stolen
+    place = Shared(host.schedule, claim)
+    link(place, config, vcpus)
+    host.schedule.admit(claim)
+    return place
+
+
+def link(place: Turns | Shared, config: Config, vcpus: Sequence[Vcpu]) -> None:
+    """Tell whoever lets time pass whether others can send the VM something."""
+    if isinstance(place, Shared):
+        place.claim.is_linked, place.claim.has_outside = config.is_linked, config.has_outside
+    elif not isinstance(place, Threads):
         for vcpu in vcpus:
             vcpu.time.is_linked = config.is_linked
-        return Turns(vcpus, clock, is_wall=is_wall)
-    claim = Claim(config.name, vcpus, clock, finish, owner)
-    claim.is_linked, claim.has_outside = config.is_linked, config.has_outside
-    claim.stolen = stolen
-    host.schedule.admit(claim)
-    return Shared(host.schedule, claim)
 
 
 def hold(

@@ -24,6 +24,8 @@ from understudy.visible import visible
 
 ESCAPE = 0x1D  # Ctrl-]
 ESCAPE_NAME = "Ctrl-]"
+CHUNK, AHEAD = 1 << 12, 256  # bytes that are read at once, and how many times ahead
+FULL_S = 0.02  # how often is looked whether somebody has taken them
 
 
 class Wish(Enum):
@@ -166,7 +168,10 @@ class RawMode:
 
 
 class Input:
-    """Reads a file descriptor on a thread of its own; `take` never waits."""
+    """Reads a file descriptor on a thread of its own; `take` never waits.
+
+    It reads `AHEAD` chunks ahead, and goes on when they have been taken.
+    """
 
     def __init__(self, fd: int, arrived: Callable[[], None] | None = None) -> None:
         self._fd = fd
@@ -189,10 +194,14 @@ class Input:
     def _read(self) -> None:
         while True:
             try:
-                ready, _, _ = select.select([self._fd, self._wake_read], [], [])
+                is_full = len(self._chunks) >= AHEAD
+                files = [self._wake_read] if is_full else [self._fd, self._wake_read]
+                ready, _, _ = select.select(files, [], [], FULL_S if is_full else None)
                 if self._wake_read in ready:
                     return
-                data = os.read(self._fd, 4096)
+                if is_full:
+                    continue
+                data = os.read(self._fd, CHUNK)
             except (OSError, ValueError):
                 data = b""
             if not data:

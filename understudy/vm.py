@@ -32,10 +32,11 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
+from understudy.plugging import Pluggable
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
 from understudy.state import U62, Kept, plain, restore
-from understudy.tenant import Tenant, still
+from understudy.tenant import still
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import UNEXPECTED, Stop, StopKind
 
@@ -52,7 +53,7 @@ PARTS = frozenset(
 
 
 @says_closed("name", "clock_kind", "engine", gone=PARTS)
-class VM(Tenant):
+class VM(Pluggable):
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
@@ -91,7 +92,7 @@ class VM(Tenant):
         self.console, self.com2 = (Console(self.post, self.fail) for _ in range(2))
         self.pc = assembly.board_of(
             config, self.clock, self.memory, ballooned, self.interrupts, self.endings.request,
-            self.console, self.com2, self.post,
+            self.console, self.com2, self.post, self._ejected,
         )  # fmt: skip
         given.callback(self.pc.close)
         tenant.equip(self.host, self.memory, assembly.balloons_of(self.pc), self.clock)

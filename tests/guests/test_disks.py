@@ -91,6 +91,16 @@ def test_a_queue_and_an_interrupt_for_each_processor(image: Path) -> None:
         assert counts[0][0] > 0 == counts[0][1] and counts[1][1] > 0 == counts[1][0], table
 
 
+def test_a_limit_of_speed_is_one_in_the_guests_time(image: Path) -> None:
+    fetched("cloud-amd64")
+    with VM.linux("cloud-amd64", disks=[f"{image},rate=2M"]) as vm:
+        vm.wait_for_agent()
+        started = vm.clock.now()
+        vm.run("dd if=/dev/zero of=/dev/vda bs=64k count=128 conv=fsync").check()
+        took_ns = vm.clock.now() - started
+    assert 8 << 20 <= took_ns * 2 // 1000 < 11 << 20
+
+
 def test_a_qcow2_image_over_a_raw_one(image: Path, tmp_path: Path) -> None:
     fetched("cloud-amd64")
     pytest.importorskip("understudy._images", reason="the binding of imago is not compiled")

@@ -119,6 +119,7 @@ class Outside:
             com1=self.said("com1"),
             com2=self.said("com2"),
             apic_ids=(0, 1),
+            eject=self.said("eject"),
         )
 
 

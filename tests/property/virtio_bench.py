@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.devices.virtio.driver import BAR, BUFFERS, QUEUES, RAM, Driver
+from tests.unit.devices.virtio.driver import BAR, BUFFERS, PACKED, QUEUES, RAM, Driver
+from tests.unit.devices.virtio.rings import DRIVER_AREA, PackedRing, SplitRing
 from understudy.backends.frame import BROADCAST, TCPV6, Frame
 from understudy.devices import Device
 from understudy.devices.virtio.function import NOTIFY
@@ -25,6 +26,7 @@ from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.pci import VirtioPci
 
 PARTS = sorted(name for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci))
+SEVERAL = {"virtio_blk": {"queues": 2, "rate": 1_000_000_000}, "virtio_net": {"pairs": 2}}
 ALL_ONES = (1 << 64) - 1
 MOST_READS = 20_000  # pieces of memory that one access may read or write
 
@@ -48,6 +50,7 @@ LENGTHS = st.sampled_from(
     [0, 1, 4, 8, 12, 16, 16, 16, 32, 48, 512, 520, 4096, 0xFFFF_FFF0, 0xFFFF_FFFF]
 )
 FLAGS = st.sampled_from([0, 1, 1, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 0xFFFF])
+LAP_FLAGS = st.builds(int.__or__, FLAGS, st.sampled_from([0, 0x80, 0x80, 0x8000, 0x8000, 0x8080]))
 SMALL = st.integers(0, 8)
 NUMBERS = st.sampled_from([0, 1, 2, 7, 8, 9, 0x7FFF, 0x8000, 0xFFFF, ALL_ONES])
 
@@ -64,19 +67,20 @@ ACTIONS = st.one_of(
     DESCRIBE,
     _of("request", st.integers(0, 16), st.sampled_from([0, 1, 2, 7, 100]), LENGTHS),
     _of("request", st.integers(0, 16), st.sampled_from([0, 1, 2, 7, 100]), LENGTHS),
+    _of("entry", SMALL, PLACES, LENGTHS, st.builds(lambda f, n: f | n << 16, LAP_FLAGS, SMALL)),
     _of("offer", SMALL),
     _of("index", NUMBERS),
     _of("kick", st.integers(0, 4)),
     _of("kick", st.just(0)),
-    _of("event", NUMBERS),
+    _of("event", NUMBERS, st.integers(0, 3)),
     _of("poke", st.integers(QUEUES, QUEUES + 0x900), st.integers(0, 255)),
     _of("put", st.integers(0, 0x40) | st.integers(0x1FF0, 0x2050), st.sampled_from([1, 2, 4, 8]),
         NUMBERS | PLACES),
     _of("get", st.integers(0, 0x40) | st.integers(0xFF0, 0x3010), st.sampled_from([1, 2, 4, 8])),
     _of("ring", st.sampled_from([0x20, 0x28, 0x30]), PLACES),
     _of("status", st.sampled_from([0, 1, 3, 11, 15, 64, 128, 255])),
-    _of("start", st.booleans(), st.integers(0, 3)),
-    _of("start", st.booleans(), st.integers(0, 3)),
+    _of("start", st.booleans(), st.integers(0, 3), st.integers(0, 1)),
+    _of("start", st.booleans(), st.integers(0, 3), st.integers(0, 1)),
     _of("config", st.integers(4, 0xFF), st.sampled_from([1, 2, 4]), NUMBERS | PLACES),
     _of("master", st.booleans()),
     _of("frame", st.sampled_from([14, 60, 1514, 1519, 3000, 65_549]),
@@ -91,7 +95,7 @@ class Hostile(Driver):
     """A driver with the actions above."""
 
     def __init__(self, part: str, ns: int = 0) -> None:
-        super().__init__(part, ns)
+        super().__init__(part, ns, **SEVERAL.get(part, {}))
         self.features, self.size = 1 << 32, 8
         self.steps = 0
         memory = self.memory
@@ -112,8 +116,9 @@ class Hostile(Driver):
             self.device.rate = 1_000_000_000
             self.device.cable.notify = self.device.look
             self.device.cable.on_frame.append(lambda is_out, one: self.sent.append((is_out, one)))
-        for n in range(len(self.device.sizes)):
-            self.available[n] = self.used[n] = 0
+        self.rings = [
+            SplitRing(memory, QUEUES + 0x1000 * n, self.size) for n in range(len(self.device.sizes))
+        ]
 
     def do(self, action: Action) -> int | None:
         a, b, c, d = action.a, action.b, action.c, action.d
@@ -132,14 +137,21 @@ class Hostile(Driver):
                 self.kick(queue)
             case "offer":
                 self.offer(queue, a)
+            case "entry":  # of a packed ring, or of a split one's table, as it is
+                row = struct.pack("<QIHH", b, c, d >> 16, d & 0xFFFF)
+                self.memory.write(QUEUES + 0x1000 * queue + 16 * a, row)
             case "index":
-                self.available[queue] = a & 0xFFFF
-                self.memory.write(
-                    QUEUES + 0x1000 * queue + 0x402, (a & 0xFFFF).to_bytes(2, "little")
-                )
+                self.rings[queue].available = a & 0xFFFF
+                if isinstance(self.rings[queue], SplitRing):
+                    at = QUEUES + 0x1000 * queue + DRIVER_AREA + 2
+                    self.memory.write(at, (a & 0xFFFF).to_bytes(2, "little"))
             case "event":
-                at = QUEUES + 0x1000 * queue + 0x404 + 2 * self.size
-                self.memory.write(at, (a & 0xFFFF).to_bytes(2, "little"))
+                at = QUEUES + 0x1000 * queue + DRIVER_AREA
+                if isinstance(self.rings[queue], PackedRing):
+                    self.memory.write(at, struct.pack("<HH", a & 0xFFFF, b))
+                else:
+                    at += 4 + 2 * self.size
+                    self.memory.write(at, (a & 0xFFFF).to_bytes(2, "little"))
             case "kick":
                 self.put(NOTIFY + 4 * a, a, 2)
             case "poke":
@@ -161,7 +173,8 @@ class Hostile(Driver):
             case "start":
                 self.set_config(4, 6, 2)
                 self.set_config(0x10, BAR)
-                self.start(self.device.offered & ~(b << 28), msix=bool(a))
+                hidden = b << 28 | (0 if c else PACKED)
+                self.start(self.device.offered & ~hidden, msix=bool(a))
             case "config":
                 self.set_config(a, c & (1 << 8 * b) - 1, b)
             case "master":
@@ -199,7 +212,7 @@ class Hostile(Driver):
             for frame in waiting:
                 self.device.cable.arrive(frame)
                 other.device.cable.arrive(frame)
-        other.available, other.used = dict(self.available), dict(self.used)
+        other.rings = self.rings_in(other.memory)
         other.steps = self.steps
         return other
 
@@ -208,10 +221,10 @@ def survives(part: str, **options: object) -> Callable[[], None]:
     """No script makes it raise, nor shows that it was replaced by its snapshot on the way."""
 
     @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], **options)  # type: ignore[arg-type]
-    @given(SCRIPT, st.integers(0, 60))
-    def run(script: list[Action], cut: int) -> None:
+    @given(SCRIPT, st.integers(0, 60), st.integers(0, 1))
+    def run(script: list[Action], cut: int, is_packed: int) -> None:
         one = Hostile(part)
-        one.do(Action("start", 1))
+        one.do(Action("start", 1, 0, is_packed))
         for action in script[:cut]:
             one.do(action)
         other = one.reborn()
@@ -224,7 +237,7 @@ def survives(part: str, **options: object) -> Callable[[], None]:
         assert saved[part]["state"] == again[part]["state"]
         for d in (one, other):
             d.accesses = 0
-            d.do(Action("start", 1))
+            d.do(Action("start", 1, 0, is_packed))
             assert d.status == 15
 
     return run

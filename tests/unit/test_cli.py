@@ -119,6 +119,14 @@ def test_cpu_help_lists_what_can_be_chosen(run: Run) -> None:
         assert {"smap", "tsc_deadline"} <= set(out.split())
 
 
+def test_virtio_features_that_can_be_hidden_are_listed_and_others_refused(run: Run) -> None:
+    status, out, _ = run("run", "--hide-virtio", "help")
+    assert status == 0 and "\n  packed        all virtio devices\n" in out
+    assert "\n  mq            virtio_blk, virtio_net\n" in out
+    status, _, err = run("run", "--guest", "hello", "--hide-virtio", "packed,pakced")
+    assert status and "hide_virtio 'pakced': expected one of discard, event-idx," in err
+
+
 class _Panic(BaseException):
     """As a panic of the Rust half arrives: no Exception."""
 

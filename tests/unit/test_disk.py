@@ -8,7 +8,10 @@ import pytest
 
 from understudy import state
 from understudy.config import Config
+from understudy.devices.virtio.blk import Blk
+from understudy.devices.virtio.net import Net
 from understudy.disk import Disk
+from understudy.vm import VM
 
 
 @pytest.mark.parametrize(
@@ -66,3 +69,18 @@ def test_a_snapshot_keeps_them() -> None:
     kept["disks"][0]["is_read_only"] = "yes"
     with pytest.raises(ValueError, match="is_read_only"):
         state.restore(Config, kept)
+
+
+def test_a_disk_has_a_queue_for_each_processor_however_these_are_grouped(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 16))
+    with VM("16M", cpus="4,cores=2,threads=2", disks=[f"{image},ro"], net="none") as vm:
+        assert len(vm.pc.part("disk0", Blk).sizes) == 4
+        assert len(vm.pc.part("net0", Net).sizes) == 9
+
+
+def test_a_limit_of_speed() -> None:
+    assert Disk.parse("/a,rate=50M").rate == 50_000_000
+    for text, words in (("/a,rate=fast", "bytes a second"), ("/a,rate=1K", "4K to 1000G")):
+        with pytest.raises(ValueError, match=words):
+            Disk.parse(text)

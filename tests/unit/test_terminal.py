@@ -8,11 +8,14 @@ import sys
 import termios
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from understudy.terminal import (
+    AHEAD,
+    CHUNK,
     EscapeKey,
     Input,
     Output,
@@ -63,6 +66,35 @@ def test_input_arrives_in_order_and_ends() -> None:
         assert not keyboard.waiting()
     assert arrivals
     os.close(read)
+
+
+def test_input_is_read_ahead_so_far_and_goes_on_when_it_was_taken() -> None:
+    read, write = os.pipe()
+    with Input(read) as keyboard:
+        data = os.urandom(CHUNK)
+        left = 2 * AHEAD
+        os.set_blocking(write, False)
+        deadline = time.monotonic() + 60
+
+        def feed() -> None:
+            nonlocal left
+            with suppress(BlockingIOError):
+                while left:
+                    os.write(write, data)
+                    left -= 1
+
+        while len(keyboard._chunks) < AHEAD and time.monotonic() < deadline:
+            feed()
+        time.sleep(0.2)
+        feed()
+        assert len(keyboard._chunks) == AHEAD and left > 0, "and no more"
+        taken = 0
+        while taken < 2 * AHEAD * CHUNK and time.monotonic() < deadline:
+            feed()
+            taken += len(keyboard.take())
+        assert taken == 2 * AHEAD * CHUNK
+    os.close(read)
+    os.close(write)
 
 
 def test_input_can_be_left_while_nobody_types() -> None:

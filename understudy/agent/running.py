@@ -41,6 +41,7 @@ from understudy.guests.agent_program import SCRATCH_GVA
 ERROR_AT_ONCE: Final = 1 << 16  # as many as a pipe holds
 ERROR_GVA: Final = SCRATCH_GVA + AT_ONCE
 GATHER_MS: Final = 8
+LOOK_UP_MS: Final = 20
 
 POLLIN, POLLOUT, POLLHUP = 1, 4, 0x10
 POLLFD: Final = struct.Struct("<Ihh")
@@ -91,11 +92,18 @@ class Command:
         self._has_terminal = has_terminal
         self._input = bytearray()
         self._input_ends = self._is_left = False
+        self.looks_up = False
+        """Whether `listen` comes back now and then, for more input."""
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, or has been ended, or its guest does not answer any more."""
         return self.job.process == CLOSED or self._is_left
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of standard input that it has not been given yet."""
+        return len(self._input)
 
     # --- to the command ---
 
@@ -158,7 +166,8 @@ class Command:
         polled = request.keep(
             b"".join(POLLFD.pack(file, event, 0) for file, event in zip(files, events, strict=True))
         )
-        request.call(Call.POLL, polled, len(files), -1)
+        may_get_more = self.looks_up and job.input != CLOSED and not self._input_ends
+        request.call(Call.POLL, polled, len(files), LOOK_UP_MS if may_get_more else -1)
         request.call(Call.POLL, polled, OUT, GATHER_MS)
         reads = self._reads(request)
         answer = yield request

@@ -80,7 +80,12 @@ class Qcow2:
                 check(path, fd)
             if below is None:
                 return formats
-            path, format_ = path.parent / below.name, below.format
+            above, path, format_ = path, path.parent / below.name, below.format
+            if not path.exists():
+                raise ImageError(
+                    f"{above}: its backing file {path} is not there; bring it there, or say where "
+                    f"it is: `qemu-img rebase -u -F {format_} -b FILE {above}`"
+                )
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes."""

@@ -1,4 +1,4 @@
-"""What `--cpu help`, `--paging help` and `--execution help` say: what one can choose from.
+"""What `--cpu help`, `--paging help`, `--hide-virtio help` and so on say: the choices there are.
 
 Source: the rooms where the choices are registered, and the first line of each technique's file.
 Invariant: what is said to be there can be chosen.
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from understudy.commands.cpu_help import cpu_help
+from understudy.devices import Device
+from understudy.devices.virtio.pci import VirtioPci
 from understudy.execution import Execution
 from understudy.paging import Paging
 
@@ -33,10 +35,22 @@ def _exits() -> str:
     return "\n".join(lines)
 
 
+def _virtio() -> str:
+    """A line for each feature that can be hidden, and which devices have it."""
+    lines = ["--hide-virtio FEATURE[,FEATURE]"]
+    kinds = {name: kind for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci)}
+    for switch in sorted({one for kind in kinds.values() for one in kind.switches}):
+        devices = [name for name, kind in sorted(kinds.items()) if switch in kind.switches]
+        words = "all virtio devices" if len(devices) == len(kinds) else ", ".join(devices)
+        lines.append(f"  {switch:<12}  {words}")
+    return "\n".join(lines)
+
+
 CHOICES: Final[dict[str, Callable[[], str]]] = {
     "cpu": cpu_help,
     "paging": lambda: _techniques("paging", Paging.ALL),
     "exits": _exits,
+    "hide_virtio": _virtio,
     "execution": lambda: _techniques("execution", Execution.ALL),
 }
 """By the field of `Config`."""

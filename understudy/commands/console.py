@@ -17,6 +17,7 @@ from understudy.commands import Refusal
 from understudy.commands.last_line import SLICE_S as LINE_S
 from understudy.commands.last_line import LastLine, Rates
 from understudy.commands.progress import StatusLine
+from understudy.commands.streams import stream
 from understudy.last_words import NOTHING_PRINTED, ending, reason
 from understudy.linux import VM
 from understudy.linux_session import SLICE_S
@@ -79,8 +80,19 @@ def converse(
     return _status(vm, stop)
 
 
-def execute(vm: VM, command: str, timeout_s: float | None, line: StatusLine) -> int:
-    """Boot, run one command, print what it prints and nothing else, where it does; its status."""
+def execute(
+    vm: VM,
+    command: str,
+    timeout_s: float | None,
+    line: StatusLine,
+    *,
+    takes_input: bool = False,
+    has_terminal: bool = False,
+) -> int:
+    """Boot, run one command, print what it prints and nothing else, where it does; its status.
+
+    takes_input: its standard input is ours, as it comes.  has_terminal: our terminal is its.
+    """
     ends_at = time.monotonic() + timeout_s if timeout_s is not None else None
 
     def shown_by(screen: Output) -> Callable[[bytes], None]:
@@ -97,6 +109,8 @@ def execute(vm: VM, command: str, timeout_s: float | None, line: StatusLine) -> 
     vm.wait_for_agent(timeout_wall_s=left(600.0))
     # A command may take as long as it likes unless --timeout says otherwise.
     forever_s = 1e8
+    if takes_input or has_terminal:
+        return stream(vm, command, line, has_terminal=has_terminal, timeout_wall_s=left(forever_s))
     result = vm.run(
         command,
         input=_all_of(0) if _is_file(0) else None,

@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from understudy.commands import Refusal
+from understudy.disk import Disk
+from understudy.nic import Nic
+from understudy.state import plain
 from understudy.visible import visible
 
 # What can be said, and what belongs to it: (the request's word, its help name, must it be there).
@@ -19,6 +22,8 @@ WORDS: dict[str, tuple[str, str, bool] | None] = {
     "counts": None,
     "describe": None,
     "paging": ("to", "TECHNIQUE", False),
+    "plug": ("what", "disk=FILE[,OPTIONS]|net=KIND[,OPTIONS]", True),
+    "unplug": ("what", "NAME", True),
     "save": ("file", "FILE", True),
     "stop": None,
 }
@@ -44,14 +49,15 @@ def control(
     ] = "status",
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[VALUE]", help="For paging, save, weight, cap and pool."),
+        typer.Argument(metavar="[VALUE]", help="What belongs to some of them."),
     ] = None,
 ) -> None:
     """Ask or tell a running VM something.
 
     status: what runs and how far it is.  counts: what was counted, as JSON.  describe: the
     registers.  paging: the paging technique, or, with a name, another from now on; the guest
-    notices nothing.  save: write a snapshot.  stop: end the VM.
+    notices nothing.  plug: put in a disk or a network card of a VM that has --hotplug, as run takes
+    them.  unplug: ask the guest to give one up.  save: write a snapshot.  stop: end the VM.
 
     Of a host that understudy up has started: weight, cap (a number, or none), pool: the value, or
     another from now on.  pause, resume.  down: have the guest power itself off.
@@ -63,6 +69,10 @@ def control(
       understudy control vm.sock status
 
       understudy control vm.sock paging ept
+
+      understudy control vm.sock plug disk=data.img,name=data
+
+      understudy control vm.sock unplug data
 
       understudy control vm.sock save vm.snapshot
 
@@ -100,9 +110,22 @@ def _request(word: str, what: str | None) -> dict[str, Any]:
                 f"{word} needs a {shown}: understudy control NAME {word} {shown}"
             )
         return {"do": word}
+    if word == "plug":
+        return {"do": word} | _plugged(what)
     if word == "save":
         what = str(Path(what).absolute())  # the VM may run in another folder
     return {"do": word, name: _number(word, what) if word in NUMBERS else what}
+
+
+def _plugged(what: str) -> dict[str, Any]:
+    """Read here: files are in this folder, and the VM may run in another."""
+    kind, _, text = what.partition("=")
+    if kind not in ("disk", "net") or not text:
+        raise typer.BadParameter(f"plug: expected disk=FILE or net=KIND, got {what!r}")
+    try:
+        return {kind: plain(Disk.parse(text) if kind == "disk" else Nic.parse(text))}
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None
 
 
 def _number(word: str, text: str) -> float | None:

@@ -49,6 +49,8 @@ class Wanted:
     control: Path | None
     timeout_s: float | None
     interactive: bool
+    takes_input: bool
+    has_terminal: bool
 
 
 @with_vm_options
@@ -113,6 +115,15 @@ def run(
             "input.  With --kernel alone, in a user land of busybox.",
         ),
     ] = None,
+    takes_input: Annotated[
+        bool,
+        typer.Option(
+            "--stdin", "-i", help="With --exec: what comes by standard input is its, as it comes."
+        ),
+    ] = False,
+    has_terminal: Annotated[
+        bool, typer.Option("--tty", "-t", help="With --exec: give the command this terminal.")
+    ] = False,
     counts: Annotated[
         Path | None,
         typer.Option("--counts", metavar="FILE.json", help="Write what was counted, as JSON."),
@@ -148,6 +159,10 @@ def run(
       understudy run --guest cloud-amd64
 
       understudy run --guest cloud-amd64 --exec "uname -a"
+
+      tar c folder | understudy run --guest cloud-amd64 --stdin --exec "tar x && ls"
+
+      understudy run --guest cloud-amd64 --tty --exec "vi /etc/passwd"
 
       understudy run --guest cloud-amd64 --exec true --counts counts.json
 
@@ -189,6 +204,8 @@ def run(
         watch,
         control,
         timeout,
+        takes_input=takes_input,
+        has_terminal=has_terminal,
     )
     with ending_signals():
         status = _carry_out(wanted)
@@ -209,6 +226,9 @@ def _checked(
     watch: bool,
     control: Path | None,
     timeout: str | None,
+    *,
+    takes_input: bool,
+    has_terminal: bool,
 ) -> Wanted:
     starts = sum(start is not None for start in (guest, kernel, firmware))
     if starts > 1 or (not starts and not said.get("disks")):
@@ -227,6 +247,10 @@ def _checked(
         raise typer.BadParameter("--with goes with --guest; with --kernel bring an --initrd")
     if command is not None and not command.strip():
         raise typer.BadParameter("--exec is empty; give a command, like --exec 'uname -a'")
+    if command is None and (takes_input or has_terminal):
+        raise typer.BadParameter("--stdin and --tty go with --exec; a console has both by itself")
+    if has_terminal and not is_interactive():
+        raise typer.BadParameter("--tty needs a terminal at standard input and output: --stdin")
     for file in (kernel, initrd, firmware, *(file for file, _ in files)):
         if file is not None and not file.is_file():
             raise Refusal(f"{file}: no such file" if not file.exists() else f"{file}: not a file")
@@ -245,7 +269,8 @@ def _checked(
     chosen = guest if guest is not None else kernel or firmware
     try:
         config = usual(chosen, Config.of(**{"name": str(chosen or "disk"), **said}))
-        if "clock" not in said and (interactive or config.has_outside):
+        is_live = interactive or takes_input or has_terminal or config.has_outside
+        if "clock" not in said and is_live:
             config = replace(config, clock="wall")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -263,6 +288,8 @@ def _checked(
         control=control,
         timeout_s=timeout_s,
         interactive=interactive,
+        takes_input=takes_input,
+        has_terminal=has_terminal,
     )
 
 
@@ -302,7 +329,10 @@ def _carry_out(wanted: Wanted) -> int:
             if wanted.control is not None:
                 stack.enter_context(ControlSocket(vm, wanted.control))
             if wanted.command is not None:
-                return execute(vm, wanted.command, wanted.timeout_s, line)
+                return execute(
+                    vm, wanted.command, wanted.timeout_s, line,
+                    takes_input=wanted.takes_input, has_terminal=wanted.has_terminal,
+                )  # fmt: skip
             return converse(
                 vm,
                 wanted.timeout_s,

@@ -9,6 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from understudy.backends.cable import NetworkError
+from understudy.backends.opening import ImageError
+from understudy.disk import Disk
+from understudy.nic import Nic
+from understudy.state import restore
+
 if TYPE_CHECKING:
     from understudy.vm import VM
 
@@ -62,6 +68,29 @@ def paging(vm: "VM", request: Request) -> str:
     if wanted is not None:
         vm.change_paging(wanted)
     return vm.paging
+
+
+@action
+def plug(vm: "VM", request: Request) -> str:
+    """Put in the "disk" or the "net", a network card, with the fields of a `Disk` or `Nic`."""
+    try:
+        if "disk" in request:
+            name = vm.plug(restore(Disk, request["disk"], "disk"))
+        else:
+            name = vm.plug(restore(Nic, request.get("net"), "net"))
+    except (ValueError, RuntimeError, ImageError, NetworkError) as problem:
+        raise ControlError(str(problem)) from None
+    return f"{name} is plugged in"
+
+
+@action
+def unplug(vm: "VM", request: Request) -> str:
+    """Ask the guest to give up a disk or a network card, "what" by its name."""
+    try:
+        vm.unplug(str(request.get("what")))
+    except (ValueError, RuntimeError) as problem:
+        raise ControlError(str(problem)) from None
+    return f"the guest was asked to give up {request['what']}"
 
 
 @action

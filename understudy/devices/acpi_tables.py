@@ -15,7 +15,7 @@ lie between 0xE0000 and 0xFFFFF, the RSDP first, so that a guest that searches f
 import struct
 from dataclasses import dataclass
 
-from understudy.devices import aml, pci
+from understudy.devices import acpi_hotplug, aml, pci
 from understudy.devices.checksum import summed
 from understudy.devices.rtc import Reg
 
@@ -52,6 +52,7 @@ class Layout:
     ecam_gpa: int = pci.ECAM_GPA
     generation_gpa: int = 0xF_0000  # a page of firmware's own; the memory map calls it reserved
     high_mmio: range | None = None  # a PCI window above all memory
+    hotplug_port: int | None = None  # where `pci_hotplug` is, if there is one
 
 
 def build(layout: Layout) -> bytes:
@@ -140,6 +141,10 @@ def dsdt_body(layout: Layout) -> bytes:
     """ "Differentiated System Description Table (DSDT)"."""
     sleep = aml.package(*(aml.integer(n) for n in (S5, S5, 0, 0)))
     tells = aml.method(f"_E{NEW_GENERATION:02X}", aml.notify("\\_SB.VGEN", 0x80))
+    claimed = [aml.io_ports(layout.pm_port, PM_PORTS)]
+    if layout.hotplug_port is not None:
+        tells += acpi_hotplug.event("\\_SB.PCI0")
+        claimed.append(aml.io_ports(layout.hotplug_port, acpi_hotplug.HOTPLUG_PORTS))
     return (
         aml.name("_S5", sleep)
         + aml.scope("_GPE", tells)
@@ -152,7 +157,7 @@ def dsdt_body(layout: Layout) -> bytes:
                 aml.name(
                     "_CRS",
                     aml.resources(
-                        aml.io_ports(layout.pm_port, PM_PORTS),
+                        *claimed,
                         aml.io_ports(0x4D0, 2),
                         aml.io_ports(0xF4, 4),
                         aml.memory(layout.ecam_gpa, pci.ECAM_BYTES),
@@ -220,4 +225,5 @@ def _pci_root(layout: Layout) -> bytes:
         aml.name("_BBN", aml.integer(0)),
         aml.name("_CRS", aml.resources(*spans)),
         aml.name("_PRT", aml.package(*routes)),
+        b"" if layout.hotplug_port is None else acpi_hotplug.registers(layout.hotplug_port),
     )

@@ -1,7 +1,7 @@
 """A small builder of AML, the byte code of ACPI's DSDT.
 
 Source: ACPI Specification 6.5, "ACPI Machine Language (AML) Specification" and "Resource Data
-Types for ACPI".  Only declarations are built, and of methods those that notify a device.
+Types for ACPI".  Only declarations are built, and of methods what they need to notify devices.
 
 Invariants: every function returns the complete encoding of its term; terms are joined by `+`.
 """
@@ -77,9 +77,43 @@ def device(path: str, *terms: bytes) -> bytes:
     return b"\x5b\x82" + _length(name_string(path) + b"".join(terms))
 
 
-def method(path: str, *terms: bytes) -> bytes:
-    """Method (path) { terms }, without arguments"""
-    return b"\x14" + _length(name_string(path) + b"\0" + b"".join(terms))
+def method(path: str, *terms: bytes, arguments: int = 0) -> bytes:
+    """Method (path, arguments) { terms }"""
+    return b"\x14" + _length(name_string(path) + bytes((arguments,)) + b"".join(terms))
+
+
+def port_region(path: str, port: int, count: int) -> bytes:
+    """OperationRegion (path, SystemIO, port, count)"""
+    return b"\x5b\x80" + name_string(path) + b"\x01" + integer(port) + integer(count)
+
+
+def dword_fields(region: str, *names: str) -> bytes:
+    """Field (region, DWordAcc, NoLock, WriteAsZeros) { name, 32 ... }"""
+    units = b"".join(name_string(one) + _length_of(32) for one in names)
+    return b"\x5b\x81" + _length(name_string(region) + b"\x43" + units)
+
+
+# --- In methods ---
+
+
+def local(number: int) -> bytes:
+    """LocalN"""
+    return bytes((0x60 + number,))
+
+
+def store(source: bytes, target: bytes) -> bytes:
+    """Store (source, target)"""
+    return b"\x70" + source + target
+
+
+def and_(a: bytes, b: bytes) -> bytes:
+    """And (a, b)"""
+    return b"\x7b" + a + b + b"\0"
+
+
+def if_(predicate: bytes, *terms: bytes) -> bytes:
+    """If (predicate) { terms }"""
+    return b"\xa0" + _length(predicate + b"".join(terms))
 
 
 def notify(path: str, value: int) -> bytes:
@@ -87,10 +121,15 @@ def notify(path: str, value: int) -> bytes:
     return b"\x86" + name_string(path) + integer(value)
 
 
+def _length_of(count: int) -> bytes:
+    """A PkgLength of so many, 63 at most."""
+    return bytes((count,))
+
+
 def _length(body: bytes) -> bytes:
     """The body after its PkgLength, which counts itself."""
     if len(body) + 1 < 0x40:
-        return bytes((len(body) + 1,)) + body
+        return _length_of(len(body) + 1) + body
     for extra in (1, 2, 3):
         total = len(body) + 1 + extra
         if total < 1 << 4 + 8 * extra:

@@ -54,6 +54,7 @@ class Board:
         self.bus = Bus()
         self.parts: dict[str, Device] = {}
         self.regions: dict[str, list[Region]] = {}  # by the name of the part
+        self.slots: dict[str, int] = {}  # of the PCI bus, by the name of the part
         self._irqs: dict[int, SharedLine] = {}
         for part, options in rows:
             self.add(part, **options)
@@ -83,7 +84,7 @@ class Board:
             dma=self.memory,
             lines=tuple(self.line(n) for n in _sequence(irq)),
             deliver=self.deliver,
-            slot=lambda function: self._plug(function, slot),
+            slot=lambda function: self._plug(name, function, slot),
             bus=self.bus,
             requester=self.dma,
         )
@@ -91,6 +92,14 @@ class Board:
         self.regions[name] = self._place(name, device, _sequence(at))
         self.parts[name] = device
         return device
+
+    def remove(self, name: str) -> None:
+        """Take a part that is a PCI function and nothing else off the board, and close it."""
+        device, slot = self.parts.pop(name), self.slots.pop(name)
+        del self.regions[name]
+        device.reset()
+        self.part(Pci.name, Pci).unplug(slot << 3)
+        device.close()
 
     def part(self, name: str, kind: type[Part]) -> Part:
         """The part with this name.  KeyError, TypeError if there is none of that kind."""
@@ -118,12 +127,13 @@ class Board:
                 raise ValueError(f"{name} ({device.name}): {problem}") from None
         return regions
 
-    def _plug(self, function: Function, slot: int | None) -> None:
+    def _plug(self, name: str, function: Function, slot: int | None) -> None:
         """Put a function on the board's PCI bus."""
         pci = self.parts.get(Pci.name)
         if not isinstance(pci, Pci):
             raise ValueError("a PCI function needs a bus: put a row for the part pci before it")
-        pci.plug(function, pci.free_device() if slot is None else slot, pin=1)
+        self.slots[name] = pci.free_device() if slot is None else slot
+        pci.plug(function, self.slots[name], pin=1)
 
     # --- wires ---
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from understudy.clock import NS_PER_SECOND, Clock
-from understudy.devices import acpi_tables, firmware, mp_table, pci, pit8254, smbios, testdev
+from understudy.devices import (
+    acpi_hotplug,
+    acpi_tables,
+    firmware,
+    mp_table,
+    pci,
+    pit8254,
+    smbios,
+    testdev,
+)
 from understudy.devices.acpi import Acpi
 from understudy.devices.agent import Agent
 from understudy.devices.board import Board, Row
@@ -30,7 +39,7 @@ from understudy.machine.physical import PhysicalMemory
 
 SERIAL_PORTS = COM1, COM2 = 0x3F8, 0x2F8
 IRQ_TIMER, IRQ_KEYBOARD, IRQ_COM2, IRQ_COM1, IRQ_RTC = 0, 1, 3, 4, 8
-AGENT_PORT = 0x5A0  # no PC has anything there
+AGENT_PORT, HOTPLUG_PORT = 0x5A0, 0x620  # no PC has anything there
 DEFAULT_EPOCH_NS = 1_704_067_200 * NS_PER_SECOND  # 2024-01-01 00:00 UTC: the same in every run
 HIGH_WINDOW = range(1 << 40, 1 << 41)  # for 64-bit BARs, above all memory
 USUAL: dict[str, dict[str, Any]] = {
@@ -79,6 +88,7 @@ class PC(Board):
         entropy: bytes = rng.FIRST,
         high_mmio: range | None = HIGH_WINDOW,
         has_rom: bool = False,
+        eject: Callable[[int], None] | None = None,
         devices: Sequence[Row] = (),
     ) -> None:
         super().__init__(clock, memory, deliver=deliver, interrupt=self.set_irq)
@@ -86,8 +96,9 @@ class PC(Board):
         # The I/O APIC's number has four bits, and need not differ from local APICs' any more.
         ioapic_id = apic_ids[-1] + 1 & 0xF
         self.layout = acpi_tables.Layout(
-            apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio
-        )
+            apic_ids=apic_ids, ioapic_id=ioapic_id, high_mmio=high_mmio,
+            hotplug_port=None if eject is None else HOTPLUG_PORT,
+        )  # fmt: skip
         levels = sum(1 << irq for irq in (acpi_tables.SCI, *pci.PIRQ))
         usual = {**USUAL, "virtio_rng": {"seed": entropy}}
         cmos, layout, event = cmos_memory(ram_bytes), self.layout, acpi_tables.NEW_GENERATION
@@ -122,6 +133,13 @@ class PC(Board):
                 },
             ),
         )
+        if eject is not None:
+            raised = acpi_hotplug.HOTPLUGGED
+            hotplug = {
+                "at": HOTPLUG_PORT, "eject": eject,
+                "notify": lambda: self.part("acpi", Acpi).raise_event(raised),
+            }  # fmt: skip
+            rows = (*rows, ("pci_hotplug", hotplug))
         for part, options in (
             *rows,
             *((part, {**usual.get(part, {}), **own}) for part, own in devices),

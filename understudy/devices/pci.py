@@ -101,6 +101,7 @@ class Pci(Device, name="pci"):
         self.functions: dict[int, Function] = {}  # by device << 3 | function
         self.wanted: list[Region] = []  # where BARs say that they answer
         self.claimed: list[Region] = []  # and those of them that do
+        self._places: dict[int, list[tuple[_Room, int]]] = {}  # of BARs, by function
         self._ports, self._low = _Room(PORT_WINDOW), _Room(BAR_WINDOW)
         self._high = self._low if high_window is None else _Room(high_window)
         self.state = self.power_on()
@@ -114,9 +115,12 @@ class Pci(Device, name="pci"):
         devfn = device << 3 | number
         if not 0 <= devfn < 256 or devfn in self.functions:
             raise ValueError(f"PCI 00:{device:02x}.{number} is taken or does not exist")
+        places = self._places[devfn] = []
         for n, bar in function.bars.items():
             register, width = BAR0 + 4 * n, 8 if bar.is_wide else 4
-            function.put(register, width, self._place(bar) | function.get(register, width))
+            room = self._room(bar)
+            places.append((room, room.take(bar.size)))
+            function.put(register, width, places[-1][1] | function.get(register, width))
         if pin:
             function.put(INTERRUPT_PIN, 1, pin)
             function.put(INTERRUPT_LINE, 1, irq_of(device, pin))
@@ -127,6 +131,21 @@ class Pci(Device, name="pci"):
         self.functions[devfn] = function
         self.state.functions[f"{devfn:02x}"] = function.state
 
+    def unplug(self, devfn: int) -> None:
+        """Take a function off the bus: nobody answers for it, and its addresses are free."""
+        function = self.functions.pop(devfn)
+        name = f"{devfn:02x}"
+        del self.state.functions[name]
+        for room, start in self._places.pop(devfn):
+            room.give(start)
+        if function.irq is not None:
+            function.irq.lower()
+            del self.lines[name]
+            for shared in self.shared:
+                shared.inputs[:] = [line for line in shared.inputs if line is not function.irq]
+        self._remap()
+        let_go(function)
+
     def free_device(self) -> int:
         """The first device number that is not taken."""
         taken = {devfn >> 3 for devfn in self.functions}
@@ -135,11 +154,11 @@ class Pci(Device, name="pci"):
                 return device
         raise ValueError("all 32 device numbers of PCI bus 0 are taken")
 
-    def _place(self, bar: Bar) -> int:
-        """The next free address, as firmware would choose it."""
+    def _room(self, bar: Bar) -> "_Room":
+        """Where firmware would put it."""
         if bar.is_port:
-            return self._ports.take(bar.size)
-        return (self._high if bar.is_wide else self._low).take(bar.size)
+            return self._ports
+        return self._high if bar.is_wide else self._low
 
     def _remap(self) -> None:
         """Answer where the BARs say now.  Of two at one place, the first on the bus gets it."""
@@ -239,15 +258,25 @@ class _Room:
     """A window in which addresses are given away, from the bottom up."""
 
     def __init__(self, window: range) -> None:
-        self.window, self.next = window, window.start
+        self.window = window
+        self.taken: dict[int, int] = {}  # ends, by start
 
     def take(self, size: int) -> int:
-        """So many bytes, aligned to their size."""
-        start = -(-self.next // size) * size
-        if start + size > self.window.stop:
-            raise ValueError(f"no room for a BAR of {size} bytes below {self.window.stop:#x}")
-        self.next = start + size
-        return start
+        """So many bytes, aligned to their size: above all others, or else in the first gap."""
+        ends = sorted(self.taken.values())
+        for end in (*ends[-1:], self.window.start, *ends):
+            start = -(-end // size) * size
+            if start + size <= self.window.stop and not self._overlaps(start, start + size):
+                self.taken[start] = start + size
+                return start
+        raise ValueError(f"no room for a BAR of {size} bytes below {self.window.stop:#x}")
+
+    def give(self, start: int) -> None:
+        """Nobody is there any more."""
+        del self.taken[start]
+
+    def _overlaps(self, start: int, end: int) -> bool:
+        return any(one < end and start < other for one, other in self.taken.items())
 
 
 def _has_same_shape(a: FunctionState, b: FunctionState) -> bool:

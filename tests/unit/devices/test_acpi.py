@@ -171,7 +171,12 @@ def test_no_window_for_bars_covers_the_configuration_spaces() -> None:
 
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (package acpica-tools) is not here")
 @pytest.mark.parametrize(
-    "layout", [acpi_tables.Layout(), acpi_tables.Layout(high_mmio=range(1 << 40, 1 << 41))]
+    "layout",
+    [
+        acpi_tables.Layout(),
+        acpi_tables.Layout(high_mmio=range(1 << 40, 1 << 41)),
+        acpi_tables.Layout(hotplug_port=0x620),
+    ],
 )
 def test_the_reference_compiler_reads_the_dsdt_back(
     layout: acpi_tables.Layout, tmp_path: Path

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.devices.pci_bench import ECAM, IO, MASTER, MEMORY, Bench
-from understudy.devices.pci import MMIO_WINDOW
+from understudy.devices.pci import MMIO_WINDOW, _Room
 from understudy.devices.pci_function import Function
 from understudy.machine.physical import DmaError
 
@@ -214,3 +214,31 @@ def test_wrong_plugs_are_refused() -> None:
         Bench().pci.load({"state": {}, "alarms": {}, "lines": {}})
     with pytest.raises(ValueError, match="other functions"):
         Bench().pci.load(Express(is_express=True).pci.save())
+
+
+def test_what_was_unplugged_is_gone_and_its_addresses_and_slot_are_free() -> None:
+    b = Bench()
+    b.put(3, 4, MEMORY | IO, 2)
+    b.function.set_intx(True)
+    assert b.bus.mmio_read(0xC0000005, 1) == 0x05 and b.irqs == [(PIN, True)]
+    b.pci.unplug(3 << 3)
+    assert b.irqs == [(PIN, True), (PIN, False)]
+    assert (b.get(3, 0), b.bus.mmio_read(0xC0000005, 1)) == (0xFFFFFFFF, 0xFF)
+    assert b.bus.port_read(0xC000, 1) == 0xFF and "18" not in b.pci.save()["state"]["functions"]
+    other = Function(vendor=1, device=2, class_code=3)
+    other.add_bar(0, 0x1000, b.toy)
+    b.pci.plug(other, 3, pin=1)
+    assert (b.get(3, 0), b.get(3, 0x10)) == (2 << 16 | 1, MMIO_WINDOW.start)
+    other.set_intx(True)
+    assert b.irqs[2:] == [(PIN, True)]
+
+
+def test_addresses_that_were_given_back_are_given_away_when_the_window_is_full() -> None:
+    room = _Room(range(0x1000, 0x5000))
+    assert [room.take(0x1000) for _ in range(4)] == [0x1000, 0x2000, 0x3000, 0x4000]
+    room.give(0x2000)
+    with pytest.raises(ValueError, match="no room"):
+        room.take(0x2000)
+    assert room.take(0x800) == 0x2000
+    room.give(0x4000)
+    assert room.take(0x1000) == 0x4000

@@ -10,13 +10,14 @@ comes back, and without negotiated flushes each write is.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from understudy.backends.medium import Medium, Zeros
 from understudy.backends.overlay import Overlay
+from understudy.clock import NS_PER_SECOND
 from understudy.devices.virtio.pci import Postponed, VirtioPci, VirtioState
 from understudy.devices.virtio.queue import (
     Chain,
@@ -28,6 +29,7 @@ from understudy.devices.virtio.queue import (
     scatter,
 )
 from understudy.devices.wires import Wires
+from understudy.state import U62
 
 # --- The specification ---
 
@@ -68,6 +70,7 @@ MOST: Final = SEGMENTS * SEGMENT_BYTES  # bytes of one request
 RANGES: Final = 16  # of one discard
 RANGE_SECTORS: Final = 1 << 15  # of one range of zeros: the file system may have to write them
 USUAL_BYTES: Final = 1 << 16
+BURST_NS: Final = 10_000_000  # by so much a limit of speed may be anticipated
 
 
 class Refused(Exception):
@@ -79,7 +82,9 @@ class Refused(Exception):
 
 @dataclass
 class BlkState(VirtioState):
-    """Nothing beside the transport's."""
+    """How far a limit of speed is used up."""
+
+    free_at: U62 = 0
 
 
 class Blk(VirtioPci, name="virtio_blk"):
@@ -89,7 +94,12 @@ class Blk(VirtioPci, name="virtio_blk"):
     tried again when the VM goes on; without it the guest sees an I/O error.
     """
 
+    battery = ("free_at",)
     state: BlkState
+    switches: ClassVar[Mapping[str, int]] = {
+        **VirtioPci.switches, "mq": MQ, "flush": FLUSH, "discard": DISCARD,
+        "write-zeroes": WRITE_ZEROES,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -98,12 +108,14 @@ class Blk(VirtioPci, name="virtio_blk"):
         medium: Medium | None = None,
         serial: str = "",
         queues: int = 1,
+        rate: int = 0,
         stop: Callable[[str], None] | None = None,
     ) -> None:
         if not 1 <= queues <= MOST_QUEUES:
             raise ValueError(f"virtio_blk: {queues} queues, expected 1 to {MOST_QUEUES}")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * queues)
         self.medium = Overlay(Zeros(USUAL_BYTES)) if medium is None else medium
+        self.rate = rate  # bytes a second, 0 for no limit
         self.serial, self.stop = serial.encode()[:ID_BYTES], stop
         self.offered |= SIZE_MAX | SEG_MAX | BLK_SIZE | FLUSH
         self.offered |= RO if self.medium.is_read_only else DISCARD | WRITE_ZEROES
@@ -129,7 +141,8 @@ class Blk(VirtioPci, name="virtio_blk"):
         dma = self.wires.dma
         header = gather(dma, cut(chain.readable, 0, HEADER.size))
         kind, _, sector = HEADER.unpack(header)
-        written, status = 0, OK
+        written, status, before = 0, OK, self.moved
+        self._wait()
         try:
             written = self._carry_out(kind, sector * SECTOR, chain, room)
         except Refused as refusal:
@@ -139,6 +152,8 @@ class Blk(VirtioPci, name="virtio_blk"):
                 self.stop(str(problem))
                 raise Postponed from None
             status = IOERR
+        if status == OK:
+            self._passed(self.moved - before)
         scatter(dma, cut(chain.writable, room, 1), status)
         # "The device MUST write at least len bytes ... beginning at the first": as far as it has.
         return room + 1 if written == room else written
@@ -165,6 +180,17 @@ class Blk(VirtioPci, name="virtio_blk"):
             case _:
                 raise Refused(UNSUPP)
         return 0
+
+    def _wait(self) -> None:
+        """Not now, if the limit of speed is used up."""
+        early = self.state.free_at - self.clock.now() - BURST_NS
+        if self.rate and early > 0:
+            raise Postponed(early)
+
+    def _passed(self, count: int) -> None:
+        if self.rate:
+            free = max(self.state.free_at, self.clock.now())
+            self.state.free_at = free + NS_PER_SECOND * count // self.rate
 
     def _read(self, offset: int, segments: list[Segment]) -> int:
         count = length(segments)

@@ -2,7 +2,7 @@
 
 Source: Virtual I/O Device (VIRTIO) Version 1.2, "Network Device".
 
-Not modeled: several pairs of queues, VLAN filters, announcements, the MTU, UDP fragmentation, ECN
+Not modeled: VLAN filters, announcements, the MTU, UDP fragmentation, ECN
 in segments that are yet to be cut.  None of them is offered.
 
 Invariants: a frame goes out whole or not at all; frames arrive in order; a frame that the guest
@@ -11,13 +11,11 @@ another card's driver left to do is done here if this one's cannot.
 """
 
 import struct
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 from understudy.backends.cable import Cable
 from understudy.backends.frame import (
-    BROADCAST,
-    GROUP,
     HEADER_BYTES,
     LONGEST,
     MAC_BYTES,
@@ -25,6 +23,15 @@ from understudy.backends.frame import (
 )
 from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices.virtio.net_address import claim, is_one_cards, release
+from understudy.devices.virtio.net_control import (
+    CTRL_MAC_ADDR,
+    CTRL_RX,
+    MOST_ADDRESSES,
+    MQ,
+    USUAL_MAC,
+    NetState,
+)
+from understudy.devices.virtio.net_flows import bucket_of
 from understudy.devices.virtio.net_header import (
     GUEST_CSUM,
     GUEST_TSO,
@@ -35,66 +42,41 @@ from understudy.devices.virtio.net_header import (
     frame_of,
     header_of,
 )
-from understudy.devices.virtio.pci import NotNow, Postponed, VirtioPci, VirtioState
+from understudy.devices.virtio.pci import NotNow, Postponed, VirtioPci
 from understudy.devices.virtio.queue import (
     Chain,
+    Queue,
     RingError,
-    SplitQueue,
     cut,
     gather,
     length,
     scatter,
 )
 from understudy.devices.wires import Wires
-from understudy.state import U62, U64
 
 # --- The specification ---
 
 KIND: Final = 1
 CLASS: Final = 0x020000  # Ethernet controller
 MAC, STATUS = 1 << 5, 1 << 16  # VIRTIO_NET_F_*
-CTRL_VQ, CTRL_RX, CTRL_MAC_ADDR = 1 << 17, 1 << 18, 1 << 23
+CTRL_VQ: Final = 1 << 17
 OFFERED: Final = OFFLOADS | MRG_RXBUF | MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
 
-RECEIVE, CONTROL = 0, 2  # queues; between them the one that transmits
+RECEIVE: Final = 0  # of a pair of queues; the other sends.  After all pairs comes that for control
 CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
-PROMISC, ALLMULTI = (0, 0), (0, 1)  # class and command; VIRTIO_NET_CTRL_RX_*
-TABLE_SET, ADDR_SET = (1, 0), (1, 1)  # of VIRTIO_NET_CTRL_MAC_*
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*
 
 # --- Ours ---
 
 LONGEST_PLAIN: Final = 1518  # for a driver that knows no longer ones: with a VLAN tag
 QUEUE_SIZE: Final = 256
-MOST_ADDRESSES: Final = 64  # in each of the tables; with more, all such frames pass
+MOST_PAIRS: Final = 8
 MOST_CONTROL: Final = 1 << 20  # bytes of a command
-USUAL_MAC: Final = b"\x52\x54\x00\x00\x00\x01"  # locally administered
 IN, OUT = 0, 1
 BUSY_NS: Final = 100_000  # after this a cable without room is tried again
 PULLED_NS: Final = 100_000_000  # so long is the cable of a clone unplugged
 BURST_NS: Final = 10_000_000  # by so much a limit of speed may be anticipated
-
-
-@dataclass
-class NetState(VirtioState):
-    """What the guest filters, what has passed, and how far a limit of speed is used up."""
-
-    own: Annotated[bytes, MAC_BYTES] = USUAL_MAC  # what the card has from its maker
-    mac: Annotated[bytes, MAC_BYTES] = USUAL_MAC  # what the driver has set
-    former: Annotated[bytes, MAC_BYTES] = BROADCAST  # what it had when it was cloned
-    is_up: bool = True
-    is_promiscuous: bool = True
-    takes_all_groups: bool = False
-    single: list[bytes] = field(default_factory=list)  # addresses beside its own
-    groups: list[bytes] = field(default_factory=list)
-    sent: U64 = 0  # frames, as they came from the driver
-    sent_bytes: U64 = 0
-    received: U64 = 0
-    received_bytes: U64 = 0
-    refused: U64 = 0  # frames of the driver that no wire carries
-    lost: U64 = 0  # frames that came when the guest could not take them
-    free_at: list[U62] = field(default_factory=lambda: [0, 0])  # in, out: by the limit of speed
 
 
 class Net(VirtioPci, name="virtio_net"):
@@ -102,20 +84,29 @@ class Net(VirtioPci, name="virtio_net"):
 
     battery = ("own", "is_up", "sent", "sent_bytes", "received", "received_bytes", "refused",
                "lost", "free_at")  # fmt: skip
+    switches: ClassVar[Mapping[str, int]] = {
+        **VirtioPci.switches, "mq": MQ, "mrg-rxbuf": MRG_RXBUF,
+    }  # fmt: skip
     state: NetState
 
     def __init__(
         self, wires: Wires, *, mac: bytes | None = USUAL_MAC, named: str = "",
-        cable: Cable | None = None, rate: int = 0,
+        cable: Cable | None = None, rate: int = 0, pairs: int = 1,
     ) -> None:  # fmt: skip
-        """`mac` None: one that follows from `named`.  rate: bit/s each way, 0 for no limit."""
+        """`mac` None: one that follows from `named`.  rate: bit/s each way, 0 for no limit.
+
+        pairs: of queues, that the driver may use.
+        """
+        if not 1 <= pairs <= MOST_PAIRS:
+            raise ValueError(f"virtio_net: {pairs} pairs of queues, expected 1 to {MOST_PAIRS}")
         if mac is not None and not is_one_cards(mac):
             raise ValueError(f"virtio_net: a MAC {mac!r:.40}, expected 6 bytes of one card's own")
-        super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * 3)
+        super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * (2 * pairs + 1))
+        self.pairs = pairs
         self.cable, self.rate = cable if cable is not None else Cable(), rate
-        self.offered |= OFFERED
+        self.offered |= OFFERED | (MQ if pairs > 1 else 0)
         self.plug = self.alarms["plug"] = Alarm(self.clock, lambda: self.set_link(is_up=True))
-        self.ring: SplitQueue | None = None  # that is served
+        self.ring: Queue | None = None  # that is served
         self.first = USUAL_MAC
         self.state = self.power_on()
         claim(self, mac, named)
@@ -139,7 +130,7 @@ class Net(VirtioPci, name="virtio_net"):
         self.state.mac = self.state.own
 
     def config(self) -> bytes:
-        return CONFIG.pack(self.state.mac, LINK_UP if self.state.is_up else 0, 1, 0)
+        return CONFIG.pack(self.state.mac, LINK_UP if self.state.is_up else 0, self.pairs, 0)
 
     # --- the cable ---
 
@@ -173,14 +164,6 @@ class Net(VirtioPci, name="virtio_net"):
             self.set_link(is_up=False)
             self.plug.set(self.clock.now() + PULLED_NS)
 
-    def _passes(self, to: bytes) -> bool:
-        s = self.state
-        if s.is_promiscuous or to == BROADCAST:
-            return True
-        if to[0] & GROUP:
-            return s.takes_all_groups or to in s.groups
-        return to in (s.mac, s.former) or to in s.single
-
     # --- what passes ---
 
     def _wait(self, way: int) -> None:
@@ -204,23 +187,43 @@ class Net(VirtioPci, name="virtio_net"):
 
     # --- queues ---
 
-    def _drain(self, number: int, queue: SplitQueue) -> int | None:
+    @property
+    def _control_queue(self) -> int:
+        return 2 * self.pairs if self.has(MQ) else 2
+
+    def kick(self, number: int) -> None:
+        """See `VirtioPci.kick`.  The frame that comes next may be for another queue."""
+        super().kick(number)
+        while number % 2 == RECEIVE and self.state.pairs > 1 and self.is_live:
+            turn = self._turn()
+            if turn is None or turn == number:
+                break
+            number = turn
+            super().kick(number)
+
+    def _drain(self, number: int, queue: Queue) -> int | None:
         self.ring = queue
         return super()._drain(number, queue)
 
     def serve(self, number: int, chain: Chain) -> int | None:
-        if number == RECEIVE:
-            return self._fill(chain)
-        if number == CONTROL:
+        if number >= self._control_queue:
+            if number > self._control_queue:
+                raise NotNow  # there are no more pairs
             return self._control(chain)
-        self._send(chain)
+        pair, way = divmod(number, 2)
+        if way == RECEIVE:
+            return self._fill(number, chain)
+        self._send(pair, chain)
         return 0
 
     # --- to the guest ---
 
-    def _fill(self, chain: Chain) -> int | None:
+    def _fill(self, number: int, chain: Chain) -> int | None:
         self._wait(IN)
         frame = self._next()
+        if self._queue_for(frame) != number:
+            self.cable.put_back([frame])
+            raise NotNow
         header = header_of(frame)
         chains = self._room(chain, HEADER.size + len(frame.data))
         if chains is None:
@@ -242,7 +245,7 @@ class Net(VirtioPci, name="virtio_net"):
         """The next frame for the guest, as its driver can take it."""
         longest = LONGEST if self._takes_long else LONGEST_PLAIN
         while (frame := self.cable.take()) is not None:
-            if not self.state.is_up or not self._passes(frame.to):
+            if not self.state.is_up or not self.state.passes(frame.to):
                 continue
             if frame.kind and not (self.has(GUEST_CSUM) and self.has(GUEST_TSO[frame.kind])):
                 frame, *rest = frame.pieces()
@@ -253,6 +256,23 @@ class Net(VirtioPci, name="virtio_net"):
                 return frame
             self.state.lost += 1
         raise NotNow
+
+    def _turn(self) -> int | None:
+        """The queue to which the next frame goes, if one waits."""
+        try:
+            frame = self._next()
+        except NotNow:
+            return None
+        self.cable.put_back([frame])
+        return self._queue_for(frame)
+
+    def _queue_for(self, frame: Frame) -> int:
+        s = self.state
+        if s.pairs == 1:
+            return RECEIVE
+        pair = s.flows[bucket_of(frame.data, is_out=False)]
+        is_used = pair < s.pairs and s.queues[2 * pair].is_enabled
+        return 2 * pair if is_used else RECEIVE
 
     @property
     def _takes_long(self) -> bool:
@@ -276,20 +296,16 @@ class Net(VirtioPci, name="virtio_net"):
                 ring.ask_for_kicks()
                 more = ring.pop() if len(chains) < ring.state.size else None
             if more is None:
-                self._give_back(len(chains) - 1)
+                for one in reversed(chains[1:]):
+                    ring.unpop(one)
                 return None
             chains.append(more)
             room += length(more.writable)
         return chains
 
-    def _give_back(self, count: int) -> None:
-        assert self.ring is not None
-        for _ in range(count):
-            self.ring.unpop()
-
     # --- from the guest ---
 
-    def _send(self, chain: Chain) -> None:
+    def _send(self, pair: int, chain: Chain) -> None:
         s, size = self.state, length(chain.readable) - HEADER.size
         if size < 0:
             raise RingError("a frame without its header")
@@ -307,6 +323,8 @@ class Net(VirtioPci, name="virtio_net"):
             raise Postponed(BUSY_NS)
         else:
             self._passed(OUT, frame)
+            if s.pairs > 1 and s.flows[bucket := bucket_of(frame.data, is_out=True)] != pair:
+                s.flows = s.flows[:bucket] + bytes([pair]) + s.flows[bucket + 1 :]
 
     # --- control ---
 
@@ -316,26 +334,9 @@ class Net(VirtioPci, name="virtio_net"):
             raise RingError("a network command without its class or its acknowledgment")
         command = gather(self.wires.dma, chain.readable)
         self.moved += size
-        status = OK if self._carry_out((command[0], command[1]), command[2:]) else ERR
+        is_done = self.state.obey((command[0], command[1]), command[2:], self.pairs)
+        status = OK if is_done else ERR
         return scatter(self.wires.dma, cut(chain.writable, 0, 1), status)
-
-    def _carry_out(self, command: tuple[int, int], data: bytes) -> bool:
-        s = self.state
-        is_switch = self.has(CTRL_RX) and len(data) == 1
-        if command == PROMISC and is_switch:
-            s.is_promiscuous = bool(data[0])
-        elif command == ALLMULTI and is_switch:
-            s.takes_all_groups = bool(data[0])
-        elif command == ADDR_SET and self.has(CTRL_MAC_ADDR) and len(data) == MAC_BYTES:
-            s.mac = data
-        elif command == TABLE_SET and self.has(CTRL_RX) and (tables := _tables(data)):
-            single, groups = tables
-            s.is_promiscuous |= len(single) > MOST_ADDRESSES
-            s.takes_all_groups |= len(groups) > MOST_ADDRESSES
-            s.single, s.groups = single[:MOST_ADDRESSES], groups[:MOST_ADDRESSES]
-        else:
-            return False
-        return True
 
     # --- snapshots ---
 
@@ -347,8 +348,9 @@ class Net(VirtioPci, name="virtio_net"):
             or any(len(address) != MAC_BYTES for address in s.single + s.groups)
             or not is_one_cards(s.own)
             or len(s.free_at) != 2
+            or not 1 <= s.pairs <= self.pairs
         ):
-            raise ValueError("snapshot: virtio_net has addresses or times that cannot be")
+            raise ValueError("snapshot: virtio_net has addresses, times or queues that cannot be")
 
     def inspect(self) -> dict[str, Any]:
         return super().inspect() | {"cable": self.cable.inspect()}
@@ -363,18 +365,3 @@ class Net(VirtioPci, name="virtio_net"):
         release(self)
         self.cable.close()
         super().close()
-
-
-def _tables(data: bytes) -> tuple[list[bytes], list[bytes]] | None:
-    """The two tables of virtio_net_ctrl_mac, or None if they do not fill `data`."""
-    found: list[list[bytes]] = []
-    at = 0
-    for _ in range(2):
-        if at + 4 > len(data):
-            return None
-        start, count = at + 4, int.from_bytes(data[at : at + 4], "little")
-        at = start + MAC_BYTES * count
-        if at > len(data):
-            return None
-        found.append([data[n : n + MAC_BYTES] for n in range(start, at, MAC_BYTES)])
-    return (found[0], found[1]) if at == len(data) else None

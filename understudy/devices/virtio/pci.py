@@ -15,9 +15,9 @@ before DRIVER_OK, nor after a ring was found broken.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from understudy.clock import Alarm
 from understudy.devices import Device
@@ -30,16 +30,18 @@ from understudy.devices.virtio.function import (
     SPECIFIC,
     VirtioFunction,
 )
+from understudy.devices.virtio.packed import PackedQueue
 from understudy.devices.virtio.queue import (
-    ALIGNMENT,
     EVENT_IDX,
     INDIRECT_DESC,
     NO_VECTOR,
+    RING_PACKED,
     Chain,
+    Queue,
     QueueState,
     RingError,
-    SplitQueue,
 )
+from understudy.devices.virtio.split import SplitQueue
 from understudy.devices.wires import Wires
 from understudy.state import U8, U16, U32, U64
 
@@ -49,7 +51,7 @@ ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8  # "Device Status Field
 NEEDS_RESET, FAILED = 64, 128
 VERSION_1: Final = 1 << 32  # VIRTIO_F_*
 ACCESS_PLATFORM: Final = 1 << 33
-RING: Final = INDIRECT_DESC | EVENT_IDX | VERSION_1
+RING: Final = INDIRECT_DESC | EVENT_IDX | RING_PACKED | VERSION_1
 
 CONFIG_CHANGED: Final = 2  # in the ISR status; 1 is a queue
 
@@ -109,6 +111,10 @@ class VirtioPci(Device):
     """A virtio device in a PCI slot.  A subclass says what it is, and serves its queues."""
 
     state: VirtioState
+    switches: ClassVar[Mapping[str, int]] = {
+        "packed": RING_PACKED, "indirect": INDIRECT_DESC, "event-idx": EVENT_IDX,
+    }  # fmt: skip
+    """Features that can be hidden, by name."""
 
     def __init__(self, wires: Wires, kind: int, class_code: int, sizes: Sequence[int]) -> None:
         """`kind`: "Device Types".  `sizes`: the most entries of each queue, powers of two."""
@@ -119,6 +125,11 @@ class VirtioPci(Device):
         self.moved = 0  # bytes, since the access began
         self.function = VirtioFunction(kind, class_code, len(self.sizes), self, _COMMON.size)
         wires.plug(self.function)
+
+    def hide(self, names: Iterable[str]) -> None:
+        """Offer none of these, before a driver looks; what is another device's means nothing."""
+        for name in names:
+            self.offered &= ~self.switches.get(name, 0)
 
     # --- what a device is ---
 
@@ -220,7 +231,8 @@ class VirtioPci(Device):
         elif q.is_enabled:
             return  # "the driver MUST NOT": what is in use does not change
         elif name == "queue_size":
-            if _is_size(value, self.sizes[self.state.queue_select]):
+            most = self.sizes[self.state.queue_select]
+            if value <= most and self.kind_of_queue.is_size(value):
                 q.size = value
         elif name == "queue_enable":
             q.is_enabled = value == 1
@@ -252,18 +264,24 @@ class VirtioPci(Device):
 
     # --- queues ---
 
-    def queue(self, number: int) -> SplitQueue:
+    @property
+    def kind_of_queue(self) -> type[Queue]:
+        """The kind of ring that the driver has chosen."""
+        return PackedQueue if self.has(RING_PACKED) else SplitQueue
+
+    def queue(self, number: int) -> Queue:
         """One of the queues, as it is now."""
         s = self.state
-        return SplitQueue(self.wires.dma, s.queues[number], s.driver_features)
+        return self.kind_of_queue(self.wires.dma, s.queues[number], s.driver_features)
 
     def kick(self, number: int) -> None:
         """The driver has made buffers available, or may have."""
         if not self.is_live or not self.state.queues[number].is_enabled:
             return
         try:
-            self._check_places(self.state.queues[number])
-            again = self._drain(number, self.queue(number))
+            queue = self.queue(number)
+            queue.check()
+            again = self._drain(number, queue)
         except (RingError, IndexError):
             self.needs_reset()
             return
@@ -284,7 +302,7 @@ class VirtioPci(Device):
             if waiting >> number & 1:
                 self.kick(number)
 
-    def _drain(self, number: int, queue: SplitQueue) -> int | None:
+    def _drain(self, number: int, queue: Queue) -> int | None:
         """Carry out what waits, as far as one may at once; in how many ns comes the rest."""
         left = queue.state.size
         try:
@@ -298,7 +316,7 @@ class VirtioPci(Device):
                 try:
                     written = self.serve(number, chain)
                 except (NotNow, Postponed) as excuse:
-                    queue.unpop()
+                    queue.unpop(chain)
                     return excuse.ns if isinstance(excuse, Postponed) else None
                 if written is not None:
                     queue.push(chain, written)
@@ -307,12 +325,6 @@ class VirtioPci(Device):
         finally:
             if queue.publish():
                 self.interrupt(queue.state.vector, 1)
-
-    @staticmethod
-    def _check_places(q: QueueState) -> None:
-        for gpa, alignment in zip((q.descriptors, q.driver, q.device), ALIGNMENT, strict=True):
-            if gpa % alignment:
-                raise RingError(f"a ring at {gpa:#x}: expected a multiple of {alignment}")
 
     # --- interrupts ---
 
@@ -350,14 +362,10 @@ class VirtioPci(Device):
         sizes = [q.size for q in s.queues]
         if (
             len(sizes) != len(self.sizes)
-            or not all(map(_is_size, sizes, self.sizes))
+            or not all(0 < size <= most for size, most in zip(sizes, self.sizes, strict=True))
             or any(self._vector(vector) != vector for vector in vectors)
         ):
             raise ValueError(f"snapshot: {self.name} has queues or vectors that cannot be")
-
-
-def _is_size(size: int, most: int) -> bool:
-    return 0 < size <= most and not size & size - 1
 
 
 def _half(features: int, select: int) -> int:

@@ -1,9 +1,8 @@
 """A virtqueue: how a driver hands buffers to a device, and gets them back.
 
-Source: Virtual I/O Device (VIRTIO) Version 1.2, "Split Virtqueues".
+Source: Virtual I/O Device (VIRTIO) Version 1.2, "Virtqueues".
 
-Not modeled: packed virtqueues.  A device sees `pop`, `push` and `publish` alone, which they have,
-too.
+What is common to the two kinds of ring, `split.py` and `packed.py`.  A device sees a `Queue` alone.
 
 A driver is hostile.  Invariants: each structure in guest memory is read once, as a whole, and what
 is decided is decided by that copy; a chain has at most as many descriptors as the queue, or as
@@ -12,9 +11,9 @@ and then nothing has been taken.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
 from understudy.state import U16, U64
@@ -25,18 +24,14 @@ from understudy.state import U16, U64
 NEXT: Final = 1  # VIRTQ_DESC_F_*
 WRITE: Final = 2  # the device writes, else it reads
 INDIRECT: Final = 4  # the buffer is a table of descriptors
-DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, flags, next
-USED: Final = struct.Struct("<II")  # head of the chain, bytes written
-NO_INTERRUPT: Final = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
-RING: Final = 4  # where a ring begins, after its flags and its index
-ALIGNMENT: Final = 16, 2, 4  # of the descriptor table, the driver area and the device area
-LARGEST: Final = 1 << 15  # entries of a split queue
+DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, and two that each ring has its way
 LONGEST_TABLE: Final = 1024  # ours: descriptors in an indirect table
 LONGEST_CHAIN: Final = 1 << 32  # bytes of all its buffers, "Descriptor Table": 2^32 at most
 NO_VECTOR: Final = 0xFFFF
 
 INDIRECT_DESC: Final = 1 << 28  # VIRTIO_F_*, the features that concern queues
 EVENT_IDX: Final = 1 << 29
+RING_PACKED: Final = 1 << 34
 
 
 Descriptor = tuple[int, int, int, int]
@@ -57,9 +52,10 @@ class Segment(NamedTuple):
 class Chain:
     """One buffer of the driver: what the device reads, and after it what the device writes."""
 
-    head: int
+    head: int  # by which the driver knows it
     readable: tuple[Segment, ...]
     writable: tuple[Segment, ...]
+    slots: int = 1  # entries of the ring that it takes
 
 
 def length(segments: Sequence[Segment]) -> int:
@@ -110,73 +106,66 @@ class QueueState:
     vector: U16 = NO_VECTOR
     is_enabled: bool = False
     descriptors: U64 = 0  # "Descriptor Area"
-    driver: U64 = 0  # "Driver Area": the available ring
-    device: U64 = 0  # "Device Area": the used ring
-    taken: U16 = 0  # index of the next entry of the available ring
-    given: U16 = 0  # index of the next entry of the used ring
-    published: U16 = 0  # index up to which the driver has been told
+    driver: U64 = 0  # "Driver Area"
+    device: U64 = 0  # "Device Area"
+    taken: U16 = 0  # the next entry that may be available, as the kind of ring counts them
+    given: U16 = 0  # the next entry that is given back
+    published: U16 = 0  # the entry up to which the driver has been told
 
 
-class SplitQueue:
-    """One queue as a device uses it.  It keeps nothing: make one whenever it is needed."""
+class Queue:
+    """One queue as a device uses it.
+
+    It keeps nothing from one access to the next: make one whenever it is needed, and `publish` what
+    was pushed.
+    """
+
+    alignment: ClassVar[tuple[int, int, int]]
+    """Of the descriptor area, the driver area and the device area."""
 
     def __init__(self, memory: PhysicalMemory, state: QueueState, features: int) -> None:
         self.memory, self.state = memory, state
         self.has_events = bool(features & EVENT_IDX)
         self.has_indirect = bool(features & INDIRECT_DESC)
 
+    @staticmethod
+    def is_size(size: int) -> bool:
+        """Whether a queue may have so many entries, as far as that is the ring's business."""
+        raise NotImplementedError
+
     def pop(self) -> Chain | None:
         """The next buffer that the driver has made available, or None."""
-        s = self.state
-        waiting = self._u16(s.driver + 2) - s.taken & 0xFFFF
-        if waiting > s.size:
-            raise RingError(f"{waiting} available buffers in a queue of {s.size}")
-        if not waiting:
-            return None
-        chain = self._chain(self._u16(s.driver + RING + 2 * (s.taken % s.size)))
-        s.taken = s.taken + 1 & 0xFFFF
-        return chain
+        raise NotImplementedError
 
-    def unpop(self) -> None:
+    def unpop(self, chain: Chain) -> None:
         """The buffer that was popped last, and is not pushed yet, is the next one again."""
-        self.state.taken = self.state.taken - 1 & 0xFFFF
+        raise NotImplementedError
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a buffer back, `written` bytes of it filled; the driver is not told yet."""
-        s = self.state
-        self._write(
-            s.device + RING + USED.size * (s.given % s.size), USED.pack(chain.head, written)
-        )
-        s.given = s.given + 1 & 0xFFFF
+        raise NotImplementedError
 
     def publish(self) -> bool:
         """Tell of all that was pushed; whether the driver wants an interrupt for it."""
-        s = self.state
-        if s.given == s.published:
-            return False
-        before, s.published = s.published, s.given
-        self._write(s.device + 2, s.given.to_bytes(2, "little"))
-        if not self.has_events:
-            return not self._u16(s.driver) & NO_INTERRUPT
-        event = self._u16(s.driver + RING + 2 * s.size)  # used_event
-        return (s.given - event - 1 & 0xFFFF) < (s.given - before & 0xFFFF)
+        raise NotImplementedError
 
     def ask_for_kicks(self) -> None:
         """From the next available buffer on, the driver is to notify the device."""
-        if self.has_events:
-            s = self.state  # avail_event
-            self._write(s.device + RING + USED.size * s.size, s.taken.to_bytes(2, "little"))
+        raise NotImplementedError
 
-    # --- chains ---
+    # --- memory ---
 
-    def _chain(self, head: int) -> Chain:
+    def check(self) -> None:
+        """RingError if the ring is of a size, or lies where it may not."""
         s = self.state
-        if head >= s.size:
-            raise RingError(f"descriptor {head} in a table of {s.size}")
-        first = self._descriptor(head)
-        gpa, size, flags, _ = first
-        if not flags & INDIRECT:
-            return _walk(head, first, self._descriptor, s.size)
+        if not self.is_size(s.size):
+            raise RingError(f"a ring of {s.size}")
+        for gpa, alignment in zip((s.descriptors, s.driver, s.device), self.alignment, strict=True):
+            if gpa % alignment:
+                raise RingError(f"a ring at {gpa:#x}: expected a multiple of {alignment}")
+
+    def _table(self, gpa: int, size: int, flags: int) -> list[Descriptor]:
+        """The descriptors of an indirect table, which the descriptor of these words has."""
         if not self.has_indirect:
             raise RingError("an indirect descriptor, which was not negotiated")
         if flags & NEXT:
@@ -184,16 +173,11 @@ class SplitQueue:
         count, rest = divmod(size, DESCRIPTOR.size)
         if rest or not 0 < count <= LONGEST_TABLE:
             raise RingError(f"an indirect table of {size} bytes")
-        table = list(DESCRIPTOR.iter_unpack(self._read(gpa, size)))
-        if table[0][2] & INDIRECT:
-            raise RingError("an indirect descriptor in an indirect table")
-        return _walk(head, table[0], table.__getitem__, count)
+        return list(DESCRIPTOR.iter_unpack(self._read(gpa, size)))
 
     def _descriptor(self, index: int) -> Descriptor:
         at = self.state.descriptors + DESCRIPTOR.size * index
         return DESCRIPTOR.unpack(self._read(at, DESCRIPTOR.size))
-
-    # --- memory ---
 
     def _u16(self, gpa: int) -> int:
         return int.from_bytes(self._read(gpa, 2), "little")
@@ -207,13 +191,12 @@ class SplitQueue:
         self.memory.write(gpa, data)
 
 
-def _walk(head: int, found: Descriptor, at: Callable[[int], Descriptor], count: int) -> Chain:
-    """The chain that begins with the descriptor `found`, in a table of `count`."""
+def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -> Chain:
+    """The chain of these (address, bytes, flags); RingError if no buffer may be so."""
     readable: list[Segment] = []
     writable: list[Segment] = []
     total = 0
-    for _ in range(count):
-        gpa, size, flags, following = found
+    for gpa, size, flags in parts:
         _check_range(gpa, size)
         total += size
         if flags & WRITE:
@@ -222,16 +205,9 @@ def _walk(head: int, found: Descriptor, at: Callable[[int], Descriptor], count: 
             raise RingError("a buffer to be read after one to be written")
         else:
             readable.append(Segment(gpa, size))
-        if not flags & NEXT:
-            if total > LONGEST_CHAIN:
-                raise RingError("a chain of more than 2^32 bytes")
-            return Chain(head, tuple(readable), tuple(writable))
-        if following >= count:
-            raise RingError(f"descriptor {following} in a table of {count}")
-        found = at(following)
-        if found[2] & INDIRECT:
-            raise RingError("an indirect descriptor inside a chain")
-    raise RingError(f"a chain that does not end in a table of {count}")
+    if total > LONGEST_CHAIN:
+        raise RingError("a chain of more than 2^32 bytes")
+    return Chain(head, tuple(readable), tuple(writable), slots)
 
 
 def _check_range(gpa: int, size: int) -> None:

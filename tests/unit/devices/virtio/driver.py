@@ -1,11 +1,12 @@
 """A virtio driver for the tests: memory, a PCI bus with one device, and the steps of a real driver.
 
-Source: Virtual I/O Device (VIRTIO) Version 1.2, "Device Initialization" and "Split Virtqueues".
+Source: Virtual I/O Device (VIRTIO) Version 1.2, "Device Initialization".
 """
 
-import struct
+import copy
 from typing import Any
 
+from tests.unit.devices.virtio.rings import DEVICE_AREA, DRIVER_AREA, PackedRing, Ring, SplitRing
 from understudy.clock import ManualClock
 from understudy.devices.board import Board
 from understudy.devices.message import Message
@@ -16,7 +17,7 @@ RAM = 1 << 20
 ECAM, SLOT = 0xE000_0000, 1
 BAR, MSIX = 0xC000_0000, 0xC000_4000
 QUEUES, BUFFERS = 0x1000, 0x1_8000  # where the driver has its queues, 4 KiB each, and its buffers
-VERSION_1 = 1 << 32
+VERSION_1, PACKED = 1 << 32, 1 << 34
 
 
 class Memory:
@@ -51,8 +52,7 @@ class Driver:
             interrupt=lambda irq, level: self.irqs.append((irq, level)),
         )
         self.device = self.board.part(part, VirtioPci)
-        self.available: dict[int, int] = {}
-        self.used: dict[int, int] = {}
+        self.rings: list[Ring] = []
         self.set_config(4, 6, 2)  # answers in memory, is bus master
 
     # --- registers ---
@@ -104,17 +104,19 @@ class Driver:
                 self.board.bus.mmio_write(MSIX + 16 * n + 8, 8, 0x40 + n)
             self.set_config(self.capability(0x11) + 2, 0x8000, 2)
             self.put(0x10, 0, 2)
+        self.rings = []
         for n in range(self.get(0x12, 2)):
             self.put(0x16, n, 2)
             self.put(0x18, size, 2)
             if msix:
                 self.put(0x1A, n + 1, 2)
             at = QUEUES + 0x1000 * n
-            for register, place in ((0x20, at), (0x28, at + 0x400), (0x30, at + 0x800)):
-                self.put(register, place, 8)
+            for register, offset in ((0x20, 0), (0x28, DRIVER_AREA), (0x30, DEVICE_AREA)):
+                self.put(register, at + offset, 8)
             self.memory.write(at, bytes(0x1000))
             self.put(0x1C, 1, 2)
-            self.available[n] = self.used[n] = 0
+            kind = PackedRing if features & PACKED else SplitRing
+            self.rings.append(kind(self.memory, at, size))
         self.size = size
         self.put(0x14, 15, 1)
         assert self.status == 15
@@ -132,16 +134,11 @@ class Driver:
     # --- buffers ---
 
     def describe(self, n: int, index: int, gpa: int, length: int, flags: int, nxt: int = 0) -> None:
-        at = QUEUES + 0x1000 * n + 16 * index
-        self.memory.write(at, struct.pack("<QIHH", gpa, length, flags, nxt))
+        self.rings[n].describe(index, gpa, length, flags, nxt)
 
     def offer(self, n: int, head: int) -> None:
         """Make a chain available, without a kick."""
-        ring = QUEUES + 0x1000 * n + 0x400
-        at = ring + 4 + 2 * (self.available[n] % self.size)
-        self.memory.write(at, head.to_bytes(2, "little"))
-        self.available[n] = self.available[n] + 1 & 0xFFFF
-        self.memory.write(ring + 2, self.available[n].to_bytes(2, "little"))
+        self.rings[n].offer(head)
 
     def kick(self, n: int = 0) -> None:
         self.put(NOTIFY + 4 * n, n, 2)
@@ -161,11 +158,8 @@ class Driver:
 
     def finished(self, n: int) -> list[tuple[int, int]]:
         """(head, bytes written) of what came back since the last time."""
-        ring = QUEUES + 0x1000 * n + 0x800
-        index = int.from_bytes(self.memory.read(ring + 2, 2), "little")
-        found = []
-        while self.used[n] != index:
-            at = ring + 4 + 8 * (self.used[n] % self.size)
-            found.append(struct.unpack("<II", self.memory.read(at, 8)))
-            self.used[n] = self.used[n] + 1 & 0xFFFF
-        return found
+        return self.rings[n].finished()
+
+    def rings_in(self, memory: Memory) -> list[Ring]:
+        """What it knows of its rings, for a copy of the memory."""
+        return copy.deepcopy(self.rings, {id(self.memory): memory})

@@ -1,6 +1,7 @@
 """Virtio block device: each request, each refusal, and errors of the computer."""
 
 import errno
+import json
 import struct
 from typing import Any
 
@@ -270,3 +271,36 @@ def test_so_much_at_once_and_the_rest_a_moment_later() -> None:
     assert d.finished(0) == [(0, 513)]
     d.clock.advance(5000)
     assert d.finished(0) == [(2, 513), (4, 513)]
+
+
+def test_a_limit_of_speed_lets_requests_wait_and_a_little_through_at_once() -> None:
+    d = Driver("virtio_blk", medium=Overlay(Zeros(SIZE)), rate=1_000_000)  # a byte a microsecond
+    d.start(ALL)
+    started, done = d.clock.now(), []
+    for _ in range(30):
+        d.memory.write(BUFFERS, struct.pack("<IIQ", 0, 0, 0))
+        d.describe(0, 0, BUFFERS, 16, 1, 1)
+        d.describe(0, 1, BUFFERS + 0x100, 1024, 3, 2)
+        d.describe(0, 2, BUFFERS + 0x700, 1, 2)
+        d.offer(0, 0)
+        d.kick()
+        while not d.finished(0):
+            d.clock.advance(1000)
+        done.append((d.clock.now() - started) // 1000)
+    assert done[:10] == [0] * 10, "10 ms ahead"
+    assert done[-1] == 29 * 1024 - 10_000, "and then a byte a microsecond"
+    d.clock.advance(1_000_000_000)
+    assert ask(d, 0, 1 << 30, room=512)[0] == 1
+    assert d.device.state.free_at - started == 30 * 1024 * 1000, "what was refused does not count"
+
+
+def test_a_limit_of_speed_outlives_a_reset_and_a_snapshot() -> None:
+    d = Driver("virtio_blk", medium=Overlay(Zeros(SIZE)), rate=1_000_000)
+    d.start(ALL)
+    assert ask(d, 1, 0, bytes(4096))[0] == 0
+    free = d.device.state.free_at
+    d.start(ALL)
+    assert d.device.state.free_at == free > 0
+    other = Driver("virtio_blk", medium=Overlay(Zeros(SIZE)), rate=1_000_000)
+    other.board.load(json.loads(json.dumps(d.board.save())))
+    assert other.device.state.free_at == free

@@ -140,7 +140,7 @@ def test_input_that_waits_is_in_a_snapshot_and_gone_after_a_reset() -> None:
     other = Driver("virtio_console")
     other.board.load(json.loads(json.dumps(d.board.save())))
     other.memory.ram[:] = d.memory.ram
-    other.available, other.used, other.size = d.available, d.used, d.size
+    other.rings = d.rings_in(other.memory)
     give(other, 0, 0, 64)
     assert filled(other, 0) == [b"later"]
     part.reset()

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.devices.virtio.driver import VERSION_1, Driver
 from understudy.backends.cable import MOST_FRAMES, Cable
 from understudy.backends.frame import BROADCAST, Frame
-from understudy.devices.virtio import net
+from understudy.devices.virtio import net, net_control
 from understudy.devices.virtio.net_address import address_of
 from understudy.devices.virtio.net_header import CSUM
 
@@ -119,22 +119,22 @@ def test_what_waits_is_bounded_and_the_card_is_told_once() -> None:
 def test_the_filter() -> None:
     d, part, wire = card()
     assert heard(wire, part, frame(OTHER))
-    assert command(d, net.PROMISC, b"\0") == net.OK
+    assert command(d, net_control.PROMISC, b"\0") == net.OK
     found = [heard(wire, part, frame(to)) for to in (OWN, BROADCAST, OTHER, GROUP)]
     assert found == [True, True, False, False]
     tables = struct.pack("<I6sI6s", 1, OTHER, 1, GROUP)
-    assert command(d, net.TABLE_SET, tables) == net.OK
+    assert command(d, net_control.TABLE_SET, tables) == net.OK
     assert heard(wire, part, frame(OTHER)) and heard(wire, part, frame(GROUP))
-    assert command(d, net.TABLE_SET, bytes(8)) == net.OK
-    assert command(d, net.ALLMULTI, b"\1") == net.OK
+    assert command(d, net_control.TABLE_SET, bytes(8)) == net.OK
+    assert command(d, net_control.ALLMULTI, b"\1") == net.OK
     assert heard(wire, part, frame(GROUP)) and not heard(wire, part, frame(OTHER))
-    assert command(d, net.ADDR_SET, OTHER) == net.OK
+    assert command(d, net_control.ADDR_SET, OTHER) == net.OK
     assert heard(wire, part, frame(OTHER)) and not heard(wire, part, frame(OWN))
 
 
 def test_a_clone_hears_its_old_address_and_has_the_new_one_when_its_driver_starts_anew() -> None:
     d, part, wire = card()
-    command(d, net.PROMISC, b"\0")
+    command(d, net_control.PROMISC, b"\0")
     part.become_another("clone")
     own = part.state.own
     assert own != OWN and d.get(0x2000, 4).to_bytes(4, "little") == own[:4]
@@ -144,13 +144,18 @@ def test_a_clone_hears_its_old_address_and_has_the_new_one_when_its_driver_start
     assert heard(wire, part, frame(OWN)) and heard(wire, part, frame(own))
     d.start(ALL)
     assert part.state.mac == own
-    command(d, net.PROMISC, b"\0")
+    command(d, net_control.PROMISC, b"\0")
     assert not heard(wire, part, frame(OWN))
 
 
 @pytest.mark.parametrize(
     ("kind", "data"),
-    [(net.PROMISC, b""), (net.ADDR_SET, b"12345"), (net.TABLE_SET, b"\xff" * 8), ((9, 9), b"")],
+    [
+        (net_control.PROMISC, b""),
+        (net_control.ADDR_SET, b"12345"),
+        (net_control.TABLE_SET, b"\xff" * 8),
+        ((9, 9), b""),
+    ],
 )
 def test_a_command_that_is_wrong_is_refused(kind: tuple[int, int], data: bytes) -> None:
     d, _, _ = card()
@@ -235,7 +240,7 @@ def test_addresses_and_times_of_a_snapshot_are_checked() -> None:
         broken = Driver("virtio_net").device
         good = getattr(part.state, name)
         setattr(part.state, name, bad)
-        with pytest.raises(ValueError, match="addresses or times"):
+        with pytest.raises(ValueError, match="addresses, times or queues"):
             broken.load(json.loads(json.dumps(part.save())))
         setattr(part.state, name, good)
 

@@ -8,20 +8,21 @@ import pytest
 from tests.unit.devices.virtio.driver import BUFFERS, QUEUES, RAM, VERSION_1, Driver
 from understudy.devices.virtio.queue import (
     Chain,
+    Queue,
     QueueState,
     RingError,
     Segment,
-    SplitQueue,
     cut,
     gather,
     scatter,
 )
+from understudy.devices.virtio.split import SplitQueue
 
 INDIRECT, EVENT_IDX = 1 << 28, 1 << 29
 TABLE = 0x8000
 
 
-def queue(d: Driver) -> SplitQueue:
+def queue(d: Driver) -> Queue:
     return d.device.queue(0)
 
 
@@ -38,10 +39,11 @@ def test_a_chain_is_what_is_read_and_then_what_is_written() -> None:
     d.describe(0, 0, 0x6000, 30, 2)
     d.offer(0, 3)
     q = queue(d)
-    assert q.pop() == Chain(3, (Segment(0x4000, 10), Segment(0x5000, 20)), (Segment(0x6000, 30),))
+    chain = q.pop()
+    assert chain == Chain(3, (Segment(0x4000, 10), Segment(0x5000, 20)), (Segment(0x6000, 30),))
     assert q.pop() is None
-    q.unpop()
-    assert q.pop() is not None
+    q.unpop(chain)
+    assert q.pop() == chain
 
 
 def test_an_indirect_table_is_a_chain_of_its_own() -> None:
@@ -57,7 +59,7 @@ def test_indices_wrap() -> None:
     d = ready()
     state = d.device.state.queues[0]
     state.taken = state.given = state.published = 0xFFFE
-    d.available[0] = d.used[0] = 0xFFFE
+    d.rings[0].available = d.rings[0].used = 0xFFFE
     assert [len(d.request(0, b"", 4)) for _ in range(5)] == [4] * 5
     assert (state.taken, state.given) == (3, 3)
 
@@ -216,7 +218,6 @@ def test_rings_outside_memory_or_not_aligned(register: int, place: int) -> None:
     d.put(0x18, 8, 2)
     d.put(0x1C, 1, 2)
     d.describe(0, 0, BUFFERS, 4, 2)
-    d.available[0] = 0
     d.offer(0, 0)
     d.put(0x14, 15, 1)
     assert d.status & 64

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.devices.virtio.driver import BAR, BUFFERS, MSIX, QUEUES, VERSION_1, Driver
+from tests.unit.devices.virtio.driver import BAR, BUFFERS, MSIX, PACKED, QUEUES, VERSION_1, Driver
+from understudy.devices import Device
 from understudy.devices.message import Message
 from understudy.devices.virtio.function import ISR, NOTIFY
+from understudy.devices.virtio.pci import VirtioPci
 
 EVENT_IDX = 1 << 29
 
@@ -27,7 +29,7 @@ def test_a_driver_finds_it_by_its_ids_and_capabilities() -> None:
 
 def test_features_are_only_ok_with_version_1_and_nothing_that_was_not_offered() -> None:
     d = Driver("virtio_rng")
-    assert d.offered == VERSION_1 | 3 << 28
+    assert d.offered == VERSION_1 | PACKED | 3 << 28
     assert d.accept(0) == 3
     assert d.accept(VERSION_1 | 1 << 27) == 3
     assert d.accept(VERSION_1 | EVENT_IDX) == 11
@@ -150,9 +152,7 @@ def test_a_snapshot_between_offer_and_kick() -> None:
     assert d.memory.read(BUFFERS, 16) not in (first, bytes(16))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("size", 0), ("size", 3), ("size", 128), ("vector", 2)]
-)
+@pytest.mark.parametrize(("field", "value"), [("size", 0), ("size", 128), ("vector", 2)])
 def test_a_snapshot_with_a_queue_that_cannot_be_is_refused(field: str, value: int) -> None:
     d = Driver("virtio_rng")
     saved = d.board.save()
@@ -188,3 +188,17 @@ def test_msix_table_is_where_the_capability_says() -> None:
 def test_a_row_with_what_cannot_be_is_refused(part: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{part}: .*expected"):
         Driver(part, **options)
+
+
+@pytest.mark.parametrize("part", sorted(kind.name for kind in Device.ALL.values()
+                                        if issubclass(kind, VirtioPci)))  # fmt: skip
+def test_each_switch_hides_its_feature_and_no_other(part: str) -> None:
+    options: dict[str, dict[str, int]] = {"virtio_blk": {"queues": 2}, "virtio_net": {"pairs": 2}}
+    whole = Driver(part, **options.get(part, {})).offered
+    switches = Device.ALL[part].switches  # type: ignore[attr-defined]
+    assert {"packed", "indirect", "event-idx"} <= switches.keys()
+    for name, bit in switches.items():
+        d = Driver(part, **options.get(part, {}))
+        d.device.hide([name, "of-another-device"])
+        assert whole & bit and d.offered == whole & ~bit
+        assert d.accept(whole) == 3, "and it cannot be accepted"
