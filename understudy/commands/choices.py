@@ -35,7 +35,7 @@ def _exits() -> str:
 
 CHOICES: Final[dict[str, Callable[[], str]]] = {
     "cpu": cpu_help,
-    "paging": lambda: _techniques("paging", Paging.ALL),
+    "paging": lambda: _techniques("paging", Paging.ALL | Paging.PV),
     "exits": _exits,
     "execution": lambda: _techniques("execution", Execution.ALL),
 }

@@ -136,17 +136,25 @@ class Paging(ABC):
     """One technique for one VM.  Subclass with `class Ept(Paging, name="ept")`."""
 
     ALL: ClassVar[dict[str, type["Paging"]]] = {}
+    """Those under which any guest runs."""
+    PV: ClassVar[dict[str, type["Paging"]]] = {}
+    """Those of which a guest has to know."""
     name: ClassVar[str] = ""
 
-    def __init_subclass__(cls, *, name: str = "") -> None:
+    def __init_subclass__(cls, *, name: str = "", is_for_any: bool = True) -> None:
         """A subclass without a name is no technique but what several share."""
         super().__init_subclass__()
         if not name:
             return
-        if name in Paging.ALL:
+        if name in Paging.ALL | Paging.PV:
             raise TypeError(f"two paging techniques are named {name!r}")
         cls.name = name
-        Paging.ALL[name] = cls
+        (Paging.ALL if is_for_any else Paging.PV)[name] = cls
+
+    @classmethod
+    def named(cls, name: str) -> type["Paging"]:
+        """The technique of this name.  KeyError if there is none."""
+        return cls.ALL.get(name) or cls.PV[name]
 
     def __init__(
         self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET

@@ -1,7 +1,7 @@
 """The teaching kernel: a small Unix, 32- and 64-bit, built native or paravirtual of one source.
 
-Its sources are beside this file (common/kernel.h says what it is); `python -m tools.teaching_kernel`
-builds it, and a test builds it again and compares.  Source: ours.
+Its sources are beside this file (common/kernel.h says what it is);
+`python -m tools.teaching_kernel` builds it, and a test builds it again and compares.  Source: ours.
 Invariant: what differs between the two kinds is in native/ and pv/ alone.
 """
 
@@ -28,6 +28,9 @@ class Kernel(NamedTuple):
         return f"built in: a small {self.bits}-bit Unix for students, {WORDS[self.kind]}"
 
 
-WORDS: Final = {"native": "with a shell; append check for its self-check"}
-GUESTS: Final = {"teaching": Kernel("native", 64), "teaching-32": Kernel("native", 32)}
+WORDS: Final = {"native": "with a shell", "pv": "paravirtual"}
+GUESTS: Final = {
+    "teaching": Kernel("native", 64), "teaching-32": Kernel("native", 32),
+    "teaching-pv": Kernel("pv", 64), "teaching-pv-32": Kernel("pv", 32),
+}  # fmt: skip
 """By the name that people say."""
