@@ -14,10 +14,12 @@ error, an event, or the end of its run; VMX never executes anything of it.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from iced_x86 import Mnemonic
 
+from understudy.arch.address import is_canonical
 from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
@@ -70,7 +72,15 @@ class Pv(Domain, Deprivileged, name="pv"):
         self.view.begin()
 
     def save(self) -> dict[str, Any]:
-        raise CannotExecute("a paravirtual guest names host frames: it cannot be saved")
+        raise ValueError("a paravirtual guest names host frames: it cannot be saved")
+
+    def forget(self, addresses: Sequence[int] | None) -> None:
+        """It is never tagged by VPID: the guest runs in root operation."""
+        if addresses is None:
+            self.root_changed = True
+        for gva in addresses or ():
+            if is_canonical(gva):
+                self.processor.invlpg(gva)
 
     # --- down and back ---
 
@@ -94,6 +104,7 @@ class Pv(Domain, Deprivileged, name="pv"):
 
     def _came_back(self, exit: Exit) -> None:
         super()._came_back(exit)
+        self.crossings += 1
         if self.has_virtual_if:
             flags = self._read_field(RFLAGS_FIELD) & ~IF
             is_on = self.get(Shared.IF_ON) & LOW32
