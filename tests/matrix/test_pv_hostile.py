@@ -241,11 +241,12 @@ def campaign(bits: int, calls: int, seed: int, every: int) -> Counter[str]:
         with closing(guest.vm):
             guest.start()
             chance, own = Chance(guest, seed), guest.guest
-            made = [0]
+            made, left = [0], calls - done
 
             def next_call(
-                chance: Chance = chance, guest: PvGuest = guest, made: list[int] = made
-            ) -> bool:
+                chance: Chance = chance, guest: PvGuest = guest, made: list[int] = made,
+                left: int = left,
+            ) -> bool:  # fmt: skip
                 if guest.guest.cpl() == 0:
                     for register, value in zip((0, 3, 1, 2), chance.call(), strict=True):
                         guest.guest.write_gpr(register, value & (1 << 64) - 1)
@@ -254,7 +255,7 @@ def campaign(bits: int, calls: int, seed: int, every: int) -> Counter[str]:
                 made[0] += 1
                 if made[0] % every == 0:
                     audit(guest)
-                return done + made[0] >= calls
+                return made[0] >= left
 
             stop = guest.vm.go(  # one that waits for an event that never comes ends there
                 budget=calls * 100, until=next_call, deadline_ns=LIFE_NS

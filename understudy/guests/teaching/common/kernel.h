@@ -88,9 +88,11 @@ void memory_start(word first, word end);
 word frame_new(void);               /* physical address; 0: there is none */
 void frame_release(word gpa);
 word space_new(void);
-int space_copy(word from, word to); /* copy-on-write; 0: no memory */
+void space_ready(word root);
+int space_copy(word from, word to); /* copy-on-write, and ready; 0: no memory for all of it */
 void space_end(word root);
-u64 *entry_at(word root, word at, int make);
+enum make { NOT, BUILD, LIVE };     /* tables that are not there: of a space that is not ready, or is */
+u64 *entry_at(word root, word at, enum make make);
 int page_in(word at, int is_write); /* of the current process; 0: it may not */
 u32 frames_free(void);
 

@@ -51,7 +51,7 @@ static int slot(word at, int level) { return at >> (12 + 9 * (level - 1)) & (ENT
 static int slots(int level) { return level == LEVELS ? KERNEL_SLOT : ENTRIES; } /* of the user's */
 
 /* The entry of the last level for an address; 0: there is none, or no memory to make it. */
-u64 *entry_at(word root, word at, int make)
+u64 *entry_at(word root, word at, enum make make)
 {
     u64 *table = BY(root);
     for (int level = LEVELS; level > 1; level--) {
@@ -60,26 +60,42 @@ u64 *entry_at(word root, word at, int make)
             word made = make ? frame_new() : 0;
             if (!made)
                 return 0;
-            machine_table(made);
-            entry_write(entry, entry_of(made, level == LEVELS ? LINK : P | RW | US));
-            machine_commit();
+            u64 link = entry_of(made, level == LEVELS ? LINK : P | RW | US);
+            if (make == BUILD) {
+                *entry = link;
+            } else {
+                machine_table(made);
+                entry_write(entry, link);
+                machine_commit();
+            }
         }
         table = BY(gpa_of(*entry));
     }
     return &table[slot(at, 1)];
 }
 
-/* A root that has only the kernel's half. */
+/* A root that has only the kernel's half.  Until space_ready nobody walks it: it is just memory. */
 word space_new(void)
 {
     word root = frame_new();
-    if (root) {
+    if (root)
         ((u64 *)BY(root))[KERNEL_SLOT] = ((u64 *)BY(machine_kernel_root()))[KERNEL_SLOT];
-        machine_table(root);
-        machine_root(root);
-        machine_commit();
-    }
     return root;
+}
+
+static void tables_ready(word table, int level)
+{
+    u64 *entries = BY(table);
+    for (int n = 0; level > 1 && n < slots(level); n++)
+        if (entries[n] & P)
+            tables_ready(gpa_of(entries[n]), level - 1);
+    machine_table(table);
+}
+
+void space_ready(word root)
+{
+    tables_ready(root, LEVELS);
+    machine_root(root);
 }
 
 static int table_copy(u64 *from, word to, int level, word at)
@@ -94,14 +110,14 @@ static int table_copy(u64 *from, word to, int level, word at)
                 return 0;
             continue;
         }
-        u64 *copy = entry_at(to, here, 1);
+        u64 *copy = entry_at(to, here, BUILD);
         if (!copy)
             return 0;
         if (entry & RW) {
             entry = (entry & ~RW) | COW;
             entry_write(&from[n], entry);
         }
-        entry_write(copy, entry);
+        *copy = entry;
         users[gpa_of(entry) / PAGE]++;
     }
     return 1;
@@ -110,7 +126,7 @@ static int table_copy(u64 *from, word to, int level, word at)
 int space_copy(word from, word to)
 {
     int is_whole = table_copy(BY(from), to, LEVELS, 0);
-    machine_commit();
+    space_ready(to);
     machine_use(from); /* what was writable is not any more */
     return is_whole;
 }
@@ -133,7 +149,6 @@ static void table_end(word table, int level)
 void space_end(word root)
 {
     machine_root_end(root);
-    machine_commit();
     table_end(root, LEVELS);
     machine_commit();
 }
@@ -152,7 +167,7 @@ int page_in(word at, int is_write)
 {
     if (!is_user(at))
         return 0;
-    u64 *entry = entry_at(current->root, at, 1);
+    u64 *entry = entry_at(current->root, at, LIVE);
     if (!entry)
         return 0;
     u64 old = *entry, value;

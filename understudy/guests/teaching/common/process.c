@@ -192,9 +192,9 @@ void processes_start(void)
     for (word at = USER; at < (word)user_end; at += PAGE) {
         word gpa = frame_new();
         memcpy(BY(gpa), user_image + (at - USER), PAGE);
-        entry_write(entry_at(p->root, at, 1), entry_of(gpa, P | RW | US));
+        *entry_at(p->root, at, BUILD) = entry_of(gpa, P | RW | US);
     }
-    machine_commit();
+    space_ready(p->root);
     frame.ip = (word)user_start;
     frame.cs = USER_CS;
     frame.flags = 0x202;

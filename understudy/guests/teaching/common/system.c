@@ -25,7 +25,7 @@ static char *reach(word at, int is_write)
 {
     if (!page_in(at, is_write))
         return 0;
-    return (char *)BY(gpa_of(*entry_at(current->root, at, 0))) + at % PAGE;
+    return (char *)BY(gpa_of(*entry_at(current->root, at, NOT))) + at % PAGE;
 }
 
 static int copy_out(word to, const void *from, word bytes)
@@ -100,14 +100,14 @@ static word bench(enum bench what, word times)
         break;
     case B_MAP:
         for (word n = 0; n < times; n++) { /* tables first, for they are made at once */
-            if (HEAP + n * PAGE >= HEAP_END || !entry_at(current->root, HEAP + n * PAGE, 1))
+            if (HEAP + n * PAGE >= HEAP_END || !entry_at(current->root, HEAP + n * PAGE, LIVE))
                 return -1;
         }
         for (word n = 0; n < times; n++)
-            entry_write(entry_at(current->root, HEAP + n * PAGE, 0), entry_of(gpa, P));
+            entry_write(entry_at(current->root, HEAP + n * PAGE, NOT), entry_of(gpa, P));
         machine_commit();
         for (word n = 0; n < times; n++)
-            entry_write(entry_at(current->root, HEAP + n * PAGE, 0), 0);
+            entry_write(entry_at(current->root, HEAP + n * PAGE, NOT), 0);
         machine_commit();
         break;
     case B_SWITCH:
