@@ -24,6 +24,8 @@ from tests.matrix.pv_guest import (
 )
 from understudy.arch.address import PAGE
 from understudy.execution.pv.interface import Call, Change, Error
+from understudy.guests.entry import GuestError
+from understudy.linux import VM as LinuxVM
 from understudy.machine.host import Host
 from understudy.verdict import StopKind
 
@@ -172,6 +174,31 @@ def test_a_privileged_instruction_is_an_event(guest: PvGuest, code: str) -> None
     guest.vm.go(budget=1000, until=lambda: guest.guest.bounced[13] > 0)
     assert guest.guest.bounced[13] == 1
     assert not guest.guest.handed_over
+
+
+def test_a_hang_with_interrupts_off_ends_by_its_budget(guest: PvGuest) -> None:
+    guest.vm.memory.write(CODE + 0x900, bytes.fromhex("eb fe"))
+    guest.guest.rip = guest.base + CODE + 0x900
+    assert guest.vm.go(budget=100_000).kind is StopKind.BUDGET
+
+
+def test_it_is_reset_and_starts_again(guest: PvGuest) -> None:
+    guest.vm.reset()
+    guest.guest.set_gpr(4, guest.base + STACK_TOP)
+    guest.start()
+    audit(guest)
+
+
+def test_it_is_not_saved(guest: PvGuest) -> None:
+    with pytest.raises(ValueError, match="names host frames: it cannot be saved"):
+        guest.vm.snapshot()
+    assert guest.map(DATA, guest.hpa(DATA + PAGE) | RW) == 1
+
+
+def test_a_kernel_that_is_not_paravirtual_is_refused() -> None:
+    for name, execution, paging in (("teaching", "pv", "pv"), ("teaching-pv", "vmx", "ept")):
+        with pytest.raises(GuestError, match="the kernel is (not )?paravirtual: "):
+            LinuxVM.linux(name, execution=execution, paging=paging)
 
 
 def test_programs_do_not_call(guest: PvGuest) -> None:

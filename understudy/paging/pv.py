@@ -272,12 +272,9 @@ class PvView(View):
         paging.begin()
         paging.levels = 4 if control.efer & EFER.LMA.mask else 3
         try:
-            self.root = paging.adopt(control.cr3)
-            paging.take(self.root >> PAGE_SHIFT, paging.levels)
+            self.load(paging.adopt(control.cr3))
         except Refused as problem:
             paging.problem = f"its first page tables: {problem}"
-            return
-        self._load()
 
     def load(self, hpa: int) -> None:
         """Translate by this root.  Refused: it is none."""
@@ -286,10 +283,8 @@ class PvView(View):
             raise Refused(f"a root cannot be at {hpa:#x}")
         paging.take(hpa >> PAGE_SHIFT, paging.levels)
         old, self.root = self.root, hpa
-        paging.release(old >> PAGE_SHIFT)
-        self._load()
-
-    def _load(self) -> None:
+        if old:
+            paging.release(old >> PAGE_SHIFT)
         self.guest.note_cr3(self.root, (0, 0, 0, 0))
         self.guest.load_root(self.root)
 
