@@ -195,9 +195,17 @@ def test_it_is_not_saved(guest: PvGuest) -> None:
     assert guest.map(DATA, guest.hpa(DATA + PAGE) | RW) == 1
 
 
+def test_looking_at_it_follows_its_tables_into_host_memory(guest: PvGuest) -> None:
+    guest.guest.rip = guest.base + CODE
+    words = str(guest.vm.inspect(guest.base + CODE))
+    assert f"hpa {guest.hpa(CODE):#x}" in words
+    assert "the hypervisor has no tables" in words
+    assert "int 82h" in guest.vm.describe()
+
+
 def test_a_kernel_that_is_not_paravirtual_is_refused() -> None:
     for name, execution, paging in (("teaching", "pv", "pv"), ("teaching-pv", "vmx", "ept")):
-        with pytest.raises(GuestError, match="the kernel is (not )?paravirtual: "):
+        with pytest.raises(GuestError, match=r"the kernel is (not )?paravirtual: "):
             LinuxVM.linux(name, execution=execution, paging=paging)
 
 

@@ -21,17 +21,21 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from understudy.closed import let_go
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.reserve import Reserve
+from understudy.paging.machine_frames import HostMemory
 from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
 BUDGET: Final = 8 << 20  # bytes
+
+
+Memory = TypeVar("Memory")
 
 
 class PagingError(Exception):
@@ -113,6 +117,10 @@ class View:
     def flush(self) -> None:
         """The guest has dropped all translations of its address space."""
         self.guest.invalidate()
+
+    def tables_memory(self, memory: Memory) -> "Memory | HostMemory":
+        """What the guest's own tables name addresses of: its memory, unless it names the host's."""
+        return memory
 
     def fetch(self, gva: int, length: int) -> bytes:
         """Guest code that a processor does not find by these tables, which need not be complete.

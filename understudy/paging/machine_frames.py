@@ -8,8 +8,22 @@ from bisect import bisect_right
 from operator import itemgetter
 
 from understudy.arch.address import PAGE_SHIFT
+from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, PROTECTED
+
+
+class HostMemory:
+    """Host-physical memory, as walks of tables that name host frames want it."""
+
+    def __init__(self, host: Host) -> None:
+        self.read, self.write = host.memory.read, host.memory.write
+        self.read_u32, self.write_u32 = host.memory.read_u32, host.memory.write_u32
+        self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
+
+    def hpa(self, hpa: int) -> int:
+        """It is one."""
+        return hpa
 
 
 class MachineFrames:

@@ -22,7 +22,7 @@ from understudy.arch.msr import EFER
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.paging import BUDGET, Answer, Paging, View
+from understudy.paging import BUDGET, Answer, Memory, Paging, View
 from understudy.paging.guest_walk import (
     ACCESSED,
     DIRTY,
@@ -36,7 +36,7 @@ from understudy.paging.guest_walk import (
     WRITABLE,
     GuestFault,
 )
-from understudy.paging.machine_frames import MachineFrames
+from understudy.paging.machine_frames import HostMemory, MachineFrames
 
 DATA: Final = 0
 """The kind of a frame that is mapped writable; page tables have that of their level, 1 to 4."""
@@ -287,6 +287,9 @@ class PvView(View):
             paging.release(old >> PAGE_SHIFT)
         self.guest.note_cr3(self.root, (0, 0, 0, 0))
         self.guest.load_root(self.root)
+
+    def tables_memory(self, memory: Memory) -> HostMemory:
+        return HostMemory(self.paging.host)
 
     def page_fault(self, gva: int, error: int) -> Answer:
         """The processor has asked the guest's own tables: it is the guest's."""

@@ -14,7 +14,7 @@ error, an event, or the end of its run; VMX never executes anything of it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from iced_x86 import Mnemonic
@@ -51,6 +51,7 @@ PORTS: Final = (Mnemonic.IN, Mnemonic.OUT)
 class Pv(Domain, Deprivileged, name="pv"):
     """A vCPU whose kernel knows its hypervisor."""
 
+    optional_exits: ClassVar[Mapping[str, str]] = {}
     pagings: ClassVar[tuple[str, ...]] = ("pv",)
 
     def __init__(
