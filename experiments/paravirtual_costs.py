@@ -66,7 +66,7 @@ def _exits(vm: VM, operation: str, times: int) -> tuple[int, int]:
     found = counted(vm, operation, times)
     exits = found["exits"]
     if isinstance(guest, Pv):
-        return sum(exits.values()), found["crossings"]
+        return sum(exits.values()), found["execution"]["crossings"]
     if isinstance(guest, Deprivileged):
         traps = guest.traps.total() - before + exits.get("EXCEPTION_OR_NMI", 0)
         return traps, traps

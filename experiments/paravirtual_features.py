@@ -34,8 +34,8 @@ def measure(bits: int, features: str, operation: str, times: int) -> dict[str, A
     return {
         "parts": OPERATIONS[operation] * times,
         "exits": sum(found["exits"].values()) - sum(around["exits"].values()),
-        "synchronized": found["synchronised"],
-        "changes": found["updates"],
+        "synchronized": found["execution"]["synchronized"],
+        "changes": found["execution"]["updates"],
     }
 
 

@@ -159,6 +159,19 @@ def test_a_device_that_writes_to_a_page_table_ends_the_run(guest: PvGuest) -> No
     assert "a device has written to a page table" in stop.detail
 
 
+@pytest.mark.parametrize("how", ["protected", "moved"])
+def test_a_frame_that_moves_under_its_tables_ends_the_run(guest: PvGuest, how: str) -> None:
+    p2m, gfn, pfn = guest.vm.memory.p2m, DATA // PAGE, guest.hpa(DATA) // PAGE
+    if how == "protected":
+        p2m.protect(gfn)
+    else:
+        p2m.move(gfn, guest.hpa(DATA + PAGE) // PAGE)
+    stop = guest.vm.go(budget=1000)
+    assert stop.kind is StopKind.ERROR
+    assert "have moved under its page tables" in stop.detail
+    p2m.move(gfn, pfn)
+
+
 def test_a_sensitive_instruction_ends_the_run(guest: PvGuest) -> None:
     guest.vm.memory.write(CODE + 0x900, bytes.fromhex("9c eb fd"))
     guest.guest.rip = guest.base + CODE + 0x900

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from understudy.execution import Execution
 from understudy.execution.pv import Pv
 from understudy.linux import VM
 from understudy.paging import Paging
@@ -13,8 +14,9 @@ from understudy.verdict import StopKind
 NATIVE, PARAVIRTUAL = ("teaching", "teaching-32"), ("teaching-pv", "teaching-pv-32")
 SWITCHES = ("no-if", "no-lazy", "no-batch", "no-clock", "no-console")
 TECHNIQUES = [
-    *(("vmx", paging) for paging in Paging.ALL), ("emulate", "ept"),
-    *(("deprivileged", paging) for paging in ("eager", "lazy", "vtlb")),
+    (name, paging)
+    for name, kind in Execution.ALL.items() if name != "pv"
+    for paging in kind.pagings or Paging.ALL
 ]  # fmt: skip
 CHECKS = 17
 BUDGET = 200_000_000

@@ -6,7 +6,6 @@ between the two lines that the guest prints around it, but for its timer, 100 ti
 
 from typing import Any, Final
 
-from understudy.execution.pv import Pv
 from understudy.lab.techniques import since
 from understudy.linux import VM
 
@@ -37,28 +36,17 @@ def booted(execution: str, paging: str, bits: int = 64, append: str = "", **opti
 
 
 def counted(vm: VM, what: str, times: int) -> dict[str, Any]:
-    """What is counted while the guest does it: `VM.counts()`, and of `Pv` its own."""
+    """What is counted while the guest does it."""
     said = bytearray()
     vm.console.on_output.append(said.extend)
     vm.console.send(f"many {what} {times}\r".encode())
     _until(vm, said, BEGIN)
-    before = counts(vm)
+    before = vm.counts()
     _until(vm, said, END)
-    after = counts(vm)
+    after = vm.counts()
     _until(vm, said, PROMPT)
     vm.console.on_output.remove(said.extend)
     return since(after, before)
-
-
-def counts(vm: VM) -> dict[str, Any]:
-    """All of them now."""
-    told, guest = vm.counts(), vm.vcpus[0].guest
-    if isinstance(guest, Pv):
-        told |= {
-            "calls": dict(guest.calls), "crossings": guest.crossings,
-            "synchronised": guest.synchronised, "updates": guest.updates_made,
-        }  # fmt: skip
-    return told
 
 
 def _until(vm: VM, said: bytearray, text: bytes) -> None:

@@ -43,7 +43,7 @@ class Domain(Live):
         self.last_refused = ""  # what was wrong, in words
         self.crossings = 0  # times that the processor came from the guest to the hypervisor
         self.updates_made = 0  # changes of page tables
-        self.synchronised = 0  # times that state of the guest's was looked at on the way to it
+        self.synchronized = 0  # times that state of the guest's was looked at on the way to it
 
     def refuse(self, call: str, problem: str) -> None:
         """Note what the guest is not given."""
@@ -110,7 +110,7 @@ class Domain(Live):
         self.rip, self.rflags = ip, flags & (GIVEN | IF) | 2
         if cs & 3:
             self.go_to(PROGRAM)
-            self.synchronise()
+            self.synchronize()
 
     def set_interrupt_flag(self, is_on: bool) -> None:
         """The guest's; what waits comes next."""
@@ -135,14 +135,14 @@ class Domain(Live):
 
     # --- what programs have of the processor ---
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """The guest goes to a program: what it has changed in the shared page counts from now."""
         if not self.shared:
             return
         changed = self.get(Shared.CHANGED) & LOW32
         if not changed:
             return
-        self.synchronised += 1
+        self.synchronized += 1
         fpu_off = self.get(Shared.CHANGED) >> 32
         self.put(Shared.CHANGED, fpu_off << 32)
         if changed & State.STACK:

@@ -72,6 +72,14 @@ class Pv(Domain, Deprivileged, name="pv"):
         self.forget_domain()
         self.view.begin()
 
+    def counts(self) -> dict[str, Any]:
+        return {
+            "calls": dict(self.calls), "refused": dict(self.refused),
+            "events": {f"{vector:#04x}": often for vector, often in sorted(self.bounced.items())},
+            "updates": self.updates_made, "synchronized": self.synchronized,
+            "crossings": self.crossings,
+        }  # fmt: skip
+
     def save(self) -> dict[str, Any]:
         raise ValueError("a paravirtual guest names host frames: it cannot be saved")
 
