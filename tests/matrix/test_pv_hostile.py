@@ -23,7 +23,7 @@ from tests.matrix.pv_guest import (
     audit,
 )
 from understudy.arch.address import PAGE
-from understudy.execution.pv.interface import Call, Change, Error
+from understudy.execution.pv.interface import Call, Change, Error, Shared
 from understudy.guests.entry import GuestError
 from understudy.linux import VM as LinuxVM
 from understudy.machine.host import Host
@@ -127,6 +127,40 @@ def test_a_batch_ends_at_what_is_refused(guest: PvGuest) -> None:
     assert [read(slot) == good for slot in slots] == [True, False, False]
     assert guest.guest.last_refused.startswith("change 1: ")
     audit(guest)
+
+
+def test_what_is_queued_for_a_return_is_checked_too(guest: PvGuest) -> None:
+    """The return does not come about; one of what is right does, and the change is made."""
+    write, slot = guest.vm.memory.write, guest.slot(DATA)
+    word = 8 if guest.guest.is_code_64 else 4
+    frame = (0, 0, 0, guest.base + CODE, 0x1B, 2, guest.base + STACK_TOP, 0x23)
+    write(CODE + 0x1800, b"".join(one.to_bytes(word, "little") for one in frame))
+    for count, value, result in ((1, 1 << 38 | PRESENT, Error.INVALID), (1 << 40, 0, Error.INVALID),
+                                 (1, guest.hpa(DATA + 9 * PAGE) | PRESENT, None)):  # fmt: skip
+        write(LIST, slot.to_bytes(8, "little") + value.to_bytes(8, "little"))
+        write(SHARED + Shared.QUEUE, (guest.base + LIST).to_bytes(8, "little"))
+        write(SHARED + Shared.QUEUED, count.to_bytes(8, "little"))
+        guest.guest.set_gpr(4, guest.base + CODE + 0x1800)
+        before = guest.vm.host.memory.read_u64(slot)
+        if result is None:
+            guest.guest.write_gpr(0, Call.RETURN)
+            guest.vm.go(budget=1000, until=lambda: guest.guest.calls["return_from_event"] == 3)
+            assert guest.guest.cpl() == 3
+            assert guest.vm.host.memory.read_u64(slot) == value
+        else:
+            assert guest.call(Call.RETURN) == result
+            assert guest.guest.cpl() == 0
+            assert guest.vm.host.memory.read_u64(slot) == before
+        audit(guest)
+
+
+def test_a_guest_that_meets_nothing_but_events_ends_by_its_budget() -> None:
+    """Its entry is an undefined instruction, and its stack is long: nothing ever retires."""
+    guest = PvGuest(64, bytes.fromhex("cd 82 0f 0b"))
+    with closing(guest.vm):
+        assert guest.call(Call.START, guest.base + CODE + 2, SHARED, 1) == 0
+        guest.guest.set_gpr(4, guest.base + (4 << 20))
+        assert guest.vm.go(budget=1000).kind is StopKind.BUDGET
 
 
 def test_what_the_processor_remembers_is_no_way_to_write_to_a_page_table(guest: PvGuest) -> None:

@@ -14,10 +14,8 @@ from understudy.execution.pv.domain import Domain
 from understudy.execution.pv.interface import (
     MOST_FRAMES,
     MOST_TEXT,
-    MOST_UPDATES,
     TIMER_VECTOR,
     Call,
-    Change,
     Error,
 )
 from understudy.paging.guest_walk import GuestFault
@@ -86,35 +84,9 @@ def return_from_event(vcpu: Vcpu, guest: Domain, given: Given) -> int | None:
 
 
 def update(vcpu: Vcpu, guest: Domain, given: Given) -> int:
-    """Changes of page tables, in their order; as many as were made."""
-    at, count, _ = given
-    if not 0 <= count <= MOST_UPDATES:
-        raise Refused(f"{count} changes at once")
-    items = memoryview(guest.read_kernel(at, 16 * count)).cast("Q")
-    paging, view, done = guest.view.paging, guest.view, 0
-    guest.updates_made += count
-    try:
-        for done in range(count):
-            where, value = items[2 * done], items[2 * done + 1]
-            match where & 7:
-                case Change.ENTRY:
-                    paging.update(where, value)
-                case Change.INVALIDATE:
-                    guest.invalidate([value])
-                case Change.PIN:
-                    paging.pin(where >> PAGE_SHIFT)
-                case Change.UNPIN:
-                    paging.unpin(where >> PAGE_SHIFT)
-                case Change.LOAD:
-                    view.load(where & ~7)
-                case kind:
-                    raise Refused(f"a change of kind {kind}")
-    except Refused as problem:
-        raise Refused(f"change {done}: {problem}") from None
-    finally:
-        if paging.levels == 3:
-            guest.root_changed = True  # the processor has copies of its entries
-    return count
+    """Changes of page tables, in their order."""
+    guest.change_tables(given[0], given[1])
+    return given[1]
 
 
 def frames(vcpu: Vcpu, guest: Domain, given: Given) -> int:

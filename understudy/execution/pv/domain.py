@@ -16,7 +16,7 @@ from understudy.arch.vmcs import Vmcs
 from understudy.execution.deprivileged.descent import PROGRAM
 from understudy.execution.deprivileged.live import Live
 from understudy.execution.pv import interface as pv
-from understudy.execution.pv.interface import Shared, State
+from understudy.execution.pv.interface import Change, Shared, State
 from understudy.guest import RSP
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.paging.pv import DATA, PvView, Refused
@@ -105,12 +105,56 @@ class Domain(Live):
         )
         if self.is_code_64 and not is_canonical(ip):
             raise Refused(f"a return to {ip:#x}")
+        if cs & 3:
+            self._make_queued()
         self.write_gpr(0, ax)
         self.set_gpr(RSP, sp)
         self.rip, self.rflags = ip, flags & (GIVEN | IF) | 2
         if cs & 3:
             self.go_to(PROGRAM)
             self.synchronize()
+
+    # --- page tables ---
+
+    def change_tables(self, at: int, count: int) -> None:
+        """Make the changes in the list there.  Refused: one of them, and those behind it."""
+        if not 0 <= count <= pv.MOST_UPDATES:
+            raise Refused(f"{count} changes at once")
+        items = memoryview(self.read_kernel(at, 16 * count)).cast("Q")
+        self.updates_made += count
+        done = 0
+        try:
+            for done in range(count):
+                self._change(items[2 * done], items[2 * done + 1])
+        except Refused as problem:
+            raise Refused(f"change {done}: {problem}") from None
+        finally:
+            if not self.is_code_64:
+                self.root_changed = True  # the processor has copies of its entries
+
+    def _change(self, where: int, value: int) -> None:
+        paging = self.view.paging
+        match where & 7:
+            case Change.ENTRY:
+                paging.update(where, value)
+            case Change.INVALIDATE:
+                self.invalidate([value])
+            case Change.PIN:
+                paging.pin(where >> PAGE_SHIFT)
+            case Change.UNPIN:
+                paging.unpin(where >> PAGE_SHIFT)
+            case Change.LOAD:
+                self.view.load(where & ~7)
+            case kind:
+                raise Refused(f"a change of kind {kind}")
+
+    def _make_queued(self) -> None:
+        """What goes with a return to a program."""
+        if self.shared and (count := self.get(Shared.QUEUED)):
+            self.put(Shared.QUEUED, 0)
+            self.change_tables(self.get(Shared.QUEUE), count)
+
+    # --- interrupts ---
 
     def set_interrupt_flag(self, is_on: bool) -> None:
         """The guest's; what waits comes next."""

@@ -22,7 +22,7 @@ class Call(IntEnum):
     """Their numbers."""
 
     START = 0  # entry for events, gpa of the shared page, features in use
-    RETURN = 1  # from an event: its frame lies on the stack
+    RETURN = 1  # from an event: its frame lies on the stack; to a program: with what is queued
     UPDATE = 2  # changes of page tables: address of the list, how many
     FRAMES = 3  # which host frames are behind guest frames: buffer, first, how many
     SET_IF = 4  # without VIRTUAL_IF: interrupts on or off
@@ -77,6 +77,8 @@ class Shared(IntEnum):
     WATCH = 48  # DR0
     WATCHING = 56  # DR7
     DEBUG = 64  # DR6 of the last debug exception
+    QUEUE = 72  # address of changes of page tables that go with the next return to a program
+    QUEUED = 80  # how many
 
 
 class State(IntEnum):

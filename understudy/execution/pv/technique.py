@@ -181,6 +181,8 @@ class Pv(Domain, Deprivileged, name="pv"):
         except GuestFault:
             return False
         self.bounced[event.vector] += 1
+        if not event.kind.is_software:  # those have had theirs
+            self.tick()  # so that a budget ends a guest that meets nothing but events
         if event.vector == Vector.PF:
             self.put(Shared.FAULT, self.cr2)
         elif event.vector == Vector.NM:

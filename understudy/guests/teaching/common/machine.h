@@ -7,7 +7,8 @@
 #define MACHINE_H
 #include "kernel.h"
 
-/* Page tables.  What is written to an entry counts from machine_commit on. */
+/* Page tables.  What is written to an entry, and which root is in use, counts from machine_commit
+ * on, and on the way to user mode; until then the kernel reads what was there before. */
 u64 entry_of(word gpa, u64 flags);
 word gpa_of(u64 entry);
 void entry_write(u64 *at, u64 value);

@@ -193,6 +193,5 @@ int page_in(word at, int is_write)
     entry_write(entry, value);
     if (old & P)
         machine_invalidate(at);
-    machine_commit();
     return 1;
 }

@@ -25,6 +25,7 @@ static char *reach(word at, int is_write)
 {
     if (!page_in(at, is_write))
         return 0;
+    machine_commit();
     return (char *)BY(gpa_of(*entry_at(current->root, at, NOT))) + at % PAGE;
 }
 
@@ -112,7 +113,7 @@ static word bench(enum bench what, word times)
         break;
     case B_SWITCH:
         for (word n = 0; n < times; n++)
-            machine_use(current->root);
+            machine_use(current->root), machine_commit();
         break;
     }
     return times;

@@ -11,4 +11,5 @@ back_to_user:
         restore_all_but_ax
         mov $RETURN, %eax               /* AX itself is the first word of the frame */
         int $0x82
+        ud2                             /* the hypervisor refuses what goes with it */
         .section .note.GNU-stack,"",@progbits

@@ -41,7 +41,7 @@ struct shared {
     u32 if_on, pending;
     u64 fault, tsc_offset;
     u32 changed, fpu_off;
-    u64 stack, tls, watch, watching, debug;
+    u64 stack, tls, watch, watching, debug, queue, queued;
 };
 
 /* What SI points to at the start: guests/pv.py makes it. */

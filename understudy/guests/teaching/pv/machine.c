@@ -30,21 +30,22 @@ static void learn_frames(u32 count)
 /* --- page tables --- */
 
 static struct update queue[MOST_UPDATES];
-static u32 queued;
 
 void machine_commit(void)
 {
-    u32 count = queued;
-    queued = 0;
+    u32 count = shared->queued;
+    shared->queued = 0;
     if (count && hypercall(UPDATE, (word)queue, count, 0) != count)
         panic("the hypervisor refuses a change of page tables");
 }
 
 static void change(u64 where, u64 value)
 {
-    queue[queued].where = where;
-    queue[queued++].value = value;
-    if (!is_batched || queued == MOST_UPDATES)
+    u32 count = shared->queued;
+    queue[count].where = where;
+    queue[count].value = value;
+    shared->queued = count + 1;
+    if (!is_batched || count + 1 == MOST_UPDATES)
         machine_commit();
 }
 
@@ -71,11 +72,7 @@ void machine_table_end(word gpa) { direct(gpa, P | RW); }
 void machine_root(word gpa) { change(host(gpa) | PIN, 0); }
 void machine_root_end(word gpa) { change(host(gpa) | UNPIN, 0); }
 
-void machine_use(word root)
-{
-    change(host(root) | LOAD, 0);
-    machine_commit();
-}
+void machine_use(word root) { change(host(root) | LOAD, 0); }
 
 word machine_kernel_root(void) { return info->root; }
 word fault_address(void) { return shared->fault; }
@@ -218,6 +215,7 @@ void machine_start(struct start_info *told)
     is_batched = !option("no-batch");
     has_clock = !option("no-clock");
     has_console = !option("no-console");
+    shared->queue = (word)queue;
     hypercall(START, (word)event_entry, info->shared, has_virtual_if ? VIRTUAL_IF : 0);
     learn_frames(info->memory_end / PAGE);
     kernel_main(info->first_free, info->memory_end, info->command_line);
