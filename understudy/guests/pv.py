@@ -11,7 +11,7 @@ Invariant: the frames of the page tables are mapped to be read only.
 import struct
 from typing import Final
 
-from understudy.arch.address import PAGE
+from understudy.arch.address import PAGE, is_canonical
 from understudy.guests import elf
 from understudy.guests.entry import (
     CODE_32,
@@ -41,7 +41,6 @@ P, RW, US = 1, 2, 4
 MOST_APPENDED: Final = 2048
 FLAT: Final = 0xFFFF_FFFF
 USER_DATA: Final = DATA_32 | 3 << 5
-INFO_BYTES: Final = 40
 
 
 def is_paravirtual(image: elf.Image) -> bool:
@@ -81,9 +80,15 @@ def _base(image: elf.Image) -> int:
     for s in image.loads:
         if s.vaddr <= image.entry < s.vaddr + s.memory_size:
             base = s.vaddr - s.paddr
-            if base > 0 and base % (1 << 30 if not image.is_64 else SPAN) == 0:
+            if base > 0 and base % (SPAN if image.is_64 else 1 << 30) == 0 and _fits(image, base):
                 return base
     raise GuestError("the kernel's entry point lies in no segment at its own addresses")
+
+
+def _fits(image: elf.Image, base: int) -> bool:
+    """Whether the processor has addresses for all of its memory from there on."""
+    last = base + MAPPED - 1
+    return is_canonical(base) and is_canonical(last) if image.is_64 else last < 1 << 32
 
 
 def _tables(

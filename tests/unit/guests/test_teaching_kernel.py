@@ -7,9 +7,11 @@ import subprocess
 import pytest
 
 from tests.tree import ROOT
+from tests.unit.guests.flat_memory import FlatMemory
 from tools import teaching_kernel
 from understudy.execution.pv import interface
 from understudy.guests import elf, pv, teaching
+from understudy.guests.entry import GuestError
 
 COMPILER = "gcc (Debian 12.2.0-14+deb12u1) 12.2.0"
 """With which the package's were built: another one makes other bytes."""
@@ -60,6 +62,22 @@ def test_only_the_paravirtual_ones_say_that_they_are(name: str) -> None:
     kernel = teaching.GUESTS[name]
     image = elf.parse(kernel.path.read_bytes())
     assert pv.is_paravirtual(image) == (kernel.kind == "pv")
+
+
+@pytest.mark.parametrize("base", [1 << 56, (1 << 47) - (16 << 20), 0x1000, 1 << 63, 0])
+def test_a_paravirtual_kernel_that_lies_nowhere_is_refused(base: int) -> None:
+    """Its entry, and the address of its segment, as an ELF file of 64 bits has them."""
+    raw = bytearray(teaching.GUESTS["teaching-pv"].path.read_bytes())
+    raw[24:32] = raw[64 + 16 : 64 + 24] = (base + 0x10_0000).to_bytes(8, "little")
+    memory = FlatMemory(16 << 20)
+    with pytest.raises(GuestError, match="lies in no segment at its own addresses"):
+        pv.load(memory, elf.parse(bytes(raw)), append="")
+
+
+def test_a_long_command_line_is_refused() -> None:
+    image = elf.parse(teaching.GUESTS["teaching-pv"].path.read_bytes())
+    with pytest.raises(GuestError, match="longer than 2047 bytes"):
+        pv.load(FlatMemory(16 << 20), image, append="x" * 2048)
 
 
 def test_both_sides_have_agreed_on_the_same() -> None:
