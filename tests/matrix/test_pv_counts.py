@@ -76,6 +76,22 @@ def test_an_interrupt_that_comes_while_they_are_off_waits(bits: int) -> None:
         assert found["execution"]["calls"]["look"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("off", "call", "exit"), [("no-clock", "time", ""), ("no-console", "", "IO_INSTRUCTION")]
+)
+def test_clock_and_console_without_and_with(bits: int, off: str, call: str, exit: str) -> None:
+    """The clock is read without a call; a text is one, and no access to a port for each byte."""
+    seen = []
+    for append in ("", off):
+        with booted("pv", "pv", bits, append) as vm:
+            vm.console.send(b"sleep 30\r")
+            vm.go(deadline_ns=vm.clock.now() + 100_000_000)
+            told = vm.counts()
+        seen.append((told["execution"]["calls"].get(call, 0), told["exits"].get(exit, 0)))
+    assert seen[0] == (0, 0)
+    assert max(seen[1]) > 3
+
+
 @pytest.fixture
 def kernel() -> Iterator[VM]:
     with booted("pv", "pv") as vm:
