@@ -92,6 +92,18 @@ def test_clock_and_console_without_and_with(bits: int, off: str, call: str, exit
     assert max(seen[1]) > 3
 
 
+@pytest.mark.parametrize(
+    ("off", "exits"),
+    [("", (7, 7)), ("no-if", (47, 43)), ("no-lazy", (15, 15)), ("no-batch", (25, 23))],
+)
+def test_a_fork_its_exit_and_the_wait_for_it(bits: int, off: str, exits: tuple[int, int]) -> None:
+    """As docs/techniques/pv.md has them; on 32 bits there is a table less."""
+    with booted("pv", "pv", bits, off) as vm:
+        counted(vm, "fork", 2)
+        few, many = (sum(counted(vm, "fork", n)["exits"].values()) for n in (0, 10))
+    assert many - few == 10 * exits[BITS.index(bits)]
+
+
 @pytest.fixture
 def kernel() -> Iterator[VM]:
     with booted("pv", "pv") as vm:
