@@ -71,7 +71,7 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         if processor is None:
-            raise ValueError("execution 'deprivileged': expected a processor for each vCPU")
+            raise ValueError(f"execution {self.name!r}: expected a processor for each vCPU")
         self.begin(host, paging.p2m, is_virtual=keep_timer)
         self.handed_over: Counter[str] = Counter()  # by mnemonic, or by what it was
         self.traps: Counter[str] = Counter()  # by mnemonic
