@@ -17,7 +17,7 @@ def counted(
 ) -> dict[str, Any]:
     """The sums over all processors."""
     raw = [processor.counters() for processor in processors]
-    own = _sum([vcpu.guest.counts() for vcpu in vcpus])
+    own = _sum([vcpu.guest.own_counts() for vcpu in vcpus])
     return {
         "instructions": sum(vcpu.retired for vcpu in vcpus),
         "exits": _sum([vcpu.counts.named_exits() for vcpu in vcpus]),

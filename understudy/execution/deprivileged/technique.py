@@ -125,7 +125,7 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         super().reset()
         self.virtual_cr2 = None
 
-    def counts(self) -> dict[str, Any]:
+    def own_counts(self) -> dict[str, Any]:
         return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
 
     def save(self) -> dict[str, Any]:

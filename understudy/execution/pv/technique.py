@@ -72,7 +72,7 @@ class Pv(Domain, Deprivileged, name="pv"):
         self.forget_domain()
         self.view.begin()
 
-    def counts(self) -> dict[str, Any]:
+    def own_counts(self) -> dict[str, Any]:
         return {
             "calls": dict(self.calls), "refused": dict(self.refused),
             "events": {f"{vector:#04x}": often for vector, often in sorted(self.bounced.items())},
