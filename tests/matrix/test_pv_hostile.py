@@ -300,8 +300,19 @@ class Chance:
         )
         return where, value
 
+    def scribble(self) -> None:
+        """Anything in the shared page, often a list of changes for the next return."""
+        c, at = self.chance, self.chance.choice(list(Shared))
+        self.guest.vm.memory.write(SHARED + at, self.word().to_bytes(8, "little"))
+        if c.random() < 0.5:
+            where = (self.guest.base + LIST).to_bytes(8, "little")
+            count = c.randrange(4).to_bytes(8, "little")
+            self.guest.vm.memory.write(SHARED + Shared.QUEUE, where + count)
+
     def call(self) -> tuple[int, int, int, int]:
         c = self.chance
+        if c.random() < 0.05:
+            self.scribble()
         if c.random() < 0.7:
             items = [self.item() for _ in range(c.randrange(1, 5))]
             raw = b"".join(n.to_bytes(8, "little") for item in items for n in item)
