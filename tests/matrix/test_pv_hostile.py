@@ -186,6 +186,26 @@ def test_what_the_processor_remembers_is_no_way_to_write_to_a_page_table(guest: 
     audit(guest)
 
 
+def test_what_the_processor_remembers_is_no_way_to_a_frame_that_is_given_up() -> None:
+    """The guest has unmapped it, and has not had its processor forget; then it is another's."""
+    guest = PvGuest()
+    with closing(guest.vm):
+        guest.start()
+        guest.vm.memory.write(CODE + 0x800, bytes.fromhex("48 89 06 cd 82 48 89 06 eb fe"))
+        guest.vm.memory.write(DATA, bytes(PAGE))
+        guest.guest.rip = guest.base + CODE + 0x800
+        guest.guest.write_gpr(6, guest.base + DATA)
+        assert guest.map(DATA, 0) == 1  # after the first store
+        old, p2m = guest.hpa(DATA), guest.vm.memory.p2m
+        assert guest.vm.host.memory.read(old, 1) != bytes(1)
+        guest.vm.host.memory.write(old, bytes(8))
+        p2m.move(DATA // PAGE, guest.hpa(DATA + PAGE) // PAGE)
+        guest.vm.go(budget=100, until=lambda: guest.guest.bounced[14] > 0)
+        assert guest.guest.bounced[14] == 1
+        assert guest.vm.host.memory.read(old, 8) == bytes(8)
+        p2m.move(DATA // PAGE, old // PAGE)
+
+
 def test_a_device_that_writes_to_a_page_table_ends_the_run(guest: PvGuest) -> None:
     guest.vm.memory.write(guest.direct + 8 * (DATA // PAGE), bytes(8))
     stop = guest.vm.go(budget=1000)

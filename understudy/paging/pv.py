@@ -102,6 +102,8 @@ class PvPaging(Paging, name="pv", is_for_any=False):
             if not named.isdisjoint(range(gfn, gfn + count)):
                 self.problem = f"guest frames {gfn:#x}+{count} have moved under its page tables"
         self.machine_frames.forget()
+        self.is_stale = False
+        self.invalidate()  # a frame that nobody names may still be known to a processor
 
     def table_written(self, gpa: int, length: int) -> None:
         self.problem = f"a device has written to a page table, at gpa {gpa:#x}"
