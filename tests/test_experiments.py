@@ -64,6 +64,8 @@ EXACT = {
     "interpretation": ("instructions",),
     "sensitive_instructions": ("traps",),
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
+    "paravirtual_features": ("exits",),
+    "paravirtual_costs": ("exits",),
 }
 
 

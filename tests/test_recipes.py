@@ -165,7 +165,7 @@ def test_a_paging_technique_is_one_file(drop: Drop, run: Run) -> None:
     assert "twin   A twin of the virtual TLB, for a test" in out
     status, _, err = run("run", "--guest", "hello", "--paging", "none")
     assert status
-    assert "expected one of eager, ept, lazy, twin, vtlb" in err
+    assert "expected one of eager, ept, lazy, pv, twin, vtlb" in err
     status, out, _ = run("run", "--guest", "hello", "--paging", "twin")
     assert status == 0
     assert "ello" in out

@@ -65,7 +65,7 @@ def check_names(config: Config) -> None:
         check_choice("exits", name, Execution.ALL[config.execution].optional_exits)
     for name in config.hide_virtio:
         check_choice("hide_virtio", name, {one for kind in VIRTIO for one in kind.switches})
-    check_choice("paging", config.paging, Paging.ALL)
+    check_choice("paging", config.paging, Paging.ALL | Paging.PV)
     check_choice(
         f"paging with execution {config.execution}", config.paging,
         Execution.ALL[config.execution].pagings or Paging.ALL,
@@ -82,7 +82,7 @@ def again(config: Config, engine: str | None, clone: int | None) -> Config:
 
 def with_paging(config: Config, name: str) -> Config:
     """The same VM with another paging technique.  ValueError if that cannot be."""
-    check_choice("paging", name, Paging.ALL)
+    check_choice("paging", name, Paging.ALL | Paging.PV)
     config = replace(config, paging=name)
     check_names(config)
     return config
@@ -98,7 +98,7 @@ def table_memory_of(config: Config) -> int:
 def overhead_of(config: Config) -> int:
     """The bytes of its host's memory that a VM needs beside its own."""
     own = bytes_of(config.memory) + config.rom
-    is_shadow = issubclass(Paging.ALL[config.paging], Budgeted)
+    is_shadow = issubclass(Paging.named(config.paging), Budgeted)
     return BESIDE + (table_memory_of(config) if is_shadow else own // 512)
 
 
@@ -141,7 +141,7 @@ def processors_of(
 
 def paging_of(config: Config, host: Host, memory: GuestMemory) -> Paging:
     """The paging technique that was chosen, with its tables."""
-    technique, budget = Paging.ALL[config.paging], table_memory_of(config)
+    technique, budget = Paging.named(config.paging), table_memory_of(config)
     return technique(host, memory.p2m, largest=config.largest_page, budget=budget)
 
 

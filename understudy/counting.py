@@ -17,6 +17,7 @@ def counted(
 ) -> dict[str, Any]:
     """The sums over all processors."""
     raw = [processor.counters() for processor in processors]
+    own = _sum([vcpu.guest.own_counts() for vcpu in vcpus])
     return {
         "instructions": sum(vcpu.retired for vcpu in vcpus),
         "exits": _sum([vcpu.counts.named_exits() for vcpu in vcpus]),
@@ -37,7 +38,7 @@ def counted(
         "cr_accesses": _sum([vcpu.counts.named_cr_accesses() for vcpu in vcpus]),
         "injected": _sum([dict(sorted(v.events.state.injected.items())) for v in vcpus]),
         "engine": _sum([one["engine"] for one in raw]),
-    }
+    } | ({"execution": own} if own else {})
 
 
 def _sum(parts: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def in_words(
     """All virtual processors, one after the other."""
     return "\n".join(
         describe(
-            vcpu.guest.registers(), memory, vcpu.counts.named_exits(), vcpu.guest.retired,
-            unclaimed, vcpu.msrs.state.unknown,
+            vcpu.guest.registers(), vcpu.view.tables_memory(memory),
+            vcpu.counts.named_exits(), vcpu.guest.retired, unclaimed, vcpu.msrs.state.unknown,
         )
         for vcpu in vcpus
     )  # fmt: skip

@@ -4,8 +4,7 @@ A technique of execution (`execution/`) stands behind it: it knows where a guest
 kept and how events get in.  Who decides (`answers/`, `paging/`, `instructions/`) knows only this.
 Numbers of general registers are the SDM's (0 RAX, 1 RCX, 2 RDX, 3 RBX, 4 RSP, 5 RBP, 6 RSI, 7 RDI).
 
-Source: SDM 3A, "System Architecture Overview", for the registers; the lecture's "trap and emulate"
-for what a hypervisor asks of a processor.
+Source: SDM 3A, "System Architecture Overview"; the lecture's "trap and emulate".
 
 Invariants: registers are read and written only between two stretches of guest code; translations
 that a guest's processor must forget are forgotten before its next instruction.
@@ -102,6 +101,7 @@ class Guest(ABC):
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
     """What answers an exit that says something of memory, if that has changed since."""
+    own_counts: Callable[[], dict[str, Any]] = staticmethod(dict)  # of the technique's own
     is_in: ClassVar[bool] = True  # for all that others know, while it runs
     takes_turns: ClassVar[bool] = False
     """No other processor of its VM may run at the same time."""

@@ -58,6 +58,10 @@ class Walk(NamedTuple):
         }
 
 
+OWN: Final = "the guest's walk, which the processor does"
+NONE: Final = Walk("the hypervisor has no tables", "", (), None, "the guest's name host frames")
+
+
 class Registers(NamedTuple):
     """What decides how linear addresses translate."""
 
@@ -134,8 +138,15 @@ def of_vcpu(vcpu: Vcpu, gva: int) -> Inspection:
     """Both walks of an address of the guest that runs there."""
     vcpu.leave_guest()
     guest, memory, view = vcpu.guest, vcpu.memory, vcpu.view
+    named, technique = view.tables_memory(memory), f"paging {view.paging.name}"
+    if named is not memory:
+        registers = Registers(*guest.control()[:4], None)
+        walk = linear(OWN, registers, gva, reader(named.read), "gpa")
+        if walk.address is not None:  # in the host's memory
+            walk = walk._replace(end=walk.end.replace("gpa", "hpa", 1))
+        return Inspection(gva, technique, walk, NONE)
     return inspect(
-        gva, f"paging {view.paging.name}", Registers(*guest.control()), reader(memory.read),
+        gva, technique, Registers(*guest.control()), reader(memory.read),
         view.eptp, Registers(*guest.real_control()[:4], None), reader(memory.host.memory.read),
     )  # fmt: skip
 

@@ -116,7 +116,9 @@ class VM(machine.VM):
         is_wall = config.clock == "wall"
 
         def load(at: Machine) -> Entry:
-            return start.load(at, os.urandom(SEED_BYTES) if is_wall else FIRST_SEED)
+            entry = start.load(at, os.urandom(SEED_BYTES) if is_wall else FIRST_SEED)
+            starting.check_entry(config, entry)
+            return entry
 
         vm = cls(config, host=host)
         try:

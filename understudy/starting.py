@@ -22,6 +22,8 @@ from understudy.guests.entry import Entry, GuestError
 from understudy.machine.machine import Machine
 from understudy.whole_debian.own_disk import own_disk
 
+PV = "pv"  # a boot protocol, and a technique of execution
+
 
 @dataclass(frozen=True)
 class Start:
@@ -53,6 +55,13 @@ class Start:
             at.memory, kernel, initrd=initrd, append=append, rsdp=RSDP_GPA, seed=seed,
             modules=self.modules,
         )  # fmt: skip
+
+
+def check_entry(config: Config, entry: Entry) -> None:
+    """GuestError if a kernel is none for the VM's technique of execution."""
+    if (entry.protocol == PV) != (config.execution == PV):
+        kind = "paravirtual: expected" if entry.protocol == PV else "not paravirtual: not for"
+        raise GuestError(f"the kernel is {kind} --execution pv --paging pv")
 
 
 def of_disk(config: Config, initrd: Path | None, append: str) -> Start:

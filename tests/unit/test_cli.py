@@ -48,7 +48,7 @@ def _one_line(err: str) -> str:
         (["run", "--guest", "hello", "--engine", "steam"], "steam"),
         (["run", "--guest", "hello", "--cpu", "z80"], "cpu 'z80': expected one of understudy, max"),
         (["run", "--guest", "hello", "--cpu", "max,+warp"], "cpu feature 'warp': expected one of"),
-        (["run", "--guest", "hello", "--paging", "none"], "expected one of eager, ept, lazy, vtlb"),
+        (["run", "--guest", "hello", "--paging", "none"], "expected one of eager, ept, lazy, pv, "),
         (["run", "--guest", "hello", "--triple-fault", "x"], "expected one of auto, reset, stop"),
         (["run", "--guest", "hello", "--disk", "a,rw"], "--disk: disk 'a,rw': expected FILE[,ro]"),
         (["run", "--guest", "hello", "--timeout", "soon"], "expected a time like 90s"),

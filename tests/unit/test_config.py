@@ -77,7 +77,7 @@ def test_every_field_has_words_and_its_default_is_right() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"paging": "none"}, "^paging 'none': expected one of eager, ept, lazy, vtlb$"),
+        ({"paging": "none"}, "^paging 'none': expected one of eager, ept, lazy, pv, vtlb$"),
         ({"execution": "magic"}, "^execution 'magic': expected one of .*vmx"),
     ],
 )

@@ -19,7 +19,7 @@ from understudy.vm import VM
         ({"memory": "lots"}, "such as 256M"),
         ({"clock": "sundial"}, "expected one of virtual, wall"),
         ({"engine": "steam"}, "expected one of dbt, reference"),
-        ({"paging": "none"}, "expected one of eager, ept, lazy, vtlb"),
+        ({"paging": "none"}, "expected one of eager, ept, lazy, pv, vtlb"),
         ({"largest_page": "3K"}, "expected 4K, 2M or 1G"),
     ],
 )

@@ -48,7 +48,7 @@ def _virtio() -> str:
 
 CHOICES: Final[dict[str, Callable[[], str]]] = {
     "cpu": cpu_help,
-    "paging": lambda: _techniques("paging", Paging.ALL),
+    "paging": lambda: _techniques("paging", Paging.ALL | Paging.PV),
     "exits": _exits,
     "hide_virtio": _virtio,
     "execution": lambda: _techniques("execution", Execution.ALL),

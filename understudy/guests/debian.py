@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from understudy.guests import deb, hello, initramfs
+from understudy.guests import deb, hello, initramfs, teaching
 from understudy.guests.apt import Apt, Progress
 from understudy.guests.cache import Cache, explained
 from understudy.guests.entry import GuestError
@@ -162,13 +162,15 @@ PACKAGES = {
     "u-boot": _u_boot("qemu-x86", "32"),
     "u-boot-64": _u_boot("qemu-x86_64", "64"),
 }
-NAMES = ("hello", *PACKAGES, *RELEASES)
+BUILT_IN = ("hello", *teaching.GUESTS)
+NAMES = (*BUILT_IN, *PACKAGES, *RELEASES)
 
 
 def listing(cache: Cache | None = None) -> list[Listed]:
     """All guests that have names, and which of them are here."""
     cache = cache or Cache()
     rows = [Listed("hello", hello.DESCRIPTION, "built in", "")]
+    rows += [Listed(name, one.description, "built in", "") for name, one in teaching.GUESTS.items()]
     items = [(name, name, package.description) for name, package in PACKAGES.items()]
     items += [(name, release.item, release.description) for name, release in RELEASES.items()]
     for name, item, description in items:
@@ -188,6 +190,9 @@ def fetch(
     """A guest by name; what is not in the cache is fetched.  Every failure is a GuestError."""
     if name == "hello":
         return Guest(name, hello.DESCRIPTION, "", hello.image(), None, "")
+    if name in teaching.GUESTS:
+        own = teaching.GUESTS[name]
+        return Guest(name, own.description, "", own.path, None, "")
     if name in RELEASES:
         raise GuestError(f"{name} is a whole system on a disk, no kernel for this: choose another")
     if name not in PACKAGES:

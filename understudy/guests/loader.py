@@ -1,14 +1,24 @@
 """Load any kernel file: find out what it is, put it into memory, say where the processor starts.
 
-The formats, in the order tried: bzImage (Linux boot protocol), then of ELF files those with a
-PVH note, those with a Multiboot header (of version 1, or else 2), any other as vmlinux.  A gzipped
-file is unpacked first.  `method` overrides the choice.
+The formats, in the order tried: bzImage (Linux boot protocol), then of ELF files paravirtual
+kernels, those with a PVH note, those with a Multiboot header (of version 1, or else 2), any other
+as vmlinux.  A gzipped file is unpacked first.  `method` overrides the choice.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from understudy.guests import bzimage, elf, multiboot, multiboot2, payload, pvh, ramdisk, room
+from understudy.guests import (
+    bzimage,
+    elf,
+    multiboot,
+    multiboot2,
+    payload,
+    pv,
+    pvh,
+    ramdisk,
+    room,
+)
 from understudy.guests.entry import Entry, GuestError, GuestMemory
 from understudy.guests.placement import NoRoom, Placement
 
@@ -21,6 +31,7 @@ METHODS = {
     "pvh": "ELF with a PVH note: 32-bit entry with the PVH start information",
     "multiboot": "Multiboot 1",
     "multiboot2": "Multiboot 2",
+    "pv": "ELF with a note of ours: a paravirtual kernel, for --execution pv",
 }
 
 
@@ -104,6 +115,9 @@ def _way(
             return lambda memory: pvh.load(
                 memory, image, modules=files, append=append, rsdp=rsdp, e820=rows
             )
+        case "pv":
+            image = elf.parse(_elf_of(data, what), what)
+            return lambda memory: pv.load(memory, image, append=append)
         case "multiboot":
             return lambda memory: multiboot.load(
                 memory, data, modules=files, append=append, e820=rows
@@ -130,7 +144,10 @@ def detect(data: bytes, what: str = "the kernel") -> str:
     if bzimage.is_bzimage(data):
         return "bzimage"
     if data.startswith(elf.MAGIC):
-        if pvh.entry_point(elf.parse(data, what)) is not None:
+        image = elf.parse(data, what)
+        if pv.is_paravirtual(image):
+            return "pv"
+        if pvh.entry_point(image) is not None:
             return "pvh"
         return _multiboot(data) or "elf"
     found = _multiboot(data)

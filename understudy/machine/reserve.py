@@ -18,7 +18,7 @@ class Reserve:
     def __init__(self, host: Host, count: int) -> None:
         self.count, self.in_use = count, 0
         host.expect(count)
-        self._host, self._runs = host, host.frames.allocate_runs(count)
+        self._host, self._runs = host, host.frames.allocate_runs(count) if count else []
         self._unused = list(self._runs)  # (pfn, count), the last is used first
         self._returned: list[int] = []  # pfns
 

@@ -21,17 +21,21 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from understudy.closed import let_go
 from understudy.guest import Guest
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.reserve import Reserve
+from understudy.paging.machine_frames import HostMemory
 from understudy.state import plain, restore
 
 NOTHING: frozenset[int] = frozenset()
 BUDGET: Final = 8 << 20  # bytes
+
+
+Memory = TypeVar("Memory")
 
 
 class PagingError(Exception):
@@ -114,6 +118,10 @@ class View:
         """The guest has dropped all translations of its address space."""
         self.guest.invalidate()
 
+    def tables_memory(self, memory: Memory) -> "Memory | HostMemory":
+        """What the guest's own tables name addresses of: its memory, unless it names the host's."""
+        return memory
+
     def fetch(self, gva: int, length: int) -> bytes:
         """Guest code that a processor does not find by these tables, which need not be complete.
 
@@ -136,17 +144,25 @@ class Paging(ABC):
     """One technique for one VM.  Subclass with `class Ept(Paging, name="ept")`."""
 
     ALL: ClassVar[dict[str, type["Paging"]]] = {}
+    """Those under which any guest runs."""
+    PV: ClassVar[dict[str, type["Paging"]]] = {}
+    """Those of which a guest has to know."""
     name: ClassVar[str] = ""
 
-    def __init_subclass__(cls, *, name: str = "") -> None:
+    def __init_subclass__(cls, *, name: str = "", is_for_any: bool = True) -> None:
         """A subclass without a name is no technique but what several share."""
         super().__init_subclass__()
         if not name:
             return
-        if name in Paging.ALL:
+        if name in Paging.ALL | Paging.PV:
             raise TypeError(f"two paging techniques are named {name!r}")
         cls.name = name
-        Paging.ALL[name] = cls
+        (Paging.ALL if is_for_any else Paging.PV)[name] = cls
+
+    @classmethod
+    def named(cls, name: str) -> type["Paging"]:
+        """The technique of this name.  KeyError if there is none."""
+        return cls.ALL.get(name) or cls.PV[name]
 
     def __init__(
         self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET

@@ -142,7 +142,7 @@ def refused(cache: Cache, name: str = "cloud-amd64") -> str:
 
 
 def test_unknown_name(cache: Cache) -> None:
-    assert "unknown guest 'plan9': expected one of hello, cloud-amd64" in refused(cache, "plan9")
+    assert "unknown guest 'plan9': expected one of hello, teaching, " in refused(cache, "plan9")
 
 
 def test_no_package_client(cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ needs no exit in VMX operation takes a tick of virtual time, as there.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
@@ -63,7 +63,7 @@ ENDINGS: Final = (Reason.HLT, Reason.TRIPLE_FAULT)
 class Deprivileged(Live, Vmx, name="deprivileged"):
     """A vCPU whose guest has no privileges."""
 
-    pagings = ("eager", "lazy", "vtlb")
+    pagings: ClassVar[tuple[str, ...]] = ("eager", "lazy", "vtlb")
     hidden_features = ("pmu", "xsaves")
 
     def __init__(
@@ -71,7 +71,7 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         if processor is None:
-            raise ValueError("execution 'deprivileged': expected a processor for each vCPU")
+            raise ValueError(f"execution {self.name!r}: expected a processor for each vCPU")
         self.begin(host, paging.p2m, is_virtual=keep_timer)
         self.handed_over: Counter[str] = Counter()  # by mnemonic, or by what it was
         self.traps: Counter[str] = Counter()  # by mnemonic
@@ -125,6 +125,9 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         super().reset()
         self.virtual_cr2 = None
 
+    def own_counts(self) -> dict[str, Any]:
+        return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
+
     def save(self) -> dict[str, Any]:
         self._write_field(TIMER, self._left())
         return super().save() | {"carried": self.carried}
@@ -160,7 +163,7 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         if (why := self._obstacle()) is not None:
             return self._hand_over(why)
         if read(INFO) & VALID:
-            if not delivery.deliver(self, self._staged()):
+            if not self.deliver(self._staged()):
                 return self._hand_over("delivery")
             self._write_field(INFO, 0)
         if self.slips is not None and self.slips.is_over(self._count()):
@@ -184,6 +187,10 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         if is_watched and found is None and self._count() != before:
             return question(Reason.MONITOR_TRAP_FLAG)
         return found
+
+    def deliver(self, event: Event) -> bool:
+        """Have the guest go on in its handler.  False: it cannot here."""
+        return delivery.deliver(self, event)
 
     def _obstacle(self) -> str | None:
         """Why the guest cannot run so now."""

@@ -1,0 +1,55 @@
+"""The teaching kernel as a guest that does one thing N times, and what that costs.
+
+Source: guests/teaching/user/program.c, the shell's command `many`.  Invariant: nothing else happens
+between the two lines that the guest prints around it, but for its timer, 100 times a second.
+"""
+
+from typing import Any, Final
+
+from understudy.lab.techniques import since
+from understudy.linux import VM
+
+BUDGET: Final = 2_000_000_000
+PROMPT, BEGIN, END = b"$ ", b"begin\n", b"end\n"
+
+
+def kernel(execution: str, bits: int = 64) -> str:
+    """The guest for a technique of execution."""
+    return f"teaching{'-pv' if execution == 'pv' else ''}{'' if bits == 64 else '-32'}"
+
+
+def booted(execution: str, paging: str, bits: int = 64, append: str = "", **options: Any) -> VM:
+    """A VM whose guest waits for a command."""
+    vm = VM.linux(
+        kernel(execution, bits), execution=execution, paging=paging, append=append, memory="32M",
+        virtualizable_isa=execution == "deprivileged", **options,
+    )  # fmt: skip
+    try:
+        said = bytearray()
+        vm.console.on_output.append(said.extend)
+        _until(vm, said, PROMPT)
+        vm.console.on_output.remove(said.extend)
+    except BaseException:
+        vm.close()
+        raise
+    return vm
+
+
+def counted(vm: VM, what: str, times: int) -> dict[str, Any]:
+    """What is counted while the guest does it."""
+    said = bytearray()
+    vm.console.on_output.append(said.extend)
+    vm.console.send(f"many {what} {times}\r".encode())
+    _until(vm, said, BEGIN)
+    before = vm.counts()
+    _until(vm, said, END)
+    after = vm.counts()
+    _until(vm, said, PROMPT)
+    vm.console.on_output.remove(said.extend)
+    return since(after, before)
+
+
+def _until(vm: VM, said: bytearray, text: bytes) -> None:
+    stop = vm.go(budget=BUDGET, until=lambda: text in said)
+    if text not in said:
+        raise RuntimeError(f"expected {text!r} of the guest, got {stop.kind} after {bytes(said)!r}")
