@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import iced_x86 as iced
+
 from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
@@ -29,7 +31,7 @@ from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution.deprivileged import delivery, descent
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import LOADABLE, NotHere
-from understudy.execution.deprivileged.instructions import Step, step_of
+from understudy.execution.deprivileged.instructions import CarryOut, Step, step_of
 from understudy.execution.deprivileged.live import SHADOW, TIMER, Live
 from understudy.execution.deprivileged.slips import Slips, look
 from understudy.execution.vmx.exits import event_of
@@ -174,16 +176,22 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
                 return question(Reason.INTERRUPT_WINDOW)
         if self.current_primary & NMI_WINDOW and not read(INTERRUPTIBILITY) & NMI_BLOCKED:
             return question(Reason.NMI_WINDOW)
-        self._descend()
         before = self._count()
-        exit = self.processor.run(1 if is_watched else left)
-        self._came_back(exit)
+        try:
+            exit = self._go(1 if is_watched else left)
+        except NotHere:
+            return self._hand_over("code")
         if self.shadow_at >= 0:
             self._end_shadow()
         found = self._sort(exit)
         if is_watched and found is None and self._count() != before:
             return question(Reason.MONITOR_TRAP_FLAG)
         return found
+
+    def _go(self, left: int) -> Exit:
+        """The guest's code, until something is for ring 0.  NotHere: it cannot run so."""
+        self._descend(self._read_field(RIP))
+        return self._came_back(self.processor.run(left))
 
     def _obstacle(self) -> str | None:
         """Why the guest cannot run so now."""
@@ -232,11 +240,9 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         assert slips is not None
         name, instruction, _, _ = step_of(self.code(bits), bits)
         slips.note(self.rip, name, look(self, instruction), self._count())
-        self._descend()
         self.processor.set_ring0("host", "silent")
-        exit = self.processor.run(1)
+        exit = self._go(1)
         self.processor.set_ring0("host", "stop")
-        self._came_back(exit)
         self._see_null_segments()
         return self._sort(exit)
 
@@ -260,6 +266,12 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
                 return self._hand_over(name)
             self.reflect(event)
             return None
+        return self._carry_out(name, instruction, carry_out)
+
+    def _carry_out(
+        self, name: str, instruction: iced.Instruction, carry_out: CarryOut
+    ) -> Exit | None:
+        """A sensitive instruction, on the guest's virtual registers."""
         self.traps[name] += 1
         try:
             return carry_out(self, instruction)
