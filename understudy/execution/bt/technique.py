@@ -37,9 +37,8 @@ from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
 from understudy.execution.deprivileged.technique import MTF, Deprivileged
-from understudy.execution.vmx.exits import event_of
 from understudy.execution.vmx.guest_state import RIP
-from understudy.guest import Event, Kind
+from understudy.guest import Event
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
 from understudy.machine.host import Host
 from understudy.machine.words import Flag
@@ -53,7 +52,7 @@ LARGEST: Final = 2048
 """Bytes that the translation of a unit has at most."""
 IF: Final = RFLAGS.IF.mask
 PROGRAM: Final = 3
-EVENT: Final = (Reason.EVENT, Reason.KICK)
+TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
 class Bt(Deprivileged, name="bt"):
@@ -266,20 +265,33 @@ class Bt(Deprivileged, name="bt"):
         return exit
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int]:
-        """Go on to where the guest's state can be told, from inside a sequence."""
-        run, places, marks = self.processor.run, self.cache.places, self.cache.marks
+        """Go on to where the guest's state can be told, from inside a sequence.
+
+        The timer may be early there, and is over again when the instruction is done; so it waits.
+        """
+        processor, places, marks = self.processor, self.cache.places, self.cache.marks
         pc, flags = exit.gla, exit.gpa
         while pc not in places:
-            if exit.reason == Reason.BUDGET:
-                exit = run(1)
-                pc, flags = exit.gla, exit.gpa
+            if is_timer(exit):
+                self._wait_for_timer()
+                processor.set_registers({"rflags": flags & ~IF})
+            elif exit.reason == Reason.BUDGET:
+                pass
             elif pc in marks:
                 break
             else:  # what is left of it cannot fault
-                self.processor.set_registers({"rflags": flags & ~IF})
-                step = run(1)
+                processor.set_registers({"rflags": flags & ~IF})
+                step = processor.run(1)
                 pc, flags = step.gla, step.gpa
+                continue
+            exit = processor.run(1)
+            pc, flags = exit.gla, exit.gpa
         return exit, pc, flags
+
+    def _wait_for_timer(self) -> None:
+        """It was early, for instructions beyond the guest's were executed."""
+        self.processor.wrmsr(Msr.X2APIC_EOI, 0)
+        self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
 
     def _undo(self, mark: Mark) -> None:
         for register, place in ((0, FIRST), (1, SECOND))[: mark.saved]:
@@ -288,12 +300,9 @@ class Bt(Deprivileged, name="bt"):
     # --- what came back ---
 
     def _sort(self, exit: Exit) -> Exit | None:
-        if exit.reason == Reason.EVENT:
-            event = event_of(exit.intr_info, exit.intr_error, exit.length)
-            if event.kind is Kind.INTERRUPT and self.processor.tsc < self.due:
-                self.processor.wrmsr(Msr.X2APIC_EOI, 0)
-                self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
-                return None
+        if is_timer(exit) and self.processor.tsc < self.due:
+            self._wait_for_timer()
+            return None
         return super()._sort(exit)
 
     def _trap(self, event: Event) -> Exit | None:
@@ -365,6 +374,11 @@ class Bt(Deprivileged, name="bt"):
             return raw + self._fetch(rip + len(raw) & MASK64, LONGEST - len(raw))[1]
         except NotHere:
             return raw
+
+
+def is_timer(exit: Exit) -> bool:
+    """Whether the hypervisor's own timer made it."""
+    return exit.reason == Reason.EVENT and not exit.intr_info & TYPE
 
 
 BRANCHES: Final = (
