@@ -39,7 +39,7 @@ class Cache:
         self.host, self.memory, self.layout = host, host.memory, layout
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
-        self.data = self._frames(1)
+        self.data = self._frames(2)
         self.tags, self.targets = self._frames(table >> PAGE_SHIFT), self._frames(table >> PAGE_SHIFT)
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
@@ -47,6 +47,8 @@ class Cache:
         self.places: dict[int, int] = {}  # pc: rip
         self.marks: dict[int, Mark] = {}
         self.callouts: dict[int, int] = {}  # pc: rip
+        self.inline: set[int] = set()  # pcs that fault while an interrupt waits
+        self.after_sti: set[int] = set()  # pcs
         self.stubs: dict[int, Link] = {}
         self.incoming: dict[int, list[Link]] = {}  # rip: chained links to there
         self.units: list[Unit] = []
@@ -118,6 +120,8 @@ class Cache:
         self.places.update(code.ends)
         self.marks.update(code.marks)
         self.callouts.update(code.callouts)
+        self.inline |= code.inline
+        self.after_sti |= code.after_sti
         for link in code.links:
             pc = self.entries.get(link.target)
             self.stubs[link.stub] = link
@@ -171,6 +175,8 @@ class Cache:
         for table in (self.marks, self.callouts, self.stubs):
             for pc in list(table.keys() & (code.marks.keys() | code.callouts.keys())):
                 table.pop(pc, None)
+        self.inline -= code.inline
+        self.after_sti -= code.after_sti
         for link in code.links:
             self.stubs.pop(link.stub, None)
             chained = self.incoming.get(link.target)

@@ -1,6 +1,6 @@
 """Where the translation cache lies in the guest's linear addresses, and what is where in it.
 
-One window of 12 MBytes: a page of the hypervisor's data, the table of indirect targets in two
+One window of 12 MBytes: two pages of the hypervisor's data, the table of indirect targets in two
 halves, and translated code.  Code and table may only be read, and executed, by the guest's kernel;
 its programs reach nothing of it.
 
@@ -24,6 +24,13 @@ ENTRIES: Final = 1 << 16
 # In the page of data:
 FIRST, SECOND, TARGET, EXTRA = 0x00, 0x08, 0x10, 0x18
 """Two registers, saved; where an indirect branch goes; instructions executed beyond the guest's."""
+IOPL, CS, SS = 0x20, 0x28, 0x30
+"""What RFLAGS.IOPL adds to flags; selectors as the guest has them."""
+FLAG_PAGE: Final = 0x1000
+"""A page of its own for the next one: it is read-only while an interrupt waits."""
+IF: Final = FLAG_PAGE
+"""What the guest's RFLAGS.IF adds to flags in which it is set: zero, or `OFF`."""
+OFF: Final = -0x200
 
 
 class Layout(NamedTuple):

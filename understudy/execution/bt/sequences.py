@@ -14,7 +14,18 @@ Techniques for x86 Virtualization", for what a translation does.
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from understudy.execution.bt.layout import EXTRA, FIRST, SECOND, TAGS, TARGET, TARGETS, Layout
+from understudy.execution.bt.layout import (
+    EXTRA,
+    FIRST,
+    IF,
+    IOPL,
+    OFF,
+    SECOND,
+    TAGS,
+    TARGET,
+    TARGETS,
+    Layout,
+)
 
 AX, CX = 0, 1
 LOAD, STORE = 0x8B, 0x89
@@ -50,6 +61,8 @@ class Code:
     marks: dict[int, Mark] = field(default_factory=dict)  # by pc
     links: list[Link] = field(default_factory=list)
     callouts: dict[int, int] = field(default_factory=dict)  # pc of a trap: rip
+    inline: set[int] = field(default_factory=set)  # pcs that fault while an interrupt waits
+    after_sti: set[int] = field(default_factory=set)  # pcs
     _rip: int = 0
     _steps: int = 0
 
@@ -84,13 +97,16 @@ class Code:
     def _wide(self, code: bytes) -> bytes:
         return b"\x48" + code if self.layout.bits == 64 else code
 
-    def _datum(self, opcode: bytes, offset: int, *, wide: bool = True) -> bytes:
+    def _datum(
+        self, opcode: bytes, offset: int, *, wide: bool = True, immediate: bytes = b""
+    ) -> bytes:
         """An instruction with one operand in the window's data."""
         at = self.layout.base + offset
         if self.layout.bits == 32:
-            return b"\x36" + opcode + at.to_bytes(4, "little")
+            return b"\x36" + opcode + at.to_bytes(4, "little") + immediate
         code = self._wide(opcode) if wide else opcode
-        return code + (at - self.here - len(code) - 4 & 0xFFFF_FFFF).to_bytes(4, "little")
+        at -= self.here + len(code) + 4 + len(immediate)
+        return code + (at & 0xFFFF_FFFF).to_bytes(4, "little") + immediate
 
     def move(self, opcode: int, register: int, offset: int, *, saved: int = 0) -> None:
         """LOAD or STORE a register from or to the window's data."""
@@ -166,6 +182,32 @@ class Code:
         self.move(LOAD, AX, FIRST, saved=1)
         self.marks[self.here] = Mark(rip, self._steps, 0)
         self.jump(b"\xe9", rip)
+
+    def set_if(self, value: int) -> None:
+        """CLI and STI; it faults while an interrupt waits."""
+        self.inline.add(self.here)
+        immediate = (OFF * (not value)).to_bytes(4, "little", signed=True)
+        self.plain(self._datum(b"\xc7\x05", IF, immediate=immediate))
+        if value:
+            self.after_sti.add(self.here)
+
+    def pushf(self) -> None:
+        """PUSHF of a register's size."""
+        self._save()
+        self._count(AX, 13)
+        self.move(LOAD, CX, IF, saved=2)
+        self.plain(b"\x9c", saved=2)
+        self.last(self._wide(b"\x8b\x04\x24"))
+        self.last(self._wide(b"\x8d\x04\x01"))
+        self.last(self._datum(b"\x8b\x0d", IOPL))
+        self.last(self._wide(b"\x8d\x04\x01"))
+        self.last(self._wide(b"\x89\x04\x24"))
+        self.last(self._datum(b"\x8b\x0d", SECOND))
+        self.last(self._datum(b"\x8b\x05", FIRST))
+
+    def read_datum(self, opcode: bytes, offset: int) -> None:
+        """An instruction whose operand is what the guest has there."""
+        self.plain(self._datum(opcode, offset, wide=False))
 
     def call(self, target: int, back: int) -> None:
         """CALL rel32.  `back` fits a sign-extended immediate."""

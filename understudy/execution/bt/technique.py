@@ -28,7 +28,11 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
 from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
-from understudy.execution.bt.layout import FIRST, SECOND, TARGET, Layout
+from understudy.execution.bt.layout import CS as VIRTUAL_CS
+from understudy.execution.bt.layout import FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
+from understudy.execution.bt.layout import IF as VIRTUAL_IF
+from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
+from understudy.execution.bt.layout import SS as VIRTUAL_SS
 from understudy.execution.bt.sequences import Link, Mark
 from understudy.execution.bt.sources import CodeFrames, Tables
 from understudy.execution.bt.translate import MOST, Cut, translate
@@ -36,8 +40,8 @@ from understudy.execution.bt.window import Window, choose, is_free
 from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
-from understudy.execution.deprivileged.technique import MTF, Deprivileged
-from understudy.execution.vmx.guest_state import RIP
+from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
+from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP, SELECTOR
 from understudy.guest import Event
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
 from understudy.machine.host import Host
@@ -51,6 +55,8 @@ EXPAND_DOWN: Final = 0x4
 LARGEST: Final = 2048
 """Bytes that the translation of a unit has at most."""
 IF: Final = RFLAGS.IF.mask
+IOPL: Final = 3 << 12
+SHOWN: Final = IF | IOPL
 PROGRAM: Final = 3
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
@@ -74,6 +80,9 @@ class Bt(Deprivileged, name="bt"):
         self._unsure = True  # whether what was translated is what the guest's tables lead to
         self._was_written = False  # code, by the instruction that comes next
         self._is_flat = False
+        self._shown_flags = -1
+        self._has_selectors = False
+        self._may_change_if = True
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.slips = None
         processor.set_ring0("host", "silent")
@@ -105,11 +114,11 @@ class Bt(Deprivileged, name="bt"):
 
     def _leave(self) -> None:
         super()._leave()
-        self._is_flat = False
+        self._is_flat = self._has_selectors = False
 
     def set_live_segment(self, n: int, segment: Any) -> None:
         super().set_live_segment(n, segment)
-        self._is_flat = False
+        self._is_flat = self._has_selectors = False
 
     def code_written(self, gfn: int) -> None:
         dropped = self.cache.drop(gfn)
@@ -142,6 +151,7 @@ class Bt(Deprivileged, name="bt"):
         self._steps_at.clear()
         self._extra = 0
         self._loaded = 0
+        self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
         self.root_changed = True
         self.shown.show(self.cache)
 
@@ -161,6 +171,26 @@ class Bt(Deprivileged, name="bt"):
             self._loaded, self.root_changed = root, True
         super()._descend(rip)
 
+    def _show(self) -> None:
+        """What translated code asks for of the guest's virtual registers."""
+        flags, cache, may = self._read_field(RFLAGS_FIELD), self.cache, not self._waits()
+        if flags & SHOWN != self._shown_flags:
+            self._shown_flags = flags & SHOWN
+            cache.set_datum(VIRTUAL_IF, 0 if flags & IF else OFF & cache.layout.mask)
+            cache.set_datum(VIRTUAL_IOPL, flags & IOPL)
+        if not self._has_selectors:
+            self._has_selectors = True
+            cache.set_datum(VIRTUAL_CS, self._read_field(SELECTOR + 2 * SegmentName.CS))
+            cache.set_datum(VIRTUAL_SS, self._read_field(SELECTOR + 2 * SegmentName.SS))
+        if may != self._may_change_if:
+            self._may_change_if = may
+            self.shown.let_flag_change(may)
+            self.processor.invlpg(cache.layout.base + FLAG_PAGE)
+
+    def _waits(self) -> bool:
+        """Whether the hypervisor is to hear of it when the guest takes interrupts."""
+        return bool(self.current_primary & INTERRUPT_WINDOW)
+
     def _obstacle(self) -> str | None:
         if (why := super()._obstacle()) is not None:
             return why
@@ -174,7 +204,9 @@ class Bt(Deprivileged, name="bt"):
             return super()._go(left)
         if self.primary & MTF:
             raise NotHere
-        self._descend(self._entry(self._read_field(RIP)))
+        pc = self._entry(self._read_field(RIP))
+        self._show()
+        self._descend(pc)
         return self._came_back(self.processor.run(left))
 
     def _entry(self, rip: int) -> int:
@@ -262,7 +294,19 @@ class Bt(Deprivileged, name="bt"):
                 self.advance(-more & MASK64)
         self._at = pc
         self._land(rip, flags)
+        self._see_if(pc)
         return exit
+
+    def _see_if(self, pc: int) -> None:
+        """The guest may have changed its IF, without a trap."""
+        old = self._read_field(RFLAGS_FIELD)
+        now = old & ~IF | (0 if self.cache.datum(VIRTUAL_IF) else IF)
+        if now == old:
+            return
+        self._write_field(RFLAGS_FIELD, now)
+        self._shown_flags = now & SHOWN
+        if now & IF and pc in self.cache.after_sti:
+            self.begin_shadow()
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int]:
         """Go on to where the guest's state can be told, from inside a sequence.
@@ -303,17 +347,27 @@ class Bt(Deprivileged, name="bt"):
         if is_timer(exit) and self.processor.tsc < self.due:
             self._wait_for_timer()
             return None
+        if self._at in self.cache.inline and self._is_about_flag(exit):
+            return self._callout(self._at)
         return super()._sort(exit)
 
+    def _is_about_flag(self, exit: Exit) -> bool:
+        """Whether CLI or STI has come while an interrupt waits."""
+        page = self.cache.layout.base + FLAG_PAGE
+        return exit.reason == Reason.EVENT and exit.qualification & -PAGE == page
+
     def _trap(self, event: Event) -> Exit | None:
-        pc = self._at
-        if pc is None or event.vector != Vector.UD:
+        if (pc := self._at) is None or event.vector != Vector.UD:
             return super()._trap(event)
         if (link := self.cache.stubs.get(pc)) is not None:
             self._follow(link)
             return None
         if pc not in self.cache.callouts:
             return super()._trap(event)
+        return self._callout(pc)
+
+    def _callout(self, pc: int) -> Exit | None:
+        """Carry out what is not translated."""
         step = self._steps_at.get(pc)
         if step is None:
             bits = self.cache.layout.bits

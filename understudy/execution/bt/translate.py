@@ -14,7 +14,7 @@ from typing import Final
 import iced_x86 as iced
 from iced_x86 import FlowControl, Mnemonic, OpKind, Register
 
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.layout import CS, SS, Layout
 from understudy.execution.bt.sequences import Code
 from understudy.execution.deprivileged.instructions import EVERYBODY, KERNEL
 from understudy.instructions.operands import LONGEST, MASK64
@@ -33,6 +33,9 @@ JUMPS: Final = {
 RETURNS: Final = {
     32: (iced.Code.RETND, iced.Code.RETND_IMM16), 64: (iced.Code.RETNQ, iced.Code.RETNQ_IMM16),
 }  # fmt: skip
+PUSHF: Final = {32: iced.Code.PUSHFD, 64: iced.Code.PUSHFQ}
+READABLE: Final = {Register.CS: CS, Register.SS: SS}
+"""Selectors of which the guest must see its own."""
 NEAR: Final = {32: OpKind.NEAR_BRANCH32, 64: OpKind.NEAR_BRANCH64}
 LOOPS: Final = frozenset({
     Mnemonic.LOOP, Mnemonic.LOOPE, Mnemonic.LOOPNE, Mnemonic.JCXZ, Mnemonic.JECXZ, Mnemonic.JRCXZ,
@@ -92,6 +95,8 @@ def _one(
     """Whether it ends the unit, and whether it is a copy.  Untranslated: a callout is needed."""
     flow, bits = instruction.flow_control, out.layout.bits
     if flow == FlowControl.NEXT:
+        if _inline(out, instruction):
+            return False, False
         if is_sensitive(instruction):
             raise Untranslated
         out.plain(_copy(out, decoder, instruction, raw))
@@ -120,6 +125,34 @@ def _one(
         out.indirect(_target(out, decoder, instruction, raw), back=back)
         return True, False
     raise Untranslated
+
+
+def _inline(out: Code, instruction: iced.Instruction) -> bool:
+    """A sensitive instruction that needs no trap; False: it is none."""
+    mnemonic = instruction.mnemonic
+    if mnemonic in (Mnemonic.CLI, Mnemonic.STI):
+        out.set_if(mnemonic == Mnemonic.STI)
+        return True
+    if instruction.code == PUSHF[out.layout.bits]:
+        out.pushf()
+        return True
+    if instruction.code == iced.Code.PUSHD_CS:
+        out.read_datum(b"\xff\x35", CS)
+        return True
+    if mnemonic != Mnemonic.MOV or instruction.op0_kind != OpKind.REGISTER:
+        return False
+    if instruction.op1_kind != OpKind.REGISTER or instruction.op1_register not in READABLE:
+        return False
+    register = instruction.op0_register
+    if not iced.RegisterExt.is_gpr(register):
+        return False
+    number = iced.RegisterExt.number(register)
+    prefix = b"\x66" if iced.RegisterExt.is_gpr16(register) else b""
+    if out.layout.bits == 64:
+        prefix += bytes((0x40 | (number >> 3) << 2,))
+    opcode = prefix + bytes((0x8B, 0x05 | (number & 7) << 3))
+    out.read_datum(opcode, READABLE[instruction.op1_register])
+    return True
 
 
 def _fits(address: int, bits: int) -> bool:

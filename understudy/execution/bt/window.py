@@ -12,7 +12,7 @@ from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.cache import CHUNK, Cache
-from understudy.execution.bt.layout import CODE, PAGE_TABLES, TAGS, TARGETS, WINDOW, Layout
+from understudy.execution.bt.layout import CODE, FLAG_PAGE, PAGE_TABLES, TAGS, TARGETS, WINDOW, Layout
 from understudy.guest import Control
 from understudy.machine.host import Host
 from understudy.machine.words import ADDRESS
@@ -41,6 +41,7 @@ class Window:
         self._above = [self._at + PAGE * n for n in range(1, 4)]  # PDPT and PD; PD of 32-bit code
         self._tables = self._at + 4 * PAGE
         self.layout = Layout(0, 0)
+        self.flag_frame = 0
 
     def frames(self) -> list[int]:
         """The pfns of its tables."""
@@ -59,7 +60,8 @@ class Window:
             write(pdpt, directory | TABLE)
             for n in range(PAGE_TABLES):
                 write(directory + 8 * n, self._tables + n * PAGE | TABLE)
-        self._map(0, cache.data, 1, PAGE_RW)
+        self._map(0, cache.data, 2, PAGE_RW)
+        self.flag_frame = cache.data + FLAG_PAGE
         pages = (1 << 16) * layout.word >> PAGE_SHIFT
         self._map(TAGS, cache.tags, pages, PAGE_RO)
         self._map(TARGETS, cache.targets, pages, PAGE_RO)
@@ -69,6 +71,11 @@ class Window:
     def show_code(self, number: int, hpa: int, frames: int) -> None:
         """One more chunk of code."""
         self._map(CODE + number * frames * PAGE, hpa, frames, PAGE_RO)
+
+    def let_flag_change(self, may: bool) -> None:
+        """Whether the guest may write its IF; the processor is told by who calls."""
+        at = self._tables + 8 * (FLAG_PAGE >> PAGE_SHIFT)
+        self.memory.write_u64(at, self.flag_frame | (PAGE_RW if may else PAGE_RO))
 
     def _map(self, offset: int, hpa: int, count: int, flags: int) -> None:
         first = self._tables + 8 * (offset >> PAGE_SHIFT)

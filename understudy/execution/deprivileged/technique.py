@@ -35,7 +35,7 @@ from understudy.execution.deprivileged.instructions import CarryOut, Step, step_
 from understudy.execution.deprivileged.live import SHADOW, TIMER, Live
 from understudy.execution.deprivileged.slips import Slips, look
 from understudy.execution.vmx.exits import event_of
-from understudy.execution.vmx.guest_state import RFLAGS_FIELD
+from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP
 from understudy.execution.vmx.technique import INFO, INTERRUPTIBILITY, PENDING_DEBUG, VALID, Vmx
 from understudy.guest import Event, Kind
 from understudy.guests import kallsyms
