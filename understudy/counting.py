@@ -9,6 +9,7 @@ from typing import Any
 
 from understudy.paging import Paging
 from understudy.silicon import Processor
+from understudy.telling import Telling
 from understudy.vcpu.loop import Vcpu
 
 
@@ -16,6 +17,7 @@ def counted(
     vcpus: Sequence[Vcpu], processors: Sequence[Processor], paging: Paging
 ) -> dict[str, Any]:
     """The sums over all processors."""
+    guests = [vcpu.guest for vcpu in vcpus]
     raw = [processor.counters() for processor in processors]
     return {
         "instructions": sum(vcpu.retired for vcpu in vcpus),
@@ -27,6 +29,7 @@ def counted(
             "misses": sum(one["tlb_misses"] for one in raw),
             "instruction_misses": sum(one["itlb_misses"] for one in raw),
         },
+        "execution": _sum([guest.own_counts() for guest in guests if isinstance(guest, Telling)]),
         "paging": paging.name,
         "fills": paging.fills,
         "flushes": paging.flushes,

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from understudy.telling import unit_of
+
 if TYPE_CHECKING:
     from understudy.vm import VM
 
@@ -53,6 +55,16 @@ def describe(vm: "VM", request: Request) -> str:
 def inspect(vm: "VM", request: Request) -> dict[str, Any]:
     """Both page walks of "address": a number, or the name of a register."""
     return vm.inspect(address(vm, request.get("address"))).inspect()
+
+
+@action
+def unit(vm: "VM", request: Request) -> str:
+    """Translated code with the instruction at "address", beside the guest's own."""
+    try:
+        with vm.turns.still():
+            return unit_of(vm.vcpus[0].guest, address(vm, request.get("address")))
+    except ValueError as problem:
+        raise ControlError(str(problem)) from None
 
 
 @action

@@ -40,7 +40,10 @@ class Cache:
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
         self.data = self._frames(2)
-        self.tags, self.targets = self._frames(table >> PAGE_SHIFT), self._frames(table >> PAGE_SHIFT)
+        self.tags, self.targets = (
+            self._frames(table >> PAGE_SHIFT),
+            self._frames(table >> PAGE_SHIFT),
+        )
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
         self.entries: dict[int, int] = {}  # rip: pc
@@ -51,7 +54,6 @@ class Cache:
         self.after_sti: set[int] = set()  # pcs
         self.stubs: dict[int, Link] = {}
         self.incoming: dict[int, list[Link]] = {}  # rip: chained links to there
-        self.units: list[Unit] = []
         self.by_frame: dict[int, list[Unit]] = {}  # gfn: those that were translated from it
         self._put(TAGS, 0, 1)  # zero would be found there
 
@@ -78,7 +80,7 @@ class Cache:
         return self.chunks[chunk] + offset
 
     def room(self, length: int) -> tuple[int, int]:
-        """The pc for so many bytes of code in a row; also the hpa of a chunk that it is the first in.
+        """The pc for so many bytes of code; also the hpa of a chunk, if it is the first in that.
 
         Full: nowhere.
         """
@@ -106,12 +108,17 @@ class Cache:
 
     # --- units ---
 
+    def unit_at(self, rip: int) -> Unit | None:
+        """The one with the translation of the instruction there that is in use."""
+        pc = self.entries.get(rip, 0)
+        units = (unit for units in self.by_frame.values() for unit in units)
+        return next((unit for unit in units if unit.code.has(pc)), None)
+
     def add(self, unit: Unit) -> None:
         """It is translated."""
         code = unit.code
         self.memory.write(self.hpa(code.pc), bytes(code.out))
         self.used += len(code.out)
-        self.units.append(unit)
         for gfn in unit.gfns:
             self.by_frame.setdefault(gfn, []).append(unit)
         for pc, rip in code.starts:
@@ -123,10 +130,10 @@ class Cache:
         self.inline |= code.inline
         self.after_sti |= code.after_sti
         for link in code.links:
-            pc = self.entries.get(link.target)
+            known = self.entries.get(link.target)
             self.stubs[link.stub] = link
-            if pc is not None:
-                self.chain(link, pc)
+            if known is not None:
+                self.chain(link, known)
 
     def chain(self, link: Link, pc: int) -> None:
         """Its target is translated: at `pc`."""

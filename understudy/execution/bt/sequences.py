@@ -66,6 +66,10 @@ class Code:
     _rip: int = 0
     _steps: int = 0
 
+    def has(self, pc: int) -> bool:
+        """Whether that is in it."""
+        return self.pc <= pc < self.here
+
     @property
     def here(self) -> int:
         """The pc of what comes next."""

@@ -9,14 +9,17 @@ Source: Adams and Agesen, "A Comparison of Software and Hardware Techniques for 
 for traces on code; SDM 3A, "Caching Translation Information".
 """
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.msr import EFER
+from understudy.execution.emulate.linear import Ram
 from understudy.guest import Control
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.machine.words import Flag
-from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, ReadEntry, Regime
+from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, Regime
 
 PG: Final = CR0.PG.mask
 OF_CR4: Final = int(CR4(PAE=1, PSE=1, SMEP=1))
@@ -29,6 +32,9 @@ class Translated(Protocol):
 
     def code_written(self, gfn: int) -> None:
         """This frame is going to be written."""
+
+    def has_code(self, gfn: int) -> bool:
+        """Whether something was translated from this frame."""
 
 
 class CodeFrames:
@@ -45,6 +51,18 @@ class CodeFrames:
             owner = p2m.owners[Flag.TRANSLATED] = cls()
         return owner
 
+    def hold(self, p2m: P2m, gfns: Iterable[int]) -> None:
+        """Something is translated from these frames."""
+        for gfn in gfns:
+            if not p2m.word(gfn) & Flag.TRANSLATED:
+                p2m.protect(gfn, 1, Flag.TRANSLATED)
+
+    def let_go(self, p2m: P2m, gfns: Iterable[int]) -> None:
+        """Some vCPU has nothing more from these frames."""
+        for gfn in gfns:
+            if not any(guest.has_code(gfn) for guest in self.guests):
+                p2m.unprotect(gfn, 1, Flag.TRANSLATED)
+
     def write(self, p2m: P2m, gfn: int) -> None:
         """A frame is going to be written."""
         for guest in self.guests:
@@ -54,6 +72,24 @@ class CodeFrames:
     def touch(self, p2m: P2m, gfn: int) -> None:
         """Nothing was ever taken away."""
         raise GuestMemoryError(f"guest frame {gfn:#x} was taken away, but not by a translator")
+
+
+class Entries:
+    """Some entries of one table: a mask over its bytes, and what is under it."""
+
+    def __init__(self) -> None:
+        self.mask = self.value = 0
+
+    def note(self, offset: int, size: int, entry: int) -> None:
+        """One more, but for the flags that using it sets."""
+        mask = (1 << 8 * size) - 1 & ~USED
+        shift = 8 * offset
+        self.value = self.value & ~(mask << shift) | (entry & mask) << shift
+        self.mask |= mask << shift
+
+    def are_in(self, table: bytes) -> bool:
+        """Whether this table has them."""
+        return int.from_bytes(table, "little") & self.mask == self.value
 
 
 class Tables:
@@ -66,34 +102,37 @@ class Tables:
         """Nothing was found."""
         self.mode: tuple[int, int, int] | None = None
         self.pdptes: dict[int, int] = {}  # by number
-        self.of_root: dict[int, int] = {}  # by offset in the root
-        self.others: dict[int, int] = {}  # by gpa
+        self.root = Entries()
+        self.others: dict[int, Entries] = {}  # by gfn of the table
 
     def note(self, regime: Regime, control: Control, gva: int, found: Found) -> None:
         """A walk to code."""
         self.mode = mode_of(control)
-        path = list(found.path)
+        size = regime.entry_bytes
         if regime.is_pae and regime.pdptes is not None:
             self.pdptes[gva >> 30 & 3] = regime.pdptes[gva >> 30 & 3]
-        elif path:
-            at, entry = path.pop(0)
-            self.of_root[at - regime.root] = entry & ~USED
-        for at, entry in path:
-            self.others[at] = entry & ~USED
+        for n, (at, entry) in enumerate(found.path):
+            if n or regime.is_pae:
+                table = self.others.setdefault(at >> PAGE_SHIFT, Entries())
+            else:
+                table = self.root
+            table.note(at & PAGE - 1, size, entry)
 
-    def are_same(self, regime: Regime, control: Control, read: ReadEntry) -> bool:
+    def are_same(self, regime: Regime, control: Control, ram: Ram) -> bool:
         """Whether walks to all that was found would find it there now."""
         if self.mode is None:
             return True
         if mode_of(control) != self.mode:
             return False
-        size, root = regime.entry_bytes, regime.root
         if any((regime.pdptes or ())[n : n + 1] != (was,) for n, was in self.pdptes.items()):
             return False
-        for offset, was in self.of_root.items():
-            if read(root + offset, size) & ~USED != was:
+        tables = [(gfn << PAGE_SHIFT, entries) for gfn, entries in self.others.items()]
+        if self.root.mask:
+            tables.append((regime.root, self.root))
+        for gpa, entries in tables:
+            if (hpa := ram.hpa(gpa)) is None or not entries.are_in(ram.memory.read(hpa, PAGE)):
                 return False
-        return all(read(at, size) & ~USED == was for at, was in self.others.items())
+        return True
 
 
 def mode_of(control: Control) -> tuple[int, int, int]:

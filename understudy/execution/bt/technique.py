@@ -15,40 +15,36 @@ translations; between two stretches nothing of a translation is in the processor
 executed beyond the guest's own take no virtual time and are not counted.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
 from iced_x86 import FlowControl
 
-from understudy.arch.address import PAGE, PAGE_SHIFT, is_canonical
+from understudy.arch.address import PAGE, is_canonical
 from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
-from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
 from understudy.execution.bt.layout import CS as VIRTUAL_CS
 from understudy.execution.bt.layout import FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
 from understudy.execution.bt.layout import SS as VIRTUAL_SS
 from understudy.execution.bt.sequences import Link, Mark
-from understudy.execution.bt.sources import CodeFrames, Tables
-from understudy.execution.bt.translate import MOST, Cut, translate
-from understudy.execution.bt.window import Window, choose, is_free
+from understudy.execution.bt.translations import PROGRAM, Translations
 from understudy.execution.deprivileged import segments
-from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
+from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
 from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
 from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP, SELECTOR
 from understudy.guest import Event
-from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.instructions.operands import LOW32, MASK64
 from understudy.machine.host import Host
-from understudy.machine.words import Flag
 from understudy.paging import Paging
-from understudy.paging.guest_walk import Found, GuestFault, entries_of
+from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit, Processor
+from understudy.telling import Translating
 from understudy.vcpu.cpu_model import CpuModel
 
 EXPAND_DOWN: Final = 0x4
@@ -57,11 +53,10 @@ LARGEST: Final = 2048
 IF: Final = RFLAGS.IF.mask
 IOPL: Final = 3 << 12
 SHOWN: Final = IF | IOPL
-PROGRAM: Final = 3
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
-class Bt(Deprivileged, name="bt"):
+class Bt(Translations, Deprivileged, Translating, name="bt"):
     """A vCPU whose guest's kernel is translated."""
 
     def __init__(
@@ -70,103 +65,38 @@ class Bt(Deprivileged, name="bt"):
     ) -> None:  # fmt: skip
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
-        self.shown, self.cache = Window(host), Cache(host, Layout(0, 32))
-        self.tables, self.p2m = Tables(), paging.p2m
-        self.units: Counter[str] = Counter()
-        self._steps_at: dict[int, Step] = {}  # by pc of a callout
+        self.begin_translations(host, paging.p2m)
         self._at: int | None = None  # the pc of a translation where the guest stopped
-        self._extra = 0  # of the window's data, when the guest stopped
-        self._loaded = 0  # hpa of the root by which it ran last
-        self._unsure = True  # whether what was translated is what the guest's tables lead to
-        self._was_written = False  # code, by the instruction that comes next
-        self._is_flat = False
-        self._shown_flags = -1
-        self._has_selectors = False
-        self._may_change_if = True
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.slips = None
         processor.set_ring0("host", "silent")
-        self.code_frames = CodeFrames.of(self.p2m)
-        self.code_frames.guests.append(self)
 
     def frames(self) -> list[int]:
-        return super().frames() + self.shown.frames() + self.cache.frames()
+        return super().frames() + self.space.frames() + self.cache.frames()
 
     def close(self) -> None:
         super().close()
-        self.cache.close()
-        self.shown.close()
         self.code_frames.guests.remove(self)
-
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
-        self._renew(Layout(0, 32))
-
-    # --- what it depends on ---
-
-    def forget_walks(self) -> None:
-        super().forget_walks()
-        self._unsure = True
+        self.cache.close()
+        self.space.close()
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)
         self._unsure = True
 
-    def _leave(self) -> None:
-        super()._leave()
-        self._is_flat = self._has_selectors = False
+    def own_counts(self) -> dict[str, Any]:
+        return {"translated": dict(self.translated)} | super().own_counts()
 
-    def set_live_segment(self, n: int, segment: Any) -> None:
-        super().set_live_segment(n, segment)
-        self._is_flat = self._has_selectors = False
-
-    def code_written(self, gfn: int) -> None:
-        dropped = self.cache.drop(gfn)
-        self.units["dropped"] += dropped
-        self._was_written = True
-
-    def _verify(self, bits: int) -> None:
-        """Have a cache for this code, and nothing in it that the guest's tables do not lead to."""
-        memory, control = self.kernel_memory(), self.paging_control()
-        regime, read = memory.translation.regime, entries_of(memory.ram)
-        layout = self.cache.layout
-        if not (
-            layout.bits == bits and layout.base and self.tables.are_same(regime, control, read)
-            and is_free(layout, regime, read)
-        ):  # fmt: skip
-            new = choose(bits, control, read)
-            if new is None:
-                raise NotHere
-            self._renew(new)
-        self._unsure = False
-
-    def _renew(self, layout: Layout) -> None:
-        """Begin anew."""
-        self.units["caches"] += 1
-        for gfn in self.cache.by_frame:
-            self.p2m.unprotect(gfn, 1, Flag.TRANSLATED)
-        self.cache.close()
-        self.cache = Cache(self.host, layout)
-        self.tables.clear()
-        self._steps_at.clear()
-        self._extra = 0
-        self._loaded = 0
-        self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
-        self.root_changed = True
-        self.shown.show(self.cache)
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        self._renew(Layout(0, 32))
 
     # --- running ---
 
-    def _root(self) -> int:
-        bits = self.cache.layout.bits if self.cache.layout.base else 0
-        if (bits == 64) != self.is_long_mode() or not bits:
-            return super()._root()
-        return self.shown.root
-
     def _descend(self, rip: int) -> None:
         root = self._root()
-        if root == self.shown.root:
-            self.shown.copy(super()._root())
+        if root == self.space.root:
+            self.space.copy(super()._root())
         if root != self._loaded:
             self._loaded, self.root_changed = root, True
         super()._descend(rip)
@@ -184,7 +114,7 @@ class Bt(Deprivileged, name="bt"):
             cache.set_datum(VIRTUAL_SS, self._read_field(SELECTOR + 2 * SegmentName.SS))
         if may != self._may_change_if:
             self._may_change_if = may
-            self.shown.let_flag_change(may)
+            self.space.let_flag_change(may)
             self.processor.invlpg(cache.layout.base + FLAG_PAGE)
 
     def _waits(self) -> bool:
@@ -208,70 +138,6 @@ class Bt(Deprivileged, name="bt"):
         self._show()
         self._descend(pc)
         return self._came_back(self.processor.run(left))
-
-    def _entry(self, rip: int) -> int:
-        """The pc of the translation of the instruction there."""
-        bits = self.code_bits()
-        if bits == 16:
-            raise NotHere
-        if bits == 32 and not self._is_flat:
-            self._check_flat()
-        if self._unsure or self.cache.layout.bits != bits:
-            self._verify(bits)
-        pc = self.cache.entries.get(rip)
-        return self._translate(rip) if pc is None else pc
-
-    def _check_flat(self) -> None:
-        """NotHere: code or stack segment are such that a translation would not work in them."""
-        if self.is_long_mode():
-            raise NotHere
-        for n in (SegmentName.CS, SegmentName.SS):
-            _, base, limit, rights = self.segment(n)
-            bad = UNUSABLE | (EXPAND_DOWN if n == SegmentName.SS else 0)
-            if base or limit != FLAT or rights & bad or not rights & BIG:
-                raise NotHere
-        self._is_flat = True
-
-    def _translate(self, rip: int) -> int:
-        """A unit."""
-        layout = self.cache.layout
-        parts = [self._fetch(rip, PAGE)]
-        for _ in range(2):
-            try:
-                pc, chunk = self.cache.room(LARGEST)
-            except Full:
-                self._renew(layout)
-                pc, chunk = self.cache.room(LARGEST)
-            if chunk:
-                self.shown.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
-            raw = b"".join(part for _, part in parts)
-            try:
-                code, count, copies = translate(layout, pc, raw, rip)
-                break
-            except Cut:
-                parts.append(self._fetch(rip + len(raw) & layout.mask, LONGEST))
-        else:
-            raise NotHere
-        self.units.update(units=1, instructions=count, copies=copies, bytes=len(code.out))
-        gfns = tuple({found.gpa >> PAGE_SHIFT for found, _ in parts})
-        memory, control = self.kernel_memory(), self.paging_control()
-        for found, gva in zip((found for found, _ in parts), (rip, rip + len(raw) - 1), strict=False):
-            self.tables.note(memory.translation.regime, control, gva, found)
-        for gfn in gfns:
-            if gfn not in self.cache.by_frame:
-                self.p2m.protect(gfn, 1, Flag.TRANSLATED)
-        self.cache.add(Unit(rip, code, raw, gfns))
-        return pc
-
-    def _fetch(self, gva: int, most: int) -> tuple[Found, bytes]:
-        """Code, inside a page, and where it was found.  NotHere: it cannot be fetched."""
-        memory = self.kernel_memory()
-        try:
-            found = memory.translation.find(memory.ram, gva, fetch=True)
-            length = min(most, MOST * LONGEST, PAGE - gva % PAGE)
-            return found, memory.ram.read(found.gpa, length)
-        except GuestFault:
-            raise NotHere from None
 
     def _came_back(self, exit: Exit) -> Exit:
         layout = self.cache.layout
@@ -380,7 +246,7 @@ class Bt(Deprivileged, name="bt"):
 
     def _follow(self, link: Link) -> None:
         """A link that leads nowhere yet."""
-        self.units["links"] += 1
+        self.translated["links"] += 1
         cache = self.cache
         try:
             pc = self._entry(link.target)
@@ -391,7 +257,7 @@ class Bt(Deprivileged, name="bt"):
 
     def _branch(self, step: Step) -> Exit | None:
         """An indirect branch whose target was not in the table."""
-        self.units["targets"] += 1
+        self.translated["targets"] += 1
         instruction, layout = step.instruction, self.cache.layout
         target = self.cache.datum(TARGET)
         if layout.bits == 64 and not is_canonical(target):
@@ -413,21 +279,6 @@ class Bt(Deprivileged, name="bt"):
             return None
         self.cache.note_target(target, pc)
         return None
-
-    def code(self, bits: int) -> bytes:
-        if self.cpl() == PROGRAM:
-            return super().code(bits)
-        rip = self._read_field(RIP)
-        if bits != 64:
-            rip = rip + self.segment_base(SegmentName.CS) & LOW32
-        try:
-            raw = self._fetch(rip, LONGEST)[1]
-        except NotHere:
-            return b""
-        try:
-            return raw + self._fetch(rip + len(raw) & MASK64, LONGEST - len(raw))[1]
-        except NotHere:
-            return raw
 
 
 def is_timer(exit: Exit) -> bool:

@@ -178,9 +178,7 @@ def is_sensitive(instruction: iced.Instruction) -> bool:
     return False
 
 
-def _copy(
-    out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes
-) -> bytes:
+def _copy(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes) -> bytes:
     """The same bytes; what is relative to RIP becomes absolute."""
     if not instruction.is_ip_rel_memory_operand:
         return raw
@@ -202,9 +200,7 @@ def _rex(raw: bytes) -> int:
     return raw[n] if raw[n] >> 4 == 4 else 0
 
 
-def _target(
-    out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes
-) -> bytes:
+def _target(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes) -> bytes:
     """MOV to the accumulator from the operand of an indirect branch."""
     raw = _copy(out, decoder, instruction, raw)
     n, prefixes = 0, b""

@@ -12,7 +12,15 @@ from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.cache import CHUNK, Cache
-from understudy.execution.bt.layout import CODE, FLAG_PAGE, PAGE_TABLES, TAGS, TARGETS, WINDOW, Layout
+from understudy.execution.bt.layout import (
+    CODE,
+    FLAG_PAGE,
+    PAGE_TABLES,
+    TAGS,
+    TARGETS,
+    WINDOW,
+    Layout,
+)
 from understudy.guest import Control
 from understudy.machine.host import Host
 from understudy.machine.words import ADDRESS

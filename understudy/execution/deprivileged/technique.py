@@ -45,6 +45,7 @@ from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit, Processor
 from understudy.state import restore
+from understudy.telling import Telling
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import Stop
@@ -62,7 +63,7 @@ ENDINGS: Final = (Reason.HLT, Reason.TRIPLE_FAULT)
 """After a sensitive instruction has done harm: the guest waits, perhaps for ever, or is lost."""
 
 
-class Deprivileged(Live, Vmx, name="deprivileged"):
+class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
     """A vCPU whose guest has no privileges."""
 
     pagings = ("eager", "lazy", "vtlb")
@@ -83,6 +84,9 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         self.slips: Slips | None = Slips() if sensitive == "silent" else None
         processor.set_ring0("host", sensitive if self.slips is None else "stop")
         self.table[Reason.SENSITIVE] = too_many_slips
+
+    def own_counts(self) -> dict[str, Any]:
+        return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
 
     # --- the ways ---
 
