@@ -37,7 +37,7 @@ from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
 from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
-from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP, SELECTOR
+from understudy.execution.vmx.guest_state import GUEST_CR3, RFLAGS_FIELD, RIP, SELECTOR
 from understudy.guest import Event
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.machine.host import Host
@@ -53,6 +53,10 @@ LARGEST: Final = 2048
 IF: Final = RFLAGS.IF.mask
 IOPL: Final = 3 << 12
 SHOWN: Final = IF | IOPL
+FEW: Final = 32
+"""Of so many instructions one is the guest's own at least, whatever it writes into the window.
+
+So is one before a stop by budget."""
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
@@ -66,6 +70,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
         self.begin_translations(host, paging.p2m)
+        self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.slips = None
@@ -96,7 +101,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _descend(self, rip: int) -> None:
         root = self._root()
         if root == self.space.root:
-            self.space.copy(super()._root())
+            self.space.copy(self._read_field(GUEST_CR3))
         if root != self._loaded:
             self._loaded, self.root_changed = root, True
         super()._descend(rip)
@@ -137,6 +142,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         pc = self._entry(self._read_field(RIP))
         self._show()
         self._descend(pc)
+        self._began = self.processor.retired
         return self._came_back(self.processor.run(left))
 
     def _came_back(self, exit: Exit) -> Exit:
@@ -152,7 +158,9 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             rip, steps = mark.rip, mark.steps
             self._undo(mark)
         now = self.cache.extra()
-        more = (now - self._extra & LOW32) + steps
+        ran = self.processor.retired - self._began
+        most = ran - max(ran // FEW, exit.reason == Reason.BUDGET)
+        more = min((now - self._extra & LOW32) + steps, most)
         self._extra = now
         if more:
             self.carried -= more
