@@ -13,7 +13,9 @@ import pytest
 from tests.matrix import lockstep
 from tests.matrix import programs as p
 from tests.matrix.lockstep import Make
+from understudy.arch.address import PAGE
 from understudy.control import ControlError, actions
+from understudy.execution.bt import cache, translations, window
 from understudy.verdict import StopKind
 
 PAGINGS = ("eager", "lazy", "vtlb")
@@ -122,6 +124,19 @@ def test_a_guest_that_lies_about_what_it_costs() -> None:
     with small(lies, "dbt", "lazy")("bt") as vm:
         assert vm.go(budget=10_000).kind == StopKind.BUDGET
         assert vm.instructions == 10_000
+
+
+def test_a_full_cache_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cache, translations, window):
+        monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(cache, "CHUNK_BYTES", PAGE)
+    monkeypatch.setattr(cache, "CODE_BYTES", PAGE)
+    made = small(KINDS, "dbt", "lazy")
+    with made("bt") as vm:
+        vm.go(budget=100)
+        assert vm.counts()["execution"]["translated"]["caches"] > 1
+    stop, _, _ = agree(made, 1, 1000)
+    assert stop == StopKind.DEBUG_EXIT
 
 
 def test_what_is_counted_and_shown() -> None:
