@@ -16,6 +16,7 @@ from tests.matrix.lockstep import Make
 from understudy.arch.address import PAGE
 from understudy.control import ControlError, actions
 from understudy.execution.bt import cache, translations, window
+from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
 
 PAGINGS = ("eager", "lazy", "vtlb")
@@ -171,5 +172,27 @@ def test_a_snapshot_goes_on_as_the_guest_would() -> None:
 @pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
 def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
     _, traps, handed_over = agree(linux(guest, paging), 100_000, 6_000_000)
-    assert traps["CLI"] or traps["PUSHFQ"] or traps["PUSHFD"]
+    assert traps["MOV CR"] and not traps["CLI"]
     assert handed_over.total() < 1000
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
+def test_a_whole_boot(guest: str) -> None:
+    _, traps, handed_over = agree(linux(guest, "lazy"), 1_000_000, 280_000_000)
+    assert sum(traps.values()) > 100_000
+    assert handed_over.total() < 5000
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guest", "paging"), [("686", "lazy"), ("686", "vtlb"), ("cloud-amd64", "eager")]
+)
+def test_commands_and_a_power_off(guest: str, paging: str) -> None:
+    with linux(guest, paging)("bt") as vm:
+        assert isinstance(vm, LinuxVM)
+        result = vm.run("uname -s; ls / | wc -l", timeout_wall_s=900)
+        assert result.output.startswith("Linux\n")
+        vm.power_off(timeout_wall_s=300)
