@@ -13,9 +13,9 @@ import pytest
 from tests.matrix import lockstep
 from tests.matrix import programs as p
 from tests.matrix.lockstep import Make
-from understudy.arch.address import PAGE
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.control import ControlError, actions
-from understudy.execution.bt import cache, translations, window
+from understudy.execution.bt import Bt, cache, translations, window
 from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
 
@@ -138,6 +138,17 @@ def test_a_full_cache_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         assert vm.counts()["execution"]["translated"]["caches"] > 1
     stop, _, _ = agree(made, 1, 1000)
     assert stop == StopKind.DEBUG_EXIT
+
+
+def test_another_frame_is_other_code() -> None:
+    with small(KINDS, "dbt", "lazy")("bt") as vm:
+        vm.go(budget=20)
+        gfn, guest = p.CODE >> PAGE_SHIFT, lockstep.guest_of(vm)
+        assert isinstance(guest, Bt) and guest.has_code(gfn)
+        old = vm.memory.p2m.lookup(gfn)
+        vm.memory.p2m.map(gfn, vm.host.frames.allocate(), 1)
+        assert old is not None and not guest.has_code(gfn)
+        vm.host.release(old)
 
 
 def test_what_is_counted_and_shown() -> None:

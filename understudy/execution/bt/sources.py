@@ -17,7 +17,7 @@ from understudy.arch.cr import CR0, CR4
 from understudy.arch.msr import EFER
 from understudy.execution.emulate.linear import Ram
 from understudy.guest import Control
-from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.p2m import GuestMemoryError, P2m, Runs
 from understudy.machine.words import Flag
 from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, Regime
 
@@ -36,6 +36,9 @@ class Translated(Protocol):
     def has_code(self, gfn: int) -> bool:
         """Whether something was translated from this frame."""
 
+    def frames_changed(self, runs: Runs) -> None:
+        """The p2m says something else of these frames."""
+
 
 class CodeFrames:
     """Owns `Flag.TRANSLATED` in one p2m: frames with code that some vCPU has translated."""
@@ -49,7 +52,13 @@ class CodeFrames:
         owner = p2m.owners.get(Flag.TRANSLATED)
         if not isinstance(owner, CodeFrames):
             owner = p2m.owners[Flag.TRANSLATED] = cls()
+            p2m.watchers.append(owner.changed)
         return owner
+
+    def changed(self, runs: Runs) -> None:
+        """What is not protected any more may be another frame, with other code."""
+        for guest in self.guests:
+            guest.frames_changed(runs)
 
     def hold(self, p2m: P2m, gfns: Iterable[int]) -> None:
         """Something is translated from these frames."""

@@ -24,7 +24,8 @@ from understudy.execution.deprivileged.live import Live
 from understudy.execution.vmx.guest_state import RIP
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
 from understudy.machine.host import Host
-from understudy.machine.p2m import P2m
+from understudy.machine.p2m import P2m, Runs
+from understudy.machine.words import Flag
 from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
@@ -76,6 +77,14 @@ class Translations(Live):
     def code_written(self, gfn: int) -> None:
         self.translated["dropped"] += self.cache.drop(gfn)
         self._was_written = True
+
+    def frames_changed(self, runs: Runs) -> None:
+        mine = self.cache.by_frame
+        for first, count in runs:
+            frames = [gfn for gfn in mine if first <= gfn < first + count] if count > 1 else [first]
+            for gfn in frames:
+                if gfn in mine and not self.p2m.word(gfn) & Flag.TRANSLATED:
+                    self.translated["dropped"] += self.cache.drop(gfn)
 
     def has_code(self, gfn: int) -> bool:
         return gfn in self.cache.by_frame

@@ -119,7 +119,8 @@ def is_free(layout: Layout, regime: Regime, read: ReadEntry) -> bool:
         return True
     table, shift, size = regime.root, 22, 4
     if regime.is_pae:
-        pdptes = regime.pdptes or regime.load_pdptes(read)
+        pdptes = regime.pdptes
+        assert pdptes is not None
         table, shift, size = pdptes[DIRECTORY] & ADDRESS, 21, 8
         if not pdptes[DIRECTORY] & PRESENT:
             return True
