@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from tests.matrix import lockstep
+from tests.matrix import beside_vmx
 from tests.matrix import programs as p
-from tests.matrix.lockstep import Make
+from tests.matrix.beside_vmx import Make
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.control import ControlError, actions
 from understudy.execution.bt import Bt, cache, translations, window
@@ -23,15 +23,15 @@ PAGINGS = ("eager", "lazy", "vtlb")
 
 
 def agree(make: Make, step: int, most: int) -> tuple[str, Counter[str], Counter[str]]:
-    return lockstep.agree(make, step, most, "bt")
+    return beside_vmx.agree(make, step, most, "bt")
 
 
 def small(program: str, engine: str, paging: str, **handlers: str) -> Make:
-    return lockstep.small(program, engine, paging, virtualizable=False, **handlers)
+    return beside_vmx.small(program, engine, paging, virtualizable=False, **handlers)
 
 
 def linux(guest: str, paging: str, engine: str = "dbt") -> Make:
-    return lockstep.linux(guest, paging, engine, virtualizable=False)
+    return beside_vmx.linux(guest, paging, engine, virtualizable=False)
 
 
 @pytest.mark.parametrize("paging", PAGINGS)
@@ -143,7 +143,7 @@ def test_a_full_cache_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_frame_is_other_code() -> None:
     with small(KINDS, "dbt", "lazy")("bt") as vm:
         vm.go(budget=20)
-        gfn, guest = p.CODE >> PAGE_SHIFT, lockstep.guest_of(vm)
+        gfn, guest = p.CODE >> PAGE_SHIFT, beside_vmx.guest_of(vm)
         assert isinstance(guest, Bt) and guest.has_code(gfn)
         old = vm.memory.p2m.lookup(gfn)
         vm.memory.p2m.map(gfn, vm.host.frames.allocate(), 1)
@@ -174,7 +174,7 @@ def test_a_snapshot_goes_on_as_the_guest_would() -> None:
         with clone:
             assert clone.go(budget=1000).kind == StopKind.DEBUG_EXIT
             assert vm.go(budget=1000).kind == StopKind.DEBUG_EXIT
-            assert lockstep.seen(clone) == lockstep.seen(vm)
+            assert beside_vmx.seen(clone) == beside_vmx.seen(vm)
         image.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from iced_x86 import Mnemonic
 
 from tests.matrix import programs as p
-from tests.matrix.lockstep import agree, guest_of, linux, seen, small
+from tests.matrix.beside_vmx import agree, guest_of, linux, seen, small
 from understudy.execution.deprivileged import instructions
 from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
