@@ -70,6 +70,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
         self.begin_translations(host, paging.p2m)
+        self._writer = -1  # RIP of an instruction that writes code
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
@@ -131,7 +132,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return why
         if self._was_written:
             self._was_written = False
+            self._writer = self._read_field(RIP)
+        if self._read_field(RIP) == self._writer:  # a string instruction writes again
             return "write to code"
+        self._writer = -1
         return None
 
     def _go(self, left: int) -> Exit:
