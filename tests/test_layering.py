@@ -29,7 +29,7 @@ ROWS = (
         "sessions",
         "visible",
     ),
-    ("config", "disk", "nic", "slot", "state", "verdict"),
+    ("config", "disk", "nic", "slot", "state", "telling", "verdict"),
     ("backends",),
     ("machine",),
     ("overcommit",),
@@ -69,7 +69,7 @@ _ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 VMX = (
     Path("understudy/arch"), Path("understudy/execution/vmx"), Path("understudy/nested"),
     Path("understudy/execution/emulate"), Path("understudy/execution/deprivileged"),
-    Path("understudy/execution/pv"),
+    Path("understudy/execution/bt"), Path("understudy/execution/pv"),
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from understudy.paging import Paging
 from understudy.silicon import Processor
+from understudy.telling import Telling
 from understudy.vcpu.loop import Vcpu
 
 
@@ -16,8 +17,9 @@ def counted(
     vcpus: Sequence[Vcpu], processors: Sequence[Processor], paging: Paging
 ) -> dict[str, Any]:
     """The sums over all processors."""
+    guests = [vcpu.guest for vcpu in vcpus]
     raw = [processor.counters() for processor in processors]
-    own = _sum([vcpu.guest.own_counts() for vcpu in vcpus])
+    own = _sum([guest.own_counts() for guest in guests if isinstance(guest, Telling)])
     return {
         "instructions": sum(vcpu.retired for vcpu in vcpus),
         "exits": _sum([vcpu.counts.named_exits() for vcpu in vcpus]),

@@ -101,7 +101,6 @@ class Guest(ABC):
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
     """What answers an exit that says something of memory, if that has changed since."""
-    own_counts: Callable[[], dict[str, Any]] = staticmethod(dict)  # of the technique's own
     is_in: ClassVar[bool] = True  # for all that others know, while it runs
     takes_turns: ClassVar[bool] = False
     """No other processor of its VM may run at the same time."""

@@ -7,74 +7,16 @@ Generation Architectures": what they prove is asserted.
 Invariant: VM entries are counted, so that a comparison of VMX with itself does not pass for one.
 """
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from iced_x86 import Mnemonic
 
 from tests.matrix import programs as p
-from understudy.execution.deprivileged import Deprivileged, instructions
-from understudy.guests.entry import GuestError
+from tests.matrix.beside_vmx import agree, guest_of, linux, seen, small
+from understudy.execution.deprivileged import instructions
 from understudy.linux import VM as LinuxVM
 from understudy.verdict import StopKind
-from understudy.vm import VM
 
-CPU = "understudy,-pmu,-xsaves"
 PAGINGS = ("eager", "lazy", "vtlb")
-MADE = {"cpu": CPU, "virtualizable_isa": True}
-Make = Callable[[str], VM]
-
-
-def seen(vm: VM) -> dict[str, Any]:
-    processor = vm.processors[0]
-    out = dict(vm.vcpus[0].registers())
-    return out | {"retired": vm.instructions, "tsc": processor.tsc, "fx": processor.fxsave()}
-
-
-def guest_of(vm: VM) -> Deprivileged:
-    guest = vm.vcpus[0].guest
-    assert isinstance(guest, Deprivileged)
-    return guest
-
-
-def agree(make: Make, step: int, most: int) -> tuple[str, Counter[str], Counter[str]]:
-    """Run both; how they ended, what trapped, and what VMX executed."""
-    with make("deprivileged") as one, make("vmx") as other:
-        guest, stop = guest_of(one), StopKind.BUDGET
-        while stop == StopKind.BUDGET and one.instructions < most:
-            before = one.describe()
-            stop = one.go(budget=step).kind
-            assert stop == other.go(budget=step).kind
-            a, b = seen(one), seen(other)
-            differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
-            assert not differ, f"after:\n{before}"
-        entries = one.processors[0].counters()["entries"]
-        assert entries == sum(guest.handed_over.values())
-        return stop, Counter(guest.traps), Counter(guest.handed_over)
-
-
-def small(program: str, engine: str, paging: str, **handlers: str) -> Make:
-    def make(execution: str) -> VM:
-        vm = VM("16M", execution=execution, engine=engine, paging=paging, **MADE)
-        registers: dict[str, int] = {}
-        for vector, code in handlers.items():
-            registers |= p.handle(vm, int(vector[1:], 16), code)
-        p.start(vm, program, **registers)
-        return vm
-
-    return make
-
-
-def linux(guest: str, paging: str, engine: str = "dbt") -> Make:
-    def make(execution: str) -> VM:
-        try:
-            return LinuxVM.linux(guest, execution=execution, paging=paging, engine=engine, **MADE)
-        except GuestError as problem:
-            pytest.skip(f"no guest {guest}: {problem}")
-
-    return make
 
 
 @pytest.mark.parametrize("paging", PAGINGS)

@@ -14,6 +14,7 @@ from understudy.backends.opening import ImageError
 from understudy.disk import Disk
 from understudy.nic import Nic
 from understudy.state import restore
+from understudy.telling import unit_of
 
 if TYPE_CHECKING:
     from understudy.vm import VM
@@ -59,6 +60,16 @@ def describe(vm: "VM", request: Request) -> str:
 def inspect(vm: "VM", request: Request) -> dict[str, Any]:
     """Both page walks of "address": a number, or the name of a register."""
     return vm.inspect(address(vm, request.get("address"))).inspect()
+
+
+@action
+def unit(vm: "VM", request: Request) -> str:
+    """Translated code with the instruction at "address", beside the guest's own."""
+    try:
+        with vm.turns.still():
+            return unit_of(vm.vcpus[0].guest, address(vm, request.get("address")))
+    except ValueError as problem:
+        raise ControlError(str(problem)) from None
 
 
 @action

@@ -31,6 +31,7 @@ class Flag:
     SAMPLED: Final = 1 << 4  # it is watched whether somebody needs it
     SHARED: Final = 1 << 6  # somebody else may have the same host frame: copy before a write
     LOGGED: Final = 1 << 7  # the next write will be written down
+    TRANSLATED: Final = 1 << 9  # there is a translation of code in it
     SEALED: Final = 1 << 8  # of whoever else wants to hear of the next write
 
 

@@ -53,12 +53,15 @@ def loaded(n: int, segment: Segment, level: int) -> dict[str, int]:
     return {name: selector, f"{name}_base": base, f"{name}_limit": limit, f"{name}_attr": rights}
 
 
-def state(guest: GuestState) -> dict[str, int]:
-    """All but RIP, RFLAGS and general registers, for `Processor.set_registers`."""
+def state(guest: GuestState, root: int) -> dict[str, int]:
+    """All but RIP, RFLAGS and general registers, for `Processor.set_registers`.
+
+    root: the hpa of the tables by which the guest runs.
+    """
     real = guest.real_control()
     level = real_level(guest.cpl())
     values = NO_TABLES | {
-        "cr0": real.cr0, "cr3": real.cr3, "cr4": real.cr4 & ~CR4_CLEAR | CR4_SET,
+        "cr0": real.cr0, "cr3": root, "cr4": real.cr4 & ~CR4_CLEAR | CR4_SET,
         "efer": real.efer & ~EFER.SCE.mask,
     }  # fmt: skip
     for n in range(len(NAMES)):

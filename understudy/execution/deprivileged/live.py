@@ -184,30 +184,39 @@ class Live(GuestState):
 
     # --- running ---
 
-    def _came_back(self, exit: Exit) -> None:
-        """See where the guest is."""
+    def _came_back(self, exit: Exit) -> Exit:
+        """See where the guest is, and why it came there."""
+        self._land(exit.gla, exit.gpa)
+        return exit
+
+    def _land(self, rip: int, flags: int) -> None:
+        """The guest is there; `flags`: as the processor has them."""
         own = self._read_field(RFLAGS_FIELD)
-        self._write_field(RIP, exit.gla)
-        self._write_field(RFLAGS_FIELD, descent.up(exit.gpa, own))
+        self._write_field(RIP, rip)
+        self._write_field(RFLAGS_FIELD, descent.up(flags, own))
         self._write_field(GUEST_RSP, self.processor.gpr(RSP))
 
     def _staged(self) -> Event:
         info, error = self._read_field(INFO), self._read_field(Vmcs.ENTRY_EXCEPTION_ERROR_CODE)
         return event_of(info, error, self._read_field(Vmcs.ENTRY_INSTRUCTION_LENGTH))
 
-    def _descend(self) -> None:
-        """Give the processor the guest's state, as far as it has not got it."""
+    def _root(self) -> int:
+        """The hpa of the tables by which the guest runs."""
+        return self._read_field(GUEST_CR3)
+
+    def _descend(self, rip: int) -> None:
+        """Give the processor the guest's state, as far as it has not got it, to go on at `rip`."""
         processor, read = self.processor, self._read_field
         flags = descent.down(read(RFLAGS_FIELD))
-        values = {"rip": read(RIP), "rflags": flags, "rsp": read(GUEST_RSP)}
+        values = {"rip": rip, "rflags": flags, "rsp": read(GUEST_RSP)}
         if not self.is_current:
-            processor.set_registers(descent.state(self) | values)
+            processor.set_registers(descent.state(self, self._root()) | values)
             self._start_timer()
             self.is_current = self.is_low = True
             self._note_pdptes()
         else:
             if self.root_changed or self._pdptes_changed():
-                values["cr3"] = read(GUEST_CR3)
+                values["cr3"] = self._root()
                 self._note_pdptes()
             processor.set_registers(values | self.updates)
         self.root_changed = False
@@ -215,13 +224,13 @@ class Live(GuestState):
 
     def _note_pdptes(self) -> None:
         if not self.is_code64():
-            self.pdptes = self.host.memory.read(self._read_field(GUEST_CR3), PDPT_BYTES)
+            self.pdptes = self.host.memory.read(self._root(), PDPT_BYTES)
 
     def _pdptes_changed(self) -> bool:
         """The processor has copies of the shadow's PDPTEs, if that is a PAE one."""
         if self.is_code64():
             return False
-        return self.pdptes != self.host.memory.read(self._read_field(GUEST_CR3), PDPT_BYTES)
+        return self.pdptes != self.host.memory.read(self._root(), PDPT_BYTES)
 
     def _start_timer(self) -> None:
         processor = self.processor

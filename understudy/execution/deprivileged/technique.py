@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
+import iced_x86 as iced
+
 from understudy.arch.cr import RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
@@ -29,11 +31,11 @@ from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution.deprivileged import delivery, descent
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import LOADABLE, NotHere
-from understudy.execution.deprivileged.instructions import Step, step_of
+from understudy.execution.deprivileged.instructions import CarryOut, Step, step_of
 from understudy.execution.deprivileged.live import SHADOW, TIMER, Live
 from understudy.execution.deprivileged.slips import Slips, look
 from understudy.execution.vmx.exits import event_of
-from understudy.execution.vmx.guest_state import RFLAGS_FIELD
+from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP
 from understudy.execution.vmx.technique import INFO, INTERRUPTIBILITY, PENDING_DEBUG, VALID, Vmx
 from understudy.guest import Event, Kind
 from understudy.guests import kallsyms
@@ -43,6 +45,7 @@ from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Exit, Processor
 from understudy.state import restore
+from understudy.telling import Telling
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import Stop
@@ -60,7 +63,7 @@ ENDINGS: Final = (Reason.HLT, Reason.TRIPLE_FAULT)
 """After a sensitive instruction has done harm: the guest waits, perhaps for ever, or is lost."""
 
 
-class Deprivileged(Live, Vmx, name="deprivileged"):
+class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
     """A vCPU whose guest has no privileges."""
 
     pagings: ClassVar[tuple[str, ...]] = ("eager", "lazy", "vtlb")
@@ -81,6 +84,9 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         self.slips: Slips | None = Slips() if sensitive == "silent" else None
         processor.set_ring0("host", sensitive if self.slips is None else "stop")
         self.table[Reason.SENSITIVE] = too_many_slips
+
+    def own_counts(self) -> dict[str, Any]:
+        return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
 
     # --- the ways ---
 
@@ -124,9 +130,6 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
     def reset(self) -> None:
         super().reset()
         self.virtual_cr2 = None
-
-    def own_counts(self) -> dict[str, Any]:
-        return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
 
     def save(self) -> dict[str, Any]:
         self._write_field(TIMER, self._left())
@@ -177,10 +180,11 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
                 return question(Reason.INTERRUPT_WINDOW)
         if self.current_primary & NMI_WINDOW and not read(INTERRUPTIBILITY) & NMI_BLOCKED:
             return question(Reason.NMI_WINDOW)
-        self._descend()
         before = self._count()
-        exit = self.processor.run(1 if is_watched else left)
-        self._came_back(exit)
+        try:
+            exit = self._go(1 if is_watched else left)
+        except NotHere:
+            return self._hand_over("code")
         if self.shadow_at >= 0:
             self._end_shadow()
         found = self._sort(exit)
@@ -191,6 +195,11 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
     def deliver(self, event: Event) -> bool:
         """Have the guest go on in its handler.  False: it cannot here."""
         return delivery.deliver(self, event)
+
+    def _go(self, left: int) -> Exit:
+        """The guest's code, until something is for ring 0.  NotHere: it cannot run so."""
+        self._descend(self._read_field(RIP))
+        return self._came_back(self.processor.run(left))
 
     def _obstacle(self) -> str | None:
         """Why the guest cannot run so now."""
@@ -239,11 +248,9 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
         assert slips is not None
         name, instruction, _, _ = step_of(self.code(bits), bits)
         slips.note(self.rip, name, look(self, instruction), self._count())
-        self._descend()
         self.processor.set_ring0("host", "silent")
-        exit = self.processor.run(1)
+        exit = self._go(1)
         self.processor.set_ring0("host", "stop")
-        self._came_back(exit)
         self._see_null_segments()
         return self._sort(exit)
 
@@ -267,6 +274,12 @@ class Deprivileged(Live, Vmx, name="deprivileged"):
                 return self._hand_over(name)
             self.reflect(event)
             return None
+        return self._carry_out(name, instruction, carry_out)
+
+    def _carry_out(
+        self, name: str, instruction: iced.Instruction, carry_out: CarryOut
+    ) -> Exit | None:
+        """A sensitive instruction, on the guest's virtual registers."""
         self.traps[name] += 1
         try:
             return carry_out(self, instruction)

@@ -93,10 +93,10 @@ class Pv(Domain, Deprivileged, name="pv"):
 
     # --- down and back ---
 
-    def _descend(self) -> None:
+    def _descend(self, rip: int) -> None:
         """RDTSC executes: a guest reads its clock without a call."""
         was_current = self.is_current
-        super()._descend()
+        super()._descend(rip)
         if not was_current:
             cr4 = self.processor.registers()["cr4"]
             self.processor.set_registers(
@@ -111,13 +111,14 @@ class Pv(Domain, Deprivileged, name="pv"):
         """Whether the hypervisor waits for interrupts to be on."""
         return bool(self.current_primary & INTERRUPT_WINDOW)
 
-    def _came_back(self, exit: Exit) -> None:
-        super()._came_back(exit)
+    def _came_back(self, exit: Exit) -> Exit:
+        exit = super()._came_back(exit)
         self.crossings += 1
         if self.has_virtual_if:
             flags = self._read_field(RFLAGS_FIELD) & ~IF
             is_on = self.get(Shared.IF_ON) & LOW32
             self._write_field(RFLAGS_FIELD, flags | IF * bool(is_on))
+        return exit
 
     def _stretch(self, left: int) -> Exit | None:
         if self.view.paging.problem:

@@ -1,0 +1,247 @@
+"""Sequences of instructions that stand for one of the guest's: calls, returns, indirect branches.
+
+They change no flags.  Each saves the accumulator and the counter register, and can be undone, so
+that the guest's instruction has not begun, up to the one that shows; what follows that one cannot
+fault.  How many instructions are executed beyond the guest's is added up in the window's data.
+
+In 32-bit code the data is reached through SS, which is flat and never null in a kernel; in 64-bit
+code relative to RIP.
+
+Source: SDM 2, the instructions' own pages; Adams and Agesen, "A Comparison of Software and Hardware
+Techniques for x86 Virtualization", for what a translation does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from understudy.execution.bt.layout import (
+    EXTRA,
+    FIRST,
+    IF,
+    IOPL,
+    OFF,
+    SECOND,
+    TAGS,
+    TARGET,
+    TARGETS,
+    Layout,
+)
+
+AX, CX = 0, 1
+LOAD, STORE = 0x8B, 0x89
+UD2: Final = b"\x0f\x0b"
+
+
+class Mark(NamedTuple):
+    """Inside a sequence: what has been executed of it beyond the guest's instructions."""
+
+    rip: int
+    steps: int  # that `EXTRA` does not count
+    saved: int  # how many of the two registers are to be restored
+
+
+@dataclass(eq=False)
+class Link:
+    """A direct branch out of a unit."""
+
+    target: int  # the guest's address
+    place: int  # pc of its 32-bit displacement
+    stub: int  # pc of the trap that it leads to until it is chained
+
+
+@dataclass
+class Code:
+    """Translated code as it comes about, from `pc` on."""
+
+    layout: Layout
+    pc: int
+    out: bytearray = field(default_factory=bytearray)
+    starts: list[tuple[int, int]] = field(default_factory=list)  # (pc, rip) of instructions
+    ends: list[tuple[int, int]] = field(default_factory=list)  # of what stands for none
+    marks: dict[int, Mark] = field(default_factory=dict)  # by pc
+    links: list[Link] = field(default_factory=list)
+    callouts: dict[int, int] = field(default_factory=dict)  # pc of a trap: rip
+    inline: set[int] = field(default_factory=set)  # pcs that fault while an interrupt waits
+    after_sti: set[int] = field(default_factory=set)  # pcs
+    _rip: int = 0
+    _steps: int = 0
+
+    def has(self, pc: int) -> bool:
+        """Whether that is in it."""
+        return self.pc <= pc < self.here
+
+    @property
+    def here(self) -> int:
+        """The pc of what comes next."""
+        return self.pc + len(self.out)
+
+    def begin(self, rip: int) -> None:
+        """An instruction of the guest."""
+        self.starts.append((self.here, rip))
+        self._rip, self._steps = rip, 0
+
+    def begin_end(self, rip: int) -> None:
+        """What leads on to `rip`, and stands for no instruction."""
+        self.ends.append((self.here, rip))
+        self._rip, self._steps = rip, 0
+
+    # --- one instruction each ---
+
+    def plain(self, code: bytes, *, saved: int = 0) -> None:
+        """An instruction before which the guest's has not begun, if the registers are restored."""
+        if self._steps:
+            self.marks[self.here] = Mark(self._rip, self._steps, saved)
+        self.out += code
+        self._steps += 1
+
+    def last(self, code: bytes) -> None:
+        """One before which the guest's instruction has begun to show."""
+        self.out += code
+
+    def _wide(self, code: bytes) -> bytes:
+        return b"\x48" + code if self.layout.bits == 64 else code
+
+    def _datum(
+        self, opcode: bytes, offset: int, *, wide: bool = True, immediate: bytes = b""
+    ) -> bytes:
+        """An instruction with one operand in the window's data."""
+        at = self.layout.base + offset
+        if self.layout.bits == 32:
+            return b"\x36" + opcode + at.to_bytes(4, "little") + immediate
+        code = self._wide(opcode) if wide else opcode
+        at -= self.here + len(code) + 4 + len(immediate)
+        return code + (at & 0xFFFF_FFFF).to_bytes(4, "little") + immediate
+
+    def move(self, opcode: int, register: int, offset: int, *, saved: int = 0) -> None:
+        """LOAD or STORE a register from or to the window's data."""
+        self.plain(self._datum(bytes((opcode, 0x05 | register << 3)), offset), saved=saved)
+
+    def add(self, register: int, count: int, *, saved: int) -> None:
+        """Without the flags."""
+        code = bytes((0x8D, 0x40 | register << 3 | register, count))
+        self.plain(self._wide(code), saved=saved)
+
+    def jump(self, opcode: bytes, target: int) -> None:
+        """A direct branch; its link."""
+        self.last(opcode + b"\0\0\0\0")
+        self.links.append(Link(target, self.here - 4, 0))
+
+    # --- parts ---
+
+    def _count(self, register: int, count: int) -> None:
+        """`count` instructions more than the guest's: the sequence is as good as done."""
+        saved = 1 + register
+        self.move(LOAD, register, EXTRA, saved=saved)
+        self.add(register, count, saved=saved)
+        self.move(STORE, register, EXTRA, saved=saved)
+        self._steps -= count
+
+    def _table(self, half: int) -> None:
+        """CX: what a half of the table has for the target in AX."""
+        at = self.layout.base + half
+        if self.layout.bits == 32:
+            self.plain(b"\x0f\xb7\xc8", saved=2)
+            self.plain(b"\x36\x8b\x0c\x8d" + at.to_bytes(4, "little"), saved=2)
+            return
+        tags = self.layout.base + TAGS
+        self.plain(b"\x48\xb9" + (tags >> 3).to_bytes(8, "little"), saved=2)
+        self.plain(b"\x66\x89\xc1", saved=2)
+        self.plain(b"\x48\x8b\x0c\xcd" + (at - tags).to_bytes(4, "little"), saved=2)
+
+    def _save(self) -> None:
+        self.move(STORE, AX, FIRST)
+        self.move(STORE, CX, SECOND)
+
+    def _restore(self) -> None:
+        self.move(LOAD, CX, SECOND, saved=2)
+        self.move(LOAD, AX, FIRST, saved=2)
+
+    def _found_or_trap(self) -> None:
+        """To the translation of the target in AX: CX is where it is.  Else trap, with it stored."""
+        self._table(TAGS)
+        self.plain(self._wide(b"\x8d\x0c\x01"), saved=2)
+        at = len(self.out)
+        self.plain(b"\xe3\0", saved=2)
+        before = self._steps
+        self.move(STORE, AX, TARGET, saved=2)
+        self._restore()
+        self.trap()
+        self.out[at + 1] = len(self.out) - at - 2
+        self._steps = before
+        self._table(TARGETS)
+        self.move(STORE, CX, TARGET, saved=2)
+
+    # --- whole ones ---
+
+    def trap(self) -> None:
+        """The hypervisor carries the instruction out."""
+        self.callouts[self.here] = self._rip
+        self.plain(UD2)
+
+    def leave(self, rip: int) -> None:
+        """On to another unit."""
+        self.begin_end(rip)
+        self.move(STORE, AX, FIRST)
+        self._count(AX, 6)
+        self.move(LOAD, AX, FIRST, saved=1)
+        self.marks[self.here] = Mark(rip, self._steps, 0)
+        self.jump(b"\xe9", rip)
+
+    def set_if(self, value: int) -> None:
+        """CLI and STI; it faults while an interrupt waits."""
+        self.inline.add(self.here)
+        immediate = (OFF * (not value)).to_bytes(4, "little", signed=True)
+        self.plain(self._datum(b"\xc7\x05", IF, immediate=immediate))
+        if value:
+            self.after_sti.add(self.here)
+
+    def pushf(self) -> None:
+        """PUSHF of a register's size."""
+        self._save()
+        self._count(AX, 13)
+        self.move(LOAD, CX, IF, saved=2)
+        self.plain(b"\x9c", saved=2)
+        self.last(self._wide(b"\x8b\x04\x24"))
+        self.last(self._wide(b"\x8d\x04\x01"))
+        self.last(self._datum(b"\x8b\x0d", IOPL))
+        self.last(self._wide(b"\x8d\x04\x01"))
+        self.last(self._wide(b"\x89\x04\x24"))
+        self.last(self._datum(b"\x8b\x0d", SECOND))
+        self.last(self._datum(b"\x8b\x05", FIRST))
+
+    def read_datum(self, opcode: bytes, offset: int) -> None:
+        """An instruction whose operand is what the guest has there."""
+        self.plain(self._datum(opcode, offset, wide=False))
+
+    def call(self, target: int, back: int) -> None:
+        """CALL rel32.  `back` fits a sign-extended immediate."""
+        self.move(STORE, AX, FIRST)
+        self._count(AX, 6)
+        self.move(LOAD, AX, FIRST, saved=1)
+        self.plain(b"\x68" + (back & 0xFFFF_FFFF).to_bytes(4, "little"))
+        self.jump(b"\xe9", target)
+
+    def indirect(self, load: bytes, *, back: int | None = None, drops: int = 0) -> None:
+        """JMP, CALL with `back`, or RET that drops so many bytes; `load` puts the target in AX."""
+        self._save()
+        self.plain(load)
+        self._found_or_trap()
+        count = self._steps + 3 + 2 + (back is not None) + bool(drops)
+        self._count(CX, count)
+        self._restore()
+        if back is not None:
+            self.plain(b"\x68" + (back & 0xFFFF_FFFF).to_bytes(4, "little"))
+        if drops:
+            self.plain(self._wide(b"\x8d\xa4\x24" + drops.to_bytes(4, "little")))
+        if back is None and not drops:
+            self.marks[self.here] = Mark(self._rip, self._steps, 0)
+        self.last(self._datum(b"\xff\x25", TARGET, wide=False))
+
+    def stubs(self) -> None:
+        """What links lead to until they are chained."""
+        for link in self.links:
+            link.stub = self.here
+            self.ends.append((link.stub, link.target))
+            self.out += UD2
+            at = link.place - self.pc
+            self.out[at : at + 4] = (link.stub - link.place - 4).to_bytes(4, "little", signed=True)

@@ -1,0 +1,206 @@
+"""A vCPU's translations: made when the guest comes to code, gone when that is not so any more.
+
+Source: Adams and Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization",
+"Software Virtualization".
+
+Invariants: what is in the cache was translated from what the guest's tables led to when the guest
+last expected them to be believed, and from bytes that nobody has written since.
+"""
+
+from collections import Counter
+from typing import Final
+
+from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.arch.segment import Segment, SegmentName
+from understudy.execution.bt import shown
+from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
+from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.sources import CodeFrames, Tables
+from understudy.execution.bt.translate import MOST, Cut, translate
+from understudy.execution.bt.window import Window, choose, is_free
+from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
+from understudy.execution.deprivileged.instructions import Step
+from understudy.execution.deprivileged.live import Live
+from understudy.execution.vmx.guest_state import RIP
+from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.machine.host import Host
+from understudy.machine.p2m import P2m, Runs
+from understudy.machine.words import Flag
+from understudy.paging.guest_walk import Found, GuestFault, entries_of
+
+EXPAND_DOWN: Final = 0x4
+LARGEST: Final = 2048
+"""Bytes that the translation of a unit has at most."""
+PROGRAM: Final = 3
+
+
+class Translations(Live):
+    """One vCPU's."""
+
+    def begin_translations(self, host: Host, p2m: P2m) -> None:
+        """Nothing is translated yet."""
+        self.space, self.cache = Window(host), Cache(host, Layout(0, 32))
+        self.tables, self.p2m = Tables(), p2m
+        self.translated: Counter[str] = Counter()
+        self._steps_at: dict[int, Step] = {}  # by pc of a callout
+        self._extra = 0  # of the window's data, when the guest stopped
+        self._loaded = 0  # hpa of the root by which it ran last
+        self._unsure = True  # whether what was translated is what the guest's tables lead to
+        self._was_written = False  # code, by the instruction that comes next
+        self._is_flat = False  # its code and stack segments
+        self._shown_flags = -1  # IF and IOPL as the window has them
+        self._has_selectors = False  # the window
+        self._may_change_if = True  # without a trap
+        self.code_frames = CodeFrames.of(p2m)
+        self.code_frames.guests.append(self)
+
+    def unit(self, gva: int) -> str:
+        found = self.cache.unit_at(gva)
+        if found is None:
+            raise ValueError(f"no code at {gva:#x} is translated now")
+        return shown.text(found, self.cache.layout)
+
+    # --- what it depends on ---
+
+    def forget_walks(self) -> None:
+        super().forget_walks()
+        self._unsure = True
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._is_flat = self._has_selectors = False
+
+    def set_live_segment(self, n: int, segment: Segment) -> None:
+        super().set_live_segment(n, segment)
+        self._is_flat = self._has_selectors = False
+
+    def code_written(self, gfn: int) -> None:
+        self.translated["dropped"] += self.cache.drop(gfn)
+        self._was_written = True
+
+    def frames_changed(self, runs: Runs) -> None:
+        mine = self.cache.by_frame
+        for first, count in runs:
+            frames = [gfn for gfn in mine if first <= gfn < first + count] if count > 1 else [first]
+            for gfn in frames:
+                if gfn in mine and not self.p2m.word(gfn) & Flag.TRANSLATED:
+                    self.translated["dropped"] += self.cache.drop(gfn)
+
+    def has_code(self, gfn: int) -> bool:
+        return gfn in self.cache.by_frame
+
+    def _verify(self, bits: int) -> None:
+        """Have a cache for this code, and nothing in it that the guest's tables do not lead to."""
+        memory, control = self.kernel_memory(), self.paging_control()
+        regime, read = memory.translation.regime, entries_of(memory.ram)
+        layout = self.cache.layout
+        if not (
+            layout.bits == bits and layout.base and is_free(layout, regime, read)
+            and self.tables.are_same(regime, control, memory.ram)
+        ):  # fmt: skip
+            new = choose(bits, control, read)
+            if new is None:
+                raise NotHere
+            self._renew(new)
+        self._unsure = False
+
+    def _renew(self, layout: Layout) -> None:
+        """Begin anew."""
+        self.translated["caches"] += 1
+        before, self.cache = self.cache, Cache(self.host, layout)
+        self.code_frames.let_go(self.p2m, before.by_frame)
+        before.close()
+        self.tables.clear()
+        self._steps_at.clear()
+        self._extra = 0
+        self._loaded = 0
+        self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
+        self.root_changed = True
+        self.space.show(self.cache)
+
+    def _root(self) -> int:
+        bits = self.cache.layout.bits if self.cache.layout.base else 0
+        if (bits == 64) != self.is_long_mode() or not bits:
+            return super()._root()
+        return self.space.root
+
+    # --- units ---
+
+    def _entry(self, rip: int) -> int:
+        """The pc of the translation of the instruction there."""
+        bits = self.code_bits()
+        if bits == 16:
+            raise NotHere
+        if bits == 32 and not self._is_flat:
+            self._check_flat()
+        if self._unsure or self.cache.layout.bits != bits:
+            self._verify(bits)
+        pc = self.cache.entries.get(rip)
+        return self._translate(rip) if pc is None else pc
+
+    def _check_flat(self) -> None:
+        """NotHere: code or stack segment are such that a translation would not work in them."""
+        if self.is_long_mode():
+            raise NotHere
+        for n in (SegmentName.CS, SegmentName.SS):
+            _, base, limit, rights = self.segment(n)
+            bad = UNUSABLE | (EXPAND_DOWN if n == SegmentName.SS else 0)
+            if base or limit != FLAT or rights & bad or not rights & BIG:
+                raise NotHere
+        self._is_flat = True
+
+    def _translate(self, rip: int) -> int:
+        """A unit."""
+        layout = self.cache.layout
+        parts = [self._fetch(rip, PAGE)]
+        for _ in range(2):
+            try:
+                pc, chunk = self.cache.room(LARGEST)
+            except Full:
+                self._renew(layout)
+                pc, chunk = self.cache.room(LARGEST)
+            if chunk:
+                self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
+            raw = b"".join(part for _, part in parts)
+            try:
+                code, count, copies = translate(layout, pc, raw, rip)
+                break
+            except Cut:
+                parts.append(self._fetch(rip + len(raw) & layout.mask, LONGEST))
+        else:
+            raise NotHere
+        self.translated.update(units=1, instructions=count, copies=copies, bytes=len(code.out))
+        gfns = tuple({found.gpa >> PAGE_SHIFT for found, _ in parts})
+        memory, control = self.kernel_memory(), self.paging_control()
+        for found, gva in zip(
+            (found for found, _ in parts), (rip, rip + len(raw) - 1), strict=False
+        ):
+            self.tables.note(memory.translation.regime, control, gva, found)
+        self.code_frames.hold(self.p2m, gfns)
+        self.cache.add(Unit(rip, code, raw, gfns))
+        return pc
+
+    def _fetch(self, gva: int, most: int) -> tuple[Found, bytes]:
+        """Code, inside a page, and where it was found.  NotHere: it cannot be fetched."""
+        memory = self.kernel_memory()
+        try:
+            found = memory.translation.find(memory.ram, gva, fetch=True)
+            length = min(most, MOST * LONGEST, PAGE - gva % PAGE)
+            return found, memory.ram.read(found.gpa, length)
+        except GuestFault:
+            raise NotHere from None
+
+    def code(self, bits: int) -> bytes:
+        if self.cpl() == PROGRAM:
+            return super().code(bits)
+        rip = self._read_field(RIP)
+        if bits != 64:
+            rip = rip + self.segment_base(SegmentName.CS) & LOW32
+        try:
+            raw = self._fetch(rip, LONGEST)[1]
+        except NotHere:
+            return b""
+        try:
+            return raw + self._fetch(rip + len(raw) & MASK64, LONGEST - len(raw))[1]
+        except NotHere:
+            return raw
