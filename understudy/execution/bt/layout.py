@@ -8,7 +8,7 @@ The table is looked up by the low 16 bits of a target.  The first half has what 
 zero if it is added, the second half where its translation is.  So no flags are needed to compare.
 
 Source: Adams and Agesen, "A Comparison of Software and Hardware Techniques for x86
-Virtualization"; docs/decisions/0094-where-translations-lie.md.
+Virtualization"; docs/decisions/0079-where-translations-lie.md.
 """
 
 from typing import Final, NamedTuple
