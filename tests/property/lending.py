@@ -7,6 +7,7 @@ has as many owners as name it; frames that nobody has are free.
 """
 
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any, Final, cast
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -85,16 +86,19 @@ class Lending:
         return cast(Ballooned, vm.memory.p2m.owners[Flag.FREE])
 
     def close(self) -> None:
-        """All frames are back, then."""
-        for n, page in list(self.pins):
-            self.unpin(n, page)
-        for vm in self.vms:
-            self._end(vm)
-        left = self.total - self.host.frames.free_count
-        slots = self.swap.in_file
-        self.swap.close()
-        self.host.close()
-        assert (left, slots) == (0, 0), "frames, and slots of the swap file, that nobody has"
+        """All frames are back, then; whatever is wrong, what is open is closed."""
+        with ExitStack() as ends:
+            ends.callback(self.host.close)
+            ends.callback(self.swap.close)
+            ends.callback(self._check_given_back)
+            for vm in self.vms:
+                ends.callback(self._end, vm)
+            for n, page in list(self.pins):
+                self.unpin(n, page)
+
+    def _check_given_back(self) -> None:
+        assert self.host.frames.free_count == self.total, "frames that nobody has are not free"
+        assert self.swap.in_file == 0, "slots of the swap file that nobody has are in use"
 
     def _end(self, vm: VM) -> None:
         self.sharing.leave(vm.memory.p2m)

@@ -99,6 +99,19 @@ def machine(paging: str) -> type[RuleBasedStateMachine]:
             self.lending.store(n, cpu, page, OFFSETS[0], value + 1)
             self._end_step()
 
+        @rule(n=vms, cpu=cpus, page=pages, value=values, swaps=st.booleans())
+        def pin_and_disturb(self, n: int, cpu: int, page: int, value: int, swaps: bool) -> None:
+            """The host wants the frame to which a device is just writing."""
+            self.lending.fill(1 - n, cpu, page, value)
+            self.lending.fill(n, cpu, page, value)
+            self.lending.pin(n, page)
+            if swaps:
+                self.lending.reclaim(n, ALL)
+            else:
+                self.lending.scan(2 * ALL)
+            self.lending.dma_to_pinned(value + 1)
+            self._end_step()
+
         @rule(n=vms, count=st.sampled_from((1, 5, ALL)))
         def reclaim(self, n: int, count: int) -> None:
             self.lending.reclaim(n, count)
@@ -233,6 +246,6 @@ PLANTS: tuple[Plant, ...] = (
 def test_a_planted_fault_is_found(plant: Plant, paging: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
-        with pytest.raises(BaseException) as found:  # noqa: PT011 (a group, if there are several)
+        with pytest.raises(BaseException) as found:
             check(paging, 3000)
     assert "AssertionError" in repr(found.value), found.value
