@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls bench boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls fuzz-lending bench boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -147,6 +147,9 @@ fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (S
 SCRIPTS ?= 10000
 fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)
 	@$(BIN)/python -m tests.property.virtio_bench --scripts $(SCRIPTS)
+
+fuzz-lending: setup ## Share, swap, move and take frames of guests that use them: 100,000 steps a technique
+	@$(BIN)/python -m pytest -q --timeout 0 tests/property/test_lending.py -m slow
 
 bench: setup ## Compare with native and with QEMU, then exits and switches; writes build/bench.json
 	@$(BIN)/python -m bench

@@ -3,8 +3,10 @@
 Source: none.  Counts are asserted.
 """
 
+import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -162,6 +164,56 @@ def test_a_file_that_was_cut_stops_who_misses_it_alone() -> None:
         assert stop.kind == StopKind.ERROR
         assert "swap file was cut" in stop.detail
         assert two.go(budget=1).kind == StopKind.BUDGET
+
+
+def test_a_disk_that_is_full_takes_nothing_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = Host("1M")
+    one = guest(host)
+    one.write(PAGE, A)
+    with Swap(host, 1 << 20) as swap:
+        swap.join(one.p2m)
+        free = host.frames.free_count
+        with monkeypatch.context() as patch, Path("/dev/full").open("r+b", buffering=0) as full:
+            patch.setattr(swap, "_file", full)
+            with pytest.raises(SwapError, match=r"cannot be written \(No space left on device"):
+                swap.reclaim(one.p2m, FRAMES)
+        assert one.p2m.lookup(1) is not None, "it stays; frames of zeros need no room"
+        assert one.read(PAGE, PAGE) == A
+        assert (swap.in_file, host.frames.free_count) == (0, free + swap.swapped)
+        swap.reclaim(one.p2m, FRAMES)
+        assert (swap.swapped, swap.in_file) == (FRAMES, 1)
+        swap.leave(one.p2m)
+        assert one.read(PAGE, PAGE) == A
+
+
+def test_a_frame_that_cannot_be_read_in_is_out_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host("1M")
+    one = guest(host)
+    one.write(PAGE, A)
+    with Swap(host, 1 << 20) as swap:
+        swap.join(one.p2m)
+        swap.reclaim(one.p2m, FRAMES)
+        free = host.frames.free_count
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", unreadable)
+            with pytest.raises(SwapError, match=r"Input/output error\): guest frame 0x1 is in it"):
+                one.read(PAGE, PAGE)
+            assert one.read(2 * PAGE, 1) == bytes(1), "of zeros: the file has no part in it"
+        assert (host.frames.free_count, swap.swapped) == (free - 1, FRAMES - 1)
+        assert one.read(PAGE, PAGE) == A
+        swap.leave(one.p2m)
+
+
+def unreadable(*_: object) -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_file_has_no_name_that_could_be_left_over(tmp_path: Path) -> None:
+    with Swap(Host("1M"), 1 << 20, folder=tmp_path) as swap:
+        assert os.fstat(swap._file.fileno()).st_nlink == 0
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("paging", TECHNIQUES)
