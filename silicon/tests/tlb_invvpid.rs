@@ -69,14 +69,14 @@ fn one_page_of_one_vpid_goes() {
         assert_eq!((6, 6), misses(&mut core, &pages));
     }
     for gva in [SMALL + 0x1234, GLOBAL, LARGE + 0xFFF, FAR] {
-        // One place of the data TLB holds one space's page: each VPID fills it before it is asked.
+        // A global page's data translation leaves none of other spaces: each VPID fills it anew.
         enter(&mut core, 1, 0, 0);
         misses(&mut core, &pages);
         vmx::invvpid(&mut core, 0, 1, gva).unwrap();
         assert_eq!((1, 1), misses(&mut core, &[gva]), "{gva:#x} stayed");
         assert_eq!((0, 0), misses(&mut core, &pages), "{gva:#x} was not all that went");
         enter(&mut core, 2, 0, 0);
-        assert_eq!((6, 0), misses(&mut core, &pages), "{gva:#x} of VPID 1 dropped fetches of VPID 2");
+        assert_eq!((1, 0), misses(&mut core, &pages), "{gva:#x} of VPID 1 dropped VPID 2's at once");
         vmx::invvpid(&mut core, 0, 1, gva).unwrap();
         assert_eq!((0, 0), misses(&mut core, &pages), "{gva:#x} of VPID 1 dropped VPID 2's");
         enter(&mut core, 1, 0, 0);
@@ -109,7 +109,7 @@ fn the_address_goes_for_all_pcids_and_ept_roots() {
         };
         spaces.clone().map(each).collect()
     };
-    // One place of the data TLB holds one space's page, so only the fetches tell the spaces apart.
+    // (Of a global page the data TLB holds one translation only: the fetches tell the spaces apart.)
     let fetches = |of: Vec<(u64, u64)>| of.into_iter().map(|m| m.1).collect::<Vec<_>>();
     for (page, other, filled) in [(SMALL, FAR, [1; 6]), (GLOBAL, SMALL, [1, 0, 0, 1, 0, 0])] {
         visit(&mut core, page);
