@@ -23,7 +23,7 @@ from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices import Device
 from understudy.devices.wires import Wires
 from understudy.machine.bus import ports
-from understudy.state import U8, U64
+from understudy.state import U8, U32, U64
 
 # --- The data sheet ---
 
@@ -95,7 +95,10 @@ class RtcState:
     """The registers and RAM, and the time of day as an offset."""
 
     index: U8 = 0
-    offset_ns: int = 0  # time of day (Unix, UTC) minus clock.now()
+    offset_s: int = (
+        0  # time of day (Unix, UTC) minus clock.now(), whole seconds; the years go to 9999
+    )
+    offset_part_ns: U32 = 0  # the rest, below a second
     flags: U8 = 0  # register C without IRQF
     seen_ns: U64 = 0  # up to when the flags are complete without an alarm
     ram: Annotated[bytearray, 128] = field(default_factory=lambda: bytearray(128))
@@ -108,7 +111,7 @@ class Rtc(Device, name="rtc"):
     """
 
     spans = (ports(2),)  # index, data
-    battery = ("offset_ns", "ram")
+    battery = ("offset_s", "offset_part_ns", "ram")
     state: RtcState
 
     def __init__(
@@ -124,7 +127,8 @@ class Rtc(Device, name="rtc"):
         self.state = self.power_on()
 
     def power_on(self) -> RtcState:
-        state = RtcState(offset_ns=self.epoch_ns, seen_ns=self.clock.now())
+        seconds, part = divmod(self.epoch_ns, NS_PER_SECOND)
+        state = RtcState(offset_s=seconds, offset_part_ns=part, seen_ns=self.clock.now())
         for index, value in self.firmware.items():
             state.ram[index] = value
         return state
@@ -143,7 +147,16 @@ class Rtc(Device, name="rtc"):
     @property
     def time_ns(self) -> int:
         """Unix time by this clock."""
-        return self.clock.now() + self.state.offset_ns
+        return self.clock.now() + self.offset_ns
+
+    @property
+    def offset_ns(self) -> int:
+        """`time_ns` minus clock.now()."""
+        return self.state.offset_s * NS_PER_SECOND + self.state.offset_part_ns
+
+    @offset_ns.setter
+    def offset_ns(self, value: int) -> None:
+        self.state.offset_s, self.state.offset_part_ns = divmod(value, NS_PER_SECOND)
 
     @property
     def is_running(self) -> bool:
@@ -173,7 +186,7 @@ class Rtc(Device, name="rtc"):
         months = year, max(1, min(month, 12)), 1, hour, minute, second
         seconds = timegm(months) + (day - 1) * 86400
         part = self.time_ns % NS_PER_SECOND
-        self.state.offset_ns = seconds * NS_PER_SECOND + part - self.clock.now()
+        self.offset_ns = seconds * NS_PER_SECOND + part - self.clock.now()
 
     def _encode(self, value: int) -> int:
         return value if self.state.ram[Reg.B] & DM else value // 10 << 4 | value % 10
@@ -218,7 +231,7 @@ class Rtc(Device, name="rtc"):
             None if ram[i] >= DONT_CARE else decode(ram[i])
             for i, decode in ((5, self._decode_hour), (3, self._decode), (1, self._decode))
         )
-        first = (next_second + self.state.offset_ns) // NS_PER_SECOND % 86400
+        first = (next_second + self.offset_ns) // NS_PER_SECOND % 86400
         for h in range(25):
             day_hour = (first // 3600 + h) % 24
             if hour is not None and hour != day_hour:
@@ -256,7 +269,7 @@ class Rtc(Device, name="rtc"):
         if tick is not None and tick <= now:
             s.flags |= RegisterC.PF.mask
         if self.is_running:
-            next_second = seen + NS_PER_SECOND - (seen + s.offset_ns) % NS_PER_SECOND
+            next_second = seen + NS_PER_SECOND - (seen + self.offset_ns) % NS_PER_SECOND
             if next_second <= now:
                 s.flags |= RegisterC.UF.mask
                 match = self._next_match(next_second)
@@ -327,7 +340,7 @@ class Rtc(Device, name="rtc"):
         s.ram[register] = value
         if self.is_running and not was_running:
             if register is Reg.A:  # [DS]: leaving reset, the first update is half a second later
-                s.offset_ns += NS_PER_SECOND // 2 - self.time_ns % NS_PER_SECOND
+                self.offset_ns += NS_PER_SECOND // 2 - self.time_ns % NS_PER_SECOND
             self._take()
         self._plan()
 

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from understudy.clock import NS_PER_SECOND, ManualClock
-from understudy.devices.rtc import Rtc
+from understudy.devices.rtc import Rtc, RtcState
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Line
+from understudy.state import plain, restore
 
 EPOCH = int(datetime(2023, 12, 31, 23, 59, 58, tzinfo=UTC).timestamp()) * NS_PER_SECOND
 
@@ -63,6 +64,17 @@ def test_setting_the_time() -> None:
     assert b.date() == [0x19, 0x99, 2, 0x28, 1, 2, 3]
     b.clock.advance(86400 * NS_PER_SECOND)
     assert b.date() == [0x19, 0x99, 3, 1, 1, 2, 3]
+
+
+def test_the_last_years_survive_a_snapshot() -> None:
+    """Their nanoseconds have more bits than a number of a snapshot."""
+    b = Bench()
+    b[0x0B] = 0x82
+    b[0x32], b[9] = 0x99, 0x98
+    b[0x0B] = 0x02
+    other = Bench()
+    other.rtc.state = restore(RtcState, plain(b.rtc.state))
+    assert other.date()[:2] == b.date()[:2] == [0x99, 0x98]
 
 
 def test_update_in_progress_is_announced() -> None:
