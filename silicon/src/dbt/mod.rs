@@ -16,7 +16,8 @@
 //!   [`promotion`].
 //! * *Control transfers* ([`block::Link`]).  Direct ones are linked block to block; into another
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
-//!   through a table to a landing pad that compares the whole address.
+//!   through a table to a landing pad that compares the whole address.  A loop that is one block
+//!   is translated twice: its later rounds begin with what the first one proved ([`rounds`]).
 //! * *Everything sensitive* is interpreted in place, but for the short ones of what kernels do all
 //!   the time ([`system`]).
 //! * *32-bit code* with flat segments runs like 64-bit code, its addresses 32 bits wide

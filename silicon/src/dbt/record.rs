@@ -5,7 +5,8 @@
 //! still there, the translator only remembers how to make them again, a [`Recipe`].  When an
 //! operand is about to be lost, or a block ends, the recipe goes into the *record* in memory
 //! ([`super::tables::Tables`]), which costs a store or three and no arithmetic; flags without a recipe are
-//! put there as they are.  Between blocks the flags are always in the record.
+//! put there as they are.  Between blocks the flags are always in the record (between rounds of a loop that
+//! is one block they need not be: [`super::rounds`]).
 
 use crate::arch::bits::rflags;
 use crate::cpu::flags::{add, logic, mask, sub};
