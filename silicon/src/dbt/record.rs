@@ -4,7 +4,7 @@
 //! does not save them: while the operands or the result of the instruction that set them are
 //! still there, the translator only remembers how to make them again, a [`Recipe`].  When an
 //! operand is about to be lost, or a block ends, the recipe goes into the *record* in memory
-//! ([`super::tables::Tables`]), which costs a store or three and no arithmetic; flags without a recipe are
+//! ([`crate::cpu::state::Core::record`]), which costs a store or three and no arithmetic; flags without a recipe are
 //! put there as they are.  Between blocks the flags are always in the record (between rounds of a loop that
 //! is one block they need not be: [`super::rounds`]).
 
