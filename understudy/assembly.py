@@ -27,7 +27,7 @@ from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.balloon import Balloon
-from understudy.devices.virtio.blk import MOST_QUEUES, Blk
+from understudy.devices.virtio.blk import MOST_QUEUES
 from understudy.devices.virtio.net import MOST_PAIRS, Net
 from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
@@ -255,11 +255,6 @@ def connect(board: PC, card: Net, post: Callable[[Callable[[], None]], None]) ->
             card.look()
 
     card.cable.notify = partial(post, look)
-
-
-def disks_of(board: PC) -> list[Blk]:
-    """The disks."""
-    return [part for part in board.parts.values() if isinstance(part, Blk)]
 
 
 def cards_of(board: PC) -> list[Net]:
