@@ -56,8 +56,9 @@ def stream(
         screens = {Stream.OUT: Output(1), Stream.ERROR: Output(2)}
         while not running.is_over:
             if window:
-                running.resize(*window.pop())
-                window.clear()
+                while window:  # a signal may add one at any time
+                    size = window.pop(0)
+                running.resize(*size)
             if running.unsent < UNSENT:
                 typed = keyboard.take()
                 if hand is not None and not hand.pass_on(typed, running):
