@@ -86,7 +86,8 @@ class _ByHand:
         """Give it to the command; False if the user wants to end."""
         for part in self.escape.feed(typed):
             if isinstance(part, bytes):
-                running.send(part)
+                if running.takes_input:  # it may have closed its terminal, and live on
+                    running.send(part)
             elif part is Wish.QUIT:
                 return False
             else:
