@@ -27,7 +27,7 @@ from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
 from understudy.devices.virtio.balloon import Balloon
-from understudy.devices.virtio.blk import MOST_QUEUES, Blk
+from understudy.devices.virtio.blk import MOST_QUEUES
 from understudy.devices.virtio.net import MOST_PAIRS, Net
 from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
@@ -204,7 +204,7 @@ def board_of(
             part.hide(config.hide_virtio)
     for card in cards_of(board):
         connect(board, card, post)
-    for nic, card in zip(config.net, cards_of(board), strict=False):
+    for nic, card in cards_by_row(config, board):
         card.set_link(is_up=nic.kind != "none")
     for balloon in balloons_of(board):
         balloon.pages = ballooned
@@ -257,14 +257,14 @@ def connect(board: PC, card: Net, post: Callable[[Callable[[], None]], None]) ->
     card.cable.notify = partial(post, look)
 
 
-def disks_of(board: PC) -> list[Blk]:
-    """The disks."""
-    return [part for part in board.parts.values() if isinstance(part, Blk)]
-
-
 def cards_of(board: PC) -> list[Net]:
     """The network cards."""
     return [part for part in board.parts.values() if isinstance(part, Net)]
+
+
+def cards_by_row(config: Config, board: PC) -> list[tuple[Nic, Net]]:
+    """The network cards of `config.net`: a device of the board may be a card, too."""
+    return [(nic, board.part(nic.name or f"net{n}", Net)) for n, nic in enumerate(config.net)]
 
 
 def balloons_of(board: PC) -> list[Balloon]:
@@ -338,7 +338,7 @@ def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | No
     Whoever is another one gets other numbers from RDRAND, too.  The cards of a clone have addresses
     of their own, and were unplugged for a moment.
     """
-    for nic, card in zip(config.net, cards_of(board), strict=False):
+    for nic, card in cards_by_row(config, board):
         if nic.kind == "none":
             card.set_link(is_up=False)
         elif clone is not None:

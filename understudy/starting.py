@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from understudy.assembly import disks_of
 from understudy.config import Config
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.devices.pc import PC
+from understudy.devices.virtio.blk import Blk
 from understudy.disk import Disk
 from understudy.guests import boot_disk, debian, loader, network, rom
 from understudy.guests import modules as drivers
@@ -30,11 +30,13 @@ class Start:
     """What is loaded at each start."""
 
     kernel: bytes | Path | None = None
-    """None: what the first disk would start."""
+    """None: what the disk would start."""
     initrd: Path | None = None
     append: str = ""
     modules: tuple[tuple[Path, str], ...] = ()
     rom: bytes = b""
+    disk: str = ""
+    """By its name: others may come and go."""
 
     def load(self, at: Machine, seed: bytes) -> Entry:
         """Put it into the machine's memory.  GuestError says why not."""
@@ -45,10 +47,10 @@ class Start:
         append = self.append
         if kernel is None:
             assert isinstance(at.board, PC)
-            first = next(iter(disks_of(at.board)), None)
-            if first is None:
-                raise GuestError("the disk from which the VM started was unplugged")
-            found = boot_disk.read(first.medium, "the first disk")
+            disk = at.board.parts.get(self.disk)
+            if not isinstance(disk, Blk):
+                raise GuestError(f"{self.disk}, from which the VM started, was unplugged")
+            found = boot_disk.read(disk.medium, "the first disk")
             kernel, initrd = found.kernel, initrd or found.initrd
             append = f"{found.append} {append}".strip()
         return loader.load(
@@ -68,7 +70,7 @@ def of_disk(config: Config, initrd: Path | None, append: str) -> Start:
     """From the first disk of the VM; GuestError if there is none."""
     if not config.disks:
         raise GuestError("a VM without a guest, a kernel or a disk has nothing to start")
-    return Start(None, initrd, append)
+    return Start(None, initrd, append, disk=config.disks[0].name or "disk0")
 
 
 def of_name(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import Any, Self, overload
 
 from understudy import assembly, inspection, tenant
 from understudy.answers.triple_fault import meant
@@ -24,6 +24,7 @@ from understudy.console import Console
 from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
+from understudy.guests.entry import Entry, GuestError
 from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Nothing, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
@@ -39,9 +40,6 @@ from understudy.state import U62, Kept, plain, restore
 from understudy.tenant import still
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import UNEXPECTED, Stop, StopKind
-
-if TYPE_CHECKING:
-    from understudy.guests.entry import Entry
 
 __all__ = ["VM", "Console", "Stop"]
 
@@ -170,12 +168,12 @@ class VM(Pluggable):
 
     # --- running ---
 
-    def boot(self, load: "Callable[[Machine], Entry]") -> None:
+    def boot(self, load: Callable[[Machine], Entry]) -> None:
         """Have a loader put a guest into memory, and start there; again after each reset."""
         self.enter(load(self.machine))
         self._load = load
 
-    def enter(self, entry: "Entry") -> None:
+    def enter(self, entry: Entry) -> None:
         """Set the initial state of the boot processor."""
         self.vcpus[0].set_registers(dict(entry.registers))
 
@@ -183,7 +181,8 @@ class VM(Pluggable):
         """What the reset button does: nothing is left of what ran, the guest starts again.
 
         RuntimeError if the VM has nothing to boot from (`boot` has not been called), OutOfFrames if
-        it shares memory, and the host has no room for its own: then it is as it was.
+        it shares memory, and the host has no room for its own: then it is as it was.  GuestError if
+        there is nothing to start any more: then nothing is left, and the next run tries again.
         """
         if self._load is None:
             raise RuntimeError(f"{self.name} cannot be reset: it was not started by `boot`")
@@ -193,9 +192,11 @@ class VM(Pluggable):
         self.memory.clear()
         self.pc.reset()
         self.pc.install_tables()
+        self.endings.request(Stop(StopKind.RESET))  # forgotten if there is something to start
+        entry = self._load(self.machine)
         for vcpu in self.vcpus:
             vcpu.reset()
-        self.enter(self._load(self.machine))
+        self.enter(entry)
         for listener in self.on_reset:
             listener()
 
@@ -232,10 +233,9 @@ class VM(Pluggable):
             return self._described(stop)
         try:
             self.reset()
-        except OutOfFrames as problem:
+        except (OutOfFrames, GuestError) as problem:
             self.endings.request(stop)  # the next run tries again
-            words = f"the host has no room for the guest to start again: {problem}"
-            return self._described(Stop(StopKind.ERROR, words))
+            return self._described(Stop(StopKind.ERROR, f"the guest cannot start again: {problem}"))
         self.endings.again()
         return None
 

@@ -171,6 +171,29 @@ def test_a_vm_that_resets_starts_again_while_others_run() -> None:
         go_on(host, [vm, other])
 
 
+def test_a_vm_that_finds_nothing_to_start_again_ends_alone() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        other, vm = spinning(host, "other"), host.vm("2M", name="again")
+        found = [True, False, False, True]
+
+        def load(machine: Any) -> Entry:
+            if not found.pop(0):
+                raise GuestError("nothing to start")
+            machine.memory.write(p.CODE, p.assemble(RESET if found else SPIN))
+            write_gdt(machine.memory, CODE_64)
+            return long_mode(machine.memory, "test", p.CODE)
+
+        vm.boot(load)
+        stop = host.run(until=lambda: vm.ended is not None, wall_seconds=LONG_S)
+        assert stop.kind is StopKind.UNTIL and vm.ended
+        assert vm.ended.kind is StopKind.ERROR
+        assert vm.ended.detail.startswith("the guest cannot start again: nothing to start\n")
+        with pytest.raises(GuestError, match="nothing to start"):
+            vm.reset()
+        go_on(host, [other])
+        assert vm.go(until=lambda: not found, wall_seconds=LONG_S).kind is StopKind.UNTIL
+
+
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_who_is_where_changes_in_callbacks(clock: str) -> None:
     """Pools, policies, weights, who takes part: of others, and of the one that asks."""

@@ -144,3 +144,10 @@ def test_the_command_line_names_them() -> None:
     assert Disk.parse("/a,name=data").name == Nic.parse("none,name=data").name == "data"
     config = Config(disks=("/a,name=x",), net=("none,name=y",))  # type: ignore[arg-type]
     assert (config.disks[0].name, config.net[0].name) == ("x", "y")
+
+
+@pytest.mark.parametrize("hotplug", [False, True])
+def test_a_card_of_the_board_is_none_of_those_that_are_plugged_in(hotplug: bool) -> None:
+    with VM("16M", hotplug=hotplug, net="none", devices=[("virtio_net", {})]) as vm:
+        cards = [vm.pc.part(name, Net) for name in ("virtio_net", "net0")]
+        assert [card.state.is_up for card in cards] == [True, False]

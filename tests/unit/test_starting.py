@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.guests.disks import ext4
+from tests.unit.test_plugging import agree
 from understudy import cli, starting
 from understudy.backends.qcow2_new import create
 from understudy.config import Config
+from understudy.guests import hello
 from understudy.guests.entry import GuestError
 from understudy.guests.release import usual
 from understudy.linux import VM
@@ -71,3 +74,27 @@ def test_it_is_said_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith(line)
     assert cli.main(["run", "--disk", str(disk), "--seed", str(seed)]) == 1
     assert f"seed {seed} does not begin as user-data" in capsys.readouterr().err
+
+
+def bootable(folder: Path) -> Path:
+    """A disk that starts a guest which halts."""
+    files: dict[str, bytes | str] = {
+        "boot/extlinux/extlinux.conf": b"label a\nlinux /kernel\n", "kernel": hello.image(),
+    }  # fmt: skip
+    disk = folder / "boot.img"
+    disk.write_bytes(ext4(folder, files))
+    return disk
+
+
+def test_it_starts_again_from_the_same_disk_by_name(tmp_path: Path) -> None:
+    data = tmp_path / "data.img"
+    data.write_bytes(bytes(1 << 20))
+    disks = [f"{bootable(tmp_path)},ro", f"{data},ro,name=data"]
+    with VM.linux(None, disks=disks, hotplug=True) as vm:
+        vm.unplug("disk0")
+        agree(vm)
+        with pytest.raises(GuestError, match="disk0, from which the VM started, was unplugged"):
+            vm.reset()
+        vm.plug(f"disk={disks[0]}")
+        assert list(vm.pc.parts)[-2:] == ["data", "disk0"]
+        vm.reset()

@@ -245,7 +245,7 @@ def test_a_reset_of_one_that_shares_its_memory(paging: str) -> None:
                 for _ in range(2):
                     stop = one.go(budget=100)
                     assert stop.kind is StopKind.ERROR
-                    assert "no room for the guest to start again" in stop.detail.partition("\n")[0]
+                    assert "the guest cannot start again: " in stop.detail.partition("\n")[0]
                     answers(neighbor)
                 assert not resets
                 assert one.memory.read_u32(0x30_0100) == 1  # as it was

@@ -101,6 +101,11 @@ class Command:
         return self.job.process == CLOSED or self._is_left
 
     @property
+    def takes_input(self) -> bool:
+        """Whether more may be sent: it has standard input, which has not ended."""
+        return self.job.input != CLOSED and not self._input_ends
+
+    @property
     def unsent(self) -> int:
         """Bytes of standard input that it has not been given yet."""
         return len(self._input)
@@ -109,7 +114,7 @@ class Command:
 
     def send(self, data: bytes | str) -> None:
         """Standard input, when it is listened to next.  ValueError if it has none, or no more."""
-        if self.job.input == CLOSED or self._input_ends:
+        if not self.takes_input:
             raise ValueError("the command has no standard input, or has it no more")
         self._input += data.encode() if isinstance(data, str) else data
 
@@ -166,7 +171,7 @@ class Command:
         polled = request.keep(
             b"".join(POLLFD.pack(file, event, 0) for file, event in zip(files, events, strict=True))
         )
-        may_get_more = self.looks_up and job.input != CLOSED and not self._input_ends
+        may_get_more = self.looks_up and self.takes_input
         request.call(Call.POLL, polled, len(files), LOOK_UP_MS if may_get_more else -1)
         request.call(Call.POLL, polled, OUT, GATHER_MS)
         reads = self._reads(request)

@@ -56,8 +56,9 @@ def stream(
         screens = {Stream.OUT: Output(1), Stream.ERROR: Output(2)}
         while not running.is_over:
             if window:
-                running.resize(*window.pop())
-                window.clear()
+                while window:  # a signal may add one at any time
+                    size = window.pop(0)
+                running.resize(*size)
             if running.unsent < UNSENT:
                 typed = keyboard.take()
                 if hand is not None and not hand.pass_on(typed, running):
@@ -85,7 +86,8 @@ class _ByHand:
         """Give it to the command; False if the user wants to end."""
         for part in self.escape.feed(typed):
             if isinstance(part, bytes):
-                running.send(part)
+                if running.takes_input:  # it may have closed its terminal, and live on
+                    running.send(part)
             elif part is Wish.QUIT:
                 return False
             else:

@@ -28,6 +28,7 @@ from understudy.devices.virtio.net_control import (
     CTRL_RX,
     MOST_ADDRESSES,
     MQ,
+    PAIRS_SET,
     USUAL_MAC,
     NetState,
 )
@@ -336,6 +337,8 @@ class Net(VirtioPci, name="virtio_net"):
         self.moved += size
         is_done = self.state.obey((command[0], command[1]), command[2:], self.pairs)
         status = OK if is_done else ERR
+        if is_done and (command[0], command[1]) == PAIRS_SET:
+            self.kick(RECEIVE)  # the frame that comes next may be for another queue now
         return scatter(self.wires.dma, cut(chain.writable, 0, 1), status)
 
     # --- snapshots ---

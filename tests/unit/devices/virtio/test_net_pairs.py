@@ -94,6 +94,17 @@ def test_no_frame_comes_to_a_pair_that_is_not_in_use() -> None:
     assert (marks(d, 0), marks(d, 4)) == ([7], [])
 
 
+def test_a_frame_that_waits_for_a_pair_comes_to_the_first_when_that_is_used_no_more() -> None:
+    d, _, wire = card()
+    set_pairs(d, PAIRS)
+    d.request(5, bytes(12) + datagram(2, 0, is_out=True), 0)
+    give(d, 0, 0)
+    wire.arrive(Frame(datagram(2, 7, is_out=False)))
+    assert marks(d, 0) == []
+    assert set_pairs(d, 1) == net.OK
+    assert marks(d, 0) == [7]
+
+
 @pytest.mark.parametrize("count", [0, PAIRS + 1, 0xFFFF])
 def test_so_many_pairs_there_are_not(count: int) -> None:
     d, part, _ = card()
