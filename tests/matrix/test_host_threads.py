@@ -24,6 +24,8 @@ from understudy.sched.policy import PolicyError
 from understudy.sched.schedule import Schedule
 from understudy.sched.share import Share
 from understudy.sched.threads import Threads
+from understudy.vcpu.activity import Goal
+from understudy.vcpu.loop import Vcpu
 from understudy.verdict import StopKind
 
 pytestmark = pytest.mark.timeout(600)
@@ -220,6 +222,39 @@ def test_who_is_where_changes_in_callbacks(clock: str) -> None:
         go_on(host, vms)
         for vm in vms:
             vm.close()
+
+
+def test_a_refused_change_puts_no_vcpu_on_two_pcpus() -> None:
+    """One pCPU idles, and would take whoever waits for one while it is still in the guest."""
+    with Host(pcpus=3, ram="64M", clock="wall") as host:
+        host.add_pool("empty")
+        vms = [spinning(host, name) for name in "ab"]
+        executing: set[Vcpu] = set()
+        twice: list[Vcpu] = []
+
+        def watched(vcpu: Vcpu, run: Callable[[Goal], Any]) -> Callable[[Goal], Any]:
+            def watch(goal: Goal) -> Any:
+                if vcpu in executing:
+                    twice.append(vcpu)
+                    raise AssertionError("two threads execute it")
+                executing.add(vcpu)
+                try:
+                    return run(goal)
+                finally:
+                    executing.discard(vcpu)
+
+            return watch
+
+        def refused() -> None:
+            for vm in vms:
+                with pytest.raises(PolicyError):
+                    host.move(vm, "empty")
+
+        for vm in vms:
+            vm.vcpus[0].run = watched(vm.vcpus[0], vm.vcpus[0].run)  # type: ignore[method-assign]
+        after(host, 300, refused)
+        assert not twice
+        go_on(host, vms)
 
 
 def test_others_look_and_change_while_it_runs() -> None:

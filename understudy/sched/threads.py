@@ -68,9 +68,11 @@ class Threads(Schedule):
     @contextmanager
     def changing(self) -> Iterator[None]:
         with self.lock.held():
-            yield
-            if not self._is_alone:
-                self._at_rest(_look_again)
+            try:
+                yield
+            finally:  # who was refused may have left a pCPU, and come back
+                if not self._is_alone:
+                    self._at_rest(_look_again)
 
     def held(self) -> AbstractContextManager[None]:
         return self.lock.held()
