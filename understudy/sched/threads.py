@@ -194,7 +194,9 @@ class Threads(Schedule):
         vcpu, entry = seat.vcpu, self._entry(seat)
         self._go_by(seat, entry)
         keeps_lock = entry is vcpu.guest
-        end = now + (WALL_TURN_NS if keeps_lock else LONG_TURN_NS)
+        if not pcpu.end:
+            pcpu.end = now + (WALL_TURN_NS if keeps_lock else LONG_TURN_NS)
+        end = pcpu.end
         vcpu.time.armed = 0
         vcpu.look()
         pcpu.inside = seat
@@ -210,6 +212,10 @@ class Threads(Schedule):
             self._end(stop)
         if keeps_lock or found is YIELDS:
             self.lock.let_by()
+
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int, now: int) -> None:
+        pcpu.end = 0  # whatever cut it before (a timer, a vCPU that spins), this was its end
+        super()._tick(pcpu, seat, at, now)
 
     def _entry(self, seat: Seat) -> Entry:
         """Its way into the guest: by a door, if others may go on meanwhile."""
