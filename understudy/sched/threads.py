@@ -166,7 +166,7 @@ class Threads(Schedule):
         """One turn, or what is to be done before there can be one."""
         aim, now = self._aim, self.time.now()
         if self._rests:
-            if any(one.inside is not None for one in self.pcpus):
+            if self._executes():
                 self._sleep_until(pcpu, NEVER, lambda: not self._rests)
             else:
                 self._rest()
@@ -252,6 +252,10 @@ class Threads(Schedule):
         self._rests.append(action)
         self._call_all()
 
+    def _executes(self) -> bool:
+        """Anybody, in a thread."""
+        return any(pcpu.inside is not None for pcpu in self.pcpus)
+
     def _rest(self) -> None:
         try:
             while self._rests:
@@ -280,6 +284,12 @@ class Threads(Schedule):
             claim.seats[0].vcpu.request(stop)
         elif (found := super()._finish(aim, claim, stop)) is not None:
             self._end(found)
+
+    def _over(self, claim: Claim, stop: Stop) -> None:
+        if self._executes():
+            self._at_rest(partial(self._over, claim, stop))
+        elif claim.ended is None and claim in self.claims:
+            super()._over(claim, stop)
 
     # --- what idle pCPUs hear ---
 
