@@ -1,5 +1,8 @@
 """What concerns all pCPUs of a host is done when none of their threads executes."""
 
+from threading import Thread
+from time import sleep
+
 from tests.matrix.shared import spinning
 from understudy.host import Host
 from understudy.machine.frames import OutOfFrames
@@ -24,3 +27,21 @@ def test_a_vm_whose_board_finds_no_frame_ends_when_nobody_executes() -> None:
             schedule.pcpus[1].inside = None
             schedule._rest()
         assert vm.ended is not None and ended == ["none is left"]
+
+
+def test_weights_and_caps_change_when_nobody_decides() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        schedule, vm = host.schedule, spinning(host, "vm")
+        assert isinstance(schedule, Threads)
+
+        def change() -> None:
+            vm.weight, vm.cap = 3, 0.5
+
+        thread = Thread(target=change)
+        with vm.turns.held():
+            thread.start()
+            while thread.is_alive() and not schedule.lock._queue:
+                sleep(0.01)
+            assert (vm.weight, vm.cap) == (1, None)
+        thread.join()
+        assert (vm.weight, vm.cap) == (3, 0.5)
