@@ -39,18 +39,33 @@ class FairLock:
             mine = threading.Lock()
             mine.acquire()
             self._queue.append(mine)
-            if self._gate.acquire(blocking=False):  # it was given up meanwhile: to the first
-                self._queue.popleft().release()
-            mine.acquire()
+            try:
+                if self._gate.acquire(blocking=False):  # it was given up meanwhile: to the first
+                    self._hand_over()
+                mine.acquire()
+            except BaseException:  # a signal's: it waits no more
+                self._let_pass(mine)
+                raise
         self.owner = get_ident()
+
+    def _hand_over(self) -> bool:
+        """To the first that waits, if one does."""
+        try:
+            self._queue.popleft().release()
+        except IndexError:
+            return False
+        return True
+
+    def _let_pass(self, mine: threading.Lock) -> None:
+        try:
+            self._queue.remove(mine)
+        except ValueError:  # it has been handed over
+            self.release()
 
     def release(self) -> None:
         """Give it to the first that waits."""
         self.owner = 0
-        while True:
-            if self._queue:
-                self._queue.popleft().release()
-                return
+        while not self._hand_over():
             self._gate.release()
             if not self._queue or not self._gate.acquire(blocking=False):
                 return

@@ -164,7 +164,8 @@ class Tenant:
 
     @weight.setter
     def weight(self, value: float) -> None:
-        self.claim.weight = portion(value, "weight")
+        with self.turns.held():
+            self.claim.weight = portion(value, "weight")
 
     @property
     def cap(self) -> float | None:
@@ -173,7 +174,8 @@ class Tenant:
 
     @cap.setter
     def cap(self, value: float | None) -> None:
-        self.claim.cap = None if value is None else portion(value, "cap")
+        with self.turns.held():
+            self.claim.cap = None if value is None else portion(value, "cap")
 
     @property
     def pool(self) -> str:

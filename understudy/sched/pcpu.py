@@ -19,6 +19,7 @@ class Pcpu:
         self.pool = ""  # its pool's name
         self.seat: Seat | None = None  # who runs on it now
         self.inside: Seat | None = None  # who executes here, in this pCPU's thread, if it has one
+        self.end = 0  # when the turn that began there is over, in its thread; 0: none has begun
         self.bell = threading.Event()  # wakes the thread
         self.there: Seat | None = None  # whose registers it has
         self.reason = "idle"  # why the last one left

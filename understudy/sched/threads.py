@@ -68,9 +68,11 @@ class Threads(Schedule):
     @contextmanager
     def changing(self) -> Iterator[None]:
         with self.lock.held():
-            yield
-            if not self._is_alone:
-                self._at_rest(_look_again)
+            try:
+                yield
+            finally:  # who was refused may have left a pCPU, and come back
+                if not self._is_alone:
+                    self._at_rest(_look_again)
 
     def held(self) -> AbstractContextManager[None]:
         return self.lock.held()
@@ -164,7 +166,7 @@ class Threads(Schedule):
         """One turn, or what is to be done before there can be one."""
         aim, now = self._aim, self.time.now()
         if self._rests:
-            if any(one.inside is not None for one in self.pcpus):
+            if self._executes():
                 self._sleep_until(pcpu, NEVER, lambda: not self._rests)
             else:
                 self._rest()
@@ -192,7 +194,9 @@ class Threads(Schedule):
         vcpu, entry = seat.vcpu, self._entry(seat)
         self._go_by(seat, entry)
         keeps_lock = entry is vcpu.guest
-        end = now + (WALL_TURN_NS if keeps_lock else LONG_TURN_NS)
+        if not pcpu.end:
+            pcpu.end = now + (WALL_TURN_NS if keeps_lock else LONG_TURN_NS)
+        end = pcpu.end
         vcpu.time.armed = 0
         vcpu.look()
         pcpu.inside = seat
@@ -208,6 +212,10 @@ class Threads(Schedule):
             self._end(stop)
         if keeps_lock or found is YIELDS:
             self.lock.let_by()
+
+    def _tick(self, pcpu: Pcpu, seat: Seat, at: int, now: int) -> None:
+        pcpu.end = 0  # whatever cut it before (a timer, a vCPU that spins), this was its end
+        super()._tick(pcpu, seat, at, now)
 
     def _entry(self, seat: Seat) -> Entry:
         """Its way into the guest: by a door, if others may go on meanwhile."""
@@ -244,6 +252,10 @@ class Threads(Schedule):
         self._rests.append(action)
         self._call_all()
 
+    def _executes(self) -> bool:
+        """Anybody, in a thread."""
+        return any(pcpu.inside is not None for pcpu in self.pcpus)
+
     def _rest(self) -> None:
         try:
             while self._rests:
@@ -272,6 +284,12 @@ class Threads(Schedule):
             claim.seats[0].vcpu.request(stop)
         elif (found := super()._finish(aim, claim, stop)) is not None:
             self._end(found)
+
+    def _over(self, claim: Claim, stop: Stop) -> None:
+        if self._executes():
+            self._at_rest(partial(self._over, claim, stop))
+        elif claim.ended is None and claim in self.claims:
+            super()._over(claim, stop)
 
     # --- what idle pCPUs hear ---
 

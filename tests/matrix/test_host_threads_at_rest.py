@@ -1,0 +1,47 @@
+"""What concerns all pCPUs of a host is done when none of their threads executes."""
+
+from threading import Thread
+from time import sleep
+
+from tests.matrix.shared import spinning
+from understudy.host import Host
+from understudy.machine.frames import OutOfFrames
+from understudy.sched.threads import Threads
+
+
+def test_a_vm_whose_board_finds_no_frame_ends_when_nobody_executes() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        schedule, vm, other = host.schedule, spinning(host, "vm"), spinning(host, "other")
+        assert isinstance(schedule, Threads)
+        ended: list[str] = []
+
+        def fail() -> None:
+            raise OutOfFrames("none is left")
+
+        host.on_end.append(lambda vm, stop: ended.append(stop.detail))
+        with schedule.held():
+            schedule.pcpus[1].inside = other.claim.seats[0]
+            vm.clock.at(vm.clock.now(), fail)
+            schedule._look(schedule.time.now())
+            assert (vm.ended, ended) == (None, [])
+            schedule.pcpus[1].inside = None
+            schedule._rest()
+        assert vm.ended is not None and ended == ["none is left"]
+
+
+def test_weights_and_caps_change_when_nobody_decides() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        schedule, vm = host.schedule, spinning(host, "vm")
+        assert isinstance(schedule, Threads)
+
+        def change() -> None:
+            vm.weight, vm.cap = 3, 0.5
+
+        thread = Thread(target=change)
+        with vm.turns.held():
+            thread.start()
+            while thread.is_alive() and not schedule.lock._queue:
+                sleep(0.01)
+            assert (vm.weight, vm.cap) == (1, None)
+        thread.join()
+        assert (vm.weight, vm.cap) == (3, 0.5)
