@@ -150,8 +150,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return self._came_back(self.processor.run(left))
 
     def _came_back(self, exit: Exit) -> Exit:
-        layout = self.cache.layout
-        if not layout.has(exit.gla):
+        if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
             self._at = None
             return super()._came_back(exit)
         exit, pc, flags = self._to_a_place(exit)

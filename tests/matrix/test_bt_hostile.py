@@ -1,0 +1,65 @@
+"""A guest that aims at its translations: at where they lie, at what they store, at the window.
+
+What: such a guest goes on as in VMX operation where the window is nothing that it can reach, and
+ends where it destroys its own translation.
+Invariant: whatever it does, `go` comes back.
+"""
+
+import pytest
+
+from tests.matrix import beside_vmx
+from tests.matrix import programs as p
+from tests.matrix.beside_vmx import CPU, Make
+from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+USER = 4  # of a paging entry
+PROGRAM = p.CODE + 0x100
+TO_PROGRAM = """
+    6a 33          | push 0x33
+    68 00 00 20 00 | push 0x200000
+    6a 02          | push 2
+    6a 2b          | push 0x2b
+    68 00 01 10 00 | push PROGRAM
+    48 cf          | iretq
+"""
+DESCRIPTORS = (0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF)  # at 0x28, 0x30: code, data of CPL 3
+
+
+def kernel(program: str, paging: str = "lazy", **handlers: str) -> Make:
+    return beside_vmx.small(program, "dbt", paging, virtualizable=False, **handlers)
+
+
+def with_program(program: str, paging: str = "lazy") -> Make:
+    """A kernel that leaves for a program, which reaches all of the first GByte."""
+
+    def make(execution: str) -> VM:
+        vm = VM(
+            "16M", execution=execution, engine="dbt", paging=paging, cpu=CPU,
+            virtualizable_isa=False,
+        )  # fmt: skip
+        p.start(vm, TO_PROGRAM, gdtr_limit=0x37)
+        vm.memory.write(PROGRAM, p.assemble(program))
+        vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
+        for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
+            entries = 512 if table == PAGE_TABLES_GPA + 0x2000 else 1
+            for at in range(table, table + 8 * entries, 8):
+                vm.memory.write(at, bytes((vm.memory.read(at, 1)[0] | USER,)))
+        return vm
+
+    return make
+
+
+@pytest.mark.parametrize("offset", [0x0000, 0x0101, 0x0002])
+def test_a_program_jumps_into_the_window(offset: int) -> None:
+    """To a place, to the middle of something, into a sequence: a program has no translations."""
+    make = with_program(f"""
+        48 b8 {offset.to_bytes(2, "little").hex()} 18 00 00 80 ff ff | mov rax, CODE + offset
+        ff e0                                                       | jmp rax
+    """)
+    with make("bt") as vm, make("vmx") as other:
+        assert vm.go(budget=1000).kind == other.go(budget=1000).kind == StopKind.TRIPLE_FAULT
+        assert vm.instructions == other.instructions
+        for name in ("rip", "rax", "rcx", "rsp"):
+            assert vm.vcpus[0].registers()[name] == other.vcpus[0].registers()[name]
