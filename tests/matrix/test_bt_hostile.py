@@ -63,3 +63,22 @@ def test_a_program_jumps_into_the_window(offset: int) -> None:
         assert vm.instructions == other.instructions
         for name in ("rip", "rax", "rcx", "rsp"):
             assert vm.vcpus[0].registers()[name] == other.vcpus[0].registers()[name]
+
+
+@pytest.mark.parametrize("at", [0x18, 0x1C, 0x0C, 0x20])
+def test_a_call_pushes_onto_what_its_translation_stores(at: int) -> None:
+    """To where a branch goes, to a part of it, to saved registers, to what is counted."""
+    program = f"""
+        48 8d 05 0e 00 00 00                | lea rax, [rel there]
+        ff d0                               | call rax, to have it in the table
+        48 bc {at:02x} 00 00 00 00 80 ff ff | mov rsp, the window + at
+        ff d0                               | call rax
+        ff c3                               | there: inc ebx
+        83 fb 02                            | cmp ebx, 2
+        74 01                               | je done
+        c3                                  | ret
+        b0 2a                               | done: mov al, 42
+        e6 f4                               | out 0xf4, al
+    """
+    with kernel(program)("bt") as vm:
+        assert vm.go(budget=1000).kind == StopKind.DEBUG_EXIT
