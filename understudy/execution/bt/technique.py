@@ -142,6 +142,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return None
 
     def _go(self, left: int) -> Exit:
+        if self._is_in_the_way():
+            self._verify(self.cache.layout.bits)
         if self.cpl() == PROGRAM:
             return super()._go(left)
         if self.primary & MTF:
