@@ -5,11 +5,14 @@ ends where it destroys its own translation.
 Invariant: whatever it does, `go` comes back.
 """
 
+import iced_x86 as iced
 import pytest
 
 from tests.matrix import beside_vmx
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import CPU, Make
+from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.translate import translate
 from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -103,3 +106,29 @@ def test_the_window_makes_room(paging: str, high: int) -> None:
     )
     stop, _, _ = beside_vmx.agree(make, 1000, 1000, "bt")
     assert stop == StopKind.DEBUG_EXIT
+
+
+@pytest.mark.parametrize(
+    ("code", "is_copied"),
+    [
+        ("c4 e1 78 10 05 10 00 00 00", True),  # vmovups xmm0, [rip + 16]
+        ("c4 a1 78 10 05 10 00 00 00", False),  # with X
+        ("c5 f8 10 05 10 00 00 00", True),
+        ("62 f1 7c 08 10 05 10 00 00 00", True),
+        ("62 b1 7c 08 10 05 10 00 00 00", False),
+        ("42 8b 05 10 00 00 00", False),  # mov eax, [rip + 16], with X
+        ("2e 2e 2e 2e 2e 2e 2e 2e 2e 8b 05 10 00 00 00", False),  # no byte more fits
+        ("2e 2e 2e 2e 2e 2e 2e 2e 8b 05 10 00 00 00", True),
+    ],
+)
+def test_what_is_relative_to_rip_is_copied_only_if_it_stays_the_same(
+    code: str, is_copied: bool
+) -> None:
+    raw = bytes.fromhex(code)
+    out, _, copies = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000)
+    assert copies == is_copied
+    assert (out.pc in out.callouts) != is_copied
+    if is_copied:
+        copy = iced.Decoder(64, bytes(out.out), ip=out.pc).decode()
+        assert copy.memory_index == iced.Register.NONE
+        assert copy.memory_displacement == 0x40_0010 + len(raw)
