@@ -5,15 +5,20 @@ ends where it destroys its own translation.
 Invariant: whatever it does, `go` comes back.
 """
 
+from contextlib import closing
+
 import iced_x86 as iced
 import pytest
 
 from tests.matrix import beside_vmx
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import CPU, Make
+from understudy.execution.bt.cache import Cache
 from understudy.execution.bt.layout import Layout
 from understudy.execution.bt.translate import translate
 from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
+from understudy.machine.frames import OutOfFrames
+from understudy.machine.host import Host
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -132,3 +137,12 @@ def test_what_is_relative_to_rip_is_copied_only_if_it_stays_the_same(
         copy = iced.Decoder(64, bytes(out.out), ip=out.pc).decode()
         assert copy.memory_index == iced.Register.NONE
         assert copy.memory_displacement == 0x40_0010 + len(raw)
+
+
+@pytest.mark.parametrize("frames", [1, 100, 200])
+def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
+    with closing(Host(1 << 20)) as host:
+        host.frame(host.frames.free_count - frames)
+        with pytest.raises(OutOfFrames):
+            Cache(host, Layout(0, 64))
+        assert host.frames.free_count == frames

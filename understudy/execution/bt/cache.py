@@ -11,6 +11,7 @@ from typing import Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.layout import CODE, CODE_BYTES, ENTRIES, EXTRA, TAGS, TARGETS, Layout
 from understudy.execution.bt.sequences import Code, Link, Mark
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 
 CHUNK: Final = 64
@@ -36,14 +37,17 @@ class Cache:
     """That of one vCPU, while the window lies where it lies."""
 
     def __init__(self, host: Host, layout: Layout) -> None:
+        """OutOfFrames: the host has no room, and nothing of it is taken."""
         self.host, self.memory, self.layout = host, host.memory, layout
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
-        self.data = self._frames(2)
-        self.tags, self.targets = (
-            self._frames(table >> PAGE_SHIFT),
-            self._frames(table >> PAGE_SHIFT),
-        )
+        try:
+            self.data = self._frames(2)
+            self.tags = self._frames(table >> PAGE_SHIFT)
+            self.targets = self._frames(table >> PAGE_SHIFT)
+        except OutOfFrames:
+            self.close()
+            raise
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
         self.entries: dict[int, int] = {}  # rip: pc
