@@ -146,3 +146,14 @@ def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
         with pytest.raises(OutOfFrames):
             Cache(host, Layout(0, 64))
         assert host.frames.free_count == frames
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["e9 00 00 00 40", "e8 00 00 00 40", "0f 84 00 00 00 40", "eb 70", "74 70"],
+)
+def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) -> None:
+    raw = bytes.fromhex(code)
+    out, _, _ = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32)
+    assert out.pc in out.callouts
+    assert all(link.target < 1 << 47 for link in out.links)

@@ -14,6 +14,7 @@ from typing import Final
 import iced_x86 as iced
 from iced_x86 import FlowControl, Mnemonic, OpKind, Register
 
+from understudy.arch.address import is_canonical
 from understudy.execution.bt.layout import CS, SS, Layout
 from understudy.execution.bt.sequences import Code
 from understudy.execution.deprivileged.instructions import EVERYBODY, KERNEL
@@ -105,6 +106,8 @@ def _one(
         out.plain(_copy(out, decoder, instruction, raw))
         return False, True
     back = instruction.next_ip & out.layout.mask
+    if bits == 64 and not is_canonical(instruction.near_branch_target):
+        raise Untranslated
     if flow == FlowControl.CONDITIONAL_BRANCH:
         if instruction.mnemonic in LOOPS or instruction.op0_kind != NEAR[bits]:
             raise Untranslated
