@@ -13,6 +13,7 @@ import pytest
 from tests.matrix import beside_vmx
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import CPU, Make
+from understudy.execution.bt import Bt, cache
 from understudy.execution.bt.cache import Cache
 from understudy.execution.bt.layout import Layout
 from understudy.execution.bt.translate import translate
@@ -157,3 +158,14 @@ def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) ->
     out, _, _ = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32)
     assert out.pc in out.callouts
     assert all(link.target < 1 << 47 for link in out.links)
+
+
+def test_what_is_noted_of_translations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PUSHFQ has the longest sequence."""
+    monkeypatch.setattr(cache, "NOTES_KEPT", 1000)
+    with kernel("9c | pushfq" + "\n9c | pushfq" * 299 + "\n e6 f4 | out 0xf4, al")("bt") as vm:
+        guest = beside_vmx.guest_of(vm)
+        assert isinstance(guest, Bt)
+        while vm.go(budget=10).kind == StopKind.BUDGET:
+            assert len(guest.cache.places) + len(guest.cache.marks) < 2000
+        assert vm.counts()["execution"]["translated"]["caches"] > 2

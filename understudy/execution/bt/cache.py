@@ -17,6 +17,8 @@ from understudy.machine.host import Host
 CHUNK: Final = 64
 """Frames that are taken at once for code."""
 CHUNK_BYTES: Final = CHUNK * PAGE
+NOTES_KEPT: Final = 1 << 19
+"""Addresses in translated code of which is noted what they stand for."""
 
 
 class Full(Exception):
@@ -88,6 +90,8 @@ class Cache:
 
         Full: nowhere.
         """
+        if len(self.places) + len(self.marks) >= NOTES_KEPT:
+            raise Full
         new = 0
         if self.used % CHUNK_BYTES + length > CHUNK_BYTES or not self.chunks:
             self.used = len(self.chunks) * CHUNK_BYTES
