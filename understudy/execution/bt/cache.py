@@ -11,11 +11,14 @@ from typing import Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.layout import CODE, CODE_BYTES, ENTRIES, EXTRA, TAGS, TARGETS, Layout
 from understudy.execution.bt.sequences import Code, Link, Mark
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 
 CHUNK: Final = 64
 """Frames that are taken at once for code."""
 CHUNK_BYTES: Final = CHUNK * PAGE
+NOTES_KEPT: Final = 1 << 19
+"""Addresses in translated code of which is noted what they stand for."""
 
 
 class Full(Exception):
@@ -36,14 +39,17 @@ class Cache:
     """That of one vCPU, while the window lies where it lies."""
 
     def __init__(self, host: Host, layout: Layout) -> None:
+        """OutOfFrames: the host has no room, and nothing of it is taken."""
         self.host, self.memory, self.layout = host, host.memory, layout
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
-        self.data = self._frames(2)
-        self.tags, self.targets = (
-            self._frames(table >> PAGE_SHIFT),
-            self._frames(table >> PAGE_SHIFT),
-        )
+        try:
+            self.data = self._frames(2)
+            self.tags = self._frames(table >> PAGE_SHIFT)
+            self.targets = self._frames(table >> PAGE_SHIFT)
+        except OutOfFrames:
+            self.close()
+            raise
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
         self.entries: dict[int, int] = {}  # rip: pc
@@ -84,6 +90,8 @@ class Cache:
 
         Full: nowhere.
         """
+        if len(self.places) + len(self.marks) >= NOTES_KEPT:
+            raise Full
         new = 0
         if self.used % CHUNK_BYTES + length > CHUNK_BYTES or not self.chunks:
             self.used = len(self.chunks) * CHUNK_BYTES

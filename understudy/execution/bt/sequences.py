@@ -128,12 +128,11 @@ class Code:
 
     # --- parts ---
 
-    def _count(self, register: int, count: int) -> None:
+    def _count(self, count: int, *, saved: int = 1) -> None:
         """`count` instructions more than the guest's: the sequence is as good as done."""
-        saved = 1 + register
-        self.move(LOAD, register, EXTRA, saved=saved)
-        self.add(register, count, saved=saved)
-        self.move(STORE, register, EXTRA, saved=saved)
+        self.move(LOAD, AX, EXTRA, saved=saved)
+        self.add(AX, count, saved=saved)
+        self.move(STORE, AX, EXTRA, saved=saved)
         self._steps -= count
 
     def _table(self, half: int) -> None:
@@ -157,7 +156,7 @@ class Code:
         self.move(LOAD, AX, FIRST, saved=2)
 
     def _found_or_trap(self) -> None:
-        """To the translation of the target in AX: CX is where it is.  Else trap, with it stored."""
+        """CX: where the translation of the target in AX is.  Else trap, with the target stored."""
         self._table(TAGS)
         self.plain(self._wide(b"\x8d\x0c\x01"), saved=2)
         at = len(self.out)
@@ -169,7 +168,6 @@ class Code:
         self.out[at + 1] = len(self.out) - at - 2
         self._steps = before
         self._table(TARGETS)
-        self.move(STORE, CX, TARGET, saved=2)
 
     # --- whole ones ---
 
@@ -182,7 +180,7 @@ class Code:
         """On to another unit."""
         self.begin_end(rip)
         self.move(STORE, AX, FIRST)
-        self._count(AX, 6)
+        self._count(6)
         self.move(LOAD, AX, FIRST, saved=1)
         self.marks[self.here] = Mark(rip, self._steps, 0)
         self.jump(b"\xe9", rip)
@@ -198,7 +196,7 @@ class Code:
     def pushf(self) -> None:
         """PUSHF of a register's size."""
         self._save()
-        self._count(AX, 13)
+        self._count(13)
         self.move(LOAD, CX, IF, saved=2)
         self.plain(b"\x9c", saved=2)
         self.last(self._wide(b"\x8b\x04\x24"))
@@ -216,25 +214,27 @@ class Code:
     def call(self, target: int, back: int) -> None:
         """CALL rel32.  `back` fits a sign-extended immediate."""
         self.move(STORE, AX, FIRST)
-        self._count(AX, 6)
+        self._count(6)
         self.move(LOAD, AX, FIRST, saved=1)
         self.plain(b"\x68" + (back & 0xFFFF_FFFF).to_bytes(4, "little"))
         self.jump(b"\xe9", target)
 
     def indirect(self, load: bytes, *, back: int | None = None, drops: int = 0) -> None:
-        """JMP, CALL with `back`, or RET that drops so many bytes; `load` puts the target in AX."""
+        """JMP, CALL with `back`, or RET that drops so many bytes; `load` puts the target in AX.
+
+        Where to go is stored behind the push, which may be to where it is stored.
+        """
         self._save()
         self.plain(load)
         self._found_or_trap()
-        count = self._steps + 3 + 2 + (back is not None) + bool(drops)
-        self._count(CX, count)
-        self._restore()
+        self._count(self._steps + 6 + (back is not None) + bool(drops), saved=2)
         if back is not None:
-            self.plain(b"\x68" + (back & 0xFFFF_FFFF).to_bytes(4, "little"))
+            self.plain(b"\x68" + (back & 0xFFFF_FFFF).to_bytes(4, "little"), saved=2)
+        self.last(self._datum(b"\x89\x0d", TARGET))
+        self.last(self._datum(b"\x8b\x0d", SECOND))
+        self.last(self._datum(b"\x8b\x05", FIRST))
         if drops:
-            self.plain(self._wide(b"\x8d\xa4\x24" + drops.to_bytes(4, "little")))
-        if back is None and not drops:
-            self.marks[self.here] = Mark(self._rip, self._steps, 0)
+            self.last(self._wide(b"\x8d\xa4\x24" + drops.to_bytes(4, "little")))
         self.last(self._datum(b"\xff\x25", TARGET, wide=False))
 
     def stubs(self) -> None:

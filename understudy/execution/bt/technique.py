@@ -34,6 +34,7 @@ from understudy.execution.bt.layout import SS as VIRTUAL_SS
 from understudy.execution.bt.sequences import Link, Mark
 from understudy.execution.bt.translations import PROGRAM, Translations
 from understudy.execution.deprivileged import segments
+from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
 from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
@@ -57,6 +58,8 @@ FEW: Final = 32
 """Of so many instructions one is the guest's own at least, whatever it writes into the window.
 
 So is one before a stop by budget."""
+LONGEST_SEQUENCE: Final = 64
+"""Instructions of a sequence are fewer, with those that make the hypervisor look at it again."""
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
@@ -139,6 +142,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return None
 
     def _go(self, left: int) -> Exit:
+        if self._is_in_the_way():
+            self._verify(self.cache.layout.bits)
         if self.cpl() == PROGRAM:
             return super()._go(left)
         if self.primary & MTF:
@@ -150,11 +155,13 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return self._came_back(self.processor.run(left))
 
     def _came_back(self, exit: Exit) -> Exit:
-        layout = self.cache.layout
-        if not layout.has(exit.gla):
+        if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
             self._at = None
             return super()._came_back(exit)
-        exit, pc, flags = self._to_a_place(exit)
+        found = self._to_a_place(exit)
+        if found is None:  # it has destroyed its translation
+            return question(Reason.TRIPLE_FAULT)
+        exit, pc, flags = found
         rip, mark = self.cache.places.get(pc), self.cache.marks.get(pc)
         steps = 0
         if rip is None:
@@ -186,21 +193,23 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if now & IF and pc in self.cache.after_sti:
             self.begin_shadow()
 
-    def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int]:
-        """Go on to where the guest's state can be told, from inside a sequence.
+    def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int] | None:
+        """Go on to where the guest's state can be told, from inside a sequence.  None: nowhere.
 
         The timer may be early there, and is over again when the instruction is done; so it waits.
         """
         processor, places, marks = self.processor, self.cache.places, self.cache.marks
         pc, flags = exit.gla, exit.gpa
-        while pc not in places:
+        for _ in range(LONGEST_SEQUENCE):
+            if pc in places:
+                return exit, pc, flags
             if is_timer(exit):
                 self._wait_for_timer()
                 processor.set_registers({"rflags": flags & ~IF})
             elif exit.reason == Reason.BUDGET:
                 pass
             elif pc in marks:
-                break
+                return exit, pc, flags
             else:  # what is left of it cannot fault
                 processor.set_registers({"rflags": flags & ~IF})
                 step = processor.run(1)
@@ -208,7 +217,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
                 continue
             exit = processor.run(1)
             pc, flags = exit.gla, exit.gpa
-        return exit, pc, flags
+        return None
 
     def _wait_for_timer(self) -> None:
         """It was early, for instructions beyond the guest's were executed."""

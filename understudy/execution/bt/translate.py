@@ -14,6 +14,7 @@ from typing import Final
 import iced_x86 as iced
 from iced_x86 import FlowControl, Mnemonic, OpKind, Register
 
+from understudy.arch.address import is_canonical
 from understudy.execution.bt.layout import CS, SS, Layout
 from understudy.execution.bt.sequences import Code
 from understudy.execution.deprivileged.instructions import EVERYBODY, KERNEL
@@ -43,6 +44,9 @@ LOOPS: Final = frozenset({
 SEGMENT_PREFIXES: Final = b"\x26\x2e\x36\x3e\x64\x65"
 PREFIXES: Final = SEGMENT_PREFIXES + b"\x66\x67\xf0\xf2\xf3"
 REX_W, REX_R, REX_X = 8, 4, 2
+VEX2: Final = 0xC5
+"""The VEX prefix that has no X."""
+NOT_X: Final = 1 << 6  # of the second byte of other VEX and EVEX prefixes
 LOAD_AX: Final = {32: b"\x8b\x04\x24", 64: b"\x48\x8b\x04\x24"}  # from the top of the stack
 
 
@@ -102,6 +106,8 @@ def _one(
         out.plain(_copy(out, decoder, instruction, raw))
         return False, True
     back = instruction.next_ip & out.layout.mask
+    if bits == 64 and not is_canonical(instruction.near_branch_target):
+        raise Untranslated
     if flow == FlowControl.CONDITIONAL_BRANCH:
         if instruction.mnemonic in LOOPS or instruction.op0_kind != NEAR[bits]:
             raise Untranslated
@@ -186,18 +192,20 @@ def _copy(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: 
         raise Untranslated
     at = decoder.get_constant_offsets(instruction).displacement_offset
     address = instruction.ip_rel_memory_address
-    if not _fits(address, 64) or _rex(raw) & REX_X:
+    if not _fits(address, 64) or _has_index(instruction, raw) or len(raw) == LONGEST:
         raise Untranslated
     modrm = bytes((raw[at - 1] & 0x38 | 4, 0x25))
     return raw[: at - 1] + modrm + (address & 0xFFFF_FFFF).to_bytes(4, "little") + raw[at + 4 :]
 
 
-def _rex(raw: bytes) -> int:
-    """The REX prefix; 0 if there is none."""
+def _has_index(instruction: iced.Instruction, raw: bytes) -> bool:
+    """Whether a prefix's X, which an operand relative to RIP ignores, would select an index."""
     n = 0
     while raw[n] in PREFIXES:
         n += 1
-    return raw[n] if raw[n] >> 4 == 4 else 0
+    if instruction.encoding == iced.EncodingKind.LEGACY:
+        return raw[n] >> 4 == 4 and bool(raw[n] & REX_X)
+    return raw[n] != VEX2 and not raw[n + 1] & NOT_X
 
 
 def _target(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes) -> bytes:

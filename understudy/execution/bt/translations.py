@@ -104,6 +104,13 @@ class Translations(Live):
             self._renew(new)
         self._unsure = False
 
+    def _is_in_the_way(self) -> bool:
+        """Whether the guest has mapped something where the window is: it need not tell of that."""
+        if self._root() != self.space.root:
+            return False
+        memory = self.kernel_memory()
+        return not is_free(self.cache.layout, memory.translation.regime, entries_of(memory.ram))
+
     def _renew(self, layout: Layout) -> None:
         """Begin anew."""
         self.translated["caches"] += 1

@@ -1,0 +1,171 @@
+"""A guest that aims at its translations: at where they lie, at what they store, at the window.
+
+What: such a guest goes on as in VMX operation where the window is nothing that it can reach, and
+ends where it destroys its own translation.
+Invariant: whatever it does, `go` comes back.
+"""
+
+from contextlib import closing
+
+import iced_x86 as iced
+import pytest
+
+from tests.matrix import beside_vmx
+from tests.matrix import programs as p
+from tests.matrix.beside_vmx import CPU, Make
+from understudy.execution.bt import Bt, cache
+from understudy.execution.bt.cache import Cache
+from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.translate import translate
+from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
+from understudy.machine.frames import OutOfFrames
+from understudy.machine.host import Host
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+USER = 4  # of a paging entry
+PROGRAM = p.CODE + 0x100
+TO_PROGRAM = """
+    6a 33          | push 0x33
+    68 00 00 20 00 | push 0x200000
+    6a 02          | push 2
+    6a 2b          | push 0x2b
+    68 00 01 10 00 | push PROGRAM
+    48 cf          | iretq
+"""
+DESCRIPTORS = (0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF)  # at 0x28, 0x30: code, data of CPL 3
+
+
+def kernel(program: str, paging: str = "lazy", **handlers: str) -> Make:
+    return beside_vmx.small(program, "dbt", paging, virtualizable=False, **handlers)
+
+
+def with_program(program: str, paging: str = "lazy") -> Make:
+    """A kernel that leaves for a program, which reaches all of the first GByte."""
+
+    def make(execution: str) -> VM:
+        vm = VM(
+            "16M", execution=execution, engine="dbt", paging=paging, cpu=CPU,
+            virtualizable_isa=False,
+        )  # fmt: skip
+        p.start(vm, TO_PROGRAM, gdtr_limit=0x37)
+        vm.memory.write(PROGRAM, p.assemble(program))
+        vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
+        for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
+            entries = 512 if table == PAGE_TABLES_GPA + 0x2000 else 1
+            for at in range(table, table + 8 * entries, 8):
+                vm.memory.write(at, bytes((vm.memory.read(at, 1)[0] | USER,)))
+        return vm
+
+    return make
+
+
+@pytest.mark.parametrize("offset", [0x0000, 0x0101, 0x0002])
+def test_a_program_jumps_into_the_window(offset: int) -> None:
+    """To a place, to the middle of something, into a sequence: a program has no translations."""
+    make = with_program(f"""
+        48 b8 {offset.to_bytes(2, "little").hex()} 18 00 00 80 ff ff | mov rax, CODE + offset
+        ff e0                                                       | jmp rax
+    """)
+    with make("bt") as vm, make("vmx") as other:
+        assert vm.go(budget=1000).kind == other.go(budget=1000).kind == StopKind.TRIPLE_FAULT
+        assert vm.instructions == other.instructions
+        for name in ("rip", "rax", "rcx", "rsp"):
+            assert vm.vcpus[0].registers()[name] == other.vcpus[0].registers()[name]
+
+
+@pytest.mark.parametrize("at", [0x18, 0x1C, 0x0C, 0x20])
+def test_a_call_pushes_onto_what_its_translation_stores(at: int) -> None:
+    """To where a branch goes, to a part of it, to saved registers, to what is counted."""
+    program = f"""
+        48 8d 05 0e 00 00 00                | lea rax, [rel there]
+        ff d0                               | call rax, to have it in the table
+        48 bc {at:02x} 00 00 00 00 80 ff ff | mov rsp, the window + at
+        ff d0                               | call rax
+        ff c3                               | there: inc ebx
+        83 fb 02                            | cmp ebx, 2
+        74 01                               | je done
+        c3                                  | ret
+        b0 2a                               | done: mov al, 42
+        e6 f4                               | out 0xf4, al
+    """
+    with kernel(program)("bt") as vm:
+        assert vm.go(budget=1000).kind == StopKind.DEBUG_EXIT
+
+
+@pytest.mark.parametrize("paging", ["eager", "lazy", "vtlb"])
+@pytest.mark.parametrize("high", [0, 1])
+def test_the_window_makes_room(paging: str, high: int) -> None:
+    """For a mapping in its addresses, or in others below the same entry of the root."""
+    root = PAGE_TABLES_GPA.to_bytes(4, "little").hex()
+    entry = (PAGE_TABLES_GPA + 0x800).to_bytes(4, "little").hex()
+    make = kernel(
+        f"""
+        48 8b 04 25 {root}  | mov rax, [root]
+        48 89 04 25 {entry} | mov [root + 0x800], rax
+        e6 80                                      | out 0x80, al
+        48 bb 00 00 10 {high * 0x40:02x} 00 80 ff ff | mov rbx, CODE, above all that
+        48 8b 13                                   | mov rdx, [rbx]
+        e6 f4                                      | out 0xf4, al
+        """,
+        paging,
+    )
+    stop, _, _ = beside_vmx.agree(make, 1000, 1000, "bt")
+    assert stop == StopKind.DEBUG_EXIT
+
+
+@pytest.mark.parametrize(
+    ("code", "is_copied"),
+    [
+        ("c4 e1 78 10 05 10 00 00 00", True),  # vmovups xmm0, [rip + 16]
+        ("c4 a1 78 10 05 10 00 00 00", False),  # with X
+        ("c5 f8 10 05 10 00 00 00", True),
+        ("62 f1 7c 08 10 05 10 00 00 00", True),
+        ("62 b1 7c 08 10 05 10 00 00 00", False),
+        ("42 8b 05 10 00 00 00", False),  # mov eax, [rip + 16], with X
+        ("2e 2e 2e 2e 2e 2e 2e 2e 2e 8b 05 10 00 00 00", False),  # no byte more fits
+        ("2e 2e 2e 2e 2e 2e 2e 2e 8b 05 10 00 00 00", True),
+    ],
+)
+def test_what_is_relative_to_rip_is_copied_only_if_it_stays_the_same(
+    code: str, is_copied: bool
+) -> None:
+    raw = bytes.fromhex(code)
+    out, _, copies = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000)
+    assert copies == is_copied
+    assert (out.pc in out.callouts) != is_copied
+    if is_copied:
+        copy = iced.Decoder(64, bytes(out.out), ip=out.pc).decode()
+        assert copy.memory_index == iced.Register.NONE
+        assert copy.memory_displacement == 0x40_0010 + len(raw)
+
+
+@pytest.mark.parametrize("frames", [1, 100, 200])
+def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
+    with closing(Host(1 << 20)) as host:
+        host.frame(host.frames.free_count - frames)
+        with pytest.raises(OutOfFrames):
+            Cache(host, Layout(0, 64))
+        assert host.frames.free_count == frames
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["e9 00 00 00 40", "e8 00 00 00 40", "0f 84 00 00 00 40", "eb 70", "74 70"],
+)
+def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) -> None:
+    raw = bytes.fromhex(code)
+    out, _, _ = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32)
+    assert out.pc in out.callouts
+    assert all(link.target < 1 << 47 for link in out.links)
+
+
+def test_what_is_noted_of_translations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PUSHFQ has the longest sequence."""
+    monkeypatch.setattr(cache, "NOTES_KEPT", 1000)
+    with kernel("9c | pushfq" + "\n9c | pushfq" * 299 + "\n e6 f4 | out 0xf4, al")("bt") as vm:
+        guest = beside_vmx.guest_of(vm)
+        assert isinstance(guest, Bt)
+        while vm.go(budget=10).kind == StopKind.BUDGET:
+            assert len(guest.cache.places) + len(guest.cache.marks) < 2000
+        assert vm.counts()["execution"]["translated"]["caches"] > 2
