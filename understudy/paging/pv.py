@@ -16,7 +16,7 @@ and writable at once; a table is checked, with all below it, before the processo
 
 from typing import Final
 
-from understudy.arch.address import FRAME, PAGE, PAGE_SHIFT
+from understudy.arch.address import FRAME, PAGE, PAGE_SHIFT, is_canonical
 from understudy.arch.cr import CR0
 from understudy.arch.msr import EFER
 from understudy.guest import Guest
@@ -41,6 +41,8 @@ from understudy.paging.machine_frames import HostMemory, MachineFrames
 DATA: Final = 0
 """The kind of a frame that is mapped writable; page tables have that of their level, 1 to 4."""
 ENTRIES: Final = PAGE // 8
+MOST_TABLES: Final = 4096
+"""Page tables that a guest may have in use: all of them are walked when the first is named."""
 PDPTES: Final = 4
 FOR_SOFTWARE: Final = 0xE00
 ALLOWED: Final = (
@@ -67,6 +69,8 @@ class PvPaging(Paging, name="pv", is_for_any=False):
         self.kinds: dict[int, int] = {}  # by pfn, of frames that have been of one
         self.users: dict[int, int] = {}  # by pfn: how many use it as it is, mapped or named
         self.readers: dict[int, int] = {}  # by pfn: how many entries map it to be read
+        self.places: dict[int, int] = {}  # by pfn: the gfn when it was last named
+        self.walked = 0  # tables that were taken or let go of
         self.pinned: set[int] = set()  # pfn of roots that are kept while nothing has loaded them
         self.levels = 4
         self.is_stale = False  # processors may know of a mapping that is gone
@@ -91,13 +95,15 @@ class PvPaging(Paging, name="pv", is_for_any=False):
 
     def begin(self) -> None:
         """Nothing has been loaded."""
-        for known in (self.kinds, self.users, self.readers, self.pinned, self.traced):
+        for known in (
+            self.kinds, self.users, self.readers, self.places, self.pinned, self.traced,
+        ):  # fmt: skip
             known.clear()
         self.is_stale, self.problem = False, ""
 
     def p2m_change(self, runs: Runs) -> None:
         """What the guest has named must not move: its tables say where it is."""
-        named = {self.machine_frames.gfn(pfn) for pfn in self.users.keys() | self.readers.keys()}
+        named = {self.places[pfn] for pfn in self.users.keys() | self.readers.keys()}
         for gfn, count in runs if named else ():
             if not named.isdisjoint(range(gfn, gfn + count)):
                 self.problem = f"guest frames {gfn:#x}+{count} have moved under its page tables"
@@ -123,7 +129,7 @@ class PvPaging(Paging, name="pv", is_for_any=False):
         if self.kinds.get(pfn, kind) != kind and self.is_stale:
             self.is_stale = False
             self.invalidate()
-        self.kinds[pfn], self.users[pfn] = kind, 1
+        self.kinds[pfn], self.users[pfn], self.places[pfn] = kind, 1, gfn
         if kind != DATA:
             try:
                 self._take_table(pfn, kind)
@@ -142,6 +148,7 @@ class PvPaging(Paging, name="pv", is_for_any=False):
             gfn = self.machine_frames.gfn(pfn)
             assert gfn is not None
             self.traced.discard(gfn)
+            self.walked += 1
             for entry in self._entries(pfn, kind):
                 self._drop(entry, kind)
 
@@ -151,6 +158,9 @@ class PvPaging(Paging, name="pv", is_for_any=False):
         return [entry for entry in memoryview(data).cast("Q")[:count] if entry & PRESENT]
 
     def _take_table(self, pfn: int, level: int) -> None:
+        if len(self.traced) >= MOST_TABLES:
+            raise Refused(f"more than {MOST_TABLES} page tables")
+        self.walked += 1
         taken: list[int] = []
         try:
             for entry in self._entries(pfn, level):
@@ -171,10 +181,10 @@ class PvPaging(Paging, name="pv", is_for_any=False):
             self.take(pfn, level - 1)
         elif entry & WRITABLE:
             self.take(pfn, DATA)
-        elif self.machine_frames.gfn(pfn) is None:
+        elif (gfn := self.machine_frames.gfn(pfn)) is None:
             raise Refused(f"frame {pfn:#x} is not the guest's")
         else:
-            self.readers[pfn] = self.readers.get(pfn, 0) + 1
+            self.readers[pfn], self.places[pfn] = self.readers.get(pfn, 0) + 1, gfn
 
     def _drop(self, entry: int, level: int) -> None:
         self.is_stale = True
@@ -300,8 +310,14 @@ class PvView(View):
     def reach(self, gva: int, *, write: bool) -> int:
         """The hpa behind an address of the kernel.  GuestFault: there is none, or not to write."""
         paging, error = self.paging, E_WRITE if write else 0
+        is_address = not gva >> 32 if paging.levels == 3 else gva >= 0 and is_canonical(gva)
+        if not is_address:
+            raise GuestFault(gva & (1 << 64) - 1, error)
         table = self.root
         for level in range(paging.levels, 0, -1):
+            pfn = table >> PAGE_SHIFT
+            if pfn not in paging.users or paging.kinds[pfn] != level:
+                raise GuestFault(gva, error)
             shift = PAGE_SHIFT + 9 * (level - 1)
             entry = paging.memory.read_u64(table + 8 * (gva >> shift & ENTRIES - 1))
             if not entry & PRESENT:

@@ -22,6 +22,7 @@ from understudy.instructions.operands import LOW32, MASK64
 from understudy.paging.pv import DATA, PvView, Refused
 
 IF: Final = RFLAGS.IF.mask
+MOST_WALKED: Final = 1024  # page tables, in the changes of one call
 GIVEN: Final = int(RFLAGS(CF=1, PF=1, AF=1, ZF=1, SF=1, DF=1, OF=1, AC=1, ID=1, TF=1))
 """What of RFLAGS a return may set, beside IF."""
 TS: Final = CR0.TS.mask
@@ -122,9 +123,11 @@ class Domain(Live):
             raise Refused(f"{count} changes at once")
         items = memoryview(self.read_kernel(at, 16 * count)).cast("Q")
         self.updates_made += count
-        done = 0
+        done, before = 0, self.view.paging.walked
         try:
             for done in range(count):
+                if self.view.paging.walked - before > MOST_WALKED:
+                    raise Refused("so many page tables at once")
                 self._change(items[2 * done], items[2 * done + 1])
         except Refused as problem:
             raise Refused(f"change {done}: {problem}") from None
