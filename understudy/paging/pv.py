@@ -145,9 +145,7 @@ class PvPaging(Paging, name="pv", is_for_any=False):
             return
         del self.users[pfn]
         if (kind := self.kinds[pfn]) != DATA:
-            gfn = self.machine_frames.gfn(pfn)
-            assert gfn is not None
-            self.traced.discard(gfn)
+            self.traced.discard(self.places[pfn])
             self.walked += 1
             for entry in self._entries(pfn, kind):
                 self._drop(entry, kind)
