@@ -23,10 +23,10 @@ from understudy.paging import Paging
 from understudy.sched.policy import PolicyError
 from understudy.sched.schedule import Schedule
 from understudy.sched.share import Share
-from understudy.sched.threads import LONG_TURN_NS, Threads
+from understudy.sched.threads import Threads
 from understudy.vcpu.activity import Goal
 from understudy.vcpu.loop import Vcpu
-from understudy.verdict import OVER, YIELDS, StopKind, Verdict
+from understudy.verdict import StopKind
 
 pytestmark = pytest.mark.timeout(600)
 LONG_S = 300.0  # never reached: what is waited for comes before
@@ -153,40 +153,6 @@ def test_a_vm_that_ends_disturbs_no_other_and_another_comes_in_its_place() -> No
         assert set(ended) == {"triple-fault", "debug-exit", "stuck"}
         assert host.vms == others and host.frames.free_count > frames
         go_on(host, others)
-
-
-@pytest.mark.parametrize("found", [YIELDS, OVER])
-def test_a_turn_that_is_cut_comes_to_its_end(
-    found: Verdict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a vCPU that spins, and finds nobody of its VM who waits, or by timers of other VMs."""
-    with Host(pcpus=2, ram="64M", clock="wall") as host:
-        vm, schedule = spinning(host, "spin"), host.schedule
-        vcpu = vm.vcpus[0]
-        assert isinstance(schedule, Threads)
-        now, ticks = schedule.time.now(), list[int]()
-
-        def run(goal: Goal) -> Verdict:
-            nonlocal now
-            if vcpu.time.limit <= now + vm.clock.offset:
-                return OVER
-            now += LONG_TURN_NS // 4
-            return found
-
-        def tick(*event: Any) -> bool:
-            ticks.append(now)
-            return False
-
-        monkeypatch.setattr(schedule.time, "now", lambda: now)
-        monkeypatch.setattr(schedule.pools["default"].policy, "tick", tick)
-        monkeypatch.setattr(schedule, "_is_over", False)
-        monkeypatch.setattr(vcpu, "run", run)
-        began = now
-        with schedule.held():
-            for _ in range(50):
-                schedule._go_on(schedule.pcpus[0])
-        monkeypatch.undo()
-        assert [tick - began for tick in ticks[:8]] == [n * LONG_TURN_NS for n in range(1, 9)]
 
 
 def test_a_vm_that_resets_starts_again_while_others_run() -> None:

@@ -2,11 +2,16 @@
 
 from threading import Thread
 from time import sleep
+from typing import Any
+
+import pytest
 
 from tests.matrix.shared import spinning
 from understudy.host import Host
 from understudy.machine.frames import OutOfFrames
-from understudy.sched.threads import Threads
+from understudy.sched.threads import LONG_TURN_NS, Threads
+from understudy.vcpu.activity import Goal
+from understudy.verdict import OVER, YIELDS, Verdict
 
 
 def test_a_vm_whose_board_finds_no_frame_ends_when_nobody_executes() -> None:
@@ -45,3 +50,37 @@ def test_weights_and_caps_change_when_nobody_decides() -> None:
             assert (vm.weight, vm.cap) == (1, None)
         thread.join()
         assert (vm.weight, vm.cap) == (3, 0.5)
+
+
+@pytest.mark.parametrize("found", [YIELDS, OVER])
+def test_a_turn_that_is_cut_comes_to_its_end(
+    found: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a vCPU that spins, and finds nobody of its VM who waits, or by timers of other VMs."""
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        vm, schedule = spinning(host, "spin"), host.schedule
+        vcpu = vm.vcpus[0]
+        assert isinstance(schedule, Threads)
+        now, ticks = schedule.time.now(), list[int]()
+
+        def run(goal: Goal) -> Verdict:
+            nonlocal now
+            if vcpu.time.limit <= now + vm.clock.offset:
+                return OVER
+            now += LONG_TURN_NS // 4
+            return found
+
+        def tick(*event: Any) -> bool:
+            ticks.append(now)
+            return False
+
+        monkeypatch.setattr(schedule.time, "now", lambda: now)
+        monkeypatch.setattr(schedule.pools["default"].policy, "tick", tick)
+        monkeypatch.setattr(schedule, "_is_over", False)
+        monkeypatch.setattr(vcpu, "run", run)
+        began = now
+        with schedule.held():
+            for _ in range(50):
+                schedule._go_on(schedule.pcpus[0])
+        monkeypatch.undo()
+        assert [tick - began for tick in ticks[:8]] == [n * LONG_TURN_NS for n in range(1, 9)]
