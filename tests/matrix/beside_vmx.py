@@ -31,19 +31,25 @@ def guest_of(vm: VM) -> Deprivileged:
     return guest
 
 
+def together(one: VM, other: VM, step: int, most: int) -> StopKind:
+    """Run both, so many instructions at a time; how they ended."""
+    stop = StopKind.BUDGET
+    while stop == StopKind.BUDGET and one.instructions < most:
+        before = one.describe()
+        stop = one.go(budget=step).kind
+        assert stop == other.go(budget=step).kind
+        a, b = seen(one), seen(other)
+        differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+        assert not differ, f"after:\n{before}"
+    return stop
+
+
 def agree(
     make: Make, step: int, most: int, execution: str = "deprivileged"
 ) -> tuple[str, Counter[str], Counter[str]]:
     """Run this way and by VMX; how they ended, what trapped, and what VMX executed."""
     with make(execution) as one, make("vmx") as other:
-        guest, stop = guest_of(one), StopKind.BUDGET
-        while stop == StopKind.BUDGET and one.instructions < most:
-            before = one.describe()
-            stop = one.go(budget=step).kind
-            assert stop == other.go(budget=step).kind
-            a, b = seen(one), seen(other)
-            differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
-            assert not differ, f"after:\n{before}"
+        guest, stop = guest_of(one), together(one, other, step, most)
         entries = one.processors[0].counters()["entries"]
         assert entries == sum(guest.handed_over.values())
         return stop, Counter(guest.traps), Counter(guest.handed_over)

@@ -9,12 +9,12 @@ does not pass for one.
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.matrix import programs as p
 from tests.matrix import test_real_mode as real_mode
+from tests.matrix.beside_vmx import seen, together
 from tests.matrix.lockstep import linux
 from understudy.execution.emulate import Emulate
 from understudy.guests.entry import Entry
@@ -28,24 +28,12 @@ SYSTEM = {
 ENDS = (StopKind.BUDGET, StopKind.DEBUG_EXIT, StopKind.POWEROFF)
 
 
-def seen(vm: VM) -> dict[str, Any]:
-    processor = vm.processors[0]
-    out = dict(vm.vcpus[0].registers())
-    return out | {"retired": vm.instructions, "tsc": processor.tsc, "fx": processor.fxsave()}
-
-
 def agree(make: Callable[[str], VM], step: int, most: int) -> tuple[str, int, Counter[str]]:
     """Run both; how they ended, and how much was interpreted, and handed to the processor."""
     with make("emulate") as one, make("vmx") as other:
-        guest, stop = one.vcpus[0].guest, StopKind.BUDGET
+        guest = one.vcpus[0].guest
         assert isinstance(guest, Emulate)
-        while stop == StopKind.BUDGET and one.instructions < most:
-            before = one.describe()
-            stop = one.go(budget=step).kind
-            assert stop == other.go(budget=step).kind
-            a, b = seen(one), seen(other)
-            differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
-            assert not differ, f"after:\n{before}"
+        stop = together(one, other, step, most)
         assert stop in ENDS
         return stop, guest.interpreted, Counter(guest.handed_over)
 

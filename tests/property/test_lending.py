@@ -4,15 +4,14 @@ Source: Waldspurger, "Memory Resource Management in VMware ESX Server".  The mac
 passes; each fault that is planted here is found by it.
 """
 
-import itertools
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.property.lending import FRAMES, OFFSETS, Lending
+from tests.property.playing import play
 from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import Frames
@@ -137,17 +136,7 @@ def machine(paging: str) -> type[RuleBasedStateMachine]:
 
 def check(paging: str, steps: int) -> None:
     """Run machines of up to `LENGTH` steps until so many steps are done in all."""
-    kind = machine(paging)
-    options = settings(
-        max_examples=max(1, min(steps // LENGTH, 500)), stateful_step_count=LENGTH, deadline=None,
-        database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,),
-    )  # fmt: skip
-    for chance in itertools.count(1):
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            seed(chance)(kind), settings=options
-        )
-        if kind.done >= steps:  # type: ignore[attr-defined]
-            return
+    play(machine(paging), steps, LENGTH)
 
 
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))

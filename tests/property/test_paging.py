@@ -5,18 +5,15 @@ hypervisor moves, removes and write-protects frames.  Source: the invariants of
 `understudy.paging`.  What is checked: see `paging_machine`.
 """
 
-import itertools
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from tests.property.paging_machine import DATA, EDITS, FORMATS, ROOTS, TABLES, Machine
@@ -37,6 +34,7 @@ from tests.property.paging_oracle import (
     P,
     Shape,
 )
+from tests.property.playing import play
 from understudy.paging import Paging
 
 LARGE_GFNS = {
@@ -269,22 +267,9 @@ def check(paging: str, shape_name: str, steps: int, rooms: tuple[int, ...] = ROO
 
     Returns how many tables were evicted.
     """
-    return play(machine(paging, shape_name, rooms), steps)
-
-
-def play(kind: type[RuleBasedStateMachine], steps: int) -> int:
-    """The same with machines of this kind."""
-    options = settings(
-        max_examples=max(1, min(steps // LENGTH, 500)), stateful_step_count=LENGTH, deadline=None,
-        database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,),
-    )  # fmt: skip
-    for chance in itertools.count(1):
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            seed(chance)(kind), settings=options
-        )
-        if kind.done >= steps:  # type: ignore[attr-defined]
-            return int(kind.evictions)  # type: ignore[attr-defined]
-    raise AssertionError
+    kind = machine(paging, shape_name, rooms)
+    play(kind, steps, LENGTH)
+    return int(kind.evictions)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape_name", FORMATS)

@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from tests.property.paging_machine import DATA, EDITS, FORMATS, PLACES, TABLES
 from tests.property.paging_oracle import IA32, INTEL64, NX, RW, US, A, Access, D, Mode, P
 from tests.property.paging_pair import Pair
-from tests.property.test_paging import addresses, levels, machine, play
+from tests.property.playing import play
+from tests.property.test_paging import LENGTH, addresses, levels, machine
 from understudy.execution.vmx.technique import Vmx
 from understudy.paging import Paging
 from understudy.paging.mirror import Mirror, MirrorView
@@ -90,7 +91,7 @@ def pair(
 @pytest.mark.parametrize("shape_name", FORMATS)
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))
 def test_for_both_never_stale_and_eventually_complete(paging: str, shape_name: str) -> None:
-    play(pair(paging, shape_name), 200)
+    play(pair(paging, shape_name), 200, LENGTH)
 
 
 @pytest.mark.slow
@@ -98,7 +99,7 @@ def test_for_both_never_stale_and_eventually_complete(paging: str, shape_name: s
 @pytest.mark.parametrize("shape_name", FORMATS)
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))
 def test_a_hundred_thousand_steps_of_two(paging: str, shape_name: str) -> None:
-    play(pair(paging, shape_name), 100_000)
+    play(pair(paging, shape_name), 100_000, LENGTH)
 
 
 def lend(paging: str) -> int | None:
@@ -211,5 +212,5 @@ def test_a_broken_rule_is_found(
 ) -> None:
     mutation(monkeypatch)
     with pytest.raises(Exception) as caught:
-        play(pair(paging, shape_name), 20_000)
+        play(pair(paging, shape_name), 20_000, LENGTH)
     assert not isinstance(caught.value, AttributeError | NameError), caught.value
