@@ -19,6 +19,7 @@ ROWS = (
     (
         "_images",
         "_silicon",
+        "bell",
         "silicon",
         "arch",
         "clock",

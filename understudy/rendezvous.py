@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 
+from understudy.bell import Bell
 from understudy.silicon import Exit
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import Stop, Verdict
@@ -120,7 +121,7 @@ class Door:
         finally:
             self.is_in = False
             if house.waits:
-                house.came_out.set()
+                house.came_out.ring()
             house.lock.acquire()
             self._exit = None
         return exit
@@ -166,7 +167,7 @@ class Rendezvous:
         self.doors = [Door(self, vcpu) for vcpu in vcpus]
         self.changes = 0  # times that all stood outside so that something could be changed
         self.waits = False  # somebody waits for one that is in the guest
-        self.came_out = threading.Event()
+        self.came_out = Bell()
         for vcpu in vcpus:
             vcpu.halt = vcpu.memory.p2m.halt = self.halt
 

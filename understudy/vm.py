@@ -241,9 +241,8 @@ class VM(Pluggable):
 
     def _refuse_if_running(self, wish: str) -> None:
         if any(vcpu.is_running for vcpu in self.vcpus):
-            raise RuntimeError(
-                f"{self.name} is running: a callback cannot {wish} it, nor can another thread"
-            )
+            others = f"a callback cannot {wish} it, nor can another thread"
+            raise RuntimeError(f"{self.name} is running: {others}")
 
     def fail(self, problem: Exception) -> None:
         """From a callback that has failed: end the run, which raises this."""
@@ -385,9 +384,10 @@ class VM(Pluggable):
         """
         if self.is_closed:
             return
-        self._refuse_if_running("close")
-        self.is_closed = True
-        self._given.close()
+        with self.turns.held():
+            self._refuse_if_running("close")
+            self.is_closed = True
+            self._given.close()
         for name in PARTS & vars(self).keys():
             delattr(self, name)
         self.console.close()

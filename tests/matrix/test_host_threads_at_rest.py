@@ -1,6 +1,7 @@
 """What concerns all pCPUs of a host is done when none of their threads executes."""
 
-from threading import Thread
+from functools import partial
+from threading import Thread, get_ident
 from time import sleep
 from typing import Any
 
@@ -11,7 +12,15 @@ from understudy.host import Host
 from understudy.machine.frames import OutOfFrames
 from understudy.sched.threads import LONG_TURN_NS, Threads
 from understudy.vcpu.activity import Goal
-from understudy.verdict import OVER, YIELDS, Verdict
+from understudy.verdict import OVER, YIELDS, Stop, StopKind, Verdict
+
+SLEEP = """
+    b0 ff | mov al, 0ffh
+    e6 21 | out 21h, al: no interrupts of the 8259
+    fb    | sti
+    f4    | hlt
+    eb fd | jmp short -3
+"""
 
 
 def test_a_vm_whose_board_finds_no_frame_ends_when_nobody_executes() -> None:
@@ -84,3 +93,35 @@ def test_a_turn_that_is_cut_comes_to_its_end(
                 schedule._go_on(schedule.pcpus[0])
         monkeypatch.undo()
         assert [tick - began for tick in ticks[:8]] == [n * LONG_TURN_NS for n in range(1, 9)]
+
+
+def test_others_get_the_lock_while_a_run_of_so_many_instructions_sleeps() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        vm = spinning(host, "vm", SLEEP)
+        looked: list[int] = []
+
+        def look() -> None:
+            with vm.turns.held():
+                looked.append(vm.instructions)
+            vm.post(partial(vm.endings.request, Stop(StopKind.STOPPED, "seen")))
+
+        thread = Thread(target=look)
+        thread.start()
+        stop = vm.go(budget=1_000_000)
+        thread.join()
+        assert looked and stop.detail == "seen"
+
+
+def test_who_closes_a_vm_finds_nobody_who_goes_on_with_it() -> None:
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        vm, schedule, owners = spinning(host, "vm"), host.schedule, list[int]()
+        assert isinstance(schedule, Threads)
+        dismiss = schedule.dismiss
+
+        def noting(claim: Any) -> None:
+            owners.append(schedule.lock.owner)
+            dismiss(claim)
+
+        schedule.dismiss = noting  # type: ignore[method-assign]
+        vm.close()
+        assert owners == [get_ident()]

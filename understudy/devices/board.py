@@ -17,6 +17,7 @@ Invariants: only the board knows addresses and interrupt numbers; parts are told
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from understudy.clock import Clock
@@ -88,8 +89,13 @@ class Board:
             bus=self.bus,
             requester=self.dma,
         )
-        device = kind(wires, **options)
-        self.regions[name] = self._place(name, device, _sequence(at))
+        try:
+            device = kind(wires, **options)
+            self.regions[name] = self._place(name, device, _sequence(at))
+        except BaseException:
+            if name in self.slots:  # it was on the bus already
+                self.part(Pci.name, Pci).unplug(self.slots.pop(name) << 3)
+            raise
         self.parts[name] = device
         return device
 
@@ -120,11 +126,14 @@ class Board:
             for number, (span, base) in enumerate(zip(device.spans, bases, strict=True))
             if base is not None
         ]
-        for region in regions:
-            try:
-                self.bus.claim(region)
-            except ValueError as problem:
-                raise ValueError(f"{name} ({device.name}): {problem}") from None
+        with ExitStack() as claimed:
+            for region in regions:
+                try:
+                    self.bus.claim(region)
+                except ValueError as problem:
+                    raise ValueError(f"{name} ({device.name}): {problem}") from None
+                claimed.callback(self.bus.release, region)
+            claimed.pop_all()
         return regions
 
     def _plug(self, name: str, function: Function, slot: int | None) -> None:
@@ -132,8 +141,9 @@ class Board:
         pci = self.parts.get(Pci.name)
         if not isinstance(pci, Pci):
             raise ValueError("a PCI function needs a bus: put a row for the part pci before it")
-        self.slots[name] = pci.free_device() if slot is None else slot
-        pci.plug(function, self.slots[name], pin=1)
+        slot = pci.free_device() if slot is None else slot
+        pci.plug(function, slot, pin=1)
+        self.slots[name] = slot
 
     # --- wires ---
 

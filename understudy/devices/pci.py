@@ -11,7 +11,7 @@ Invariants: a function answers at a BAR's address exactly while its command regi
 nobody else is there; both ways to a function's registers find the same ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from understudy.arch.bits import Bit, Bits, Field
 from understudy.closed import let_go
 from understudy.devices import Device
 from understudy.devices.pci_config import (
-    BAR0,
     COMMAND,
     DEVICE,
     INTERRUPT_LINE,
@@ -101,9 +100,7 @@ class Pci(Device, name="pci"):
         self.functions: dict[int, Function] = {}  # by device << 3 | function
         self.wanted: list[Region] = []  # where BARs say that they answer
         self.claimed: list[Region] = []  # and those of them that do
-        self._places: dict[int, list[tuple[_Room, int]]] = {}  # of BARs, by function
-        self._ports, self._low = _Room(PORT_WINDOW), _Room(BAR_WINDOW)
-        self._high = self._low if high_window is None else _Room(high_window)
+        self.high_window = BAR_WINDOW if high_window is None else high_window
         self.state = self.power_on()
         self.plug(Function(vendor=0x8086, device=0x1237, class_code=0x060000, revision=2), 0)
 
@@ -111,16 +108,21 @@ class Pci(Device, name="pci"):
         return PciState(functions={f"{n:02x}": f.power_on() for n, f in self.functions.items()})
 
     def plug(self, function: Function, device: int, number: int = 0, *, pin: int = 0) -> None:
-        """Put a function on the bus, give its BARs addresses, and wire its interrupt pin."""
+        """Put a function on the bus, give its BARs addresses, and wire its interrupt pin.
+
+        ValueError if there is no such device, it is taken, or there is no room; nothing has
+        changed then.
+        """
         devfn = device << 3 | number
         if not 0 <= devfn < 256 or devfn in self.functions:
             raise ValueError(f"PCI 00:{device:02x}.{number} is taken or does not exist")
-        places = self._places[devfn] = []
+        starts: dict[int, int] = {}
+        taken = [place for one in self.functions.values() for place in one.places()]
         for n, bar in function.bars.items():
-            register, width = BAR0 + 4 * n, 8 if bar.is_wide else 4
-            room = self._room(bar)
-            places.append((room, room.take(bar.size)))
-            function.put(register, width, places[-1][1] | function.get(register, width))
+            starts[n] = free_place(self._window(bar), bar, taken)
+            taken.append((bar, starts[n]))
+        for n, start in starts.items():
+            function.move(n, start)
         if pin:
             function.put(INTERRUPT_PIN, 1, pin)
             function.put(INTERRUPT_LINE, 1, irq_of(device, pin))
@@ -136,8 +138,6 @@ class Pci(Device, name="pci"):
         function = self.functions.pop(devfn)
         name = f"{devfn:02x}"
         del self.state.functions[name]
-        for room, start in self._places.pop(devfn):
-            room.give(start)
         if function.irq is not None:
             function.irq.lower()
             del self.lines[name]
@@ -154,11 +154,11 @@ class Pci(Device, name="pci"):
                 return device
         raise ValueError("all 32 device numbers of PCI bus 0 are taken")
 
-    def _room(self, bar: Bar) -> "_Room":
+    def _window(self, bar: Bar) -> range:
         """Where firmware would put it."""
         if bar.is_port:
-            return self._ports
-        return self._high if bar.is_wide else self._low
+            return PORT_WINDOW
+        return self.high_window if bar.is_wide else BAR_WINDOW
 
     def _remap(self) -> None:
         """Answer where the BARs say now.  Of two at one place, the first on the bus gets it."""
@@ -254,29 +254,22 @@ class Pci(Device, name="pci"):
         }
 
 
-class _Room:
-    """A window in which addresses are given away, from the bottom up."""
+def free_place(window: range, bar: Bar, taken: Iterable[tuple[Bar, int]]) -> int:
+    """An address of a window for a BAR: above all others there, or else in the first gap.
 
-    def __init__(self, window: range) -> None:
-        self.window = window
-        self.taken: dict[int, int] = {}  # ends, by start
-
-    def take(self, size: int) -> int:
-        """So many bytes, aligned to their size: above all others, or else in the first gap."""
-        ends = sorted(self.taken.values())
-        for end in (*ends[-1:], self.window.start, *ends):
-            start = -(-end // size) * size
-            if start + size <= self.window.stop and not self._overlaps(start, start + size):
-                self.taken[start] = start + size
-                return start
-        raise ValueError(f"no room for a BAR of {size} bytes below {self.window.stop:#x}")
-
-    def give(self, start: int) -> None:
-        """Nobody is there any more."""
-        del self.taken[start]
-
-    def _overlaps(self, start: int, end: int) -> bool:
-        return any(one < end and start < other for one, other in self.taken.items())
+    `taken`: BARs and where they are.  ValueError if there is no room.
+    """
+    size = bar.size
+    others = [(one, one + its.size) for its, one in taken if its.is_port == bar.is_port]
+    others = [(one, end) for one, end in others if one < window.stop and window.start < end]
+    ends = sorted(end for _, end in others)
+    for end in (*ends[-1:], window.start, *ends):
+        start = -(-max(end, window.start) // size) * size
+        if start + size <= window.stop and not any(
+            one < start + size and start < other for one, other in others
+        ):
+            return start
+    raise ValueError(f"no room for a BAR of {size} bytes below {window.stop:#x}")
 
 
 def _has_same_shape(a: FunctionState, b: FunctionState) -> bool:

@@ -10,7 +10,7 @@ pin is released while it may send messages instead.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ class Bar(NamedTuple):
     is_port: bool
     is_wide: bool  # 64 bits, so that the next BAR is its upper half
     owner: Owner
+
+    @property
+    def width(self) -> int:
+        """Bytes of the register."""
+        return 8 if self.is_wide else 4
 
 
 class BusMaster:
@@ -182,12 +187,26 @@ class Function(ConfigSpace):
         """Whether it may begin transactions of its own."""
         return bool(self.state.config[COMMAND] & MASTER)
 
+    def places(self) -> Iterator[tuple[Bar, int]]:
+        """Its BARs and where they point, now and after a reset, whether they answer or not."""
+        for number, bar in self.bars.items():
+            first = BAR0 + 4 * number
+            for state in (self.state, self.power_on()):
+                value = int.from_bytes(state.config[first : first + bar.width], "little")
+                yield bar, value & -bar.size
+
+    def move(self, number: int, start: int) -> None:
+        """Point a BAR at an address that is a multiple of its size."""
+        register, bar = BAR0 + 4 * number, self.bars[number]
+        self.put(register, bar.width, start | self.get(register, bar.width) & bar.size - 1)
+
     def region(self, number: int) -> Region | None:
         """Where the BAR answers now, or None."""
-        size, is_port, is_wide, owner = self.bars[number]
+        bar = self.bars[number]
+        size, is_port, _, owner = bar
         if not self.get(COMMAND, 2) & (Command.IO.mask if is_port else Command.MEMORY.mask):
             return None
-        start = self.get(BAR0 + 4 * number, 8 if is_wide else 4) & -size
+        start = self.get(BAR0 + 4 * number, bar.width) & -size
         if start == 0 or (is_port and start + size > PORTS):
             return None
         return Region(Space.PORT if is_port else Space.MMIO, start, size, owner, number, 4)

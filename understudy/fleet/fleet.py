@@ -9,7 +9,6 @@ VM is no end of the others, and the end of the last one is that of the fleet.
 """
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from understudy.backends.cable import NetworkError
 from understudy.backends.opening import ImageError
+from understudy.bell import Bell
 from understudy.fleet.member import CLOSED, Member
 from understudy.fleet.plan import HostPlan, PlanError
 from understudy.guests.entry import GuestError
@@ -49,7 +49,7 @@ class Fleet:
         self.host.on_end.append(self._ended)
         self.posts: deque[Callable[[], None]] = deque()
         self.is_closed = self.is_up = False
-        self._news = threading.Event()
+        self._news = Bell()
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +138,7 @@ class Fleet:
         if self.is_closed:
             raise RuntimeError(f"the host {self.plan.name} has ended")
         self.posts.append(action)
-        self._news.set()
+        self._news.ring()
         self.host.stop("somebody asks")
 
     def down(self, names: list[str] | None = None) -> None:

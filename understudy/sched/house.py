@@ -5,13 +5,13 @@ Invariants: a pool's policy hears of every change, in the order of time; a vCPU 
 most; what cannot be is refused (PolicyError), and nothing has changed then.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
+from understudy.bell import Bell
 from understudy.sched.host_time import HostTime, RealTime
 from understudy.sched.pcpu import Pcpu
 from understudy.sched.policy import Policy, PolicyError
@@ -51,7 +51,7 @@ class House:
             self._join(pcpu, self.pools[DEFAULT])
         self.claims: list[Claim] = []
         self.is_fresh = True  # nothing has run yet
-        self.news = threading.Event()
+        self.news = Bell()
         self.poked: deque[Seat] = deque()  # they were told something
         self._restless: set[Claim] = set()  # their boards have a new timer
         self.turn: tuple[Pcpu, Seat, int] | None = None  # one that was cut, and its end
@@ -231,7 +231,7 @@ class House:
 
     def hear(self, seat: Seat) -> None:
         """From any thread: have it looked at who was told something."""
-        self.news.set()
+        self.news.ring()
 
     def forget_pokes(self, claim: Claim, others: Sequence[int]) -> None:
         """Of the vCPUs of a VM these were told something, and no other."""

@@ -3,10 +3,10 @@
 Invariant: all that a thread of its own would touch while vCPUs run on it is in the one object.
 """
 
-import threading
 from collections import Counter
 from typing import Any
 
+from understudy.bell import Bell
 from understudy.sched.seat import Seat
 from understudy.silicon import Processor
 
@@ -20,7 +20,7 @@ class Pcpu:
         self.seat: Seat | None = None  # who runs on it now
         self.inside: Seat | None = None  # who executes here, in this pCPU's thread, if it has one
         self.end = 0  # when the turn that began there is over, in its thread; 0: none has begun
-        self.bell = threading.Event()  # wakes the thread
+        self.bell = Bell()  # wakes the thread
         self.there: Seat | None = None  # whose registers it has
         self.reason = "idle"  # why the last one left
         self.preempted = False  # the one that runs is to give way at the next boundary

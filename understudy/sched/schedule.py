@@ -77,7 +77,7 @@ class Schedule(House):
     def ask(self, stop: Stop) -> None:
         """From any thread: end the run soon."""
         self.asked = stop
-        self.news.set()
+        self.news.ring()
 
     def held(self) -> AbstractContextManager[None]:
         """Inside, nobody answers an exit of any VM."""
@@ -260,7 +260,7 @@ class Schedule(House):
             due = min(due, chores)
             self.news.clear()
             if not self.poked and self.asked is None:
-                self.news.wait(None if due == NEVER else max(due - now, 0) / 1e9)
+                self._nap(None if due == NEVER else (due - now) / 1e9)
             return None
         seats = [seat for claim in self.claims for seat in claim.seats]
         turn = now // TURN_NS
@@ -274,6 +274,9 @@ class Schedule(House):
         if due > now:
             processor.advance(self._passing(due - now, due))
         return None
+
+    def _nap(self, seconds: float | None) -> None:
+        self.news.wait(seconds)
 
     def _soonest(self, aim: Aim) -> int:
         """When somebody may have something to do, if nothing is told to anybody."""

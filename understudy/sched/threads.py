@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Final
 
+from understudy.bell import Bell
 from understudy.rendezvous import FairLock, Rendezvous, together
 from understudy.sched.house import DEFAULT
 from understudy.sched.pcpu import Pcpu
@@ -104,7 +105,7 @@ class Threads(Schedule):
         pcpus = [one for one in pcpus if one.number == seat.pcpu] + pcpus
         for pcpu in pcpus:
             if pcpu.inside is None:  # its thread waits, or is about to look who goes on
-                pcpu.bell.set()
+                pcpu.bell.ring()
                 return
         for pcpu in pcpus[:1]:
             self._bring_back(pcpu)
@@ -112,7 +113,7 @@ class Threads(Schedule):
     def _call_all(self) -> None:
         for pcpu in self.pcpus:
             self._bring_back(pcpu)
-            pcpu.bell.set()
+            pcpu.bell.ring()
 
     def _bring_back(self, pcpu: Pcpu) -> None:
         """The turn there is over now."""
@@ -239,11 +240,24 @@ class Threads(Schedule):
         if self._is_over or self.asked is not None or has_news():
             return
         left = None if due == NEVER else max(due - self.time.now(), 0) / 1e9
+        self._wait_for(pcpu.bell, left)
+
+    def _wait_for(self, bell: Bell, seconds: float | None) -> None:
         self.lock.release()
         try:
-            pcpu.bell.wait(left)
+            bell.wait(seconds)
         finally:
             self.lock.acquire()
+
+    # --- by turns ---
+
+    def _step(self, aim: Aim) -> Stop | None:
+        stop = super()._step(aim)
+        self.lock.let_by()
+        return stop
+
+    def _nap(self, seconds: float | None) -> None:
+        self._wait_for(self.news, seconds)
 
     # --- at rest ---
 
@@ -262,7 +276,7 @@ class Threads(Schedule):
                 self._rests.popleft()()
         finally:
             for pcpu in self.pcpus:
-                pcpu.bell.set()
+                pcpu.bell.ring()
 
     def _do_chores(self, now: int) -> None:
         if self._is_alone:
@@ -297,7 +311,7 @@ class Threads(Schedule):
         super()._want(seat, now)
         for pcpu in self.pools[seat.claim.pool].pcpus:
             if pcpu.seat is None:
-                pcpu.bell.set()
+                pcpu.bell.ring()
 
     def _preempt(self, pcpu: Pcpu) -> None:
         super()._preempt(pcpu)

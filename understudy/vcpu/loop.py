@@ -66,7 +66,7 @@ class Vcpu:
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
-        self.poke = self.time.wake.set  # hears what it is told while it sleeps
+        self.poke = self.time.wake.ring  # hears what it is told while it sleeps
         self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
         self.counts = ExitCounts(self.table)

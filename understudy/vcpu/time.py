@@ -12,11 +12,11 @@ Invariants: nothing fires before the timer could say so; two runs in virtual tim
 times at the same instructions.
 """
 
-import threading
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
+from understudy.bell import Bell
 from understudy.clock import Clock, Timer
 from understudy.guest import Guest
 from understudy.silicon import LocalApic
@@ -47,7 +47,7 @@ class GuestClock(Clock):
         return super()._push(ns, sequence, callback)
 
 
-def passing(news: threading.Event, seconds: float | None, left: int) -> int:
+def passing(news: Bell, seconds: float | None, left: int) -> int:
     """Wait for news, so long at most: how many ns have passed of `left`, all if none came."""
     began = monotonic_ns()
     return min(monotonic_ns() - began, left) if news.wait(seconds) else left
@@ -65,7 +65,7 @@ class Deadlines:
         self.debt = 0  # ticks that have passed, and that the processor has not been told
         self.limit = NEVER  # when the processor's turn is over
         self.stale = 0  # when the timer of the wall clock lags too much, by `monotonic_ns`
-        self.wake = threading.Event()
+        self.wake = Bell()
         self._up = (1 << self.shift) - 1
         self.moved()
 

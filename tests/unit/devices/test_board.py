@@ -280,6 +280,23 @@ def test_a_pci_device_without_a_bus_is_refused(drop_in: Callable[[str, str], Non
         Board(ManualClock(), Ram(), [("nic", {})])
 
 
+LATE = NIC.replace("plug(function)", "plug(function); raise ValueError('too late')")
+
+
+def test_what_fails_half_way_is_off_the_board_again(drop_in: Callable[[str, str], None]) -> None:
+    drop_in("nic_that_fails", LATE)
+    board = Board(ManualClock(), Ram(), [("pci", {"at": (0xCF8, 0xE000_0000)})])
+    board.add("uart16550", at=0x3E8, irq=4)
+    before, slots = board.save(), dict(board.slots)
+    with pytest.raises(ValueError, match="too late"):
+        board.add("nic")
+    with pytest.raises(ValueError, match="claimed twice"):
+        board.add("pit8254", at=(0x300, 0x3E8), irq=0)
+    assert (board.save(), board.slots) == (before, slots)
+    board.add("uart16550", name="com2", at=0x300, irq=3)  # where the timer almost was
+    assert board.bus.mmio_read(0xE000_0000 | 1 << 15, 4) == 0xFFFF_FFFF
+
+
 @pytest.mark.parametrize(("name", "source"), [("adder", ADDER), ("nic", NIC)])
 def test_it_is_fuzzed_like_all_others(
     drop_in: Callable[[str, str], None], name: str, source: str

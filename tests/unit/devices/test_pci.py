@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit.devices.pci_bench import ECAM, IO, MASTER, MEMORY, Bench
-from understudy.devices.pci import MMIO_WINDOW, _Room
-from understudy.devices.pci_function import Function
+from understudy.devices.pci import MMIO_WINDOW, free_place
+from understudy.devices.pci_function import Bar, Function
 from understudy.machine.physical import DmaError
 
 PIN = 3  # INTA# of device 3 is the fourth wire
@@ -233,12 +233,52 @@ def test_what_was_unplugged_is_gone_and_its_addresses_and_slot_are_free() -> Non
     assert b.irqs[2:] == [(PIN, True)]
 
 
-def test_addresses_that_were_given_back_are_given_away_when_the_window_is_full() -> None:
-    room = _Room(range(0x1000, 0x5000))
-    assert [room.take(0x1000) for _ in range(4)] == [0x1000, 0x2000, 0x3000, 0x4000]
-    room.give(0x2000)
+def toys(b: Bench, *sizes: int) -> Function:
+    function = Function(vendor=1, device=2, class_code=3)
+    for number, size in enumerate(sizes):
+        function.add_bar(number, size, b.toy)
+    return function
+
+
+def test_addresses_are_given_away_above_all_others_and_then_in_the_gaps() -> None:
+    window, owner = range(0x1000, 0x5000), Bench().toy
+    whole, half = Bar(0x1000, False, False, owner), Bar(0x800, False, False, owner)
+    taken: list[tuple[Bar, int]] = [(Bar(0x8000, True, False, owner), 0), (whole, 0x8000)]
+    for start in range(0x1000, 0x5000, 0x1000):
+        assert free_place(window, whole, taken) == start
+        taken.append((whole, start))
     with pytest.raises(ValueError, match="no room"):
-        room.take(0x2000)
-    assert room.take(0x800) == 0x2000
-    room.give(0x4000)
-    assert room.take(0x1000) == 0x4000
+        free_place(window, half, taken)
+    taken.remove((whole, 0x2000))
+    assert free_place(window, half, taken) == 0x2000
+    taken.append((half, 0x2000))
+    with pytest.raises(ValueError, match="no room for a BAR of 4096 bytes below 0x5000"):
+        free_place(window, whole, taken)
+
+
+def test_what_is_plugged_in_gets_no_address_at_which_another_is_or_will_be() -> None:
+    """The guest has moved it, or a snapshot has; after a reset it is where it was."""
+    b = Bench()
+    first, second, third = (toys(b, 0x1000) for _ in range(3))
+    b.pci.plug(first, 4)
+    start = b.get(4, 0x10)
+    b.put(4, 0x10, start + 0x1000)
+    b.pci.plug(second, 5)
+    assert b.get(5, 0x10) == start + 0x2000
+    saved = b.pci.save()
+    b.pci.reset()
+    b.pci.plug(third, 6)
+    assert (b.get(4, 0x10), b.get(6, 0x10)) == (start, start + 0x3000)
+    b.pci.unplug(6 << 3)
+    b.pci.load(saved)
+    assert b.get(4, 0x10) == start + 0x1000
+
+
+def test_what_finds_no_room_has_changed_nothing() -> None:
+    b = Bench()
+    before = b.pci.save()
+    with pytest.raises(ValueError, match="no room"):
+        b.pci.plug(toys(b, 0x1000, 1 << 31), 4, pin=1)
+    assert b.pci.save() == before and b.get(4, 0) == 0xFFFFFFFF
+    b.pci.plug(toys(b, 0x1000), 4, pin=1)
+    assert b.get(4, 0) == 2 << 16 | 1

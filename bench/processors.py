@@ -1,0 +1,81 @@
+"""`python -m bench.processors`: two programs that compute at once, on one vCPU and on two.
+
+What: real time of one Debian for both programs, in turns with one and two vCPUs, and natively on
+one processor and on two.  Each pair's ratio is taken; the greatest and the median are shown: other
+programs on the computer can only make it smaller.  Source: none.
+Invariant: both programs end with the same sums wherever they run, or this ends with an error.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from understudy.linux import VM
+
+SUM = "n=0; s=0; while [ $n -lt {turns} ]; do n=$((n+1)); s=$(((s*31+n)%1000003)); done; echo $s"
+BOTH = "({one}) & ({one}) & wait"
+
+
+def timed(both: Callable[[], str]) -> tuple[float, str]:
+    """Seconds, and what was printed."""
+    begin = time.perf_counter()
+    said = both()
+    return time.perf_counter() - begin, said
+
+
+def natively(program: str, processors: int) -> str:
+    """The same on this computer."""
+
+    def stay() -> None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
+
+    command = ["busybox", "sh", "-c", program]
+    done = subprocess.run(command, preexec_fn=stay, check=True, capture_output=True, text=True)
+    return " ".join(done.stdout.split())
+
+
+def in_guest(vm: VM, program: str) -> str:
+    """In a guest."""
+    return " ".join(vm.run(program).check().output.split())
+
+
+def compare(name: str, places: dict[int, Callable[[], str]], times: int) -> None:
+    """One row of the table."""
+    ratios, sums = list[float](), set[str]()
+    for _ in range(times):
+        took = {}
+        for processors, both in places.items():
+            took[processors], said = timed(both)
+            sums.add(said)
+        ratios.append(took[1] / took[2])
+    if len(sums) != 1:
+        raise SystemExit(f"{name}: the sums differ: {sorted(sums)}")
+    print(f"| {name} | {max(ratios):.2f} | {statistics.median(ratios):.2f} |", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.processors", description=__doc__)
+    parser.add_argument("--times", type=int, default=5, help="repetitions of each row")
+    parser.add_argument("--turns", type=int, default=400_000, help="of each program's loop")
+    options = parser.parse_args()
+    program = BOTH.format(one=SUM.format(turns=options.turns))
+    print("| two programs that compute, two processors against one | greatest | median |")
+    print("|---|---|---|")
+    with ExitStack() as open_:
+        vms = {
+            cpus: open_.enter_context(VM.linux("cloud-amd64", cpus=cpus, clock="wall"))
+            for cpus in (1, 2)
+        }
+        places = {cpus: partial(in_guest, vm, program) for cpus, vm in vms.items()}
+        compare("understudy", places, options.times)
+    compare("native", {n: partial(natively, program, n) for n in (1, 2)}, options.times)
+
+
+if __name__ == "__main__":
+    main()
