@@ -1,0 +1,116 @@
+"""A hostile guest and a restless computer: names become links, folders move, and nothing outside of
+a shared folder is read or changed.
+
+Source: ours.
+"""
+
+import os
+import shutil
+import struct
+import tempfile
+from contextlib import closing, suppress
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.devices.virtio.fuse import FuseDriver
+from understudy.devices.virtio import fs_messages as fuse
+from understudy.devices.virtio.fs_messages import Op
+
+SECRET = b"what nobody may see"
+NAMES = ("a", "b", "sub", "secret", "..", ".", "sub/a", "../outside", "outside", "")
+NAME = st.sampled_from(NAMES)
+NODE = st.integers(1, 9)
+WORD = st.integers(0, 12)
+LINKS = ("../outside", "../outside/secret", "../../outside", "/etc", "..", "a", "sub")
+GUEST = st.tuples(st.just("guest"), st.sampled_from(list(Op)), NODE, WORD, NAME, NAME)
+COMPUTER = st.tuples(
+    st.just("computer"), st.sampled_from(["link", "folder", "file", "away", "back"]),
+    st.sampled_from(["a", "b", "sub", "sub/a", "sub/b"]), st.sampled_from(LINKS),
+)  # fmt: skip
+
+
+def body_of(op: Op, word: int, name: str, other: str) -> bytes:
+    """What goes behind the header of a request, so that it may succeed."""
+    one, two = name.encode() + b"\0", other.encode() + b"\0"
+    match op:
+        case Op.LOOKUP | Op.UNLINK | Op.RMDIR:
+            return one
+        case Op.SYMLINK:
+            return one + two
+        case Op.MKNOD:
+            return fuse.MKNOD_IN.pack(0o100666, 0, 0, 0) + one
+        case Op.MKDIR:
+            return fuse.MKDIR_IN.pack(0o777, 0) + one
+        case Op.CREATE:
+            flags = os.O_RDWR | (os.O_TRUNC if word % 2 else 0)
+            return fuse.CREATE_IN.pack(flags, 0o666, 0, 0) + one
+        case Op.RENAME | Op.LINK:
+            return struct.pack("<Q", word) + one + (two if op is Op.RENAME else b"")
+        case Op.RENAME2:
+            return fuse.RENAME2_IN.pack(word, word % 3, 0) + one + two
+        case Op.OPEN | Op.OPENDIR:
+            return fuse.OPEN_IN.pack((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC)[word % 3], 0)
+        case Op.SETATTR:
+            return fuse.SETATTR_IN.pack(word % 10, 0, 0, 5, *[0] * 7, 0o777, 0, 0, 0, 0)
+        case Op.WRITE:
+            return fuse.READ_IN.pack(word, 0, 5, 0, 0, 0, 0) + b"guest"
+        case _:
+            return fuse.READ_IN.pack(word, 0, 4096, 0, 0, 0, 0)
+
+
+def change(place: Path, what: str, name: str, link: str) -> None:
+    """What somebody on the computer does, if it can be done."""
+    at = place / name
+    with suppress(OSError):
+        if what == "away":
+            at.rename(place.parent / "moved")
+        elif what == "back":
+            (place.parent / "moved").rename(at)
+        else:
+            if at.is_dir() and not at.is_symlink():
+                shutil.rmtree(at)
+            else:
+                at.unlink(missing_ok=True)
+            if what == "link":
+                at.symlink_to(link)
+            elif what == "folder":
+                at.mkdir()
+            else:
+                at.write_bytes(b"file")
+
+
+def content(top: Path) -> dict[str, tuple[int, bytes]]:
+    """All under it, with permissions."""
+    return {
+        str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in (top, *top.rglob("*"))
+    }
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(st.one_of(GUEST, GUEST, GUEST, COMPUTER), max_size=60))
+def test_nothing_outside_is_read_or_changed(script: list[tuple[str, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        outside, place = Path(base) / "outside", Path(base) / "shared"
+        (outside / "sub").mkdir(parents=True)
+        for name in ("secret", "a", "b", "sub/a"):
+            (outside / name).write_bytes(SECRET)
+        (place / "sub").mkdir(parents=True)
+        for name in ("a", "b", "sub/a", "sub/b"):
+            (place / name).write_bytes(b"inside")
+        before = content(outside)
+        with closing(FuseDriver(place, is_writable=True)) as d:
+            for name in ("a", "b", "sub"):
+                d.look(name)
+            d.look("sub", "a")
+            for who, *what in script:
+                if who == "computer":
+                    change(place, *what)
+                    continue
+                op, node, word, name, other = what
+                if op not in fuse.SILENT:
+                    d.ask(int(op), int(node), body_of(Op(op), int(word), name, other), 4096)
+                assert SECRET not in d.memory.ram
+        assert content(outside) == before
