@@ -122,7 +122,7 @@ def test_what_cannot_be(image: Path) -> None:
         ):
             with pytest.raises((ValueError, ImageError), match=words):
                 vm.plug(what)
-        with pytest.raises(ValueError, match="no disk or network card 'pci': data"):
+        with pytest.raises(ValueError, match="no disk, network card or folder 'pci': data"):
             vm.unplug("pci")
         for _ in range(4):
             vm.plug(Nic("none"))

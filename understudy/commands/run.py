@@ -297,7 +297,9 @@ def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
     from understudy.backends.cable import NetworkError
+    from understudy.backends.folder import ShareError
     from understudy.backends.opening import ImageError
+    from understudy.backends.unix_ports import VsockError
     from understudy.commands.console import converse, execute
     from understudy.control import ControlError, ControlSocket
     from understudy.guests import debian
@@ -346,7 +348,7 @@ def _carry_out(wanted: Wanted) -> int:
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
         except ControlError as error:
             raise Refusal(f"--control: {error}") from None
-        except (ImageError, NetworkError) as error:
+        except (ImageError, NetworkError, ShareError, VsockError) as error:
             raise Refusal(str(error)) from None
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None
