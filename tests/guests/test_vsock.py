@@ -97,13 +97,13 @@ def test_bytes_go_both_ways_and_all_arrive(kernel: str, tmp_path: Path) -> None:
             vm.go(wall_seconds=0.2)
         for talk in talks:
             assert talk.answer.startswith(b"OK ") and talk.echo == talk.data
-        with closing(vm.connect(1234)) as end:
+        with closing(vm.vsock(1234)) as end:
             end.sendall(b"hello")
             vm.run("sleep 1")
             end.settimeout(LONG_S)
             assert end.recv(100) == b"hello"
         with pytest.raises(ConnectionRefusedError, match="refused: 'port 9'"):
-            vm.connect(9)
+            vm.vsock(9)
         with asked(path, 9) as refused:
             vm.run("sleep 1")
             assert line_of(refused) == b""
@@ -142,14 +142,14 @@ def test_the_guest_connects_to_a_program_of_this_computer(tmp_path: Path) -> Non
 def test_a_snapshot_has_no_connections_and_its_guest_is_told(tmp_path: Path) -> None:
     with with_python("cloud-amd64", vsock=str(tmp_path / "v.sock")) as vm:
         vm.run("python3 /echo.py >/dev/null 2>&1 & sleep 1").check()
-        with closing(vm.connect(1234)) as end:
+        with closing(vm.vsock(1234)) as end:
             end.sendall(b"before")
             saved = vm.save()
             vm.run("sleep 1")
             assert end.recv(100) == b"before", "the VM goes on with it"
             with VM.restore(saved, vsock=str(tmp_path / "w.sock")) as again:
                 again.run("sleep 1; pkill -f echo.py; python3 /echo.py >/dev/null 2>&1 & sleep 1")
-                with closing(again.connect(1234)) as other:
+                with closing(again.vsock(1234)) as other:
                     other.sendall(b"after")
                     again.run("sleep 1")
                     assert other.recv(100) == b"after"

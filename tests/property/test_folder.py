@@ -53,7 +53,8 @@ def body_of(op: Op, word: int, name: str, other: str) -> bytes:
         case Op.OPEN | Op.OPENDIR:
             return fuse.OPEN_IN.pack((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC)[word % 3], 0)
         case Op.SETATTR:
-            return fuse.SETATTR_IN.pack(word % 10, 0, 0, 5, *[0] * 7, 0o777, 0, 0, 0, 0)
+            valid = word % 10 | (fuse.ATIME | fuse.MTIME if word > 5 else 0)
+            return fuse.SETATTR_IN.pack(valid, 0, 0, 5, *[0] * 7, 0o777, 0, 0, 0, 0)
         case Op.WRITE:
             return fuse.READ_IN.pack(word, 0, 5, 0, 0, 0, 0) + b"guest"
         case _:
@@ -81,10 +82,14 @@ def change(place: Path, what: str, name: str, link: str) -> None:
                 at.write_bytes(b"file")
 
 
-def content(top: Path) -> dict[str, tuple[int, bytes]]:
-    """All under it, with permissions."""
+def content(top: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All under it, with permissions and times."""
     return {
-        str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        str(path): (
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
         for path in (top, *top.rglob("*"))
     }
 

@@ -31,7 +31,7 @@ class Connecting:
     ) -> None:
         """Run the guest until `done()`."""
 
-    def connect(
+    def vsock(
         self, /, port: int, *, timeout_guest_s: float = CONNECT_GUEST_S,
         timeout_wall_s: float = CONNECT_WALL_S,
     ) -> socket.socket:  # fmt: skip

@@ -130,6 +130,20 @@ def test_a_link_out_of_the_folder_leads_nowhere(w: FuseDriver) -> None:
     assert w.ask(Op.CREATE, ROOT, body)[0] == errno.EACCES
 
 
+def test_times_of_a_link_are_its_own(w: FuseDriver, place: Path) -> None:
+    secret = place.parent / "outside" / "secret"
+    before = secret.stat().st_mtime_ns, secret.stat().st_atime_ns
+    body = fuse.SETATTR_IN.pack(fuse.ATIME | fuse.MTIME, *[0] * 4, 7, 8, *[0] * 9)
+    w.wants(Op.SETATTR, w.look("out").node, body)
+    assert (secret.stat().st_mtime_ns, secret.stat().st_atime_ns) == before
+    assert (place / "out").lstat().st_mtime == 8
+    body = fuse.SETATTR_IN.pack(fuse.MODE, *[0] * 15)
+    assert w.ask(Op.SETATTR, w.look("out").node, body)[0] == errno.EOPNOTSUPP
+    body = fuse.SETATTR_IN.pack(fuse.SIZE, *[0] * 15)
+    assert w.ask(Op.SETATTR, w.look("out").node, body)[0] == errno.EACCES
+    assert secret.read_bytes() == SECRET
+
+
 def test_a_name_that_becomes_a_link_on_the_computer_leads_nowhere(
     w: FuseDriver, place: Path
 ) -> None:
