@@ -284,7 +284,7 @@ def connect(board: PC, part: Net | Vsocket, post: Callable[[Callable[[], None]],
     if isinstance(part, Net):
         part.cable.notify = partial(post, look)
     else:
-        part.notify = partial(post, look)
+        part.listen(partial(post, look))
 
 
 def cards_of(board: PC) -> list[Net]:

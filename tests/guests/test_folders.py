@@ -182,6 +182,18 @@ def test_where_it_cannot_be_mounted_is_said_in_one_line(tmp_path: Path) -> None:
         vm.run("true")
 
 
+def test_several_processors_in_real_time(tree: Path, tmp_path: Path) -> None:
+    fetched("cloud-amd64")
+    folders = [f"{tree}:/in", f"{tmp_path / 'out'}:/out,rw"]
+    (tmp_path / "out").mkdir()
+    with VM.linux("cloud-amd64", cpus=2, clock="wall", folders=folders) as vm:
+        copies = "".join(f"cp -a /in /out/{n} & " for n in range(4))
+        vm.run(f"{copies} wait").check()
+        assert vm.run(TROUBLE).output == ""
+    for n in range(4):
+        assert sums(tmp_path / "out" / str(n)) == sums(tree)
+
+
 def test_it_is_mounted_again_after_a_reset(tmp_path: Path) -> None:
     fetched("cloud-amd64")
     (tmp_path / "a").write_text("content")

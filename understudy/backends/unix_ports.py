@@ -64,19 +64,17 @@ class UnixPorts:
                 self.path.unlink()
 
 
-def wish(end: socket.socket) -> int | None:
+def wish(end: socket.socket, said: bytearray) -> int | None:
     """Which port he wants; None: not said yet.  OSError if that is not what he says, or he is gone.
 
-    What he says behind that stays in the socket.
+    said: of it so far; what he says behind it stays in the socket.
     """
-    data = end.recv(LONGEST_WISH, socket.MSG_PEEK)
-    line, is_whole, _ = data.partition(b"\n")
-    if not is_whole:
-        if not data or len(data) >= LONGEST_WISH:
-            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+    data = end.recv(LONGEST_WISH - len(said), socket.MSG_PEEK)
+    line, newline, _ = data.partition(b"\n")
+    said += end.recv(len(line + newline)) if data else b""
+    if data and not newline and len(said) < LONGEST_WISH:
         return None
-    end.recv(len(line) + 1)
-    found = WISH.fullmatch(line + b"\n")
+    found = WISH.fullmatch(said)
     if found is None or int(found[1]) >> 32:
         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
     return int(found[1])

@@ -44,6 +44,8 @@ FIRST_PORT: Final = 1 << 30  # of ours that programs of this computer get
 
 Ports = tuple[int, int]
 """Of this computer, and of the guest."""
+Asking = tuple[socket.socket, bytearray]
+"""Who has come, and what he has said so far."""
 
 
 @dataclass
@@ -66,13 +68,11 @@ class Vsock(VirtioPci, name="virtio_vsock"):
         self.notify: Callable[[], None] = lambda: None  # from a thread: `look`
         self.streams: dict[Ports, Stream] = {}
         self._ready: OrderedDict[Ports, None] = OrderedDict()  # that may have something to tell
-        self._asking: dict[int, socket.socket] = {}  # who has not said yet what he wants
+        self._asking: dict[int, Asking] = {}  # who has not said yet what he wants
         self._by_end: dict[int, Ports] = {}
         self._following = FIRST_PORT
         self._is_held_up = False  # the guest's packets wait for buffers of its own
         self._readiness: Readiness | None = None
-        if ports is not None:
-            self.readiness.watch(ports.listener, READ)
         self.state = self.power_on()
 
     def power_on(self) -> VsockState:
@@ -82,6 +82,12 @@ class Vsock(VirtioPci, name="virtio_vsock"):
         return CONFIG.pack(self.cid)
 
     # --- this computer's side ---
+
+    def listen(self, notify: Callable[[], None]) -> None:
+        """Let programs of this computer come; `notify`, from a thread: have me `look`."""
+        self.notify = notify
+        if self.ports is not None:
+            self.readiness.watch(self.ports.listener, READ)
 
     @property
     def readiness(self) -> Readiness:
@@ -148,14 +154,14 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             if len(self._asking) + len(self.streams) >= MOST_STREAMS:
                 end.close()
                 continue
-            self._asking[end.fileno()] = end
+            self._asking[end.fileno()] = end, bytearray()
             self.readiness.watch(end, READ)
         self.readiness.watch(ports.listener, READ)
 
     def _hear_wish(self, fd: int) -> None:
-        end = self._asking[fd]
+        end, said = self._asking[fd]
         try:
-            port = wish(end)
+            port = wish(end, said)
         except BlockingIOError:
             port = None
         except OSError:
@@ -170,19 +176,19 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             stream.greeting += b"OK %d\n" % stream.own
 
     def _turn_away(self, fd: int) -> None:
-        end = self._asking.pop(fd)
+        end, _ = self._asking.pop(fd)
         self.readiness.forget(end)
         end.close()
 
     def _watch(self, stream: Stream) -> None:
         """Hear of it when something can be done that cannot now."""
-        is_idle = not stream.is_readable or stream.is_over
-        wanted = READ if not stream.is_readable else 0
+        if stream.phase is not Phase.OPEN or stream.is_broken:
+            return
+        is_known = stream.is_readable and not stream.is_over  # and read when the guest has room
+        wanted = 0 if stream.is_readable else READ
         wanted |= WRITE if stream.out or stream.greeting else 0
-        if stream.phase is Phase.OPEN and is_idle and not stream.is_hung:
+        if wanted or not (is_known or stream.is_hung):
             self.readiness.watch(stream.end, wanted)
-        elif wanted & WRITE and stream.phase is Phase.OPEN:
-            self.readiness.watch(stream.end, WRITE)
 
     # --- queues ---
 

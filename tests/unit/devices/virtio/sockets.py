@@ -27,6 +27,7 @@ class VsockDriver(Driver):
         super().__init__("virtio_vsock", cid=CID, ports=ports)
         assert isinstance(self.device, Vsock)
         self.part = self.device
+        self.part.listen(lambda: None)
         self.start(size=8)
         self.alloc, self.taken = ROOM, 0
         self.behind: list[tuple[Header, bytes]] = []  # came, and nobody has asked for it yet

@@ -84,7 +84,8 @@ def test_what_is_said_behind_the_wish_is_not_lost(d: VsockDriver, path: Path) ->
 
 def test_a_wish_in_pieces(d: VsockDriver, path: Path) -> None:
     with client(path, b"CONN") as end:
-        d.part.look()
+        d.wait(lambda: [said for _, said in d.part._asking.values()] == [b"CONN"])
+        assert not d.part.readiness.take(), "nobody looks again before there is more"
         end.sendall(b"ECT 7\n")
         assert d.next(Op.REQUEST)[0].dst_port == 7
 
