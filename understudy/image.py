@@ -304,11 +304,13 @@ def _choose_vsock(state: dict[str, Any], vsock: Any) -> None:
     """Have this path in place of that which is named there; else none."""
     try:
         kept = restore(tuple[Vsock, ...], state["config"]["vsock"], "config.vsock")
-        paths = [""] if vsock is None else [one.path for one in Config.of(vsock=vsock).vsock]
-        chosen = [replace(one, path=path) for one, path in zip(kept, paths, strict=False)]
-        state["config"]["vsock"] = plain(chosen)
+        chosen = (Vsock(),) * len(kept) if vsock is None else Config.of(vsock=vsock).vsock
+        pairs = zip(kept, chosen, strict=False)
+        state["config"]["vsock"] = plain([replace(old, path=new.path) for old, new in pairs])
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+    if len(chosen) != len(kept):
+        raise SnapshotError(f"the snapshot's VM has {len(kept)} vsocks, and vsock= names another")
 
 
 def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:

@@ -10,6 +10,7 @@ from understudy import state
 from understudy.backends.unix_ports import VsockError
 from understudy.config import Config
 from understudy.devices.virtio.vsock import Vsock as Part
+from understudy.image_file import SnapshotError
 from understudy.linux import VM, LinuxError
 from understudy.vsock import Vsock
 
@@ -74,6 +75,10 @@ def test_a_snapshot_has_no_path(tmp_path: Path) -> None:
     with VM.restore(saved, vsock=str(other)) as again:
         assert other.is_socket()
         assert again.pc.part("vsock0", Part).cid == 7
+    with VM("16M") as vm:
+        plain = vm.save()
+    with pytest.raises(SnapshotError, match="has 0 vsocks"):
+        VM.restore(plain, vsock=str(other))
 
 
 def test_who_connects_while_there_is_no_driver_is_told(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
         stream = Stream(self._following, port, end, Phase.ASKED)
         self._following = FIRST_PORT + (self._following + 1 - FIRST_PORT) % FIRST_PORT
         self._add(stream)
+        self._watch(stream)
         return stream
 
     def _add(self, stream: Stream) -> None:
@@ -143,6 +144,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
                 stream = self.streams[key]
                 stream.is_readable |= bool(events & (READ | HUNG))
                 stream.is_hung |= bool(events & HUNG)
+                stream.is_broken |= stream.is_hung and stream.phase is Phase.ASKED  # he gave up
                 stream.flush()
                 self._ready[key] = None
                 self._watch(stream)
@@ -182,7 +184,10 @@ class Vsock(VirtioPci, name="virtio_vsock"):
 
     def _watch(self, stream: Stream) -> None:
         """Hear of it when something can be done that cannot now."""
-        if stream.phase is not Phase.OPEN or stream.is_broken:
+        if stream.is_broken or (stream.phase is Phase.ASKED and stream.is_hung):
+            return
+        if stream.phase is Phase.ASKED:
+            self.readiness.watch(stream.end, 0)  # whether he gives up
             return
         is_known = stream.is_readable and not stream.is_over  # and read when the guest has room
         wanted = 0 if stream.is_readable else READ

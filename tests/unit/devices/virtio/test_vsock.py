@@ -119,6 +119,12 @@ def test_a_guest_that_refuses(d: VsockDriver, path: Path) -> None:
         assert end.recv(100) == b"" and d.part.streams == {}
 
 
+def test_who_gives_up_before_the_guest_has_answered(d: VsockDriver, path: Path) -> None:
+    with client(path, b"CONNECT 80\n"):
+        header, _ = d.next(Op.REQUEST)
+    assert d.next(Op.RST)[0].src_port == header.src_port and d.part.streams == {}
+
+
 def test_a_guest_without_a_driver_refuses(path: Path) -> None:
     with closing(VsockDriver(path)) as d:
         d.put(0x14, 0, 1)
