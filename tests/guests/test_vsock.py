@@ -84,7 +84,7 @@ class Talk(threading.Thread):
         end.shutdown(socket.SHUT_WR)
 
 
-@pytest.mark.parametrize("kernel", ["cloud-amd64", "cloud-amd64-6.12"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_bytes_go_both_ways_and_all_arrive(kernel: str, tmp_path: Path) -> None:
     path = tmp_path / "v.sock"
     with with_python(kernel, vsock=str(path)) as vm:

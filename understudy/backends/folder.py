@@ -20,17 +20,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from understudy.backends import system_calls
-from understudy.backends.folder_names import KeptNode, Names, Node, checked, error
+from understudy.backends.folder_names import (
+    FolderState,
+    KeptHandle,
+    Names,
+    Node,
+    checked,
+    error,
+)
 from understudy.backends.system_calls import Entry
-from understudy.state import U64, plain, restore
+from understudy.state import plain, restore
 
 MOST_HANDLES: Final = 256
 LIST_BYTES: Final = 1 << 15  # of names that are read at once
 PERMISSIONS: Final = 0o1777  # and no setuid, no setgid
 NOREPLACE, EXCHANGE = 1, 2  # RENAME_*
+GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+"""What is said of a path where there is not any more what was there."""
 MADE: Final = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
 """What mknod may make: no devices."""
 
@@ -47,23 +56,6 @@ class Handle:
     node: Node
     flags: int
     """Of open(2)."""
-
-
-class KeptHandle(NamedTuple):
-    """An open file in a snapshot."""
-
-    number: U64
-    node: U64
-    flags: U64
-
-
-@dataclass
-class FolderState:
-    """What a snapshot keeps: names, parents before their children, and what is open."""
-
-    nodes: list[KeptNode]
-    handles: list[KeptHandle]
-    following: U64
 
 
 class Folder:
@@ -99,10 +91,7 @@ class Folder:
                 there = os.fstat(found)
             finally:
                 os.close(found)
-        return self._told(folder, name, there).number, there
-
-    def _told(self, folder: Node, name: bytes, there: os.stat_result) -> Node:
-        return self.names.told(folder, name, stat.S_IFMT(there.st_mode))
+        return self.names.told(folder, name, there).number, there
 
     def forget(self, number: int, count: int) -> None:
         """The guest forgets so many times that it was told of a number."""
@@ -112,24 +101,31 @@ class Folder:
 
     @contextmanager
     def _at(self, node: Node) -> Iterator[int]:
-        """A descriptor of what has this name now, or of the file that the guest has open."""
-        if node.handles and node.kind != stat.S_IFDIR:
+        """A descriptor of what has this name, or of the file that had it and is still open."""
+        fd = self._named(node)
+        if fd is not None:
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        elif node.handles and node.kind != stat.S_IFDIR:
             yield self.handles[next(iter(node.handles))].fd
-            return
+        else:
+            raise error(errno.ESTALE)
+
+    def _named(self, node: Node) -> int | None:
+        """A descriptor of the file of this name, if it is still there."""
         try:
-            fd = system_calls.open_within(
-                self._root, self.names.path(node), os.O_PATH | os.O_NOFOLLOW
-            )
+            path = self.names.path(node)
+            fd = system_calls.open_within(self._root, path, os.O_PATH | os.O_NOFOLLOW)
         except OSError as problem:
-            if problem.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise error(errno.ESTALE) from None
+            if problem.errno in GONE:
+                return None
             raise
-        try:
-            if stat.S_IFMT(os.fstat(fd).st_mode) != node.kind:
-                raise error(errno.ESTALE)
-            yield fd
-        finally:
-            os.close(fd)
+        if node is self.names.top or node.is_of(os.fstat(fd)):
+            return fd
+        os.close(fd)
+        return None
 
     def _reopened(self, fd: int, flags: int) -> int:
         """The same file for other uses.  It is no device and no pipe, whatever its name was."""
@@ -198,7 +194,7 @@ class Folder:
         except BaseException:
             os.close(new)
             raise
-        node = self._told(folder, name, there)
+        node = self.names.told(folder, name, there)
         return node.number, there, self._handle(node, new, flags & os.O_ACCMODE)
 
     def handle(self, number: int) -> Handle:
@@ -250,11 +246,7 @@ class Folder:
         with self._at(node) as fd:
             own = b"%d" % fd
             if size is not None:
-                writable = self._reopened(fd, os.O_WRONLY)
-                try:
-                    os.ftruncate(writable, size)
-                finally:
-                    os.close(writable)
+                self._resize(node, fd, size)
             if mode is not None:
                 if node.kind == stat.S_IFLNK:
                     raise error(errno.EOPNOTSUPP)
@@ -264,6 +256,17 @@ class Folder:
                 a = old.st_atime_ns if accessed_ns is None else accessed_ns
                 m = old.st_mtime_ns if modified_ns is None else modified_ns
                 os.utime(own, ns=(a, m), dir_fd=self._self)
+
+    def _resize(self, node: Node, fd: int, size: int) -> None:
+        for handle in (self.handles[number] for number in node.handles):
+            if handle.flags & os.O_ACCMODE:  # its permissions may not let it be opened again
+                os.ftruncate(handle.fd, size)
+                return
+        writable = self._reopened(fd, os.O_WRONLY)
+        try:
+            os.ftruncate(writable, size)
+        finally:
+            os.close(writable)
 
     def make_folder(self, parent: int, name: bytes, mode: int) -> None:
         """A new folder in a folder."""

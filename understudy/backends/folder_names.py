@@ -32,9 +32,17 @@ class Node:
     parent: "Node | None"  # None: it is the folder itself, or there is no such name any more
     name: bytes
     kind: int  # as in st_mode
+    file: tuple[int, int] | None = None  # device and inode of what was there; None: not seen yet
     known: int = 0  # how often the guest has been told of it
     children: "dict[bytes, Node]" = field(default_factory=dict)
     handles: set[int] = field(default_factory=set)
+
+    def is_of(self, there: os.stat_result) -> bool:
+        """Whether this is what was there before.  What was not seen yet is seen now."""
+        file = there.st_dev, there.st_ino
+        if self.file is None and self.kind == stat.S_IFMT(there.st_mode):
+            self.file = file
+        return (self.kind, self.file) == (stat.S_IFMT(there.st_mode), file)
 
 
 class KeptNode(NamedTuple):
@@ -45,6 +53,23 @@ class KeptNode(NamedTuple):
     name: bytes
     kind: U64
     known: U64
+
+
+class KeptHandle(NamedTuple):
+    """An open file in a snapshot."""
+
+    number: U64
+    node: U64
+    flags: U64
+
+
+@dataclass
+class FolderState:
+    """What a snapshot keeps: names, parents before their children, and what is open."""
+
+    nodes: list[KeptNode]
+    handles: list[KeptHandle]
+    following: U64
 
 
 class Names:
@@ -79,16 +104,17 @@ class Names:
             raise error(errno.ENAMETOOLONG)
         return path
 
-    def told(self, folder: Node, name: bytes, kind: int) -> Node:
-        """The guest is told of a name, where something of this kind is."""
+    def told(self, folder: Node, name: bytes, there: os.stat_result) -> Node:
+        """The guest is told of a name, and of what is there: another file is another number."""
         node = folder.children.get(name)
-        if node is not None and node.kind != kind:
+        if node is not None and not node.is_of(there):
             self.gone(folder, name)
             node = None
         if node is None:
             if len(self.nodes) >= MOST_NODES:
                 self._evict(folder)
-            node = Node(self.next(), folder, name, kind)
+            file = there.st_dev, there.st_ino
+            node = Node(self.next(), folder, name, stat.S_IFMT(there.st_mode), file)
             self.nodes[node.number] = folder.children[name] = node
         node.known += 1
         return node
@@ -178,7 +204,7 @@ class Names:
             or (parent is None) != (row.parent == 0)
         ):  # fmt: skip
             raise ValueError("snapshot: a shared folder's names cannot be so")
-        node = Node(row.number, parent, row.name, row.kind, row.known)
+        node = Node(row.number, parent, row.name, row.kind, None, row.known)
         self.nodes[node.number] = node
         if parent is None:
             return

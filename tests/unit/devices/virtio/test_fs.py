@@ -167,12 +167,6 @@ def test_a_name_that_becomes_a_link_on_the_computer_leads_nowhere(
     assert stat.S_ISLNK(again.mode) and again.node != sub
 
 
-def test_a_folder_that_was_moved_out_is_out(w: FuseDriver, place: Path) -> None:
-    sub = w.look("sub").node
-    (place / "sub").rename(place.parent / "moved")
-    assert w.ask(Op.LOOKUP, sub, b"b\0")[0] == errno.ESTALE
-
-
 def test_devices_and_pipes_are_seen_and_never_opened(w: FuseDriver, place: Path) -> None:
     os.mkfifo(place / "pipe")
     pipe = w.look("pipe")
