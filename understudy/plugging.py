@@ -136,14 +136,10 @@ class Pluggable(Tenant):
 
     def _pinned(self) -> Config:
         """Its Config with the names and slots that things have now, whatever comes or goes."""
-        config, names = self.config, {id(one): name for name, one in named(self.config)}
-        pinned: dict[str, Any] = {
-            field: tuple(
-                replace(one, name=names[id(one)], slot=self.pc.slots[names[id(one)]])
-                for one in getattr(config, field)
-            )
-            for _, field in KINDS.values()
-        }
+        config = self.config
+        pinned: dict[str, Any] = {field: () for _, field in KINDS.values()}
+        for name, one in named(config):
+            pinned[KINDS[kind_of(one)][1]] += (replace(one, name=name, slot=self.pc.slots[name]),)
         return replace(config, **pinned)
 
     def _have(self, config: Config) -> None:

@@ -170,6 +170,8 @@ def run(
 
       understudy run --guest cloud-amd64 --disk data.img --disk debian.img,ro
 
+      understudy run --guest cloud-amd64 --share src --share out:/srv/out,rw --exec "ls /mnt/src"
+
       understudy run --guest 686 --control vm.sock
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
