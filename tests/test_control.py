@@ -90,7 +90,7 @@ def test_a_disk_is_plugged_in_by_the_name_that_it_has_here(tmp_path: Path) -> No
             ({"do": "plug"}, "net"),
             (_request("plug", "net=none,name=data"), "plugged in already"),
             (_request("plug", "disk=/none"), "/none"),
-            (_request("unplug", "none"), "no disk or network card 'none': data, net0"),
+            (_request("unplug", "none"), "no disk, network card or folder 'none': data, net0"),
         ):
             with pytest.raises(ControlError, match=words):
                 done(request)
@@ -102,7 +102,11 @@ def test_a_disk_is_plugged_in_by_the_name_that_it_has_here(tmp_path: Path) -> No
         (("control", "none.sock"), 1, "there is no such socket; start a VM with understudy run"),
         (("control", "none.sock", "dance"), 2, "'dance': expected one of status, counts"),
         (("control", "none.sock", "save"), 2, "save needs a FILE"),
-        (("control", "none.sock", "plug", "floppy=a"), 2, "plug: expected disk=FILE or net=KIND"),
+        (
+            ("control", "none.sock", "plug", "floppy=a"),
+            2,
+            "plug: 'floppy=a': expected disk=FILE, net=KIND, share=FOLDER or",
+        ),
         (("control", "none.sock", "plug", "disk=a,rw"), 2, "not 'rw'"),
         (("control", "none.sock", "stop", "now"), 2, "stop takes nothing more, got 'now'"),
         (("inspect", "rip"), 2, "say either --control SOCKET or --snapshot FILE"),

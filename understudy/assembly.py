@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
+from understudy.backends.folder import Folder
 from understudy.backends.network import cable_of
 from understudy.backends.opening import open_disk
 from understudy.backends.pcap import Pcap
+from understudy.backends.unix_ports import UnixPorts
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices import Device
@@ -31,6 +34,7 @@ from understudy.devices.virtio.blk import MOST_QUEUES
 from understudy.devices.virtio.net import MOST_PAIRS, Net
 from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
+from understudy.devices.virtio.vsock import Vsock as Vsocket
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.disk import Disk
 from understudy.execution import Execution
@@ -44,12 +48,14 @@ from understudy.paging import BUDGET, Paging
 from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
+from understudy.share import Share
 from understudy.silicon import Processor, host_features, wall_tsc
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
+from understudy.vsock import Vsock
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
@@ -77,7 +83,8 @@ def again(config: Config, engine: str | None, clone: int | None) -> Config:
     """That of a VM which is made of an image: what only one VM can have at a time, it has not."""
     net = tuple(replace(nic, pcap="") for nic in config.net)
     publish = config.publish if clone is None else ()
-    return replace(config, engine=engine or config.engine, net=net, publish=publish)
+    vsock = config.vsock if clone is None else tuple(replace(v, path="") for v in config.vsock)
+    return replace(config, engine=engine or config.engine, net=net, publish=publish, vsock=vsock)
 
 
 def with_paging(config: Config, name: str) -> Config:
@@ -160,8 +167,8 @@ def board_of(
     """A PC, wired to the processors by `router`.  `request` ends the run; `eject`
     hears which slot the guest has given up.
 
-    Its disks are open, its cables plugged in; the board closes them.  ImageError or NetworkError if
-    one of them cannot be.
+    Its disks and folders are open, its cables plugged in; the board closes them.  ImageError,
+    NetworkError or ShareError if one of them cannot be.
     """
     is_wall = config.clock == "wall"
     epoch_ns = time.time_ns() if is_wall else DEFAULT_EPOCH_NS
@@ -174,6 +181,8 @@ def board_of(
               for n, one in enumerate(config.disks)),
             *(net_row(f"net{n}", config, one, epoch_ns, clock, given)
               for n, one in enumerate(config.net)),
+            *(share_row(f"share{n}", one, given) for n, one in enumerate(config.folders)),
+            *(vsock_row(f"vsock{n}", one, given) for n, one in enumerate(config.vsock)),
         ]  # fmt: skip
         fixed = (*config.devices, *last)
         board = PC(
@@ -202,8 +211,9 @@ def board_of(
     for part in board.parts.values():
         if isinstance(part, VirtioPci):
             part.hide(config.hide_virtio)
-    for card in cards_of(board):
-        connect(board, card, post)
+    for part in board.parts.values():
+        if isinstance(part, Net | Vsocket):
+            connect(board, part, post)
     for nic, card in cards_by_row(config, board):
         card.set_link(is_up=nic.kind != "none")
     for balloon in balloons_of(board):
@@ -247,14 +257,34 @@ def net_row(
     }  # fmt: skip
 
 
-def connect(board: PC, card: Net, post: Callable[[Callable[[], None]], None]) -> None:
-    """Have a card hear of its cable, as long as it is on the board."""
+def share_row(usual: str, share: Share, given: ExitStack) -> Row:
+    """A row for a folder, which `given` closes; the guest finds it by its name."""
+    folder = Folder(Path(share.folder), is_writable=share.is_writable)
+    given.callback(folder.close)
+    name = share.name or usual
+    return "virtio_fs", {"name": name, "slot": share.slot or None, "folder": folder, "tag": name}
+
+
+def vsock_row(usual: str, vsock: Vsock, given: ExitStack) -> Row:
+    """A row for a socket to the host, with its path, which `given` gives up."""
+    ports = UnixPorts(Path(vsock.path)) if vsock.path else None
+    if ports is not None:
+        given.callback(ports.close)
+    own = {"name": vsock.name or usual, "slot": vsock.slot or None}
+    return "virtio_vsock", own | {"cid": vsock.cid, "ports": ports}
+
+
+def connect(board: PC, part: Net | Vsocket, post: Callable[[Callable[[], None]], None]) -> None:
+    """Have a part hear of what comes from outside, as long as it is on the board."""
 
     def look() -> None:
-        if card in board.parts.values():
-            card.look()
+        if part in board.parts.values():
+            part.look()
 
-    card.cable.notify = partial(post, look)
+    if isinstance(part, Net):
+        part.cable.notify = partial(post, look)
+    else:
+        part.listen(partial(post, look))
 
 
 def cards_of(board: PC) -> list[Net]:

@@ -18,22 +18,22 @@ from typing import Any, Final, Self
 from understudy.arch.address import PAGE
 from understudy.arch.topology import Topology
 from understudy.disk import FORM, Disk
+from understudy.lists import Check, DeviceRow, each, names, names_of_devices, rows, texts
 from understudy.nic import FORM as NIC_FORM
 from understudy.nic import PORT_FORM, Nic, Port
 from understudy.quantities import bytes_of, parse_size
+from understudy.share import FORM as SHARE_FORM
+from understudy.share import Share
+from understudy.vsock import FORM as VSOCK_FORM
+from understudy.vsock import Vsock
 
 SMALLEST, LARGEST = 1 << 20, 1 << 38
 LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local APIC's neighbourhood
 MOST_DISKS, MOST_NICS, MOST_PORTS = 24, 4, 256  # the first two of the 32 slots of a PCI bus
+MOST_FOLDERS: Final = 8
 MOST_SHARES: Final = 1_000_000
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
-
-DeviceRow = tuple[str, dict[str, int | str | bool | list[int | str | None]]]
-"""A further device on the board: its name in `Device.ALL`, where it is, and its options."""
-
-Check = Callable[[str, Any], Any]
-"""Given a field's name and a value for it: the value as it is kept, or ValueError."""
 
 
 @dataclass(frozen=True)
@@ -155,58 +155,6 @@ def _rom(what: str, value: int) -> int:
     return value
 
 
-def _rows(what: str, value: Iterable[DeviceRow]) -> tuple[DeviceRow, ...]:
-    try:
-        return tuple(
-            (
-                _text("name", name),
-                {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()},
-            )
-            for name, row in value
-        )
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"{what} {value!r}: expected rows like ('uart16550', {{}})") from None
-
-
-def _each(kind: Any, most: int, expected: str) -> Check:
-    """The check of a tuple of values that `kind` can parse from a text."""
-
-    def check(what: str, value: Any) -> tuple[Any, ...]:
-        if isinstance(value, str | kind):
-            value = (value,)
-        try:
-            made = tuple(kind.parse(one) if isinstance(one, str) else one for one in value)
-        except TypeError:
-            made = (None,)
-        if not all(isinstance(one, kind) for one in made):
-            raise ValueError(f"{what} {value!r}: expected {expected}")
-        if len(made) > most:
-            raise ValueError(f"{what}: {len(made)} of them, expected {most} at most")
-        return made
-
-    return check
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = _names(value)
-    try:
-        names = tuple(dict.fromkeys(value))
-    except TypeError:
-        names = (None,)  # type: ignore[assignment]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{what} {value!r}: expected names, like ('rdtsc', 'invlpg')")
-    return names
-
-
-def _names_of_devices(text: str) -> tuple[DeviceRow, ...]:
-    return tuple((name, {}) for name in text.split(","))
-
-
 # --- the options ---
 
 
@@ -248,7 +196,7 @@ class Config:
     )  # fmt: skip
     exits: tuple[str, ...] = option(
         (), "Have these come to the hypervisor though no guest needs it, like rdtsc,cr3-load; help "
-        "lists them.", "--exit", metavar="NAME[,NAME]", read=_names, check=_texts,
+        "lists them.", "--exit", metavar="NAME[,NAME]", read=names, check=texts,
     )  # fmt: skip
     paging: str = option(
         "ept", "How memory is virtualised: ept, or shadow tables; help lists the ways.",
@@ -290,13 +238,13 @@ class Config:
     name: str = option("vm", "What the VM is called.", check=_text)
     devices: tuple[DeviceRow, ...] = option(
         (), "Devices beside those of every board, like testdev, at their usual places.",
-        "--device", metavar="NAME[,NAME]", read=_names_of_devices, check=_rows,
+        "--device", metavar="NAME[,NAME]", read=names_of_devices, check=rows,
     )  # fmt: skip
 
     disks: tuple[Disk, ...] = option(
         (), f"A disk, from an image: {FORM}.  May be repeated.", "--disk",
         metavar="FILE[,OPTIONS]", read=Disk.parse, is_many=True,
-        check=_each(Disk, MOST_DISKS, "disks, or texts like 'FILE,ro'"),
+        check=each(Disk, MOST_DISKS, "disks, or texts like 'FILE,ro'"),
     )  # fmt: skip
     """`Disk`s, or texts as on the command line."""
     snapshot: bool = option(
@@ -307,23 +255,41 @@ class Config:
     net: tuple[Nic, ...] = option(
         (), f"A network card, and where its cable leads: {NIC_FORM}.  May be repeated.", "--net",
         metavar="user|lan=NAME[,OPTIONS]", read=Nic.parse, is_many=True,
-        check=_each(Nic, MOST_NICS, "network cards, or texts like 'user' or 'lan=NAME'"),
+        check=each(Nic, MOST_NICS, "network cards, or texts like 'user' or 'lan=NAME'"),
     )  # fmt: skip
     """`Nic`s, or texts as on the command line."""
     publish: tuple[Port, ...] = option(
         (), "A port of this computer that leads into the guest, with --net user; of its loopback "
         "if no address is said.  May be repeated.", "--publish",
         metavar=PORT_FORM, read=Port.parse, is_many=True,
-        check=_each(Port, MOST_PORTS, "ports, or texts like '8080:80'"),
+        check=each(Port, MOST_PORTS, "ports, or texts like '8080:80'"),
     )  # fmt: skip
     """`Port`s, or texts as on the command line."""
 
+    folders: tuple[Share, ...] = option(
+        (), f"A folder of this computer that the guest shares, to read: {SHARE_FORM}; with rw, to "
+        "write as well.  It is at MOUNT there, else at /mnt/ and its name.  May be repeated.",
+        "--share", metavar="FOLDER[:MOUNT][,rw]", read=Share.parse, is_many=True,
+        check=each(Share, MOST_FOLDERS, "shares, or texts like 'FOLDER:/mnt,rw'"),
+    )  # fmt: skip
+    """`Share`s, or texts as on the command line."""
+
+    vsock: tuple[Vsock, ...] = option(
+        (), f"A socket between guest and host, and its path here: {VSOCK_FORM}.", "--vsock",
+        metavar="PATH[,cid=N]", read=Vsock.parse, is_many=True,
+        check=each(Vsock, 1, "a socket, or a text like 'PATH,cid=3'"),
+    )  # fmt: skip
+    """`Vsock`s, or texts as on the command line."""
+
     hide_virtio: tuple[str, ...] = option(
         (), "Features that its virtio devices do not offer, like packed,mq; help lists them.",
-        "--hide-virtio", metavar="FEATURE[,FEATURE]", read=_names, check=_texts,
+        "--hide-virtio", metavar="FEATURE[,FEATURE]", read=names, check=texts,
     )  # fmt: skip
     hotplug: bool = option(
-        False, "Let disks and network cards come and go while it runs.", "--hotplug", check=_switch
+        False,
+        "Let disks, network cards and folders come and go while it runs.",
+        "--hotplug",
+        check=_switch,
     )
     balloon: bool = option(
         False, "Have a balloon, by which the guest gives memory back.", "--balloon", check=_switch
@@ -353,6 +319,13 @@ class Config:
             raise ValueError(
                 f"min_memory {self.min_memory}: expected at most its memory, {self.memory}"
             )
+        mounts = [share.mount for share in self.folders]
+        for mount in mounts:
+            if mounts.count(mount) > 1:
+                raise ValueError(
+                    f"folders: {mounts.count(mount)} of them are to be at {mount}, expected one: "
+                    "say FOLDER:MOUNT with another MOUNT"
+                )
         users = sum(nic.kind == "user" for nic in self.net)
         if users > 1 or (self.publish and not users):
             raise ValueError(
@@ -368,9 +341,10 @@ class Config:
     @property
     def has_virtio(self) -> bool:
         """Whether the VM has devices that a guest needs virtio's drivers for."""
+        parts = self.disks or self.net or self.folders or self.vsock
         return (
             self.agent == "virtio"
-            or bool(self.disks or self.net or self.balloon or self.hotplug)
+            or bool(parts or self.balloon or self.hotplug)
             or any(name.startswith("virtio_") for name, _ in self.devices)
         )
 
@@ -382,7 +356,7 @@ class Config:
     @property
     def is_linked(self) -> bool:
         """Whether others can send it something."""
-        return any(nic.kind != "none" for nic in self.net)
+        return any(nic.kind != "none" for nic in self.net) or bool(self.vsock)
 
     @property
     def has_outside(self) -> bool:
@@ -390,7 +364,7 @@ class Config:
 
         Two runs are not the same run then, not in virtual time either.
         """
-        return any(nic.kind == "user" for nic in self.net)
+        return any(nic.kind == "user" for nic in self.net) or bool(self.vsock)
 
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:

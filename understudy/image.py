@@ -27,11 +27,13 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Protocol, Self, TypedDict, TypeVar
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.backends.cable import NetworkError
+from understudy.backends.folder import ShareError
 from understudy.backends.opening import ImageError
+from understudy.backends.unix_ports import VsockError
 from understudy.config import Config
 from understudy.disk import Disk
 from understudy.image_file import SnapshotError, mapped, pack, unpack, write
@@ -40,12 +42,14 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.nic import Nic
+from understudy.share import Share
 from understudy.silicon import VmFail
 from understudy.slot import Slotted
 from understudy.state import plain, restore
 from understudy.visible import visible
+from understudy.vsock import Vsock
 
-TELLING: Final = (SnapshotError, ImageError, NetworkError)
+TELLING: Final = (SnapshotError, ImageError, NetworkError, ShareError, VsockError)
 """What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
@@ -54,10 +58,20 @@ FEW: Final = 16  # pages, where frames are few
 NO_MEMORY: Final = "the snapshot has memory at {:#x}, where its VM has none"
 COPIERS: Final = 2  # threads; with more the computer's memory is not any faster
 
-Disks = Sequence[Disk | str] | None
-"""Those of a snapshot's VM; None: it has none."""
-Nets = Sequence[Nic | str] | Nic | str | None
-"""Where the cards of a snapshot's VM lead, in its order; None: nowhere."""
+
+class Outside(TypedDict, total=False):
+    """What a snapshot's VM has outside of it, in its order: a snapshot opens none by itself."""
+
+    disks: Sequence[Disk | str]
+    """Its images."""
+    net: Sequence[Nic | str] | Nic | str
+    """Where its cables lead; without it, nowhere."""
+    folders: Sequence[Share | str] | Share | str
+    """What it shares."""
+    vsock: Vsock | str
+    """The path of its socket; without it, none."""
+
+
 Piece = tuple[int, Any]
 """Bytes of guest memory from a gpa on, as a buffer."""
 
@@ -209,18 +223,20 @@ class Image(Generic[Made]):
         return write(Path(path), pack(self.state, self.contents.pieces()))
 
     @classmethod
-    def of(cls, data: "bytes | str | Path", make: "Maker[Made]", disks: Disks = None,
-        net: Nets = None,
-    ) -> Self:  # fmt: skip
+    def of(
+        cls, data: "bytes | str | Path", make: "Maker[Made]", outside: Outside | None = None
+    ) -> Self:
         """What `to_bytes` made, or a file with it; SnapshotError for anything else.
 
-        disks: those of the VM, if it has some; net: where its cables lead.  What may come from
-        anybody opens no file and no network by itself.
+        outside: what it has there, since what may come from anybody opens nothing by itself.
         """
         view = memoryview(data) if isinstance(data, bytes) else mapped(Path(data))
         state, pieces = unpack(view)
-        _choose_disks(state, disks)
-        _choose_nets(state, net)
+        given = outside or Outside()
+        _choose_files(state, Disk, "disks", given.get("disks"))
+        _choose_nets(state, given.get("net"))
+        _choose_files(state, Share, "folders", given.get("folders"))
+        _choose_vsock(state, given.get("vsock"))
         return cls(state, Loose(pieces), make)
 
     def close(self) -> None:
@@ -239,20 +255,24 @@ class Image(Generic[Made]):
         self.close()
 
 
-def _choose_disks(state: dict[str, Any], disks: Disks) -> None:
-    """Put these into the configuration in place of those that are named there."""
+def _choose_files(
+    state: dict[str, Any], kind: type[Disk] | type[Share], field: str, given: Any
+) -> None:
+    """Put these into a field of the configuration in place of those that are named there."""
     try:
-        kept = restore(tuple[Disk, ...], state["config"]["disks"], "config.disks")
-        if disks is not None:
-            chosen = Config.of(disks=disks).disks
-            state["config"]["disks"] = plain(_at(chosen, kept))
+        kept = restore(tuple[kind, ...], state["config"][field], f"config.{field}")  # type: ignore[valid-type]
+        if given is not None:
+            chosen = getattr(Config.of(**{field: given}), field)
+            state["config"][field] = plain(_at(chosen, kept))
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
-    if kept and disks is None:
-        named = visible(", ".join(disk.file for disk in kept))
+    if kept and given is None:
+        named = visible(
+            ", ".join(one.file if isinstance(one, Disk) else one.folder for one in kept)
+        )
         raise SnapshotError(
-            f"the snapshot's VM has disks ({named}), and a snapshot opens no files by itself: say "
-            "which they are, in this order, disks=[…]"
+            f"the snapshot's VM has {field} ({named}), and a snapshot opens no files by itself: "
+            f"say which they are, in this order, {field}=[…]"
         )
 
 
@@ -264,7 +284,7 @@ def _at(chosen: tuple[Slot, ...], kept: tuple[Slot, ...]) -> tuple[Slot, ...]:
     )
 
 
-def _choose_nets(state: dict[str, Any], net: Nets) -> None:
+def _choose_nets(state: dict[str, Any], net: Any) -> None:
     """Put these into the configuration in place of those that are named there; else pull cables."""
     try:
         kept = restore(tuple[Nic, ...], state["config"]["net"], "config.net")
@@ -278,6 +298,19 @@ def _choose_nets(state: dict[str, Any], net: Nets) -> None:
         raise SnapshotError(
             f"the snapshot's VM has {len(kept)} network cards, and net= names {len(chosen)} cables"
         )
+
+
+def _choose_vsock(state: dict[str, Any], vsock: Any) -> None:
+    """Have this path in place of that which is named there; else none."""
+    try:
+        kept = restore(tuple[Vsock, ...], state["config"]["vsock"], "config.vsock")
+        chosen = (Vsock(),) * len(kept) if vsock is None else Config.of(vsock=vsock).vsock
+        pairs = zip(kept, chosen, strict=False)
+        state["config"]["vsock"] = plain([replace(old, path=new.path) for old, new in pairs])
+    except UNFIT as problem:
+        raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None
+    if len(chosen) != len(kept):
+        raise SnapshotError(f"the snapshot's VM has {len(kept)} vsocks, and vsock= names another")
 
 
 def put(pieces: "Iterator[Piece] | Sequence[Piece]", memory: GuestMemory) -> None:

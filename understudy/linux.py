@@ -158,6 +158,7 @@ class VM(machine.VM):
     put = _of_session(Linux.put)
     get = _of_session(Linux.get)
     power_off = _of_session(Linux.power_off)
+    vsock = _of_session(Linux.vsock)
     run_until = _of_session(Linux.run_until)
     last_words = _of_session(Linux.last_words)
     state_in_words = _of_session(Linux.state_in_words)

@@ -22,7 +22,9 @@ from understudy.agent import command as commands
 from understudy.agent.calls import O_CLOEXEC, O_NOCTTY, O_RDWR, Answer, Call, Request
 from understudy.agent.channel import Channel, ChannelState
 from understudy.agent.command import Job, Terminal, Wanted
+from understudy.agent.connecting import Connecting
 from understudy.agent.copying import Copying
+from understudy.agent.mounting import mounted
 from understudy.agent.result import GuestStopped, GuestTimeout, LinuxError, Result
 from understudy.agent.running import Command, Stream, clear_up
 from understudy.agent.setup import power_off, settle
@@ -38,10 +40,8 @@ OUTPUT_KEPT_BYTES = 1 << 28
 # The shell prompts of busybox and of most others, at the end of what was printed.
 PROMPT = rb"[#$] (?:\x1b\[6n)?\Z"
 
-BOOT_GUEST_S = 300.0
-BOOT_WALL_S = 600.0
-COMMAND_GUEST_S = 600.0
-COMMAND_WALL_S = 600.0
+BOOT_GUEST_S, BOOT_WALL_S = 300.0, 600.0
+COMMAND_GUEST_S, COMMAND_WALL_S = 600.0, 600.0
 LAST_GUEST_S, LAST_WALL_S = 5.0, 10.0  # to end a command
 
 _NS = 1_000_000_000
@@ -68,7 +68,7 @@ class LinuxState:
     jobs: list[Job] = field(default_factory=list)  # under way
 
 
-class Linux(Copying):
+class Linux(Copying, Connecting):
     """A session with the Linux in a VM.
 
     >>> with machine.VM.restore(data) as vm:  # doctest: +SKIP
@@ -285,6 +285,7 @@ class Linux(Copying):
         state = self.state
         if state.environment is None:
             state.environment = carried_out(settle(), ask)
+            carried_out(mounted(self.vm.config), ask)
         for job in [one for one in state.jobs if one not in self._listened_to]:
             state.jobs.remove(job)
             clear_up(ask, job)

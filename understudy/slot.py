@@ -1,4 +1,4 @@
-"""What disks and network cards have in common: a name, and a slot of the PCI bus.
+"""What disks, network cards and shared folders have in common: a name, and a slot of the PCI bus.
 
 Source: ours.  Invariant: one that exists is right in itself; whether name and slot are free is
 found out when it is plugged in.
@@ -17,7 +17,7 @@ class Slotted:
     """One of them."""
 
     name: str = ""
-    """By which it is unplugged; empty: disk0, net0 and so on."""
+    """By which it is unplugged; empty: disk0, net0, share0 and so on."""
     slot: int = 0
     """Its device number on the PCI bus; 0: the next that is free."""
 

@@ -93,6 +93,8 @@ def of_name(
         ramdisk = _with_packages(guest, ramdisk, packages, progress)
     if initrd is None and ramdisk is not None and config.has_virtio:
         inserted = drivers.INSERTED + (drivers.BALLOON if config.balloon else ())
+        inserted += drivers.FOLDERS if config.folders or config.hotplug else ()
+        inserted += drivers.VSOCK if config.vsock or config.hotplug else ()
         ramdisk = drivers.with_drivers(
             guest, ramdisk, progress, more=_network(config, inserted), inserted=inserted
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 from understudy import assembly, inspection, tenant
 from understudy.answers.triple_fault import meant
@@ -25,7 +25,7 @@ from understudy.counting import counted
 from understudy.describe import in_words
 from understudy.endings import Endings
 from understudy.guests.entry import Entry, GuestError
-from understudy.image import TELLING, UNFIT, Contents, Disks, Image, Nets, Nothing, Shared, touched
+from understudy.image import TELLING, UNFIT, Contents, Image, Nothing, Outside, Shared, touched
 from understudy.image_file import SnapshotError, pack, write
 from understudy.inspection import Inspection
 from understudy.interrupts import Router
@@ -346,14 +346,14 @@ class VM(Pluggable):
     @classmethod
     def restore(
         cls, data: "bytes | str | Path", *, host: Host | None = None, engine: str | None = None,
-        clone: int | None = None, disks: Disks = None, net: Nets = None,
+        clone: int | None = None, **outside: Unpack[Outside],
     ) -> Self:  # fmt: skip
         """The machine that `save` saw, ready to go on; on another engine if one is named.
 
-        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`; disks and
-        net: as for `Image.of`.  SnapshotError if they are no snapshot, or one that does not fit.
+        data: bytes, or the path of a file that has them.  clone: as for `Image.restore`.
+        SnapshotError if they are no snapshot, or one that does not fit.
         """
-        image = Image.of(data, cls._of_image, disks, net)
+        image = Image.of(data, cls._of_image, outside)
         return image.restore(host=host, engine=engine, clone=clone)
 
     @classmethod

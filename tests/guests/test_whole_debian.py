@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,31 @@ def test_a_login_without_anybody_and_nothing_that_failed(home: Path) -> None:
             vm.wait_for_text("no more")
         assert stopped.value.stop.kind is StopKind.POWEROFF
     assert not home.exists()  # who forgets all needs no disk
+
+
+def test_it_shares_a_folder_and_has_a_socket_to_the_host(home: Path, tmp_path: Path) -> None:
+    shared, path = tmp_path / "shared", tmp_path / "v"
+    shared.mkdir()
+    (shared / "a").write_text("content")
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        VM.linux(
+            "debian", snapshot=True, net="none", folders=f"{shared}:/srv/s,rw", vsock=str(path)
+        ) as vm,
+    ):
+        assert vm.run("cat /srv/s/a; findmnt -no FSTYPE /srv/s").output == "contentvirtiofs\n"
+        vm.run("tar c -C / etc | tar x -C /srv/s --no-same-owner").check()
+        listed = vm.run("cd /etc && find . -type f -exec sha256sum {} + | sort").output
+        for line in listed.splitlines():
+            digest, name = line.split("  ", 1)
+            assert hashlib.sha256((shared / "etc" / name).read_bytes()).hexdigest() == digest
+        listener.bind(f"{path}_5")
+        listener.listen()
+        say = "s = socket.socket(socket.AF_VSOCK); s.connect((2, 5)); s.sendall(b'hello')"
+        vm.run(f'python3 -c "import socket; {say}"').check()
+        with listener.accept()[0] as end:
+            assert end.recv(100) == b"hello"
+        assert vm.run("systemctl --failed --no-legend --plain").output == ""
 
 
 def test_what_is_written_is_there_after_a_power_off_and_a_reboot(home: Path, image: Path) -> None:

@@ -12,21 +12,32 @@ import argparse
 import json
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.tree import ROOT
 from tests.unit.devices.virtio.driver import BAR, BUFFERS, PACKED, QUEUES, RAM, Driver
 from tests.unit.devices.virtio.rings import DRIVER_AREA, PackedRing, SplitRing
+from understudy.backends.folder import Folder
 from understudy.backends.frame import BROADCAST, TCPV6, Frame
 from understudy.devices import Device
+from understudy.devices.virtio import fs_messages as fuse
+from understudy.devices.virtio.fs_messages import Op
 from understudy.devices.virtio.function import NOTIFY
 from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.pci import VirtioPci
+from understudy.devices.virtio.vsock_packet import LAYOUT, Header
 
 PARTS = sorted(name for name, kind in Device.ALL.items() if issubclass(kind, VirtioPci))
-SEVERAL = {"virtio_blk": {"queues": 2, "rate": 1_000_000_000}, "virtio_net": {"pairs": 2}}
+READ = ROOT / "docs" / "paging"  # a folder that stays as it is
+OPTIONS: dict[str, Callable[[], dict[str, object]]] = {
+    "virtio_blk": lambda: {"queues": 2, "rate": 1_000_000_000},
+    "virtio_net": lambda: {"pairs": 2},
+    "virtio_fs": lambda: {"folder": Folder(READ)},
+}
 ALL_ONES = (1 << 64) - 1
 MOST_READS = 20_000  # pieces of memory that one access may read or write
 
@@ -62,7 +73,11 @@ def _of(kind: str, *values: st.SearchStrategy[int]) -> st.SearchStrategy[Action]
 DESCRIBE = _of(
     "describe", SMALL, PLACES, LENGTHS, st.builds(lambda f, n: f | n << 16, FLAGS, SMALL)
 )
+FUSE = _of("fuse", st.sampled_from([*Op, 21, 0xFFFF]), st.integers(0, 6) | NUMBERS,
+           st.integers(0, 9) | NUMBERS, st.integers(0, 9))  # fmt: skip
+NAMES = (b"README.md\0", b"..\0", b".\0", b"a/b\0", b"\0", b"x", b"vtlb.md\0eager.md\0", b"e" * 300)
 ACTIONS = st.one_of(
+    FUSE,
     DESCRIBE,
     DESCRIBE,
     _of("request", st.integers(0, 16), st.sampled_from([0, 1, 2, 7, 100]), LENGTHS),
@@ -86,6 +101,8 @@ ACTIONS = st.one_of(
     _of("frame", st.sampled_from([14, 60, 1514, 1519, 3000, 65_549]),
         st.sampled_from([0, 0, 0, 14, 34, 54]), st.sampled_from([0, 0, 1, 4]),
         st.sampled_from([48, 500, 1440, 65_535])),
+    FUSE,
+    _of("packet", SMALL, SMALL, st.sampled_from([0, 1, 100]), SMALL),
     _of("time", st.sampled_from([1, 1000, 1_000_000, 1_000_000_000])),
 )  # fmt: skip
 SCRIPT = st.lists(ACTIONS, max_size=60)
@@ -95,7 +112,7 @@ class Hostile(Driver):
     """A driver with the actions above."""
 
     def __init__(self, part: str, ns: int = 0) -> None:
-        super().__init__(part, ns, **SEVERAL.get(part, {}))
+        super().__init__(part, ns, **OPTIONS.get(part, dict)())
         self.features, self.size = 1 << 32, 8
         self.steps = 0
         memory = self.memory
@@ -133,6 +150,14 @@ class Hostile(Driver):
                 self.describe(queue, 0, BUFFERS, 16, 1, 1)
                 self.describe(queue, 1, BUFFERS + 0x800, min(c, 4096), 1 | (2 if a % 2 else 0), 2)
                 self.describe(queue, 2, BUFFERS + 0x700, 1, 2)
+                self.offer(queue, 0)
+                self.kick(queue)
+            case "fuse":  # to whom it means something
+                self.fuse(queue, a, b, c, d)
+            case "packet":  # to a socket device
+                header = Header(3, 2, b, a, c, 1, d, 0, a, b)
+                self.memory.write(BUFFERS, LAYOUT.pack(*header))
+                self.describe(queue, 0, BUFFERS, LAYOUT.size + c, 0)
                 self.offer(queue, 0)
                 self.kick(queue)
             case "offer":
@@ -185,6 +210,18 @@ class Hostile(Driver):
                 self.clock.advance(a)
         return None
 
+    def fuse(self, queue: int, op: int, node: int, word: int, kind: int) -> None:
+        """A request for a file system, with a number and a name or something else behind it."""
+        body = struct.pack("<QQII", word, 0 if kind < 5 else node, 512, 0) + bytes(16)
+        if kind < len(NAMES):
+            body = (struct.pack("<Q", word) * (kind % 3)) + NAMES[kind]
+        header = fuse.IN_HEADER.pack(40 + len(body), op, 7, node, 0, 0, 0, 0, 0)
+        self.memory.write(BUFFERS, header + body)
+        self.describe(queue, 0, BUFFERS, len(header + body), 1, 1)
+        self.describe(queue, 1, BUFFERS + 0x400, 0x700, 2)
+        self.offer(queue, 0)
+        self.kick(queue)
+
     def arrive(self, size: int, start: int, kind: int, segment: int) -> None:
         """A frame comes for a network card, with something to do if that can be done."""
         if isinstance(self.device, Net):
@@ -228,19 +265,26 @@ def survives(part: str, **options: object) -> Callable[[], None]:
         for action in script[:cut]:
             one.do(action)
         other = one.reborn()
-        for action in script[cut:]:
-            assert one.do(action) == other.do(action), action
-        assert one.memory.ram == other.memory.ram
-        assert (one.irqs, one.messages) == (other.irqs, other.messages)
-        assert one.sent == other.sent and all(frame.is_sound for _, frame in one.sent)
-        saved, again = one.board.save(), other.board.save()
-        assert saved[part]["state"] == again[part]["state"]
-        for d in (one, other):
-            d.accesses = 0
-            d.do(Action("start", 1, 0, is_packed))
-            assert d.status == 15
+        with closing(one.board), closing(other.board):
+            compared(one, other, script[cut:], is_packed)
 
     return run
+
+
+def compared(one: Hostile, other: Hostile, script: list[Action], is_packed: int) -> None:
+    """Both go the same way, and serve a driver that is sane afterwards."""
+    part = one.device.name
+    for action in script:
+        assert one.do(action) == other.do(action), action
+    assert one.memory.ram == other.memory.ram
+    assert (one.irqs, one.messages) == (other.irqs, other.messages)
+    assert one.sent == other.sent and all(frame.is_sound for _, frame in one.sent)
+    saved, again = one.board.save(), other.board.save()
+    assert saved[part]["state"] == again[part]["state"]
+    for d in (one, other):
+        d.accesses = 0
+        d.do(Action("start", 1, 0, is_packed))
+        assert d.status == 15
 
 
 if __name__ == "__main__":

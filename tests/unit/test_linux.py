@@ -12,6 +12,7 @@ from understudy import GuestStopped, GuestTimeout, Linux, LinuxError, linux_sess
 from understudy import vm as machine
 from understudy.agent.calls import Call
 from understudy.clock import ManualClock
+from understudy.config import Config
 from understudy.devices.agent import DATA, Agent
 from understudy.devices.wires import Wires
 from understudy.last_words import stop_in_words
@@ -50,6 +51,7 @@ class Machine:
 
     is_closed = False
     name = "scripted"
+    config = Config()
 
     def __init__(self, *steps: Step, programs: list[Program] | None = None) -> None:
         self.clock = _Clock()

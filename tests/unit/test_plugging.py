@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy.backends.folder import ShareError
 from understudy.backends.opening import ImageError
 from understudy.config import Config
 from understudy.devices.pc import HOTPLUG_PORT
@@ -122,7 +123,7 @@ def test_what_cannot_be(image: Path) -> None:
         ):
             with pytest.raises((ValueError, ImageError), match=words):
                 vm.plug(what)
-        with pytest.raises(ValueError, match="no disk or network card 'pci': data"):
+        with pytest.raises(ValueError, match="no disk, network card or folder 'pci': data"):
             vm.unplug("pci")
         for _ in range(4):
             vm.plug(Nic("none"))
@@ -151,3 +152,29 @@ def test_a_card_of_the_board_is_none_of_those_that_are_plugged_in(hotplug: bool)
     with VM("16M", hotplug=hotplug, net="none", devices=[("virtio_net", {})]) as vm:
         cards = [vm.pc.part(name, Net) for name in ("virtio_net", "net0")]
         assert [card.state.is_up for card in cards] == [True, False]
+
+
+def test_two_cards_of_one_description_keep_their_names_and_slots() -> None:
+    nic = Nic("none")
+    with VM("16M", hotplug=True, net=(nic, nic)) as vm:
+        before = dict(vm.pc.slots)
+        vm.plug("net=none")
+        kept = {one.name: one.slot for one in vm.config.net}
+        assert list(kept) == ["net0", "net1", "net2"]
+        assert [kept["net0"], kept["net1"]] == [before["net0"], before["net1"]]
+
+
+def test_a_folder_and_a_socket_are_plugged_in_and_a_snapshot_has_them(tmp_path: Path) -> None:
+    with VM("16M", hotplug=True) as vm:
+        assert vm.plug(f"share={tmp_path},rw") == "share0"
+        assert vm.plug(f"vsock={tmp_path}/v,cid=9") == "vsock0"
+        assert vm.plugged == ["share0", "vsock0"]
+        saved = vm.save()
+        with pytest.raises(ValueError, match="vsock: 2 of them, expected 1 at most"):
+            vm.plug(f"vsock={tmp_path}/w")
+        with pytest.raises(ShareError, match="no such folder"):
+            vm.plug(f"share={tmp_path}/none")
+        assert vm.plugged == ["share0", "vsock0"]
+    with VM.restore(saved, folders=f"{tmp_path},rw", vsock=f"{tmp_path}/w") as again:
+        assert again.plugged == ["share0", "vsock0"]
+        assert [one.cid for one in again.config.vsock] == [9]

@@ -37,6 +37,7 @@ class Call(IntEnum):
     CLOSE = 6
     EXECVE = 11
     CHMOD = 15
+    MOUNT = 21
     SYNC = 36
     KILL = 37
     MKDIR = 39

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from understudy.agent.mounting import mounted
+from understudy.agent.steps import Unattended
 from understudy.commands import Refusal
 from understudy.commands.last_line import SLICE_S as LINE_S
 from understudy.commands.last_line import LastLine, Rates
@@ -58,6 +60,9 @@ def converse(
     """
     with ExitStack() as stack:
         session = _Session(vm, line, timeout_s, interactive, stays=stays)
+        if vm.config.folders:
+            _mount(vm)
+            vm.on_reset.append(lambda: _mount(vm))
         if interactive:
             note(f"{ESCAPE_NAME} h shows the keys, {ESCAPE_NAME} q ends the guest")
             stack.enter_context(RawMode(0))
@@ -121,6 +126,11 @@ def execute(
     )
     line.clear()
     return result.status
+
+
+def _mount(vm: VM) -> None:
+    """Have the folders that the guest shares mounted in it, as soon as that can be."""
+    Unattended(vm.session.channel, mounted(vm.config), lambda problem: note(str(problem)))
 
 
 class _Session:

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from understudy.commands import Refusal
-from understudy.disk import Disk
-from understudy.nic import Nic
+from understudy.plug import kind_of, parse
 from understudy.state import plain
 from understudy.visible import visible
 
@@ -22,7 +21,7 @@ WORDS: dict[str, tuple[str, str, bool] | None] = {
     "counts": None,
     "describe": None,
     "paging": ("to", "TECHNIQUE", False),
-    "plug": ("what", "disk=FILE[,OPTIONS]|net=KIND[,OPTIONS]", True),
+    "plug": ("what", "disk=FILE|net=KIND|share=FOLDER", True),
     "unplug": ("what", "NAME", True),
     "save": ("file", "FILE", True),
     "stop": None,
@@ -56,8 +55,9 @@ def control(
 
     status: what runs and how far it is.  counts: what was counted, as JSON.  describe: the
     registers.  paging: the paging technique, or, with a name, another from now on; the guest
-    notices nothing.  plug: put in a disk or a network card of a VM that has --hotplug, as run takes
-    them.  unplug: ask the guest to give one up.  save: write a snapshot.  stop: end the VM.
+    notices nothing.  plug: put a disk, a network card or a folder into a VM that has --hotplug, as
+    run takes them.  unplug: ask the guest to give one up.  save: write a snapshot.  stop: end the
+    VM.
 
     Of a host that understudy up has started: weight, cap (a number, or none), pool: the value, or
     another from now on.  pause, resume.  down: have the guest power itself off.
@@ -119,13 +119,11 @@ def _request(word: str, what: str | None) -> dict[str, Any]:
 
 def _plugged(what: str) -> dict[str, Any]:
     """Read here: files are in this folder, and the VM may run in another."""
-    kind, _, text = what.partition("=")
-    if kind not in ("disk", "net") or not text:
-        raise typer.BadParameter(f"plug: expected disk=FILE or net=KIND, got {what!r}")
     try:
-        return {kind: plain(Disk.parse(text) if kind == "disk" else Nic.parse(text))}
+        one = parse(what)
     except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from None
+        raise typer.BadParameter(f"plug: {problem}") from None
+    return {kind_of(one): plain(one)}
 
 
 def _number(word: str, text: str) -> float | None:

@@ -170,6 +170,8 @@ def run(
 
       understudy run --guest cloud-amd64 --disk data.img --disk debian.img,ro
 
+      understudy run --guest cloud-amd64 --share src --share out:/srv/out,rw --exec "ls /mnt/src"
+
       understudy run --guest 686 --control vm.sock
 
       understudy run --kernel vmlinuz --initrd initrd.img --append "quiet" --memory 512M
@@ -297,7 +299,9 @@ def _carry_out(wanted: Wanted) -> int:
     """Boot and run; the result is the status for the shell."""
     # Imported late: `understudy --help` must work, and quickly, without the compiled half.
     from understudy.backends.cable import NetworkError
+    from understudy.backends.folder import ShareError
     from understudy.backends.opening import ImageError
+    from understudy.backends.unix_ports import VsockError
     from understudy.commands.console import converse, execute
     from understudy.control import ControlError, ControlSocket
     from understudy.guests import debian
@@ -346,7 +350,7 @@ def _carry_out(wanted: Wanted) -> int:
             raise Refusal(str(error), detail=getattr(error, "detail", "")) from None
         except ControlError as error:
             raise Refusal(f"--control: {error}") from None
-        except (ImageError, NetworkError) as error:
+        except (ImageError, NetworkError, ShareError, VsockError) as error:
             raise Refusal(str(error)) from None
         except ValueError as error:  # a size or a name that the machine refuses
             raise Refusal(str(error), status=2) from None

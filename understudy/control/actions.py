@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from understudy.backends.cable import NetworkError
+from understudy.backends.folder import ShareError
 from understudy.backends.opening import ImageError
-from understudy.disk import Disk
-from understudy.nic import Nic
+from understudy.backends.unix_ports import VsockError
+from understudy.plug import KINDS
 from understudy.state import restore
 from understudy.telling import unit_of
 
@@ -83,20 +84,18 @@ def paging(vm: "VM", request: Request) -> str:
 
 @action
 def plug(vm: "VM", request: Request) -> str:
-    """Put in the "disk" or the "net", a network card, with the fields of a `Disk` or `Nic`."""
+    """Put in one of `KINDS`, as "disk" with the fields of a `Disk`."""
+    kind = next((kind for kind in KINDS if kind in request), "net")
     try:
-        if "disk" in request:
-            name = vm.plug(restore(Disk, request["disk"], "disk"))
-        else:
-            name = vm.plug(restore(Nic, request.get("net"), "net"))
-    except (ValueError, RuntimeError, ImageError, NetworkError) as problem:
+        name = vm.plug(restore(KINDS[kind][0], request.get(kind), kind))
+    except (ValueError, RuntimeError, ImageError, NetworkError, ShareError, VsockError) as problem:
         raise ControlError(str(problem)) from None
     return f"{name} is plugged in"
 
 
 @action
 def unplug(vm: "VM", request: Request) -> str:
-    """Ask the guest to give up a disk or a network card, "what" by its name."""
+    """Ask the guest to give up what is plugged in, "what" by its name."""
     try:
         vm.unplug(str(request.get("what")))
     except (ValueError, RuntimeError) as problem:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from understudy.backends.cable import NetworkError
+from understudy.backends.folder import ShareError
 from understudy.backends.opening import ImageError
+from understudy.backends.unix_ports import VsockError
 from understudy.bell import Bell
 from understudy.fleet.member import CLOSED, Member
 from understudy.fleet.plan import HostPlan, PlanError
@@ -29,8 +31,9 @@ from understudy.verdict import Stop, StopKind
 Tell = Callable[[Member], None]
 LAST_READ_S = 1.0  # for those who watch a console that has ended
 FAULTS = {
-    ImageError: "disk", NetworkError: "net", OutOfFrames: "memory", GuestError: "",
-    MemoryError: "memory", ValueError: "", OSError: "",
+    ImageError: "disk", NetworkError: "net", ShareError: "share",
+    VsockError: "vsock", OutOfFrames: "memory",
+    GuestError: "", MemoryError: "memory", ValueError: "", OSError: "",
 }  # fmt: skip
 """What may go wrong when a VM is made, and which key it belongs to."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from understudy.agent.mounting import mounted
 from understudy.agent.setup import shut_down
 from understudy.agent.steps import Steps, Unattended
 from understudy.agent.unattended import whole
@@ -57,9 +58,15 @@ class Member:
             pool=plan.pool,
         )  # fmt: skip
         vm.console.on_output += [self.file.heard, self.line.heard]
-        if plan.command is not None:
-            raw = plan.command.encode("utf-8", "surrogateescape")
-            self._do(whole(raw, self._heard_command, self._command_ended))
+        if plan.command is not None or plan.config.folders:
+            self._do(self._first())
+
+    def _first(self) -> Steps[None]:
+        """What the guest is asked to do by itself."""
+        yield from mounted(self.plan.config)
+        if self.plan.command is not None:
+            raw = self.plan.command.encode("utf-8", "surrogateescape")
+            yield from whole(raw, self._heard_command, self._command_ended)
 
     def _do(self, steps: Steps[None]) -> None:
         """Have the guest's agent do this, instead of what it does, when it is there."""

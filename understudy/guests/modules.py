@@ -29,6 +29,10 @@ INSERTED: Final = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "
 """Inserted before anything else runs."""
 BALLOON: Final = ("virtio_balloon",)
 """Inserted after them, in a guest that has one."""
+FOLDERS: Final = ("virtiofs",)
+"""Inserted in a guest that shares folders, or may."""
+VSOCK: Final = ("vmw_vsock_virtio_transport",)
+"""The same of a socket to the host."""
 AT_HAND: Final = ("ext4", "vfat", "isofs", "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8",
                   "crc32c_generic")  # fmt: skip
 """Inserted when the kernel asks for them."""

@@ -1,0 +1,113 @@
+"""Virtio file system device: a folder of this computer, by the messages of FUSE.
+
+Source: Virtual I/O Device (VIRTIO) Version 1.2, "File System Device"; `fs_messages.py` for FUSE.
+
+Not modeled: the notification queue, the DAX window, locks between guests (a guest's own are its
+kernel's), extended attributes, device files.
+
+Invariants: the device reaches what its `Folder` reaches, see there; a request ends with an errno at
+the worst; what a guest has in its caches it looks at again after a second of its time.
+"""
+
+import errno
+import struct
+from typing import Any, Final
+
+from understudy.backends.folder import Folder
+from understudy.devices.virtio import fs_messages as fuse
+from understudy.devices.virtio.fs_requests import ANSWERS, MOST, Request
+from understudy.devices.virtio.pci import VirtioPci, VirtioState
+from understudy.devices.virtio.queue import Chain, RingError, cut, gather, length, scatter
+from understudy.devices.wires import Wires
+
+# --- The specification ---
+
+KIND: Final = 26
+CLASS: Final = 0x018000  # mass storage, other: what QEMU's has
+CONFIG: Final = struct.Struct("<36sI")  # tag, num_request_queues
+TAG_BYTES: Final = 36
+HIGH_PRIORITY, REQUEST = 0, 1  # queues
+
+# --- Ours ---
+
+QUEUE_SIZE: Final = 1024
+LONGEST_REQUEST: Final = MOST + (1 << 14)  # with what goes before the data
+
+
+class Fs(VirtioPci, name="virtio_fs"):
+    """A folder, which the guest finds by its tag; a device that nobody gave one has nothing."""
+
+    state: VirtioState
+
+    def __init__(self, wires: Wires, *, folder: Folder | None = None, tag: str = "share") -> None:
+        if not 1 <= len(tag.encode()) <= TAG_BYTES:
+            raise ValueError(f"virtio_fs: a tag {tag!r}, expected 1 to {TAG_BYTES} bytes")
+        super().__init__(wires, KIND, CLASS, (QUEUE_SIZE, QUEUE_SIZE))
+        self.folder = folder
+        self.registers = CONFIG.pack(tag.encode(), 1)
+        self.state = self.power_on()
+
+    def power_on(self) -> VirtioState:
+        return self.fresh(VirtioState)
+
+    def config(self) -> bytes:
+        return self.registers
+
+    # --- requests ---
+
+    def serve(self, number: int, chain: Chain) -> int:
+        size = length(chain.readable)
+        if not fuse.IN_HEADER.size <= size <= LONGEST_REQUEST:
+            raise RingError(f"a FUSE request of {size} bytes")
+        request = gather(self.wires.dma, chain.readable)
+        self.moved += size
+        _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(request)
+        body = memoryview(request)[fuse.IN_HEADER.size :]
+        room = length(chain.writable) - fuse.OUT_HEADER.size
+        answer, problem = b"", 0
+        try:
+            if self.folder is None or opcode not in ANSWERS:
+                raise OSError(errno.ENOSYS, "no such request")
+            answer = ANSWERS[opcode](Request(self.folder, node, body, min(room, MOST)))
+            if len(answer) > max(room, 0):
+                raise OSError(errno.EIO, "no room for the answer")
+        except OSError as error:
+            problem, answer = error.errno or errno.EIO, b""
+        except (struct.error, OverflowError, ValueError):  # cut off, or numbers that cannot be
+            problem, answer = errno.EINVAL, b""
+        if opcode in fuse.SILENT or room < 0:
+            return 0
+        total = fuse.OUT_HEADER.size + len(answer)
+        header = fuse.OUT_HEADER.pack(total, -problem, unique)
+        scatter(self.wires.dma, cut(chain.writable, 0, len(header)), header)
+        if answer:
+            data = cut(chain.writable, len(header), len(answer))
+            scatter(self.wires.dma, data, answer)
+        self.moved += total
+        return total
+
+    # --- reset, snapshots ---
+
+    def reset(self) -> None:
+        super().reset()
+        if self.folder is not None:
+            self.folder.forget_all()
+
+    def save(self) -> dict[str, Any]:
+        return super().save() | {"folder": None if self.folder is None else self.folder.save()}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        super().load(saved)
+        if self.folder is not None:
+            self.folder.load(saved.get("folder"))
+
+    def inspect(self) -> dict[str, Any]:
+        told = super().save()
+        if self.folder is not None:
+            told |= {"path": str(self.folder.path)} | self.folder.counts()
+        return told
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self.folder.close()
+        super().close()
