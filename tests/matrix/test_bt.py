@@ -48,7 +48,7 @@ def test_a_timer_interrupts(engine: str) -> None:
     make = small(p.PIT, engine, "lazy", v20=p.PIT_HANDLER)
     stop, traps, handed_over = agree(make, 7, 100_000)
     assert stop == StopKind.DEBUG_EXIT
-    assert traps == {"OUT": 14, "HLT": 5, "IRETQ": 5}
+    assert traps == {"OUT": 14, "HLT": 5, "IRETQ": 1}  # before its target is known
     assert not handed_over
 
 

@@ -40,7 +40,7 @@ def kernel(program: str, paging: str = "lazy", **handlers: str) -> Make:
     return beside_vmx.small(program, "dbt", paging, virtualizable=False, **handlers)
 
 
-def with_program(program: str, paging: str = "lazy") -> Make:
+def with_program(program: str, paging: str = "lazy", start: str = "") -> Make:
     """A kernel that leaves for a program, which reaches all of the first GByte."""
 
     def make(execution: str) -> VM:
@@ -48,7 +48,7 @@ def with_program(program: str, paging: str = "lazy") -> Make:
             "16M", execution=execution, engine="dbt", paging=paging, cpu=CPU,
             virtualizable_isa=False,
         )  # fmt: skip
-        p.start(vm, TO_PROGRAM, gdtr_limit=0x37)
+        p.start(vm, start + TO_PROGRAM, gdtr_limit=0x37)
         vm.memory.write(PROGRAM, p.assemble(program))
         vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
         for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
@@ -131,7 +131,9 @@ def test_what_is_relative_to_rip_is_copied_only_if_it_stays_the_same(
     code: str, is_copied: bool
 ) -> None:
     raw = bytes.fromhex(code)
-    out, _, copies = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000)
+    out, _, copies = translate(
+        Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000, is_virtual=True
+    )
     assert copies == is_copied
     assert (out.pc in out.callouts) != is_copied
     if is_copied:
@@ -155,7 +157,9 @@ def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
 )
 def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) -> None:
     raw = bytes.fromhex(code)
-    out, _, _ = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32)
+    out, _, _ = translate(
+        Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32, is_virtual=True
+    )
     assert out.pc in out.callouts
     assert all(link.target < 1 << 47 for link in out.links)
 

@@ -11,6 +11,7 @@ from typing import Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.layout import CODE, CODE_BYTES, ENTRIES, EXTRA, TAGS, TARGETS, Layout
 from understudy.execution.bt.sequences import Code, Link, Mark
+from understudy.instructions.operands import LOW32, MASK64
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 
@@ -62,6 +63,7 @@ class Cache:
         self.incoming: dict[int, list[Link]] = {}  # rip: chained links to there
         self.by_frame: dict[int, list[Unit]] = {}  # gfn: those that were translated from it
         self._put(TAGS, 0, 1)  # zero would be found there
+        self.memory.write_u64(self.data + EXTRA, MASK64 - LOW32)
 
     def _frames(self, count: int) -> int:
         hpa = self.host.frame(count)
@@ -110,9 +112,14 @@ class Cache:
         """Set one."""
         self.memory.write(self.data + offset, value.to_bytes(self.layout.word, "little"))
 
+    def words(self, value: int) -> list[int]:
+        """64 bits, as words of the window's data."""
+        count = 8 // self.layout.word
+        return [value >> 8 * n * self.layout.word & self.layout.mask for n in range(count)]
+
     def extra(self) -> int:
-        """Instructions that were executed beyond the guest's, modulo 2**32."""
-        return self.memory.read_u32(self.data + EXTRA)
+        """Instructions that were executed beyond the guest's since it went on, modulo 2**32."""
+        return -self.memory.read_u32(self.data + EXTRA) & LOW32
 
     # --- units ---
 

@@ -18,29 +18,34 @@ executed beyond the guest's own take no virtual time and are not counted.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from iced_x86 import FlowControl
+from iced_x86 import Code, FlowControl
 
 from understudy.arch.address import PAGE, is_canonical
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
-from understudy.arch.segment import SegmentName
-from understudy.execution.bt.layout import CS as VIRTUAL_CS
-from understudy.execution.bt.layout import FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
+from understudy.arch.vmcs import Vmcs
+from understudy.execution.bt import selectors
+from understudy.execution.bt.layout import EXTRA, FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
-from understudy.execution.bt.layout import SS as VIRTUAL_SS
 from understudy.execution.bt.sequences import Link, Mark
 from understudy.execution.bt.translations import PROGRAM, Translations
 from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
-from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
-from understudy.execution.vmx.guest_state import GUEST_CR3, RFLAGS_FIELD, RIP, SELECTOR
+from understudy.execution.deprivileged.technique import (
+    INTERRUPT_WINDOW,
+    MTF,
+    NMI_BLOCKED,
+    Deprivileged,
+)
+from understudy.execution.vmx.guest_state import GUEST_CR3, RFLAGS_FIELD, RIP
+from understudy.execution.vmx.technique import INTERRUPTIBILITY
 from understudy.guest import Event
-from understudy.instructions.operands import LOW32, MASK64
+from understudy.instructions.operands import MASK64
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault
@@ -48,18 +53,20 @@ from understudy.silicon import Exit, Processor
 from understudy.telling import Translating
 from understudy.vcpu.cpu_model import CpuModel
 
-EXPAND_DOWN: Final = 0x4
-LARGEST: Final = 2048
-"""Bytes that the translation of a unit has at most."""
 IF: Final = RFLAGS.IF.mask
 IOPL: Final = 3 << 12
 SHOWN: Final = IF | IOPL
-FEW: Final = 32
+FEW: Final = 64
 """Of so many instructions one is the guest's own at least, whatever it writes into the window.
 
 So is one before a stop by budget."""
-LONGEST_SEQUENCE: Final = 64
+LONGEST_SEQUENCE: Final = 96
 """Instructions of a sequence are fewer, with those that make the hypervisor look at it again."""
+NT: Final = RFLAGS.NT.mask
+TSD: Final = CR4.TSD.mask
+TABLE_LOADS: Final = ("LGDT",)
+MOST_AT_ONCE: Final = 1 << 24
+"""Instructions of a stretch; so many times `FEW` fit the word that counts those beyond."""
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
@@ -110,17 +117,33 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self._loaded, self.root_changed = root, True
         super()._descend(rip)
 
+    def _state(self) -> dict[str, int]:
+        values = super()._state()
+        if not self._traps_time():
+            values["cr4"] = values["cr4"] & ~TSD | self.real_control().cr4 & TSD
+        return values
+
+    def _traps_time(self) -> bool:
+        """Whether RDTSC would not read what the guest is to see."""
+        is_other = self._read_field(Vmcs.TSC_OFFSET) or self.asked[0]
+        return bool(is_other) or "rdtscp" not in self.model.shown
+
+    def set_tsc_offset(self, offset: int) -> None:
+        super().set_tsc_offset(offset)
+        self._leave()
+
     def _show(self) -> None:
         """What translated code asks for of the guest's virtual registers."""
         flags, cache, may = self._read_field(RFLAGS_FIELD), self.cache, not self._waits()
+        cache.set_datum(EXTRA, 0)
         if flags & SHOWN != self._shown_flags:
             self._shown_flags = flags & SHOWN
             cache.set_datum(VIRTUAL_IF, 0 if flags & IF else OFF & cache.layout.mask)
             cache.set_datum(VIRTUAL_IOPL, flags & IOPL)
-        if not self._has_selectors:
-            self._has_selectors = True
-            cache.set_datum(VIRTUAL_CS, self._read_field(SELECTOR + 2 * SegmentName.CS))
-            cache.set_datum(VIRTUAL_SS, self._read_field(SELECTOR + 2 * SegmentName.SS))
+        returns = not (flags & NT or self._read_field(INTERRUPTIBILITY) & NMI_BLOCKED)
+        if not self._has_selectors or returns != self._returns:
+            self._has_selectors, self._returns = True, returns
+            selectors.show(self, cache, returns=returns)
         if may != self._may_change_if:
             self._may_change_if = may
             self.space.let_flag_change(may)
@@ -144,15 +167,15 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _go(self, left: int) -> Exit:
         if self._is_in_the_way():
             self._verify(self.cache.layout.bits)
-        if self.cpl() == PROGRAM:
+        if (cpl := self.cpl()) == PROGRAM:
             return super()._go(left)
-        if self.primary & MTF:
+        if cpl or self.primary & MTF:
             raise NotHere
         pc = self._entry(self._read_field(RIP))
         self._show()
         self._descend(pc)
         self._began = self.processor.retired
-        return self._came_back(self.processor.run(left))
+        return self._came_back(self.processor.run(min(left or MOST_AT_ONCE, MOST_AT_ONCE)))
 
     def _came_back(self, exit: Exit) -> Exit:
         if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
@@ -168,11 +191,9 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             assert mark is not None
             rip, steps = mark.rip, mark.steps
             self._undo(mark)
-        now = self.cache.extra()
         ran = self.processor.retired - self._began
         most = ran - max(ran // FEW, exit.reason == Reason.BUDGET)
-        more = min((now - self._extra & LOW32) + steps, most)
-        self._extra = now
+        more = min(self.cache.extra() + steps, most)
         if more:
             self.carried -= more
             if self.is_virtual:
@@ -260,7 +281,11 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             bits = self.cache.layout.bits
             step = self._steps_at[pc] = step_of(self.code(bits), bits)
         if step.carry_out is not None and not (self.cpl() and not step.for_programs):
-            return self._carry_out(step.name, step.instruction, step.carry_out)
+            self._has_selectors = self._has_selectors and step.name not in TABLE_LOADS
+            exit = self._carry_out(step.name, step.instruction, step.carry_out)
+            if step.instruction.code in IRETS and exit is None and not self.cpl():
+                self._note(self._read_field(RIP))
+            return exit
         if step.instruction.flow_control in BRANCHES and pc not in self.cache.places:
             return self._branch(step)
         return self._hand_over(step.name)
@@ -294,12 +319,16 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self.rip = target
         self.tick()
         self.note_skip()
+        self._note(target)
+        return None
+
+    def _note(self, target: int) -> None:
+        """Indirect branches to there find it from now on."""
         try:
             pc = self._entry(target)
         except NotHere:
-            return None
+            return
         self.cache.note_target(target, pc)
-        return None
 
 
 def is_timer(exit: Exit) -> bool:
@@ -307,6 +336,7 @@ def is_timer(exit: Exit) -> bool:
     return exit.reason == Reason.EVENT and not exit.intr_info & TYPE
 
 
+IRETS: Final = (Code.IRETD, Code.IRETQ)
 BRANCHES: Final = (
     FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL,
 )  # fmt: skip

@@ -43,13 +43,13 @@ class Translations(Live):
         self.tables, self.p2m = Tables(), p2m
         self.translated: Counter[str] = Counter()
         self._steps_at: dict[int, Step] = {}  # by pc of a callout
-        self._extra = 0  # of the window's data, when the guest stopped
         self._loaded = 0  # hpa of the root by which it ran last
         self._unsure = True  # whether what was translated is what the guest's tables lead to
         self._was_written = False  # code, by the instruction that comes next
         self._is_flat = False  # its code and stack segments
         self._shown_flags = -1  # IF and IOPL as the window has them
         self._has_selectors = False  # the window
+        self._returns = False  # whether IRET may execute
         self._may_change_if = True  # without a trap
         self.code_frames = CodeFrames.of(p2m)
         self.code_frames.guests.append(self)
@@ -119,7 +119,6 @@ class Translations(Live):
         before.close()
         self.tables.clear()
         self._steps_at.clear()
-        self._extra = 0
         self._loaded = 0
         self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
         self.root_changed = True
@@ -170,7 +169,7 @@ class Translations(Live):
                 self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
             raw = b"".join(part for _, part in parts)
             try:
-                code, count, copies = translate(layout, pc, raw, rip)
+                code, count, copies = translate(layout, pc, raw, rip, is_virtual=self.is_virtual)
                 break
             except Cut:
                 parts.append(self._fetch(rip + len(raw) & layout.mask, LONGEST))
