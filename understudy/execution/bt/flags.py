@@ -20,7 +20,6 @@ from understudy.execution.bt.layout import (
     CS_AT,
     EXTRA,
     FIRST,
-    IF,
     IOPL,
     MINUS_CODE,
     MINUS_CS,
@@ -29,6 +28,7 @@ from understudy.execution.bt.layout import (
     NEW_FLAGS,
     NEW_IF,
     OFF,
+    OPENING,
     OWN_FLAGS,
     SECOND,
     SS_AT,
@@ -51,7 +51,7 @@ def popf(code: Code) -> None:
     _look_at_flags(code)
     code.none_or_trap(adds=False)
     code.move(STORE, AX, NEW_IF, saved=2)
-    code.count(code.steps + 10, saved=2)
+    code.count(code.steps + 11, saved=2)
     _let_if_be(code)
     _load_flags(code)
     code.last(code.datum(bytes((LOAD, 0x05 | SP << 3)), STACK))
@@ -83,7 +83,7 @@ def iret(code: Code) -> None:
     _stacked(code, 0)
     code.found_or_trap()
     code.move(STORE, CX, TARGET, saved=2)
-    code.count(code.steps + 10, saved=2)
+    code.count(code.steps + 11, saved=2)
     _let_if_be(code)
     _load_flags(code)
     code.last(code.datum(bytes((LOAD, 0x05 | SP << 3)), STACK))
@@ -146,10 +146,12 @@ def _look_at_flags(code: Code) -> None:
 
 
 def _let_if_be(code: Code) -> None:
-    """This faults while an interrupt waits; then the guest's instruction has begun."""
+    """If that is set, this faults while an interrupt waits.  Now the instruction has begun."""
     code.move(LOAD, AX, NEW_IF, saved=2)
+    code.plain(code.datum(bytes((LEA, 0x05 | CX << 3)), OPENING), saved=2)
     code.inline.add(code.here)
-    code.move(STORE, AX, IF, saved=2)
+    prefix = b"\x36" if code.layout.bits == 32 else b""
+    code.plain(prefix + code.wide(b"\x89\x04\xc1"), saved=2)  # mov [cx + ax * 8], ax
 
 
 def _load_flags(code: Code) -> None:

@@ -1,6 +1,6 @@
 """Where the translation cache lies in the guest's linear addresses, and what is where in it.
 
-One window of 12 MBytes: two pages of the hypervisor's data, the table of indirect targets in two
+One window of 12 MBytes: the hypervisor's data, the table of indirect targets in two
 halves, and translated code.  Code and table may only be read, and executed, by the guest's kernel;
 its programs reach nothing of it.
 
@@ -34,10 +34,11 @@ NOTHING: Final = 0x58
 MINUS_CS, CS_AT, MINUS_CODE = 0x60, 0x68, 0x70
 MINUS_SS, SS_AT, MINUS_STACK = 0x78, 0x80, 0x88
 """For IRET: minus the selector; where its descriptor is; minus that."""
-FLAG_PAGE: Final = 0x1000
-"""A page of its own for the next one: it is read-only while an interrupt waits."""
-IF: Final = FLAG_PAGE
+IF: Final = 0x1000
 """What the guest's RFLAGS.IF adds to flags in which it is set: zero, or `OFF`."""
+OPENING: Final = 0x2000
+"""The same word once more, in a page that is read-only while an interrupt waits: to be written by
+what sets IF.  `OFF` times eight lies between."""
 OFF: Final = -0x200
 
 

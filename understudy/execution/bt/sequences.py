@@ -20,6 +20,7 @@ from understudy.execution.bt.layout import (
     IF,
     IOPL,
     OFF,
+    OPENING,
     SECOND,
     TAGS,
     TARGET,
@@ -194,10 +195,11 @@ class Code:
         self.jump(b"\xe9", rip)
 
     def set_if(self, value: int) -> None:
-        """CLI and STI; it faults while an interrupt waits."""
-        self.inline.add(self.here)
+        """CLI and STI; that faults while an interrupt waits."""
+        if value:
+            self.inline.add(self.here)
         immediate = (OFF * (not value)).to_bytes(4, "little", signed=True)
-        self.plain(self.datum(b"\xc7\x05", IF, immediate=immediate))
+        self.plain(self.datum(b"\xc7\x05", OPENING if value else IF, immediate=immediate))
         if value:
             self.after_sti.add(self.here)
 

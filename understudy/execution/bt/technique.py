@@ -27,7 +27,7 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.bt import selectors
-from understudy.execution.bt.layout import EXTRA, FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
+from understudy.execution.bt.layout import EXTRA, FIRST, OFF, OPENING, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
 from understudy.execution.bt.sequences import Link, Mark
@@ -147,7 +147,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if may != self._may_change_if:
             self._may_change_if = may
             self.space.let_flag_change(may)
-            self.processor.invlpg(cache.layout.base + FLAG_PAGE)
+            self.processor.invlpg(cache.layout.base + OPENING)
 
     def _waits(self) -> bool:
         """Whether the hypervisor is to hear of it when the guest takes interrupts."""
@@ -260,8 +260,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return super()._sort(exit)
 
     def _is_about_flag(self, exit: Exit) -> bool:
-        """Whether CLI or STI has come while an interrupt waits."""
-        page = self.cache.layout.base + FLAG_PAGE
+        """Whether IF is to be set while an interrupt waits."""
+        page = self.cache.layout.base + OPENING
         return exit.reason == Reason.EVENT and exit.qualification & -PAGE == page
 
     def _trap(self, event: Event) -> Exit | None:

@@ -14,7 +14,8 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.cache import CHUNK, Cache
 from understudy.execution.bt.layout import (
     CODE,
-    FLAG_PAGE,
+    IF,
+    OPENING,
     PAGE_TABLES,
     TAGS,
     TARGETS,
@@ -69,7 +70,8 @@ class Window:
             for n in range(PAGE_TABLES):
                 write(directory + 8 * n, self._tables + n * PAGE | TABLE)
         self._map(0, cache.data, 2, PAGE_RW)
-        self.flag_frame = cache.data + FLAG_PAGE
+        self.flag_frame = cache.data + IF
+        self._map(OPENING, self.flag_frame, 1, PAGE_RW)
         pages = (1 << 16) * layout.word >> PAGE_SHIFT
         self._map(TAGS, cache.tags, pages, PAGE_RO)
         self._map(TARGETS, cache.targets, pages, PAGE_RO)
@@ -81,9 +83,8 @@ class Window:
         self._map(CODE + number * frames * PAGE, hpa, frames, PAGE_RO)
 
     def let_flag_change(self, may: bool) -> None:
-        """Whether the guest may write its IF; the processor is told by who calls."""
-        at = self._tables + 8 * (FLAG_PAGE >> PAGE_SHIFT)
-        self.memory.write_u64(at, self.flag_frame | (PAGE_RW if may else PAGE_RO))
+        """Whether the guest may set its IF; the processor is told by who calls."""
+        self._map(OPENING, self.flag_frame, 1, PAGE_RW if may else PAGE_RO)
 
     def _map(self, offset: int, hpa: int, count: int, flags: int) -> None:
         first = self._tables + 8 * (offset >> PAGE_SHIFT)
