@@ -287,7 +287,7 @@ def test_no_sequence_is_longer_than_what_is_taken_for_one(code: str, bits: int) 
     raw = p.assemble(code)
     if bits == 64 and raw == b"\xcf":
         raw = b"\x48\xcf"
-    out, _, _ = translate(
+    out = translate(
         Layout(0xF000_0000, bits), 0xF020_0000, raw + b"\xf4" * 200, 0x40_0000, is_virtual=True
     )
     steps = [mark.steps for mark in out.marks.values()]

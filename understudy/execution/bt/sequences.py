@@ -12,6 +12,7 @@ Techniques for x86 Virtualization", for what a translation does.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from understudy.execution.bt.layout import (
@@ -41,7 +42,7 @@ class Mark(NamedTuple):
     saved: int  # how many of the two registers are to be restored
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Link:
     """A direct branch out of a unit."""
 
@@ -64,6 +65,9 @@ class Code:
     callouts: dict[int, int] = field(default_factory=dict)  # pc of a trap: rip
     inline: set[int] = field(default_factory=set)  # pcs that fault while an interrupt waits
     after_sti: set[int] = field(default_factory=set)  # pcs
+    moves: list[int] = field(default_factory=list)  # where in `out` something is relative to RIP
+    copies: int = 0  # of `starts`
+    seen: int = 0  # bytes of the guest's code that it depends on
     steps: int = 0  # executed of a sequence, that `EXTRA` does not count
     _rip: int = 0
     _start: int = 0  # pc of the guest's instruction
@@ -71,6 +75,11 @@ class Code:
     def has(self, pc: int) -> bool:
         """Whether that is in it."""
         return self.pc <= pc < self.here
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """By pc: where the guest is then, between two of its instructions."""
+        return dict(self.starts + self.ends)
 
     @property
     def here(self) -> int:
@@ -116,6 +125,7 @@ class Code:
         if self.layout.bits == 32:
             return b"\x36" + opcode + at.to_bytes(4, "little") + immediate
         code = self.wide(opcode) if wide else opcode
+        self.moves.append(len(self.out) + len(code))
         at -= self.here + len(code) + 4 + len(immediate)
         return code + (at & 0xFFFF_FFFF).to_bytes(4, "little") + immediate
 

@@ -18,7 +18,8 @@ executed beyond the guest's own take no virtual time and are not counted.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from iced_x86 import Code, FlowControl
+import iced_x86 as iced
+from iced_x86 import FlowControl
 
 from understudy.arch.address import PAGE, is_canonical
 from understudy.arch.cr import CR4, RFLAGS
@@ -30,7 +31,7 @@ from understudy.execution.bt import selectors
 from understudy.execution.bt.layout import EXTRA, FIRST, OFF, OPENING, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
-from understudy.execution.bt.sequences import Link, Mark
+from understudy.execution.bt.sequences import Code, Link, Mark
 from understudy.execution.bt.translations import PROGRAM, Translations
 from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.answer import question
@@ -83,6 +84,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._writer = -1  # RIP of an instruction that writes code
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
+        self._code: Code | None = None  # what is noted of that
         super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
         self.slips = None
         processor.set_ring0("host", "silent")
@@ -179,18 +181,23 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
     def _came_back(self, exit: Exit) -> Exit:
         if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
-            self._at = None
+            self._at = self._code = None
             return super()._came_back(exit)
         found = self._to_a_place(exit)
         if found is None:  # it has destroyed its translation
             return question(Reason.TRIPLE_FAULT)
         exit, pc, flags = found
-        rip, mark = self.cache.places.get(pc), self.cache.marks.get(pc)
-        steps = 0
-        if rip is None:
-            assert mark is not None
-            rip, steps = mark.rip, mark.steps
-            self._undo(mark)
+        link, code, steps = self.cache.stubs.get(pc), None, 0
+        if link is not None:
+            rip = link.target
+        else:
+            code = self.cache.code_at(pc)
+            assert code is not None
+            if (mark := code.marks.get(pc)) is not None:
+                rip, steps = mark.rip, mark.steps
+                self._undo(mark)
+            else:
+                rip = code.places[pc]
         ran = self.processor.retired - self._began
         most = ran - max(ran // FEW, exit.reason == Reason.BUDGET)
         more = min(self.cache.extra() + steps, most)
@@ -198,12 +205,12 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self.carried -= more
             if self.is_virtual:
                 self.advance(-more & MASK64)
-        self._at = pc
+        self._at, self._code = pc, code
         self._land(rip, flags)
-        self._see_if(pc)
+        self._see_if(is_behind_sti=code is not None and pc in code.after_sti)
         return exit
 
-    def _see_if(self, pc: int) -> None:
+    def _see_if(self, *, is_behind_sti: bool) -> None:
         """The guest may have changed its IF, without a trap."""
         old = self._read_field(RFLAGS_FIELD)
         now = old & ~IF | (0 if self.cache.datum(VIRTUAL_IF) else IF)
@@ -211,7 +218,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return
         self._write_field(RFLAGS_FIELD, now)
         self._shown_flags = now & SHOWN
-        if now & IF and pc in self.cache.after_sti:
+        if now & IF and is_behind_sti:
             self.begin_shadow()
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int] | None:
@@ -219,17 +226,19 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
         The timer may be early there, and is over again when the instruction is done; so it waits.
         """
-        processor, places, marks = self.processor, self.cache.places, self.cache.marks
+        processor, cache = self.processor, self.cache
         pc, flags = exit.gla, exit.gpa
         for _ in range(LONGEST_SEQUENCE):
-            if pc in places:
+            if pc in cache.stubs:
                 return exit, pc, flags
+            if (code := cache.code_at(pc)) is None or pc in code.places:
+                return (exit, pc, flags) if code else None
             if is_timer(exit):
                 self._wait_for_timer()
                 processor.set_registers({"rflags": flags & ~IF})
             elif exit.reason == Reason.BUDGET:
                 pass
-            elif pc in marks:
+            elif pc in code.marks:
                 return exit, pc, flags
             else:  # what is left of it cannot fault
                 processor.set_registers({"rflags": flags & ~IF})
@@ -255,8 +264,9 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if is_timer(exit) and self.processor.tsc < self.due:
             self._wait_for_timer()
             return None
-        if self._at in self.cache.inline and self._is_about_flag(exit):
-            return self._callout(self._at)
+        pc, code = self._at, self._code
+        if pc and code is not None and pc in code.inline and self._is_about_flag(exit):
+            return self._callout(pc)
         return super()._sort(exit)
 
     def _is_about_flag(self, exit: Exit) -> bool:
@@ -270,7 +280,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if (link := self.cache.stubs.get(pc)) is not None:
             self._follow(link)
             return None
-        if pc not in self.cache.callouts:
+        if self._code is None or pc not in self._code.callouts:
             return super()._trap(event)
         return self._callout(pc)
 
@@ -286,7 +296,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             if step.instruction.code in IRETS and exit is None and not self.cpl():
                 self._note(self._read_field(RIP))
             return exit
-        if step.instruction.flow_control in BRANCHES and pc not in self.cache.places:
+        assert self._code is not None
+        if step.instruction.flow_control in BRANCHES and pc not in self._code.places:
             return self._branch(step)
         return self._hand_over(step.name)
 
@@ -336,7 +347,7 @@ def is_timer(exit: Exit) -> bool:
     return exit.reason == Reason.EVENT and not exit.intr_info & TYPE
 
 
-IRETS: Final = (Code.IRETD, Code.IRETQ)
+IRETS: Final = (iced.Code.IRETD, iced.Code.IRETQ)
 BRANCHES: Final = (
     FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL,
 )  # fmt: skip

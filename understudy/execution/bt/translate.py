@@ -62,27 +62,26 @@ class Cut(Exception):
     """Not even the first instruction is there to its end."""
 
 
-def translate(
-    layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool
-) -> tuple[Code, int, int]:
+def translate(layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool) -> Code:
     """A unit: as many instructions at `rip` as there are in `code`, to be put at `pc`.
 
-    Also how many they are, and how many of them are copies.  is_virtual: time is, and what is
-    executed beyond the guest's instructions takes none.  Cut: more code is needed.
+    is_virtual: time is, and what is executed beyond the guest's instructions takes none.
+    Cut: more code is needed.
     """
     out, decoder = Code(layout, pc), iced.Decoder(layout.bits, code, ip=rip)
-    at = idents = 0
-    for count in range(1, MOST + 1):
+    at, has_invalid = 0, False
+    for count in range(MOST):
         instruction = decoder.decode()
         length = instruction.len
         if decoder.last_error == iced.DecoderError.NO_MORE_BYTES or (
             instruction.is_invalid and len(code) - at < LONGEST
         ):  # a part of it is in the next page
-            if count == 1:
+            if not count:
                 raise Cut
             out.leave(rip + at & layout.mask)
-            out.stubs()
-            return out, count - 1, idents
+            out.seen = len(code)
+            break
+        has_invalid |= instruction.is_invalid
         raw = code[at : at + length]
         out.begin(rip + at & layout.mask)
         at += length
@@ -98,13 +97,14 @@ def translate(
         except Untranslated:
             is_over, is_copy = False, False
             out.trap()
-        idents += is_copy
+        out.copies += is_copy
         if is_over:
             break
     else:
         out.leave(rip + at & layout.mask)
+    out.seen = out.seen or (len(code) if has_invalid else at)
     out.stubs()
-    return out, count, idents
+    return out
 
 
 def _one(

@@ -16,7 +16,7 @@ from understudy.execution.bt import shown
 from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
 from understudy.execution.bt.layout import Layout
 from understudy.execution.bt.sources import CodeFrames, Tables
-from understudy.execution.bt.translate import MOST, Cut, translate
+from understudy.execution.bt.translate import MOST, Cut
 from understudy.execution.bt.window import Window, choose, is_free
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step
@@ -55,10 +55,11 @@ class Translations(Live):
         self.code_frames.guests.append(self)
 
     def unit(self, gva: int) -> str:
-        found = self.cache.unit_at(gva)
-        if found is None:
+        pc = self.cache.entries.get(gva, 0)
+        code, unit = self.cache.code_at(pc), self.cache.unit_of(pc)
+        if code is None or unit is None:
             raise ValueError(f"no code at {gva:#x} is translated now")
-        return shown.text(found, self.cache.layout)
+        return shown.text(code, unit.guest)
 
     # --- what it depends on ---
 
@@ -114,7 +115,8 @@ class Translations(Live):
     def _renew(self, layout: Layout) -> None:
         """Begin anew."""
         self.translated["caches"] += 1
-        before, self.cache = self.cache, Cache(self.host, layout)
+        before = self.cache
+        self.cache = Cache(self.host, layout, is_virtual=self.is_virtual)
         self.code_frames.let_go(self.p2m, before.by_frame)
         before.close()
         self.tables.clear()
@@ -157,33 +159,42 @@ class Translations(Live):
 
     def _translate(self, rip: int) -> int:
         """A unit."""
-        layout = self.cache.layout
-        parts = [self._fetch(rip, PAGE)]
-        for _ in range(2):
+        found, raw = self._fetch(rip, PAGE)
+        parts = [(rip, found)]
+        pc = self._room()
+        try:
+            code = self.cache.translate(pc, raw, rip)
+        except Cut:
+            found, more = self._fetch(rip + len(raw) & self.cache.layout.mask, LONGEST)
+            raw += more
+            parts.append((rip + len(raw) - 1, found))
             try:
-                pc, chunk = self.cache.room(LARGEST)
-            except Full:
-                self._renew(layout)
-                pc, chunk = self.cache.room(LARGEST)
-            if chunk:
-                self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
-            raw = b"".join(part for _, part in parts)
-            try:
-                code, count, copies = translate(layout, pc, raw, rip, is_virtual=self.is_virtual)
-                break
+                code = self.cache.translate(pc, raw, rip)
             except Cut:
-                parts.append(self._fetch(rip + len(raw) & layout.mask, LONGEST))
-        else:
-            raise NotHere
-        self.translated.update(units=1, instructions=count, copies=copies, bytes=len(code.out))
-        gfns = tuple({found.gpa >> PAGE_SHIFT for found, _ in parts})
+                raise NotHere from None
+        unit, out = Unit.of(code, raw), bytes(code.out)
+        told = self.translated
+        told["units"] += 1
+        told["instructions"] += len(code.starts)
+        told["copies"] += code.copies
+        told["bytes"] += len(out)
+        unit.gfns = tuple({found.gpa >> PAGE_SHIFT for _, found in parts})
         memory, control = self.kernel_memory(), self.paging_control()
-        for found, gva in zip(
-            (found for found, _ in parts), (rip, rip + len(raw) - 1), strict=False
-        ):
+        for gva, found in parts:
             self.tables.note(memory.translation.regime, control, gva, found)
-        self.code_frames.hold(self.p2m, gfns)
-        self.cache.add(Unit(rip, code, raw, gfns))
+        self.code_frames.hold(self.p2m, unit.gfns)
+        self.cache.add(unit, out)
+        return pc
+
+    def _room(self) -> int:
+        """The pc for one more unit."""
+        try:
+            pc, chunk = self.cache.room(LARGEST)
+        except Full:
+            self._renew(self.cache.layout)
+            pc, chunk = self.cache.room(LARGEST)
+        if chunk:
+            self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
         return pc
 
     def _fetch(self, gva: int, most: int) -> tuple[Found, bytes]:
