@@ -278,6 +278,32 @@ def test_a_return_to_a_program_leaves_it_no_inner_segments(null: str) -> None:
     assert traps["IRETQ"] == 1
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_timer_that_is_early_in_the_middle_of_pushf(engine: str) -> None:
+    """For it counts what is executed beyond the guest's instructions; what is pushed has IF."""
+    start, arm, _ = p.DEADLINES.partition("    0f 31  ")
+    assert arm
+    program = f"""
+        {start}
+        0f 31          | rdtsc
+        05 d0 07 00 00 | add eax, 2000
+        83 d2 00       | adc edx, 0
+        b9 e0 06 00 00 | mov ecx, IA32_TSC_DEADLINE
+        0f 30          | wrmsr
+        48 83 cf ff    | or rdi, -1
+        fb             | sti
+        9c             | next: pushfq
+        5e             | pop rsi
+        48 21 f7       | and rdi, rsi
+        85 db          | test ebx, ebx
+        74 f7          | jz next
+        {ENDS}
+    """
+    make = kernel(program, engine, v40=p.DEADLINE_HANDLER)
+    stop, _, _ = beside_vmx.agree(make, 10_000, 10_000, "bt")
+    assert stop == StopKind.DEBUG_EXIT
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize(
     "code",

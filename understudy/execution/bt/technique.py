@@ -225,28 +225,28 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         """Go on to where the guest's state can be told, from inside a sequence.  None: nowhere.
 
         The timer may be early there, and is over again when the instruction is done; so it waits.
+        (RFLAGS.IF stays what it is: a sequence may push it.)
         """
-        processor, cache = self.processor, self.cache
-        pc, flags = exit.gla, exit.gpa
+        processor, cache, waits = self.processor, self.cache, False
+        at = exit
         for _ in range(LONGEST_SEQUENCE):
-            if pc in cache.stubs:
-                return exit, pc, flags
-            if (code := cache.code_at(pc)) is None or pc in code.places:
-                return (exit, pc, flags) if code else None
-            if is_timer(exit):
-                self._wait_for_timer()
-                processor.set_registers({"rflags": flags & ~IF})
-            elif exit.reason == Reason.BUDGET:
-                pass
-            elif pc in code.marks:
-                return exit, pc, flags
-            else:  # what is left of it cannot fault
-                processor.set_registers({"rflags": flags & ~IF})
-                step = processor.run(1)
-                pc, flags = step.gla, step.gpa
-                continue
-            exit = processor.run(1)
-            pc, flags = exit.gla, exit.gpa
+            pc = at.gla
+            code = None if pc in cache.stubs else cache.code_at(pc)
+            is_cut = is_timer(exit) or exit.reason == Reason.BUDGET
+            if pc in cache.stubs or (
+                code is not None and (pc in code.places or (not is_cut and pc in code.marks))
+            ):
+                if waits:
+                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
+                return exit, pc, at.gpa
+            if is_timer(at):
+                processor.wrmsr(Msr.X2APIC_EOI, 0)
+            if not waits:
+                waits = True
+                processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
+            at = processor.run(1)
+            if is_cut:
+                exit = at  # else what is left of it cannot fault
         return None
 
     def _wait_for_timer(self) -> None:
