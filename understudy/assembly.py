@@ -45,6 +45,7 @@ from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
 from understudy.silicon import Processor, host_features, wall_tsc
+from understudy.telling import Translating
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
@@ -311,6 +312,8 @@ def vcpu_of(
         topology,
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
+    if config.keep_translations and isinstance(guest, Translating):
+        guest.keep_translations()
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt

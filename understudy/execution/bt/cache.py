@@ -41,6 +41,7 @@ class Unit:
     starts: bytes  # of each instruction: two words of 16 bits, from pc on and from rip on
     links: list[Link]
     gfns: tuple[int, ...] = ()
+    copies: int = 0  # of its instructions
     code: Code | None = None  # None: it is made again when it is needed
 
     @classmethod
@@ -49,7 +50,13 @@ class Unit:
         (pc, rip), mask = code.starts[0], code.layout.mask
         offsets = [(at - pc, own - rip & mask) for at, own in code.starts]
         starts = array("H", [offset for pair in offsets for offset in pair]).tobytes()
-        return cls(rip, pc, guest[: code.seen], len(code.out), starts, code.links, code=code)
+        length, own = len(code.out), guest[: code.seen]
+        return cls(rip, pc, own, length, starts, code.links, copies=code.copies, code=code)
+
+    @property
+    def count(self) -> int:
+        """Of its instructions."""
+        return len(self.starts) // 4
 
     def places(self, mask: int) -> Iterator[tuple[int, int]]:
         """(pc, rip) of its instructions."""
@@ -155,10 +162,11 @@ class Cache:
         """What is noted of the code there."""
         if (unit := self.unit_of(pc)) is None:
             return None
-        if unit.code is None:
-            unit.code = self.translate(unit.pc, unit.guest, unit.rip)
-            self._note(unit.code)
-        return unit.code
+        if (code := unit.code) is None:
+            code = self.translate(unit.pc, unit.guest, unit.rip)
+            self._note(code)
+            unit.code = code
+        return code
 
     def translate(self, pc: int, code: bytes, rip: int) -> Code:
         """A unit.  Cut: more code is needed."""

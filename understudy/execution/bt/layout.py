@@ -21,6 +21,8 @@ TARGETS: Final = 0x10_0000
 CODE: Final = 0x18_0000
 CODE_BYTES: Final = WINDOW - CODE
 ENTRIES: Final = 1 << 16
+LARGEST: Final = 2048
+"""Bytes that the translation of a unit has at most."""
 # In the page of data:
 FIRST, SECOND, TARGET, EXTRA = 0x00, 0x08, 0x10, 0x18
 """Two registers, saved; where an indirect branch goes; less than zero by what has been executed

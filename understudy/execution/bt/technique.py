@@ -97,6 +97,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self.code_frames.guests.remove(self)
         self.cache.close()
         self.space.close()
+        for library in self._libraries.values():
+            library.save()
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)

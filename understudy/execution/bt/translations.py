@@ -14,7 +14,8 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.segment import Segment, SegmentName
 from understudy.execution.bt import shown
 from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.layout import LARGEST, Layout
+from understudy.execution.bt.library import Library
 from understudy.execution.bt.sources import CodeFrames, Tables
 from understudy.execution.bt.translate import MOST, Cut
 from understudy.execution.bt.window import Window, choose, is_free
@@ -29,8 +30,6 @@ from understudy.machine.words import Flag
 from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
-LARGEST: Final = 2048
-"""Bytes that the translation of a unit has at most."""
 PROGRAM: Final = 3
 
 
@@ -42,6 +41,8 @@ class Translations(Live):
         self.space, self.cache = Window(host), Cache(host, Layout(0, 32))
         self.tables, self.p2m = Tables(), p2m
         self.translated: Counter[str] = Counter()
+        self._keeps = False  # translations on disk
+        self._libraries: dict[Layout, Library] = {}
         self._steps_at: dict[int, Step] = {}  # by pc of a callout
         self._loaded = 0  # hpa of the root by which it ran last
         self._unsure = True  # whether what was translated is what the guest's tables lead to
@@ -53,6 +54,9 @@ class Translations(Live):
         self._may_change_if = True  # without a trap
         self.code_frames = CodeFrames.of(p2m)
         self.code_frames.guests.append(self)
+
+    def keep_translations(self) -> None:
+        self._keeps = True
 
     def unit(self, gva: int) -> str:
         pc = self.cache.entries.get(gva, 0)
@@ -161,22 +165,28 @@ class Translations(Live):
         """A unit."""
         found, raw = self._fetch(rip, PAGE)
         parts = [(rip, found)]
-        pc = self._room()
-        try:
-            code = self.cache.translate(pc, raw, rip)
-        except Cut:
-            found, more = self._fetch(rip + len(raw) & self.cache.layout.mask, LONGEST)
-            raw += more
-            parts.append((rip + len(raw) - 1, found))
+        pc, library = self._room(), self._library()
+        if library is not None and (kept := library.find(rip, raw, pc)) is not None:
+            unit, out = kept
+            self.translated["kept"] += 1
+        else:
             try:
                 code = self.cache.translate(pc, raw, rip)
             except Cut:
-                raise NotHere from None
-        unit, out = Unit.of(code, raw), bytes(code.out)
+                found, more = self._fetch(rip + len(raw) & self.cache.layout.mask, LONGEST)
+                raw += more
+                parts.append((rip + len(raw) - 1, found))
+                try:
+                    code = self.cache.translate(pc, raw, rip)
+                except Cut:
+                    raise NotHere from None
+            unit, out = Unit.of(code, raw), bytes(code.out)
+            if library is not None and len(parts) == 1:
+                library.note(code, raw)
         told = self.translated
         told["units"] += 1
-        told["instructions"] += len(code.starts)
-        told["copies"] += code.copies
+        told["instructions"] += unit.count
+        told["copies"] += unit.copies
         told["bytes"] += len(out)
         unit.gfns = tuple({found.gpa >> PAGE_SHIFT for _, found in parts})
         memory, control = self.kernel_memory(), self.paging_control()
@@ -185,6 +195,15 @@ class Translations(Live):
         self.code_frames.hold(self.p2m, unit.gfns)
         self.cache.add(unit, out)
         return pc
+
+    def _library(self) -> Library | None:
+        """What is kept on disk of translations for this window."""
+        if not self._keeps:
+            return None
+        layout = self.cache.layout
+        if layout not in self._libraries:
+            self._libraries[layout] = Library(layout, is_virtual=self.is_virtual)
+        return self._libraries[layout]
 
     def _room(self) -> int:
         """The pc for one more unit."""
