@@ -100,7 +100,8 @@ def overhead_of(config: Config) -> int:
     """The bytes of its host's memory that a VM needs beside its own."""
     own = bytes_of(config.memory) + config.rom
     is_shadow = issubclass(Paging.named(config.paging), Budgeted)
-    return BESIDE + (table_memory_of(config) if is_shadow else own // 512)
+    execution = Execution.ALL[config.execution].beside * config.topology.count
+    return BESIDE + execution + (table_memory_of(config) if is_shadow else own // 512)
 
 
 def host_of(config: Config) -> Host:

@@ -13,10 +13,15 @@ import pytest
 from tests.matrix import beside_vmx
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import CPU, Make
+from understudy.arch.address import PAGE
+from understudy.assembly import overhead_of
+from understudy.config import Config
 from understudy.execution.bt import Bt, cache
 from understudy.execution.bt.cache import Cache
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.layout import CODE_BYTES, Layout
+from understudy.execution.bt.sources import CodeFrames
 from understudy.execution.bt.translate import translate
+from understudy.execution.deprivileged import Deprivileged
 from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
@@ -149,6 +154,42 @@ def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
         with pytest.raises(OutOfFrames):
             Cache(host, Layout(0, 64))
         assert host.frames.free_count == frames
+
+
+@pytest.mark.parametrize("frames", [5, 100])
+def test_a_vcpu_for_which_there_is_no_room_takes_none(frames: int) -> None:
+    with kernel("f4 | hlt")("vmx") as vm, closing(Host(1 << 21)) as host:
+        host.frame(host.frames.free_count - frames)
+        vcpu = vm.vcpus[0]
+        with pytest.raises(OutOfFrames):
+            Bt(host, vm.processors[0], vcpu.view.paging, vcpu.model)
+        assert host.frames.free_count == frames
+
+
+def test_a_vcpu_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("no")
+
+    with kernel("f4 | hlt")("vmx") as vm:
+        monkeypatch.setattr(Deprivileged, "__init__", fail)
+        before, vcpu = vm.host.frames.free_count, vm.vcpus[0]
+        with pytest.raises(RuntimeError):
+            Bt(vm.host, vm.processors[0], vcpu.view.paging, vcpu.model)
+        assert vm.host.frames.free_count == before
+        assert not CodeFrames.of(vm.memory.p2m).guests
+
+
+def test_what_translations_need_is_counted() -> None:
+    """The full window, and what a new cache takes before the old one is gone."""
+    one, two = (overhead_of(Config(execution="bt", paging="lazy", cpus=n)) for n in (1, 2))
+    assert two - one == one - overhead_of(Config(paging="lazy")) == Bt.beside
+    with kernel("f4 | hlt")("bt") as vm:
+        guest = beside_vmx.guest_of(vm)
+        assert isinstance(guest, Bt)
+        guest._renew(Layout(0xFFFF << 47, 64))
+        full = len(guest.space.frames()) + 2 * len(guest.cache.frames())
+        chunks = CODE_BYTES // cache.CHUNK_BYTES * cache.CHUNK
+        assert (full + chunks) * PAGE <= Bt.beside
 
 
 @pytest.mark.parametrize(

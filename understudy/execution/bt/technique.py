@@ -27,7 +27,7 @@ from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
-from understudy.execution.bt import selectors
+from understudy.execution.bt import selectors, window
 from understudy.execution.bt.layout import EXTRA, FIRST, OFF, OPENING, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
@@ -74,6 +74,8 @@ TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 class Bt(Translations, Deprivileged, Translating, name="bt"):
     """A vCPU whose guest's kernel is translated."""
 
+    beside = window.ALL_BYTES
+
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
@@ -85,7 +87,11 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
         self._code: Code | None = None  # what is noted of that
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        try:
+            super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        except BaseException:
+            self.end_translations()
+            raise
         self.slips = None
         processor.set_ring0("host", "silent")
 
@@ -94,11 +100,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
     def close(self) -> None:
         super().close()
-        self.code_frames.guests.remove(self)
-        self.cache.close()
-        self.space.close()
-        for library in self._libraries.values():
-            library.save()
+        self.end_translations()
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)

@@ -24,6 +24,7 @@ from understudy.execution.deprivileged.instructions import Step
 from understudy.execution.deprivileged.live import Live
 from understudy.execution.vmx.guest_state import RIP
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.words import Flag
@@ -37,8 +38,13 @@ class Translations(Live):
     """One vCPU's."""
 
     def begin_translations(self, host: Host, p2m: P2m) -> None:
-        """Nothing is translated yet."""
-        self.space, self.cache = Window(host), Cache(host, Layout(0, 32))
+        """Nothing is translated yet.  OutOfFrames: the host has no room."""
+        self.space = Window(host)
+        try:
+            self.cache = Cache(host, Layout(0, 32))
+        except OutOfFrames:
+            self.space.close()
+            raise
         self.tables, self.p2m = Tables(), p2m
         self.translated: Counter[str] = Counter()
         self._keeps = False  # translations on disk
@@ -54,6 +60,14 @@ class Translations(Live):
         self._may_change_if = True  # without a trap
         self.code_frames = CodeFrames.of(p2m)
         self.code_frames.guests.append(self)
+
+    def end_translations(self) -> None:
+        """Nothing is any more."""
+        self.code_frames.guests.remove(self)
+        self.cache.close()
+        self.space.close()
+        for library in self._libraries.values():
+            library.save()
 
     def keep_translations(self) -> None:
         self._keeps = True

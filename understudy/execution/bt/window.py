@@ -31,6 +31,8 @@ TABLE: Final = PRESENT | WRITABLE | ACCESSED
 PAGE_RO: Final = PRESENT | ACCESSED | DIRTY
 PAGE_RW: Final = PAGE_RO | WRITABLE
 OWN_FRAMES: Final = 4 + PAGE_TABLES
+ALL_BYTES: Final = WINDOW + CODE + OWN_FRAMES * PAGE
+"""With the data and the table of a new cache, while the one before is still there."""
 FIRST64, LAST64 = 256, 510
 """Entries of a root in the upper half that may lead to the window."""
 FIRST32, LAST32 = 0xC000_0000, 0xFE00_0000 - WINDOW
