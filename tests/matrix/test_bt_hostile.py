@@ -100,15 +100,19 @@ def test_a_call_pushes_onto_what_its_translation_stores(at: int) -> None:
 
 @pytest.mark.parametrize("paging", ["eager", "lazy", "vtlb"])
 @pytest.mark.parametrize("high", [0, 1])
-def test_the_window_makes_room(paging: str, high: int) -> None:
-    """For a mapping in its addresses, or in others below the same entry of the root."""
+@pytest.mark.parametrize("first", ["e6 80 | out 0x80, al", "90 | nop"])
+def test_the_window_makes_room(paging: str, high: int, first: str) -> None:
+    """For a mapping in its addresses, or in others below the same entry of the root.
+
+    The second time it is used without a trap between.
+    """
     root = PAGE_TABLES_GPA.to_bytes(4, "little").hex()
     entry = (PAGE_TABLES_GPA + 0x800).to_bytes(4, "little").hex()
     make = kernel(
         f"""
         48 8b 04 25 {root}  | mov rax, [root]
         48 89 04 25 {entry} | mov [root + 0x800], rax
-        e6 80                                      | out 0x80, al
+        {first}
         48 bb 00 00 10 {high * 0x40:02x} 00 80 ff ff | mov rbx, CODE, above all that
         48 8b 13                                   | mov rdx, [rbx]
         e6 f4                                      | out 0xf4, al

@@ -173,6 +173,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _go(self, left: int) -> Exit:
         if self._is_in_the_way():
             self._verify(self.cache.layout.bits)
+        self._watch_window()
         if (cpl := self.cpl()) == PROGRAM:
             return super()._go(left)
         if cpl or self.primary & MTF:

@@ -18,7 +18,7 @@ from understudy.execution.bt.layout import LARGEST, Layout
 from understudy.execution.bt.library import Library
 from understudy.execution.bt.sources import CodeFrames, Tables
 from understudy.execution.bt.translate import MOST, Cut
-from understudy.execution.bt.window import Window, choose, is_free
+from understudy.execution.bt.window import Window, choose, is_free, table_of
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step
 from understudy.execution.deprivileged.live import Live
@@ -27,7 +27,7 @@ from understudy.instructions.operands import LONGEST, LOW32, MASK64
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.machine.words import Flag
+from understudy.machine.words import PRESENT, Flag
 from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
@@ -129,6 +129,14 @@ class Translations(Live):
             return False
         memory = self.kernel_memory()
         return not is_free(self.cache.layout, memory.translation.regime, entries_of(memory.ram))
+
+    def _watch_window(self) -> None:
+        """Hear of it when the guest maps something there: it may use that at once."""
+        if self._root() != self.space.root:
+            return
+        at = table_of(self.cache.layout, self.kernel_memory().translation.regime)
+        if at is not None and self.p2m.word(at >> PAGE_SHIFT) & PRESENT:
+            self.code_frames.hold(self.p2m, (at >> PAGE_SHIFT,))
 
     def _renew(self, layout: Layout) -> None:
         """Begin anew."""

@@ -118,20 +118,25 @@ def is_free(layout: Layout, regime: Regime, read: ReadEntry) -> bool:
     """Whether the guest's tables map nothing where the window is."""
     if layout.bits == 64:
         return not read(regime.root + (layout.base >> 36 & 0xFF8), 8) & PRESENT
-    if regime.format is None:
+    if (table := table_of(layout, regime)) is None:
         return True
-    table, shift, size = regime.root, 22, 4
-    if regime.is_pae:
-        pdptes = regime.pdptes
-        assert pdptes is not None
-        table, shift, size = pdptes[DIRECTORY] & ADDRESS, 21, 8
-        if not pdptes[DIRECTORY] & PRESENT:
-            return True
+    shift, size = (21, 8) if regime.is_pae else (22, 4)
     at = layout.base & ~LAST_QUARTER if regime.is_pae else layout.base
     return not any(
         read(table + (at + offset >> shift) * size, size) & PRESENT
         for offset in range(0, WINDOW, 1 << shift)
     )
+
+
+def table_of(layout: Layout, regime: Regime) -> int | None:
+    """The gpa of the guest's table with the entries where the window is; None: there is none."""
+    if layout.bits == 64 or (regime.format is not None and not regime.is_pae):
+        return regime.root
+    if regime.format is None:
+        return None
+    assert regime.pdptes is not None
+    entry = regime.pdptes[DIRECTORY]
+    return entry & ADDRESS if entry & PRESENT else None
 
 
 def choose(bits: int, control: Control, read: ReadEntry) -> Layout | None:
