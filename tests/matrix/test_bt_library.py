@@ -143,9 +143,37 @@ def test_a_record_that_is_made_up_is_not_used(folder: Path) -> None:
 
 def test_what_is_kept_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "KEPT_BYTES", 500)
+    run()
     told = run()
     assert saved(folder).stat().st_size <= BEGIN + DIGEST + 500
     assert 0 < told["kept"] < told["units"]
+
+
+def test_of_one_address_so_many_are_kept() -> None:
+    """A guest that writes its code again and again."""
+    where = Layout(0xFFFF << 47, 64)
+    shelf = Library(where, is_virtual=True)
+    codes = [bytes((0xB0, n)) + b"\xf4" * 16 for n in range(library.VARIANTS_KEPT + 1)]
+    for code in codes:
+        shelf.note(translate(where, 0x1000, code, p.CODE, is_virtual=True), code)
+    found = [shelf.find(p.CODE, code, 0x1000) is not None for code in codes]
+    assert found == [True] * library.VARIANTS_KEPT + [False]
+
+
+def test_a_made_up_unit_of_half_an_instruction(folder: Path) -> None:
+    """What is noted of it cannot be made again: the guest ends, and the hypervisor does not."""
+    run()
+    path = saved(folder)
+    whole = path.read_bytes()
+    key, made_up = whole[len(MAGIC) : BEGIN], []
+    for rip, raw in library.records(whole[BEGIN + DIGEST :]):
+        _, guest, length, _, _, _, _ = HEAD.unpack_from(raw)
+        code = raw[HEAD.size + guest : HEAD.size + guest + length]
+        head = HEAD.pack(rip, 1, length, 1, 0, 0, 0)
+        made_up.append(head + raw[HEAD.size : HEAD.size + 1] + code + bytes(4))
+    path.write_bytes(digested(key, b"".join(made_up)))
+    with make()("bt") as vm:
+        assert vm.go(budget=1000).kind != StopKind.BUDGET
 
 
 def test_two_that_save_keep_what_both_have(folder: Path) -> None:

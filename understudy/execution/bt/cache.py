@@ -14,7 +14,7 @@ from typing import Final
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.layout import CODE, CODE_BYTES, ENTRIES, EXTRA, TAGS, TARGETS, Layout
 from understudy.execution.bt.sequences import Code, Link
-from understudy.execution.bt.translate import translate
+from understudy.execution.bt.translate import Cut, translate
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
@@ -84,7 +84,7 @@ class Cache:
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
         self.entries: dict[int, int] = {}  # rip: pc
-        self.notes = 0  # entries that have been added, and what is noted of code beside them
+        self.notes = 0  # of places in code, that units have
         self._units: list[Unit] = []  # by pc
         self._pcs: list[int] = []  # of those
         self.stubs: dict[int, Link] = {}
@@ -159,11 +159,14 @@ class Cache:
         return unit
 
     def code_at(self, pc: int) -> Code | None:
-        """What is noted of the code there."""
+        """What is noted of the code there; None: there is none of ours."""
         if (unit := self.unit_of(pc)) is None:
             return None
         if (code := unit.code) is None:
-            code = self.translate(unit.pc, unit.guest, unit.rip)
+            try:
+                code = self.translate(unit.pc, unit.guest, unit.rip)
+            except Cut:  # from a file that somebody has made up
+                return None
             self._note(code)
             unit.code = code
         return code

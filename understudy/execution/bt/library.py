@@ -35,7 +35,9 @@ HEAD: Final = Struct("<QHHHHHH")
 LINK: Final = Struct("<HHQ")
 WORD: Final = 2
 KEPT_BYTES: Final = 64 << 20
-"""Of one file."""
+"""Of one file, and of what one run adds."""
+VARIANTS_KEPT: Final = 16
+"""Units of one address."""
 
 
 @once
@@ -58,12 +60,13 @@ class Library:
         self._mask = where.mask
         self._units: dict[int, list[bytes]] = {}  # by RIP
         self._used: dict[bytes, None] = {}  # those of this run, in their order
-        self._has_more = False
+        self._has_more, self._added = False, 0
         self._add(records(self._body()))
 
     def _add(self, units: Iterable[tuple[int, bytes]]) -> None:
         for rip, raw in units:
-            self._units.setdefault(rip, []).append(raw)
+            if len(known := self._units.setdefault(rip, [])) < VARIANTS_KEPT:
+                known.append(raw)
 
     def _body(self) -> bytes:
         """What the file says, if it is to be believed."""
@@ -86,9 +89,12 @@ class Library:
         return None
 
     def note(self, code: Code, guest: bytes) -> None:
-        """One more."""
-        raw = packed(code, guest[: code.seen])
-        self._units.setdefault(code.starts[0][1], []).append(raw)
+        """One more, if there is room."""
+        raw, units = packed(code, guest[: code.seen]), self._units.setdefault(code.starts[0][1], [])
+        self._added += len(raw)
+        if self._added > KEPT_BYTES or len(units) >= VARIANTS_KEPT:
+            return
+        units.append(raw)
         self._used[raw] = None
         self._has_more = True
 
