@@ -50,6 +50,7 @@ from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
 from understudy.share import Share
 from understudy.silicon import Processor, host_features, wall_tsc
+from understudy.telling import Translating
 from understudy.vcpu.cpu_features import Choice
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
@@ -106,7 +107,8 @@ def overhead_of(config: Config) -> int:
     """The bytes of its host's memory that a VM needs beside its own."""
     own = bytes_of(config.memory) + config.rom
     is_shadow = issubclass(Paging.named(config.paging), Budgeted)
-    return BESIDE + (table_memory_of(config) if is_shadow else own // 512)
+    execution = Execution.ALL[config.execution].beside * config.topology.count
+    return BESIDE + execution + (table_memory_of(config) if is_shadow else own // 512)
 
 
 def host_of(config: Config) -> Host:
@@ -341,6 +343,8 @@ def vcpu_of(
         topology,
     )
     guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
+    if config.keep_translations and isinstance(guest, Translating):
+        guest.keep_translations()
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt

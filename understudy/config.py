@@ -180,9 +180,8 @@ class Config:
         "virtual",
         "virtual: time is instructions, every run is the same, idling costs nothing; "
         "wall: real time.  Default: wall at a terminal and with --net user, else virtual.",
-        "--clock",
-        **_one_of("virtual", "wall"),
-    )
+        "--clock", **_one_of("virtual", "wall"),
+    )  # fmt: skip
     engine: str = option(
         "dbt", "dbt: fast; reference: plain and slow.", "--engine", **_one_of("dbt", "reference")
     )
@@ -193,6 +192,10 @@ class Config:
     execution: str = option(
         "vmx", "How the guest's code is run; help lists the ways.", "--execution",
         metavar="NAME", check=_text,
+    )  # fmt: skip
+    keep_translations: bool = option(
+        False, "Keep what --execution bt translates in the cache folder, for the next time.",
+        "--keep-translations", check=_switch,
     )  # fmt: skip
     exits: tuple[str, ...] = option(
         (), "Have these come to the hypervisor though no guest needs it, like rdtsc,cr3-load; help "
@@ -222,17 +225,14 @@ class Config:
         "auto",
         "What a triple fault does.  reset: the guest starts again; stop: it ends, and its state is "
         "shown; auto: a reset if it emptied its interrupt table for that, else stop.",
-        "--triple-fault",
-        **_one_of("auto", "reset", "stop"),
-    )
+        "--triple-fault", **_one_of("auto", "reset", "stop"),
+    )  # fmt: skip
     cpu: str = option(
         "understudy",
         "The processor that the guest sees: understudy, max or baseline, and features to add or "
         "take away, like max,-smap; help lists them.",
-        "--cpu",
-        metavar="MODEL,+FEATURE,-FEATURE",
-        check=_text,
-    )
+        "--cpu", metavar="MODEL,+FEATURE,-FEATURE", check=_text,
+    )  # fmt: skip
     rom: int = option(0, "Bytes of a ROM that ends at 4 GiB, with the reset vector.", check=_rom)
     """With one, the VM has no tables of ours: they are that firmware's business."""
     name: str = option("vm", "What the VM is called.", check=_text)

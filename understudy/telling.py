@@ -19,6 +19,10 @@ class Translating(Telling):
     """One that translates code."""
 
     @abstractmethod
+    def keep_translations(self) -> None:
+        """Use what earlier runs have left on disk, and leave there what this one adds."""
+
+    @abstractmethod
     def unit(self, gva: int) -> str:
         """Translated code with the instruction there, beside the guest's.
 

@@ -40,7 +40,7 @@ def together(one: VM, other: VM, step: int, most: int) -> StopKind:
         assert stop == other.go(budget=step).kind
         a, b = seen(one), seen(other)
         differ = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
-        assert not differ, f"after:\n{before}"
+        assert not differ, f"{differ} after:\n{before}"
     return stop
 
 

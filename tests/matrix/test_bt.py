@@ -48,7 +48,7 @@ def test_a_timer_interrupts(engine: str) -> None:
     make = small(p.PIT, engine, "lazy", v20=p.PIT_HANDLER)
     stop, traps, handed_over = agree(make, 7, 100_000)
     assert stop == StopKind.DEBUG_EXIT
-    assert traps == {"OUT": 14, "HLT": 5, "IRETQ": 5}
+    assert traps == {"OUT": 14, "HLT": 5, "IRETQ": 1}  # before its target is known
     assert not handed_over
 
 
@@ -184,7 +184,7 @@ def test_a_snapshot_goes_on_as_the_guest_would() -> None:
 def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
     _, traps, handed_over = agree(linux(guest, paging), 100_000, 6_000_000)
     assert traps["MOV CR"] and not traps["CLI"]
-    assert handed_over.total() < 1000
+    assert handed_over.total() < 2000
 
 
 @pytest.mark.real_guest
@@ -192,7 +192,7 @@ def test_the_beginning_of_a_boot(guest: str, paging: str) -> None:
 @pytest.mark.parametrize("guest", ["cloud-amd64", "686"])
 def test_a_whole_boot(guest: str) -> None:
     _, traps, handed_over = agree(linux(guest, "lazy"), 1_000_000, 280_000_000)
-    assert sum(traps.values()) > 100_000
+    assert sum(traps.values()) > 20_000
     assert handed_over.total() < 5000
 
 

@@ -13,10 +13,15 @@ import pytest
 from tests.matrix import beside_vmx
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import CPU, Make
+from understudy.arch.address import PAGE
+from understudy.assembly import overhead_of
+from understudy.config import Config
 from understudy.execution.bt import Bt, cache
 from understudy.execution.bt.cache import Cache
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.layout import CODE_BYTES, Layout
+from understudy.execution.bt.sources import CodeFrames
 from understudy.execution.bt.translate import translate
+from understudy.execution.deprivileged import Deprivileged
 from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
@@ -40,7 +45,7 @@ def kernel(program: str, paging: str = "lazy", **handlers: str) -> Make:
     return beside_vmx.small(program, "dbt", paging, virtualizable=False, **handlers)
 
 
-def with_program(program: str, paging: str = "lazy") -> Make:
+def with_program(program: str, paging: str = "lazy", start: str = "") -> Make:
     """A kernel that leaves for a program, which reaches all of the first GByte."""
 
     def make(execution: str) -> VM:
@@ -48,7 +53,7 @@ def with_program(program: str, paging: str = "lazy") -> Make:
             "16M", execution=execution, engine="dbt", paging=paging, cpu=CPU,
             virtualizable_isa=False,
         )  # fmt: skip
-        p.start(vm, TO_PROGRAM, gdtr_limit=0x37)
+        p.start(vm, start + TO_PROGRAM, gdtr_limit=0x37)
         vm.memory.write(PROGRAM, p.assemble(program))
         vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
         for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
@@ -95,15 +100,19 @@ def test_a_call_pushes_onto_what_its_translation_stores(at: int) -> None:
 
 @pytest.mark.parametrize("paging", ["eager", "lazy", "vtlb"])
 @pytest.mark.parametrize("high", [0, 1])
-def test_the_window_makes_room(paging: str, high: int) -> None:
-    """For a mapping in its addresses, or in others below the same entry of the root."""
+@pytest.mark.parametrize("first", ["e6 80 | out 0x80, al", "90 | nop"])
+def test_the_window_makes_room(paging: str, high: int, first: str) -> None:
+    """For a mapping in its addresses, or in others below the same entry of the root.
+
+    The second time it is used without a trap between.
+    """
     root = PAGE_TABLES_GPA.to_bytes(4, "little").hex()
     entry = (PAGE_TABLES_GPA + 0x800).to_bytes(4, "little").hex()
     make = kernel(
         f"""
         48 8b 04 25 {root}  | mov rax, [root]
         48 89 04 25 {entry} | mov [root + 0x800], rax
-        e6 80                                      | out 0x80, al
+        {first}
         48 bb 00 00 10 {high * 0x40:02x} 00 80 ff ff | mov rbx, CODE, above all that
         48 8b 13                                   | mov rdx, [rbx]
         e6 f4                                      | out 0xf4, al
@@ -131,8 +140,10 @@ def test_what_is_relative_to_rip_is_copied_only_if_it_stays_the_same(
     code: str, is_copied: bool
 ) -> None:
     raw = bytes.fromhex(code)
-    out, _, copies = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000)
-    assert copies == is_copied
+    out = translate(
+        Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, 0x40_0000, is_virtual=True
+    )
+    assert (out.copies == 1) == is_copied
     assert (out.pc in out.callouts) != is_copied
     if is_copied:
         copy = iced.Decoder(64, bytes(out.out), ip=out.pc).decode()
@@ -149,13 +160,51 @@ def test_a_cache_for_which_there_is_no_room_takes_none(frames: int) -> None:
         assert host.frames.free_count == frames
 
 
+@pytest.mark.parametrize("frames", [5, 100])
+def test_a_vcpu_for_which_there_is_no_room_takes_none(frames: int) -> None:
+    with kernel("f4 | hlt")("vmx") as vm, closing(Host(1 << 21)) as host:
+        host.frame(host.frames.free_count - frames)
+        vcpu = vm.vcpus[0]
+        with pytest.raises(OutOfFrames):
+            Bt(host, vm.processors[0], vcpu.view.paging, vcpu.model)
+        assert host.frames.free_count == frames
+
+
+def test_a_vcpu_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("no")
+
+    with kernel("f4 | hlt")("vmx") as vm:
+        monkeypatch.setattr(Deprivileged, "__init__", fail)
+        before, vcpu = vm.host.frames.free_count, vm.vcpus[0]
+        with pytest.raises(RuntimeError):
+            Bt(vm.host, vm.processors[0], vcpu.view.paging, vcpu.model)
+        assert vm.host.frames.free_count == before
+        assert not CodeFrames.of(vm.memory.p2m).guests
+
+
+def test_what_translations_need_is_counted() -> None:
+    """The full window, and what a new cache takes before the old one is gone."""
+    one, two = (overhead_of(Config(execution="bt", paging="lazy", cpus=n)) for n in (1, 2))
+    assert two - one == one - overhead_of(Config(paging="lazy")) == Bt.beside
+    with kernel("f4 | hlt")("bt") as vm:
+        guest = beside_vmx.guest_of(vm)
+        assert isinstance(guest, Bt)
+        guest._renew(Layout(0xFFFF << 47, 64))
+        full = len(guest.space.frames()) + 2 * len(guest.cache.frames())
+        chunks = CODE_BYTES // cache.CHUNK_BYTES * cache.CHUNK
+        assert (full + chunks) * PAGE <= Bt.beside
+
+
 @pytest.mark.parametrize(
     "code",
     ["e9 00 00 00 40", "e8 00 00 00 40", "0f 84 00 00 00 40", "eb 70", "74 70"],
 )
 def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) -> None:
     raw = bytes.fromhex(code)
-    out, _, _ = translate(Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32)
+    out = translate(
+        Layout(0xFFFF << 47, 64), 0x1000, raw + b"\xf4" * 16, (1 << 47) - 32, is_virtual=True
+    )
     assert out.pc in out.callouts
     assert all(link.target < 1 << 47 for link in out.links)
 
@@ -163,9 +212,10 @@ def test_a_direct_branch_to_where_nothing_can_be_is_not_translated(code: str) ->
 def test_what_is_noted_of_translations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """PUSHFQ has the longest sequence."""
     monkeypatch.setattr(cache, "NOTES_KEPT", 1000)
-    with kernel("9c | pushfq" + "\n9c | pushfq" * 299 + "\n e6 f4 | out 0xf4, al")("bt") as vm:
+    with kernel("9c | pushfq" + "\n9c | pushfq" * 2499 + "\n e6 f4 | out 0xf4, al")("bt") as vm:
         guest = beside_vmx.guest_of(vm)
         assert isinstance(guest, Bt)
         while vm.go(budget=10).kind == StopKind.BUDGET:
-            assert len(guest.cache.places) + len(guest.cache.marks) < 2000
+            assert len(guest.cache.entries) < 1100
+            assert guest.cache.notes < 2000
         assert vm.counts()["execution"]["translated"]["caches"] > 2

@@ -28,6 +28,9 @@ class Execution(Guest):
     pagings: ClassVar[tuple[str, ...]] = ()
     """The paging techniques that make sense with it; none: all do."""
 
+    beside: ClassVar[int] = 0
+    """Bytes of the host's memory that it may need for each vCPU, for code of its own."""
+
     hidden_features: ClassVar[tuple[str, ...]] = ()
     """Features that it cannot give a guest, or not well: shown if a user asks for them."""
 

@@ -5,12 +5,17 @@ Invariants: an address that leads to code which is gone is nowhere in the cache;
 leads to the translation of its target, or to its own trap.
 """
 
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.layout import CODE, CODE_BYTES, ENTRIES, EXTRA, TAGS, TARGETS, Layout
-from understudy.execution.bt.sequences import Code, Link, Mark
+from understudy.execution.bt.sequences import Code, Link
+from understudy.execution.bt.translate import Cut, translate
+from understudy.instructions.operands import LOW32, MASK64
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 
@@ -18,29 +23,55 @@ CHUNK: Final = 64
 """Frames that are taken at once for code."""
 CHUNK_BYTES: Final = CHUNK * PAGE
 NOTES_KEPT: Final = 1 << 19
-"""Addresses in translated code of which is noted what they stand for."""
+"""Instructions that have a translation; and what is noted of places in translations."""
 
 
 class Full(Exception):
     """There is no room for one more unit."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Unit:
     """Some instructions and their translation."""
 
     rip: int
-    code: Code
+    pc: int
     guest: bytes  # what was translated
-    gfns: tuple[int, ...]
+    length: int  # bytes of the translation
+    starts: bytes  # of each instruction: two words of 16 bits, from pc on and from rip on
+    links: list[Link]
+    gfns: tuple[int, ...] = ()
+    copies: int = 0  # of its instructions
+    code: Code | None = None  # None: it is made again when it is needed
+
+    @classmethod
+    def of(cls, code: Code, guest: bytes) -> "Unit":
+        """One that has been translated, from the beginning of this."""
+        (pc, rip), mask = code.starts[0], code.layout.mask
+        offsets = [(at - pc, own - rip & mask) for at, own in code.starts]
+        starts = array("H", [offset for pair in offsets for offset in pair]).tobytes()
+        length, own = len(code.out), guest[: code.seen]
+        return cls(rip, pc, own, length, starts, code.links, copies=code.copies, code=code)
+
+    @property
+    def count(self) -> int:
+        """Of its instructions."""
+        return len(self.starts) // 4
+
+    def places(self, mask: int) -> Iterator[tuple[int, int]]:
+        """(pc, rip) of its instructions."""
+        offsets = array("H", self.starts)
+        for at, own in zip(offsets[::2], offsets[1::2], strict=True):
+            yield self.pc + at, self.rip + own & mask
 
 
 class Cache:
     """That of one vCPU, while the window lies where it lies."""
 
-    def __init__(self, host: Host, layout: Layout) -> None:
-        """OutOfFrames: the host has no room, and nothing of it is taken."""
+    def __init__(self, host: Host, layout: Layout, *, is_virtual: bool = True) -> None:
+        """is_virtual: time is.  OutOfFrames: the host has no room, and nothing of it is taken."""
         self.host, self.memory, self.layout = host, host.memory, layout
+        self.is_virtual = is_virtual
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
         try:
@@ -53,15 +84,14 @@ class Cache:
         self.chunks: list[int] = []  # hpas
         self.used = 0  # bytes of code
         self.entries: dict[int, int] = {}  # rip: pc
-        self.places: dict[int, int] = {}  # pc: rip
-        self.marks: dict[int, Mark] = {}
-        self.callouts: dict[int, int] = {}  # pc: rip
-        self.inline: set[int] = set()  # pcs that fault while an interrupt waits
-        self.after_sti: set[int] = set()  # pcs
+        self.notes = 0  # of places in code, that units have
+        self._units: list[Unit] = []  # by pc
+        self._pcs: list[int] = []  # of those
         self.stubs: dict[int, Link] = {}
         self.incoming: dict[int, list[Link]] = {}  # rip: chained links to there
         self.by_frame: dict[int, list[Unit]] = {}  # gfn: those that were translated from it
         self._put(TAGS, 0, 1)  # zero would be found there
+        self.memory.write_u64(self.data + EXTRA, MASK64 - LOW32)
 
     def _frames(self, count: int) -> int:
         hpa = self.host.frame(count)
@@ -90,7 +120,7 @@ class Cache:
 
         Full: nowhere.
         """
-        if len(self.places) + len(self.marks) >= NOTES_KEPT:
+        if len(self.entries) >= NOTES_KEPT:
             raise Full
         new = 0
         if self.used % CHUNK_BYTES + length > CHUNK_BYTES or not self.chunks:
@@ -110,35 +140,63 @@ class Cache:
         """Set one."""
         self.memory.write(self.data + offset, value.to_bytes(self.layout.word, "little"))
 
+    def words(self, value: int) -> list[int]:
+        """64 bits, as words of the window's data."""
+        count = 8 // self.layout.word
+        return [value >> 8 * n * self.layout.word & self.layout.mask for n in range(count)]
+
     def extra(self) -> int:
-        """Instructions that were executed beyond the guest's, modulo 2**32."""
-        return self.memory.read_u32(self.data + EXTRA)
+        """Instructions that were executed beyond the guest's since it went on, modulo 2**32."""
+        return -self.memory.read_u32(self.data + EXTRA) & LOW32
 
     # --- units ---
 
-    def unit_at(self, rip: int) -> Unit | None:
-        """The one with the translation of the instruction there that is in use."""
-        pc = self.entries.get(rip, 0)
-        units = (unit for units in self.by_frame.values() for unit in units)
-        return next((unit for unit in units if unit.code.has(pc)), None)
+    def unit_of(self, pc: int) -> Unit | None:
+        """The one whose code that is."""
+        n = bisect_right(self._pcs, pc) - 1
+        if n < 0 or pc >= (unit := self._units[n]).pc + unit.length:
+            return None
+        return unit
 
-    def add(self, unit: Unit) -> None:
-        """It is translated."""
-        code = unit.code
-        self.memory.write(self.hpa(code.pc), bytes(code.out))
-        self.used += len(code.out)
+    def code_at(self, pc: int) -> Code | None:
+        """What is noted of the code there; None: there is none of ours."""
+        if (unit := self.unit_of(pc)) is None:
+            return None
+        if (code := unit.code) is None:
+            try:
+                code = self.translate(unit.pc, unit.guest, unit.rip)
+            except Cut:  # from a file that somebody has made up
+                return None
+            self._note(code)
+            unit.code = code
+        return code
+
+    def translate(self, pc: int, code: bytes, rip: int) -> Code:
+        """A unit.  Cut: more code is needed."""
+        return translate(self.layout, pc, code, rip, is_virtual=self.is_virtual)
+
+    def _note(self, code: Code) -> None:
+        self.notes += len(code.starts) + len(code.marks)
+        if self.notes > NOTES_KEPT:
+            self.notes = 0
+            for unit in self._units:
+                unit.code = None
+
+    def add(self, unit: Unit, out: bytes) -> None:
+        """It is translated, to this."""
+        if unit.code is not None:
+            self._note(unit.code)
+        self.memory.write(self.hpa(unit.pc), out)
+        self.used += unit.length
+        self._units.append(unit)
+        self._pcs.append(unit.pc)
         for gfn in unit.gfns:
             self.by_frame.setdefault(gfn, []).append(unit)
-        for pc, rip in code.starts:
-            self.places[pc] = rip
-            self.entries.setdefault(rip, pc)
-        self.places.update(code.ends)
-        self.marks.update(code.marks)
-        self.callouts.update(code.callouts)
-        self.inline |= code.inline
-        self.after_sti |= code.after_sti
-        for link in code.links:
-            known = self.entries.get(link.target)
+        entries = self.entries
+        for pc, rip in unit.places(self.layout.mask):
+            entries.setdefault(rip, pc)
+        for link in unit.links:
+            known = entries.get(link.target)
             self.stubs[link.stub] = link
             if known is not None:
                 self.chain(link, known)
@@ -171,11 +229,13 @@ class Cache:
         return len(units)
 
     def _forget(self, unit: Unit) -> None:
-        code, word = unit.code, self.layout.word
+        word = self.layout.word
         for other in unit.gfns:
             if unit in (rest := self.by_frame.get(other, [])):
                 rest.remove(unit)
-        for pc, rip in code.starts:
+        n = bisect_right(self._pcs, unit.pc) - 1
+        del self._pcs[n], self._units[n]
+        for pc, rip in unit.places(self.layout.mask):
             if self.entries.get(rip) != pc:
                 continue
             del self.entries[rip]
@@ -185,14 +245,7 @@ class Cache:
             tag = int.from_bytes(self.memory.read(self.tags + at, word), "little")
             if tag == -rip & self.layout.mask:
                 self._put(TAGS, rip, 1 - rip & self.layout.mask)
-        for pc, _ in code.starts + code.ends:
-            self.places.pop(pc, None)
-        for table in (self.marks, self.callouts, self.stubs):
-            for pc in list(table.keys() & (code.marks.keys() | code.callouts.keys())):
-                table.pop(pc, None)
-        self.inline -= code.inline
-        self.after_sti -= code.after_sti
-        for link in code.links:
+        for link in unit.links:
             self.stubs.pop(link.stub, None)
             chained = self.incoming.get(link.target)
             if chained is not None and link in chained:

@@ -1,6 +1,6 @@
 """Where the translation cache lies in the guest's linear addresses, and what is where in it.
 
-One window of 12 MBytes: two pages of the hypervisor's data, the table of indirect targets in two
+One window of 12 MBytes: the hypervisor's data, the table of indirect targets in two
 halves, and translated code.  Code and table may only be read, and executed, by the guest's kernel;
 its programs reach nothing of it.
 
@@ -21,15 +21,26 @@ TARGETS: Final = 0x10_0000
 CODE: Final = 0x18_0000
 CODE_BYTES: Final = WINDOW - CODE
 ENTRIES: Final = 1 << 16
+LARGEST: Final = 2048
+"""Bytes that the translation of a unit has at most."""
 # In the page of data:
 FIRST, SECOND, TARGET, EXTRA = 0x00, 0x08, 0x10, 0x18
-"""Two registers, saved; where an indirect branch goes; instructions executed beyond the guest's."""
+"""Two registers, saved; where an indirect branch goes; less than zero by what has been executed
+beyond the guest's instructions since it went on (of 64 bits, whatever the code's size)."""
 IOPL, CS, SS = 0x20, 0x28, 0x30
 """What RFLAGS.IOPL adds to flags; selectors as the guest has them."""
-FLAG_PAGE: Final = 0x1000
-"""A page of its own for the next one: it is read-only while an interrupt waits."""
-IF: Final = FLAG_PAGE
+STACK, OWN_FLAGS, NEW_FLAGS, NEW_IF = 0x38, 0x40, 0x48, 0x50
+"""RSP and RFLAGS, saved; RFLAGS that POPF or IRET loads, and `IF` by those."""
+NOTHING: Final = 0x58
+"""Zero, always."""
+MINUS_CS, CS_AT, MINUS_CODE = 0x60, 0x68, 0x70
+MINUS_SS, SS_AT, MINUS_STACK = 0x78, 0x80, 0x88
+"""For IRET: minus the selector; where its descriptor is; minus that."""
+IF: Final = 0x1000
 """What the guest's RFLAGS.IF adds to flags in which it is set: zero, or `OFF`."""
+OPENING: Final = 0x2000
+"""The same word once more, in a page that is read-only while an interrupt waits: to be written by
+what sets IF.  `OFF` times eight lies between."""
 OFF: Final = -0x200
 
 

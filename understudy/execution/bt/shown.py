@@ -5,27 +5,26 @@ Source: none.
 
 import iced_x86 as iced
 
-from understudy.execution.bt.cache import Unit
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.sequences import Code
 
 COLUMNS = 44
 
 
-def text(unit: Unit, layout: Layout) -> str:
-    """Line by line."""
-    code, out = unit.code, bytes(unit.code.out)
+def text(code: Code, own: bytes) -> str:
+    """Line by line; `own`: the guest's code."""
+    layout, out, rip = code.layout, bytes(code.out), code.starts[0][1]
     formatter = iced.Formatter(iced.FormatterSyntax.NASM)
     formatter.hex_prefix, formatter.hex_suffix = "0x", ""
-    guest = iced.Decoder(layout.bits, unit.guest, ip=unit.rip)
+    guest = iced.Decoder(layout.bits, own, ip=rip)
     starts = {pc for pc, _ in code.starts}
     stubs = {link.stub: link for link in code.links}
     ends = dict(code.ends)
-    lines = [f"unit of {unit.rip:#x}, {len(code.starts)} instructions, {len(out)} bytes"]
+    lines = [f"unit of {rip:#x}, {len(code.starts)} instructions, {len(out)} bytes"]
     for instruction in iced.Decoder(layout.bits, out, ip=code.pc):
         pc, left = instruction.ip, ""
         if pc in starts:
-            own = guest.decode()
-            left = f"{own.ip:x}  {formatter.format(own)}"
+            of_guest = guest.decode()
+            left = f"{of_guest.ip:x}  {formatter.format(of_guest)}"
         elif pc in stubs:
             left = f"       to {stubs[pc].target:x}, if not chained"
         elif pc in ends:

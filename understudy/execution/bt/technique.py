@@ -18,29 +18,35 @@ executed beyond the guest's own take no virtual time and are not counted.
 from collections.abc import Sequence
 from typing import Any, Final
 
+import iced_x86 as iced
 from iced_x86 import FlowControl
 
 from understudy.arch.address import PAGE, is_canonical
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
-from understudy.arch.segment import SegmentName
-from understudy.execution.bt.layout import CS as VIRTUAL_CS
-from understudy.execution.bt.layout import FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
+from understudy.arch.vmcs import Vmcs
+from understudy.execution.bt import selectors, window
+from understudy.execution.bt.layout import EXTRA, FIRST, OFF, OPENING, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
 from understudy.execution.bt.layout import IOPL as VIRTUAL_IOPL
-from understudy.execution.bt.layout import SS as VIRTUAL_SS
-from understudy.execution.bt.sequences import Link, Mark
+from understudy.execution.bt.sequences import Code, Link, Mark
 from understudy.execution.bt.translations import PROGRAM, Translations
 from understudy.execution.deprivileged import segments
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.instructions import Step, step_of
-from understudy.execution.deprivileged.technique import INTERRUPT_WINDOW, MTF, Deprivileged
-from understudy.execution.vmx.guest_state import GUEST_CR3, RFLAGS_FIELD, RIP, SELECTOR
+from understudy.execution.deprivileged.technique import (
+    INTERRUPT_WINDOW,
+    MTF,
+    NMI_BLOCKED,
+    Deprivileged,
+)
+from understudy.execution.vmx.guest_state import GUEST_CR3, RFLAGS_FIELD, RIP
+from understudy.execution.vmx.technique import INTERRUPTIBILITY
 from understudy.guest import Event
-from understudy.instructions.operands import LOW32, MASK64
+from understudy.instructions.operands import MASK64
 from understudy.machine.host import Host
 from understudy.paging import Paging
 from understudy.paging.guest_walk import GuestFault
@@ -48,23 +54,27 @@ from understudy.silicon import Exit, Processor
 from understudy.telling import Translating
 from understudy.vcpu.cpu_model import CpuModel
 
-EXPAND_DOWN: Final = 0x4
-LARGEST: Final = 2048
-"""Bytes that the translation of a unit has at most."""
 IF: Final = RFLAGS.IF.mask
 IOPL: Final = 3 << 12
 SHOWN: Final = IF | IOPL
-FEW: Final = 32
+FEW: Final = 64
 """Of so many instructions one is the guest's own at least, whatever it writes into the window.
 
 So is one before a stop by budget."""
-LONGEST_SEQUENCE: Final = 64
+LONGEST_SEQUENCE: Final = 96
 """Instructions of a sequence are fewer, with those that make the hypervisor look at it again."""
+NT: Final = RFLAGS.NT.mask
+TSD: Final = CR4.TSD.mask
+TABLE_LOADS: Final = ("LGDT",)
+MOST_AT_ONCE: Final = 1 << 24
+"""Instructions of a stretch; so many times `FEW` fit the word that counts those beyond."""
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
 class Bt(Translations, Deprivileged, Translating, name="bt"):
     """A vCPU whose guest's kernel is translated."""
+
+    beside = window.ALL_BYTES
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
@@ -76,7 +86,12 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._writer = -1  # RIP of an instruction that writes code
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        self._code: Code | None = None  # what is noted of that
+        try:
+            super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        except BaseException:
+            self.end_translations()
+            raise
         self.slips = None
         processor.set_ring0("host", "silent")
 
@@ -85,9 +100,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
     def close(self) -> None:
         super().close()
-        self.code_frames.guests.remove(self)
-        self.cache.close()
-        self.space.close()
+        self.end_translations()
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)
@@ -110,21 +123,37 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self._loaded, self.root_changed = root, True
         super()._descend(rip)
 
+    def _state(self) -> dict[str, int]:
+        values = super()._state()
+        if not self._traps_time():
+            values["cr4"] = values["cr4"] & ~TSD | self.real_control().cr4 & TSD
+        return values
+
+    def _traps_time(self) -> bool:
+        """Whether RDTSC would not read what the guest is to see."""
+        is_other = self._read_field(Vmcs.TSC_OFFSET) or self.asked[0]
+        return bool(is_other) or "rdtscp" not in self.model.shown
+
+    def set_tsc_offset(self, offset: int) -> None:
+        super().set_tsc_offset(offset)
+        self._leave()
+
     def _show(self) -> None:
         """What translated code asks for of the guest's virtual registers."""
         flags, cache, may = self._read_field(RFLAGS_FIELD), self.cache, not self._waits()
+        cache.set_datum(EXTRA, 0)
         if flags & SHOWN != self._shown_flags:
             self._shown_flags = flags & SHOWN
             cache.set_datum(VIRTUAL_IF, 0 if flags & IF else OFF & cache.layout.mask)
             cache.set_datum(VIRTUAL_IOPL, flags & IOPL)
-        if not self._has_selectors:
-            self._has_selectors = True
-            cache.set_datum(VIRTUAL_CS, self._read_field(SELECTOR + 2 * SegmentName.CS))
-            cache.set_datum(VIRTUAL_SS, self._read_field(SELECTOR + 2 * SegmentName.SS))
+        returns = not (flags & NT or self._read_field(INTERRUPTIBILITY) & NMI_BLOCKED)
+        if not self._has_selectors or returns != self._returns:
+            self._has_selectors, self._returns = True, returns
+            selectors.show(self, cache, returns=returns)
         if may != self._may_change_if:
             self._may_change_if = may
             self.space.let_flag_change(may)
-            self.processor.invlpg(cache.layout.base + FLAG_PAGE)
+            self.processor.invlpg(cache.layout.base + OPENING)
 
     def _waits(self) -> bool:
         """Whether the hypervisor is to hear of it when the guest takes interrupts."""
@@ -144,45 +173,49 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _go(self, left: int) -> Exit:
         if self._is_in_the_way():
             self._verify(self.cache.layout.bits)
-        if self.cpl() == PROGRAM:
+        self._watch_window()
+        if (cpl := self.cpl()) == PROGRAM:
             return super()._go(left)
-        if self.primary & MTF:
+        if cpl or self.primary & MTF:
             raise NotHere
         pc = self._entry(self._read_field(RIP))
         self._show()
         self._descend(pc)
         self._began = self.processor.retired
-        return self._came_back(self.processor.run(left))
+        return self._came_back(self.processor.run(min(left or MOST_AT_ONCE, MOST_AT_ONCE)))
 
     def _came_back(self, exit: Exit) -> Exit:
         if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
-            self._at = None
+            self._at = self._code = None
             return super()._came_back(exit)
         found = self._to_a_place(exit)
         if found is None:  # it has destroyed its translation
             return question(Reason.TRIPLE_FAULT)
         exit, pc, flags = found
-        rip, mark = self.cache.places.get(pc), self.cache.marks.get(pc)
-        steps = 0
-        if rip is None:
-            assert mark is not None
-            rip, steps = mark.rip, mark.steps
-            self._undo(mark)
-        now = self.cache.extra()
+        link, code, steps = self.cache.stubs.get(pc), None, 0
+        if link is not None:
+            rip = link.target
+        else:
+            code = self.cache.code_at(pc)
+            assert code is not None
+            if (mark := code.marks.get(pc)) is not None:
+                rip, steps = mark.rip, mark.steps
+                self._undo(mark)
+            else:
+                rip = code.places[pc]
         ran = self.processor.retired - self._began
         most = ran - max(ran // FEW, exit.reason == Reason.BUDGET)
-        more = min((now - self._extra & LOW32) + steps, most)
-        self._extra = now
+        more = min(self.cache.extra() + steps, most)
         if more:
             self.carried -= more
             if self.is_virtual:
                 self.advance(-more & MASK64)
-        self._at = pc
+        self._at, self._code = pc, code
         self._land(rip, flags)
-        self._see_if(pc)
+        self._see_if(is_behind_sti=code is not None and pc in code.after_sti)
         return exit
 
-    def _see_if(self, pc: int) -> None:
+    def _see_if(self, *, is_behind_sti: bool) -> None:
         """The guest may have changed its IF, without a trap."""
         old = self._read_field(RFLAGS_FIELD)
         now = old & ~IF | (0 if self.cache.datum(VIRTUAL_IF) else IF)
@@ -190,33 +223,35 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return
         self._write_field(RFLAGS_FIELD, now)
         self._shown_flags = now & SHOWN
-        if now & IF and pc in self.cache.after_sti:
+        if now & IF and is_behind_sti:
             self.begin_shadow()
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int] | None:
         """Go on to where the guest's state can be told, from inside a sequence.  None: nowhere.
 
         The timer may be early there, and is over again when the instruction is done; so it waits.
+        (RFLAGS.IF stays what it is: a sequence may push it.)
         """
-        processor, places, marks = self.processor, self.cache.places, self.cache.marks
-        pc, flags = exit.gla, exit.gpa
+        processor, cache, waits = self.processor, self.cache, False
+        at = exit
         for _ in range(LONGEST_SEQUENCE):
-            if pc in places:
-                return exit, pc, flags
-            if is_timer(exit):
-                self._wait_for_timer()
-                processor.set_registers({"rflags": flags & ~IF})
-            elif exit.reason == Reason.BUDGET:
-                pass
-            elif pc in marks:
-                return exit, pc, flags
-            else:  # what is left of it cannot fault
-                processor.set_registers({"rflags": flags & ~IF})
-                step = processor.run(1)
-                pc, flags = step.gla, step.gpa
-                continue
-            exit = processor.run(1)
-            pc, flags = exit.gla, exit.gpa
+            pc = at.gla
+            code = None if pc in cache.stubs else cache.code_at(pc)
+            is_cut = is_timer(exit) or exit.reason == Reason.BUDGET
+            if pc in cache.stubs or (
+                code is not None and (pc in code.places or (not is_cut and pc in code.marks))
+            ):
+                if waits:
+                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
+                return exit, pc, at.gpa
+            if is_timer(at):
+                processor.wrmsr(Msr.X2APIC_EOI, 0)
+            if not waits:
+                waits = True
+                processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
+            at = processor.run(1)
+            if is_cut:
+                exit = at  # else what is left of it cannot fault
         return None
 
     def _wait_for_timer(self) -> None:
@@ -234,13 +269,14 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if is_timer(exit) and self.processor.tsc < self.due:
             self._wait_for_timer()
             return None
-        if self._at in self.cache.inline and self._is_about_flag(exit):
-            return self._callout(self._at)
+        pc, code = self._at, self._code
+        if pc and code is not None and pc in code.inline and self._is_about_flag(exit):
+            return self._callout(pc)
         return super()._sort(exit)
 
     def _is_about_flag(self, exit: Exit) -> bool:
-        """Whether CLI or STI has come while an interrupt waits."""
-        page = self.cache.layout.base + FLAG_PAGE
+        """Whether IF is to be set while an interrupt waits."""
+        page = self.cache.layout.base + OPENING
         return exit.reason == Reason.EVENT and exit.qualification & -PAGE == page
 
     def _trap(self, event: Event) -> Exit | None:
@@ -249,7 +285,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if (link := self.cache.stubs.get(pc)) is not None:
             self._follow(link)
             return None
-        if pc not in self.cache.callouts:
+        if self._code is None or pc not in self._code.callouts:
             return super()._trap(event)
         return self._callout(pc)
 
@@ -260,8 +296,13 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             bits = self.cache.layout.bits
             step = self._steps_at[pc] = step_of(self.code(bits), bits)
         if step.carry_out is not None and not (self.cpl() and not step.for_programs):
-            return self._carry_out(step.name, step.instruction, step.carry_out)
-        if step.instruction.flow_control in BRANCHES and pc not in self.cache.places:
+            self._has_selectors = self._has_selectors and step.name not in TABLE_LOADS
+            exit = self._carry_out(step.name, step.instruction, step.carry_out)
+            if step.instruction.code in IRETS and exit is None and not self.cpl():
+                self._note(self._read_field(RIP))
+            return exit
+        assert self._code is not None
+        if step.instruction.flow_control in BRANCHES and pc not in self._code.places:
             return self._branch(step)
         return self._hand_over(step.name)
 
@@ -294,12 +335,16 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self.rip = target
         self.tick()
         self.note_skip()
+        self._note(target)
+        return None
+
+    def _note(self, target: int) -> None:
+        """Indirect branches to there find it from now on."""
         try:
             pc = self._entry(target)
         except NotHere:
-            return None
+            return
         self.cache.note_target(target, pc)
-        return None
 
 
 def is_timer(exit: Exit) -> bool:
@@ -307,6 +352,7 @@ def is_timer(exit: Exit) -> bool:
     return exit.reason == Reason.EVENT and not exit.intr_info & TYPE
 
 
+IRETS: Final = (iced.Code.IRETD, iced.Code.IRETQ)
 BRANCHES: Final = (
     FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.INDIRECT_CALL,
 )  # fmt: skip

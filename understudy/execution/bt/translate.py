@@ -15,6 +15,7 @@ import iced_x86 as iced
 from iced_x86 import FlowControl, Mnemonic, OpKind, Register
 
 from understudy.arch.address import is_canonical
+from understudy.execution.bt import flags
 from understudy.execution.bt.layout import CS, SS, Layout
 from understudy.execution.bt.sequences import Code
 from understudy.execution.deprivileged.instructions import EVERYBODY, KERNEL
@@ -35,6 +36,9 @@ RETURNS: Final = {
     32: (iced.Code.RETND, iced.Code.RETND_IMM16), 64: (iced.Code.RETNQ, iced.Code.RETNQ_IMM16),
 }  # fmt: skip
 PUSHF: Final = {32: iced.Code.PUSHFD, 64: iced.Code.PUSHFQ}
+POPF: Final = {32: iced.Code.POPFD, 64: iced.Code.POPFQ}
+IRET: Final = {32: iced.Code.IRETD, 64: iced.Code.IRETQ}
+TIME: Final = {Mnemonic.RDTSC: flags.RDTSC, Mnemonic.RDTSCP: flags.RDTSCP}
 READABLE: Final = {Register.CS: CS, Register.SS: SS}
 """Selectors of which the guest must see its own."""
 NEAR: Final = {32: OpKind.NEAR_BRANCH32, 64: OpKind.NEAR_BRANCH64}
@@ -58,39 +62,49 @@ class Cut(Exception):
     """Not even the first instruction is there to its end."""
 
 
-def translate(layout: Layout, pc: int, code: bytes, rip: int) -> tuple[Code, int, int]:
+def translate(layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool) -> Code:
     """A unit: as many instructions at `rip` as there are in `code`, to be put at `pc`.
 
-    Also how many they are, and how many of them are copies.  Cut: more code is needed.
+    is_virtual: time is, and what is executed beyond the guest's instructions takes none.
+    Cut: more code is needed.
     """
     out, decoder = Code(layout, pc), iced.Decoder(layout.bits, code, ip=rip)
-    at = idents = 0
-    for count in range(1, MOST + 1):
+    at, has_invalid = 0, False
+    for count in range(MOST):
         instruction = decoder.decode()
         length = instruction.len
         if decoder.last_error == iced.DecoderError.NO_MORE_BYTES or (
             instruction.is_invalid and len(code) - at < LONGEST
         ):  # a part of it is in the next page
-            if count == 1:
+            if not count:
                 raise Cut
             out.leave(rip + at & layout.mask)
-            out.stubs()
-            return out, count - 1, idents
+            out.seen = len(code)
+            break
+        has_invalid |= instruction.is_invalid
         raw = code[at : at + length]
         out.begin(rip + at & layout.mask)
         at += length
         try:
-            is_over, is_copy = _one(out, decoder, instruction, raw)
+            if (plain := TIME.get(instruction.mnemonic)) is None:
+                is_over, is_copy = _one(out, decoder, instruction, raw)
+            elif is_virtual:
+                flags.read_time(out, plain)
+                is_over, is_copy = False, False
+            else:
+                out.plain(plain)
+                is_over, is_copy = False, True
         except Untranslated:
             is_over, is_copy = False, False
             out.trap()
-        idents += is_copy
+        out.copies += is_copy
         if is_over:
             break
     else:
         out.leave(rip + at & layout.mask)
+    out.seen = out.seen or (len(code) if has_invalid else at)
     out.stubs()
-    return out, count, idents
+    return out
 
 
 def _one(
@@ -120,6 +134,9 @@ def _one(
     if flow == FlowControl.CALL and instruction.op0_kind == NEAR[bits] and _fits(back, bits):
         out.call(instruction.near_branch_target, back)
         return True, False
+    if instruction.code == IRET[bits]:
+        flags.iret(out)
+        return True, False
     if instruction.code in RETURNS[bits]:
         extra = instruction.immediate16 if instruction.op_count else 0
         out.indirect(LOAD_AX[bits], drops=bits // 8 + extra)
@@ -141,6 +158,9 @@ def _inline(out: Code, instruction: iced.Instruction) -> bool:
         return True
     if instruction.code == PUSHF[out.layout.bits]:
         out.pushf()
+        return True
+    if instruction.code == POPF[out.layout.bits]:
+        flags.popf(out)
         return True
     if instruction.code == iced.Code.PUSHD_CS:
         out.read_datum(b"\xff\x35", CS)

@@ -14,23 +14,23 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.segment import Segment, SegmentName
 from understudy.execution.bt import shown
 from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
-from understudy.execution.bt.layout import Layout
+from understudy.execution.bt.layout import LARGEST, Layout
+from understudy.execution.bt.library import Library
 from understudy.execution.bt.sources import CodeFrames, Tables
-from understudy.execution.bt.translate import MOST, Cut, translate
-from understudy.execution.bt.window import Window, choose, is_free
+from understudy.execution.bt.translate import MOST, Cut
+from understudy.execution.bt.window import Window, choose, is_free, table_of
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step
 from understudy.execution.deprivileged.live import Live
 from understudy.execution.vmx.guest_state import RIP
 from understudy.instructions.operands import LONGEST, LOW32, MASK64
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
-from understudy.machine.words import Flag
+from understudy.machine.words import PRESENT, Flag
 from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
-LARGEST: Final = 2048
-"""Bytes that the translation of a unit has at most."""
 PROGRAM: Final = 3
 
 
@@ -38,27 +38,46 @@ class Translations(Live):
     """One vCPU's."""
 
     def begin_translations(self, host: Host, p2m: P2m) -> None:
-        """Nothing is translated yet."""
-        self.space, self.cache = Window(host), Cache(host, Layout(0, 32))
+        """Nothing is translated yet.  OutOfFrames: the host has no room."""
+        self.space = Window(host)
+        try:
+            self.cache = Cache(host, Layout(0, 32))
+        except OutOfFrames:
+            self.space.close()
+            raise
         self.tables, self.p2m = Tables(), p2m
         self.translated: Counter[str] = Counter()
+        self._keeps = False  # translations on disk
+        self._libraries: dict[Layout, Library] = {}
         self._steps_at: dict[int, Step] = {}  # by pc of a callout
-        self._extra = 0  # of the window's data, when the guest stopped
         self._loaded = 0  # hpa of the root by which it ran last
         self._unsure = True  # whether what was translated is what the guest's tables lead to
         self._was_written = False  # code, by the instruction that comes next
         self._is_flat = False  # its code and stack segments
         self._shown_flags = -1  # IF and IOPL as the window has them
         self._has_selectors = False  # the window
+        self._returns = False  # whether IRET may execute
         self._may_change_if = True  # without a trap
         self.code_frames = CodeFrames.of(p2m)
         self.code_frames.guests.append(self)
 
+    def end_translations(self) -> None:
+        """Nothing is any more."""
+        self.code_frames.guests.remove(self)
+        self.cache.close()
+        self.space.close()
+        for library in self._libraries.values():
+            library.save()
+
+    def keep_translations(self) -> None:
+        self._keeps = True
+
     def unit(self, gva: int) -> str:
-        found = self.cache.unit_at(gva)
-        if found is None:
+        pc = self.cache.entries.get(gva, 0)
+        code, unit = self.cache.code_at(pc), self.cache.unit_of(pc)
+        if code is None or unit is None:
             raise ValueError(f"no code at {gva:#x} is translated now")
-        return shown.text(found, self.cache.layout)
+        return shown.text(code, unit.guest)
 
     # --- what it depends on ---
 
@@ -111,15 +130,23 @@ class Translations(Live):
         memory = self.kernel_memory()
         return not is_free(self.cache.layout, memory.translation.regime, entries_of(memory.ram))
 
+    def _watch_window(self) -> None:
+        """Hear of it when the guest maps something there: it may use that at once."""
+        if self._root() != self.space.root:
+            return
+        at = table_of(self.cache.layout, self.kernel_memory().translation.regime)
+        if at is not None and self.p2m.word(at >> PAGE_SHIFT) & PRESENT:
+            self.code_frames.hold(self.p2m, (at >> PAGE_SHIFT,))
+
     def _renew(self, layout: Layout) -> None:
         """Begin anew."""
         self.translated["caches"] += 1
-        before, self.cache = self.cache, Cache(self.host, layout)
+        before = self.cache
+        self.cache = Cache(self.host, layout, is_virtual=self.is_virtual)
         self.code_frames.let_go(self.p2m, before.by_frame)
         before.close()
         self.tables.clear()
         self._steps_at.clear()
-        self._extra = 0
         self._loaded = 0
         self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
         self.root_changed = True
@@ -158,33 +185,57 @@ class Translations(Live):
 
     def _translate(self, rip: int) -> int:
         """A unit."""
-        layout = self.cache.layout
-        parts = [self._fetch(rip, PAGE)]
-        for _ in range(2):
-            try:
-                pc, chunk = self.cache.room(LARGEST)
-            except Full:
-                self._renew(layout)
-                pc, chunk = self.cache.room(LARGEST)
-            if chunk:
-                self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
-            raw = b"".join(part for _, part in parts)
-            try:
-                code, count, copies = translate(layout, pc, raw, rip)
-                break
-            except Cut:
-                parts.append(self._fetch(rip + len(raw) & layout.mask, LONGEST))
+        found, raw = self._fetch(rip, PAGE)
+        parts = [(rip, found)]
+        pc, library = self._room(), self._library()
+        if library is not None and (kept := library.find(rip, raw, pc)) is not None:
+            unit, out = kept
+            self.translated["kept"] += 1
         else:
-            raise NotHere
-        self.translated.update(units=1, instructions=count, copies=copies, bytes=len(code.out))
-        gfns = tuple({found.gpa >> PAGE_SHIFT for found, _ in parts})
+            try:
+                code = self.cache.translate(pc, raw, rip)
+            except Cut:
+                found, more = self._fetch(rip + len(raw) & self.cache.layout.mask, LONGEST)
+                raw += more
+                parts.append((rip + len(raw) - 1, found))
+                try:
+                    code = self.cache.translate(pc, raw, rip)
+                except Cut:
+                    raise NotHere from None
+            unit, out = Unit.of(code, raw), bytes(code.out)
+            if library is not None and len(parts) == 1:
+                library.note(code, raw)
+        told = self.translated
+        told["units"] += 1
+        told["instructions"] += unit.count
+        told["copies"] += unit.copies
+        told["bytes"] += len(out)
+        unit.gfns = tuple({found.gpa >> PAGE_SHIFT for _, found in parts})
         memory, control = self.kernel_memory(), self.paging_control()
-        for found, gva in zip(
-            (found for found, _ in parts), (rip, rip + len(raw) - 1), strict=False
-        ):
+        for gva, found in parts:
             self.tables.note(memory.translation.regime, control, gva, found)
-        self.code_frames.hold(self.p2m, gfns)
-        self.cache.add(Unit(rip, code, raw, gfns))
+        self.code_frames.hold(self.p2m, unit.gfns)
+        self.cache.add(unit, out)
+        return pc
+
+    def _library(self) -> Library | None:
+        """What is kept on disk of translations for this window."""
+        if not self._keeps:
+            return None
+        layout = self.cache.layout
+        if layout not in self._libraries:
+            self._libraries[layout] = Library(layout, is_virtual=self.is_virtual)
+        return self._libraries[layout]
+
+    def _room(self) -> int:
+        """The pc for one more unit."""
+        try:
+            pc, chunk = self.cache.room(LARGEST)
+        except Full:
+            self._renew(self.cache.layout)
+            pc, chunk = self.cache.room(LARGEST)
+        if chunk:
+            self.space.show_code(len(self.cache.chunks) - 1, chunk, CHUNK)
         return pc
 
     def _fetch(self, gva: int, most: int) -> tuple[Found, bytes]:

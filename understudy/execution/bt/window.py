@@ -14,7 +14,8 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.execution.bt.cache import CHUNK, Cache
 from understudy.execution.bt.layout import (
     CODE,
-    FLAG_PAGE,
+    IF,
+    OPENING,
     PAGE_TABLES,
     TAGS,
     TARGETS,
@@ -30,6 +31,8 @@ TABLE: Final = PRESENT | WRITABLE | ACCESSED
 PAGE_RO: Final = PRESENT | ACCESSED | DIRTY
 PAGE_RW: Final = PAGE_RO | WRITABLE
 OWN_FRAMES: Final = 4 + PAGE_TABLES
+ALL_BYTES: Final = WINDOW + CODE + OWN_FRAMES * PAGE
+"""With the data and the table of a new cache, while the one before is still there."""
 FIRST64, LAST64 = 256, 510
 """Entries of a root in the upper half that may lead to the window."""
 FIRST32, LAST32 = 0xC000_0000, 0xFE00_0000 - WINDOW
@@ -69,7 +72,8 @@ class Window:
             for n in range(PAGE_TABLES):
                 write(directory + 8 * n, self._tables + n * PAGE | TABLE)
         self._map(0, cache.data, 2, PAGE_RW)
-        self.flag_frame = cache.data + FLAG_PAGE
+        self.flag_frame = cache.data + IF
+        self._map(OPENING, self.flag_frame, 1, PAGE_RW)
         pages = (1 << 16) * layout.word >> PAGE_SHIFT
         self._map(TAGS, cache.tags, pages, PAGE_RO)
         self._map(TARGETS, cache.targets, pages, PAGE_RO)
@@ -81,9 +85,8 @@ class Window:
         self._map(CODE + number * frames * PAGE, hpa, frames, PAGE_RO)
 
     def let_flag_change(self, may: bool) -> None:
-        """Whether the guest may write its IF; the processor is told by who calls."""
-        at = self._tables + 8 * (FLAG_PAGE >> PAGE_SHIFT)
-        self.memory.write_u64(at, self.flag_frame | (PAGE_RW if may else PAGE_RO))
+        """Whether the guest may set its IF; the processor is told by who calls."""
+        self._map(OPENING, self.flag_frame, 1, PAGE_RW if may else PAGE_RO)
 
     def _map(self, offset: int, hpa: int, count: int, flags: int) -> None:
         first = self._tables + 8 * (offset >> PAGE_SHIFT)
@@ -115,20 +118,25 @@ def is_free(layout: Layout, regime: Regime, read: ReadEntry) -> bool:
     """Whether the guest's tables map nothing where the window is."""
     if layout.bits == 64:
         return not read(regime.root + (layout.base >> 36 & 0xFF8), 8) & PRESENT
-    if regime.format is None:
+    if (table := table_of(layout, regime)) is None:
         return True
-    table, shift, size = regime.root, 22, 4
-    if regime.is_pae:
-        pdptes = regime.pdptes
-        assert pdptes is not None
-        table, shift, size = pdptes[DIRECTORY] & ADDRESS, 21, 8
-        if not pdptes[DIRECTORY] & PRESENT:
-            return True
+    shift, size = (21, 8) if regime.is_pae else (22, 4)
     at = layout.base & ~LAST_QUARTER if regime.is_pae else layout.base
     return not any(
         read(table + (at + offset >> shift) * size, size) & PRESENT
         for offset in range(0, WINDOW, 1 << shift)
     )
+
+
+def table_of(layout: Layout, regime: Regime) -> int | None:
+    """The gpa of the guest's table with the entries where the window is; None: there is none."""
+    if layout.bits == 64 or (regime.format is not None and not regime.is_pae):
+        return regime.root
+    if regime.format is None:
+        return None
+    assert regime.pdptes is not None
+    entry = regime.pdptes[DIRECTORY]
+    return entry & ADDRESS if entry & PRESENT else None
 
 
 def choose(bits: int, control: Control, read: ReadEntry) -> Layout | None:

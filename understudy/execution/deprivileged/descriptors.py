@@ -104,10 +104,15 @@ def data(guest: Live, selector: int) -> Segment:
 
 
 def leave_inner_data(guest: Live, level: int) -> None:
-    """After a return to an outer level: segments of the inner ones are not reachable there."""
+    """After a return to an outer level: segments of the inner ones are not reachable there.
+
+    Their bases and limits stay; a null selector becomes zero.
+    """
     for n in LOADABLE:
-        rights = guest.read(Vmcs.GUEST_ES_ACCESS_RIGHTS + 2 * n)
-        if rights & UNUSABLE or rights & (CODE | CONFORMING) == CODE | CONFORMING:
-            continue
-        if rights >> 5 & 3 < level:
-            guest.set_live_segment(n, Segment(0, 0, 0, UNUSABLE))
+        segment = guest.segment(n)
+        is_conforming = segment.rights & (CODE | CONFORMING) == CODE | CONFORMING
+        if not segment.selector & ~NULL:
+            if segment.selector:
+                guest.set_live_segment(n, segment._replace(selector=0))
+        elif segment.rights >> 5 & 3 < level and not is_conforming:
+            guest.set_live_segment(n, segment._replace(selector=0, rights=UNUSABLE))

@@ -204,13 +204,16 @@ class Live(GuestState):
         """The hpa of the tables by which the guest runs."""
         return self._read_field(GUEST_CR3)
 
+    def _state(self) -> dict[str, int]:
+        return descent.state(self, self._root())
+
     def _descend(self, rip: int) -> None:
         """Give the processor the guest's state, as far as it has not got it, to go on at `rip`."""
         processor, read = self.processor, self._read_field
         flags = descent.down(read(RFLAGS_FIELD))
         values = {"rip": rip, "rflags": flags, "rsp": read(GUEST_RSP)}
         if not self.is_current:
-            processor.set_registers(descent.state(self, self._root()) | values)
+            processor.set_registers(self._state() | values)
             self._start_timer()
             self.is_current = self.is_low = True
             self._note_pdptes()
