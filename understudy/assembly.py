@@ -77,6 +77,8 @@ def again(config: Config, engine: str | None, clone: int | None) -> Config:
     """That of a VM which is made of an image: what only one VM can have at a time, it has not."""
     net = tuple(replace(nic, pcap="") for nic in config.net)
     publish = config.publish if clone is None else ()
+    if clone is not None:
+        net = tuple(replace(n, kind="none", tap="") if n.kind == "tap" else n for n in net)
     return replace(config, engine=engine or config.engine, net=net, publish=publish)
 
 
