@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls fuzz-lending bench boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls fuzz-lending bench bench-guest boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -155,6 +155,9 @@ bench: setup ## Compare with native and with QEMU, then exits, switches, process
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.heart
 	@$(BIN)/python -m bench.processors
+
+bench-guest: setup ## Compare a whole Debian with QEMU TCG: compute, disk, network, boot (minutes)
+	@$(BIN)/python -m bench.guest
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots

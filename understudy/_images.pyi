@@ -1,10 +1,10 @@
-"""Disk images, by well-kept libraries: the compiled bindings of imago (images/src/lib.rs) and of
-ext4-view (images/src/ext4.rs)."""
+"""Disk images, by well-kept libraries: the compiled bindings of imago (images/src/lib.rs), of
+ext4-view (images/src/ext4.rs) and of fatfs (images/src/fat.rs)."""
 
 from collections.abc import Callable
 from typing import final
 
-__all__ = ["Ext4", "Image"]
+__all__ = ["Ext4", "Fat", "Image"]
 
 @final
 class Image:
@@ -29,5 +29,13 @@ class Ext4:
     def uuid(self) -> str: ...
     @property
     def label(self) -> str: ...
+    def read(self, path: str, most: int) -> bytes: ...
+    def list(self, path: str) -> list[str]: ...
+
+@final
+class Fat:
+    """A file system, read only."""
+
+    def __new__(cls, read: Callable[[int, int], bytes], size: int) -> Fat: ...
     def read(self, path: str, most: int) -> bytes: ...
     def list(self, path: str) -> list[str]: ...

@@ -83,9 +83,12 @@ def check_names(config: Config) -> None:
 def again(config: Config, engine: str | None, clone: int | None) -> Config:
     """That of a VM which is made of an image: what only one VM can have at a time, it has not."""
     net = tuple(replace(nic, pcap="") for nic in config.net)
-    publish = config.publish if clone is None else ()
-    vsock = config.vsock if clone is None else tuple(replace(v, path="") for v in config.vsock)
-    return replace(config, engine=engine or config.engine, net=net, publish=publish, vsock=vsock)
+    engine = engine or config.engine
+    if clone is None:
+        return replace(config, engine=engine, net=net)
+    net = tuple(replace(n, kind="none", tap="") if n.kind == "tap" else n for n in net)
+    vsock = tuple(replace(one, path="") for one in config.vsock)
+    return replace(config, engine=engine, net=net, publish=(), vsock=vsock)
 
 
 def with_paging(config: Config, name: str) -> Config:

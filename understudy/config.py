@@ -179,7 +179,7 @@ class Config:
     clock: str = option(
         "virtual",
         "virtual: time is instructions, every run is the same, idling costs nothing; "
-        "wall: real time.  Default: wall at a terminal and with --net user, else virtual.",
+        "wall: real time.  Default: wall at a terminal and with --net user or tap, else virtual.",
         "--clock", **_one_of("virtual", "wall"),
     )  # fmt: skip
     engine: str = option(
@@ -254,7 +254,7 @@ class Config:
 
     net: tuple[Nic, ...] = option(
         (), f"A network card, and where its cable leads: {NIC_FORM}.  May be repeated.", "--net",
-        metavar="user|lan=NAME[,OPTIONS]", read=Nic.parse, is_many=True,
+        metavar="user|lan=NAME|tap=NAME[,OPTIONS]", read=Nic.parse, is_many=True,
         check=each(Nic, MOST_NICS, "network cards, or texts like 'user' or 'lan=NAME'"),
     )  # fmt: skip
     """`Nic`s, or texts as on the command line."""
@@ -364,7 +364,7 @@ class Config:
 
         Two runs are not the same run then, not in virtual time either.
         """
-        return any(nic.kind == "user" for nic in self.net) or bool(self.vsock)
+        return any(nic.kind in ("user", "tap") for nic in self.net) or bool(self.vsock)
 
     @classmethod
     def of(cls, given: "Self | int | str | None" = None, /, **options: Any) -> Self:

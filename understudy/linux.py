@@ -27,6 +27,7 @@ from understudy.guests.release import RELEASES, usual
 from understudy.linux_session import Linux
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
+from understudy.rootfs.image import image as root_image
 from understudy.starting import Start
 from understudy.whole_debian.image import image
 from understudy.whole_debian.making import WORKSHOP
@@ -76,6 +77,7 @@ class VM(machine.VM):
         modules: Sequence[tuple[Path, str]] = (),
         is_firmware: bool = False,
         packages: Sequence[str] = (),
+        rootfs: str | Path | None = None,
         progress: Progress | None = None,
         config: Config | None = None,
         **options: Any,
@@ -88,14 +90,17 @@ class VM(machine.VM):
         files, each with its command line, for kernels that take some (Multiboot, PVH).
         `is_firmware`: the path is that of an image of a ROM.
         `packages` are Debian's, by name: they and what they depend on are unpacked into the guest's
-        file system, and installed in a whole Debian (fetched like the guest).  The rest is as for
-        `VM`: a `config`, or its fields, such as `memory="1G"`.
+        file system, and installed in a whole Debian (fetched like the guest).  `rootfs` is a
+        folder, a tar archive or an OCI image layout: the guest's root file system is made of it.
+        The rest is as for `VM`: a `config`, or its fields, such as `memory="1G"`.
         """
         if config is None:
             options.setdefault("name", "disk" if guest is None else str(guest))
         config = usual(guest, Config.of(config, **options))
         check_names(config)
         say, ramdisk = progress or _say_nothing, Path(initrd) if initrd is not None else None
+        if rootfs is not None:
+            config = starting.with_root(config, cls.root_of(rootfs, guest, packages, say))
         if isinstance(guest, str) and guest in RELEASES:
             config = starting.with_image(config, cls.whole(guest, packages, say))
             guest, packages = None, ()
@@ -109,7 +114,10 @@ class VM(machine.VM):
         elif isinstance(guest, Path):
             start = Start(guest, ramdisk, append, tuple(modules))
         else:
-            start = starting.of_name(guest, config, ramdisk, append, modules, packages, say)
+            start = starting.of_name(
+                guest, config, ramdisk, append, modules, packages, say,
+                has_own_root=rootfs is not None,
+            )  # fmt: skip
         if start.rom:
             config = replace(config, rom=len(start.rom))
         # In virtual time two runs are the same run, with the same random numbers.
@@ -139,6 +147,21 @@ class VM(machine.VM):
             return VM.linux(WORKSHOP, config=config)
 
         return image(guest, boot, packages, progress or _say_nothing)
+
+    @staticmethod
+    def root_of(
+        source: str | Path, guest: str | Path | None, packages: Sequence[str], progress: Progress
+    ) -> Path:
+        """The image of a root file system for a guest, made in a VM if it is not in the cache."""
+        if packages or not isinstance(guest, str) or guest in RELEASES:
+            raise GuestError(
+                "rootfs goes with a Linux by name that is no whole Debian, and no packages"
+            )
+
+        def boot(config: Config) -> "VM":
+            return VM.linux(WORKSHOP, config=config)
+
+        return root_image(Path(source), boot, progress)
 
     def close(self) -> None:
         """Give everything back to the host; what was printed can still be read."""

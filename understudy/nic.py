@@ -2,6 +2,7 @@
 
     --net user[,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
     --net lan=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
+    --net tap=NAME[,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]
     --publish [ADDRESS:]PORT:GUESTPORT[/udp]
 
 A comma in a file's name is written twice.  Source: ours; the form is that of `--disk`, and of
@@ -19,15 +20,17 @@ from typing import Any, Final, Self
 from understudy.quantities import parse_rate
 from understudy.slot import Slotted
 
-KINDS: Final = ("user", "lan", "none")
+KINDS: Final = ("user", "lan", "tap", "none")
 FORM: Final = (
-    "user or lan=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE][,name=NAME]"
+    "user, lan=NAME or tap=NAME, and [,host-loopback][,mac=ADDRESS][,rate=SPEED][,pcap=FILE]"
+    "[,name=NAME]"
 )
 PORT_FORM: Final = "[ADDRESS:]PORT:GUESTPORT[/udp]"
 LOOPBACK: Final = "127.0.0.1"
 LONGEST_NAME: Final = 40
 SLOWEST, FASTEST = 8_000, 10**12  # bit/s
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_INTERFACE: Final = re.compile(r"[!-.0-9;-~]{1,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 
@@ -37,7 +40,8 @@ class Nic(Slotted):
     """A network card of a VM."""
 
     kind: str
-    """user: what this computer reaches; lan: other VMs of this process; none: nothing."""
+    """user: what this computer reaches; lan: other VMs of this process; tap: an interface of this
+    computer; none: nothing."""
     lan: str = ""
     """The name of the network, of kind lan."""
     mac: str = ""
@@ -48,9 +52,11 @@ class Nic(Slotted):
     """A file for all frames; kept as an absolute path."""
     has_host_loopback: bool = False
     """Whether the gateway's address leads to what listens on this computer's loopback alone."""
+    tap: str = ""
+    """The name of the interface, of kind tap."""
 
     def __post_init__(self) -> None:
-        for name in ("kind", "lan", "mac", "pcap"):
+        for name in ("kind", "lan", "tap", "mac", "pcap"):
             self._check(type(getattr(self, name)) is str, f"{name} as a text")
         self._check(type(self.has_host_loopback) is bool, "has_host_loopback as True or False")
         self._check(self.kind in KINDS, f"one of {', '.join(KINDS)}")
@@ -58,6 +64,11 @@ class Nic(Slotted):
         self._check(
             is_named if self.kind == "lan" else not self.lan,
             f"lan=NAME, of at most {LONGEST_NAME} letters, digits and ._+-",
+        )
+        is_interface = bool(_INTERFACE.fullmatch(self.tap)) and self.tap not in (".", "..")
+        self._check(
+            is_interface if self.kind == "tap" else not self.tap,
+            "tap=NAME, of an interface of this computer: at most 15 characters, and no / or :",
         )
         self._check(
             not self.has_host_loopback or self.kind == "user", "host-loopback with user alone"
@@ -83,8 +94,8 @@ class Nic(Slotted):
     def parse(cls, text: str) -> Self:
         """From the command line's words; ValueError says what was expected."""
         words = [w.replace("\0", ",") for w in re.sub(",,", "\0", text).split(",")]
-        kind, _, lan = words[0].partition("=")
-        options: dict[str, Any] = {}
+        kind, _, leads = words[0].partition("=")
+        options: dict[str, Any] = {"tap" if kind == "tap" else "lan": leads}
         for word in words[1:]:
             name, is_pair, value = word.partition("=")
             if word == "host-loopback":
@@ -95,11 +106,12 @@ class Nic(Slotted):
                 options["rate"] = parse_rate(value, "bit/s")
             else:
                 raise ValueError(f"net {text!r}: expected {FORM}, not {word!r}")
-        return cls(kind, lan, **options)
+        return cls(kind, **options)
 
     def _check(self, is_right: bool, expected: str) -> None:
         if not is_right:
-            shown = f"{self.kind}={self.lan}" if self.lan else f"{self.kind}"
+            leads = self.lan or self.tap
+            shown = f"{self.kind}={leads}" if leads else f"{self.kind}"
             raise ValueError(f"net {shown!r}: expected {expected}")
 
 

@@ -14,10 +14,11 @@ from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.devices.pc import PC
 from understudy.devices.virtio.blk import Blk
 from understudy.disk import Disk
-from understudy.guests import boot_disk, debian, loader, network, rom
+from understudy.guests import boot_disk, debian, loader, network, rom, root_on_disk
 from understudy.guests import modules as drivers
 from understudy.guests import packages as debian_packages
 from understudy.guests.apt import Progress
+from understudy.guests.cache import Cache
 from understudy.guests.entry import Entry, GuestError
 from understudy.machine.machine import Machine
 from understudy.whole_debian.own_disk import own_disk
@@ -81,9 +82,16 @@ def of_name(
     modules: Sequence[tuple[Path, str]],
     packages: Sequence[str],
     progress: Progress,
+    *,
+    has_own_root: bool = False,
 ) -> Start:
-    """A guest by name that is no whole system, fetched if it is not in the cache."""
+    """A guest by name that is no whole system, fetched if it is not in the cache.
+
+    has_own_root: its root file system is on its first disk.
+    """
     fetched = debian.fetch(guest, progress)
+    if has_own_root and (guest not in debian.PACKAGES or not debian.PACKAGES[guest].linux):
+        raise GuestError(f"{guest} has no use for a root file system: choose a Linux")
     if fetched.is_firmware:
         assert isinstance(fetched.kernel, Path)
         return Start(rom=rom.read(fetched.kernel))
@@ -98,6 +106,10 @@ def of_name(
         ramdisk = drivers.with_drivers(
             guest, ramdisk, progress, more=_network(config, inserted), inserted=inserted
         )
+        if has_own_root:
+            ramdisk = Cache().keep(
+                "initramfs", ".cpio", ramdisk.read_bytes() + root_on_disk.entering()
+            )
         append = f"{append} {drivers.APPEND}"
     return Start(fetched.kernel, ramdisk, append, (*fetched.modules, *modules))
 
@@ -106,6 +118,11 @@ def with_image(config: Config, image: Path) -> Config:
     """With a whole Debian's disk as the first: the user's own, or one that is forgotten."""
     file = image if config.snapshot else own_disk(image)
     return replace(config, disks=(Disk(str(file)), *config.disks))
+
+
+def with_root(config: Config, image: Path) -> Config:
+    """With the disk of a root file system as the first; what is written to it is forgotten."""
+    return replace(config, disks=(Disk(str(image), is_overlay=True), *config.disks))
 
 
 def _with_packages(

@@ -1,4 +1,4 @@
-//! Disk images in formats other than raw, a binding of `imago`; and the files in one, `ext4`.
+//! Disk images in formats other than raw, a binding of `imago`; and the files in one, `ext4`, `fat`.
 //!
 //! Who opens, locks and checks the files is Python (`understudy/backends/qcow2.py`); here an image
 //! is a chain of open files, the one that is written first, each over the next.  No file is ever
@@ -8,6 +8,7 @@
 //! panic of the library included.
 
 mod ext4;
+mod fat;
 
 use std::fs;
 use std::io;
@@ -185,5 +186,6 @@ fn storage(fd: RawFd, writes: bool) -> io::Result<File> {
 #[pymodule]
 fn _images(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Image>()?;
-    module.add_class::<ext4::Ext4>()
+    module.add_class::<ext4::Ext4>()?;
+    module.add_class::<fat::Fat>()
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.fetched import fetched
+from tests.unit.backends.test_tap import in_namespace
 from understudy.backends import pcap
 from understudy.linux import VM
 
@@ -101,3 +102,8 @@ def test_loopback_is_out_of_reach_unless_asked_for(port: int) -> None:
     with VM.linux("cloud-amd64", clock="wall", net="user") as vm:
         answer = vm.run(f"timeout 2 wget -qO- http://10.0.2.2:{port}/ | wc -c").output.split()
         assert answer[0] == "0"
+
+
+def test_ipv6() -> None:
+    fetched("cloud-amd64")
+    assert in_namespace("tests.guests.ipv6_in_namespace").endswith("all is well\n")

@@ -3,10 +3,7 @@
 Source: what systemd, dpkg and apt in it say themselves.
 """
 
-import functools
 import hashlib
-import http.server
-import os
 import shutil
 import socket
 import threading
@@ -15,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from understudy.guests.apt import Apt
+from bench.guest.mirror import in_guest, mirror
+from understudy.disk import Disk
 from understudy.guests.cache import Cache
 from understudy.guests.entry import GuestError
 from understudy.linux import VM, GuestStopped
@@ -117,45 +115,13 @@ def test_any_disk_that_has_a_boot_loaders_configuration(image: Path, home: Path)
         assert vm.run("hostname").output == "mine\n"
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_what: object) -> None:
-        pass
-
-
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[int]:
-    """A package source on this computer's loopback, with Debian's own hello: its port."""
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    cache = Cache()
-    apt = Apt(cache.root / "apt-bookworm", "amd64", release="bookworm")
-    apt.update(lambda text, share: None)
-    package = apt.download("hello", folder, lambda text, share: None)
-    data = package.read_bytes()
-    version = package.name.split("_")[1]
-    index = (
-        f"Package: hello\nVersion: {version}\nArchitecture: amd64\nDepends: libc6\n"
-        f"Maintainer: nobody <nobody@localhost>\nDescription: a greeting\n"
-        f"Filename: {package.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
-    ).encode()
-    (folder / "Packages").write_bytes(index)
-    digest = hashlib.sha256(index).hexdigest()
-    (folder / "Release").write_text(f"Suite: test\nSHA256:\n {digest} {len(index)} Packages\n")
-    handler = functools.partial(_Quiet, directory=os.fspath(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.mark.skipif(shutil.which("passt") is None, reason="no passt here")
-def test_apt_installs_from_a_mirror_on_this_computer(mirror: int, home: Path) -> None:
-    with VM.linux("debian", snapshot=True, clock="wall", net="user,host-loopback") as vm:
-        source = f"deb [trusted=yes] http://10.0.2.2:{mirror}/ ./"
-        vm.run(f"rm -r /etc/apt/sources.list.d; echo '{source}' >/etc/apt/sources.list").check()
+def test_apt_installs_from_a_mirror_on_this_computer(tmp_path: Path, home: Path) -> None:
+    with (
+        mirror(tmp_path / "mirror", ["hello"]) as port,
+        VM.linux("debian", snapshot=True, clock="wall", net="user,host-loopback") as vm,
+    ):
+        vm.run(in_guest(port, "10.0.2.2")).check()
         wait = "for n in $(seq 50); do ip route | grep -q ^default && exit; sleep 0.2; done; false"
         vm.run(wait).check()
         vm.run("apt-get update").check()
@@ -183,3 +149,40 @@ def test_the_same_packages_give_the_same_bytes(
         pytest.skip("the package sources have been renewed since the image was made")
     assert again.name == image.name
     assert again.read_bytes() == image.read_bytes()
+
+
+USER_DATA = """\
+#cloud-config
+hostname: configured
+users:
+  - name: alice
+    gecos: Alice in the guest
+    shell: /bin/bash
+    lock_passwd: true
+write_files:
+  - path: /etc/written/by-cloud-init
+    content: "what was asked for\\n"
+    permissions: "0640"
+runcmd:
+  - [sh, -c, "echo $(id -un alice) is there >/root/ran"]
+"""
+
+
+def test_an_image_with_cloud_init_configures_itself(home: Path, tmp_path: Path) -> None:
+    seed = tmp_path / "user-data"
+    seed.write_text(USER_DATA)
+    disk = Disk(str(seed), format="nocloud")
+    with VM.linux("debian", packages=["cloud-init"], disks=[disk], net="none") as vm:
+        said = vm.run("cloud-init status --wait --long").output
+        assert "status: done" in said, said
+        assert vm.run("hostname; cat /root/ran").output == "configured\nalice is there\n"
+        assert vm.run("getent passwd alice").output.endswith(
+            ":Alice in the guest:/home/alice:/bin/bash\n"
+        )
+        written = vm.run("cat /etc/written/by-cloud-init; stat -c %a /etc/written/by-cloud-init")
+        assert written.output == "what was asked for\n640\n"
+        vm.run("rm /root/ran; sync").check()
+        vm.power_off()
+    with VM.linux("debian", packages=["cloud-init"], disks=[disk], net="none") as vm:
+        vm.run("cloud-init status --wait").check()
+        assert vm.run("test -e /root/ran").status == 1, "the same instance is configured once"

@@ -17,6 +17,7 @@ def test_what_the_command_line_says() -> None:
     asked = Nic.parse("user,host-loopback,pcap=/tmp/a,,b.pcap")
     assert asked.has_host_loopback and asked.pcap == "/tmp/a,b.pcap"
     assert Nic.parse("lan=a,mac=52:54:00:ab:00:01").address == b"\x52\x54\0\xab\0\1"
+    assert Nic.parse("tap=tap0.1,name=a") == Nic("tap", tap="tap0.1", name="a")
     assert Port.parse("8080:80") == Port(8080, 80, "127.0.0.1")
     assert Port.parse("0.0.0.0:53:5353/udp") == Port(53, 5353, "0.0.0.0", is_udp=True)
 
@@ -24,11 +25,15 @@ def test_what_the_command_line_says() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("usr", "one of user, lan, none"),
+        ("usr", "one of user, lan, tap, none"),
         ("", "one of user"),
         ("lan", "lan=NAME"),
         ("lan=a b", "lan=NAME"),
         ("user=a", "lan=NAME"),
+        ("tap", "tap=NAME"),
+        ("tap=a/b", "tap=NAME"),
+        ("tap=..", "tap=NAME"),
+        ("tap=sixteen-letters-", "at most 15 characters"),
         ("lan=a,host-loopback", "host-loopback with user"),
         ("user,mac=52:54:00:12:34", "mac= like"),
         ("user,mac=53:54:00:12:34:56", "mac= like"),
@@ -54,6 +59,8 @@ def test_a_config_has_them_and_its_snapshot_too() -> None:
     config = Config(net="user", publish=["8080:80"])
     assert config.net == (Nic("user"),) and config.has_virtio and config.has_outside
     assert restore(Config, plain(config), "config") == config
+    tap = Config(net="tap=t0")
+    assert tap.is_linked and tap.has_outside and restore(Config, plain(tap), "config") == tap
     lan = Config(net=["lan=a", Nic("none")])
     assert lan.is_linked and not lan.has_outside and not Config(net="none").is_linked
 

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from understudy.backends.cable import MOST_BYTES, Cable, NetworkError
+from understudy.backends.cable import MOST_BYTES, NetworkError
 from understudy.backends.frame import HEADER_BYTES, LONGEST, Frame
+from understudy.backends.outside import Outside
 from understudy.nic import Nic, Port
 
 ADDRESS, GATEWAY, PREFIX_BITS = "10.0.2.15", "10.0.2.2", 24  # what the guest gets by DHCP
@@ -40,13 +41,29 @@ QUESTION: Final = (  # RFC 826: who has the gateway's address?
     b"\xff" * 6 + ASKING + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1" + ASKING + bytes(4) + bytes(6)
     + ipaddress.IPv4Address(GATEWAY).packed
 )  # fmt: skip
+
+
+def _question_of_ipv6() -> bytes:
+    """RFC 4861, "Neighbor Solicitation Message Format": who has an address?  passt has any."""
+    own, asked, all_of_it = (
+        ipaddress.IPv6Address(one).packed for one in ("fe80::1", "fe80::2", "ff02::1:ff00:2")
+    )
+    message = b"\x87\0\0\0" + bytes(4) + asked + b"\1\1" + ASKING
+    length = len(message).to_bytes(2, "big")
+    pseudo = int.from_bytes(own + all_of_it + length + b"\0\x3a", "big") % 0xFFFF  # RFC 8200
+    message = message[:2] + pseudo.to_bytes(2, "big") + message[4:]
+    packet = b"\x60\0\0\0" + length + b"\x3a\xff" + own + all_of_it + message
+    frame = b"\x33\x33\xff\0\0\2" + ASKING + b"\x86\xdd" + packet
+    return Frame(frame, start=HEADER_BYTES + 40, offset=2).whole().data
+
+
+QUESTIONS: Final = (QUESTION, _question_of_ipv6())
+"""A computer may have one of the two protocols alone; whatever is answered, passt is ready."""
 NOISE: Final = re.compile(r"Failed to send \d+ bytes to syslog|Don't run as root.*")
 
 
-class Passt(Cable):
+class Passt(Outside):
     """A cable to a passt of its own."""
-
-    is_outside = True
 
     def __init__(self, nic: Nic, ports: Sequence[Port]) -> None:
         """NetworkError says in one line why there is none."""
@@ -61,8 +78,6 @@ class Passt(Cable):
             raise
         finally:
             theirs.close()
-        self._is_over = False
-        self._came = threading.Condition(self._lock)  # the card has taken something
         self._out: deque[bytes] = deque()  # that the socket had no room for
         self._out_bytes = 0
         self._more = threading.Condition()
@@ -98,12 +113,6 @@ class Passt(Cable):
                 self._out_bytes += len(data)
                 self._more.notify()
         return True
-
-    def take(self) -> Frame | None:
-        frame = super().take()
-        with self._came:
-            self._came.notify()
-        return frame
 
     def close(self) -> None:
         super().close()
@@ -156,10 +165,9 @@ class Passt(Cable):
             end = at + LENGTH + size
             if len(data) < end:
                 break
-            with self._came:
-                while not (self._has_room() or self._is_over):
-                    self._came.wait()
-            self.arrive(Frame(bytes(data[at + LENGTH : end])))
+            frame = Frame(bytes(data[at + LENGTH : end]))
+            if frame.to != ASKING:  # the answer to the other question
+                self.arrive_when_there_is_room(frame)
             at = end
         del data[:at]
         return True
@@ -201,7 +209,8 @@ def _started(
             theirs.close()
         try:
             ours.settimeout(PATIENCE_S)
-            ours.sendall(len(QUESTION).to_bytes(LENGTH, "big") + QUESTION)
+            for question in QUESTIONS:
+                ours.sendall(len(question).to_bytes(LENGTH, "big") + question)
             size = int.from_bytes(_exactly(ours, LENGTH), "big")
             is_ready = len(_exactly(ours, size)) >= HEADER_BYTES
         except OSError:

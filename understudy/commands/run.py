@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from understudy.commands import Refusal
+from understudy.commands.fetch import USUAL
 from understudy.commands.progress import StatusLine, Steps
 from understudy.commands.vm_options import Said, with_vm_options
 from understudy.config import Config
@@ -42,6 +43,7 @@ class Wanted:
     is_firmware: bool
     append: str
     packages: tuple[str, ...]
+    rootfs: Path | None
     config: Config
     command: str | None
     counts: Path | None
@@ -93,6 +95,15 @@ def run(
             "--with",
             metavar="PACKAGE",
             help="A Debian package to have in the guest, with all it needs.  May be repeated.",
+        ),
+    ] = None,
+    rootfs: Annotated[
+        Path | None,
+        typer.Option(
+            "--rootfs",
+            metavar="DIR|TAR|LAYOUT",
+            help="A folder, a tar archive or an OCI image layout to make the guest's root file "
+            "system of; with --guest, cloud-amd64 if none is said.",
         ),
     ] = None,
     seed: Annotated[
@@ -182,6 +193,8 @@ def run(
 
       understudy run --disk debian.qcow2 --seed user-data
 
+      understudy run --rootfs alpine.tar --net user
+
       understudy run --firmware u-boot.rom
     """
     if wish := next((name for name, value in said.items() if value in WISHES), None):
@@ -192,6 +205,8 @@ def run(
             raise typer.Exit
     if seed is not None:
         said["disks"] = (*said.get("disks", ()), Disk(str(seed), format="nocloud"))
+    if rootfs is not None and guest is None and kernel is None and firmware is None:
+        guest = USUAL
     wanted = _checked(
         guest,
         kernel,
@@ -200,6 +215,7 @@ def run(
         firmware,
         append,
         tuple(packages or ()),
+        rootfs,
         said,
         command,
         counts,
@@ -222,6 +238,7 @@ def _checked(
     firmware: Path | None,
     append: str,
     packages: tuple[str, ...],
+    rootfs: Path | None,
     said: Said,
     command: str | None,
     counts: Path | None,
@@ -247,6 +264,8 @@ def _checked(
         raise typer.BadParameter("--initrd goes with --kernel; a named guest brings its own")
     if packages and guest is None:
         raise typer.BadParameter("--with goes with --guest; with --kernel bring an --initrd")
+    if rootfs is not None and guest is None:
+        raise typer.BadParameter("--rootfs goes with --guest; with --kernel bring an --initrd")
     if command is not None and not command.strip():
         raise typer.BadParameter("--exec is empty; give a command, like --exec 'uname -a'")
     if command is None and (takes_input or has_terminal):
@@ -283,6 +302,7 @@ def _checked(
         is_firmware=firmware is not None,
         append=append,
         packages=packages,
+        rootfs=rootfs,
         config=config,
         command=command,
         counts=counts,
@@ -324,6 +344,7 @@ def _carry_out(wanted: Wanted) -> int:
                     is_firmware=wanted.is_firmware,
                     append=append,
                     packages=wanted.packages,
+                    rootfs=wanted.rootfs,
                     config=wanted.config,
                     progress=steps,
                 )

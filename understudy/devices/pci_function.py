@@ -70,13 +70,13 @@ class BusMaster:
 
     def read(self, gpa: int, length: int, /) -> bytes:
         """DmaError unless the function is bus master."""
-        if not self.function.is_master:
+        if not self.function.state.config[COMMAND] & MASTER:  # `is_master`, and quickly
             raise DmaError(f"gpa {gpa:#x}: the guest has not made this function bus master")
         return self.memory.read(gpa, length)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None:
         """DmaError unless the function is bus master."""
-        if not self.function.is_master:
+        if not self.function.state.config[COMMAND] & MASTER:  # `is_master`, and quickly
             raise DmaError(f"gpa {gpa:#x}: the guest has not made this function bus master")
         self.memory.write(gpa, data)
 

@@ -3,7 +3,7 @@
 A boot loader finds its configuration in one of the disk's file systems; so is it done here, and
 nothing of the boot loader runs.  No root, no mount.
 
-Source: ours; the file systems by the library ext4-view (`understudy._images`).
+Source: ours; the file systems by the libraries ext4-view and fatfs (`understudy._images`).
 Invariants: nothing is written; what is read has a bound; every failure is a GuestError of one line.
 """
 
@@ -17,17 +17,18 @@ from understudy.guests.entry import GuestError
 from understudy.guests.partitions import Extent, extents
 
 if TYPE_CHECKING:
-    from understudy._images import Ext4
+    from understudy._images import Ext4, Fat
 
 MOST_TEXT: Final = 1 << 20  # bytes of a file of the configuration
 MOST_ENTRIES: Final = 1000  # files of it
-EXT4_AT, EXT4 = 1080, b"\x53\xef"
-OTHERS: Final = (
-    (0, b"XFSB", "xfs"), (65600, b"_BHRfS_M", "btrfs"), (0, b"LUKS", "LUKS"),
-    (82, b"FAT32", "FAT"), (54, b"FAT16", "FAT"), (54, b"FAT12", "FAT"), (3, b"NTFS", "NTFS"),
+KINDS: Final = (
+    (1080, b"\x53\xef", "ext4"),
+    (82, b"FAT32", "FAT"), (54, b"FAT16", "FAT"), (54, b"FAT12", "FAT"),
+    (0, b"XFSB", "xfs"), (65600, b"_BHRfS_M", "btrfs"), (0, b"LUKS", "LUKS"), (3, b"NTFS", "NTFS"),
     (512, b"LABELONE", "LVM"), (0, b"hsqs", "squashfs"), (32769, b"CD001", "ISO 9660"),
 )  # fmt: skip
-"""How other file systems begin: where, with what, and their names."""
+"""How file systems begin: where, with what, and their names."""
+READABLE: Final = ("ext4", "FAT")
 OWN: Final = "say --kernel FILE (and --initrd, --append)"
 
 
@@ -44,15 +45,15 @@ def read(disk: Medium, what: str) -> Found:
     seen: list[str] = []
     for extent in extents(disk):
         kind = _kind(disk, extent)
-        if kind is not None and kind != "ext4":
+        if kind is not None and kind not in READABLE:
             seen.append(kind)
-        if kind != "ext4":
+        if kind not in READABLE:
             continue
         try:
-            files = _files(disk, extent)
+            files = _files(disk, extent, kind)
             entry = _entry(files)
             if entry is None:
-                seen.append("ext4 without a boot loader's configuration")
+                seen.append(f"{kind} without a boot loader's configuration")
                 continue
             return _found(files, entry, what)
         except FileNotFoundError as error:
@@ -66,7 +67,7 @@ def read(disk: Medium, what: str) -> Found:
     names = ", ".join(dict.fromkeys(seen))
     raise GuestError(
         f"{what} has nothing to boot from that can be read here (found: {names}; expected ext4 "
-        f"with the configuration of extlinux, GRUB or the Boot Loader Specification): {OWN}"
+        f"or FAT with the configuration of extlinux, GRUB or the Boot Loader Specification): {OWN}"
     )
 
 
@@ -75,7 +76,7 @@ def file_on(disk: Medium, path: str, most: int) -> bytes:
     for extent in extents(disk):
         if _kind(disk, extent) == "ext4":
             try:
-                return _files(disk, extent).read(path, most)
+                return _files(disk, extent, "ext4").read(path, most)
             except (OSError, ValueError) as error:
                 raise GuestError(f"{path} on the disk cannot be read: {error}") from None
     raise GuestError(f"no ext4 on the disk, in which {path} could be")
@@ -88,14 +89,12 @@ def _kind(disk: Medium, extent: Extent) -> str | None:
         inside = at + len(magic) <= extent.length
         return inside and disk.read(extent.start + at, len(magic)) == magic
 
-    if has(EXT4_AT, EXT4):
-        return "ext4"
-    return next((name for at, magic, name in OTHERS if has(at, magic)), None)
+    return next((name for at, magic, name in KINDS if has(at, magic)), None)
 
 
-def _files(disk: Medium, extent: Extent) -> "Ext4":
+def _files(disk: Medium, extent: Extent, kind: str) -> "Ext4 | Fat":
     try:
-        from understudy._images import Ext4
+        from understudy._images import Ext4, Fat
     except ImportError:
         raise GuestError(
             "this installation of understudy cannot look into disks (`make setup` compiles what "
@@ -107,10 +106,10 @@ def _files(disk: Medium, extent: Extent) -> "Ext4":
             raise OSError("the file system is larger than its disk")
         return disk.read(extent.start + offset, length)
 
-    return Ext4(read)
+    return Fat(read, extent.length) if kind == "FAT" else Ext4(read)
 
 
-def _entry(files: "Ext4") -> BootEntry | None:
+def _entry(files: "Ext4 | Fat") -> BootEntry | None:
     """What the first configuration in a file system says that says anything."""
     for top in ("/boot", ""):
         for look in (_extlinux, _specified, _grub):
@@ -120,13 +119,13 @@ def _entry(files: "Ext4") -> BootEntry | None:
     return None
 
 
-def _extlinux(files: "Ext4", top: str) -> BootEntry | None:
+def _extlinux(files: "Ext4 | Fat", top: str) -> BootEntry | None:
     folder = f"{top}/extlinux"
     text = _text(files, f"{folder}/extlinux.conf")
     return None if text is None else boot_entries.extlinux(text, folder)
 
 
-def _specified(files: "Ext4", top: str) -> BootEntry | None:
+def _specified(files: "Ext4 | Fat", top: str) -> BootEntry | None:
     folder = f"{top}/loader/entries"
     try:
         names = [name for name in files.list(folder) if name.endswith(".conf")][:MOST_ENTRIES]
@@ -136,7 +135,7 @@ def _specified(files: "Ext4", top: str) -> BootEntry | None:
     return boot_entries.specified(texts, _text(files, f"{top}/loader/loader.conf") or "")
 
 
-def _grub(files: "Ext4", top: str) -> BootEntry | None:
+def _grub(files: "Ext4 | Fat", top: str) -> BootEntry | None:
     for name in ("grub", "grub2"):
         text = _text(files, f"{top}/{name}/grub.cfg")
         entry = None if text is None else boot_entries.grub(text)
@@ -145,7 +144,7 @@ def _grub(files: "Ext4", top: str) -> BootEntry | None:
     return None
 
 
-def _text(files: "Ext4", path: str) -> str | None:
+def _text(files: "Ext4 | Fat", path: str) -> str | None:
     try:
         return files.read(path, MOST_TEXT).decode("utf-8", "replace")
     except FileNotFoundError:
@@ -154,7 +153,7 @@ def _text(files: "Ext4", path: str) -> str | None:
         raise OSError(f"{path}: {error}") from None
 
 
-def _found(files: "Ext4", entry: BootEntry, what: str) -> Found:
+def _found(files: "Ext4 | Fat", entry: BootEntry, what: str) -> Found:
     """The files of an entry: of the kernel at most as many bytes as of all initrds."""
 
     def whole(path: str, most: int) -> bytes:

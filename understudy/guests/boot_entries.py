@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -62,13 +63,15 @@ def extlinux(text: str, folder: str) -> BootEntry | None:
 def specified(files: Mapping[str, str], settings: str = "") -> BootEntry | None:
     """The entry that the Boot Loader Specification has started, of these files by their names.
 
-    settings: what is in loader.conf.
+    settings: what is in loader.conf, whose default is a name, or a pattern as for files.
     """
     wanted = next(
         (line.split()[1] for line in settings.splitlines() if re.match(r"default\s+\S", line)), ""
     )
     names = sorted(files, key=_by_version, reverse=True)
-    chosen = [n for n in names if wanted and wanted in (n, n.removesuffix(".conf"))]
+    chosen = [
+        n for n in names if fnmatchcase(n, wanted) or fnmatchcase(n.removesuffix(".conf"), wanted)
+    ]
     for name in chosen + names:
         values: dict[str, list[str]] = {}
         for line in files[name].splitlines():

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,19 @@ class Cache:
         """Keep a file that is called after what is in it."""
         digest = hashlib.sha256(data).hexdigest()[:16]
         return self.write(f"{folder}/{digest}{suffix}", data)
+
+    def made(self, item: str, make: Callable[[], None]) -> Path:
+        """The one file of an item, which `make` stores if it is not there; one process makes it."""
+        files = self.find(item)
+        if files is None:
+            with self.lock(f"{item}.lock"):
+                files = self.find(item)  # another process may have been quicker
+                if files is None:
+                    make()
+                    files = self.find(item)
+        if files is None or len(files) != 1:
+            raise GuestError(f"the cached {item} is not as expected: remove {self.folder(item)}")
+        return next(iter(files.values()))
 
     @contextmanager
     def lock(self, name: str = "lock") -> Iterator[None]:

@@ -116,10 +116,13 @@ class GuestMemory:
         view = memoryview(data).cast("B")
         if self.p2m.protected or self.p2m.absent:
             self._touch(gpa, len(view), PROTECTED | ABSENT, write=True)
-        at = 0
-        for hpa, part in self._pieces(gpa, len(view)):
-            self._memory.write(hpa, view[at : at + part])
-            at += part
+        if 0 < len(view) <= PAGE - (gpa & 0xFFF) and (hpa := self.hpa(gpa)) is not None:
+            self._memory.write(hpa, view)
+        else:
+            at = 0
+            for hpa, part in self._pieces(gpa, len(view)):
+                self._memory.write(hpa, view[at : at + part])
+                at += part
         for tracer in self.p2m.tracers:
             if tracer.traced:
                 self._tell(gpa, len(view))

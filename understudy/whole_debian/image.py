@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,8 @@ UNPACK: Final = {"spread": "Copying packages", "first": "", "unpack": "Unpacking
 CONFIGURE: Final = {"configure": "Configuring packages", "settle": "Finishing"}
 MORE: Final = {"spread": "Copying packages", "unpack": "Unpacking packages",
                "configure": "Configuring packages"}  # fmt: skip
+SCRIPT: Final = "second-stage"
+LABEL: Final = "debian"
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"  # in the guest
 STATUS: Final = "/var/lib/dpkg/status"
 LARGEST_STATUS: Final = 64 << 20
@@ -48,7 +50,7 @@ def image(
 ) -> Path:
     """The qcow2 image of a guest of `RELEASES`, with more packages; made first if need be."""
     release, cache = RELEASES[name], cache or Cache()
-    base = _obtain(cache, release.item, lambda: _make(cache, release, boot, progress))
+    base = cache.made(release.item, lambda: _make(cache, release, boot, progress))
     names = sorted(set(packages))
     if not names:
         return base
@@ -59,25 +61,12 @@ def image(
             )
     told = hashlib.sha256(f"{base.name} {' '.join(names)}".encode()).hexdigest()[:8]
     item = f"{release.item}-with-{'-'.join(names)[:60]}-{told}"
-    return _obtain(cache, item, lambda: _extend(cache, item, release, base, names, boot, progress))
+    return cache.made(item, lambda: _extend(cache, item, release, base, names, boot, progress))
 
 
 def is_here(name: str, cache: Cache | None = None) -> bool:
     """Whether the image has been made."""
     return (cache or Cache()).has(RELEASES[name].item)
-
-
-def _obtain(cache: Cache, item: str, make: Callable[[], None]) -> Path:
-    files = cache.find(item)
-    if files is None:
-        with cache.lock(f"{item}.lock"):
-            files = cache.find(item)  # another process may have been quicker
-            if files is None:
-                make()
-                files = cache.find(item)
-    if files is None or len(files) != 1:
-        raise GuestError(f"the cached {item} is not as expected: remove {cache.folder(item)}")
-    return next(iter(files.values()))
 
 
 def _make(cache: Cache, release: Release, boot: Boot, progress: Progress) -> None:
@@ -105,11 +94,11 @@ def _make(cache: Cache, release: Release, boot: Boot, progress: Progress) -> Non
         progress("Unpacking what dpkg needs", None)
         archive.write(packages, base, chosen.values(), ours)
         if not unpacked.exists():
-            making.file_system(part, own)
-            making.carry_out(boot, part, packages, UNPACK, len(chosen), progress)
+            making.file_system(part, own, LABEL, making.SIZE)
+            making.carry_out(boot, part, packages, _script(), UNPACK, len(chosen), progress)
             part.rename(unpacked)
         making.copied(unpacked, part)
-        making.carry_out(boot, part, packages, CONFIGURE, len(chosen), progress)
+        making.carry_out(boot, part, packages, _script(), CONFIGURE, len(chosen), progress)
         progress("Packing the image", None)
         new = work / "new.qcow2"
         new.unlink(missing_ok=True)
@@ -141,7 +130,7 @@ def _extend(
         create(new, size, base)
         if chosen:
             archive.write(packages, [], chosen.values(), {})
-            making.carry_out(boot, new, packages, MORE, len(chosen), progress)
+            making.carry_out(boot, new, packages, _script(), MORE, len(chosen), progress)
         _keep(cache, item, new, chosen)
         shutil.rmtree(folder)
     progress(f"Made {item}", 1.0)
@@ -197,7 +186,7 @@ def _key(packages: Iterable[Path], ours: Mapping[str, Node]) -> str:
         told.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     for name, node in sorted(ours.items()):
         told.update(f"{name} {node.mode} {hashlib.sha256(node.data).hexdigest()}\n".encode())
-    for name in ("second-stage", "files/extlinux.conf"):
+    for name in (SCRIPT, "files/extlinux.conf"):
         told.update((resources.files(__package__) / name).read_bytes())
     return told.hexdigest()
 
@@ -220,6 +209,10 @@ def _ours(sources: str) -> dict[str, Node]:
         ),
         "usr/lib/understudy/agent": Node(stat.S_IFREG | 0o755, agent_program.image()),
     }
+
+
+def _script() -> bytes:
+    return (resources.files(__package__) / SCRIPT).read_bytes()
 
 
 def _ours_text(name: str) -> str:

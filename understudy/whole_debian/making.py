@@ -1,4 +1,4 @@
-"""How packages become a Debian on a disk: an empty file system, and stages in a VM.
+"""How files become a system on a disk: an empty file system, and stages in a VM.
 
 Nobody needs to be root: the computer only writes files, and root is who unpacks and configures in
 the VM.  In virtual time two runs are the same run, so the same packages give the same bytes.
@@ -15,7 +15,6 @@ import subprocess
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from importlib import resources
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -32,6 +31,7 @@ WORKSHOP: Final = "cloud-amd64"
 """The guest in which a Debian is made."""
 MEMORY: Final = "1G"
 SIZE: Final = 8 << 30  # of the disk; what nobody writes takes no room
+UNIT: Final = 1 << 30  # of the size of a disk
 LONGEST_S: Final = 7200.0  # for one call of the second stage
 SCRIPT: Final = "/second-stage"
 FEATURES: Final = (
@@ -63,18 +63,18 @@ def uuid_of(key: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, key))
 
 
-def file_system(file: Path, own: str) -> None:
-    """An empty ext4 in a new file, with this UUID."""
+def file_system(file: Path, own: str, label: str, size: int) -> None:
+    """An empty ext4 of so many bytes in a new file, with this UUID and label."""
     program = shutil.which("mke2fs", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         raise GuestError(
-            "making a Debian needs mke2fs, which this computer does not have: install e2fsprogs"
+            "making a disk needs mke2fs, which this computer does not have: install e2fsprogs"
         )
     with file.open("wb") as new:
-        new.truncate(SIZE)
+        new.truncate(size)
     command = [
         program, "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "1",
-        "-O", FEATURES, "-J", "size=64", "-U", own, "-L", "debian",
+        "-O", FEATURES, "-J", "size=64", "-U", own, "-L", label,
         "-E", f"hash_seed={own},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard",
         str(file),
     ]  # fmt: skip
@@ -86,11 +86,12 @@ def file_system(file: Path, own: str) -> None:
 
 
 def carry_out(
-    boot: Boot, disk: Path, packages: Path, stages: Mapping[str, str], count: int,
+    boot: Boot, disk: Path, packages: Path, script: bytes, stages: Mapping[str, str], count: int,
     progress: Progress,
 ) -> None:  # fmt: skip
     """Some stages in a VM: each one's name for the script, and in words.
 
+    packages: what is on the second disk, to be unpacked.  script: does `open`, the stages, `close`.
     count: packages of which each is spoken of once in a stage.
     """
     config = Config(
@@ -99,13 +100,12 @@ def carry_out(
     )  # fmt: skip
     try:
         with boot(config) as vm:
-            script = resources.files(__package__) / "second-stage"
-            vm.write_file(SCRIPT, script.read_bytes())
+            vm.write_file(SCRIPT, script)
             for stage, words in {"open": "", **stages, "close": ""}.items():
                 _stage(vm, stage, words, count, progress)
             vm.power_off()
     except LinuxError as error:
-        raise GuestError(f"making a Debian: {error}") from None
+        raise GuestError(f"making a disk: {error}") from None
 
 
 def _stage(vm: Workshop, stage: str, words: str, count: int, progress: Progress) -> None:
@@ -130,7 +130,7 @@ def _stage(vm: Workshop, stage: str, words: str, count: int, progress: Progress)
         lines = [line for line in result.output.splitlines() if line.strip()]
         said = next((line for line in reversed(lines) if "error" in line.lower()), "")
         raise GuestError(
-            f"making a Debian: the stage {stage} ended with status {result.status}: "
+            f"making a disk: the stage {stage} ended with status {result.status}: "
             f"{said or (lines or ['it said nothing'])[-1]}"
         )
 

@@ -12,10 +12,11 @@ import pytest
 from understudy.backends import passt
 from understudy.backends.cable import MOST_FRAMES, NetworkError
 from understudy.backends.frame import Frame
-from understudy.backends.passt import QUESTION, Passt
+from understudy.backends.passt import Passt
 from understudy.nic import Nic, Port
 
 USER = Nic("user")
+QUESTION = passt.QUESTION.replace(passt.ASKING, bytes.fromhex("525400000009"))  # a guest's own
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="no passt here")
 
 

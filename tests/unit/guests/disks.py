@@ -63,3 +63,27 @@ def ext4(folder: Path, files: dict[str, bytes | str], size: int = 8 * MIB) -> by
     subprocess.run([program, "-q", "-t", "ext4", "-d", str(tree), str(image)], check=True)
     shutil.rmtree(tree)
     return image.read_bytes()
+
+
+def fat(folder: Path, files: dict[str, bytes], size: int = 40 * MIB) -> bytes:
+    """A file system, a FAT32 if it is large enough for one, with these files."""
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    make, copy, folders = (shutil.which(one, path=path) for one in ("mkfs.vfat", "mcopy", "mmd"))
+    if make is None or copy is None or folders is None:
+        pytest.skip("mkfs.vfat (dosfstools) or mcopy (mtools) is not on this computer")
+    pytest.importorskip("understudy._images", reason="the binding of fatfs is not compiled")
+    image, one = folder / "fat.img", folder / "file"
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([make, str(image)], check=True, stdout=subprocess.DEVNULL)
+    made: set[str] = set()
+    for name, content in files.items():
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            above = "/".join(parts[:depth])
+            if above not in made:
+                subprocess.run([folders, "-i", str(image), f"::/{above}"], check=True)
+                made.add(above)
+        one.write_bytes(content)
+        subprocess.run([copy, "-i", str(image), str(one), f"::/{name}"], check=True)
+    return image.read_bytes()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.guests.disks import MIB, Bytes, ext4, gpt, mbr
+from tests.unit.guests.disks import MIB, Bytes, ext4, fat, gpt, mbr
 from understudy.guests import GuestError, boot_disk, payload
 from understudy.guests.boot_disk import Found
 
@@ -54,6 +54,72 @@ def test_the_boot_loader_specification_on_a_disk(tmp_path: Path) -> None:
     assert boot_disk.file_on(disk, "/k1", 10) == b"1"
 
 
+ENTRIES = {
+    "loader/loader.conf": b"timeout 3\ndefault 0123-*\n",
+    "loader/entries/0123-6.1.0.conf": b"title old\nlinux /0123/6.1.0/linux\noptions old\n",
+    "loader/entries/0123-6.12.0.conf": (
+        b"title new\nlinux /0123/6.12.0/linux\ninitrd /0123/6.12.0/initrd\noptions root=/dev/vda2\n"
+    ),
+    "loader/entries/zzz.conf": b"linux /0123/6.1.0/linux\n",
+    "0123/6.1.0/linux": b"the old kernel",
+    "0123/6.12.0/linux": b"the new kernel" * 100_000,
+    "0123/6.12.0/initrd": b"four",
+}
+ENTERED = Found(b"the new kernel" * 100_000, b"four", "root=/dev/vda2")
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 40 * MIB])
+def test_the_boot_loader_specification_on_a_fat(size: int, tmp_path: Path) -> None:
+    """As systemd-boot has it: in the EFI system partition, before that of the root."""
+    assert boot_disk.read(Bytes(fat(tmp_path, ENTRIES, size)), "x") == ENTERED
+
+
+def test_an_efi_system_partition_and_what_it_has_not(tmp_path: Path) -> None:
+    esp, root = fat(tmp_path, ENTRIES), ext4(tmp_path, {"file": b"x"})
+    first, then = 2048, 2048 + len(esp) // 512
+    head = gpt(MIB, [(first, then - 1), (then, then + len(root) // 512 - 1)])
+    assert boot_disk.read(Bytes(head + esp + root), "x") == ENTERED
+    stub = {"EFI/debian/grub.cfg": b"search.fs_uuid 1 root\nconfigfile /boot/grub/grub.cfg\n"}
+    esp, root = fat(tmp_path, stub), ext4(tmp_path, FILES)
+    assert boot_disk.read(Bytes(head + esp + root), "x") == FOUND
+    with pytest.raises(GuestError, match="found: FAT without a boot loader's configuration"):
+        boot_disk.read(Bytes(esp), "x")
+
+
+def test_a_fat_with_grub_and_a_kernel_that_is_not_there(tmp_path: Path) -> None:
+    files = {"grub/grub.cfg": b"menuentry 'a' {\n linux /K a=b\n}\n", "k": b"kernel"}
+    assert boot_disk.read(Bytes(fat(tmp_path, files)), "x") == Found(b"kernel", None, "a=b")
+    del files["k"]
+    with pytest.raises(GuestError, match="starts a file that is not there: /K"):
+        boot_disk.read(Bytes(fat(tmp_path, files)), "x")
+
+
+def test_a_folder_whose_clusters_lead_in_a_circle(tmp_path: Path) -> None:
+    many = {f"loader/entries/{n:04}-a-name-of-some-length.conf": b"" for n in range(40)}
+    data = bytearray(fat(tmp_path, many, 2 * MIB))
+    table = 512 * int.from_bytes(data[14:16], "little")
+    links = data[table : table + 512 * int.from_bytes(data[22:24], "little")]
+    for at in range(3, len(links) - 1, 3):  # of a FAT12: each cluster is followed by itself
+        even = at * 2 // 3
+        pair = even | even + 1 << 12
+        if any(links[at : at + 3]):
+            data[table + at : table + at + 3] = pair.to_bytes(3, "little")
+    with pytest.raises(GuestError, match="x: its file system cannot be read") as caught:
+        boot_disk.read(Bytes(bytes(data)), "x")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", range(40))
+def test_a_damaged_fat_does_no_harm(step: int, tmp_path: Path) -> None:
+    data = bytearray(fat(tmp_path, ENTRIES, 2 * MIB))
+    for at in range(11 + 7 * step, len(data), 512 + 31 * step):
+        data[at] ^= 0x5A
+    try:
+        boot_disk.read(Bytes(bytes(data)), "x")
+    except GuestError as error:
+        assert "\n" not in str(error)
+
+
 def test_a_file_that_is_too_long_or_not_there(tmp_path: Path) -> None:
     disk = Bytes(ext4(tmp_path, {"file": b"12345"}))
     with pytest.raises(GuestError, match=r"/file on the disk cannot be read: .* 5 bytes"):
@@ -65,12 +131,12 @@ def test_a_file_that_is_too_long_or_not_there(tmp_path: Path) -> None:
 def test_what_cannot_be_started_is_said_in_a_line(tmp_path: Path) -> None:
     gone = ext4(tmp_path, {"boot/extlinux/extlinux.conf": CONFIG})
     plain = ext4(tmp_path, {"file": b"x"})
-    fat = bytearray(MIB)
-    fat[82:87] = b"FAT32"
+    broken = bytearray(MIB)
+    broken[82:87] = b"FAT32"
     for data, words in (
         (bytes(MIB), "x has no file system that is known here, to boot from: say --kernel FILE"),
-        (b"XFSB" + bytes(MIB), r"found: xfs; expected ext4"),
-        (bytes(fat), r"found: FAT; expected ext4"),
+        (b"XFSB" + bytes(MIB), r"found: xfs; expected ext4 or FAT"),
+        (bytes(broken), "x: its file system cannot be read"),
         (plain, "found: ext4 without a boot loader's configuration"),
         (gone, "x: its boot loader starts a file that is not there: /initrd.img"),
         (plain[:1024] + bytes(56) + b"\x53\xef" + bytes(MIB), "its file system cannot be read"),

@@ -75,6 +75,8 @@ def test_the_newest_entry_of_the_specification_or_the_chosen_one() -> None:
     assert specified(files, "timeout 3\ndefault gone.conf\n") == newest
     chosen = specified(files, "default fedora-5.1.0\n")
     assert chosen is not None and chosen.kernel == "/vmlinuz-5.1.0"
+    chosen = specified(files, "default fedora-6.*\n")
+    assert chosen == newest
     assert specified({"rescue.conf": "efi /tool.efi"}) is None
     assert specified({}) is None
 

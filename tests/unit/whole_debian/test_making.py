@@ -51,8 +51,8 @@ class Scripted:
 def _carry_out(vm: Scripted, stages: dict[str, str]) -> list[tuple[str, float | None]]:
     told: list[tuple[str, float | None]] = []
     making.carry_out(
-        vm.boot, Path("/d/disk.img"), Path("/d/packages.tar"), stages, 4,
-        lambda text, share: told.append((text, share)),
+        vm.boot, Path("/d/disk.img"), Path("/d/packages.tar"), b"#!/bin/busybox sh\n", stages,
+        4, lambda text, share: told.append((text, share)),
     )  # fmt: skip
     return told
 
@@ -79,7 +79,7 @@ def test_a_stage_that_fails_is_said_in_a_line() -> None:
     with pytest.raises(GuestError, match=words):
         _carry_out(vm, {"configure": "Configuring", "settle": ""})
     assert "settle" not in vm.log and "off" not in vm.log
-    with pytest.raises(GuestError, match="making a Debian: the guest ended"):
+    with pytest.raises(GuestError, match="making a disk: the guest ended"):
         _carry_out(Scripted(), {"stop": ""})
     with pytest.raises(GuestError, match="it said nothing"):
         _carry_out(Scripted({"settle": ("", 2)}), {"settle": ""})
@@ -87,7 +87,7 @@ def test_a_stage_that_fails_is_said_in_a_line() -> None:
 
 def _mke2fs(tmp_path: Path, name: str) -> bytes:
     file = tmp_path / name
-    making.file_system(file, making.uuid_of("a key"))
+    making.file_system(file, making.uuid_of("a key"), "x", making.SIZE)
     assert file.stat().st_size == making.SIZE
     assert file.stat().st_blocks * 512 < making.SIZE // 16
     image = tmp_path / f"{name}.qcow2"
@@ -105,7 +105,7 @@ def test_an_empty_file_system_is_the_same_bytes_each_time(tmp_path: Path) -> Non
 def test_no_program_for_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making.shutil, "which", lambda name, path: None)
     with pytest.raises(GuestError, match="install e2fsprogs"):
-        making.file_system(tmp_path / "x", making.uuid_of("x"))
+        making.file_system(tmp_path / "x", making.uuid_of("x"), "x", making.SIZE)
 
 
 def test_a_program_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_program_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "mke2fs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(GuestError, match="mke2fs cannot make a file system: no room"):
-        making.file_system(tmp_path / "x", making.uuid_of("x"))
+        making.file_system(tmp_path / "x", making.uuid_of("x"), "x", making.SIZE)
 
 
 def test_packed_and_copied_are_the_same_content(tmp_path: Path) -> None:

@@ -21,6 +21,16 @@ from understudy.backends.frame import (
     MAC_BYTES,
     Frame,
 )
+from understudy.backends.virtio_header import (
+    GUEST_CSUM,
+    GUEST_TSO,
+    HEADER,
+    MRG_RXBUF,
+    OFFLOADS,
+    Header,
+    frame_of,
+    header_of,
+)
 from understudy.clock import NS_PER_SECOND, Alarm
 from understudy.devices.virtio.net_address import claim, is_one_cards, release
 from understudy.devices.virtio.net_control import (
@@ -33,16 +43,6 @@ from understudy.devices.virtio.net_control import (
     NetState,
 )
 from understudy.devices.virtio.net_flows import bucket_of
-from understudy.devices.virtio.net_header import (
-    GUEST_CSUM,
-    GUEST_TSO,
-    HEADER,
-    MRG_RXBUF,
-    OFFLOADS,
-    Header,
-    frame_of,
-    header_of,
-)
 from understudy.devices.virtio.pci import NotNow, Postponed, VirtioPci
 from understudy.devices.virtio.queue import (
     Chain,

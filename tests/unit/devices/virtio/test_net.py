@@ -9,9 +9,9 @@ import pytest
 from tests.unit.devices.virtio.driver import VERSION_1, Driver
 from understudy.backends.cable import MOST_FRAMES, Cable
 from understudy.backends.frame import BROADCAST, Frame
+from understudy.backends.virtio_header import CSUM
 from understudy.devices.virtio import net, net_control
 from understudy.devices.virtio.net_address import address_of
-from understudy.devices.virtio.net_header import CSUM
 
 HEADER = bytes(10) + b"\1\0"
 OWN, OTHER, GROUP = net.USUAL_MAC, b"\x52\x54\0\0\0\2", b"\x33\x33\0\0\0\1"
