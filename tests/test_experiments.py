@@ -23,7 +23,7 @@ from understudy.lab.verdict import Status, judge
 
 ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
-DISKS = ["io_levels"]  # a Linux of their own at each point
+DISKS = ["io_levels", "kvm_features"]  # a Linux of their own at each point
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS]]
 
 
@@ -52,6 +52,7 @@ EXACT = {
     "walk_caches": ("first", "next_page", "other_name"),
     "page_table_writes": ("traps", "exits"),
     "io_levels": ("kicks",),
+    "kvm_features": ("used",),
     "page_sharing": ("consumed", "freed", "copies"),
     "cpu_shares": ("too_far",),
     "time_slices": ("switches",),

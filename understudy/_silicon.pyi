@@ -50,6 +50,8 @@ class Memory:
     def write_u64(self, hpa: int, value: int) -> None: ...
     def read_u32(self, hpa: int) -> int: ...
     def write_u32(self, hpa: int, value: int) -> None: ...
+    def exchange(self, hpa: int, byte: int) -> int:
+        """Put a byte, and return the one before, in one step for processors that run."""
     def fill(self, hpa: int, length: int, byte: int = 0) -> None: ...
     def discard(self, hpa: int, length: int) -> None:
         """Give whole 4-KByte frames back to the computer; they read as zero."""
@@ -294,6 +296,9 @@ class LocalApic:
     @property
     def extint_open(self) -> bool:
         """Whether LVT LINT0 (or a disabled APIC) lets the 8259's interrupt through."""
+    @property
+    def ends_quietly(self) -> bool:
+        """Whether the EOI of what is in service brings nothing about but that it has ended."""
     def accept(self) -> int:
         """Interrupt acknowledge: moves the pending vector from IRR to ISR and returns it."""
     def tick(self, now: int) -> None:

@@ -352,6 +352,8 @@ def vcpu_of(
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
     vcpu.msrs.interrupt_command = lambda icr: router.command(vcpu, icr)
+    vcpu.kvm.kick_other = router.kick
+    vcpu.kvm.steal = lambda: board.kvmclock.state.steal[number]
     vcpu.msrs.as_firmware_leaves_them()
     if is_wall:  # in virtual time every run is the same
         guest.stir(os.urandom(SEED_BYTES))

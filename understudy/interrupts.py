@@ -80,6 +80,13 @@ class Router:
             return [vcpu for vcpu in self.vcpus if _is_member(vcpu, destination)]
         return [vcpu for vcpu in self.vcpus if vcpu.model.apic_id == destination]
 
+    def kick(self, apic_id: int) -> None:
+        """A processor of the VM wants this one to go on, halted or about to be."""
+        for vcpu in self.targets(apic_id, False, is_x2apic=True):
+            vcpu.events.state.kicked = True
+            vcpu.kvm.state.counts["kicks"] += 1
+            vcpu.look_now()
+
     def _send(
         self, delivery: int, vector: int, targets: list[Vcpu], *, level: bool = False
     ) -> None:

@@ -63,6 +63,11 @@ class FakeMemory:
     def write_u32(self, hpa: int, value: int) -> None:
         self.write(hpa, value.to_bytes(4, "little"))
 
+    def exchange(self, hpa: int, byte: int) -> int:
+        old = self.read(hpa, 1)[0]
+        self.write(hpa, bytes([byte]))
+        return old
+
     def fill(self, hpa: int, length: int, byte: int = 0) -> None:
         self.write(hpa, bytes([byte]) * length)
 

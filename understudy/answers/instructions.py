@@ -25,6 +25,7 @@ FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
 EXTENDED_FEATURES: Final = 0x8000_0001
 SYSCALL: Final = LeafExt1Edx.SYSCALL.mask
 FIXED_COUNTERS: Final = 1 << 30
+KVM_HC_KICK_CPU: Final = 5
 KVM_ENOSYS: Final = (-1000) & (1 << 64) - 1
 KVM_EPERM: Final = (-1) & (1 << 64) - 1
 
@@ -109,9 +110,14 @@ def wrmsr(vcpu: Vcpu, done: Instruction) -> Verdict:
 
 
 def vmcall(vcpu: Vcpu, done: Instruction) -> Verdict:
-    """KVM's hypercall ABI, of which no call is offered."""
-    allowed = vcpu.guest.cpl() == 0
-    vcpu.write_gpr(RAX, KVM_ENOSYS if allowed else KVM_EPERM)
+    """KVM's hypercall ABI, of which pv_unhalt brings one call: to kick a vCPU."""
+    number, result = vcpu.read_gpr(RAX), KVM_ENOSYS
+    if vcpu.guest.cpl():
+        result = KVM_EPERM
+    elif number & LOW32 == KVM_HC_KICK_CPU and "pv_unhalt" in vcpu.model.shown:
+        vcpu.kvm.kick_other(vcpu.read_gpr(RCX) & LOW32)
+        result = 0
+    vcpu.write_gpr(RAX, result)
     vcpu.skip(done.length)
     return RESUME
 

@@ -33,6 +33,7 @@ def init(vcpu: Vcpu) -> None:
         apic.wrmsr(Msr.IA32_APIC_BASE, base, vcpu.clock.now())
     vcpu.msrs.note_apic_base()
     vcpu.events.clear()
+    vcpu.kvm.reset()
     if vcpu.is_bootstrap:
         _begin(vcpu)
     else:

@@ -159,6 +159,9 @@ class KvmFeatures(Bits, width=32):
     """CPUID.40000001H:EAX."""
 
     CLOCKSOURCE_STABLE_BIT = Bit(24)
+    POLL_CONTROL = Bit(12)
+    PV_TLB_FLUSH = Bit(9)
+    PV_UNHALT = Bit(7)
     PV_EOI = Bit(6)
     STEAL_TIME = Bit(5)
     CLOCKSOURCE2 = Bit(3)

@@ -5,7 +5,8 @@ runs at 1 GHz and never stops, so system time equals the TSC and one update last
 
 Beside it, how long a vCPU could have run and had no processor ("steal time").
 
-Not modeled: asynchronous page faults, PV end of interrupt.
+Not modeled: asynchronous page faults.  What else KVM offers a guest is kept by the vCPU:
+`vcpu/kvm.py`.
 
 Invariants: the version is odd while the structure changes and even afterwards; an address without
 memory behind it is ignored.
@@ -29,12 +30,9 @@ MSRS = frozenset((
     MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME, MSR_STEAL_TIME,
 ))  # fmt: skip
 
-CPUID_SIGNATURE = (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D)  # "KVMKVMKVM", leaf 0x40000000
-CPUID_FEATURES = 1 << 0 | 1 << 3 | 1 << 24  # old MSRs, new MSRs, stable: EAX of 0x40000001
-
 TIME_INFO = struct.Struct("<IIQQIbBH")  # version, -, TSC, system time, multiplier, shift, flags, -
 WALL_CLOCK = struct.Struct("<III")  # version, seconds, nanoseconds
-STEAL_TIME = struct.Struct("<QIIB")  # ns, version, flags, preempted; 64 bytes in all
+STEAL_TIME = struct.Struct("<QII")  # ns, version, flags; behind them `vcpu/kvm.py` writes
 ENABLED, STEAL_RESERVED = 1, 0x3E
 TSC_STABLE = 1
 MASK32 = (1 << 32) - 1
@@ -110,7 +108,7 @@ class KvmClock(Device, name="kvmclock"):
             return
         gpa, version = value & ~(STEAL_RESERVED | ENABLED), self.state.version + 2 & MASK32 & ~1
         try:
-            self.wires.dma.write(gpa, STEAL_TIME.pack(ns, version | 1, 0, 0))
+            self.wires.dma.write(gpa, STEAL_TIME.pack(ns, version | 1, 0))
             self.wires.dma.write(gpa + 8, struct.pack("<I", version))
         except (IndexError, ValueError, OverflowError):
             pass  # as for the clock

@@ -128,6 +128,21 @@ class GuestMemory:
                 self._tell(gpa, len(view))
                 break
 
+    def exchange(self, gpa: int, byte: int) -> int:
+        """Put a byte there, and return the one before, in one step for processors that run.
+
+        GuestMemoryError if it is not RAM.
+        """
+        if self.p2m.protected or self.p2m.absent:
+            self._touch(gpa, 1, PROTECTED | ABSENT, write=True)
+        ((hpa, _),) = self._pieces(gpa, 1)
+        old = self._memory.exchange(hpa, byte)
+        for tracer in self.p2m.tracers:
+            if tracer.traced:
+                self._tell(gpa, 1)
+                break
+        return old
+
     def _tell(self, gpa: int, length: int) -> None:
         """Those who trace a frame hear of writes by the hypervisor, page by page."""
         end = gpa + length

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from understudy.arch.exit_reason import Reason, reason_name
+from understudy.silicon import Exit
 from understudy.state import Part, restore
 
 LAST_EXIT: Final = 0xFFFF  # reasons above it are the silicon's own stops
@@ -23,6 +24,15 @@ class CountState:
 
     exits: dict[int, int] = field(default_factory=dict)  # by reason
     cr_accesses: Counter[int] = field(default_factory=Counter)  # by number << 4 | kind
+
+
+def no_handler(exit: Exit, rip: int) -> str:
+    """What to say of an exit that nothing answers."""
+    return (
+        f"exit {reason_name(exit.reason)} ({exit.reason}) at rip {rip:#x} has no handler: "
+        f"qualification {exit.qualification:#x} length {exit.length} gla {exit.gla:#x} "
+        f"gpa {exit.gpa:#x} intr_info {exit.intr_info:#x} idt_info {exit.idt_info:#x}"
+    )
 
 
 class ExitCounts(Part):

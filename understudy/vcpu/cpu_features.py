@@ -101,7 +101,13 @@ _add(cpuid.LeafDSub1Eax, "xsaveopt xsavec xgetbv1", needs=("xsave",))
 _add(cpuid.LeafDSub1Eax, "xsaves", needs=("xsave", "msr"))
 _add(cpuid.Leaf7Ecx, "pku", cr4=CR4(PKE=1), needs=("lm", "xsave"))
 _add(cpuid.Leaf7Ecx, "pks", cr4=CR4(PKS=1), needs=("lm", "msr"), models=_ASKED)
-_add(cpuid.KvmFeatures, "steal_time", needs=("hypervisor", "msr"), models=_ASKED)
+_add(cpuid.KvmFeatures, "clocksource", needs=("hypervisor", "msr"))
+_add(cpuid.KvmFeatures, "clocksource2 clocksource_stable_bit", needs=("clocksource",))
+_add(cpuid.KvmFeatures, "nop_io_delay", needs=("hypervisor",))
+_add(cpuid.KvmFeatures, "pv_eoi", needs=("hypervisor", "msr", "apic"), models=_ASKED)
+_add(cpuid.KvmFeatures, "steal_time poll_control", needs=("hypervisor", "msr"), models=_ASKED)
+_add(cpuid.KvmFeatures, "pv_unhalt", needs=("hypervisor",), models=_ASKED)
+_add(cpuid.KvmFeatures, "pv_tlb_flush", needs=("steal_time",), models=_ASKED)
 _add(cpuid.LeafExt1Ecx, "lahf64", needs=("lm",))
 _add(cpuid.LeafExt1Ecx, "prefetchw")
 _add(cpuid.LeafExt1Ecx, "lzcnt", host=("lzcnt",), needs=("bmi1",), models=_WIDE)
@@ -115,6 +121,9 @@ ALIASES: Final = {
     "3dnowprefetch": "prefetchw", "pdpe1gb": "page_1g", "tsc_deadline_timer": "tsc_deadline",
     "ibrs": "ibrs_ibpb", "ibpb": "ibrs_ibpb", "spec_ctrl": "ibrs_ibpb", "sha_ni": "sha",
     "arch_perfmon": "pmu", "pclmul": "pclmulqdq", "cmpxchg16b": "cx16", "cmpxchg8b": "cx8",
+    "kvmclock": "clocksource", "kvm_steal_time": "steal_time", "kvm_pv_eoi": "pv_eoi",
+    "kvm_pv_unhalt": "pv_unhalt", "kvm_pv_tlb_flush": "pv_tlb_flush",
+    "kvm_poll_control": "poll_control", "kvm_nopiodelay": "nop_io_delay",
 }  # fmt: skip
 """Other names in use: of Linux's /proc/cpuinfo, and of other hypervisors."""
 

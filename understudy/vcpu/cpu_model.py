@@ -83,7 +83,11 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "pdcm": FULL_WIDTH_MSRS,
     "pks": (Msr.IA32_PKRS,),
     "xsaves": (Msr.IA32_XSS,),
+    "clocksource": (Msr.KVM_WALL_CLOCK, Msr.KVM_SYSTEM_TIME),
+    "clocksource2": (Msr.KVM_WALL_CLOCK_NEW, Msr.KVM_SYSTEM_TIME_NEW),
     "steal_time": (Msr.KVM_STEAL_TIME,),
+    "pv_eoi": (Msr.KVM_PV_EOI,),
+    "poll_control": (Msr.KVM_POLL_CONTROL,),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,
@@ -261,10 +265,8 @@ class CpuModel:
 
     def _kvm(self) -> None:
         name = [int.from_bytes(b"KVMKVMKVM\0\0\0"[i : i + 4], "little") for i in (0, 4, 8)]
-        offered = KvmFeatures(CLOCKSOURCE=1, NOP_IO_DELAY=1, CLOCKSOURCE2=1,
-                              CLOCKSOURCE_STABLE_BIT=1)  # fmt: skip
         self.plain[KVM_BASE] = (KVM_BASE + 1, name[0], name[1], name[2])
-        self.plain[KVM_BASE + 1] = (int(offered) | self._word(KvmFeatures), 0, 0, 0)
+        self.plain[KVM_BASE + 1] = (self._word(KvmFeatures), 0, 0, 0)
 
     def _extended(self) -> None:
         words = [

@@ -32,6 +32,7 @@ class EventState:
     resume: bool = False  # RFLAGS.RF when the last event went in
     trapped_at: int = -1  # what was retired when a repeated instruction was left that traps
     extint: bool = False  # the 8259s' output
+    kicked: bool = False  # another processor wants that it does not wait in its next HLT
     injected: Counter[str] = field(default_factory=Counter)
 
 
@@ -43,6 +44,7 @@ class Events(Part):
     def __init__(self, guest: Guest, apic: LocalApic) -> None:
         self.guest, self.apic = guest, apic
         self.acknowledge: Callable[[], int] = lambda: 0xFF  # the 8259s' interrupt acknowledge
+        self.accepted: Callable[[], None] = lambda: None  # hears that one of the APIC goes in
         self.state = EventState()
 
     # --- what others report ---
@@ -92,7 +94,8 @@ class Events(Part):
 
     def may_wake(self) -> bool:
         """Whether a halted processor goes on."""
-        if self.state.nmi or self.state.staged is not None:
+        own = self.state
+        if own.nmi or own.kicked or own.staged is not None:
             return True
         return self.is_due and self.guest.takes_interrupts()
 
@@ -113,6 +116,8 @@ class Events(Part):
                 vector = self.acknowledge() if extint else apic.accept()
                 if vector >= 0:
                     self._inject(Event(vector, Kind.INTERRUPT))
+                if not extint:
+                    self.accepted()
                 vector, extint = apic.pending(), self._extint_waits
             guest.window(vector >= 0 or extint, nmi)
             return

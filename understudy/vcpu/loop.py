@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from understudy.arch.exception import WITH_ERROR_CODE, Vector
-from understudy.arch.exit_reason import Reason, reason_name
+from understudy.arch.exit_reason import Reason
 from understudy.closed import let_go
 from understudy.guest import CannotExecute, Event, Guest, Kind
 from understudy.machine.bus import Bus
@@ -27,9 +27,10 @@ from understudy.paging.guest_walk import PAE_FORMAT, GuestFault, Regime, Transla
 from understudy.silicon import Exit, LocalApic
 from understudy.state import Kept, plain, restore
 from understudy.vcpu.activity import Activity, Entry, Goal, VcpuState
-from understudy.vcpu.counts import LAST_EXIT, ExitCounts
+from understudy.vcpu.counts import LAST_EXIT, ExitCounts, no_handler
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
+from understudy.vcpu.kvm import Kvm
 from understudy.vcpu.msrs import Msrs
 from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import Deadlines, GuestClock
@@ -65,6 +66,7 @@ class Vcpu:
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
+        self.kvm = Kvm(self.events, self.msrs, memory, lambda: self.view.flush())
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.poke = self.time.wake.ring  # hears what it is told while it sleeps
         self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
@@ -185,6 +187,7 @@ class Vcpu:
         """Everything that is not for every exit: wishes, time, sleep, events.  None: enter."""
         self.attention = False
         self.guest.pay()
+        self.kvm.settle()
         try:
             while self.posts:
                 self.posts.popleft()()
@@ -195,6 +198,7 @@ class Vcpu:
             raise
         if self.state.activity and self.requested is None and not self._wakes():
             self.attention = True
+            self.kvm.leave()
             return ASLEEP
         if self.requested is not None:
             stop, self.requested = self.requested, None
@@ -203,6 +207,7 @@ class Vcpu:
         if self.time.is_over:
             self.attention = True
             return OVER
+        self.kvm.come_back()
         self.events.deliver()
         self.time.arm()
         return None
@@ -211,7 +216,7 @@ class Vcpu:
         """It is not active: whether something ends that."""
         if self.state.activity is Activity.WAIT_FOR_SIPI or not self.events.may_wake():
             return False
-        self.state.activity = Activity.ACTIVE
+        self.state.activity, self.events.state.kicked = Activity.ACTIVE, False
         return True
 
     @property
@@ -314,12 +319,7 @@ class Vcpu:
 
     def unknown(self, exit: Exit) -> Stop:
         """Nothing answers this exit: name it and stop."""
-        rip = 0 if self.guest.is_inside else self.guest.rip
-        return self.error(
-            f"exit {reason_name(exit.reason)} ({exit.reason}) at rip {rip:#x} has no handler: "
-            f"qualification {exit.qualification:#x} length {exit.length} gla {exit.gla:#x} "
-            f"gpa {exit.gpa:#x} intr_info {exit.intr_info:#x} idt_info {exit.idt_info:#x}"
-        )
+        return self.error(no_handler(exit, 0 if self.guest.is_inside else self.guest.rip))
 
     def leave_guest(self) -> None:
         """Finish a run that a budget ended, so that registers can be read and written."""
@@ -366,6 +366,7 @@ class Vcpu:
         self.apic.load(self.power_on_apic)
         self.msrs.as_firmware_leaves_them()
         self.events.clear()
+        self.kvm.reset()
         self.guest.reset()
         self.commands.clear()
         self.state.activity = Activity.first(self.is_bootstrap)
@@ -379,7 +380,7 @@ class Vcpu:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
             "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
-            "counts": self.counts,
+            "counts": self.counts, "kvm": self.kvm,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:

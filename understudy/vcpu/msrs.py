@@ -117,6 +117,7 @@ class Msrs(Part):
         self.spec_ctrl = SPEC_CTRL_BITS if "bhi_ctrl" in model.shown else NO_BHI_CTRL
         self.eoi: Callable[[int], None] = lambda vector: None  # to the I/O APICs
         self.interrupt_command: Callable[[int], None] = lambda icr: None
+        self.settle: Callable[[], None] = lambda: None  # before the guest sees its APIC
         self.note_apic_base()
 
     def as_firmware_leaves_them(self) -> None:
@@ -143,6 +144,7 @@ class Msrs(Part):
             self._no_such(index)
             raise KeyError(index)
         if 0x800 <= index <= 0x8FF or index == Msr.IA32_APIC_BASE:
+            self.settle()
             return self.apic.rdmsr(index, self.now())
         if (value := self.state.values.get(index)) is not None:
             return value
@@ -285,6 +287,7 @@ class Msrs(Part):
     def _write_apic_msr(self, index: int, value: int) -> None:
         if index == Msr.IA32_APIC_BASE and value & ApicBase.EXTD.mask and self.lacks_x2apic:
             raise KeyError(index)
+        self.settle()
         icr = self.apic.wrmsr(index, value, self.now())
         self.look()
         if index == Msr.X2APIC_EOI:
@@ -297,6 +300,7 @@ class Msrs(Part):
     def apic_read(self, gpa: int, size: int) -> int:
         """A load from the APIC page: 32-bit registers, 16 bytes apart."""
         offset = gpa & 0xFFF
+        self.settle()
         register = self.apic.read(offset & 0xFF0, self.now())
         return register >> 8 * (offset & 3) & (1 << 8 * size) - 1 if offset & 0xC == 0 else 0
 
@@ -305,6 +309,7 @@ class Msrs(Part):
         offset = gpa & 0xFFF
         if size != 4 or offset & 0xF:
             return  # undefined on hardware; here it does nothing
+        self.settle()
         icr = self.apic.write(offset, value, self.now())
         self.look()
         if offset == EOI_OFFSET:

@@ -257,6 +257,13 @@ impl LocalApic {
         }
     }
 
+    /// Whether the end of the interrupt in service brings nothing about but that it has ended:
+    /// no other waits for it, and no I/O APIC is to be told.
+    #[must_use]
+    pub fn ends_quietly(&self) -> bool {
+        self.irr == Vectors::default() && self.isr.highest().is_some_and(|v| !self.tmr.has(v))
+    }
+
     /// Level-triggered vectors whose EOI is to be broadcast to I/O APICs, ascending, each once.
     pub fn take_eois(&mut self) -> Vec<u8> {
         let ended = std::mem::take(&mut self.eois);

@@ -94,6 +94,24 @@ fn only_the_end_of_a_level_triggered_interrupt_is_broadcast() {
 }
 
 #[test]
+fn an_end_is_quiet_if_no_other_waits_and_no_io_apic_is_told() {
+    let mut a = enabled();
+    assert!(!a.ends_quietly());
+    a.raise_vector(0x52, false);
+    assert!(!a.ends_quietly());
+    a.accept();
+    assert!(a.ends_quietly());
+    a.raise_vector(0x31, false); // of a lower class
+    assert!(!a.ends_quietly());
+    a.write(EOI, 0, 0);
+    a.accept();
+    assert!(a.ends_quietly());
+    a.raise_vector(0x61, true);
+    a.accept();
+    assert!(!a.ends_quietly());
+}
+
+#[test]
 fn a_vector_below_16_is_an_error_and_no_interrupt() {
     let mut a = enabled();
     a.write(LVT_ERROR, 0xFE, 0);

@@ -119,6 +119,12 @@ impl LocalApic {
         self.with(|a| a.is_extint_open())
     }
 
+    /// Whether the EOI of what is in service brings nothing about but that it has ended.
+    #[getter]
+    fn ends_quietly(&self) -> PyResult<bool> {
+        self.with(|a| a.ends_quietly())
+    }
+
     /// Interrupt acknowledge: moves the pending vector from IRR to ISR and returns it.
     fn accept(&self) -> PyResult<u8> {
         self.with(|a| a.accept().unwrap_or_else(|| a.spurious()))

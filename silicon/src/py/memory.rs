@@ -244,6 +244,16 @@ impl Memory {
         self.store(hpa, 4, u64::from(value))
     }
 
+    /// Put a byte, and return the one before, in one step for processors that run.
+    fn exchange(&self, hpa: u64, byte: u8) -> PyResult<u8> {
+        let open = self.open();
+        let memory = &usable(open.as_ref())?.inner;
+        check(memory, hpa, 1)?;
+        let old = memory.update(hpa, 1, |_| byte.into());
+        memory.wrote(hpa, 1);
+        Ok(old as u8)
+    }
+
     /// Set `length` bytes to `byte`.
     #[pyo3(signature = (hpa, length, byte=0))]
     fn fill(&self, hpa: u64, length: u64, byte: u8) -> PyResult<()> {

@@ -21,6 +21,10 @@ class OptionalExit(NamedTuple):
 
 
 OPTIONAL: Final[dict[str, OptionalExit]] = {
+    "cr3": OptionalExit(
+        "MOV to and from CR3: both of the following",
+        int(PrimaryControls(CR3_LOAD_EXITING=1, CR3_STORE_EXITING=1)),
+    ),
     "cr3-load": OptionalExit(
         "MOV to CR3: to know whose turn it is, and to shadow page tables",
         int(PrimaryControls(CR3_LOAD_EXITING=1)),
