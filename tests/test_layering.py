@@ -67,7 +67,7 @@ ROWS = (
         "turns",
     ),
     ("interrupts",),
-    ("assembly", "tenant"),
+    ("assembly", "outlets", "tenant"),
     ("plugging", "vm"),
     (
         "agent",

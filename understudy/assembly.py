@@ -10,18 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from understudy import outlets
 from understudy.answers.control_registers import offer_efer
 from understudy.arch.address import MAXPHYADDR, PAGE
 from understudy.arch.cr import CR4
-from understudy.backends.folder import Folder
-from understudy.backends.network import cable_of
-from understudy.backends.opening import open_disk
-from understudy.backends.pcap import Pcap
-from understudy.backends.unix_ports import UnixPorts
 from understudy.config import Config, check_choice
 from understudy.console import Console
 from understudy.devices import Device
@@ -29,26 +23,21 @@ from understudy.devices.board import Row
 from understudy.devices.kvmclock import MSRS as KVM_MSRS
 from understudy.devices.pc import DEFAULT_EPOCH_NS, PC
 from understudy.devices.virtio import rng
-from understudy.devices.virtio.balloon import Balloon
-from understudy.devices.virtio.blk import MOST_QUEUES
-from understudy.devices.virtio.net import MOST_PAIRS, Net
+from understudy.devices.virtio.net import Net
 from understudy.devices.virtio.pci import VirtioPci
 from understudy.devices.virtio.rng import SEED_BYTES
 from understudy.devices.virtio.vsock import Vsock as Vsocket
 from understudy.devices.vmgenid import BYTES, FIRST, derived
-from understudy.disk import Disk
 from understudy.execution import Execution
 from understudy.guest import Guest
 from understudy.interrupts import Router
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
-from understudy.nic import Nic
 from understudy.paging import BUDGET, Paging
 from understudy.paging.budget import Budgeted
 from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
-from understudy.share import Share
 from understudy.silicon import Processor, host_features, wall_tsc
 from understudy.telling import Translating
 from understudy.vcpu.cpu_features import Choice
@@ -56,7 +45,6 @@ from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
-from understudy.vsock import Vsock
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
@@ -182,12 +170,12 @@ def board_of(
         last.append(("virtio_agent", {}))
     with ExitStack() as given:
         rows = [
-            *(disk_row(f"disk{n}", config, one, request, given)
+            *(outlets.disk_row(f"disk{n}", config, one, request, given)
               for n, one in enumerate(config.disks)),
-            *(net_row(f"net{n}", config, one, epoch_ns, clock, given)
+            *(outlets.net_row(f"net{n}", config, one, epoch_ns, clock, given)
               for n, one in enumerate(config.net)),
-            *(share_row(f"share{n}", one, given) for n, one in enumerate(config.folders)),
-            *(vsock_row(f"vsock{n}", one, given) for n, one in enumerate(config.vsock)),
+            *(outlets.share_row(f"share{n}", one, given) for n, one in enumerate(config.folders)),
+            *(outlets.vsock_row(f"vsock{n}", one, given) for n, one in enumerate(config.vsock)),
         ]  # fmt: skip
         fixed = (*config.devices, *last)
         board = PC(
@@ -218,100 +206,13 @@ def board_of(
             part.hide(config.hide_virtio)
     for part in board.parts.values():
         if isinstance(part, Net | Vsocket):
-            connect(board, part, post)
-    for nic, card in cards_by_row(config, board):
+            outlets.connect(board, part, post)
+    for nic, card in outlets.cards_by_row(config, board):
         card.set_link(is_up=nic.kind != "none")
-    for balloon in balloons_of(board):
+    for balloon in outlets.balloons_of(board):
         balloon.pages = ballooned
     console.receive, com2.receive = board.com1.receive, board.com2.receive
     return board
-
-
-def disk_row(
-    usual: str, config: Config, disk: Disk, request: Callable[[Stop], None], given: ExitStack
-) -> Row:
-    """A row for a disk, with its content, which `given` closes."""
-    medium = open_disk(disk, is_snapshot=config.snapshot)
-    given.callback(medium.close)
-
-    def stop(problem: str) -> None:
-        request(Stop(StopKind.DISK, f"{disk.file}: {problem}"))
-
-    options = {
-        "name": disk.name or usual, "slot": disk.slot or None, "medium": medium,
-        "serial": disk.serial, "rate": disk.rate, "queues": min(config.topology.count, MOST_QUEUES),
-    }  # fmt: skip
-    return "virtio_blk", options | ({"stop": stop} if disk.on_error == "stop" else {})
-
-
-def net_row(
-    usual: str, config: Config, nic: Nic, epoch_ns: int, clock: GuestClock, given: ExitStack
-) -> Row:
-    """A row for a network card, with its cable, which `given` closes."""
-    cable = cable_of(nic, config.publish)
-    given.callback(cable.close)
-    name = nic.name or usual
-    if nic.pcap:
-        pcap = Pcap(nic.pcap, lambda: epoch_ns + clock.now())
-        cable.on_frame.append(pcap.heard)
-        cable.on_close.append(pcap.close)
-    return "virtio_net", {
-        "name": name, "slot": nic.slot or None, "mac": nic.address,
-        "named": f"{config.name}/{name.removeprefix('net')}", "cable": cable, "rate": nic.rate,
-        "pairs": min(config.topology.count, MOST_PAIRS),
-    }  # fmt: skip
-
-
-def share_row(usual: str, share: Share, given: ExitStack) -> Row:
-    """A row for a folder, which `given` closes; the guest finds it by its name."""
-    folder = Folder(Path(share.folder), is_writable=share.is_writable)
-    given.callback(folder.close)
-    name = share.name or usual
-    return "virtio_fs", {"name": name, "slot": share.slot or None, "folder": folder, "tag": name}
-
-
-def vsock_row(usual: str, vsock: Vsock, given: ExitStack) -> Row:
-    """A row for a socket to the host, with its path, which `given` gives up."""
-    ports = UnixPorts(Path(vsock.path)) if vsock.path else None
-    if ports is not None:
-        given.callback(ports.close)
-    own = {"name": vsock.name or usual, "slot": vsock.slot or None}
-    return "virtio_vsock", own | {"cid": vsock.cid, "ports": ports}
-
-
-def connect(board: PC, part: Net | Vsocket, post: Callable[[Callable[[], None]], None]) -> None:
-    """Have a part hear of what comes from outside, as long as it is on the board."""
-
-    def look() -> None:
-        if part in board.parts.values():
-            part.look()
-
-    if isinstance(part, Net):
-        part.cable.notify = partial(post, look)
-    else:
-        part.listen(partial(post, look))
-
-
-def cards_of(board: PC) -> list[Net]:
-    """The network cards."""
-    return [part for part in board.parts.values() if isinstance(part, Net)]
-
-
-def cards_by_row(config: Config, board: PC) -> list[tuple[Nic, Net]]:
-    """The network cards of `config.net`: a device of the board may be a card, too."""
-    return [(nic, board.part(nic.name or f"net{n}", Net)) for n, nic in enumerate(config.net)]
-
-
-def balloons_of(board: PC) -> list[Balloon]:
-    """The balloon, if it has one."""
-    return [part for part in board.parts.values() if isinstance(part, Balloon)]
-
-
-def carried(board: PC) -> dict[str, Any]:
-    """What its network cards have carried, and what its balloon has given, if it has any."""
-    cards, balloons = cards_of(board), balloons_of(board)
-    told: dict[str, Any] = {"net": [card.counts() for card in cards]} if cards else {}
-    return told | ({"balloon": balloons[0].counts()} if balloons else {})
 
 
 def address_space(guest: Guest) -> int:
@@ -377,7 +278,7 @@ def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | No
     Whoever is another one gets other numbers from RDRAND, too.  The cards of a clone have addresses
     of their own, and were unplugged for a moment.
     """
-    for nic, card in cards_by_row(config, board):
+    for nic, card in outlets.cards_by_row(config, board):
         if nic.kind == "none":
             card.set_link(is_up=False)
         elif clone is not None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from understudy import assembly
+from understudy import outlets
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.devices.board import Row
@@ -78,7 +78,7 @@ class Pluggable(Tenant):
         assert isinstance(part, VirtioPci)
         part.hide(config.hide_virtio)
         if isinstance(part, Net | Vsock):
-            assembly.connect(self.pc, part, self.post)
+            outlets.connect(self.pc, part, self.post)
         if isinstance(part, Net) and isinstance(one, Nic):
             part.set_link(is_up=one.kind != "none")
         self._have(config)
@@ -89,14 +89,14 @@ class Pluggable(Tenant):
         """A row for it, with what `given` closes."""
         match one:
             case Disk():
-                return assembly.disk_row(name, config, one, self.endings.request, given)
+                return outlets.disk_row(name, config, one, self.endings.request, given)
             case Nic():
                 epoch_ns = self.pc.part("rtc", Rtc).epoch_ns
-                return assembly.net_row(name, config, one, epoch_ns, self.clock, given)
+                return outlets.net_row(name, config, one, epoch_ns, self.clock, given)
             case Share():
-                return assembly.share_row(name, one, given)
+                return outlets.share_row(name, one, given)
             case _:
-                return assembly.vsock_row(name, one, given)
+                return outlets.vsock_row(name, one, given)
 
     @still
     def unplug(self, name: str) -> None:

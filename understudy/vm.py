@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
-from understudy import assembly, inspection, tenant
+from understudy import assembly, inspection, outlets, tenant
 from understudy.answers.triple_fault import meant
 from understudy.closed import says_closed
 from understudy.config import Config
@@ -93,7 +93,7 @@ class VM(Pluggable):
             self.console, self.com2, self.post, self._ejected,
         )  # fmt: skip
         given.callback(self.pc.close)
-        tenant.equip(self.host, self.memory, assembly.balloons_of(self.pc), self.clock)
+        tenant.equip(self.host, self.memory, outlets.balloons_of(self.pc), self.clock)
         self.bus = self.pc.bus
         self.pages = assembly.paging_of(config, self.host, self.memory)
         given.callback(lambda: self.pages.close())  # the technique of then
@@ -279,7 +279,7 @@ class VM(Pluggable):
     def counts(self) -> dict[str, Any]:
         """Everything counted, as plain values."""
         told = counted(self.vcpus, self.processors, self.pages) | self.turns.counts()
-        return told | assembly.carried(self.pc)
+        return told | outlets.carried(self.pc)
 
     @still
     def describe(self) -> str:

@@ -6,8 +6,6 @@ Source: what systemd, dpkg and apt in it say themselves.
 import hashlib
 import shutil
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
