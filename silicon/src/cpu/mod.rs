@@ -5,6 +5,7 @@
 //! [`event`] (interrupts and exceptions through the IDT).
 
 pub mod arith;
+pub mod avx;
 pub mod bits;
 pub mod control;
 pub mod cr;
@@ -54,6 +55,7 @@ pub mod task;
 pub(crate) mod testbed;
 pub mod trap;
 pub mod undefined;
+pub mod upper;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;
