@@ -154,8 +154,12 @@ class Guest(ABC):
         """The x87 and SSE state, as FXSAVE64 writes it."""
 
     @abstractmethod
+    def ymm(self, number: int) -> bytes:
+        """A YMM register: 32 bytes."""
+
+    @abstractmethod
     def reset(self) -> None:
-        """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
+        """What `set_registers` does not reach is as after power-on: x87, vectors, debug registers."""
 
     # --- modes and segments ---
 

@@ -245,3 +245,8 @@ fn load_pdptes(core: &mut Core) {
         }
     }
 }
+
+/// The number of a YMM register.
+pub fn ymm(number: usize) -> PyResult<usize> {
+    if number < 16 { Ok(number) } else { Err(PyValueError::new_err(format!("YMM{number}: expected 0 to 15"))) }
+}
