@@ -382,15 +382,9 @@ impl Generator {
             let is_branch =
                 bits == 64 && matches!(raw[opcode..], [0xE8 | 0xE9, ..] | [0x0F, 0x80..=0x8F, ..]);
             let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0..=0xFF, ..]);
-            // Nor what becomes of the highest bit of what names one of eight masks.
-            let is_mask = match raw[opcode..] {
-                [0xC5, _, code, ..] | [0xC4, _, _, code, ..] => {
-                    matches!(code, 0x41..=0x4B | 0x90..=0x93 | 0x98 | 0x99)
-                }
-                _ => false,
-            };
+            // Nor what some of their bits are to each processor.
             let is_open = raw[opcode] == 0x8F
-                || is_mask
+                || vex::is_lax(&raw[opcode..])
                 || is_extended && opcode > 2
                 || is_branch && raw[..opcode].contains(&0x66)
                 || is_system;
@@ -426,7 +420,12 @@ impl Generator {
         if insn.is_invalid() {
             let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
             let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
-            return (is_whole && amd.is_invalid() && insn.len() > 0 && rng.percent(1)).then_some(piece);
+            let is_lax = raw
+                .iter()
+                .position(|&b| !pointers::is_prefix(b, bits as u8))
+                .is_none_or(|at| vex::is_lax(&raw[at..]));
+            let is_fine = is_whole && amd.is_invalid() && !is_lax && insn.len() > 0;
+            return (is_fine && rng.percent(1)).then_some(piece);
         }
         let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
         if amd != insn || !self.may_run(&insn, raw) {

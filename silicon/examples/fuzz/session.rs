@@ -303,8 +303,10 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     let is_64 = s.bits() == 64;
     // Bit 17 of MXCSR exists on AMD's processors.
     let takes_mxcsr = |i: &Instruction| {
-        matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64)
-            || areas::restores(i)
+        matches!(
+            i.mnemonic(),
+            Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+        ) || areas::restores(i)
     };
     // A fault in the middle of PUSHA or POPA: the processors leave what was done, we undo it.
     let is_partial = |i: &Instruction| {
@@ -314,7 +316,9 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         return Vec::new();
     }
     // AMD's processors try the words of a long operand each for itself, also one that wraps at 4 GBytes.
-    let masked = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq);
+    let masked = |i: &Instruction| {
+        matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq)
+    };
     let is_at_end = !is_64 && native.vector == 14 && native.cr2.wrapping_add(0x200) as u32 <= 0x400;
     let is_lax = any(s, takes_mxcsr)
         || is_at_end && (has_long_operand(s) || any(s, |i| masked(i) || i.memory_size().size() == 10));
@@ -381,7 +385,9 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         check(&format!("xmm{}.{}", i / 2, i % 2), long(a, 160 + 8 * i), long(b, 160 + 8 * i));
     }
     for i in 0..if is_64 { 16 } else { 8 } {
-        let half = |upper: &Upper, at: usize| upper[i][at..at + 8].iter().rev().fold(0, |v, x| v << 8 | u64::from(*x));
+        let half = |upper: &Upper, at: usize| {
+            upper[i][at..at + 8].iter().rev().fold(0, |v, x| v << 8 | u64::from(*x))
+        };
         for at in [0, 8] {
             check(&format!("ymm{i}.{}", 2 + at / 8), half(&native.upper, at), half(&ours.upper, at));
         }

@@ -1,6 +1,6 @@
 //! Instructions encoded with VEX that work on AVX state.
 
-use iced_x86::{CpuidFeature, Instruction, OpKind, Register};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, OpKind, Register};
 
 use crate::case::*;
 
@@ -18,6 +18,19 @@ pub fn has(feature: CpuidFeature) -> bool {
         AVX2 => is_x86_feature_detected!("avx2"),
         FMA => is_x86_feature_detected!("fma"),
         F16C => is_x86_feature_detected!("f16c"),
+        _ => false,
+    }
+}
+
+/// Whether bytes that mean nothing may be an instruction to some processors all the same: because of the highest
+/// bit of what names one of eight masks, VPERMQ and VPERMPD without W (AMD's), or a bit of EVEX.
+pub fn is_lax(bytes: &[u8]) -> bool {
+    match bytes {
+        [0xC5, _, code, ..] | [0xC4, _, _, code, ..] if matches!(code, 0x41..=0x4B | 0x90..=0x93 | 0x98 | 0x99) => {
+            true
+        }
+        [0xC4, map, _, 0 | 1, ..] => map & 0x1F == 3,
+        [0x62, ..] => is_x86_feature_detected!("avx512f"),
         _ => false,
     }
 }
@@ -50,6 +63,9 @@ impl Prefix {
 /// Give a gather's indices values that lead somewhere, and its mask some of each sign; and the mask of a masked
 /// move.
 pub fn aim(rng: &mut Rng, s: &mut Start, insn: &Instruction) {
+    if insn.encoding() != EncodingKind::VEX {
+        return;
+    }
     let mut set = |r: Register, at: usize, word: u64| {
         let half = match at {
             0 | 8 => &mut s.fx.0[160 + 16 * r.number() + at..][..8],

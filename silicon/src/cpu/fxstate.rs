@@ -77,7 +77,9 @@ impl Fx {
 /// #NM, #GP(0) for a misaligned image or reserved bits of MXCSR, what the memory access raises.
 pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     match insn.mnemonic() {
-        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => operand::write_op(core, insn, 0, u64::from(core.fx.mxcsr())),
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => {
+            operand::write_op(core, insn, 0, u64::from(core.fx.mxcsr()))
+        }
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
             let v = operand::read_op(core, insn, 0)? as u32;
             if v & !MXCSR_MASK != 0 {

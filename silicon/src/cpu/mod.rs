@@ -6,6 +6,8 @@
 
 pub mod arith;
 pub mod avx;
+#[cfg(test)]
+mod avx_tests;
 pub mod bits;
 pub mod control;
 pub mod cr;

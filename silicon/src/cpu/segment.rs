@@ -195,7 +195,7 @@ fn check_alignment(address: u64, size: usize) -> Exec<()> {
     let multiple = match size {
         2 | 4 | 8 | 16 => size as u64,
         10 => 8,
-        32 => 16, // the manual leaves it open; as this computer's processor
+        32 => 16,            // the manual leaves it open; as this computer's processor
         14 | 94 => 2,        // FNSTENV, FNSAVE
         28 | 108 | 512 => 4, // the same with 32-bit operands; FXSAVE, before its own #GP
         _ => 1,

@@ -186,7 +186,12 @@ fn key_of(insn: &Instruction) -> u64 {
     let register = |i: u32| {
         if insn.op_kind(i) == OpKind::Register { insn.op_register(i) as u64 } else { 0xFF }
     };
-    insn.code() as u64 | register(0) << 16 | register(1) << 24 | register(2) << 32 | immediate << 40 | register(3) << 48
+    insn.code() as u64
+        | register(0) << 16
+        | register(1) << 24
+        | register(2) << 32
+        | immediate << 40
+        | register(3) << 48
 }
 
 #[inline]

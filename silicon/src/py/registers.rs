@@ -166,7 +166,8 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
         "cr2" => core.cr2 = value,
         "xcr0" => {
             let known = known(name, value, xsave::xcr0_known())?;
-            xsave::set_xcr0(core, known).map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set, and bit 1 with bit 2"))?;
+            xsave::set_xcr0(core, known)
+                .map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set, and bit 1 with bit 2"))?;
         }
         "pkru" => core.set_pkru(narrow(name, value)?),
         "cr8" => core.apic.set_tpr(narrow::<u8>(name, known(name, value, 0xF)?)? << 4),
@@ -248,5 +249,9 @@ fn load_pdptes(core: &mut Core) {
 
 /// The number of a YMM register.
 pub fn ymm(number: usize) -> PyResult<usize> {
-    if number < 16 { Ok(number) } else { Err(PyValueError::new_err(format!("YMM{number}: expected 0 to 15"))) }
+    if number < 16 {
+        Ok(number)
+    } else {
+        Err(PyValueError::new_err(format!("YMM{number}: expected 0 to 15")))
+    }
 }
