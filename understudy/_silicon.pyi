@@ -169,7 +169,7 @@ class Processor:
         """PKRU and IA32_PKRS."""
     def save_live(self) -> bytes:
         """What VM exits leave of a guest in the processor, and no VMCS holds: general registers,
-        x87/SSE/AVX state, XCR0, PKRU, CR2, DR0-3, DR6, IA32_STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE,
+        vector state, XCR0, PKRU, CR2, DR0-3, DR6, IA32_STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE,
         TSC_AUX, XSS, PKRS, the performance counters, and what random numbers follow from."""
     def load_live(self, state: bytes) -> None:
         """Let that be in this processor.  ValueError if it is nothing of the kind."""

@@ -159,7 +159,7 @@ class Guest(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """What `set_registers` does not reach is as after power-on: x87, vectors, debug registers."""
+        """What `set_registers` does not reach is as after power-on: x87, AVX, debug registers."""
 
     # --- modes and segments ---
 

@@ -200,7 +200,7 @@ def _xstate(area: int, mnemonic: int, guest: Guest, bits: int) -> list[Touch]:
     if wanted & PKRU_BIT and mnemonic not in XSAVECS:
         parts += [(PKRU_STANDARD, PKRU_BYTES)]
     if wanted & PKRU_BIT and mnemonic not in XSAVES | XSAVEOPTS:
-        has_avx = wanted & AVX_BIT or mnemonic in XRSTORS and guest.xcr0 & AVX_BIT
+        has_avx = wanted & AVX_BIT or (mnemonic in XRSTORS and guest.xcr0 & AVX_BIT)
         parts += [(AVX_AT + AVX_BYTES, PKRU_BYTES)] if has_avx else []
         parts += [] if wanted & AVX_BIT else [(AVX_AT, PKRU_BYTES)]
     if mnemonic in XRSTORS:
