@@ -97,6 +97,7 @@ class Guest(ABC):
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
     view: Any  # what this processor has of the paging technique: a `paging.View`
     xcr0: int  # the state components that XSAVE and its kin may save
+    ymm: Callable[[int], bytes]  # a YMM register, by number: 32 bytes
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
@@ -152,10 +153,6 @@ class Guest(ABC):
     @abstractmethod
     def fxsave(self) -> bytes:
         """The x87 and SSE state, as FXSAVE64 writes it."""
-
-    @abstractmethod
-    def ymm(self, number: int) -> bytes:
-        """A YMM register: 32 bytes."""
 
     @abstractmethod
     def reset(self) -> None:
