@@ -161,12 +161,17 @@ class Processor:
     def set_gprs(self, values: tuple[int, ...]) -> None: ...
     def fxsave(self) -> bytes:
         """512 bytes, FXSAVE64 format."""
-    def fxrstor(self, image: bytes) -> None: ...
+    def fxrstor(self, image: bytes) -> None:
+        """The reverse; upper halves of YMM registers stay."""
+    def ymm(self, number: int) -> bytes:
+        """A YMM register: 32 bytes.  ValueError if there is no such one."""
+    def set_ymm(self, number: int, value: bytes) -> None:
+        """Set one."""
     def protection_keys(self) -> tuple[int, int]:
         """PKRU and IA32_PKRS."""
     def save_live(self) -> bytes:
         """What VM exits leave of a guest in the processor, and no VMCS holds: general registers,
-        x87/SSE state, XCR0, PKRU, CR2, DR0-3, DR6, IA32_STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE,
+        vector state, XCR0, PKRU, CR2, DR0-3, DR6, IA32_STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE,
         TSC_AUX, XSS, PKRS, the performance counters, and what random numbers follow from."""
     def load_live(self, state: bytes) -> None:
         """Let that be in this processor.  ValueError if it is nothing of the kind."""

@@ -97,6 +97,7 @@ class Guest(ABC):
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
     view: Any  # what this processor has of the paging technique: a `paging.View`
     xcr0: int  # the state components that XSAVE and its kin may save
+    ymm: Callable[[int], bytes]  # a YMM register, by number: 32 bytes
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
@@ -155,7 +156,7 @@ class Guest(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """What `set_registers` does not reach is as after power-on: x87, SSE, debug registers."""
+        """What `set_registers` does not reach is as after power-on: x87, AVX, debug registers."""
 
     # --- modes and segments ---
 

@@ -17,11 +17,11 @@ use crate::cpu::fxstate::{MXCSR_MASK, normalize};
 use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::state::{Activity, Clock, Core, Shadow};
-use crate::cpu::xsave::XCR0_KNOWN;
+use crate::cpu::xsave;
 use crate::vmx::Vmx;
 
 /// "understudy processor", and the version of what follows.
-const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x08");
+const MAGIC: u64 = u64::from_le_bytes(*b"USPROC\x00\x09");
 /// Most CPUID leaves, APIC or VMX words that bytes may announce.
 const MOST: usize = 4096;
 
@@ -103,6 +103,15 @@ impl Walk<'_> {
     fn words(&mut self, all: &mut [u64]) {
         for w in all {
             self.word(w);
+        }
+    }
+
+    /// Bytes that make whole words.
+    fn bytes(&mut self, all: &mut [u8]) {
+        for eight in all.as_chunks_mut::<8>().0 {
+            let mut word = u64::from_le_bytes(*eight);
+            self.word(&mut word);
+            *eight = word.to_le_bytes();
         }
     }
 
@@ -196,17 +205,14 @@ fn visit_live(core: &mut Core, w: &mut Walk<'_>) {
         w.word(msr);
     }
     w.word(&mut core.xcr0);
-    if core.xcr0 & !XCR0_KNOWN != 0 || core.xcr0 & 1 == 0 || core.msr.xss != 0 || core.msr.pkrs >> 32 != 0 {
+    if !xsave::is_xcr0(core.xcr0) || core.msr.xss != 0 || core.msr.pkrs >> 32 != 0 {
         w.fail("XCR0, IA32_XSS or IA32_PKRS has bits that this processor does not have");
     }
     w.number(&mut core.pkru, "PKRU");
     w.words(&mut core.random.key);
     w.word(&mut core.random.drawn);
-    for eight in core.fx.0.as_chunks_mut::<8>().0 {
-        let mut word = u64::from_le_bytes(*eight);
-        w.word(&mut word);
-        *eight = word.to_le_bytes();
-    }
+    w.bytes(&mut core.fx.0);
+    core.upper.change(|halves| w.bytes(halves.as_flattened_mut()));
     visit_pointers(&mut core.pointers, w);
     if core.fx.mxcsr() & !MXCSR_MASK != 0 {
         w.fail("MXCSR has reserved bits set");
@@ -339,7 +345,7 @@ pub fn save(core: &mut Core) -> Vec<u8> {
 
 /// What of a guest is in the processor, as bytes.
 pub fn save_live(core: &mut Core) -> Vec<u8> {
-    let mut words = Vec::with_capacity(160);
+    let mut words = Vec::with_capacity(192);
     visit_live(core, &mut Walk::Out(&mut words));
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
@@ -486,7 +492,7 @@ mod tests {
 
     #[test]
     fn every_part_counts_for_the_hash() {
-        let changes: [fn(&mut Core); 18] = [
+        let changes: [fn(&mut Core); 19] = [
             |c| c.gpr[15] ^= 1,
             |c| c.rip += 1,
             |c| c.random.key[3] ^= 1,
@@ -495,6 +501,7 @@ mod tests {
             |c| c.pkru ^= 4,
             |c| c.seg[5].limit ^= 1,
             |c| c.fx.0[400] ^= 1,
+            |c| c.upper.change(|halves| halves[15][15] ^= 1),
             |c| c.dr[3] ^= 1,
             |c| c.msr.tsc_aux ^= 1,
             |c| c.pdpte[3] ^= 1,

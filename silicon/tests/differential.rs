@@ -17,6 +17,8 @@ mod machine;
 mod session;
 #[path = "../examples/fuzz/values.rs"]
 mod values;
+#[path = "../examples/fuzz/vex.rs"]
+mod vex;
 
 use silicon::dbt::promotion::Windows;
 use silicon::processor::EngineKind;
@@ -36,6 +38,7 @@ const OPTIONS: session::Options = session::Options {
     first: 0,
     engine: EngineKind::Dbt,
     wide: 70,
+    vex: 15,
     with_reference: false,
     patience: 3,
     windows: Windows::Auto,
@@ -55,6 +58,16 @@ fn the_translator_agrees_with_the_computer() {
 #[test]
 fn programs_in_windows_agree_with_the_computer() {
     agrees(session::Options { wide: 0, windows: Windows::Always, ..OPTIONS });
+}
+
+#[test]
+fn avx_agrees_with_the_computer() {
+    if is_x86_feature_detected!("avx2") {
+        let options = session::Options { seed: 21, vex: 85, ..OPTIONS };
+        agrees(session::Options { engine: EngineKind::Reference, ..options });
+        agrees(session::Options { wide: 50, windows: Windows::Never, ..options });
+        agrees(session::Options { wide: 90, windows: Windows::Always, ..options });
+    }
 }
 
 /// Encodings as such, valid or not, up to 16 bytes.

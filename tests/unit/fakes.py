@@ -206,6 +206,12 @@ class FakeProcessor:
     def fxsave(self) -> bytes:
         return bytes(512)
 
+    def ymm(self, number: int) -> bytes:
+        return bytes(32)
+
+    def set_ymm(self, number: int, value: bytes) -> None:
+        assert number < 16 and len(value) == 32
+
     def protection_keys(self) -> tuple[int, int]:
         return (0, 0)
 

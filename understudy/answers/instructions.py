@@ -19,7 +19,7 @@ from understudy.verdict import RESUME, YIELDS, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
 RAX, RCX, RDX, RBX = range(4)
-X87: Final = 1 << 0  # of XCR0
+X87, SSE, AVX = 1 << 0, 1 << 1, 1 << 2  # of XCR0
 FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
 """Leaves in which something follows registers that a guest writes without an exit."""
 EXTENDED_FEATURES: Final = 0x8000_0001
@@ -60,10 +60,11 @@ def cpuid(vcpu: Vcpu, done: Instruction) -> Verdict:
 
 
 def xsetbv(vcpu: Vcpu, done: Instruction) -> Verdict:
-    """XCR0, the only one there is, takes x87 always and what the CPU model shows."""
+    """XCR0, the only one there is, takes x87 always, AVX with SSE, and what the model shows."""
     gpr = vcpu.read_gpr
     value = gpr(RDX) << 32 & LOW32 << 32 | gpr(RAX) & LOW32
-    if gpr(RCX) & LOW32 or not value & X87 or value & ~vcpu.model.xcr0_allowed:
+    is_whole = value & X87 and value & (SSE | AVX) != AVX
+    if gpr(RCX) & LOW32 or not is_whole or value & ~vcpu.model.xcr0_allowed:
         return vcpu.fault(Vector.GP, 0)
     vcpu.guest.xcr0 = value
     vcpu.skip(done.length)

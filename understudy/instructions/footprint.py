@@ -38,7 +38,11 @@ WRITES: Final = frozenset(
     {OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE}
 )
 BIT_TESTS: Final = frozenset({Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC})
-MASKED: Final = frozenset({Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU})
+MASKED: Final = frozenset({Mnemonic.MASKMOVQ, Mnemonic.MASKMOVDQU, Mnemonic.VMASKMOVDQU})
+MASKED_WORDS: Final = {
+    Mnemonic.VMASKMOVPS: 4, Mnemonic.VPMASKMOVD: 4, Mnemonic.VMASKMOVPD: 8, Mnemonic.VPMASKMOVQ: 8,
+}  # fmt: skip
+"""Moves of the elements that a mask names, by the bytes of one."""
 FXSAVES: Final = frozenset({Mnemonic.FXSAVE, Mnemonic.FXSAVE64})
 XSAVES: Final = frozenset({Mnemonic.XSAVE, Mnemonic.XSAVE64})
 XSAVEOPTS: Final = frozenset({Mnemonic.XSAVEOPT, Mnemonic.XSAVEOPT64})
@@ -50,8 +54,9 @@ XRSTORS: Final = frozenset({
 })  # fmt: skip
 XSTATES: Final = XSAVES | XSAVEOPTS | XSAVECS | XRSTORS
 HEADER_AT, HEADER_BYTES, HEADER_SAVED = 512, 64, 16  # of XSAVE's area
-PKRU_STANDARD, PKRU_COMPACTED, PKRU_BYTES = 2688, 576, 8
-X87_BIT, SSE_BIT, PKRU_BIT = 1 << 0, 1 << 1, 1 << 9  # of XCR0
+AVX_AT, AVX_BYTES = 576, 256
+PKRU_STANDARD, PKRU_BYTES = 2688, 8  # in the compacted format it follows what there is before it
+X87_BIT, SSE_BIT, AVX_BIT, PKRU_BIT = 1 << 0, 1 << 1, 1 << 2, 1 << 9  # of XCR0
 UNTOUCHED: Final = frozenset({Mnemonic.CLFLUSH, Mnemonic.CLFLUSHOPT, Mnemonic.CLWB})
 """They access no data."""
 ADDRESS_BYTES: Final = {iced.CodeSize.CODE16: 2, iced.CodeSize.CODE32: 4, iced.CodeSize.CODE64: 8}
@@ -70,6 +75,14 @@ UNALIGNED: Final = frozenset({
     Mnemonic.PCMPESTRM64,
 })  # fmt: skip
 """SSE instructions that take 16 bytes from anywhere."""
+AVX: Final = frozenset({
+    iced.CpuidFeature.AVX, iced.CpuidFeature.AVX2, iced.CpuidFeature.FMA, iced.CpuidFeature.F16C,
+})  # fmt: skip
+ALIGNED: Final = frozenset({
+    Mnemonic.VMOVAPS, Mnemonic.VMOVAPD, Mnemonic.VMOVDQA, Mnemonic.VMOVNTPS, Mnemonic.VMOVNTPD,
+    Mnemonic.VMOVNTDQ, Mnemonic.VMOVNTDQA,
+})  # fmt: skip
+"""AVX instructions that do not."""
 
 _factory: Final = iced.InstructionInfoFactory()
 
@@ -107,12 +120,16 @@ def footprint(guest: Guest, fxsave: Callable[[], bytes]) -> list[Touch]:
     mnemonic = instruction.mnemonic
     if mnemonic in UNTOUCHED:
         return []
+    if instruction.is_vsib:
+        return _gathered(instruction, guest, bits)
     is_bit_string = mnemonic in BIT_TESTS and instruction.op1_kind == OpKind.REGISTER
     beyond = _bit_offset(instruction, guest) if is_bit_string else 0
     used = _factory.info(instruction).used_memory()
     touches = [_touch(memory, guest, bits, beyond) for memory in used]
     if mnemonic in MASKED:
         return _masked(touches[0], instruction, fxsave())
+    if mnemonic in MASKED_WORDS:
+        return _masked_words(touches[0], instruction, guest)
     if mnemonic in XSTATES:
         return _xstate(touches[0].gva, mnemonic, guest, bits)
     if mnemonic in FXSAVES:
@@ -130,10 +147,12 @@ def faults_first(guest: Guest) -> bool:
     if instruction.mnemonic in XSTATES:
         is_off = guest.control().cr0 & CR0.TS.mask or not guest.control().cr4 & CR4.OSXSAVE.mask
         return bool(is_off or operand_address(instruction, bits)(guest) & 63)
+    features = instruction.cpuid_features()
+    if instruction.encoding == iced.EncodingKind.VEX and not AVX.isdisjoint(features):
+        return _avx_faults(instruction, guest, bits)
     registers = [instruction.op_register(n) for n in range(instruction.op_count)
                  if instruction.op_kind(n) == OpKind.REGISTER]  # fmt: skip
     uses_xmm = any(iced.RegisterExt.is_xmm(register) for register in registers)
-    features = instruction.cpuid_features()
     if (
         uses_xmm
         or any(iced.RegisterExt.is_mm(register) for register in registers)
@@ -150,6 +169,18 @@ def faults_first(guest: Guest) -> bool:
     return bool(operand_address(instruction, bits)(guest) & 15)
 
 
+def _avx_faults(instruction: iced.Instruction, guest: Guest, bits: int) -> bool:
+    control, needed = guest.control(), SSE_BIT | AVX_BIT
+    if not control.cr4 & CR4.OSXSAVE.mask or guest.xcr0 & needed != needed:
+        return True
+    if control.cr0 & CR0.TS.mask or instruction.mnemonic not in ALIGNED:
+        return bool(control.cr0 & CR0.TS.mask)
+    if OpKind.MEMORY not in (instruction.op_kind(n) for n in range(instruction.op_count)):
+        return False
+    size = iced.MemorySizeExt.size(instruction.memory_size)
+    return bool(operand_address(instruction, bits)(guest) & size - 1)
+
+
 def _xstate(area: int, mnemonic: int, guest: Guest, bits: int) -> list[Touch]:
     """XSAVE and its kin: the components that EDX:EAX and XCR0 name, and the header.
 
@@ -160,12 +191,18 @@ def _xstate(area: int, mnemonic: int, guest: Guest, bits: int) -> list[Touch]:
     parts: list[tuple[int, int]] = []
     if wanted & X87_BIT:
         parts += [(0, 24), (ST_AT, XMM_AT - ST_AT)]
+    if wanted & (SSE_BIT | AVX_BIT):
+        parts += [(24, 8)]
     if wanted & SSE_BIT:
-        parts += [(24, 8), (XMM_AT, FXSAVE_BYTES[bits] - XMM_AT)]
+        parts += [(XMM_AT, FXSAVE_BYTES[bits] - XMM_AT)]
+    if wanted & AVX_BIT:
+        parts += [(AVX_AT, FXSAVE_BYTES[bits] - XMM_AT)]
     if wanted & PKRU_BIT and mnemonic not in XSAVECS:
         parts += [(PKRU_STANDARD, PKRU_BYTES)]
     if wanted & PKRU_BIT and mnemonic not in XSAVES | XSAVEOPTS:
-        parts += [(PKRU_COMPACTED, PKRU_BYTES)]
+        has_avx = wanted & AVX_BIT or (mnemonic in XRSTORS and guest.xcr0 & AVX_BIT)
+        parts += [(AVX_AT + AVX_BYTES, PKRU_BYTES)] if has_avx else []
+        parts += [] if wanted & AVX_BIT else [(AVX_AT, PKRU_BYTES)]
     if mnemonic in XRSTORS:
         parts += [(HEADER_AT, HEADER_BYTES)]
         return [Touch(area + at, size, True, False) for at, size in parts]
@@ -195,12 +232,42 @@ def _bit_offset(instruction: iced.Instruction, guest: Guest) -> int:
 
 
 def _masked(touch: Touch, instruction: iced.Instruction, image: bytes) -> list[Touch]:
-    """MASKMOVQ, MASKMOVDQU: only the bytes that the mask names."""
+    """MASKMOVQ, MASKMOVDQU, VMASKMOVDQU: only the bytes that the mask names."""
     number = iced.RegisterExt.number(instruction.op2_register)
-    if instruction.mnemonic == Mnemonic.MASKMOVDQU:
+    if instruction.mnemonic != Mnemonic.MASKMOVQ:
         at = XMM_AT + 16 * number
     else:  # MMn is the physical register n, and the image begins with the top of the stack
         at = ST_AT + 16 * (number - (image[3] >> 3) & 7)
     mask = image[at : at + touch.size]
     written = [Touch(touch.gva + n, 1, False, True) for n, byte in enumerate(mask) if byte & 0x80]
     return [*written, touch._replace(writes=False)]
+
+
+def _masked_words(touch: Touch, instruction: iced.Instruction, guest: Guest) -> list[Touch]:
+    """The elements that the mask names, by their first bits."""
+    size = MASKED_WORDS[instruction.mnemonic]
+    mask = guest.ymm(iced.RegisterExt.number(instruction.op1_register))
+    named = [at for at in range(0, touch.size, size) if mask[at + size - 1] & 0x80]
+    return [touch._replace(gva=touch.gva + at, size=size) for at in named]
+
+
+def _gathered(instruction: iced.Instruction, guest: Guest, bits: int) -> list[Touch]:
+    """A gather: the elements that its mask names, each at an address of its own."""
+    size = iced.MemorySizeExt.size(instruction.memory_size)
+    wide = 8 if instruction.is_vsib64 else 4
+    mask = guest.ymm(iced.RegisterExt.number(instruction.op2_register))
+    indices = guest.ymm(iced.RegisterExt.number(instruction.memory_index))
+    count = min(iced.RegisterExt.size(instruction.memory_index) // wide,
+                iced.RegisterExt.size(instruction.op0_register) // size)  # fmt: skip
+    named = iced.RegisterExt.size(instruction.memory_base) or instruction.memory_displ_size
+    start = int(instruction.memory_displacement)
+    if instruction.memory_base:
+        start += reader(instruction.memory_base)(guest)
+    base = segment_base(instruction.memory_segment, bits)
+    touches = []
+    for n in (n for n in range(count) if mask[size * (n + 1) - 1] & 0x80):
+        index = int.from_bytes(indices[wide * n : wide * (n + 1)], "little", signed=True)
+        offset = start + index * instruction.memory_index_scale & MASKS[named]
+        gva = offset if base is None else base(guest) + offset & (MASK64 if bits == 64 else LOW32)
+        touches.append(Touch(gva, size, True, False))
+    return touches

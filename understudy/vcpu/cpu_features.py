@@ -8,7 +8,7 @@
 Source: SDM 2A, "CPUID - CPU Identification".  A feature is called as its bit is there, in lower
 case; the names of Linux's /proc/cpuinfo and others in use are understood as well.
 
-Left out on purpose: AVX (not in the machine), LA57, CET, VMX (nesting comes later).
+Left out on purpose: AVX-512 (not in the machine), LA57, CET, VMX (nesting comes later).
 
 Invariants: a set of features that `Choice.made` returns is closed: what a feature needs is in it;
 nothing is in it that the machine or the computer lacks.
@@ -97,6 +97,10 @@ _add(cpuid.Leaf7Edx, "arch_capabilities ibrs_ibpb", needs=("msr",))
 _add(cpuid.Leaf7Edx, "fsrm")
 _add(cpuid.Leaf7Sub2Edx, "bhi_ctrl", needs=("ibrs_ibpb",))
 _add(cpuid.Leaf1Ecx, "xsave", cr4=CR4(OSXSAVE=1), needs=("fxsr",))
+_add(cpuid.Leaf1Ecx, "avx", host=("avx",), needs=("xsave", "sse2"), models=_ASKED)
+_add(cpuid.Leaf1Ecx, "fma", host=("fma",), needs=("avx",), models=_ASKED)
+_add(cpuid.Leaf1Ecx, "f16c", host=("f16c",), needs=("avx",), models=_ASKED)
+_add(cpuid.Leaf7Ebx, "avx2", host=("avx2",), needs=("avx",), models=_ASKED)
 _add(cpuid.LeafDSub1Eax, "xsaveopt xsavec xgetbv1", needs=("xsave",))
 _add(cpuid.LeafDSub1Eax, "xsaves", needs=("xsave", "msr"))
 _add(cpuid.Leaf7Ecx, "pku", cr4=CR4(PKE=1), needs=("lm", "xsave"))

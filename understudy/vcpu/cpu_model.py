@@ -65,8 +65,10 @@ ECX_FOLLOWS: Final = {
 XSAVE_LEAF: Final = 0xD
 COMPACTING: Final = int(LeafDSub1Eax(XSAVES=1, XSAVEC=1))  # without, sub-leaf 1 tells no size
 X87_AND_SSE: Final = 0x3
+AVX: Final = 1 << 2
 PKRU: Final = 1 << 9
 LEAST_AREA: Final = 576  # bytes of XSAVE's area: the legacy region and the header
+AVX_AT, AVX_BYTES = 576, 256  # the upper halves of YMM registers, in both formats
 PKRU_AT, PKRU_BYTES = 2688, 8  # in its standard format, as on Intel's processors
 
 ALWAYS_CR4 = CR4(PCE=1)
@@ -110,9 +112,10 @@ def cache(level: int, kind: int, ways: int, sets: int, sharing: int = 0) -> Answ
 
 def area_bytes(components: int, *, is_compacted: bool = False) -> int:
     """How large XSAVE's area is with these components."""
+    least = AVX_AT + AVX_BYTES if components & AVX else LEAST_AREA
     if not components & PKRU:
-        return LEAST_AREA
-    return (LEAST_AREA if is_compacted else PKRU_AT) + PKRU_BYTES
+        return least
+    return (least if is_compacted else PKRU_AT) + PKRU_BYTES
 
 
 @dataclass
@@ -191,7 +194,8 @@ class CpuModel:
     @property
     def xcr0_allowed(self) -> int:
         """The state components that the guest may enable."""
-        return X87_AND_SSE | (PKRU if "pku" in self.shown else 0)
+        more = {"avx": AVX, "pku": PKRU}
+        return X87_AND_SSE | sum(bit for name, bit in more.items() if name in self.shown)
 
     @property
     def efer_allowed(self) -> int:
@@ -255,6 +259,8 @@ class CpuModel:
                 0: (self.xcr0_allowed, LEAST_AREA, area_bytes(self.xcr0_allowed), 0),
                 1: (self._word(LeafDSub1Eax), 0, 0, 0),
             }
+            if "avx" in self.shown:
+                self.indexed[XSAVE_LEAF][2] = (AVX_BYTES, AVX_AT, 0, 0)
             if "pku" in self.shown:
                 self.indexed[XSAVE_LEAF][9] = (PKRU_BYTES, PKRU_AT, 0, 0)
         if "x2apic" in self.shown:  # "Extended Topology Enumeration": by x2APIC ID

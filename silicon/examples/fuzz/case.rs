@@ -59,6 +59,7 @@ pub struct Start {
     /// DS and ES: null in 64-bit code.
     pub ds: u64,
     pub fx: Fx,
+    pub upper: Upper,
     pub code: [u8; CODE_BYTES],
     pub code_len: u64,
     /// What is in ES, SS, DS, FS and GS of 32-bit code, by [`crate::machine::segment`]; all zero: as
@@ -69,6 +70,9 @@ pub struct Start {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq)]
 pub struct Fx(pub [u8; 512]);
+
+/// Bits 255:128 of the YMM registers.
+pub type Upper = [[u8; 16]; 16];
 
 impl Start {
     pub fn bits(&self) -> u32 {
@@ -87,6 +91,7 @@ impl Start {
     pub const GS_BASE: usize = offset_of!(Start, gs_base);
     pub const DS: usize = offset_of!(Start, ds);
     pub const FX: usize = offset_of!(Start, fx);
+    pub const UPPER: usize = offset_of!(Start, upper);
 }
 
 /// Words of memory that a run changed, at most.
@@ -103,6 +108,7 @@ pub struct Outcome {
     pub error: u32,
     pub cr2: u64,
     pub fx: Fx,
+    pub upper: Upper,
     /// FIP, FDP, FOP, FCS, FDS: of our processor only.
     pub pointers: [u64; 5],
     /// How many words changed; their numbers and new values (the first `CHANGES`).
@@ -119,6 +125,7 @@ impl Outcome {
         error: 0,
         cr2: 0,
         fx: Fx([0; 512]),
+        upper: [[0; 16]; 16],
         pointers: [0; 5],
         changed: 0,
         changes: [(0, 0); CHANGES],

@@ -132,6 +132,7 @@ unsafe fn futex(word: &AtomicU32, op: i32, value: u32) {
 /// What the child keeps: plain statics, since a signal comes back to them.
 static mut HARNESS_RSP: u64 = 0;
 static mut HARNESS_FS: u64 = 0;
+static mut HAS_AVX: u64 = 0;
 static mut OUTCOME: *mut Outcome = ptr::null_mut();
 
 /// The child's life.
@@ -144,6 +145,7 @@ unsafe fn serve(mailbox: *mut Mailbox) {
         if seccomp() != 0 {
             libc::_exit(4);
         }
+        HAS_AVX = is_x86_feature_detected!("avx").into();
         if has_bases() {
             let fs: u64;
             asm!("rdfsbase {}", out(reg) fs);
@@ -275,6 +277,12 @@ unsafe extern "sysv64" fn go(start: *const Start) {
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
         "mov [rip + {rsp}], rsp",
         "fxrstor64 [rdi + {fx}]",
+        "cmp qword ptr [rip + {avx}], 0",
+        "je 3f",
+        ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vinsertf128 ymm\\n, ymm\\n, [rdi + {upper} + 16 * \\n], 1",
+        ".endr",
+        "3:",
         "cmp qword ptr [rip + {fs}], 0",
         "je 2f",
         "mov rax, [rdi + {fs_base}]", "wrfsbase rax",
@@ -290,7 +298,9 @@ unsafe extern "sysv64" fn go(start: *const Start) {
         "iretq",
         rsp = sym HARNESS_RSP,
         fs = sym HARNESS_FS,
+        avx = sym HAS_AVX,
         fx = const Start::FX,
+        upper = const Start::UPPER,
         fs_base = const Start::FS_BASE,
         gs_base = const Start::GS_BASE,
         ds = const Start::DS,
@@ -332,6 +342,17 @@ unsafe extern "sysv64" fn on_signal() {
     )
 }
 
+/// The upper halves in a signal's frame, which has an area of XSAVE if Linux says so.
+unsafe fn upper_in(area: *const u8) -> Upper {
+    const MARK: u32 = 0x4650_5853; // FP_XSTATE_MAGIC1
+    // SAFETY: the frame has an FXSAVE image, and the rest if that has the mark.
+    unsafe {
+        let has_rest = area.add(464).cast::<u32>().read_unaligned() == MARK;
+        let in_use = if has_rest { area.add(512).cast::<u64>().read_unaligned() } else { 0 };
+        if in_use & 4 == 0 { [[0; 16]; 16] } else { area.add(576).cast::<Upper>().read_unaligned() }
+    }
+}
+
 unsafe extern "sysv64" fn note(signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context; OUTCOME is set while a case runs.
     unsafe {
@@ -365,6 +386,7 @@ unsafe extern "sysv64" fn note(signal: i32, _info: *mut libc::siginfo_t, context
         outcome.error = c.gregs[libc::REG_ERR as usize] as u32;
         outcome.cr2 = if outcome.vector == 14 { c.gregs[libc::REG_CR2 as usize] as u64 } else { 0 };
         ptr::copy_nonoverlapping(c.fpregs.cast::<u8>(), outcome.fx.0.as_mut_ptr(), 416);
+        outcome.upper = upper_in(c.fpregs.cast());
         c.gregs[libc::REG_RIP as usize] = resume as *const () as i64;
         c.gregs[libc::REG_RSP as usize] = addr_of_mut!(HARNESS_RSP).read() as i64;
         c.gregs[libc::REG_EFL as usize] = 0x202;

@@ -20,7 +20,7 @@ pub const BYTES: usize = 16;
 const TF: u64 = 1 << 8;
 
 /// Random bytes with an instruction's structure.
-fn random(rng: &mut Rng, bits: u32) -> [u8; BYTES] {
+fn random(rng: &mut Rng, bits: u32, vex: u64) -> [u8; BYTES] {
     let mut bytes = Vec::with_capacity(64);
     let count = match rng.below(16) {
         0..6 => 0,
@@ -35,6 +35,7 @@ fn random(rng: &mut Rng, bits: u32) -> [u8; BYTES] {
         );
     }
     match rng.below(20) {
+        _ if rng.percent(vex) => bytes.push(rng.pick(&[0xC4, 0xC5])),
         0..9 => {}
         9..14 => bytes.push(0x0F),
         14..16 => bytes.extend([0x0F, 0x38]),
@@ -54,7 +55,7 @@ fn random(rng: &mut Rng, bits: u32) -> [u8; BYTES] {
 /// One encoding, its registers, its place: in the middle, over the end of a page, or at the end of the code.
 fn case(generator: &Generator, rng: &mut Rng, bits: u32, is_single: bool) -> Start {
     loop {
-        let raw = random(rng, bits);
+        let raw = random(rng, bits, generator.vex);
         let Some((length, is_inside)) = generator.comparable(bits, &raw) else { continue };
         let at = match rng.below(8) {
             _ if is_inside => CODE + 0x100,
@@ -79,7 +80,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
     let mut computer = Computer::new()?;
     let mut machine = Machine::new(options.engine, options.code_bytes)?;
     machine.use_windows(options.windows);
-    let generator = Generator::new(has_bases(), false);
+    let generator = Generator::new(has_bases(), false, options.vex);
     let is_single = options.engine == EngineKind::Reference;
     let mut sum = Summary {
         batches: 0,

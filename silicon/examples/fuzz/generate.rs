@@ -9,7 +9,8 @@ use silicon::cpu::pointers;
 
 use crate::areas;
 use crate::case::*;
-use crate::values::{fill_fx, pointer, value};
+use crate::values::{fill_fx, fill_upper, pointer, value};
+use crate::vex;
 
 /// One instruction of a program.
 #[derive(Clone, Copy)]
@@ -34,13 +35,14 @@ struct Form {
     group: i32,
     rm_group: i32,
     wide: bool,
-    /// VEX: map, pp, W, L.
-    vex: Option<(u8, u8, u8, u8)>,
+    vex: Option<vex::Prefix>,
 }
 
 pub struct Generator {
-    /// For 32-bit and 64-bit code: integer, x87, vector forms.
-    forms: [[Vec<Form>; 3]; 2],
+    /// For 32-bit and 64-bit code: integer, x87, vector forms, and those of AVX.
+    forms: [[Vec<Form>; 4]; 2],
+    /// How many of 100 forms are of AVX.
+    pub vex: u64,
     /// Whether FS and GS bases can be set.
     pub has_bases: bool,
     /// Let 32-bit code have segments that Linux does not give it.
@@ -70,7 +72,7 @@ fn is_allowed(insn: &Instruction) -> bool {
         LZCNT => is_x86_feature_detected!("lzcnt"),
         MOVBE => is_x86_feature_detected!("movbe"),
         PREFETCHW => true,
-        _ => false,
+        f => vex::has(*f),
     });
     known && !needs_system(insn) && !differs_by_maker(insn)
 }
@@ -237,12 +239,14 @@ fn form_of(code: Code, bits: u32) -> Option<(usize, Form)> {
                 form.legacy.push(0x66);
             }
         }
-        EncodingKind::VEX => form.vex = Some((map, pp, o.w() as u8, o.l() as u8)),
+        EncodingKind::VEX => form.vex = Some(vex::Prefix { map, pp, w: o.w() as u8, l: o.l() as u8 }),
         _ => return None,
     }
     use CpuidFeature::*;
     let f = code.cpuid_features();
-    let class = if f.iter().any(|f| matches!(f, FPU | FPU287 | FPU387)) {
+    let class = if f.iter().any(|f| vex::is_of(*f)) {
+        3
+    } else if f.iter().any(|f| matches!(f, FPU | FPU287 | FPU387)) {
         1
     } else {
         let vector = |f: &CpuidFeature| {
@@ -254,8 +258,8 @@ fn form_of(code: Code, bits: u32) -> Option<(usize, Form)> {
 }
 
 impl Generator {
-    pub fn new(has_bases: bool, has_segments: bool) -> Self {
-        let mut forms: [[Vec<Form>; 3]; 2] = Default::default();
+    pub fn new(has_bases: bool, has_segments: bool, vex: u64) -> Self {
+        let mut forms: [[Vec<Form>; 4]; 2] = Default::default();
         for (i, bits) in [(0, 32), (1, 64)] {
             for code in Code::values() {
                 let mut probe = Instruction::default();
@@ -266,7 +270,8 @@ impl Generator {
             }
         }
         let vendor = std::arch::x86_64::__cpuid(0);
-        Self { forms, has_bases, has_segments, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
+        let vex = if forms[1][3].is_empty() { 0 } else { vex };
+        Self { forms, vex, has_bases, has_segments, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
     }
 
     /// A random program of 1 to 12 instructions.
@@ -308,12 +313,12 @@ impl Generator {
 
     /// Put a random form in front of the random bytes.
     fn encode(&self, rng: &mut Rng, bits: u32, raw: &mut [u8; 40]) {
-        let class = rng.pick(&[0, 0, 0, 0, 0, 1, 2, 2, 2]);
+        let class = if rng.percent(self.vex) { 3 } else { rng.pick(&[0, 0, 0, 0, 0, 1, 2, 2, 2]) };
         let forms = &self.forms[usize::from(bits == 64)][class];
         let form = &forms[rng.below(forms.len() as u64) as usize];
         let mut b: Vec<u8> = Vec::with_capacity(24);
         for (chance, byte) in [(3, 0x66), (4, 0x67), (4, 0xF0), (2, 0xF2), (3, 0xF3)] {
-            if rng.percent(chance) {
+            if rng.percent(chance) && (form.vex.is_none() || byte == 0x67) {
                 b.push(byte);
             }
         }
@@ -336,12 +341,8 @@ impl Generator {
         if form.rm_group >= 0 {
             modrm = 0xC0 | modrm & 0x38 | form.rm_group as u8;
         }
-        if let Some((map, pp, w, l)) = form.vex {
-            let r = rng.next() as u8;
-            let high = if bits == 64 { r & 0xE0 } else { 0xE0 };
-            let vvvv = if rng.percent(15) { 0x78 } else { rng.next() as u8 & 0x78 };
-            let vvvv = if bits == 64 { vvvv } else { vvvv | 0x40 };
-            b.extend([0xC4, high | map, (w & 1) << 7 | vvvv | (l & 1) << 2 | pp]);
+        if let Some(prefix) = form.vex {
+            prefix.write(rng, bits, &mut b);
         } else {
             b.extend(&form.legacy);
             if bits == 64 && (form.wide || rng.percent(50)) {
@@ -381,15 +382,9 @@ impl Generator {
             let is_branch =
                 bits == 64 && matches!(raw[opcode..], [0xE8 | 0xE9, ..] | [0x0F, 0x80..=0x8F, ..]);
             let is_system = matches!(raw[opcode..], [0x0F, 0x01, 0xC0..=0xFF, ..]);
-            // Nor what becomes of the highest bit of what names one of eight masks.
-            let is_mask = match raw[opcode..] {
-                [0xC5, _, code, ..] | [0xC4, _, _, code, ..] => {
-                    matches!(code, 0x41..=0x4B | 0x90..=0x93 | 0x98 | 0x99)
-                }
-                _ => false,
-            };
+            // Nor what some of their bits are to each processor.
             let is_open = raw[opcode] == 0x8F
-                || is_mask
+                || vex::is_lax(&raw[opcode..])
                 || is_extended && opcode > 2
                 || is_branch && raw[..opcode].contains(&0x66)
                 || is_system;
@@ -419,13 +414,18 @@ impl Generator {
             branch: None,
             relative: None,
             is_last: has_mask(&insn),
-            resets: matches!(insn.mnemonic(), Mnemonic::Fninit | Mnemonic::Fnsave),
+            resets: matches!(insn.mnemonic(), Mnemonic::Fninit | Mnemonic::Fnsave | Mnemonic::Vzeroall),
         };
         piece.bytes.copy_from_slice(raw);
         if insn.is_invalid() {
             let is_whole = decoder.last_error() == iced_x86::DecoderError::InvalidInstruction;
             let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
-            return (is_whole && amd.is_invalid() && insn.len() > 0 && rng.percent(1)).then_some(piece);
+            let is_lax = raw
+                .iter()
+                .position(|&b| !pointers::is_prefix(b, bits as u8))
+                .is_none_or(|at| vex::is_lax(&raw[at..]));
+            let is_fine = is_whole && amd.is_invalid() && !is_lax && insn.len() > 0;
+            return (is_fine && rng.percent(1)).then_some(piece);
         }
         let amd = Decoder::with_ip(bits, raw, CODE, DecoderOptions::AMD).decode();
         if amd != insn || !self.may_run(&insn, raw) {
@@ -476,6 +476,7 @@ impl Generator {
             gs_base: 0,
             ds: if bits == 64 { 0 } else { SS },
             fx: Fx([0; 512]),
+            upper: [[0; 16]; 16],
             code: [0xCC; CODE_BYTES],
             code_len: code.len() as u64,
             segments: [0; 5],
@@ -494,11 +495,12 @@ impl Generator {
             s.rip += rng.pick(&ALIASES);
             s.gpr[4] += if rng.percent(80) { ALIASES[2] } else { rng.pick(&ALIASES) };
         }
-        let mut decoder = Decoder::with_ip(bits, code, at, DecoderOptions::NONE);
+        fill_fx(rng, &mut s.fx);
+        fill_upper(rng, &mut s.upper);
         let mut is_set = 0_u32;
-        while decoder.can_decode() {
-            let insn = decoder.decode();
+        for insn in &mut Decoder::with_ip(bits, code, at, DecoderOptions::NONE) {
             aim_registers(rng, &mut s, &insn, &mut is_set);
+            vex::aim(rng, &mut s, &insn);
         }
         if self.has_bases && bits == 64 {
             (s.fs_base, s.gs_base) = (pointer(rng), rng.pick(&[0, DATA, 0x40]));
@@ -513,7 +515,6 @@ impl Generator {
             s.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
         }
         s.rsp = s.gpr[4];
-        fill_fx(rng, &mut s.fx);
         s
     }
 }
@@ -545,7 +546,7 @@ fn aim_registers(rng: &mut Rng, s: &mut Start, insn: &Instruction, is_set: &mut 
         let aligned = if areas::has_area(insn) && rng.percent(90) {
             !63
         } else if insn.memory_size().size() >= 16 && rng.percent(80) {
-            !15
+            if insn.memory_size().size() == 32 { !31 } else { !15 }
         } else {
             !0
         };

@@ -83,7 +83,7 @@ impl Machine {
         };
         core.cr0 = 0x8005_0033;
         core.cr3 = PML4;
-        (core.cr4, core.xcr0) = (0x5_06A0, 3);
+        (core.cr4, core.xcr0) = (0x5_06A0, if is_x86_feature_detected!("avx") { 7 } else { 3 });
         core.efer = 0xD01;
         // No gate exists: INT3 and INTO end as #GP of their IDT entry.
         core.idtr.limit = 0;
@@ -135,6 +135,7 @@ impl Machine {
         let limit = if is_64 { 0 } else { u32::MAX };
         c.seg[seg::CS] = Segment { base: 0, limit, attr, selector: s.cs as u16 };
         c.fx.0 = s.fx.0;
+        c.upper.change(|halves| *halves = s.upper);
         c.pointers = silicon::cpu::pointers::Pointers::default();
         silicon::cpu::vector::settle(c);
         c.shadow = Shadow::None;
@@ -163,6 +164,7 @@ impl Machine {
             rip: c.rip,
             rflags: c.rflags,
             fx: Fx(c.fx.0),
+            upper: c.upper.all(),
             pointers: [
                 c.pointers.fip,
                 c.pointers.fdp,

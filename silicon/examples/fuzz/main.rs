@@ -1,6 +1,7 @@
 //! Run random instructions on the machine and on this computer's own processor, and compare:
 //! `fuzz [--count INSTRUCTIONS] [--seed N] [--first BATCH] [--engine reference|dbt] [--wide PERCENT]
-//! [--patience N] [--code-bytes N] [--windows always|never] [--against reference] [--encodings 1]`.  Against the reference engine, 32-bit programs also have
+//! [--patience N] [--code-bytes N] [--windows always|never] [--against reference] [--encodings 1]
+//! [--vex PERCENT]`.  Against the reference engine, 32-bit programs also have
 //! segments with bases, limits and other rights.
 
 mod areas;
@@ -11,6 +12,7 @@ mod generate;
 mod machine;
 mod session;
 mod values;
+mod vex;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         code_bytes: silicon::dbt::cache::CACHE_BYTES,
         wide: 70,
         with_reference: false,
+        vex: 15,
         patience: 1,
         windows: Windows::Auto,
     };
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
             "--seed" => options.seed = number,
             "--first" => options.first = number,
             "--patience" => options.patience = number as usize,
+            "--vex" => options.vex = number.min(100),
             "--wide" => options.wide = number,
             "--code-bytes" => options.code_bytes = number as usize,
             "--encodings" => are_encodings = number == 1,
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
             "--engine" if value == "dbt" => options.engine = EngineKind::Dbt,
             _ => {
                 eprintln!(
-                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide, --patience or --code-bytes with a number, --engine reference|dbt, --windows always|never, or --against reference"
+                    "fuzz: {name} {value}: expected --count, --seed, --first, --wide, --vex, --patience or --code-bytes with a number, --engine reference|dbt, --windows always|never, or --against reference"
                 );
                 return ExitCode::from(2);
             }

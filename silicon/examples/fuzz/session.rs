@@ -31,6 +31,8 @@ pub struct Options {
     pub wide: u64,
     /// Compare with the reference engine, not with this computer.
     pub with_reference: bool,
+    /// How many of 100 forms are encoded with VEX and work on AVX state.
+    pub vex: u64,
     /// Differences to report before giving up.
     pub patience: usize,
     /// Which programs access memory in windows.
@@ -98,7 +100,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
             Oracle::Computer(Computer::new()?)
         },
         machine: Machine::new(options.engine, options.code_bytes)?,
-        generator: Generator::new(options.with_reference || has_bases(), options.with_reference),
+        generator: Generator::new(options.with_reference || has_bases(), options.with_reference, options.vex),
         executed: 0,
     };
     let mut sum = Summary {
@@ -276,6 +278,9 @@ fn compare_all(theirs: &Outcome, ours: &Outcome) -> Vec<String> {
     for (i, (a, b)) in theirs.fx.0.iter().zip(ours.fx.0).enumerate() {
         check(&format!("fxsave {i}"), (*a).into(), b.into());
     }
+    for (i, (a, b)) in theirs.upper.as_flattened().iter().zip(ours.upper.as_flattened()).enumerate() {
+        check(&format!("upper half {}, byte {}", i / 16, i % 16), (*a).into(), (*b).into());
+    }
     for (a, b) in theirs.pointers.iter().zip(ours.pointers) {
         check("a pointer of the x87", *a, b);
     }
@@ -298,8 +303,10 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     let is_64 = s.bits() == 64;
     // Bit 17 of MXCSR exists on AMD's processors.
     let takes_mxcsr = |i: &Instruction| {
-        matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64)
-            || areas::restores(i)
+        matches!(
+            i.mnemonic(),
+            Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+        ) || areas::restores(i)
     };
     // A fault in the middle of PUSHA or POPA: the processors leave what was done, we undo it.
     let is_partial = |i: &Instruction| {
@@ -309,7 +316,9 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         return Vec::new();
     }
     // AMD's processors try the words of a long operand each for itself, also one that wraps at 4 GBytes.
-    let masked = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq);
+    let masked = |i: &Instruction| {
+        matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq)
+    };
     let is_at_end = !is_64 && native.vector == 14 && native.cr2.wrapping_add(0x200) as u32 <= 0x400;
     let is_lax = any(s, takes_mxcsr)
         || is_at_end && (has_long_operand(s) || any(s, |i| masked(i) || i.memory_size().size() == 10));
@@ -374,6 +383,14 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     }
     for i in 0..if is_64 { 32 } else { 16 } {
         check(&format!("xmm{}.{}", i / 2, i % 2), long(a, 160 + 8 * i), long(b, 160 + 8 * i));
+    }
+    for i in 0..if is_64 { 16 } else { 8 } {
+        let half = |upper: &Upper, at: usize| {
+            upper[i][at..at + 8].iter().rev().fold(0, |v, x| v << 8 | u64::from(*x))
+        };
+        for at in [0, 8] {
+            check(&format!("ymm{i}.{}", 2 + at / 8), half(&native.upper, at), half(&ours.upper, at));
+        }
     }
     // (The mask of MXCSR, as it is stored, has that bit 17.)
     let mask = if any(s, generate::has_mask) { 1 << 49 } else { 0 };

@@ -115,6 +115,15 @@ pub fn fill_fx(rng: &mut Rng, fx: &mut Fx) {
     }
 }
 
+/// Upper halves of YMM registers: not seldom none is in use.
+pub fn fill_upper(rng: &mut Rng, upper: &mut Upper) {
+    if rng.percent(70) {
+        for eight in upper.as_flattened_mut().chunks_exact_mut(8) {
+            eight.copy_from_slice(&word(rng).to_le_bytes());
+        }
+    }
+}
+
 /// The bytes in memory before a run.
 pub fn memory(rng: &mut Rng) -> Vec<u64> {
     let mut words: Vec<u64> = (0..WORDS).map(|_| word(rng)).collect();

@@ -48,6 +48,11 @@ impl Fx {
         v
     }
 
+    /// Set XMM register `i`.
+    pub fn set_xmm(&mut self, i: usize, value: [u8; 16]) {
+        self.0[XMM + 16 * i..][..16].copy_from_slice(&value);
+    }
+
     /// MMX register `i` (the mantissa of the physical x87 register).
     #[must_use]
     pub fn mm(&self, i: usize) -> [u8; 8] {
@@ -66,14 +71,16 @@ impl Fx {
     }
 }
 
-/// FXSAVE, FXSAVE64, FXRSTOR, FXRSTOR64, LDMXCSR, STMXCSR.
+/// FXSAVE, FXSAVE64, FXRSTOR, FXRSTOR64, LDMXCSR, STMXCSR, VLDMXCSR, VSTMXCSR.
 ///
 /// # Errors
 /// #NM, #GP(0) for a misaligned image or reserved bits of MXCSR, what the memory access raises.
 pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     match insn.mnemonic() {
-        Mnemonic::Stmxcsr => operand::write_op(core, insn, 0, u64::from(core.fx.mxcsr())),
-        Mnemonic::Ldmxcsr => {
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => {
+            operand::write_op(core, insn, 0, u64::from(core.fx.mxcsr()))
+        }
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
             let v = operand::read_op(core, insn, 0)? as u32;
             if v & !MXCSR_MASK != 0 {
                 return Err(gp(0));

@@ -5,6 +5,9 @@
 //! [`event`] (interrupts and exceptions through the IDT).
 
 pub mod arith;
+pub mod avx;
+#[cfg(test)]
+mod avx_tests;
 pub mod bits;
 pub mod control;
 pub mod cr;
@@ -54,6 +57,7 @@ pub mod task;
 pub(crate) mod testbed;
 pub mod trap;
 pub mod undefined;
+pub mod upper;
 pub mod vector;
 #[cfg(test)]
 mod vector_tests;

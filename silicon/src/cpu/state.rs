@@ -15,6 +15,7 @@ use crate::cpu::pmu::Pmu;
 use crate::cpu::pointers::Pointers;
 use crate::cpu::random::Random;
 use crate::cpu::ring0::Ring0;
+use crate::cpu::upper::Upper;
 use crate::cpu::vector::Vectors;
 use crate::dbt::home::Bell;
 use crate::dbt::record::Record;
@@ -208,6 +209,8 @@ pub struct Core {
     pub seg: [Segment; 6],
     /// x87 and SSE state (when the engine does not hold it in the computer's own registers).
     pub fx: Fx,
+    /// What YMM registers have beyond that (likewise).
+    pub upper: Upper,
     /// The last x87 instruction (when generated code has not yet told of a later one).
     pub pointers: Pointers,
     /// The translation cache, with the engine's first level.
@@ -335,6 +338,7 @@ impl Core {
             attention: 0,
             seg: segs,
             fx: Fx::at_reset(),
+            upper: Upper::default(),
             pointers: Pointers::default(),
             cpl: 0,
             mode: Mode::Real,

@@ -1,11 +1,11 @@
-//! x87, MMX and SSE instructions (SDM 1, "Programming with the x87 FPU", "… MMX Technology",
-//! "… Streaming SIMD Extensions").
+//! x87, MMX, SSE and AVX instructions (SDM 1, "Programming with the x87 FPU", "… MMX Technology",
+//! "… Streaming SIMD Extensions", "… AVX, FMA, and Intel AVX2").
 //!
 //! Their arithmetic is the computer's own: an instruction is copied with its memory operand and
 //! its general-purpose register replaced, and runs natively on the guest's state
 //! ([`crate::dbt::native`]).  What belongs to the machine is done here: which exceptions come
 //! first, segmentation, paging and alignment of the operand.  An instruction that the guest's
-//! processor does not have (AVX and its kin, SSE4A, 3DNow!), or that the computer lacks, is #UD.
+//! processor does not have (AVX-512, SSE4A, 3DNow!), or that the computer lacks, is #UD.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,16 @@ use iced_x86::{
 
 use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::exception::{Exception, vector};
-use crate::cpu::state::{Core, Fx};
+use crate::cpu::state::{Core, Fx, Mode};
 use crate::cpu::trap::{Exec, Trap, gp, ud};
-use crate::cpu::{fxstate, operand};
+use crate::cpu::{avx, fxstate, operand, xsave};
 use crate::dbt::native::{Frame, Reach, Thunks};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 
 /// The conditions under which an instruction is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Class {
+pub(super) enum Class {
     /// x87, waiting: reports pending exceptions.
     X87,
     /// x87, not waiting (the FN… forms).
@@ -36,6 +36,8 @@ enum Class {
     Sse,
     /// XMM and MMX registers.
     SseMmx,
+    /// Encoded with VEX.
+    Avx,
 }
 
 /// What is known of one instruction (its code, registers and immediate).
@@ -50,7 +52,8 @@ struct Plan {
     size: u8,
     reads: bool,
     writes: bool,
-    is_aligned: bool,
+    /// The memory operand's address has to be a multiple of this.
+    alignment: u8,
 }
 
 /// Instructions copied so far.
@@ -101,13 +104,25 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
         Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => {
             return fxstate::execute(core, insn);
         }
-        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr if insn.encoding() == EncodingKind::Legacy => {
+        Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr => {
             may(core, Class::Sse)?;
+            return fxstate::execute(core, insn);
+        }
+        Mnemonic::Vldmxcsr | Mnemonic::Vstmxcsr => {
+            may(core, Class::Avx)?;
             return fxstate::execute(core, insn);
         }
         Mnemonic::Maskmovq => return masked_store(core, insn, Class::Mmx),
         Mnemonic::Maskmovdqu => return masked_store(core, insn, Class::Sse),
+        Mnemonic::Vmaskmovdqu => return masked_store(core, insn, Class::Avx),
         _ => {}
+    }
+    if avx::is_special(insn) {
+        if !is_known(insn) {
+            return Err(ud());
+        }
+        may(core, Class::Avx)?;
+        return avx::execute(core, insn);
     }
     let plan = plan_of(core, insn)?;
     may(core, plan.class)?;
@@ -127,7 +142,14 @@ fn no_pending(core: &Core) -> Exec<()> {
 #[inline]
 fn may(core: &Core, class: Class) -> Exec<()> {
     let c = core.cr0 & (cr0::EM | cr0::TS);
-    if matches!(class, Class::X87 | Class::X87Quiet) {
+    if class == Class::Avx {
+        if !is_avx_enabled(core) {
+            return Err(ud());
+        }
+        if c & cr0::TS != 0 {
+            return Err(nm());
+        }
+    } else if matches!(class, Class::X87 | Class::X87Quiet) {
         if c != 0 {
             return Err(nm());
         }
@@ -143,6 +165,16 @@ fn may(core: &Core, class: Class) -> Exec<()> {
     if matches!(class, Class::X87 | Class::Mmx | Class::SseMmx) { no_pending(core) } else { Ok(()) }
 }
 
+/// Whether the system has AVX enabled, and the mode knows VEX (SDM 2A, "Exceptions and VEX Instruction
+/// Encodings").
+#[must_use]
+pub fn is_avx_enabled(core: &Core) -> bool {
+    const NEEDED: u64 = xsave::SSE | xsave::AVX;
+    core.cr4 & cr4::OSXSAVE != 0
+        && core.xcr0 & NEEDED == NEEDED
+        && !matches!(core.mode, Mode::Real | Mode::V86)
+}
+
 /// What tells one copied instruction from another.
 #[inline]
 fn key_of(insn: &Instruction) -> u64 {
@@ -154,7 +186,12 @@ fn key_of(insn: &Instruction) -> u64 {
     let register = |i: u32| {
         if insn.op_kind(i) == OpKind::Register { insn.op_register(i) as u64 } else { 0xFF }
     };
-    insn.code() as u64 | register(0) << 16 | register(1) << 24 | register(2) << 32 | immediate << 40
+    insn.code() as u64
+        | register(0) << 16
+        | register(1) << 24
+        | register(2) << 32
+        | immediate << 40
+        | register(3) << 48
 }
 
 #[inline]
@@ -168,10 +205,11 @@ fn plan_of(core: &mut Core, insn: &Instruction) -> Exec<Plan> {
     plan.ok_or_else(ud)
 }
 
-/// Whether the machine and the computer have the instruction.
-fn is_known(insn: &Instruction) -> bool {
+/// Whether the machine and the computer have the instruction, which is one of the x87's, MMX's or a later extension's.
+#[must_use]
+pub fn is_known(insn: &Instruction) -> bool {
     use CpuidFeature::*;
-    insn.encoding() == EncodingKind::Legacy
+    matches!(insn.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && insn.cpuid_features().iter().all(|f| match f {
             FPU | FPU287 | FPU287XL_ONLY | FPU387 | FPU387SL_ONLY | MMX | SSE | SSE2 | CMOV | FXSR
             | INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 => true,
@@ -182,6 +220,10 @@ fn is_known(insn: &Instruction) -> bool {
             AES => is_x86_feature_detected!("aes"),
             PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
             SHA => is_x86_feature_detected!("sha"),
+            AVX => is_x86_feature_detected!("avx"),
+            AVX2 => is_x86_feature_detected!("avx2"),
+            FMA => is_x86_feature_detected!("fma"),
+            F16C => is_x86_feature_detected!("f16c"),
             _ => false,
         })
 }
@@ -190,6 +232,9 @@ fn class_of(insn: &Instruction) -> Class {
     let has = |test: fn(Register) -> bool| {
         (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && test(insn.op_register(i)))
     };
+    if insn.encoding() == EncodingKind::VEX {
+        return Class::Avx;
+    }
     let is_x87 = insn.cpuid_features().iter().any(|f| {
         use CpuidFeature::*;
         matches!(f, FPU | FPU287 | FPU287XL_ONLY | FPU387 | FPU387SL_ONLY)
@@ -214,6 +259,12 @@ fn class_of(insn: &Instruction) -> Class {
 fn converts(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(m, Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi | Cvtpi2ps | Cvtpi2pd)
+}
+
+/// Instructions encoded with VEX whose operand may not lie anywhere.
+fn is_strict(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa)
 }
 
 /// Instructions with a 16-byte operand that may lie anywhere.
@@ -277,10 +328,18 @@ fn make_plan(vectors: &mut Vectors, insn: &Instruction) -> Exec<Option<Plan>> {
     if encoder.encode(&copy, 0).is_err() {
         return Ok(None);
     }
-    let reach = if class == Class::Sse { Reach::Sse } else { Reach::All };
+    let reach = match class {
+        Class::Sse => Reach::Sse,
+        Class::Avx => Reach::Avx,
+        _ => Reach::All,
+    };
     let thunk = vectors.add(reach, &encoder.take_buffer())?;
-    let is_aligned = size == 16 && !is_lenient(insn.mnemonic());
-    Ok(Some(Plan { class, thunk, register, size: size as u8, reads, writes, is_aligned }))
+    let is_strict = match class {
+        Class::Avx => is_strict(insn.mnemonic()),
+        _ => size == 16 && !is_lenient(insn.mnemonic()),
+    };
+    let alignment = if is_strict { size as u8 } else { 1 };
+    Ok(Some(Plan { class, thunk, register, size: size as u8, reads, writes, alignment }))
 }
 
 fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
@@ -288,7 +347,7 @@ fn run(core: &mut Core, insn: &Instruction, plan: Plan) -> Exec<()> {
     let mut gva = 0;
     if size != 0 {
         let access = if plan.writes { Access::Write } else { Access::Read };
-        if plan.is_aligned && operand::is_misaligned(core, insn) {
+        if plan.alignment > 1 && operand::is_no_multiple(core, insn, plan.alignment.into()) {
             return Err(gp(0));
         }
         gva = operand::mem_linear(core, insn, size, access)?;
@@ -323,8 +382,8 @@ fn call(core: &mut Core, plan: Plan) -> Exec<()> {
     f.gpr = [core.gpr[0], core.gpr[1], core.gpr[2], plan.register.map_or(0, |n| core.gpr[n as usize])];
     f.flags = core.rflags & rflags::ARITH | rflags::FIXED1;
     v.runs += 1;
-    thunks.call(plan.thunk, f, &mut core.fx);
-    if plan.class != Class::Sse {
+    thunks.call(plan.thunk, f, &mut core.fx, &mut core.upper);
+    if !matches!(plan.class, Class::Sse | Class::Avx) {
         fxstate::normalize(&mut core.fx);
     }
     match f.fault {
@@ -361,17 +420,14 @@ pub fn settle(core: &mut Core) {
     if let Some(thunks) = &v.thunks {
         v.frame.flags = rflags::FIXED1;
         v.runs += 1;
-        thunks.call(thunk, &mut v.frame, &mut core.fx);
+        thunks.call(thunk, &mut v.frame, &mut core.fx, &mut core.upper);
         fxstate::normalize(&mut core.fx);
     }
 }
 
-/// MASKMOVQ and MASKMOVDQU: the bytes of the first register whose mask byte is negative go to
+/// MASKMOVQ, MASKMOVDQU and VMASKMOVDQU: the bytes of the first register whose mask byte is negative go to
 /// DS:rDI.  The whole operand must be writable, as on AMD's processors (the manual leaves it open).
 fn masked_store(core: &mut Core, insn: &Instruction, class: Class) -> Exec<()> {
-    if insn.encoding() != EncodingKind::Legacy {
-        return Err(ud());
-    }
     may(core, class)?;
     let number = |i: u32| insn.op_register(i).number();
     let (data, mask) = if class == Class::Mmx {

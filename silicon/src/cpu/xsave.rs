@@ -1,7 +1,7 @@
 //! The XSAVE feature set (SDM 1, "Managing State Using the XSAVE Feature Set"; SDM 2, the
 //! instructions' own pages): XCR0, and saving and restoring state by components.
 //!
-//! The components are x87, SSE and PKRU.  None is a supervisor's, so IA32_XSS takes no bit.  Which
+//! The components are x87, SSE, AVX (on a computer that has it) and PKRU.  None is a supervisor's, so IA32_XSS takes no bit.  Which
 //! are in use is found by looking: a component in its initial configuration never is.  The modified
 //! optimization, which the manual leaves to the processor, is not made.
 
@@ -22,10 +22,21 @@ use crate::vmx::intercept::Sensitive;
 
 /// State components (SDM 1, "XSAVE-Supported Features and State-Component Bitmaps").
 const X87: u64 = 1 << 0;
-const SSE: u64 = 1 << 1;
+pub(crate) const SSE: u64 = 1 << 1;
+pub(crate) const AVX: u64 = 1 << 2;
 const PKRU: u64 = 1 << 9;
+
 /// The components that XCR0 may enable.
-pub const XCR0_KNOWN: u64 = X87 | SSE | PKRU;
+#[must_use]
+pub fn xcr0_known() -> u64 {
+    X87 | SSE | PKRU | if is_x86_feature_detected!("avx") { AVX } else { 0 }
+}
+
+/// Whether XCR0 may be so.
+#[must_use]
+pub fn is_xcr0(value: u64) -> bool {
+    value & !xcr0_known() == 0 && value & X87 != 0 && (value & AVX == 0 || value & SSE != 0)
+}
 
 const AT_RESET: Fx = Fx::at_reset();
 const MXCSR: usize = 24;
@@ -35,25 +46,31 @@ const XMM: usize = 160;
 const HEADER: usize = 512;
 /// The legacy region and the header.
 const LEAST_BYTES: usize = 576;
+/// Where the upper halves are in both formats, and how long their component is.
+const AVX_AT: usize = LEAST_BYTES;
+const AVX_BYTES: usize = 256;
 /// Where PKRU is in the standard format, as on Intel's processors, and how long its component is.
 const PKRU_AT: usize = 2688;
 const PKRU_BYTES: usize = 8;
 /// XCOMP_BV: the area is in compacted format.
 const COMPACTED: u64 = 1 << 63;
 
-/// Where PKRU is in the compacted format: nothing is before it.
-const PKRU_COMPACTED: usize = LEAST_BYTES;
+/// Where PKRU is in the compacted format with these components.
+fn pkru_compacted(components: u64) -> usize {
+    LEAST_BYTES + if components & AVX == 0 { 0 } else { AVX_BYTES }
+}
 
 /// The bytes of an area in standard format with these components.
 #[must_use]
 pub fn standard_bytes(components: u64) -> u32 {
-    if components & PKRU == 0 { LEAST_BYTES as u32 } else { (PKRU_AT + PKRU_BYTES) as u32 }
+    let bytes = if components & PKRU == 0 { pkru_compacted(components) } else { PKRU_AT + PKRU_BYTES };
+    bytes as u32
 }
 
 /// The bytes of an area in compacted format with these components.
 #[must_use]
 pub fn compacted_bytes(components: u64) -> u32 {
-    (LEAST_BYTES + if components & PKRU == 0 { 0 } else { PKRU_BYTES }) as u32
+    (pkru_compacted(components) + if components & PKRU == 0 { 0 } else { PKRU_BYTES }) as u32
 }
 
 /// XGETBV, XSETBV.
@@ -84,9 +101,9 @@ pub(crate) fn registers(core: &mut Core, insn: &Instruction) -> Exec<()> {
 /// Write XCR0.
 ///
 /// # Errors
-/// #GP(0) for components that there are not, and without x87.
+/// #GP(0) for components that there are not, without x87, and for AVX without SSE.
 pub fn set_xcr0(core: &mut Core, value: u64) -> Exec<()> {
-    if value & !XCR0_KNOWN != 0 || value & X87 == 0 {
+    if !is_xcr0(value) {
         return Err(gp(0));
     }
     core.xcr0 = value;
@@ -157,8 +174,9 @@ fn in_use(core: &Core, with_mxcsr: bool) -> u64 {
         || fx[ST..XMM] != initial.0[ST..XMM]
         || core.pointers != Pointers::default();
     let has_sse = fx[XMM..XMM + 256] != [0; 256] || with_mxcsr && core.fx.mxcsr() != MXCSR_AT_RESET;
+    let has_avx = core.upper.all() != [[0; 16]; 16];
     let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-    bit(has_x87, X87) | bit(has_sse, SSE) | bit(core.pkru != 0, PKRU)
+    bit(has_x87, X87) | bit(has_sse, SSE) | bit(has_avx, AVX) | bit(core.pkru != 0, PKRU)
 }
 
 /// The area's address, and that of each of its parts that begin so far from it.
@@ -252,6 +270,11 @@ fn is_wide(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Xsave64 | Xsaveopt64 | Xsavec64 | Xsaves64 | Xrstor64 | Xrstors64)
 }
 
+/// The vector registers of the mode.
+fn registers_of(core: &Core) -> usize {
+    if core.is_64() { 16 } else { 8 }
+}
+
 fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()> {
     let area = Area::of(core, insn, Access::Write)?;
     let used = wanted & in_use(core, form.is_compacted);
@@ -259,19 +282,23 @@ fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()
     let mut fx = core.fx;
     core.pointers.save(&mut fx, is_wide(insn));
     let pkru = u64::from(core.pkru).to_le_bytes();
-    let has_mxcsr = if form.is_compacted { saved } else { wanted } & SSE != 0;
-    let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
-    let pkru_at = if form.is_compacted { PKRU_COMPACTED } else { PKRU_AT };
+    // In the standard format MXCSR goes with AVX, too.
+    let has_mxcsr = if form.is_compacted { saved & SSE } else { wanted & (SSE | AVX) } != 0;
+    let registers = registers_of(core);
+    let end = XMM + 16 * registers;
+    let upper = core.upper.all();
+    let pkru_at = if form.is_compacted { pkru_compacted(wanted) } else { PKRU_AT };
     // (whether it is saved, its place in the area, its bytes)
     let parts = [
         (saved & X87 != 0, 0, &fx.0[..MXCSR]),
         (has_mxcsr, MXCSR, &fx.0[MXCSR..ST]),
         (saved & X87 != 0, ST, &fx.0[ST..XMM]),
         (saved & SSE != 0, XMM, &fx.0[XMM..end]),
+        (saved & AVX != 0, AVX_AT, upper[..registers].as_flattened()),
         (saved & PKRU != 0, pkru_at, &pkru[..]),
     ];
     let header = Place::of(core, &area, HEADER, 16)?;
-    let mut places = [None; 5];
+    let mut places = [None; 6];
     for (place, (is_saved, at, bytes)) in places.iter_mut().zip(parts) {
         if is_saved {
             *place = Some(Place::of(core, &area, at, bytes.len())?);
@@ -290,8 +317,8 @@ fn save(core: &mut Core, insn: &Instruction, wanted: u64, form: Form) -> Exec<()
     header.write(core, &words.as_flattened()[..if form.is_compacted { 16 } else { 8 }])
 }
 
-/// XSTATE_BV and whether the area is compacted, if the header is one to restore from.
-fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, bool)> {
+/// XSTATE_BV, and XCOMP_BV if the area is compacted, if the header is one to restore from.
+fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, Option<u64>)> {
     let (xstate, xcomp) = (words[0], words[1]);
     let enabled = core.xcr0 | if supervisor { core.msr.xss } else { 0 };
     let is_compacted = xcomp & COMPACTED != 0;
@@ -302,7 +329,7 @@ fn header(core: &Core, words: &[u64; 8], supervisor: bool) -> Exec<(u64, bool)> 
     } else {
         supervisor || xstate & !enabled != 0 || xcomp != 0 || words[2] != 0
     };
-    if is_bad { Err(gp(0)) } else { Ok((xstate, is_compacted)) }
+    if is_bad { Err(gp(0)) } else { Ok((xstate, is_compacted.then_some(xcomp))) }
 }
 
 fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -> Exec<()> {
@@ -311,7 +338,7 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
     area.read(core, HEADER, &mut bytes)?;
     let (chunks, _) = bytes.as_chunks::<8>();
     let words = std::array::from_fn(|n| u64::from_le_bytes(chunks[n]));
-    let (xstate, is_compacted) = header(core, &words, supervisor)?;
+    let (xstate, compacted) = header(core, &words, supervisor)?;
     let loaded = wanted & xstate;
     let mut fx = core.fx;
     let mut pointers = core.pointers;
@@ -329,32 +356,42 @@ fn restore(core: &mut Core, insn: &Instruction, wanted: u64, supervisor: bool) -
             pointers.restore(&fx, is_wide(insn));
         }
     }
-    if wanted & SSE != 0 {
-        let end = if core.is_64() { XMM + 256 } else { XMM + 128 };
-        // The standard format has MXCSR whether XMM registers are there or not.
+    // The standard format has MXCSR whether the registers are there or not.
+    let has_mxcsr = if compacted.is_none() { wanted & (SSE | AVX) } else { loaded & SSE } != 0;
+    if has_mxcsr || wanted & SSE != 0 {
         let mut mxcsr = MXCSR_AT_RESET.to_le_bytes();
-        if loaded & SSE != 0 || !is_compacted {
+        if has_mxcsr {
             area.read(core, MXCSR, &mut mxcsr)?;
             if u32::from_le_bytes(mxcsr) & !MXCSR_MASK != 0 {
                 return Err(gp(0));
             }
         }
         fx.0[MXCSR..MXCSR + 4].copy_from_slice(&mxcsr);
-        if loaded & SSE == 0 {
-            fx.0[XMM..end].fill(0);
-        } else {
-            area.read(core, XMM, &mut fx.0[XMM..end])?;
+    }
+    let registers = registers_of(core);
+    if wanted & SSE != 0 {
+        let xmm = &mut fx.0[XMM..XMM + 16 * registers];
+        xmm.fill(0);
+        if loaded & SSE != 0 {
+            area.read(core, XMM, xmm)?;
         }
+    }
+    let mut upper = [[0; 16]; 16];
+    if loaded & AVX != 0 {
+        area.read(core, AVX_AT, upper[..registers].as_flattened_mut())?;
     }
     let mut pkru = [0; PKRU_BYTES];
     if loaded & PKRU != 0 {
-        area.read(core, if is_compacted { PKRU_COMPACTED } else { PKRU_AT }, &mut pkru)?;
+        area.read(core, compacted.map_or(PKRU_AT, pkru_compacted), &mut pkru)?;
     }
     normalize(&mut fx);
     let is_settled = fx.0[..XMM] == core.fx.0[..XMM];
     (core.fx, core.pointers) = (fx, pointers);
     if !is_settled {
         crate::cpu::vector::settle(core);
+    }
+    if wanted & AVX != 0 {
+        core.upper.change(|halves| halves[..registers].copy_from_slice(&upper[..registers]));
     }
     if wanted & PKRU != 0 {
         core.set_pkru(u64::from_le_bytes(pkru) as u32);

@@ -24,6 +24,10 @@ const XRSTORS: &[u8] = &[0x0F, 0xC7, 0x1F];
 const XGETBV: &[u8] = &[0x0F, 0x01, 0xD0];
 const XSETBV: &[u8] = &[0x0F, 0x01, 0xD1];
 
+fn has_avx() -> bool {
+    is_x86_feature_detected!("avx")
+}
+
 fn machine(cpl: u8) -> Home {
     let mut core = long(cpl);
     core.cr4 |= cr4::OSXSAVE | cr4::OSFXSR;
@@ -70,7 +74,8 @@ fn xcr0_takes_components_that_there_are_and_always_x87() {
         (0x201, true),
         (2, false),
         (0, false),
-        (7, false),
+        (7, has_avx()),
+        (5, false),
         (1 << 32 | 1, false),
     ] {
         let mut core = machine(0);
@@ -94,16 +99,18 @@ fn xcr0_takes_components_that_there_are_and_always_x87() {
 #[test]
 fn xgetbv_1_tells_what_is_in_use() {
     type Change = fn(&mut Core);
-    let rows: [(Change, u64); 6] = [
+    let rows: [(Change, u64); 7] = [
         (|_| {}, 0),
         (|c| c.fx.0[32] = 1, 1),
         (|c| c.pointers.fip = 1, 1),
         (|c| c.fx.0[160 + 255] = 1, 2),
         (|c| c.fx.set_mxcsr(0x1F81), 2),
         (|c| c.pkru = 4, 0x200),
+        (|c| c.upper.change(|halves| halves[15][15] = 1), 4),
     ];
     for (change, expected) in rows {
         let mut core = machine(3);
+        core.xcr0 = 0x207;
         change(&mut core);
         core.gpr[1] = 1;
         run(&mut core, XGETBV, 0).unwrap();
@@ -136,6 +143,58 @@ fn pkru_has_a_place_in_each_format() {
         run(&mut core, XRSTOR, 0x200).unwrap();
         assert_eq!(0, core.pkru);
     }
+}
+
+#[test]
+fn upper_halves_have_a_place_before_pkru() {
+    for (code, pkru_at, xcomp) in [
+        (XSAVE, 2688, 0),
+        (XSAVEOPT, 2688, 0),
+        (XSAVEC, 832, COMPACTED | 0x207),
+        (XSAVES, 832, COMPACTED | 0x207),
+    ] {
+        let mut core = machine(0);
+        core.xcr0 = 0x207;
+        core.pkru = 4;
+        let filled = std::array::from_fn(|i| [i as u8 + 1; 16]);
+        core.upper.change(|halves| *halves = filled);
+        run(&mut core, code, u64::MAX).unwrap();
+        assert_eq!([0x204, xcomp], header(&core), "{code:x?}");
+        assert_eq!(4, core.mem.load(AREA + pkru_at, 8));
+        assert_eq!(0x1010_1010_1010_1010, core.mem.load(AREA + 576 + 248, 8));
+        core.upper.change(|halves| *halves = [[9; 16]; 16]);
+        core.pkru = 0;
+        run(&mut core, XRSTOR, 3).unwrap();
+        assert_eq!([[9; 16]; 16], core.upper.all());
+        run(&mut core, XRSTOR, u64::MAX).unwrap();
+        assert_eq!((filled, 4), (core.upper.all(), core.pkru));
+        set_header(&core, [0, xcomp, 0]);
+        run(&mut core, XRSTOR, 4).unwrap();
+        assert_eq!([[0; 16]; 16], core.upper.all());
+    }
+    // Without them PKRU is where they would be.
+    let mut core = machine(0);
+    (core.xcr0, core.pkru) = (0x207, 4);
+    run(&mut core, XSAVEC, 0x203).unwrap();
+    assert_eq!(4, core.mem.load(AREA + 576, 8));
+}
+
+#[test]
+fn mxcsr_goes_with_the_upper_halves_in_the_standard_format() {
+    let mut core = machine(3);
+    core.xcr0 = 7;
+    core.fx.set_mxcsr(0x1FA0);
+    run(&mut core, XSAVE, 4).unwrap();
+    assert_eq!(0x1FA0, core.mem.load(AREA + 24, 4));
+    core.mem.store(AREA + 24, 4, 0x1F81);
+    run(&mut core, XRSTOR, 4).unwrap();
+    assert_eq!(0x1F81, core.fx.mxcsr());
+    core.mem.store(AREA + 24, 4, 0x1_0000);
+    assert_eq!(GP0, fault(run(&mut core, XRSTOR, 4)));
+    set_header(&core, [4, COMPACTED | 7, 0]);
+    run(&mut core, XRSTOR, 4).unwrap();
+    run(&mut core, XSAVEC, 4).unwrap();
+    assert_eq!((0x1F81, 0x1_0000), (core.fx.mxcsr(), core.mem.load(AREA + 24, 4)));
 }
 
 #[test]
@@ -226,12 +285,22 @@ fn upper_registers_are_of_64_bit_code_alone() {
     core.cr4 |= cr4::OSXSAVE;
     (core.xcr0, core.gpr[7]) = (3, AREA);
     core.fx.0[160..416].fill(5);
+    core.upper.change(|halves| *halves = [[6; 16]; 16]);
     core.mem.store(AREA + 288, 8, 0x77);
     run(&mut core, XSAVE, 3).unwrap();
     assert_eq!((0x0505_0505_0505_0505, 0x77), (core.mem.load(AREA + 280, 8), core.mem.load(AREA + 288, 8)));
     set_header(&core, [0, 0, 0]);
     run(&mut core, XRSTOR, 2).unwrap();
     assert_eq!((0, 5), (core.fx.0[287], core.fx.0[288]));
+    core.xcr0 = 7;
+    core.mem.store(AREA + 576 + 128, 8, 0x77);
+    run(&mut core, XSAVE, 4).unwrap();
+    let at = |at: u64| core.mem.load(AREA + at, 8);
+    assert_eq!((0x0606_0606_0606_0606, 0x77), (at(576 + 120), at(576 + 128)));
+    set_header(&core, [0, 0, 0]);
+    run(&mut core, XRSTOR, 4).unwrap();
+    let halves = core.upper.all();
+    assert_eq!(([0; 16], [6; 16]), (halves[7], halves[8]));
 }
 
 #[test]
@@ -242,7 +311,9 @@ fn cpuid_follows_what_is_enabled() {
         core.cpuid.insert((0xD, subleaf), words);
     }
     core.cpuid.insert((1, 0), [0, 0, 1 << 26, 0]);
-    for (xcr0, standard, compacted) in [(1, 576, 576), (3, 576, 576), (0x203, 2696, 584)] {
+    for (xcr0, standard, compacted) in
+        [(1, 576, 576), (3, 576, 576), (0x203, 2696, 584), (7, 832, 832), (0x207, 2696, 840)]
+    {
         core.xcr0 = xcr0;
         for (subleaf, size) in [(0, standard), (1, compacted)] {
             core.gpr[1] = subleaf;

@@ -135,7 +135,7 @@ fn may_leave(insn: &Instruction) -> bool {
     let is_plain = match way(insn) {
         Way::Nothing => return false,
         Way::Native => !is_memory && !insn.is_stack_instruction(),
-        Way::Vector | Way::Step => false,
+        Way::Vector | Way::Avx | Way::Step => false,
     };
     let homeless = |i: u32| {
         insn.op_kind(i) == OpKind::Register

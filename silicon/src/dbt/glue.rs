@@ -8,6 +8,7 @@ use super::record::{B_INSIDE, Kind, Record};
 use super::tables::{MAKERS, Tables};
 use crate::arch::segment::Segment;
 use crate::cpu::state::Core;
+use crate::cpu::upper;
 
 /// Offset of a field of the tables inside the state.
 #[must_use]
@@ -77,6 +78,8 @@ fn shifted(m: Mem, by: i32) -> Mem {
 
 struct Writer<'a> {
     a: &'a mut Asm,
+    /// The computer has AVX.
+    has_avx: bool,
     /// How far the stack pointer is below the state.
     below: i32,
 }
@@ -116,11 +119,52 @@ impl Writer<'_> {
             self.a.rm(&[], false, &[0x0F, opcode], i, m);
         }
     }
-    fn xmm_out(&mut self) {
+    /// Store XMM and YMM registers, whose upper halves are clear afterwards: Rust's code is made of SSE.
+    fn vectors_out(&mut self) {
         self.xmm(0x29);
+        if self.has_avx {
+            let unused = self.unless_upper();
+            for i in 0..16 {
+                self.upper(0x19, i, 0); // vextractf128 m, ymm, 1
+            }
+            self.a.raw(&VZEROUPPER);
+            let here = self.a.here();
+            self.a.patch(unused, here);
+        }
     }
-    fn xmm_in(&mut self) {
+    /// Load them.
+    fn vectors_in(&mut self) {
+        if self.has_avx {
+            self.a.raw(&VZEROUPPER);
+        }
         self.xmm(0x28);
+        self.upper_in();
+    }
+    /// Load the upper halves, which are clear.
+    fn upper_in(&mut self) {
+        if self.has_avx {
+            let unused = self.unless_upper();
+            for i in 0..16 {
+                self.upper(0x18, i, i); // vinsertf128 ymm, ymm, m, 1
+            }
+            let here = self.a.here();
+            self.a.patch(unused, here);
+        }
+    }
+    /// Emit a branch that is taken if no upper half is in use.
+    fn unless_upper(&mut self) -> usize {
+        let m = self.state(upper::IN_USE);
+        self.a.rm(&[], true, &[0x83], 7, m); // cmp qword m, 0
+        self.a.raw(&[0]);
+        self.a.jcc_later(super::asm::cc::E)
+    }
+    /// An instruction with an upper half in memory and two registers.
+    fn upper(&mut self, opcode: u8, register: u8, source: u8) {
+        let disp = self.state(upper::HALVES + 16 * usize::from(register)).disp;
+        let map = if register >= 8 { 0x63 } else { 0xE3 };
+        self.a.raw(&[0xC4, map, 0x7D ^ source << 3, opcode, 0x84 | (register & 7) << 3, 0x24]);
+        self.a.raw(&disp.to_le_bytes());
+        self.a.raw(&[1]);
     }
     /// Call a helper with the state as first argument, at an aligned stack pointer.
     fn call_helper(&mut self, helper: u64) {
@@ -144,6 +188,7 @@ impl Writer<'_> {
 
 /// Behind the call of `fill` comes a jump of so many bytes, then the number of the site.
 const AFTER_JUMP: i32 = 5;
+const VZEROUPPER: [u8; 3] = [0xC5, 0xF8, 0x77];
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
 /// Write the pieces at the assembler's place.
@@ -161,6 +206,7 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
         fault: 0,
     };
     let fx = offset_of!(Core, fx);
+    let has_avx = is_x86_feature_detected!("avx");
     for r in CALLEE_SAVED {
         a.raw(if r >= 8 { &[0x41] } else { &[] });
         a.raw(&[0x50 | (r & 7)]);
@@ -170,36 +216,38 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     a.mov(RSP, RDI);
     a.rm(&[], false, &[0x0F, 0xAE], 3, state(table(offset_of!(Tables, host_mxcsr)))); // stmxcsr
     a.rm(&[], true, &[0x0F, 0xAE], 1, state(fx)); // fxrstor64
-    Writer { a, below: 0 }.registers_in();
+    let mut w = Writer { a, has_avx, below: 0 };
+    w.upper_in();
+    w.registers_in();
     a.raw(&[0x41, 0xFF, 0xE0 | (T0 & 7)]); // jmp T0
 
     g.exit = a.here();
-    let mut w = Writer { a, below: 0 };
+    let mut w = Writer { a, has_avx, below: 0 };
     w.registers_out();
-    w.xmm_out();
+    w.vectors_out();
     g.exit_stored = a.here();
-    leave(a, fx);
+    leave(a, fx, has_avx);
 
     g.indirect = a.here();
     a.store(state(offset_of!(Core, rip)), T0);
-    let mut w = Writer { a, below: 0 };
+    let mut w = Writer { a, has_avx, below: 0 };
     w.registers_out();
-    w.xmm_out();
+    w.vectors_out();
     w.call_helper(h.lookup);
-    resume_or_leave(a, g.exit_stored);
+    resume_or_leave(a, g.exit_stored, has_avx);
 
     // Called: the return address lies between the stack pointer and the state.
     g.fill = a.here();
-    let mut w = Writer { a, below: 8 };
+    let mut w = Writer { a, has_avx, below: 8 };
     w.registers_out();
-    w.xmm_out();
+    w.vectors_out();
     w.a.mov(RSI, T0);
     w.a.mov(RDX, T1);
     w.call_helper(h.fill);
     w.test_rax();
     let failed = w.a.jcc_later(super::asm::cc::E);
     w.a.mov(T0, RAX);
-    w.xmm_in();
+    w.vectors_in();
     w.registers_in();
     w.a.raw(&[0xC3]);
     let here = w.a.here();
@@ -209,54 +257,54 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     let to_step = w.a.jmp_later();
 
     g.step = a.here();
-    let mut w = Writer { a, below: 8 };
+    let mut w = Writer { a, has_avx, below: 8 };
     w.registers_out();
     w.flags_out();
-    w.xmm_out();
+    w.vectors_out();
     w.a.mov(RSI, T1);
     let here = w.a.here();
     w.a.patch(to_step, here);
     w.call_helper(h.step);
     a.raw(&[0x48, 0x83, 0xC4, 8]); // drop the return address
-    resume_or_leave(a, g.exit_stored);
+    resume_or_leave(a, g.exit_stored, has_avx);
 
     g.time = a.here();
-    let mut w = Writer { a, below: 8 };
+    let mut w = Writer { a, has_avx, below: 8 };
     w.registers_out();
-    w.xmm_out();
+    w.vectors_out();
     w.call_helper(h.time);
     w.a.mov(T1, RAX);
-    w.xmm_in();
+    w.vectors_in();
     w.registers_in();
     w.a.raw(&[0xC3]);
 
-    write_flags(a, h, &mut g);
+    write_flags(a, h, &mut g, has_avx);
 
     g.fault = a.here();
-    let mut w = Writer { a, below: 0 };
+    let mut w = Writer { a, has_avx, below: 0 };
     w.registers_out();
     w.flags_out();
-    w.xmm_out();
+    w.vectors_out();
     w.a.mov(RSI, T0);
     w.a.mov(RDX, T1);
     w.call_helper(h.fault);
-    resume_or_leave(a, g.exit_stored);
+    resume_or_leave(a, g.exit_stored, has_avx);
     g
 }
 
 /// The pieces that make the record's flags: `flags` loads the operands into T1 and T0 and jumps
 /// through a table, by kind and size, to the piece that does the operation.
-fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue) {
+fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue, has_avx: bool) {
     let below = 8; // the return address
     let field = |f: usize| shifted(state(offset_of!(Core, record) + f), below);
     let pointer = shifted(state(table(offset_of!(Tables, pointer))), below);
     let slow = a.here();
     a.load(T0, pointer);
-    let mut w = Writer { a, below };
+    let mut w = Writer { a, has_avx, below };
     w.registers_out();
-    w.xmm_out();
+    w.vectors_out();
     w.call_helper(h.flags);
-    w.xmm_in();
+    w.vectors_in();
     w.registers_in();
     w.a.load(T0, pointer);
     w.a.raw(&[0xC3]);
@@ -298,22 +346,21 @@ fn write_flags(a: &mut Asm, h: Helpers, g: &mut Glue) {
 }
 
 /// RAX is where to go on, or 0 to leave; all state is stored.
-fn resume_or_leave(a: &mut Asm, exit_stored: u64) {
+fn resume_or_leave(a: &mut Asm, exit_stored: u64, has_avx: bool) {
     a.raw(&[0x48, 0x85, 0xC0]);
     a.jcc(super::asm::cc::E, exit_stored);
     a.mov(T0, RAX);
-    let mut w = Writer { a, below: 0 };
-    w.xmm_in();
+    let mut w = Writer { a, has_avx, below: 0 };
+    w.vectors_in();
     w.registers_in();
     a.raw(&[0x41, 0xFF, 0xE0 | (T0 & 7)]);
 }
 
 /// Give the computer its own state back and return.
-fn leave(a: &mut Asm, fx: usize) {
+fn leave(a: &mut Asm, fx: usize, has_avx: bool) {
     // x87 state is live in the processor, XMM is stored (and may be newer in memory): reload it so
     // that one FXSAVE has everything.
-    let mut w = Writer { a, below: 0 };
-    w.xmm_in();
+    Writer { a, has_avx, below: 0 }.xmm(0x28);
     a.rm(&[], true, &[0x0F, 0xAE], 0, state(fx)); // fxsave64
     a.raw(&[0xDB, 0xE3]); // fninit
     a.rm(&[], false, &[0x0F, 0xAE], 2, state(table(offset_of!(Tables, host_mxcsr)))); // ldmxcsr

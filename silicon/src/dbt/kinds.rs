@@ -1,10 +1,12 @@
 //! What kind of instruction it is, as far as the translator is concerned.
 
 use iced_x86::{
-    CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 use super::asm::cc;
+use super::avx::{is_avx, is_avx_feature};
 use super::map::number;
 use crate::cpu::operand::address_mask;
 
@@ -21,7 +23,17 @@ fn is_mode_change(insn: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         insn.mnemonic(),
-        M::Clac | M::Stac | M::Popf | M::Popfq | M::Popfd | M::Hlt | M::Clts | M::Lmsw | M::Wrmsr | M::Wrpkru
+        M::Clac
+            | M::Stac
+            | M::Popf
+            | M::Popfq
+            | M::Popfd
+            | M::Hlt
+            | M::Clts
+            | M::Lmsw
+            | M::Wrmsr
+            | M::Wrpkru
+            | M::Xsetbv
     ) || matches!(insn.mnemonic(), M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64)
         || matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
         || (insn.mnemonic() == M::Mov && insn.op0_register().is_cr())
@@ -42,6 +54,8 @@ pub(super) enum Way {
     Native,
     /// Re-encoded, and it uses x87 or SSE state.
     Vector,
+    /// Re-encoded, and it uses AVX state.
+    Avx,
     /// Nothing to do.
     Nothing,
 }
@@ -150,18 +164,21 @@ pub(super) fn way(insn: &Instruction) -> Way {
         | M::Prefetchw => Way::Nothing,
         m if is_condition_of(m) => Way::Native,
         M::Ldmxcsr
+        | M::Vldmxcsr
         | M::Fxsave
         | M::Fxsave64
         | M::Fxrstor
         | M::Fxrstor64
         | M::Maskmovq
         | M::Maskmovdqu
+        | M::Vmaskmovdqu
         | M::Fnsave
         | M::Frstor
         | M::Fldenv
         | M::Fnstenv
         | M::Wait => Way::Step,
         _ if is_vector(insn) => Way::Vector,
+        _ if is_avx(insn) => Way::Avx,
         _ => Way::Step,
     }
 }
@@ -207,7 +224,7 @@ fn is_condition_of(m: Mnemonic) -> bool {
 
 /// Whether the instruction has a native form that works on x87 or SSE state.
 fn is_vector(insn: &Instruction) -> bool {
-    insn.encoding() == iced_x86::EncodingKind::Legacy
+    insn.encoding() == EncodingKind::Legacy
         && insn.cpuid_features().iter().all(|&f| is_vector_feature(f) || f == CpuidFeature::CMOV)
 }
 
@@ -217,6 +234,7 @@ pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
     insn.mnemonic() == Mnemonic::Wait
         || insn.cpuid_features().iter().any(|&f| {
             is_vector_feature(f)
+                || is_avx_feature(f)
                 || matches!(f, F::FXSR | F::SSE4A | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES)
         })
 }

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::asm::{Mem, RSP, Source, T0, T1, alu, at, cc, state};
+use super::avx::clears_upper;
 use super::block::Site;
 use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
@@ -13,7 +14,7 @@ use super::kinds::{
     way,
 };
 use super::map::{host_of, is_high_byte, number, with_width};
-use super::mode::{MODE_PAUSE, MODE_SENSITIVE};
+use super::mode::{MODE_AVX, MODE_PAUSE, MODE_SENSITIVE};
 use super::record::{Operand, Recipe, Record};
 use super::tables::Tables;
 use super::translate::{Cold, Translator};
@@ -109,7 +110,9 @@ impl Translator<'_> {
             Way::Step if insn.mnemonic() == Mnemonic::Pause => self.mode & MODE_PAUSE == 0,
             Way::Step => false,
             Way::Vector if !self.has_vector => false,
-            Way::Native | Way::Vector => self.native(insn),
+            Way::Avx if self.mode & MODE_AVX == 0 => false,
+            Way::Avx if clears_upper(insn) => self.clear_upper(insn),
+            Way::Native | Way::Vector | Way::Avx => self.native(insn),
         };
         if !ok {
             self.step(insn);
@@ -461,8 +464,9 @@ impl Translator<'_> {
         if in_window {
             self.access_site = Some(self.site(insn)); // the flags are elsewhere now
         }
+        self.note_upper(insn);
         let may_fault = !in_window
-            && (way(insn) == Way::Vector
+            && (matches!(way(insn), Way::Vector | Way::Avx)
                 || matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b));
         let fault = may_fault.then(|| (self.a.here(), self.site(insn)));
         let recipe = match split {

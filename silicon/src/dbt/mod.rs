@@ -38,6 +38,7 @@
 
 mod arena;
 pub mod asm;
+mod avx;
 pub mod block;
 pub mod cache;
 mod callback;
@@ -83,7 +84,7 @@ use self::block::{Block, Key, Link, NO_PAGE, PAGE_TO_PLACE};
 use self::cache::{Cache, REGIONS};
 use self::glue::Helpers;
 use self::middle::Middles;
-use self::mode::{MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key, must_step};
+use self::mode::{MODE_AVX, MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key, must_step};
 use self::numbered::{Numbered, region_of};
 use self::promotion::{Promotion, Windows};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_MODE, NO_REQUEST, Used, jump_index};
@@ -393,7 +394,7 @@ impl Dbt {
             if core.jit.jump[table][0] == 0 {
                 core.jit.jump[table].fill(self.tools.glue.indirect); // its first use
             }
-            self.empty_jumps(core, |m| m == other || (m ^ mode) & MODE_VECTOR != 0);
+            self.empty_jumps(core, |m| m == other || (m ^ mode) & (MODE_VECTOR | MODE_AVX) != 0);
             core.jit.jump_modes[table] = mode;
         }
         if mode::has_window(mode) && self.window != core.tlb.windows.current() {

@@ -4,6 +4,7 @@ use crate::arch::bits::{cr0, cr4, rflags};
 use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::ring0;
 use crate::cpu::state::{Clock, Core, Mode};
+use crate::cpu::vector::is_avx_enabled;
 use crate::mmu::window::{self, Kind};
 
 pub(super) const MODE_USER: u32 = 1;
@@ -37,6 +38,9 @@ pub(super) const MODE_WALL: u32 = 4096;
 pub(super) const MODE_WINDOW: u32 = 2048;
 /// The window has the lowest arena, too.
 pub(super) const MODE_LOW: u32 = 8192;
+
+/// AVX state may be used.
+pub(super) const MODE_AVX: u32 = 32768;
 
 /// A data segment, writable and without limit.
 fn is_unlimited(s: &Segment) -> bool {
@@ -91,6 +95,9 @@ pub(super) fn mode_key(core: &Core) -> Option<u32> {
     }
     if core.cr0 & (cr0::EM | cr0::TS) == 0 && core.cr4 & cr4::OSFXSR != 0 {
         key |= MODE_VECTOR;
+    }
+    if core.cr0 & cr0::TS == 0 && is_avx_enabled(core) {
+        key |= MODE_AVX;
     }
     if core.tsc_is_plain() {
         key |= MODE_TSC;

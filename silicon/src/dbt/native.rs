@@ -1,8 +1,8 @@
 //! Running single guest instructions on the computer's own processor.
 //!
 //! A [`Thunks`] holds copied instructions, each followed by RET, in pages that are
-//! mapped twice: to write and to execute.  [`Thunks::call`] runs one with the guest's x87/SSE state
-//! loaded.  A copied instruction touches only x87/SSE registers, RAX, RCX, RDX, RBX and memory at
+//! mapped twice: to write and to execute.  [`Thunks::call`] runs one with the guest's x87/SSE/AVX state
+//! loaded.  A copied instruction touches only those registers, RAX, RCX, RDX, RBX and memory at
 //! RDI, where its operand has been put.
 
 use std::arch::naked_asm;
@@ -13,6 +13,7 @@ use std::ptr;
 use super::signals::{Registration, register};
 use super::twin::{Twin, serialize};
 use crate::cpu::state::Fx;
+use crate::cpu::upper::{Halves, Upper};
 
 /// What a copied instruction starts from and leaves.
 #[repr(C, align(64))]
@@ -39,8 +40,10 @@ impl Default for Frame {
 pub enum Reach {
     /// XMM registers and MXCSR.
     Sse,
-    /// Everything.
+    /// The x87 registers, too.
     All,
+    /// YMM registers and MXCSR.
+    Avx,
 }
 
 /// Run the code at RSI with the frame at RDI and the state at RDX: all of it.
@@ -120,9 +123,49 @@ unsafe extern "sysv64" fn enter_sse(frame: *mut Frame, code: *const u8, fx: *mut
     )
 }
 
+/// As [`enter_sse`], with the upper halves at RCX.  (VZEROUPPER: Rust's code is made of SSE.)
+#[unsafe(naked)]
+unsafe extern "sysv64" fn enter_avx(frame: *mut Frame, code: *const u8, fx: *mut Fx, upper: *mut Halves) {
+    naked_asm!(
+        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "sub rsp, 24",
+        "mov r12, rdi", "mov r13, rdx", "mov [rsp + 8], rcx",
+        "stmxcsr [rsp]", "ldmxcsr [r13 + 24]",
+        ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vmovaps xmm\\n, [r13 + 160 + 16 * \\n]",
+        "vinsertf128 ymm\\n, ymm\\n, [rcx + 16 * \\n], 1",
+        ".endr",
+        "mov rbp, rsi",
+        "mov rax, [r12 + {gpr}]", "mov rcx, [r12 + {gpr} + 8]",
+        "mov rdx, [r12 + {gpr} + 16]", "mov rbx, [r12 + {gpr} + 24]",
+        "push [r12 + {flags}]", "popfq",
+        "mov r15, -1",
+        "call rbp",
+        "2:",
+        "mov [r12 + {gpr}], rax", "mov [r12 + {gpr} + 8], rcx",
+        "mov [r12 + {gpr} + 16], rdx", "mov [r12 + {gpr} + 24], rbx",
+        "pushfq", "pop [r12 + {flags}]",
+        "inc r15", "mov [r12 + {fault}], r15",
+        "mov rbp, [rsp + 8]",
+        ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "vmovaps [r13 + 160 + 16 * \\n], xmm\\n",
+        "vextractf128 [rbp + 16 * \\n], ymm\\n, 1",
+        ".endr",
+        "vzeroupper",
+        "stmxcsr [r13 + 24]", "ldmxcsr [rsp]",
+        "add rsp, 24", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret",
+        ".globl understudy_recover_avx", ".hidden understudy_recover_avx",
+        "understudy_recover_avx:",
+        "lea rsp, [rsp + 8]", "jmp 2b",
+        gpr = const offset_of!(Frame, gpr),
+        flags = const offset_of!(Frame, flags),
+        fault = const offset_of!(Frame, fault),
+    )
+}
+
 unsafe extern "C" {
     fn understudy_recover_all();
     fn understudy_recover_sse();
+    fn understudy_recover_avx();
 }
 
 /// Bytes of code for each [`Reach`].
@@ -130,13 +173,15 @@ const AREA: usize = 256 << 10;
 /// Room for one instruction and RET.
 const ROOM: usize = 16;
 
-/// Pages of copied instructions: the first half for [`Reach::Sse`], the second for
-/// [`Reach::All`].
+/// Ways to call a copied instruction: the kinds of [`Reach`].
+const REACHES: usize = 3;
+
+/// Pages of copied instructions: an area for each [`Reach`], in order.
 #[derive(Debug)]
 pub struct Thunks {
     twin: Twin,
-    used: [usize; 2],
-    _registrations: [Registration; 2],
+    used: [usize; REACHES],
+    _registrations: [Registration; REACHES],
 }
 
 impl Thunks {
@@ -145,13 +190,18 @@ impl Thunks {
     /// # Errors
     /// If the computer gives no executable memory.
     pub fn new() -> io::Result<Self> {
-        let twin = Twin::new(2 * AREA)?;
+        let twin = Twin::new(REACHES * AREA)?;
         let x = twin.executable() as usize;
+        let area = |reach: Reach, recover: unsafe extern "C" fn()| {
+            let at = x + reach as usize * AREA;
+            register(at..at + AREA, recover as *const () as usize, true)
+        };
         let registrations = [
-            register(x..x + AREA, understudy_recover_sse as *const () as usize, true)?,
-            register(x + AREA..x + 2 * AREA, understudy_recover_all as *const () as usize, true)?,
+            area(Reach::Sse, understudy_recover_sse)?,
+            area(Reach::All, understudy_recover_all)?,
+            area(Reach::Avx, understudy_recover_avx)?,
         ];
-        Ok(Self { twin, used: [0; 2], _registrations: registrations })
+        Ok(Self { twin, used: [0; REACHES], _registrations: registrations })
     }
 
     /// Add an instruction (at most 15 bytes).  `None`: the area is full.
@@ -160,13 +210,13 @@ impl Thunks {
     /// If the instruction is longer.
     pub fn add(&mut self, reach: Reach, bytes: &[u8]) -> Option<usize> {
         assert!(bytes.len() < ROOM);
-        let half = reach as usize;
-        let at = self.used[half];
+        let area = reach as usize;
+        let at = self.used[area];
         if at + ROOM > AREA {
             return None;
         }
-        self.used[half] += ROOM;
-        let offset = half * AREA + at;
+        self.used[area] += ROOM;
+        let offset = area * AREA + at;
         // SAFETY: inside the mapping; nobody executes this place yet.
         unsafe {
             let p = self.twin.writable().add(offset);
@@ -179,26 +229,28 @@ impl Thunks {
 
     /// Forget every instruction.
     pub fn clear(&mut self) {
-        self.used = [0; 2];
+        self.used = [0; REACHES];
     }
 
     /// Run the instruction that [`Thunks::add`] put at `offset`.
     ///
     /// # Panics
     /// If there is none.
-    pub fn call(&self, offset: usize, frame: &mut Frame, fx: &mut Fx) {
-        let half = offset / AREA;
-        assert!(offset.is_multiple_of(ROOM) && offset % AREA < self.used[half]);
+    pub fn call(&self, offset: usize, frame: &mut Frame, fx: &mut Fx, upper: &mut Upper) {
+        const SSE: usize = Reach::Sse as usize;
+        const AVX: usize = Reach::Avx as usize;
+        let area = offset / AREA;
+        assert!(offset.is_multiple_of(ROOM) && offset % AREA < self.used[area]);
         fx.set_mxcsr(fx.mxcsr());
         // SAFETY: a copied instruction, which by the contract of this module touches only the
         // frame's operand (RDI, the frame's first bytes) and the registers that the entry code
         // loads, saves and puts back.  FXRSTOR and LDMXCSR get an MXCSR without reserved bits.
         unsafe {
             let code = self.twin.executable().add(offset);
-            if half == Reach::Sse as usize {
-                enter_sse(frame, code, fx);
-            } else {
-                enter_all(frame, code, fx);
+            match area {
+                SSE => enter_sse(frame, code, fx),
+                AVX => upper.change(|halves| enter_avx(frame, code, fx, halves)),
+                _ => enter_all(frame, code, fx),
             }
         }
     }

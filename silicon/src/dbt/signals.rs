@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
 
 use crate::addr::FRAME_BYTES;
 
-/// Most ranges at one time (three for each processor).
-const SLOTS: usize = 4096;
+/// Most ranges at one time (four for each processor).
+const SLOTS: usize = 5460;
 /// A slot that is being filled.
 const BUSY: usize = 1;
 

@@ -290,6 +290,17 @@ impl Processor {
         Ok(())
     }
 
+    /// A YMM register: 32 bytes.
+    fn ymm<'py>(&self, py: Python<'py>, number: usize) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.shared.lock()?.core.ymm(registers::ymm(number)?)))
+    }
+
+    /// Set one.
+    fn set_ymm(&self, number: usize, value: [u8; 32]) -> PyResult<()> {
+        self.shared.lock()?.core.set_ymm(registers::ymm(number)?, &value);
+        Ok(())
+    }
+
     /// PKRU and IA32_PKRS.
     fn protection_keys(&self) -> PyResult<(u32, u64)> {
         let core = &self.shared.lock()?.core;

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::cpu::state::Core;
-use crate::cpu::xsave::{self, XCR0_KNOWN};
+use crate::cpu::xsave;
 
 const GPRS: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -165,8 +165,9 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
         "rip" => core.rip = value,
         "cr2" => core.cr2 = value,
         "xcr0" => {
-            let known = known(name, value, XCR0_KNOWN)?;
-            xsave::set_xcr0(core, known).map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set"))?;
+            let known = known(name, value, xsave::xcr0_known())?;
+            xsave::set_xcr0(core, known)
+                .map_err(|_| PyValueError::new_err("xcr0: expected bit 0 set, and bit 1 with bit 2"))?;
         }
         "pkru" => core.set_pkru(narrow(name, value)?),
         "cr8" => core.apic.set_tpr(narrow::<u8>(name, known(name, value, 0xF)?)? << 4),
@@ -243,5 +244,14 @@ fn load_pdptes(core: &mut Core) {
         for i in 0..4 {
             core.pdpte[i] = core.mem.load((core.cr3 & 0xFFFF_FFE0) + 8 * i as u64, 8);
         }
+    }
+}
+
+/// The number of a YMM register.
+pub fn ymm(number: usize) -> PyResult<usize> {
+    if number < 16 {
+        Ok(number)
+    } else {
+        Err(PyValueError::new_err(format!("YMM{number}: expected 0 to 15")))
     }
 }

@@ -32,6 +32,7 @@ NO_KEYS: Final = (0, 0)
 
 
 RESET_LIVE: Final = RESET_DEBUG | {"xcr0": 1, "pkru": 0, "pkrs": 0}
+YMM_REGISTERS, YMM_BYTES = 16, 32
 
 
 class GuestState(Placement):
@@ -77,6 +78,8 @@ class GuestState(Placement):
 
     def reset(self) -> None:
         self.processor.fxrstor(self.power_on_fx)
+        for number in range(YMM_REGISTERS):
+            self.processor.set_ymm(number, bytes(YMM_BYTES))
         self.processor.set_registers(RESET_LIVE)
 
     def gpr(self, n: int) -> int:
@@ -117,6 +120,9 @@ class GuestState(Placement):
 
     def fxsave(self) -> bytes:
         return self.processor.fxsave()
+
+    def ymm(self, number: int) -> bytes:
+        return self.processor.ymm(number)
 
     @property
     def xcr0(self) -> int:
