@@ -2,7 +2,7 @@
 //!
 //! They are apart from the lower halves, which are XMM registers, as XSAVE's areas have them, and as SSE
 //! instructions, which leave them alone, want it.  While generated code runs they are in the computer's
-//! registers; docs/decisions/0102-ymm-state.md says when.
+//! registers; docs/decisions/0088-ymm-state.md says when.
 
 use std::mem::offset_of;
 
