@@ -47,9 +47,10 @@ WALK = """
 round; RBX counts the rounds."""
 
 
-def made(ram: str, **options: Any) -> Host:
-    """A host whose VMs take turns often."""
-    return Host(pcpus=1, ram=ram, policy=Share(slice_ns=50 * US), **options)
+def made(ram: str, **terms: Any) -> Host:
+    """A host whose VMs take turns often, and wait for no page, if nothing else is said."""
+    overcommit = Terms(**{"read_ns": 0} | terms)
+    return Host(pcpus=1, ram=ram, policy=Share(slice_ns=50 * US), overcommit=overcommit)
 
 
 def walking(host: Host, number: int, **options: Any) -> VM:
@@ -153,7 +154,7 @@ def test_while_all_fit_nothing_is_different() -> None:
 
 
 def test_frames_are_taken_when_they_are_needed() -> None:
-    with made("32M", overcommit=Terms(is_always=True)) as host:
+    with made("32M", is_always=True) as host:
         before = host.frames.free_count
         vm = walking(host, 1)
         assert before - host.frames.free_count < 1024
@@ -164,7 +165,7 @@ def test_frames_are_taken_when_they_are_needed() -> None:
 
 @pytest.mark.parametrize("victims", Victims.ALL)
 def test_any_policy_will_do(victims: str) -> None:
-    with made("24M", overcommit=Terms(victims=victims)) as host:
+    with made("24M", victims=victims) as host:
         vms = [walking(host, n) for n in range(2)]
         run_until(host, vms, 3)
         audit(host)
@@ -178,7 +179,7 @@ def test_a_single_vm_may_be_larger_than_its_host() -> None:
 
 
 def test_who_may_not_start() -> None:
-    with made("24M", overcommit=Terms(swap="16M")) as host:
+    with made("24M", swap="16M") as host:
         walking(host, 0, min_memory="8M")
         with pytest.raises(PlanError, match="a minimum of 4096 pages"):
             walking(host, 1, min_memory=MEMORY)
