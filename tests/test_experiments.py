@@ -58,6 +58,7 @@ EXACT = {
     "processor_pools": ("own_before", "own_switches_before"),
     "idle_tax": ("too_far", "steps_too_far"),
     "swap_lookups": ("went", "in_file", "read", "wrong"),
+    "double_paging": ("host_read", "guest_written", "wrong", "most_there"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
