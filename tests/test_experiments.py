@@ -59,6 +59,7 @@ EXACT = {
     "idle_tax": ("too_far", "steps_too_far"),
     "swap_lookups": ("went", "in_file", "read", "wrong"),
     "double_paging": ("host_read", "guest_written", "wrong", "most_there"),
+    "balloon_or_swap": ("instructions", "exits"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
