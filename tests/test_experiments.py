@@ -60,6 +60,7 @@ EXACT = {
     "swap_lookups": ("went", "in_file", "read", "wrong"),
     "double_paging": ("host_read", "guest_written", "wrong", "most_there"),
     "balloon_or_swap": ("instructions", "exits"),
+    "idle_machine": ("too_far",),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
