@@ -3,7 +3,9 @@
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server".  Counts are asserted.
 """
 
+import sys
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -151,6 +153,39 @@ def test_while_all_fit_nothing_is_different() -> None:
         assert host.stock.is_on
         assert one.pages - one.p2m.absent == held, "what nobody has written is the host's again"
         run_until(host, vms, 2)
+
+
+@pytest.mark.parametrize("paging", Paging.ALL)
+def test_while_all_fit_nothing_of_it_is_called(paging: str) -> None:
+    """By guests that write to all their memory, and take turns."""
+    called: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, what: object) -> None:
+        where = frame.f_code.co_filename
+        if event == "call":
+            called["overcommit" if "/understudy/overcommit/" in where else "others"] += 1
+            called["waits"] += where.endswith("page_wait.py")
+
+    with made("64M") as host:
+        vms = [walking(host, n, paging=paging) for n in range(2)]
+        host.run(deadline_ns=50 * US)
+        sys.setprofile(count)
+        try:
+            host.run(deadline_ns=500 * US)
+        finally:
+            sys.setprofile(None)
+        assert all(vm.ended is None for vm in vms) and called["others"] > 100
+        assert called["overcommit"] == called["waits"] == 0, called
+    with made("24M") as host:  # a control: where it is on it is called
+        for n in range(2):
+            walking(host, n, paging=paging)
+        called.clear()
+        sys.setprofile(count)
+        try:
+            host.run(deadline_ns=500 * US)
+        finally:
+            sys.setprofile(None)
+        assert called["overcommit"] > 100
 
 
 def test_frames_are_taken_when_they_are_needed() -> None:
