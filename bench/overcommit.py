@@ -21,7 +21,7 @@ from understudy.overcommit.sharing import Sharing
 GUESTS = 4
 FRAMES = 1 << 13  # of each guest: 32 MBytes
 ROUNDS = 5
-OWN, ALIKE, MIXED = "no two alike", "all alike in pairs of guests", "a third each: own, alike, zero"
+OWN, ALIKE, MIXED = "no two alike", "the same in each guest", "a third each: own, alike, zero"
 
 
 def contents(kind: str, number: int, gfn: int, chance: random.Random) -> bytes:
