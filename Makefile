@@ -151,9 +151,10 @@ fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)
 fuzz-lending: setup ## Share, swap, move and take frames of guests that use them: 100,000 steps a technique
 	@$(BIN)/python -m pytest -q --timeout 0 tests/property/test_lending.py -m slow
 
-bench: setup ## Compare with native and with QEMU, then exits, switches, processors; writes build/bench.json
+bench: setup ## Compare with native and with QEMU, then exits, switches, scans, processors; writes build/bench.json
 	@$(BIN)/python -m bench
 	@$(BIN)/python -m bench.heart
+	@$(BIN)/python -m bench.overcommit
 	@$(BIN)/python -m bench.processors
 
 bench-guest: setup ## Compare a whole Debian with QEMU TCG: compute, disk, network, boot (minutes)

@@ -108,18 +108,24 @@ def link(place: Turns | Shared, config: Config, vcpus: Sequence[Vcpu]) -> None:
 
 
 def hold(
-    host: Host, config: Config, memory: GuestMemory, post: Callable[[Callable[[], None]], None],
-    given: ExitStack,
+    host: Host, config: Config, memory: GuestMemory, vcpus: Sequence[Vcpu],
+    post: Callable[[Callable[[], None]], None], given: ExitStack,
 ) -> Ballooned:  # fmt: skip
     """A new VM is to have memory of this host, until `given` is closed.
 
     Returns who keeps what it does without.  PlanError if the host cannot keep its promise to it.
     """
+
+    def delay(ns: int) -> None:
+        for vcpu in vcpus:
+            if vcpu.is_running:  # an exit of its is being answered
+                vcpu.page.wait(ns)
+
     ballooned = Ballooned(memory)
     if isinstance(host, SharedHost):
         least, beside = bytes_of(config.min_memory) // PAGE, overhead_of(config) // PAGE
         holding = host.stock.admit(
-            config.name, memory, ballooned, least, config.shares, beside, post
+            config.name, memory, ballooned, least, config.shares, beside, post, delay
         )  # fmt: skip
         given.callback(host.stock.dismiss, holding)
     return ballooned

@@ -3,7 +3,9 @@
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server".  Counts are asserted.
 """
 
+import sys
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -47,9 +49,10 @@ WALK = """
 round; RBX counts the rounds."""
 
 
-def made(ram: str, **options: Any) -> Host:
-    """A host whose VMs take turns often."""
-    return Host(pcpus=1, ram=ram, policy=Share(slice_ns=50 * US), **options)
+def made(ram: str, **terms: Any) -> Host:
+    """A host whose VMs take turns often, and wait for no page, if nothing else is said."""
+    overcommit = Terms(**{"read_ns": 0} | terms)
+    return Host(pcpus=1, ram=ram, policy=Share(slice_ns=50 * US), overcommit=overcommit)
 
 
 def walking(host: Host, number: int, **options: Any) -> VM:
@@ -152,8 +155,41 @@ def test_while_all_fit_nothing_is_different() -> None:
         run_until(host, vms, 2)
 
 
+@pytest.mark.parametrize("paging", Paging.ALL)
+def test_while_all_fit_nothing_of_it_is_called(paging: str) -> None:
+    """By guests that write to all their memory, and take turns."""
+    called: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, what: object) -> None:
+        where = frame.f_code.co_filename
+        if event == "call":
+            called["overcommit" if "/understudy/overcommit/" in where else "others"] += 1
+            called["waits"] += where.endswith("page_wait.py")
+
+    with made("64M") as host:
+        vms = [walking(host, n, paging=paging) for n in range(2)]
+        host.run(deadline_ns=50 * US)
+        sys.setprofile(count)
+        try:
+            host.run(deadline_ns=500 * US)
+        finally:
+            sys.setprofile(None)
+        assert all(vm.ended is None for vm in vms) and called["others"] > 100
+        assert called["overcommit"] == called["waits"] == 0, called
+    with made("24M") as host:  # a control: where it is on it is called
+        for n in range(2):
+            walking(host, n, paging=paging)
+        called.clear()
+        sys.setprofile(count)
+        try:
+            host.run(deadline_ns=500 * US)
+        finally:
+            sys.setprofile(None)
+        assert called["overcommit"] > 100
+
+
 def test_frames_are_taken_when_they_are_needed() -> None:
-    with made("32M", overcommit=Terms(is_always=True)) as host:
+    with made("32M", is_always=True) as host:
         before = host.frames.free_count
         vm = walking(host, 1)
         assert before - host.frames.free_count < 1024
@@ -164,7 +200,7 @@ def test_frames_are_taken_when_they_are_needed() -> None:
 
 @pytest.mark.parametrize("victims", Victims.ALL)
 def test_any_policy_will_do(victims: str) -> None:
-    with made("24M", overcommit=Terms(victims=victims)) as host:
+    with made("24M", victims=victims) as host:
         vms = [walking(host, n) for n in range(2)]
         run_until(host, vms, 3)
         audit(host)
@@ -178,7 +214,7 @@ def test_a_single_vm_may_be_larger_than_its_host() -> None:
 
 
 def test_who_may_not_start() -> None:
-    with made("24M", overcommit=Terms(swap="16M")) as host:
+    with made("24M", swap="16M") as host:
         walking(host, 0, min_memory="8M")
         with pytest.raises(PlanError, match="a minimum of 4096 pages"):
             walking(host, 1, min_memory=MEMORY)

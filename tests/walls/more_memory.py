@@ -18,16 +18,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from understudy.agent.steps import Unattended
-from understudy.agent.unattended import whole
+from tests.walls.asking import SECOND, ask, ask_all, run_until, until_booted
 from understudy.host import Host
 from understudy.linux import VM
 from understudy.overcommit.accounts import accounts
 from understudy.quantities import bytes_of
 
-SECOND: Final = 1_000_000_000
 STEP_S: Final = 5
-BOOTED_S: Final = 7200
 LINES: Final = 500_000  # of a file: 4.5 MBytes
 FIRST: Final = 10_000_000
 
@@ -59,21 +56,20 @@ class MoreMemory:
             host.linux("cloud-amd64", memory=memory, name=f"vm{number}", **options)
             for number in range(count)
         ]
-        self._until(lambda: all(vm.session.channel.is_there for vm in self.vms))
+        until_booted(host, self.vms)
         self.wrong: list[str] = []
         self.sums: dict[str, str] = {}
-        waits = {vm.name for vm in self.vms}
+        makes: dict[VM, str] = {}
         for number, vm in enumerate(self.vms):
             self.sums[vm.name] = "".join(
                 self._sum(number * files + n + 1) + "\n" for n in range(files)
             )
-            make = "; ".join(
+            makes[vm] = "; ".join(
                 f"seq {self._start(number * files + n + 1)} "
                 f"{self._start(number * files + n + 1) + lines - 1} > /f{n}"
                 for n in range(files)
             )
-            self._do(vm, make, lambda heard, name=vm.name: waits.discard(name))
-        self._until(lambda: not waits)
+        ask_all(host, makes)
 
     def _start(self, number: int) -> int:
         return FIRST + number * self.lines
@@ -83,33 +79,18 @@ class MoreMemory:
         text = "".join(f"{n}\n" for n in range(start, start + self.lines))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _do(self, vm: VM, command: str, ended: Any) -> None:
-        heard = bytearray()
-
-        def over(status: int) -> None:
-            if status:
-                self.wrong.append(f"{vm.name}: status {status}: {bytes(heard)!r}")
-            ended(bytes(heard).decode())
-
-        Unattended(vm.session.channel, whole(command.encode(), heard.extend, over), vm.fail)
-
-    def _until(self, is_so: Any) -> None:
-        deadline = self.host.schedule.time.now() + BOOTED_S * SECOND
-        self.host.run(until=is_so, deadline_ns=deadline)
-        assert is_so(), [vm.ended for vm in self.vms]
-
     def _begin(self, vm: VM) -> None:
         """One round, and the next when it is over."""
 
-        def ended(heard: str) -> None:
-            if heard != self.sums[vm.name]:
+        def ended(heard: str, status: int) -> None:
+            if status or heard != self.sums[vm.name]:
                 self.wrong.append(f"{vm.name}: {heard!r}, expected {self.sums[vm.name]!r}")
             self.report.rounds[vm.name] = self.report.rounds.get(vm.name, 0) + 1
             if self._goes_on:
                 self._begin(vm)
 
         names = " ".join(f"/f{n}" for n in range(self.files))
-        self._do(vm, f"sha256sum {names} | cut -d' ' -f1", ended)
+        ask(vm, f"sha256sum {names} | cut -d' ' -f1", ended)
 
     def work(self, seconds: float, step_s: float = STEP_S) -> None:
         """All compute for so much host time, and no checksum is wrong."""
@@ -122,7 +103,7 @@ class MoreMemory:
             self.look()
         self._goes_on = False
         rounds = {vm.name: self.report.rounds.get(vm.name, 0) + 1 for vm in self.vms}
-        self._until(lambda: all(self.report.rounds.get(n, 0) >= rounds[n] for n in rounds))
+        run_until(self.host, lambda: all(self.report.rounds.get(n, 0) >= rounds[n] for n in rounds))
         self.look()
 
     def change(self, paging: str) -> None:

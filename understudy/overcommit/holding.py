@@ -25,13 +25,16 @@ class Holding:
     def __init__(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
         overhead: int, post: Callable[[Callable[[], None]], None],
+        delay: Callable[[int], None],
     ) -> None:  # fmt: skip
         """`post` has something done between two exits of the VM; `overhead`: what it needs beside.
+
+        `delay`: whoever of it misses a page waits so many ns for it.
 
         PlanError if that cannot be a VM's.
         """
         self.name, self.memory, self.p2m = name, memory, memory.p2m
-        self.ballooned, self.post = ballooned, post
+        self.ballooned, self.post, self.delay = ballooned, post, delay
         self.maximum, self.minimum, self.shares = memory.pages, minimum, shares
         self.overhead = overhead
         self._balloon: tuple[Balloon, Clock] | None = None

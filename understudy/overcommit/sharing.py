@@ -6,8 +6,10 @@ is found in the table and is not shared is a *hint*: nobody protects it, so that
 change it at no cost, and the comparison notices.
 
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Sharing Memory".
-Cost: a read of each frame; a write to one that is shared costs one exit and one copy (see
-`machine.copy_on_write`, which is also what forked clones share by).
+Cost: a read of each frame and a hash of it, once a round of one that is shared; a write to one that
+is shared costs one exit and one copy (see `machine.copy_on_write`, which is also what forked clones
+share by).  What is as it was costs no call of a function of Python's: all of a batch is looked up
+at once.
 Invariants: frames of two groups are never shared, nor are their hashes ever the same by more than
 chance; a frame is protected before the comparison that decides; a scan brings no frame back, fills
 no hole, and changes nothing that a guest can read.
@@ -17,19 +19,23 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from itertools import count, repeat
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.copy_on_write import CopyOnWrite
+from understudy.machine.frame_table import MOST
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
 
 BATCH: Final = 32  # frames that are read at once: few enough to be in a cache when hashed
+GAP: Final = 4  # frames between two that are read at once: one more reading would cost more
 WINDOW: Final = 1 << 12  # guest frames of which the p2m is asked at once
 FEWEST: Final = 4096  # hashes that are in the table before any are given up
+NEXT: Final = MOST + 1  # from the place of a frame to that of the next in a row, see `Member.place`
 DEFAULT_GROUP: Final = ""
 
 Hash = Callable[[memoryview, int], int]
@@ -51,9 +57,13 @@ class Found(NamedTuple):
 class Member:
     """One guest's memory that takes part."""
 
-    def __init__(self, p2m: P2m, salt: int) -> None:
-        self.p2m, self.salt = p2m, salt
+    def __init__(self, p2m: P2m, salt: int, number: int) -> None:
+        self.p2m, self.salt, self.number = p2m, salt, number
         self.next = 0  # the gfn at which its scan goes on
+
+    def place(self, gfn: int, pfn: int) -> int:
+        """`Found` as one number; `NEXT` more is the frame behind, if both go on in a row."""
+        return (self.number * MOST + gfn) * MOST + pfn
 
 
 class Sharing:
@@ -68,28 +78,33 @@ class Sharing:
         self._pages = [self._buffer[at : at + PAGE] for at in range(0, BATCH * PAGE, PAGE)]
         self._owner = CopyOnWrite(host)
         self._salts: dict[str, int] = {}
-        self._members: list[Member] = []
+        self._members: dict[P2m, Member] = {}
+        self._numbers = count()
+        self._p2ms: dict[int, P2m] = {}  # by the number of its member
         self._turn = 0  # whose scan goes on
-        self._found: dict[int, Found] = {}
+        self._read: set[int] = set()  # shared frames (pfn) that were read in this round
+        self._found: dict[int, int] = {}  # hash: place
         self._most = FEWEST  # of them, before those that are out of date are given up
 
     # --- who takes part ---
 
     def join(self, p2m: P2m, group: str = DEFAULT_GROUP) -> None:
         """A guest's memory takes part from now on; it shares with those of its group alone."""
-        if any(member.p2m is p2m for member in self._members):
+        if p2m in self._members:
             raise ValueError("this memory takes part in sharing already: let it leave first")
         salt = self._salts.setdefault(group, secrets.randbits(64))
-        self._members.append(Member(p2m, salt))
+        member = self._members[p2m] = Member(p2m, salt, next(self._numbers))
+        self._p2ms[member.number] = p2m
 
     def leave(self, p2m: P2m) -> None:
         """A guest's memory takes no part any more; what it shares, it shares until it writes."""
-        for n, member in enumerate(self._members):
-            if member.p2m is p2m:
-                del self._members[n]
-                self._turn -= n < self._turn
-                break
-        self._found = {at: found for at, found in self._found.items() if found.p2m is not p2m}
+        if p2m not in self._members:
+            return
+        self._turn -= list(self._members).index(p2m) < self._turn
+        member = self._members.pop(p2m)
+        del self._p2ms[member.number]
+        low, high = member.place(0, 0), member.place(MOST, 0)
+        self._found = {at: place for at, place in self._found.items() if not low <= place < high}
 
     @property
     def hints(self) -> int:
@@ -99,20 +114,28 @@ class Sharing:
     def hints_by(self) -> Counter[P2m]:
         """The same by guest."""
         return Counter(
-            found.p2m for found in self._found.values()
+            found.p2m for found in map(self._at, self._found.values())
             if found.is_there() and not found.p2m.word(found.gfn) & Flag.SHARED
         )  # fmt: skip
+
+    def _at(self, place: int) -> Found:
+        where, pfn = divmod(place, MOST)
+        number, gfn = divmod(where, MOST)
+        return Found(self._p2ms[number], gfn, pfn)
 
     # --- scanning ---
 
     def scan(self, pages: int) -> int:
         """Go on with so many guest frames, or once around; returns how many became another's."""
-        before, turns = self.merged, len(self._members)
-        if turns and self._members[self._turn % turns].next:
+        before, members = self.merged, list(self._members.values())
+        turns = len(members)
+        if turns and members[self._turn % turns].next:
             turns += 1  # it ends where it has begun
         while pages > 0 and turns:
-            self._turn %= len(self._members)
-            member = self._members[self._turn]
+            self._turn %= len(members)
+            member = members[self._turn]
+            if not self._turn and not member.next:
+                self._read.clear()
             pages = self._scan_member(member, pages)
             if pages:  # it has come to the end
                 member.next, self._turn, turns = 0, self._turn + 1, turns - 1
@@ -122,55 +145,91 @@ class Sharing:
 
     def _tidy(self) -> None:
         """One hash of each frame is enough: what its guest has overwritten is nowhere now."""
-        latest = {(id(at.p2m), at.gfn): n for n, at in self._found.items() if at.is_there()}
-        self._found = {n: self._found[n] for n in latest.values()}
+        there = {n: place for n, place in self._found.items() if self._at(place).is_there()}
+        latest = {place // MOST: n for n, place in there.items()}
+        self._found = {n: there[n] for n in latest.values()}
         self._most = max(FEWEST, 2 * len(self._found))
 
     def look_up(self, p2m: P2m, gfn: int) -> bool:
         """Whether this frame, looked up now, has become another's, and its own is free."""
-        pfn, before = p2m.lookup(gfn), self.merged
-        for member in self._members:
-            if member.p2m is p2m and pfn is not None:
-                self._scan_run(member, gfn, pfn, 1)
+        member, pfn, before = self._members.get(p2m), p2m.lookup(gfn), self.merged
+        if member is not None and pfn is not None:
+            self._scan_near(member, [(gfn, pfn, 1)])
         return self.merged > before
 
     def _scan_member(self, member: Member, pages: int) -> int:
         """The rest of one guest's frames, or so many; returns how many of them are left over."""
         p2m = member.p2m
-        while member.next < p2m.end:
-            window = member.next + WINDOW
-            for gfn, word, frames in list(p2m.pieces(member.next, window)):
-                if not pages:
-                    return 0
+        while pages:
+            ahead = p2m.pieces(member.next)
+            first = next((gfn for gfn, word, _ in ahead if word & PRESENT), None)
+            if first is None:
+                break
+            member.next = first + min(WINDOW, pages)
+            rows = []
+            for gfn, word, frames in list(p2m.pieces(first, member.next)):
                 if word & PRESENT:
-                    some = min(frames, pages)
-                    self._scan_row(member, gfn, word, some)
-                    pages, member.next = pages - some, gfn + some
-                    if some < frames:
-                        return 0
-            member.next = window
+                    pages -= frames
+                    pfn = word >> PAGE_SHIFT
+                    if not word & Flag.SHARED or self._is_unread(p2m, gfn, pfn, frames):
+                        rows.append((gfn, pfn, frames))
+            self._scan_rows(member, rows)
         return pages
 
-    def _scan_row(self, member: Member, gfn: int, word: int, frames: int) -> None:
-        """Guest frames in one state whose host frames are in a row."""
-        pfn = word >> PAGE_SHIFT
-        if word & Flag.SHARED:
-            self._end_sharing(member.p2m, gfn, pfn, frames)
-        for n in range(0, frames, BATCH):
-            self._scan_run(member, gfn + n, pfn + n, min(BATCH, frames - n))
+    def _is_unread(self, p2m: P2m, gfn: int, pfn: int, frames: int) -> bool:
+        """Whether nobody has read these shared frames in this round.
 
-    def _scan_run(self, member: Member, gfn: int, pfn: int, frames: int) -> None:
-        """Read at once.  By the file: looking at a hole of a mapping fills it."""
-        os.preadv(self._memory.fd, [self._buffer[: frames << PAGE_SHIFT]], pfn << PAGE_SHIFT)
-        self.scanned += frames
-        digest, salt, found = self._hash, member.salt, self._found
-        for n, page in enumerate(self._pages[:frames]):
-            number = digest(page, salt)
-            other = found.get(number)
-            if other is None or not other.is_there():
-                found[number] = Found(member.p2m, gfn + n, pfn + n)
-            elif other.pfn != pfn + n:
-                self._try(number, Found(member.p2m, gfn + n, pfn + n), other)
+        Nobody can write to them: who reads one has read it for all that have it.
+        """
+        row = range(pfn, pfn + frames)
+        if self._read.issuperset(row):
+            return False
+        self._read.update(row)
+        self._end_sharing(p2m, gfn, pfn, frames)
+        return True
+
+    def _scan_rows(self, member: Member, rows: list[tuple[int, int, int]]) -> None:
+        """(gfn, pfn, frames): what is near each other on the host is read at once."""
+        near: list[tuple[int, int, int]] = []
+        low = end = 0
+        for gfn, pfn, frames in rows:
+            while frames:
+                if not (near and end <= pfn <= end + GAP and pfn < low + BATCH):
+                    self._scan_near(member, near)
+                    near, low = [], pfn
+                some = min(frames, low + BATCH - pfn)
+                near.append((gfn, pfn, some))
+                gfn, pfn, frames = gfn + some, pfn + some, frames - some
+                end = pfn
+        self._scan_near(member, near)
+
+    def _scan_near(self, member: Member, rows: list[tuple[int, int, int]]) -> None:
+        """At most `BATCH` frames.  By the file: looking at a hole of a mapping fills it."""
+        if not rows:
+            return
+        low, last = rows[0][1], rows[-1]
+        size = last[1] + last[2] - low << PAGE_SHIFT
+        os.preadv(self._memory.fd, [self._buffer[:size]], low << PAGE_SHIFT)
+        pages: list[memoryview] = []
+        places: list[int] = []
+        for gfn, pfn, frames in rows:
+            first = member.place(gfn, pfn)
+            pages += self._pages[pfn - low : pfn - low + frames]
+            places += range(first, first + frames * NEXT, NEXT)
+        self.scanned += len(pages)
+        numbers = list(map(self._hash, pages, repeat(member.salt)))
+        known = map(self._found.setdefault, numbers, places)
+        for number, place, other in zip(numbers, places, known, strict=True):
+            if other != place:
+                self._meet(number, place, other)
+
+    def _meet(self, number: int, place: int, there: int) -> None:
+        """Another guest frame had the same hash, when it was looked at."""
+        one, other = self._at(place), self._at(there)
+        if not other.is_there():
+            self._found[number] = place
+        elif one.pfn != other.pfn:
+            self._try(number, one, other)
 
     def _end_sharing(self, p2m: P2m, gfn: int, pfn: int, frames: int) -> None:
         """What has no other owner any more needs no protection, and pages may be large again."""
@@ -189,8 +248,8 @@ class Sharing:
             return
         if not self._are_equal(one.pfn, other.pfn):
             self.refused += 1
-            self._found[number] = one  # what was there has changed, or is as rare
-            return
+            self._found[number] = self._members[one.p2m].place(one.gfn, one.pfn)
+            return  # what was there has changed, or is as rare
         new = [at for at in (one, other) if not at.p2m.word(at.gfn) & Flag.SHARED]
         for at in new:
             at.p2m.owners[Flag.SHARED] = self._owner

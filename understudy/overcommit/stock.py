@@ -70,12 +70,15 @@ class Stock:
     def admit(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
         overhead: int, post: Callable[[Callable[[], None]], None],
+        delay: Callable[[int], None],
     ) -> Holding:  # fmt: skip
         """One more VM, whose memory is not filled yet.  `minimum`, `overhead`: pages.
 
         PlanError if what is promised to all would not be there.
         """
-        new = Holding(self._free_name(name), memory, ballooned, minimum, shares, overhead, post)
+        new = Holding(
+            self._free_name(name), memory, ballooned, minimum, shares, overhead, post, delay
+        )
         held = self.holdings.values()
         taken = sum(one.maximum + one.overhead for one in held)
         least = new.maximum + new.overhead
@@ -107,6 +110,7 @@ class Stock:
             self.sharing = Sharing(self.host)
         looked_up = self.sharing if terms.looks_up else None
         self.swap = Swap(self.host, room * PAGE, terms.victims, terms.folder, looked_up)
+        self.swap.on_read = self._delay
         for one in self.holdings.values():
             self._take_in(one)
             one.ballooned.give_untouched()
@@ -129,6 +133,11 @@ class Stock:
             self.sharing.leave(one.p2m)
         if self.swap is not None:
             self.swap.drop(one.p2m)
+
+    def _delay(self, p2m: P2m) -> None:
+        """Somebody of a VM has missed a page that had to be read from the file."""
+        if (holding := self.holdings.get(p2m)) is not None and self.terms.read_ns:
+            holding.delay(self.terms.read_ns)
 
     def close(self) -> None:
         """The host is no more."""

@@ -16,7 +16,7 @@ a file that is full or cannot be read changes nothing, and says so.
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -72,6 +72,8 @@ class Swap:
         self._watchers: dict[P2m, Watcher] = {}
         self.read_by: Counter[P2m] = Counter()
         """Frames that each guest has missed, and got back, ever."""
+        self.on_read: Callable[[P2m], None] = lambda p2m: None
+        """Hears of each that came out of the file."""
 
     # --- who takes part ---
 
@@ -225,12 +227,13 @@ class Swap:
     def touch(self, p2m: P2m, gfn: int) -> None:
         """Somebody misses a frame: read it in.  OutOfFrames or SwapError: it is out as before."""
         slot, pfn = self._slots[p2m][gfn], self._frame_for(p2m)
-        try:
-            if slot != NO_SLOT:
+        if slot != NO_SLOT:
+            try:
                 self._memory.write(pfn << PAGE_SHIFT, self._get(slot, gfn))
-        except SwapError:
-            self._frames.free(pfn, 1)
-            raise
+            except SwapError:
+                self._frames.free(pfn, 1)
+                raise
+            self.on_read(p2m)
         self._forget(p2m, gfn)
         p2m.map(gfn, pfn, 1)
         self._victims.came(p2m, gfn)

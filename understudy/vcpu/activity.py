@@ -1,7 +1,7 @@
 """What a processor is doing, and what for: executing or waiting, and when it shall come back.
 
-Source: SDM 3C, "Guest Non-Register State", activity state, whose numbers these are; "shutdown"
-ends a VM, so no vCPU is ever in it.
+Source: SDM 3C, "Guest Non-Register State", activity state, whose numbers these are, but for that of
+`WAIT_FOR_PAGE`, of which no guest knows; "shutdown" ends a VM, so no vCPU is ever in it.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ class Activity(IntEnum):
     ACTIVE = 0
     HLT = 1  # until an interrupt, an NMI or INIT
     WAIT_FOR_SIPI = 3  # until a start-up message
+    WAIT_FOR_PAGE = 4  # until what the host has written out is read in
 
     @classmethod
     def first(cls, is_bootstrap: bool) -> "Activity":

@@ -32,6 +32,7 @@ from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.events import Events
 from understudy.vcpu.kvm import Kvm
 from understudy.vcpu.msrs import Msrs
+from understudy.vcpu.page_wait import PageWait
 from understudy.vcpu.pmu import Pmu
 from understudy.vcpu.time import Deadlines, GuestClock
 from understudy.verdict import ASLEEP, OVER, RESUME, Stop, StopKind, Verdict
@@ -71,7 +72,7 @@ class Vcpu:
         self.poke = self.time.wake.ring  # hears what it is told while it sleeps
         self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
-        self.counts = ExitCounts(self.table)
+        self.counts, self.page = ExitCounts(self.table), PageWait(self, clock, is_wall=is_wall)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
@@ -214,7 +215,7 @@ class Vcpu:
 
     def _wakes(self) -> bool:
         """It is not active: whether something ends that."""
-        if self.state.activity is Activity.WAIT_FOR_SIPI or not self.events.may_wake():
+        if self.state.activity is not Activity.HLT or not self.events.may_wake():
             return False
         self.state.activity, self.events.state.kicked = Activity.ACTIVE, False
         return True
@@ -380,7 +381,7 @@ class Vcpu:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
             "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
-            "counts": self.counts, "kvm": self.kvm,
+            "counts": self.counts, "kvm": self.kvm, "page": self.page,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:

@@ -4,7 +4,10 @@ Source: none.  Counts are asserted.  Each fault that is planted here is found by
 the sound one passes.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -128,6 +131,38 @@ def test_the_last_one_is_protected_no_longer_than_until_the_next_scan() -> None:
         sharing.scan(1 << 13)
         assert one.memory.p2m.uniform(2048, 2) == word
         assert one.pages.table_count == before >= tables
+
+
+def test_a_frame_that_is_as_it_was_costs_hardly_a_call() -> None:
+    """Of functions of Python's; and a frame that others have is read once a round."""
+    host, frames = Host("32M"), 2048
+    guests = [GuestMemory(host, frames * PAGE) for _ in range(2)]
+    sharing = Sharing(host)
+    for number, one in enumerate(guests):
+        one.populate()
+        for gfn in range(frames // 2):
+            one.write(gfn * PAGE, (number << 20 | gfn + 1).to_bytes(8, "little"))
+        sharing.join(one.p2m)
+    assert sharing.scan(2 * frames) == frames - 1
+    events = Counter[str]()
+
+    def count(frame: FrameType, event: str, what: object) -> None:
+        events[event] += 1
+
+    found = []
+    for _ in range(2):  # its own, and those of zeros that others have
+        events.clear()
+        scanned = sharing.scanned
+        sys.setprofile(count)
+        try:
+            assert sharing.scan(frames // 2) == 0
+        finally:
+            sys.setprofile(None)
+        found.append((sharing.scanned - scanned, events["call"]))
+    (own, own_calls), (zero, zero_calls) = found
+    assert (own, zero) == (frames // 2, 1)
+    assert own_calls <= own // 8 and zero_calls <= 4 * frames // 2, found
+    host.close()
 
 
 def test_groups_never_share() -> None:
