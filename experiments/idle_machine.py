@@ -15,6 +15,7 @@ The periods are of 30 milliseconds, not of the paper's 30 seconds, and reading a
 takes 10 µs: a period is long beside both.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from understudy.arch.address import PAGE
@@ -106,14 +107,14 @@ def check(table: Table) -> list[Bar]:
             for row in rows
         )
 
-    def follows(rows: list[Row], words: str) -> Bar:
+    def follows(rows: Sequence[Row], words: str) -> Bar:
         holds = (
             all(r["first_a"] > 1.5 * r["first_b"] and r["second_b"] > 1.5 * r["second_a"]
                 for r in rows)
             if rows else None
         )  # fmt: skip
         return true(f"with tau {words} the busy one has half as much again, in turn", holds,
-                    told(rows))  # fmt: skip
+                    told(list(rows)))  # fmt: skip
 
     return [
         follows(taxed, "0.75"),

@@ -14,7 +14,7 @@ use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-/// How often the disk is read for one call: a file of 1 GByte in clusters of 512 bytes.
+/// How often the disk is read for one call: a file of a gigabyte in clusters of 512 bytes.
 const MOST_READS: u32 = 1 << 22;
 
 /// A file system.

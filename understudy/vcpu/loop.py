@@ -1,9 +1,8 @@
 """A virtual processor: the run loop, and what happens between two stretches of guest code.
 
 The loop is one screen and does as little as it can: enter, count, look up, call.  Everything
-rare (time, events, halting, wishes of other threads) waits behind one flag, `attention`, which
-whoever causes it sets.  What an exit means is in the table that the technique of execution brings
-(`Guest.table`); what is decided then is in `answers/`.
+rare (time, events, halting, wishes of others) waits behind one flag, `attention`, which whoever
+causes it sets.  What an exit means is in the technique's `Guest.table`; answers are in `answers/`.
 
 Invariants: `attention` is set before anything that `attend` must see can matter; `attend` never
 runs while the processor is in the guest; two runs in virtual time make the same decisions.
