@@ -168,8 +168,8 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
         filled.0[65] = 0;
         let (mut theirs, mut in_use) = (filled, relevant);
         // (A component that another program's turn has brought in may be called in use though it is as it
-        // was at first: the computer is asked twice.)
-        for _ in 0..2 {
+        // was at first: the computer is asked several times.)
+        for _ in 0..8 {
             theirs = filled;
             // SAFETY: this computer has the instructions.
             in_use &= unsafe { native(which, &from, wanted, &mut theirs, saved, has_keys) };
