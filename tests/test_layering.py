@@ -55,7 +55,7 @@ ROWS = (
     ),
     ("interrupts",),
     ("assembly", "tenant"),
-    ("plugging", "vm"),
+    ("changing", "plugging", "vm"),
     ("agent", "last_words", "linux", "linux_session", "control", "starting", "whole_debian"),
     ("host",),
     ("fleet",),

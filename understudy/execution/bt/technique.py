@@ -21,11 +21,12 @@ from typing import Any, Final
 from iced_x86 import FlowControl
 
 from understudy.arch.address import PAGE, is_canonical
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
+from understudy.execution import Execution
 from understudy.execution.bt.layout import CS as VIRTUAL_CS
 from understudy.execution.bt.layout import FIRST, FLAG_PAGE, OFF, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
@@ -64,11 +65,17 @@ TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
 class Bt(Translations, Deprivileged, Translating, name="bt"):
-    """A vCPU whose guest's kernel is translated."""
+    """A vCPU whose guest's kernel is translated.
+
+    Its programs are not, so what of the sensitive instructions a processor can make trap does.
+    """
+
+    cr4 = CR4.UMIP.mask
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
@@ -76,9 +83,15 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._writer = -1  # RIP of an instruction that writes code
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
-        self.slips = None
-        processor.set_ring0("host", "silent")
+        super().__init__(
+            host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
+        )
+
+    needs_all_traps = False
+
+    def _own_ring0(self) -> None:
+        self.ring0_before = self.processor.ring0
+        self.processor.set_ring0("host", "silent")
 
     def frames(self) -> list[int]:
         return super().frames() + self.space.frames() + self.cache.frames()
@@ -155,9 +168,13 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return self._came_back(self.processor.run(left))
 
     def _came_back(self, exit: Exit) -> Exit:
-        if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
+        is_program = self.cpl() == PROGRAM
+        if is_program or not self.cache.layout.has(exit.gla):
             self._at = None
-            return super()._came_back(exit)
+            exit = super()._came_back(exit)
+            if is_program:
+                self._see_null_segments()
+            return exit
         found = self._to_a_place(exit)
         if found is None:  # it has destroyed its translation
             return question(Reason.TRIPLE_FAULT)
@@ -186,12 +203,12 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         """The guest may have changed its IF, without a trap."""
         old = self._read_field(RFLAGS_FIELD)
         now = old & ~IF | (0 if self.cache.datum(VIRTUAL_IF) else IF)
+        if now & IF and pc in self.cache.after_sti:  # IF may have been clear in between
+            self.begin_shadow()
         if now == old:
             return
         self._write_field(RFLAGS_FIELD, now)
         self._shown_flags = now & SHOWN
-        if now & IF and pc in self.cache.after_sti:
-            self.begin_shadow()
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int] | None:
         """Go on to where the guest's state can be told, from inside a sequence.  None: nowhere.
@@ -199,16 +216,21 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         The timer may be early there, and is over again when the instruction is done; so it waits.
         """
         processor, places, marks = self.processor, self.cache.places, self.cache.marks
-        pc, flags = exit.gla, exit.gpa
+        pc, flags, waits = exit.gla, exit.gpa, False
         for _ in range(LONGEST_SEQUENCE):
             if pc in places:
+                if waits:
+                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
                 return exit, pc, flags
-            if is_timer(exit):
-                self._wait_for_timer()
-                processor.set_registers({"rflags": flags & ~IF})
+            if is_timer(exit):  # not by IF, which a PUSHF of the sequence is to find
+                processor.wrmsr(Msr.X2APIC_EOI, 0)
+                processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
+                waits = True
             elif exit.reason == Reason.BUDGET:
                 pass
             elif pc in marks:
+                if waits:
+                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
                 return exit, pc, flags
             else:  # what is left of it cannot fault
                 processor.set_registers({"rflags": flags & ~IF})
