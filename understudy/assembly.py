@@ -304,7 +304,7 @@ def vcpu_of(
     topology = config.topology
     model = CpuModel(
         host_features(),
-        _shown(config.cpu, technique.hidden_features),
+        shown_by(config.cpu, technique.hidden_features),
         topology.apic_id(number),
         MAXPHYADDR,
         cr4,
@@ -323,7 +323,7 @@ def vcpu_of(
     return vcpu
 
 
-def _shown(cpu: str, hidden: tuple[str, ...]) -> str:
+def shown_by(cpu: str, hidden: tuple[str, ...]) -> str:
     """A CPU model without these, unless a user asked for them."""
     choice = Choice.of(cpu)
     said = choice.added | choice.removed

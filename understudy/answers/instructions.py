@@ -18,6 +18,7 @@ from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, YIELDS, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
+MASK64: Final = (1 << 64) - 1
 RAX, RCX, RDX, RBX = range(4)
 X87: Final = 1 << 0  # of XCR0
 FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
@@ -111,7 +112,8 @@ def wrmsr(vcpu: Vcpu, done: Instruction) -> Verdict:
 def vmcall(vcpu: Vcpu, done: Instruction) -> Verdict:
     """KVM's hypercall ABI, of which no call is offered."""
     allowed = vcpu.guest.cpl() == 0
-    vcpu.write_gpr(RAX, KVM_ENOSYS if allowed else KVM_EPERM)
+    mask = MASK64 if vcpu.guest.is_code64() else LOW32
+    vcpu.write_gpr(RAX, (KVM_ENOSYS if allowed else KVM_EPERM) & mask)
     vcpu.skip(done.length)
     return RESUME
 

@@ -50,15 +50,22 @@ def unpack(selector: int, raw: int) -> Segment:
 
 
 def descriptor(guest: Live, selector: int) -> Segment:
-    """The plain, present descriptor that a selector names; its accessed bit is set."""
+    """The plain, present descriptor that a selector names."""
     at, memory = table_entry(guest, selector), guest.kernel_memory()
     segment = unpack(selector, memory.load(at, 8))
     if segment.rights & (PRESENT | PLAIN) != PRESENT | PLAIN:
         raise NotHere
-    if not segment.rights & ACCESSED:
-        memory.store(at + 5, 1, segment.rights & 0xFF | ACCESSED)
-        segment = segment._replace(rights=segment.rights | ACCESSED)
     return segment
+
+
+def marked(guest: Live, segment: Segment) -> Segment:
+    """The same, which is going to be loaded: its descriptor's accessed bit is set."""
+    rights = segment.rights
+    if rights & (ACCESSED | UNUSABLE):
+        return segment
+    at = table_entry(guest, segment.selector)
+    guest.kernel_memory().store(at + 5, 1, rights & 0xFF | ACCESSED)
+    return segment._replace(rights=rights | ACCESSED)
 
 
 def code(guest: Live, selector: int, level: int) -> Segment:
@@ -104,10 +111,16 @@ def data(guest: Live, selector: int) -> Segment:
 
 
 def leave_inner_data(guest: Live, level: int) -> None:
-    """After a return to an outer level: segments of the inner ones are not reachable there."""
+    """A return to an outer level: what it may not use gets a null selector, but keeps its base.
+
+    Null selectors lose their RPL (SDM 2, "IRET/IRETD/IRETQ—Interrupt Return").
+    """
     for n in LOADABLE:
-        rights = guest.read(Vmcs.GUEST_ES_ACCESS_RIGHTS + 2 * n)
-        if rights & UNUSABLE or rights & (CODE | CONFORMING) == CODE | CONFORMING:
-            continue
-        if rights >> 5 & 3 < level:
-            guest.set_live_segment(n, Segment(0, 0, 0, UNUSABLE))
+        segment = guest.segment(n)
+        if not segment.selector & ~NULL:
+            if segment.selector:
+                guest.set_live_segment(n, segment._replace(selector=0))
+        elif segment.rights & (CODE | CONFORMING) != CODE | CONFORMING and (
+            segment.rights >> 5 & 3 < level
+        ):
+            guest.set_live_segment(n, segment._replace(selector=0, rights=UNUSABLE))
