@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-walls fuzz-lending bench bench-guest boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-lending bench bench-guest boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -138,6 +138,12 @@ fuzz: ## Compare random instructions with this computer's own processor (SEED=n 
 PIECES ?= 20000
 fuzz-emulate: setup ## Random instructions, interpreted and executed (SEED=n, PIECES=n: 20000 are a million)
 	@FUZZ_SEED=$(SEED) FUZZ_PIECES=$(PIECES) $(BIN)/python -m pytest -q -s --timeout 0 tests/matrix/test_emulate_fuzz.py
+
+FRAGMENTS ?= 200000
+FIRST ?= 0
+fuzz-fragments: setup ## Random kernel fragments under each technique of execution (SEED=n, FRAGMENTS=n, FIRST=n)
+	@FUZZ_SEED=$(SEED) FUZZ_FRAGMENTS=$(FRAGMENTS) FUZZ_FIRST=$(FIRST) $(BIN)/python -m pytest -q -s \
+		-n $(JOBS) --dist load --timeout 0 tests/matrix/test_fragments.py -k random
 
 MINUTES ?= 60
 fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)

@@ -68,7 +68,7 @@ ROWS = (
     ),
     ("interrupts",),
     ("assembly", "outlets", "tenant"),
-    ("plugging", "vm"),
+    ("changing", "plugging", "vm"),
     (
         "agent",
         "last_words",

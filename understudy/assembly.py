@@ -221,6 +221,20 @@ def address_space(guest: Guest) -> int:
     return control.cr3 & -PAGE if control.cr4 & CR4.PCIDE.mask else control.cr3
 
 
+def guest_of(
+    config: Config, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
+    before: Execution | None = None,
+) -> Execution:  # fmt: skip
+    """A vCPU's guest as its technique keeps it.  `before`: the one that it is to take over from."""
+    guest = Execution.ALL[config.execution](
+        host, processor, paging, model, keep_timer=config.clock != "wall", exits=config.exits,
+        before=before,
+    )  # fmt: skip
+    if config.keep_translations and isinstance(guest, Translating):
+        guest.keep_translations()
+    return guest
+
+
 def vcpu_of(
     config: Config,
     host: Host,
@@ -240,15 +254,13 @@ def vcpu_of(
     topology = config.topology
     model = CpuModel(
         host_features(),
-        _shown(config.cpu, technique.hidden_features),
+        shown_by(config.cpu, technique.hidden_features),
         topology.apic_id(number),
         MAXPHYADDR,
         cr4,
         topology,
     )
-    guest = technique(host, processor, paging, model, keep_timer=not is_wall, exits=config.exits)
-    if config.keep_translations and isinstance(guest, Translating):
-        guest.keep_translations()
+    guest = guest_of(config, host, processor, paging, model)
     vcpu = Vcpu(guest, model, clock, board.bus, memory, posts, is_wall=is_wall)
     vcpu.events.acknowledge = board.acknowledge
     vcpu.msrs.eoi = board.end_of_interrupt
@@ -263,7 +275,7 @@ def vcpu_of(
     return vcpu
 
 
-def _shown(cpu: str, hidden: tuple[str, ...]) -> str:
+def shown_by(cpu: str, hidden: tuple[str, ...]) -> str:
     """A CPU model without these, unless a user asked for them."""
     choice = Choice.of(cpu)
     said = choice.added | choice.removed

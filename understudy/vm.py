@@ -18,6 +18,7 @@ from typing import Any, Self, Unpack, overload
 
 from understudy import assembly, inspection, outlets, tenant
 from understudy.answers.triple_fault import meant
+from understudy.changing import Changing
 from understudy.closed import says_closed
 from understudy.config import Config
 from understudy.console import Console
@@ -33,7 +34,6 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.machine import Machine
 from understudy.machine.memory import GuestMemory
-from understudy.plugging import Pluggable
 from understudy.quantities import bytes_of
 from understudy.sessions import Sessions
 from understudy.state import U62, Kept, plain, restore
@@ -51,7 +51,7 @@ PARTS = frozenset(
 
 
 @says_closed("name", "clock_kind", "engine", gone=PARTS)
-class VM(Pluggable):
+class VM(Changing):
     """One virtual machine, made of a `Config`, or of its options: `VM("256M", paging="vtlb")`."""
 
     def __init__(
@@ -129,42 +129,6 @@ class VM(Pluggable):
     def engine(self) -> str:
         """What executes the guest's instructions."""
         return self.config.engine
-
-    # --- memory virtualisation ---
-
-    @property
-    def paging(self) -> str:
-        """The technique by which the guest's memory is virtualised now."""
-        return self.pages.name
-
-    @paging.setter
-    def paging(self, name: str) -> None:
-        """Change it at the next exit; the guest notices nothing.  From any thread."""
-        assembly.with_paging(self.config, name)
-        self.post(lambda: self.change_paging(name))
-
-    @still
-    def change_paging(self, name: str) -> None:
-        """Change it now: on the VM's thread, between two exits.
-
-        OutOfFrames if the host has no room for the tables; nothing has changed then.
-        """
-        config, old = assembly.with_paging(self.config, name), self.pages
-        if name == old.name:
-            return
-        old.finish_steps()
-        pages = assembly.paging_of(config, self.host, self.memory)
-        try:
-            for vcpu in self.vcpus:
-                pages.prepare(vcpu.guest.control().cr0)
-        except OutOfFrames:
-            pages.close()
-            raise
-        self.pages, self.config = pages, config
-        self.pages.continue_counts(old)
-        for vcpu in self.vcpus:
-            vcpu.use(pages)
-        old.close()
 
     # --- running ---
 

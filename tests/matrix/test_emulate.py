@@ -15,7 +15,7 @@ import pytest
 from tests.matrix import programs as p
 from tests.matrix import test_real_mode as real_mode
 from tests.matrix.beside_vmx import seen, together
-from tests.matrix.lockstep import linux
+from tests.matrix.lockstep import linux, memory_hash
 from understudy.execution.emulate import Emulate
 from understudy.guests.entry import Entry
 from understudy.linux import VM as LinuxVM
@@ -169,3 +169,21 @@ def test_the_beginning_of_linux(guest: str, most: int) -> None:
     _, interpreted, handed_over = agree(make, 100, most)
     assert interpreted > 100 * handed_over.total()
     assert set(handed_over) <= SYSTEM
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_million_instructions_of_linux() -> None:
+    """In few steps: a comparison needs the processor to stop."""
+
+    def make(execution: str) -> VM:
+        return LinuxVM.linux("cloud-amd64", execution=execution)
+
+    linux(guest="cloud-amd64").close()  # skips where there is none
+    with make("emulate") as one, make("vmx") as other:
+        guest = one.vcpus[0].guest
+        assert isinstance(guest, Emulate)
+        assert together(one, other, 2_000_000, 20_000_000) is StopKind.BUDGET
+        assert memory_hash(one) == memory_hash(other)
+        assert guest.interpreted > 100 * guest.handed_over.total()

@@ -26,6 +26,10 @@ PG: Final = CR0.PG.mask
 PE: Final = CR0.PE.mask
 LMA: Final = EFER.LMA.mask
 LME: Final = EFER.LME.mask
+IGNORED: Final = 0xFFFF_FFFF & ~int(CR0(
+    PG=1, CD=1, NW=1, AM=1, WP=1, NE=1, ET=1, TS=1, EM=1, MP=1, PE=1
+))  # fmt: skip
+"""Reserved bits of CR0, which stay clear whatever is written (SDM 3A, "Control Registers")."""
 RELOADS_CR0: Final = int(CR0(PG=1, CD=1, NW=1))
 RELOADS_CR4: Final = int(CR4(SMEP=1, PGE=1, PAE=1, PSE=1))
 TSS32_TYPE: Final = 1 << 3  # of a TSS's access rights: none of 16 bits
@@ -98,7 +102,7 @@ def lmsw(vcpu: Vcpu, source: int, length: int) -> Verdict:
 def _write_cr0(vcpu: Vcpu, value: int) -> None:
     guest = vcpu.guest
     old = guest.control()
-    new = value & ~int(CR0.ET.mask) | CR0.ET.mask
+    new = value & ~IGNORED | CR0.ET.mask
     is_tss16 = not guest.segment(SegmentName.TR).rights & TSS32_TYPE
     efer = check_cr0(new, old, is_code64=guest.is_code64(), is_tss16=is_tss16)
     values = old._replace(cr0=new, efer=efer)

@@ -18,6 +18,7 @@ from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, YIELDS, Stop, StopKind, Verdict
 
 LOW32: Final = 0xFFFF_FFFF
+MASK64: Final = (1 << 64) - 1
 RAX, RCX, RDX, RBX = range(4)
 X87, SSE, AVX = 1 << 0, 1 << 1, 1 << 2  # of XCR0
 FOLLOWING: Final = {*ECX_FOLLOWS, XSAVE_LEAF}
@@ -118,7 +119,7 @@ def vmcall(vcpu: Vcpu, done: Instruction) -> Verdict:
     elif number & LOW32 == KVM_HC_KICK_CPU and "pv_unhalt" in vcpu.model.shown:
         vcpu.kvm.kick_other(vcpu.read_gpr(RCX) & LOW32)
         result = 0
-    vcpu.write_gpr(RAX, result)
+    vcpu.write_gpr(RAX, result & (MASK64 if vcpu.guest.is_code64() else LOW32))
     vcpu.skip(done.length)
     return RESUME
 

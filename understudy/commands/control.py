@@ -21,6 +21,7 @@ WORDS: dict[str, tuple[str, str, bool] | None] = {
     "counts": None,
     "describe": None,
     "paging": ("to", "TECHNIQUE", False),
+    "execution": ("to", "TECHNIQUE", False),
     "plug": ("what", "disk=FILE|net=KIND|share=FOLDER", True),
     "unplug": ("what", "NAME", True),
     "save": ("file", "FILE", True),
@@ -54,7 +55,7 @@ def control(
     """Ask or tell a running VM something.
 
     status: what runs and how far it is.  counts: what was counted, as JSON.  describe: the
-    registers.  paging: the paging technique, or, with a name, another from now on; the guest
+    registers.  paging, execution: the technique, or, with a name, another from now on; the guest
     notices nothing.  plug: put a disk, a network card or a folder into a VM that has --hotplug, as
     run takes them.  unplug: ask the guest to give one up.  save: write a snapshot.  stop: end the
     VM.
@@ -141,7 +142,8 @@ def _shown(word: str, answer: Any) -> str:
             seconds = answer["guest_ns"] / 1e9
             return (
                 f"{answer['name']}: guest time {seconds:.2f} s ({answer['clock']}), "
-                f"{answer['instructions']:,} instructions, paging {answer['paging']}"
+                f"{answer['instructions']:,} instructions, "
+                f"execution {answer['execution']}, paging {answer['paging']}"
             )
         case "save":
             return f"{answer['file']}: {answer['bytes']:,} bytes"

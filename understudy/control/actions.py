@@ -40,6 +40,7 @@ def status(vm: "VM", request: Request) -> dict[str, Any]:
     """What runs, how far it is, and by which techniques."""
     return {
         "name": vm.name, "engine": vm.engine, "clock": vm.clock_kind, "paging": vm.pages.name,
+        "execution": vm.execution,
         "guest_ns": vm.clock.now(), "instructions": vm.instructions,
     }  # fmt: skip
 
@@ -80,6 +81,15 @@ def paging(vm: "VM", request: Request) -> str:
     if wanted is not None:
         vm.change_paging(wanted)
     return vm.paging
+
+
+@action
+def execution(vm: "VM", request: Request) -> str:
+    """The technique of execution's name; with "to", another takes over first."""
+    wanted = request.get("to")
+    if wanted is not None:
+        vm.change_execution(wanted)
+    return vm.execution
 
 
 @action

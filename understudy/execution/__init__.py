@@ -34,6 +34,12 @@ class Execution(Guest):
     hidden_features: ClassVar[tuple[str, ...]] = ()
     """Features that it cannot give a guest, or not well: shown if a user asks for them."""
 
+    holds_any_guest: ClassVar[bool] = True
+    """Not only a guest that was made for it."""
+
+    needs_all_traps: ClassVar[bool] = False
+    """A guest runs by it only if its sensitive instructions trap (`Config.virtualizable_isa`)."""
+
     def __init_subclass__(cls, *, name: str) -> None:
         if name in Execution.ALL:
             raise TypeError(f"two execution techniques are named {name!r}")
@@ -55,13 +61,20 @@ class Execution(Guest):
         *,
         keep_timer: bool = True,
         exits: tuple[str, ...] = (),
+        before: "Execution | None" = None,
     ) -> None:
         """`keep_timer`: what `arm` was told goes on counting over exits.
 
         `exits`: those of `optional_exits` that are wanted.
 
         `processor`: the vCPU's own; None: it is put onto processors and taken off.
+
+        `before`: the technique from which it will `take_over`, on its processor.
         """
+
+    @abstractmethod
+    def take_over(self, before: "Execution") -> None:
+        """The guest is this one's now, as it is; the other is to be closed."""
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -169,10 +169,12 @@ def _enter(instruction: iced.Instruction, stack: Stack, bits: int) -> Flow | Non
         sp, bp = r.gpr(RSP) - size, r.gpr(RBP)
         frame, last = pointer(r, sp), sp - level * size
         try:  # a fault on the way would leave pushes behind: then all of it is the processor's
-            for written in (sp, last, last - room):
-                r.probe(place(r, written, size, True), size)
-            for n in {1, level - 1} if level > 1 else ():
+            r.probe(place(r, sp, size, True), size)
+            for n in range(1, level):
                 load(place(r, bp - n * size, size, False), size)
+                r.probe(place(r, sp - n * size, size, True), size)
+            for written in (last, last - room):
+                r.probe(place(r, written, size, True), size)
         except GuestFault:
             raise NotHere from None
         store(place(r, sp, size, True), size, bp & mask)

@@ -60,5 +60,4 @@ class VcpuState:
     activity: Activity = Activity.ACTIVE
     attention: bool = True  # the run loop must look around before it enters
     armed: int = 0  # the deadline that the guest's timer holds
-    interrupted_at: int = -1  # what was retired when a software interrupt's delivery was
     carried_out: int = 0  # instructions that only exit because of the paging technique

@@ -122,8 +122,11 @@ class Vcpu:
             else:
                 if time.debt and not is_wall:
                     time.pay()
-                if self.attention and (stop := self.attend()) is not None:
-                    return stop
+                if self.attention:
+                    if (stop := self.attend()) is not None:
+                        return stop
+                    if self.guest is not guest:  # another technique has taken over
+                        return OVER
                 if is_wall and monotonic_ns() > time.stale:
                     time.rearm()
                 exit = entry.resume(budget)
@@ -270,16 +273,13 @@ class Vcpu:
     def deliver_again(self, event: Event) -> None:
         """An exit interrupted the delivery of an event, which goes in with the next entry.
 
-        An INT n (INT3, INTO) that is delivered so does not retire by itself.
+        An INT n (INT3, INTO) is executed again instead: RIP is still there, and whether it retires
+        follows from whether its delivery faults.
         """
+        if event.kind.is_software:
+            return
         self.events.requeue(event)
         self.attention = True
-        if event.kind.is_software:
-            retired = self.guest.retired
-            if self.state.interrupted_at != retired:  # else it was interrupted again
-                self.state.interrupted_at = retired
-                self.retire()
-                self.guest.note_skip()
 
     @property
     def retired(self) -> int:

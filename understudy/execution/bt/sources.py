@@ -19,12 +19,11 @@ from understudy.execution.emulate.linear import Ram
 from understudy.guest import Control
 from understudy.machine.p2m import GuestMemoryError, P2m, Runs
 from understudy.machine.words import Flag
-from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, Regime
+from understudy.paging.guest_walk import DIRTY, Found, Regime
 
 PG: Final = CR0.PG.mask
 OF_CR4: Final = int(CR4(PAE=1, PSE=1, SMEP=1))
 OF_EFER: Final = int(EFER(NXE=1, LMA=1))
-USED: Final = ACCESSED | DIRTY
 
 
 class Translated(Protocol):
@@ -90,8 +89,10 @@ class Entries:
         self.mask = self.value = 0
 
     def note(self, offset: int, size: int, entry: int) -> None:
-        """One more, but for the flags that using it sets."""
-        mask = (1 << 8 * size) - 1 & ~USED
+        """One more, but for the dirty flag.  Where code was fetched the other is set; if the guest
+        clears it, the next fetch sets it again.
+        """
+        mask = (1 << 8 * size) - 1 & ~DIRTY
         shift = 8 * offset
         self.value = self.value & ~(mask << shift) | (entry & mask) << shift
         self.mask |= mask << shift

@@ -27,6 +27,7 @@ from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.vmcs import Vmcs
+from understudy.execution import Execution
 from understudy.execution.bt import selectors, window
 from understudy.execution.bt.layout import EXTRA, FIRST, OFF, OPENING, SECOND, TARGET, Layout
 from understudy.execution.bt.layout import IF as VIRTUAL_IF
@@ -72,13 +73,19 @@ TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
 class Bt(Translations, Deprivileged, Translating, name="bt"):
-    """A vCPU whose guest's kernel is translated."""
+    """A vCPU whose guest's kernel is translated.
+
+    Its programs are not, so what of the sensitive instructions a processor can make trap does.
+    """
+
+    cr4 = CR4.UMIP.mask
 
     beside = window.ALL_BYTES
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
@@ -88,12 +95,18 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._at: int | None = None  # the pc of a translation where the guest stopped
         self._code: Code | None = None  # what is noted of that
         try:
-            super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+            super().__init__(
+                host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
+            )
         except BaseException:
             self.end_translations()
             raise
-        self.slips = None
-        processor.set_ring0("host", "silent")
+
+    needs_all_traps = False
+
+    def _own_ring0(self) -> None:
+        self.ring0_before = self.processor.ring0
+        self.processor.set_ring0("host", "silent")
 
     def frames(self) -> list[int]:
         return super().frames() + self.space.frames() + self.cache.frames()
@@ -185,9 +198,13 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return self._came_back(self.processor.run(min(left or MOST_AT_ONCE, MOST_AT_ONCE)))
 
     def _came_back(self, exit: Exit) -> Exit:
-        if self.cpl() == PROGRAM or not self.cache.layout.has(exit.gla):
+        is_program = self.cpl() == PROGRAM
+        if is_program or not self.cache.layout.has(exit.gla):
             self._at = self._code = None
-            return super()._came_back(exit)
+            exit = super()._came_back(exit)
+            if is_program:
+                self._see_null_segments()
+            return exit
         found = self._to_a_place(exit)
         if found is None:  # it has destroyed its translation
             return question(Reason.TRIPLE_FAULT)
@@ -219,12 +236,12 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         """The guest may have changed its IF, without a trap."""
         old = self._read_field(RFLAGS_FIELD)
         now = old & ~IF | (0 if self.cache.datum(VIRTUAL_IF) else IF)
+        if now & IF and is_behind_sti:  # IF may have been clear in between
+            self.begin_shadow()
         if now == old:
             return
         self._write_field(RFLAGS_FIELD, now)
         self._shown_flags = now & SHOWN
-        if now & IF and is_behind_sti:
-            self.begin_shadow()
 
     def _to_a_place(self, exit: Exit) -> tuple[Exit, int, int] | None:
         """Go on to where the guest's state can be told, from inside a sequence.  None: nowhere.
@@ -242,7 +259,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
                 code is not None and (pc in code.places or (not is_cut and pc in code.marks))
             ):
                 if waits:
-                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
+                    processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
                 return exit, pc, at.gpa
             if is_timer(at):
                 processor.wrmsr(Msr.X2APIC_EOI, 0)

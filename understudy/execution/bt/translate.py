@@ -24,6 +24,16 @@ from understudy.instructions.operands import LONGEST, MASK64
 MOST: Final = 12
 """Guest instructions of a unit."""
 LOOKED_AT: Final = frozenset(KERNEL.keys() | EVERYBODY.keys())
+X87: Final = frozenset({
+    iced.CpuidFeature.FPU, iced.CpuidFeature.FPU287, iced.CpuidFeature.FPU387,
+    iced.CpuidFeature.FPU287XL_ONLY,
+})  # fmt: skip
+X87_CONTROL: Final = frozenset({
+    Mnemonic.FNINIT, Mnemonic.FNCLEX, Mnemonic.FNSTCW, Mnemonic.FLDCW, Mnemonic.FNSTSW,
+    Mnemonic.FNSTENV, Mnemonic.FLDENV, Mnemonic.FNSAVE, Mnemonic.FRSTOR, Mnemonic.WAIT,
+})  # fmt: skip
+"""Those that leave alone where the last x87 instruction was (SDM 1, "x87 FPU Instruction and Data
+(Operand) Pointers"), which a copy elsewhere would give away."""
 SEGMENTS: Final = (
     Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Register.GS
 )  # fmt: skip
@@ -48,6 +58,8 @@ LOOPS: Final = frozenset({
 SEGMENT_PREFIXES: Final = b"\x26\x2e\x36\x3e\x64\x65"
 PREFIXES: Final = SEGMENT_PREFIXES + b"\x66\x67\xf0\xf2\xf3"
 REX_W, REX_R, REX_X = 8, 4, 2
+INDIRECT: Final = 0xFF
+"""The opcode of an indirect branch."""
 VEX2: Final = 0xC5
 """The VEX prefix that has no X."""
 NOT_X: Final = 1 << 6  # of the second byte of other VEX and EVEX prefixes
@@ -188,7 +200,7 @@ def _fits(address: int, bits: int) -> bool:
 
 def is_sensitive(instruction: iced.Instruction) -> bool:
     """Whether it shows or changes what a guest's kernel must not have."""
-    if instruction.mnemonic in LOOKED_AT:
+    if instruction.mnemonic in LOOKED_AT or notes_its_place(instruction):
         return True
     if instruction.mnemonic not in (Mnemonic.MOV, Mnemonic.PUSH, Mnemonic.POP):
         return False
@@ -202,6 +214,13 @@ def is_sensitive(instruction: iced.Instruction) -> bool:
         if iced.RegisterExt.is_cr(register) or iced.RegisterExt.is_dr(register):
             return True
     return False
+
+
+def notes_its_place(instruction: iced.Instruction) -> bool:
+    """Whether the processor keeps where this instruction was, for the guest to see."""
+    return instruction.mnemonic not in X87_CONTROL and not X87.isdisjoint(
+        instruction.cpuid_features()
+    )
 
 
 def _copy(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes) -> bytes:
@@ -244,5 +263,7 @@ def _target(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw
             rex |= raw[n] & ~REX_R
             n += 1
         prefixes += bytes((rex,))
+    if raw[n] != INDIRECT:  # a REX before other prefixes means nothing
+        raise Untranslated
     modrm = raw[n + 1]
     return prefixes + bytes((0x8B, modrm & 0xC7)) + raw[n + 2 :]

@@ -23,7 +23,7 @@ from understudy.paging.guest_walk import GuestFault
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 PRESENT: Final = 1 << 7
 CLEARED: Final = int(RFLAGS(TF=1, NT=1, RF=1, VM=1))
-IF: Final = RFLAGS.IF.mask
+IF, RF = RFLAGS.IF.mask, RFLAGS.RF.mask
 PE: Final = CR0.PE.mask
 TR_BASE, TR_LIMIT = int(Vmcs.GUEST_TR_BASE), int(Vmcs.GUEST_TR_LIMIT)
 TR_RIGHTS: Final = int(Vmcs.GUEST_TR_ACCESS_RIGHTS)
@@ -66,6 +66,11 @@ def _target(guest: Live, selector: int) -> tuple[Segment, int]:
     return segment._replace(selector=selector & ~3 | level), level
 
 
+def _pushed(guest: Live, event: Event) -> int:
+    """RFLAGS as the frame has them: an instruction that raises an event is done, and so is RF."""
+    return guest.rflags & ~RF if event.kind.is_software else guest.rflags
+
+
 def _go(guest: Live, code: Segment, rip: int, *, masks: bool) -> None:
     guest.set_live_segment(SegmentName.CS, code)
     guest.rip = rip
@@ -91,7 +96,7 @@ def _deliver64(guest: Live, event: Event) -> None:
     else:
         rsp = guest.gpr(RSP)
     words = [
-        guest.rip + event.length, guest.segment(SegmentName.CS).selector, guest.rflags,
+        guest.rip + event.length, guest.segment(SegmentName.CS).selector, _pushed(guest, event),
         guest.gpr(RSP), guest.segment(SegmentName.SS).selector,
     ]  # fmt: skip
     if event.error is not None:
@@ -100,6 +105,7 @@ def _deliver64(guest: Live, event: Event) -> None:
     if not is_canonical(rsp):
         raise NotHere
     frame = b"".join((word & MASK64).to_bytes(8, "little") for word in words)
+    code = descriptors.marked(guest, code)
     memory.store(rsp, len(frame), int.from_bytes(frame, "little"))
     if old != level:
         guest.set_live_segment(SegmentName.SS, descriptors.null_stack(level))
@@ -119,7 +125,8 @@ def _deliver32(guest: Live, event: Event) -> None:
         raise NotHere
     old, stack = guest.cpl(), guest.segment(SegmentName.SS)
     words = [
-        guest.rip + event.length & LOW32, guest.segment(SegmentName.CS).selector, guest.rflags,
+        guest.rip + event.length & LOW32, guest.segment(SegmentName.CS).selector,
+        _pushed(guest, event),
     ]  # fmt: skip
     esp = guest.gpr(RSP) & LOW32
     if old != level:
@@ -136,6 +143,7 @@ def _deliver32(guest: Live, event: Event) -> None:
     if esp < 0 or not is_flat:
         raise NotHere
     frame = b"".join((word & LOW32).to_bytes(4, "little") for word in words)
+    code, stack = descriptors.marked(guest, code), descriptors.marked(guest, stack)
     memory.store(stack.base + esp & LOW32, len(frame), int.from_bytes(frame, "little"))
     if old != level:
         guest.set_live_segment(SegmentName.SS, stack)

@@ -53,15 +53,15 @@ def loaded(n: int, segment: Segment, level: int) -> dict[str, int]:
     return {name: selector, f"{name}_base": base, f"{name}_limit": limit, f"{name}_attr": rights}
 
 
-def state(guest: GuestState, root: int) -> dict[str, int]:
+def state(guest: GuestState, root: int, cr4: int) -> dict[str, int]:
     """All but RIP, RFLAGS and general registers, for `Processor.set_registers`.
 
-    root: the hpa of the tables by which the guest runs.
+    root: the hpa of the tables by which the guest runs.  cr4: further bits of it that are set.
     """
     real = guest.real_control()
     level = real_level(guest.cpl())
     values = NO_TABLES | {
-        "cr0": real.cr0, "cr3": root, "cr4": real.cr4 & ~CR4_CLEAR | CR4_SET,
+        "cr0": real.cr0, "cr3": root, "cr4": real.cr4 & ~CR4_CLEAR | CR4_SET | cr4,
         "efer": real.efer & ~EFER.SCE.mask,
     }  # fmt: skip
     for n in range(len(NAMES)):

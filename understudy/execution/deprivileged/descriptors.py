@@ -50,15 +50,22 @@ def unpack(selector: int, raw: int) -> Segment:
 
 
 def descriptor(guest: Live, selector: int) -> Segment:
-    """The plain, present descriptor that a selector names; its accessed bit is set."""
+    """The plain, present descriptor that a selector names."""
     at, memory = table_entry(guest, selector), guest.kernel_memory()
     segment = unpack(selector, memory.load(at, 8))
     if segment.rights & (PRESENT | PLAIN) != PRESENT | PLAIN:
         raise NotHere
-    if not segment.rights & ACCESSED:
-        memory.store(at + 5, 1, segment.rights & 0xFF | ACCESSED)
-        segment = segment._replace(rights=segment.rights | ACCESSED)
     return segment
+
+
+def marked(guest: Live, segment: Segment) -> Segment:
+    """The same, which is going to be loaded: its descriptor's accessed bit is set."""
+    rights = segment.rights
+    if rights & (ACCESSED | UNUSABLE):
+        return segment
+    at = table_entry(guest, segment.selector)
+    guest.kernel_memory().store(at + 5, 1, rights & 0xFF | ACCESSED)
+    return segment._replace(rights=rights | ACCESSED)
 
 
 def code(guest: Live, selector: int, level: int) -> Segment:

@@ -110,8 +110,8 @@ def popf(guest: Live, instruction: iced.Instruction) -> None:
         mask &= ~IF
     if not cpl:
         mask |= IOPL
+    done(guest, instruction)  # a TF that it sets makes a trap behind the next one
     guest.rflags = old & ~(mask | RF) | value & mask
-    done(guest, instruction)
 
 
 # --- control registers ---
@@ -138,7 +138,7 @@ def mov_to_cr(guest: Live, instruction: iced.Instruction) -> Exit | None:
     number = CRS[instruction.op0_register]
     register = iced.RegisterExt.number(instruction.op1_register)
     if number == 2:
-        guest.set_cr2(guest.gpr(register))
+        guest.set_cr2(guest.gpr(register) & (MASK64 if guest.is_code64() else LOW32))
         done(guest, instruction)
         return None
     guest.forget_walks()
@@ -169,7 +169,7 @@ def invlpg(guest: Live, instruction: iced.Instruction) -> Exit:
 def load_table(guest: Live, instruction: iced.Instruction) -> None:
     """LGDT, LIDT."""
     is_64 = guest.is_code64()
-    at = operand_address(instruction, guest.code_bits())(guest)
+    at = segments.operand(guest, instruction)
     memory, size = guest.memory(), 8 if is_64 else 4
     limit, base = memory.load(at, 2), memory.load(at + 2, size)
     if not is_64 and instruction.memory_size == iced.MemorySize.FWORD6 and _is_short(instruction):
@@ -247,6 +247,14 @@ def rdtsc(guest: Live, instruction: iced.Instruction) -> Exit | None:
     return None
 
 
+def xsetbv(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """XSETBV."""
+    if not guest.control().cr4 & CR4.OSXSAVE.mask:
+        not_there(guest, instruction)
+        return None
+    return question(Reason.XSETBV, length=instruction.len)
+
+
 def _ask(reason: Reason) -> CarryOut:
     """What needs nothing said but its length."""
     return lambda guest, instruction: question(reason, length=instruction.len)
@@ -277,6 +285,7 @@ def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
     mask = (1 << bits) - 1
     offset = guest.gpr(RDI if is_in else RSI) & mask
     segment = SegmentName.ES if is_in else segments.NUMBERS[instruction.memory_segment]
+    segments.check(guest, segment, write=is_in)
     if not guest.is_code64() or segment >= SegmentName.FS:
         offset += guest.segment_base(segment)
     gva = offset & (MASK64 if guest.is_code64() else LOW32)
@@ -297,7 +306,7 @@ ADDRESS_BITS: Final = {
 
 
 def not_there(guest: Live, instruction: iced.Instruction) -> None:
-    """An instruction that the CPU model does not show."""
+    """An instruction that the guest has not got: its CPU model does not show it, or CR4."""
     guest.reflect(Event(Vector.UD, Kind.EXCEPTION))
 
 
@@ -316,25 +325,30 @@ KERNEL: Final[dict[int, CarryOut]] = {
     M.CLI: cli, M.STI: sti, M.STAC: stac, M.CLAC: stac, M.CLTS: clts, M.INVLPG: invlpg,
     M.LGDT: load_table, M.LIDT: load_table, M.RDMSR: rdmsr, M.WRMSR: wrmsr,
     M.HLT: _ask(Reason.HLT), M.INVD: _ask(Reason.INVD), M.WBINVD: nothing,
-    M.XSETBV: _ask(Reason.XSETBV), M.IN: port, M.OUT: port, M.INSB: port_string,
+    M.XSETBV: xsetbv, M.IN: port, M.OUT: port, M.INSB: port_string,
     M.INSW: port_string, M.INSD: port_string, M.OUTSB: port_string, M.OUTSW: port_string,
-    M.OUTSD: port_string, M.SWAPGS: system_calls.swapgs, M.SYSRET: handed_over,
-    M.SYSRETQ: system_calls.sysretq, M.SYSEXIT: system_calls.sysexit, M.SYSEXITQ: handed_over,
+    M.OUTSD: port_string, M.SWAPGS: system_calls.swapgs,
+    M.SYSEXIT: system_calls.sysexit, M.SYSEXITQ: handed_over,
     M.LMSW: handed_over, M.LLDT: tables.lldt, M.LTR: tables.ltr, M.INVPCID: tables.invpcid,
     M.XSAVES: handed_over, M.XSAVES64: handed_over, M.XRSTORS: handed_over,
     M.XRSTORS64: handed_over, M.MONITOR: not_there, M.MWAIT: not_there,
 }  # fmt: skip
 """What only level 0 may execute."""
+OF_VMX: Final = (
+    M.VMXON, M.VMXOFF, M.VMCLEAR, M.VMPTRLD, M.VMPTRST, M.VMREAD, M.VMWRITE, M.VMLAUNCH,
+    M.VMRESUME, M.VMFUNC, M.INVEPT, M.INVVPID,
+)  # fmt: skip
 EVERYBODY: Final[dict[int, CarryOut]] = {
     M.PUSHF: pushf, M.PUSHFD: pushf, M.PUSHFQ: pushf, M.POPF: popf, M.POPFD: popf, M.POPFQ: popf,
     M.CPUID: _ask(Reason.CPUID), M.RDTSC: rdtsc, M.RDTSCP: rdtsc, M.RDPMC: handed_over,
-    M.VMCALL: _ask(Reason.VMCALL), M.SYSCALL: system_calls.syscall,
+    M.VMCALL: _ask(Reason.VMCALL), M.SYSCALL: system_calls.syscall, M.SYSRET: handed_over,
+    M.SYSRETQ: system_calls.sysretq,
     M.SYSENTER: system_calls.sysenter, M.IRET: segments.iret, M.IRETD: segments.iret,
     M.IRETQ: segments.iretq, M.SGDT: segments.store_table, M.SIDT: segments.store_table,
     M.SMSW: segments.smsw, M.SLDT: segments.store_selector, M.STR: segments.store_selector,
     M.LAR: tables.ask, M.LSL: tables.ask, M.VERR: tables.ask, M.VERW: tables.ask,
     M.LDS: handed_over, M.LES: handed_over, M.LSS: handed_over, M.LFS: handed_over,
-    M.LGS: handed_over, M.RETF: tables.far_return,
+    M.LGS: handed_over, M.RETF: tables.far_return, **dict.fromkeys(OF_VMX, not_there),
 }  # fmt: skip
 """What programs may execute as well."""
 NAMES: Final = {

@@ -34,6 +34,8 @@ from understudy.vcpu.cpu_model import CpuModel
 
 TIMER_VECTOR: Final = 0xFD
 SPURIOUS_ENABLED: Final = 0x1FF  # spurious vector and "APIC software enable"
+IRR_OF_TIMER: Final = Msr.X2APIC_IRR0 + TIMER_VECTOR // 32
+TIMER_BIT: Final = 1 << TIMER_VECTOR % 32
 DEADLINE_MODE: Final = 2 << 17  # of the LVT's timer
 TIMER: Final = int(Vmcs.PREEMPTION_TIMER_VALUE)
 BASES: Final = {
@@ -59,6 +61,7 @@ class Live(GuestState):
 
     model: CpuModel
     asked: tuple[int, int]  # the exits that a user has asked for
+    cr4 = 0  # bits that the processor has while the guest runs, whatever the guest has
     _read_field: Callable[[int], int]
     _write_field: Callable[[int, int], None]
 
@@ -130,14 +133,25 @@ class Live(GuestState):
         return self.virtual_cr2
 
     def _end_shadow(self) -> None:
-        """An interrupt shadow is over when an instruction has retired in it."""
-        if self.shadow_at >= 0 and self.shadow_at != self._count():
-            self.shadow_at = -1
-            self._write_field(INTERRUPTIBILITY, self._read_field(INTERRUPTIBILITY) & ~SHADOW)
+        """An interrupt shadow is over when an instruction is done in it: has retired, or exited."""
+        if self.shadow_at < 0:
+            return
+        blocking = self._read_field(INTERRUPTIBILITY)
+        if self.shadow_at != self._count():
+            self._write_field(INTERRUPTIBILITY, blocking & ~SHADOW)
+        elif blocking & SHADOW:
+            return
+        self.shadow_at = -1
+
+    def _note_shadow(self) -> None:
+        """VMX says whether the guest is in an interrupt shadow."""
+        is_in = self._read_field(INTERRUPTIBILITY) & SHADOW
+        self.shadow_at = self._count() if is_in else -1
 
     def begin_shadow(self, kind: int = STI_SHADOW) -> None:
         """The next instruction is not interrupted."""
-        self._write_field(INTERRUPTIBILITY, self._read_field(INTERRUPTIBILITY) | kind)
+        blocking = self._read_field(INTERRUPTIBILITY) & ~SHADOW  # of one before it
+        self._write_field(INTERRUPTIBILITY, blocking | kind)
         self.shadow_at = self._count()
 
     def is_long_mode(self) -> bool:
@@ -205,7 +219,7 @@ class Live(GuestState):
         return self._read_field(GUEST_CR3)
 
     def _state(self) -> dict[str, int]:
-        return descent.state(self, self._root())
+        return descent.state(self, self._root(), self.cr4)
 
     def _descend(self, rip: int) -> None:
         """Give the processor the guest's state, as far as it has not got it, to go on at `rip`."""
@@ -244,15 +258,22 @@ class Live(GuestState):
         processor.wrmsr(Msr.X2APIC_LVT_TIMER, DEADLINE_MODE | TIMER_VECTOR)
         processor.wrmsr(Msr.IA32_TSC_DEADLINE, max(self.due, 1))
 
+    def _stop_timer(self) -> None:
+        """VMX has the guest's timer; an interrupt of this one would end each entry at once."""
+        processor = self.processor
+        processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
+        is_open = ApicBase(processor.rdmsr(Msr.IA32_APIC_BASE)).EXTD
+        while is_open and processor.rdmsr(IRR_OF_TIMER) & TIMER_BIT:
+            processor.apic.accept()
+            processor.wrmsr(Msr.X2APIC_EOI, 0)
+
     # --- what came back ---
 
     def reflect(self, event: Event, payload: int = 0) -> None:
         """It is the guest's own."""
-        if event.kind.is_software:
-            self.tick()
-        elif event.vector == Vector.DB:
+        if event.vector == Vector.DB:
             self.add_dr6(payload)
-        elif event.vector not in TRAPS:
+        elif event.vector not in TRAPS and not event.kind.is_software:
             self.set_resume_flag(True)
         self.inject(event)
 

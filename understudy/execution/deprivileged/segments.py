@@ -11,7 +11,7 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind, Register
 
 from understudy.arch.address import is_canonical
-from understudy.arch.cr import RFLAGS
+from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Interruptibility, Vmcs
 from understudy.execution.deprivileged import descriptors
@@ -28,6 +28,9 @@ NUMBERS: Final = {
 SELECTOR: Final = int(Vmcs.GUEST_ES)
 BIG: Final = 1 << 14
 IF: Final = RFLAGS.IF.mask
+AC, AM = RFLAGS.AC.mask, CR0.AM.mask
+VIRTUAL: Final = int(RFLAGS(VIP=1, VIF=1))
+"""Flags that a return sets only at level 0."""
 NT, VM = RFLAGS.NT.mask, RFLAGS.VM.mask
 IOPL: Final = 3 << 12
 RETURNED: Final = int(RFLAGS(
@@ -43,11 +46,39 @@ def _done(guest: Live, instruction: iced.Instruction) -> None:
     guest.skip(instruction.len)
 
 
+def operand(guest: Live, instruction: iced.Instruction, *, write: bool = False) -> int:
+    """Where the operand in memory is.  NotHere: its segment is not flat, or does not allow it."""
+    check(guest, NUMBERS[instruction.memory_segment], write=write)
+    return operand_address(instruction, guest.code_bits())(guest)
+
+
+def check(guest: Live, n: int, *, write: bool) -> None:
+    """NotHere: this segment is not flat, or does not allow it; or alignment is checked."""
+    _check_alignment(guest)
+    if guest.is_code64():
+        return
+    _, _, limit, rights = guest.segment(n)
+    is_writable = bool(rights & descriptors.READ_WRITE)
+    if rights & descriptors.CODE:
+        may = is_writable and not write  # of code the bit says that it is readable
+    else:
+        may = (is_writable or not write) and not rights & descriptors.CONFORMING  # expands down
+    if not may or rights & descriptors.UNUSABLE or limit != LOW32:
+        raise NotHere
+
+
+def _check_alignment(guest: Live) -> None:
+    """NotHere: each access of a program has to be aligned."""
+    if guest.cpl() == 3 and guest.rflags & AC and guest.control().cr0 & AM:
+        raise NotHere
+
+
 # --- the stack ---
 
 
 def _stack(guest: Live) -> tuple[int, int]:
     """The mask of its addresses and its base.  NotHere: it is not flat."""
+    _check_alignment(guest)
     if guest.is_code64():
         return MASK64, 0
     segment = guest.segment(SegmentName.SS)
@@ -140,8 +171,8 @@ def _return(
     mask = RETURNED
     if old_level > old >> 12 & 3:
         mask &= ~IF
-    if old_level:
-        mask &= ~IOPL
+    mask = mask & ~IOPL if old_level else mask | VIRTUAL
+    code, stack = descriptors.marked(guest, code), descriptors.marked(guest, stack)
     guest.set_live_segment(SegmentName.SS, stack)
     guest.set_live_segment(SegmentName.CS, code)
     if level > old_level:
@@ -165,8 +196,7 @@ def mov_from(guest: Live, instruction: iced.Instruction) -> None:
 def _store(guest: Live, instruction: iced.Instruction, value: int) -> None:
     """To the first operand; into memory only 16 bits."""
     if instruction.op0_kind == OpKind.MEMORY:
-        at = operand_address(instruction, guest.code_bits())(guest)
-        guest.memory().store(at, 2, value & 0xFFFF)
+        guest.memory().store(operand(guest, instruction, write=True), 2, value & 0xFFFF)
     else:
         write = target(instruction, 0)
         if write is None:
@@ -179,8 +209,7 @@ def mov_to(guest: Live, instruction: iced.Instruction) -> None:
     """MOV to a segment register."""
     n = NUMBERS[instruction.op0_register]
     if instruction.op1_kind == OpKind.MEMORY:
-        at = operand_address(instruction, guest.code_bits())(guest)
-        selector = guest.memory().load(at, 2)
+        selector = guest.memory().load(operand(guest, instruction), 2)
     else:
         selector = guest.gpr(iced.RegisterExt.number(instruction.op1_register)) & 0xFFFF
     _load(guest, n, selector)
@@ -202,7 +231,7 @@ def _load(guest: Live, n: int, selector: int) -> None:
             raise NotHere
     else:
         segment = descriptors.data(guest, selector)
-    guest.set_live_segment(n, segment)
+    guest.set_live_segment(n, descriptors.marked(guest, segment))
 
 
 def push_segment(guest: Live, instruction: iced.Instruction) -> None:
@@ -216,9 +245,9 @@ def push_segment(guest: Live, instruction: iced.Instruction) -> None:
 def pop_segment(guest: Live, instruction: iced.Instruction) -> None:
     """POP of a segment register."""
     n, size = NUMBERS[instruction.op0_register], instruction.stack_pointer_increment
-    selector = top(guest, 2)
+    selector, (mask, _) = top(guest, 2), _stack(guest)
     _load(guest, n, selector)
-    drop(guest, size)
+    guest.set_gpr(RSP, guest.gpr(RSP) + size & mask)  # of the stack that it was
     _done(guest, instruction)
     if n == SegmentName.SS:
         guest.begin_shadow(MOV_SS)
@@ -241,7 +270,7 @@ def store_table(guest: Live, instruction: iced.Instruction) -> None:
         raise NotHere  # CR4.UMIP may forbid it
     size = 10 if guest.is_code64() else 6
     value = table.limit | (table.base & (MASK64 if size == 10 else LOW32)) << 16
-    guest.memory().store(operand_address(instruction, guest.code_bits())(guest), size, value)
+    guest.memory().store(operand(guest, instruction, write=True), size, value)
     _done(guest, instruction)
 
 

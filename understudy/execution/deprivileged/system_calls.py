@@ -48,7 +48,9 @@ def syscall(guest: Live, instruction: iced.Instruction) -> None:
 
 
 def sysretq(guest: Live, instruction: iced.Instruction) -> None:
-    """SYSRET to 64-bit code."""
+    """SYSRET to 64-bit code.  Programs are refused by a fault that is not the processor's here."""
+    if guest.cpl():
+        raise NotHere
     rip, flags = guest.gpr(RCX), guest.gpr(R11) & OF_SYSRET
     if not guest.control().efer & EFER.SCE.mask or not is_canonical(rip):
         raise NotHere

@@ -23,7 +23,6 @@ from understudy.instructions.operands import (
     LOW32,
     MASK64,
     effective_address,
-    operand_address,
     target,
 )
 from understudy.silicon import Exit
@@ -46,8 +45,7 @@ def _done(guest: Live, instruction: iced.Instruction) -> None:
 
 def _selector(guest: Live, instruction: iced.Instruction, n: int) -> int:
     if instruction.op_kind(n) == OpKind.MEMORY:
-        at = operand_address(instruction, guest.code_bits())(guest)
-        return guest.memory().load(at, 2)
+        return guest.memory().load(segments.operand(guest, instruction), 2)
     return guest.gpr(iced.RegisterExt.number(instruction.op_register(n))) & 0xFFFF
 
 
@@ -138,7 +136,7 @@ def jump(guest: Live, instruction: iced.Instruction) -> None:
         size = iced.MemorySizeExt.size(instruction.memory_size) - 2
         if size not in (4, 8):
             raise NotHere
-        at, memory = operand_address(instruction, guest.code_bits())(guest), guest.memory()
+        at, memory = segments.operand(guest, instruction), guest.memory()
         selector, rip = memory.load(at + size, 2), memory.load(at, size)
     else:
         raise NotHere
@@ -162,6 +160,7 @@ def _go(guest: Live, selector: int, rip: int, drops: int = 0) -> None:
     code = descriptors.code(guest, selector, guest.cpl())
     if not (is_canonical(rip) if code.rights & LONG else rip <= code.limit):
         raise NotHere
+    code = descriptors.marked(guest, code)
     if drops:
         segments.drop(guest, drops)
     guest.set_live_segment(SegmentName.CS, code)

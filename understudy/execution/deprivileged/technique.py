@@ -28,11 +28,12 @@ from understudy.arch.msr import Msr
 from understudy.arch.segment import Segment
 from understudy.arch.vmcs import Interruptibility, Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
+from understudy.execution import Execution
 from understudy.execution.deprivileged import delivery, descent
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import LOADABLE, NotHere
 from understudy.execution.deprivileged.instructions import CarryOut, Step, step_of
-from understudy.execution.deprivileged.live import SHADOW, TIMER, Live
+from understudy.execution.deprivileged.live import TIMER, Live
 from understudy.execution.deprivileged.slips import Slips, look
 from understudy.execution.vmx.exits import event_of
 from understudy.execution.vmx.guest_state import RFLAGS_FIELD, RIP
@@ -68,10 +69,12 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
 
     pagings: ClassVar[tuple[str, ...]] = ("eager", "lazy", "vtlb")
     hidden_features = ("pmu", "xsaves")
+    needs_all_traps = True
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         if processor is None:
             raise ValueError(f"execution {self.name!r}: expected a processor for each vCPU")
@@ -79,11 +82,30 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self.handed_over: Counter[str] = Counter()  # by mnemonic, or by what it was
         self.traps: Counter[str] = Counter()  # by mnemonic
         self._steps: dict[tuple[bytes, int], Step] = {}
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
-        _, sensitive = processor.ring0
-        self.slips: Slips | None = Slips() if sensitive == "silent" else None
-        processor.set_ring0("host", sensitive if self.slips is None else "stop")
+        super().__init__(
+            host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
+        )
+        self.slips: Slips | None = None
         self.table[Reason.SENSITIVE] = too_many_slips
+        if before is None:
+            self._own_ring0()
+
+    def _own_ring0(self) -> None:
+        """The hypervisor is at CPL 0 of the processor, beside a guest without privileges."""
+        self.ring0_before = self.processor.ring0
+        _, sensitive = self.ring0_before
+        self.slips = Slips() if sensitive == "silent" else None
+        self.processor.set_ring0("host", sensitive if self.slips is None else "stop")
+
+    def take_over(self, before: Execution) -> None:
+        super().take_over(before)
+        self._own_ring0()
+        self._note_shadow()
+
+    def rest(self) -> None:
+        self._end_shadow()
+        self._to_vmx()
+        self.processor.set_ring0(*self.ring0_before)
 
     def own_counts(self) -> dict[str, Any]:
         return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
@@ -141,6 +163,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self.carried = restore(int, saved["carried"], "carried")
         self.virtual_cr2 = None
         self.forget_walks()
+        self._note_shadow()
         self._arm(self._read_field(TIMER))
 
     def takes_interrupts(self) -> bool:
@@ -239,7 +262,16 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
                 )  # fmt: skip
             if event.vector in INSTRUCTION_FAULTS:
                 return self._trap(event)
+        if event.kind.is_software:
+            return self._raised(event)
         self.reflect(event, exit.qualification)
+        return None
+
+    def _raised(self, event: Event) -> Exit | None:
+        """An INT n.  If it faults it does not retire, which VMX knows best."""
+        if not self.deliver(event):
+            return self._hand_over("delivery")
+        self.tick()
         return None
 
     def _let_slip(self) -> Exit | None:
@@ -306,7 +338,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         if self.is_low:
             self.is_low = False
             self.processor.set_registers(self.operation.root.own)
-        self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, 0)
+        self._stop_timer()
         self._write_field(TIMER, self._left())
 
     def _hand_over(self, name: str) -> Exit | None:
@@ -320,7 +352,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         finally:
             if not is_watched:
                 self.single_step(False)
-        self.shadow_at = self._count() if self._read_field(INTERRUPTIBILITY) & SHADOW else -1
+        self._note_shadow()
         self.forget_walks()
         self.virtual_cr2 = None
         if exit.reason == Reason.MONITOR_TRAP_FLAG and not is_watched:

@@ -25,6 +25,7 @@ from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.arch.vmx_controls import PrimaryControls
+from understudy.execution import Execution
 from understudy.execution.emulate.held import Held
 from understudy.execution.emulate.linear import Linear, Ram, Refused, Rewritten
 from understudy.execution.emulate.runs import Code, Run, Runs
@@ -85,12 +86,15 @@ class Emulate(Vmx, name="emulate"):
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         self.is_kicked, self.is_virtual = False, keep_timer
         self.interpreted = 0
         self.handed_over: Counter[str] = Counter()  # by mnemonic
         self.delivered: Counter[int] = Counter()  # events, by vector
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        super().__init__(
+            host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
+        )
         self.linear = Linear(Ram(host, paging.p2m))
         self.held, self.runs = Held(self, self.linear, is_virtual=keep_timer), Runs(self.linear)
         self._fault: GuestFault | None = None  # of the instruction at which it stopped

@@ -23,6 +23,7 @@ from understudy.arch.address import is_canonical
 from understudy.arch.cr import CR4, RFLAGS
 from understudy.arch.exception import Vector
 from understudy.arch.exit_reason import Reason
+from understudy.execution import Execution
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descent import PROGRAM
 from understudy.execution.deprivileged.instructions import step_of
@@ -53,15 +54,19 @@ class Pv(Domain, Deprivileged, name="pv"):
 
     optional_exits: ClassVar[Mapping[str, str]] = {}
     pagings: ClassVar[tuple[str, ...]] = ("pv",)
+    holds_any_guest = needs_all_traps = False
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         if model.topology.count > 1:
             raise ValueError("execution 'pv': expected one processor")
         self.forget_domain()
-        super().__init__(host, processor, paging, model, keep_timer=keep_timer, exits=exits)
+        super().__init__(
+            host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
+        )
         self.begin_counts()
         self.bounced: Counter[int] = Counter()  # events that went to the guest, by vector
         self.table[Reason.VMCALL] = answer
@@ -150,6 +155,10 @@ class Pv(Domain, Deprivileged, name="pv"):
             event = Event(Vector.GP, Kind.EXCEPTION, event.vector << 3 | 2)
         super().reflect(event, payload)
 
+    def _raised(self, event: Event) -> Exit | None:
+        self.reflect(event)
+        return None
+
     def _trap(self, event: Event) -> Exit | None:
         """Ports are the kernel's to use, and CPUID everybody's; the rest is an event of its own."""
         bits = self.code_bits()
@@ -182,8 +191,7 @@ class Pv(Domain, Deprivileged, name="pv"):
         except GuestFault:
             return False
         self.bounced[event.vector] += 1
-        if not event.kind.is_software:  # those have had theirs
-            self.tick()  # so that a budget ends a guest that meets nothing but events
+        self.tick()  # so that a budget ends a guest that meets nothing but events
         if event.vector == Vector.PF:
             self.put(Shared.FAULT, self.cr2)
         elif event.vector == Vector.NM:

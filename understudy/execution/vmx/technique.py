@@ -82,11 +82,19 @@ class Vmx(GuestState, Execution, name="vmx"):
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
+        before: Execution | None = None,
     ) -> None:  # fmt: skip
         super().__init__(host, processor)
         self.asked = controls(exits)
         self.model, self.table = model, dict(TABLE)
         has_pmu = "pmu" in model.shown
+        self.has_vmcs = before is None
+        if before is not None:
+            assert isinstance(before, Vmx)
+            self.operation, self.power_on_fx = before.operation, before.power_on_fx
+            self.timer_shift = self.operation.timer_shift
+            self.view = paging.attach(self)
+            return
         if processor is None:
             root = Root.of(host, self.processor)
         else:
@@ -104,6 +112,24 @@ class Vmx(GuestState, Execution, name="vmx"):
         self._follow_view()
         self.resume = self.launch
 
+    def take_over(self, before: Execution) -> None:
+        """The VMCS is the same, and what is in the processor stays there."""
+        assert isinstance(before, Vmx)
+        values, processor = before.control(), self.processor
+        before.rest()
+        before.has_vmcs, self.has_vmcs = False, True
+        processor.vmclear(self.operation.vmcs)
+        processor.vmptrld(self.operation.vmcs)
+        self._follow_view()
+        self.resume = self.launch
+        self.load_control(values)
+        self.view.mode_change()
+        processor.flush()
+        self.after_skip, self.thread = before.after_skip, before.thread
+
+    def rest(self) -> None:
+        """Have all of the guest where VMX keeps it, and the processor as VMX has it."""
+
     def take_pmu_interrupt(self) -> None:
         self.operation.root.take_pmu_interrupt()
 
@@ -116,6 +142,8 @@ class Vmx(GuestState, Execution, name="vmx"):
         return own + self.operation.frames()
 
     def close(self) -> None:
+        if not self.has_vmcs:
+            return
         if self.is_at_home:
             self.operation.root.close()
         else:

@@ -1,0 +1,230 @@
+"""The same fragment under each technique of execution, and what a guest could see of it.
+
+What: one VM a technique, used for many fragments; what a fragment has changed is put back.  One
+that differs is made smaller for as long as it differs, each time in new VMs, and told in words:
+which technique has what.  Source: none.
+Invariant: all registers, x87 and SSE state, what retired, guest time, how it ended and all memory
+are the same; a technique that would execute a fragment by VMX in its stead is counted.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from tests.matrix import fragment_stage as stage
+from tests.matrix.fragment_code import Fragment, smaller
+from tests.matrix.fragment_writer import fragment
+from understudy.arch.vmcs import SEGMENTS
+from understudy.execution.bt import Bt
+from understudy.execution.deprivileged import Deprivileged
+from understudy.execution.emulate import Emulate
+from understudy.state import plain
+from understudy.verdict import StopKind
+from understudy.vm import VM
+
+CPU: Final = "understudy,-pmu,-xsaves"
+BUDGET: Final = 3000
+DEADLINE_NS: Final = 1_000_000  # of guest time, which a HLT makes pass
+TECHNIQUES: Final = ("vmx", "emulate", "deprivileged", "bt")
+SHADOWS: Final = ("lazy", "vtlb", "eager")
+NOWHERE: Final = "no RAM"
+"""A guest whose tables or stack are where there is nothing: each technique ends it in its way."""
+PAGE: Final = 4096
+UNUSABLE: Final = 1 << 16
+RF: Final = 1 << 16
+LIVE: Final = ("cr2", "dr0", "dr1", "dr2", "dr3", "dr6", "xcr0", "pkru")
+TIMER: Final = 2 << 17 | stage.DEADLINE  # TSC-deadline mode
+Difference = dict[str, dict[str, Any]]
+"""By technique: what it has otherwise than VMX, and VMX's."""
+
+
+class Machine:
+    """One VM, for one fragment after the other."""
+
+    def __init__(self, execution: str, paging: str, engine: str, *, virtualizable: bool) -> None:
+        self.execution = execution
+        self.vm = VM(
+            "2M", execution=execution, paging=paging, engine=engine, cpu=CPU,
+            virtualizable_isa=virtualizable,
+        )  # fmt: skip
+        self.vm.memory.write(0, bytes(stage.END))
+        self.memory = bytes(stage.END)
+
+    def begin(self, one: Fragment, image: bytes) -> None:
+        """As if nothing had run before."""
+        vm, vcpu = self.vm, self.vm.vcpus[0]
+        vcpu.leave_guest()
+        now = self.memory
+        for at in range(0, stage.END, PAGE):
+            if now[at : at + PAGE] != image[at : at + PAGE]:
+                vm.memory.write(at, image[at : at + PAGE])
+        vcpu.reset()
+        vm.clock.offset = -vm.clock.source()
+        vcpu.msrs.as_firmware_leaves_them()
+        for index, value in ((0x1B, 0xFEE0_0D00), (0x80F, 0x1FF), (0x832, TIMER)):
+            vcpu.msrs.write(index, value)
+        vcpu.set_registers(one.registers)
+        vcpu.guest.set_cr2(0)
+        vcpu.guest.invalidate()
+        self.before = vm.instructions
+
+    def run(self, one: Fragment, image: bytes) -> dict[str, Any]:
+        """All that the guest could see at its end."""
+        self.begin(one, image)
+        vm, vcpu = self.vm, self.vm.vcpus[0]
+        stop = vm.go(budget=BUDGET, deadline_ns=DEADLINE_NS)
+        processor = vm.processors[0]
+        seen: dict[str, Any] = {"end": stop.kind}
+        if NOWHERE in stop.detail:
+            self.memory = vm.memory.read(0, stage.END)
+            return {}
+        if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # tables may be where no RAM is
+            seen["why"] = stop.detail.partition("\n")[0]
+        seen |= vcpu.registers()
+        for name in SEGMENTS:  # the rest of a null one nobody can see
+            if seen[f"{name}_attr"] & UNUSABLE:
+                seen[f"{name}_limit"] = 0
+        live = processor.registers()
+        seen |= {name: live[name] for name in LIVE}
+        seen |= {"fx": processor.fxsave(), "retired": vm.instructions - self.before}
+        seen |= {"time": vm.clock.now(), "apic": vcpu.apic.save()}
+        seen |= {"msrs": plain(vcpu.msrs.state)["values"]}
+        if stop.kind not in (StopKind.DEBUG_EXIT, StopKind.BUDGET):  # it ended in the midst
+            seen |= {"cr2": 0, "rflags": seen["rflags"] & ~RF}
+        if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # tables may be where no RAM is
+            seen |= {"time": 0, "retired": 0}
+        self.memory = vm.memory.read(0, stage.END)
+        seen["memory"] = stage.comparable(self.memory, one.mode)
+        return seen
+
+    def told(self) -> Counter[str]:
+        """What shows that the technique was at work."""
+        guest = self.vm.vcpus[0].guest
+        if isinstance(guest, Emulate):
+            return Counter(interpreted=guest.interpreted)
+        if isinstance(guest, Bt):
+            return Counter(translated=guest.translated["instructions"])
+        return Counter(traps=guest.traps.total()) if isinstance(guest, Deprivileged) else Counter()
+
+
+class Bench:
+    """A VM for each technique."""
+
+    def __init__(
+        self, mode: str, rng: random.Random, techniques: Sequence[str] = TECHNIQUES,
+        virtualizable: bool = True,
+    ) -> None:  # fmt: skip
+        """`rng` chooses engines and paging; `virtualizable`: the ISA of "deprivileged"."""
+        self.mode, self.stage = mode, stage.memory(mode)
+        self.machines: list[Machine] = []
+        self.compared = 0  # fragments
+        self.chosen: list[str] = []
+        for name in techniques:
+            engine, shadow = rng.choice(("dbt", "dbt", "reference")), rng.choice(SHADOWS)
+            paging = "ept" if name in ("vmx", "emulate") else shadow
+            is_virtualizable = name == "deprivileged" and virtualizable
+            self.machines.append(Machine(name, paging, engine, virtualizable=is_virtualizable))
+            self.chosen.append(f"{name}: {paging}, {engine}")
+
+    def run(self, one: Fragment) -> Difference:
+        """Who differs from the first, and in what."""
+        image = one.image(self.stage)
+        first, *others = (machine.run(one, image) for machine in self.machines)
+        out: Difference = {}
+        if not all((first, *others)):
+            return out
+        self.compared += 1
+        for machine, seen in zip(self.machines[1:], others, strict=True):
+            if seen != first:
+                names = sorted(first.keys() | seen.keys())
+                out[machine.execution] = {
+                    name: (seen.get(name), first.get(name))
+                    for name in names if seen.get(name) != first.get(name)
+                }  # fmt: skip
+        return out
+
+    def close(self) -> None:
+        for machine in self.machines:
+            machine.vm.close()
+
+
+class Found(AssertionError):
+    """Techniques differ: a report."""
+
+
+def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Counter[str]:
+    """Compare these, by number; what was done.  Found: a difference.
+
+    renew: after so many the VMs are new ones, with other engines and paging.
+    """
+    told: Counter[str] = Counter()
+    bench: Bench | None = None
+
+    def close() -> None:
+        if bench is not None:
+            told.update(compared=bench.compared)
+            for machine in bench.machines:
+                told.update(machine.told())
+            bench.close()
+
+    try:
+        for number in fragments:
+            if bench is None or not number % renew:
+                close()
+                bench = Bench(mode, random.Random(f"{seed} {mode} {number // renew}"))
+            one = made(mode, number, seed)
+            if difference := bench.run(one):
+                raise Found(report(one, number, seed, renew, difference))
+    finally:
+        close()
+    return told
+
+
+def made(mode: str, number: int, seed: int) -> Fragment:
+    """A fragment by its number."""
+    return fragment(random.Random(f"{seed} {mode} {number}"), mode)
+
+
+def report(one: Fragment, number: int, seed: int, renew: int, difference: Difference) -> str:
+    """The smallest that differs, and how."""
+    where = f"fragment {number} of seed {seed}, mode {one.mode}"
+    who = next(iter(difference))
+
+    def try_it(candidate: Fragment) -> tuple[Difference, list[str]]:
+        choice = random.Random(f"{seed} {one.mode} {number // renew}")
+        bench = Bench(one.mode, choice)
+        try:
+            return bench.run(candidate), bench.chosen
+        finally:
+            bench.close()
+
+    small, (found, chosen) = one, try_it(one)
+    if who not in found:
+        return f"{where} differs only after others:\n{one.text()}\n{in_words(difference)}"
+    is_smaller = True
+    while is_smaller:
+        is_smaller = False
+        for candidate in smaller(small):
+            now, _ = try_it(candidate)
+            if who in now:
+                small, found, is_smaller = candidate, now, True
+                break
+    return f"{where} ({'; '.join(chosen)})\n{small.text()}\n{in_words(found)}"
+
+
+def in_words(difference: Difference) -> str:
+    """Which technique has what."""
+    lines = []
+    for technique, names in difference.items():
+        lines.append(f"  {technique}, and vmx:")
+        for name, (one, other) in names.items():
+            if isinstance(one, bytes):
+                at = next(n for n in range(0, len(one), 4) if one[n : n + 4] != other[n : n + 4])
+                one, other = (f"{at:#x}: {text[at : at + 16].hex(' ', 4)}" for text in (one, other))
+            lines.append(f"    {name}: {_text(one)}, {_text(other)}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return hex(value) if isinstance(value, int) else str(value)

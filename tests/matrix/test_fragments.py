@@ -1,0 +1,160 @@
+"""Random kernel fragments do the same under VMX, interpreted, deprivileged and translated.
+
+What: fragments that once differed, each with what it is about; random ones, a few here and many by
+`make fuzz-fragments`; and techniques made wrong, which must be found and told in words.
+Source: SDM 2, SDM 3A.
+"""
+
+import os
+import random
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+from iced_x86 import Mnemonic
+
+from tests.matrix import fragment_stage as stage
+from tests.matrix.fragment_bench import Bench, Found, fuzz, in_words
+from tests.matrix.fragment_code import Fragment, Item
+from tests.matrix.fragment_stage import LONG, MODES, PAE, TWO_LEVEL, UNPAGED
+from understudy.arch.msr import Msr
+from understudy.execution.bt import translate
+from understudy.execution.deprivileged import instructions
+from understudy.guest import Guest
+from understudy.verdict import StopKind
+
+FRAGMENTS = int(os.environ.get("FUZZ_FRAGMENTS", "2000"))
+FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+REST = stage.BLOCKS - 2
+IRET = "68 23000000 68 80af0100 68 02020000 68 1b000000 68 00f00000 cf"  # to the program
+IRETQ = "68 23000000 68 80af0100 68 02020000 68 2b000000 68 00f00000 48 cf"
+SOON = "0f31 83c0 {:02x} 83d200 b9e0060000 0f30"  # an interrupt, so many ticks after RDTSC
+
+
+class Case(NamedTuple):
+    """What once differed."""
+
+    about: str
+    mode: str
+    kernel: str
+    program: str = ""
+    registers: Mapping[str, int] = MappingProxyType({})
+
+
+CASES = [
+    Case("POPF that sets TF traps behind the next one", LONG, "68 570d0000 9d"),
+    Case("where the last x87 instruction was", LONG, "d9e8"),
+    Case("a null selector after IRET keeps its limit", TWO_LEVEL, IRET),
+    Case("SYSRET is #GP in a program", LONG, IRETQ, "0f07"),
+    Case("XSETBV is #UD without CR4.OSXSAVE", LONG, "31c9 31d2 b803000000 0f01d1"),
+    Case("reserved bits of CR0 stay clear", UNPAGED, "0f20c0 0fbaf806 0f22c0"),
+    Case("an INT that faults does not retire", UNPAGED, "cd50"),
+    Case("nor if its gate is not for programs", PAE, IRET, "cd50"),
+    Case("VMLAUNCH is #UD", LONG, "0f01c2"),
+    Case("POP SS counts by the stack that it was", TWO_LEVEL, "68 b0000000 17"),
+    Case("SMSW in a program", LONG, IRETQ, "480f01e2"),
+    Case("SIDT in a program", LONG, IRETQ, "0f010c25 b5700100"),
+    Case("a store through a null segment", PAE, IRET, "8c1d a0500100"),
+    Case("a far jump that is refused marks no descriptor", TWO_LEVEL, "ea 07e00000 2b00"),
+    Case("STI in the shadow of POP SS", PAE, "6a10 17 fb cd21"),
+    Case("a timer between STI and PUSHF", PAE, SOON.format(10) + "9c"),
+    Case("and in the shadow of an STI", TWO_LEVEL, SOON.format(7) + "fafb 9090"),
+    Case("INS into what is read-only", TWO_LEVEL,
+         "b890000000 8ec0 66ba8000 bff9500100 b903000000 6d"),
+    Case("a program loads a null selector", UNPAGED, IRET, "8ee8", {"rax": 0}),
+    Case("RF when INT pushes flags", UNPAGED, IRET.replace("02020000", "02022100")),
+    Case("IRET at level 0 sets VIP", LONG,
+         "89e0 6a10 50 68 02001a00 6a08 68 13e00000 48cf 9c"),
+    Case("VMCALL in 32-bit code", PAE, "0f01c1 0f22d0"),
+    Case("REX before another prefix means nothing", LONG, "b8 09e00000 482effd0"),
+    Case("a fault of ENTER on the way", TWO_LEVEL, "c8 9bb1 43", "", {"rbp": 0x15C51}),
+    Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
+]  # fmt: skip
+
+
+def fragment_of(case: Case) -> Fragment:
+    """Its blocks, and registers that are no surprise."""
+    mode = case.mode
+    own = {
+        "rflags": 2, "cr0": 0x10033 | (0 if mode == UNPAGED else 1 << 31),
+        "cr4": 0x600 | (0x20 if mode in (LONG, PAE) else 0), "rdi": stage.DATA, "rsi": stage.DATA,
+    }  # fmt: skip
+    kernel, program = (
+        ((Item(bytes.fromhex(code)),), *[()] * REST) for code in (case.kernel, case.program)
+    )
+    registers = stage.registers(mode) | own | dict(case.registers)
+    return Fragment(mode, kernel, program, registers, (1,) * (REST + 1), bytes(256))
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.about for case in CASES])
+def test_what_once_differed(case: Case) -> None:
+    bench = Bench(case.mode, random.Random(case.about))
+    try:
+        difference = bench.run(fragment_of(case))
+        assert not difference, f"{bench.chosen}\n{in_words(difference)}"
+        assert bench.compared == 1
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.timeout(0)
+def test_random_fragments(mode: str) -> None:
+    count = FRAGMENTS // len(MODES)
+    told = fuzz(mode, range(FIRST, FIRST + count), SEED)
+    print(f"{mode}: {told}")
+    assert told["compared"] > count * 0.8
+    assert told["traps"] > count
+    assert told["translated"] > 10 * count
+    assert told["interpreted"] > 10 * count
+
+
+def _wrong_cli(patch: pytest.MonkeyPatch) -> None:
+    def cli(guest: Guest, instruction: object) -> None:
+        guest.skip(1)
+
+    patch.setitem(instructions.KERNEL, Mnemonic.CLI, cli)
+
+
+def _wrong_ident(patch: pytest.MonkeyPatch) -> None:
+    kept = translate.is_sensitive
+    patch.setattr(translate, "is_sensitive", lambda one: one.mnemonic != Mnemonic.LAR and kept(one))
+
+
+@pytest.mark.parametrize(("wrong", "who"), [(_wrong_cli, "deprivileged"), (_wrong_ident, "bt")])
+def test_what_is_wrong_is_found_and_made_small(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[pytest.MonkeyPatch], None], who: str
+) -> None:
+    wrong(monkeypatch)
+    with pytest.raises(Found) as found:
+        fuzz(LONG, range(1000), 1)
+    text = str(found.value)
+    assert f"{who}, and vmx:" in text
+    assert sum(len(line.split(";")) for line in text.splitlines() if "  kernel" in line) <= 4, text
+
+
+def test_deprivileged_on_the_isa_as_it_is_stays_out() -> None:
+    """What slips through there is seen."""
+    bench = Bench(LONG, random.Random(1), ("vmx", "deprivileged"), virtualizable=False)
+    try:
+        assert bench.run(fragment_of(Case("", LONG, "9c 5a")))["deprivileged"]["rdx"]
+    finally:
+        bench.close()
+
+
+def test_a_timer_that_is_over_when_vmx_has_to_execute_something() -> None:
+    """Its interrupt would end each entry at once, for ever."""
+    bench = Bench(LONG, random.Random(1), ("vmx", "deprivileged"))
+    try:
+        vm = bench.machines[1].vm
+        one = fragment_of(Case("", LONG, "90 90 90"))
+        bench.machines[1].begin(one, one.image(bench.stage))
+        assert vm.go(budget=1).kind is StopKind.BUDGET
+        vm.processors[0].wrmsr(Msr.IA32_TSC_DEADLINE, 1)
+        guest = vm.vcpus[0].guest
+        guest.rflags |= 1 << 8  # a single step
+        assert vm.go(budget=2, wall_seconds=60).kind is StopKind.BUDGET
+    finally:
+        bench.close()
