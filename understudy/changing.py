@@ -3,7 +3,7 @@
     vm.paging = "lazy"
     vm.execution = "bt"          # with the next exit; the guest notices nothing
 
-Another technique of execution takes over the guest where VMX keeps it (decision 0092).
+Another technique of execution takes over the guest where VMX keeps it (decision 0090).
 
 Source: ours.  Invariants: what the guest sees of its processor stays the same, what is counted goes
 on; a change that cannot be is a ValueError that says why, and nothing has changed then.
