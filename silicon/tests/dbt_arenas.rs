@@ -6,7 +6,7 @@ mod counters;
 
 use std::sync::PoisonError;
 
-use arena_bed::{ALONE, LIBRARY, LOW, OTHER, PIE, STACK, machine, run, seen};
+use arena_bed::{ALONE, LIBRARY, LOW, OTHER, PIE, STACK, machine, run, seen, system_calls};
 use counters::counter;
 use silicon::arch::segment::seg;
 use silicon::dbt::promotion::Windows;
@@ -154,6 +154,77 @@ fn no_form_of_operand_leaves_the_window() {
         assert_eq!(memory[0], memory[1], "form {n}");
         assert!(counter(&both[1], "windows_opened") > 0);
     }
+}
+
+/// For ever: counts at RDI, reads that again, and makes a system call.
+const CALLER: &[u8] = &[
+    0x48, 0xFF, 0x07, // again: inc qword [rdi]
+    0x48, 0x03, 0x07, // add rax, [rdi]
+    0x50, // push rax
+    0x0F, 0x05, // syscall
+    0x5A, // pop rdx
+    0xEB, 0xF4, // jmp again
+];
+/// A handler that takes long, so that most runs end in it, and the next ones begin there.
+const LONG: &[u8] = &[
+    0xBB, 0xE8, 0x03, 0, 0, // mov ebx, 1000
+    0xFF, 0xCB, // again: dec ebx
+    0x75, 0xFC, // jnz again
+    0x48, 0x0F, 0x07, // sysretq
+];
+
+/// Two processors with [`CALLER`], each in a memory of its own; what they count differs.
+fn callers(engine: EngineKind, windows: Windows) -> [Processor; 2] {
+    [1, 1 << 32].map(|first| {
+        let mut p = machine(engine, windows, PIE, CALLER);
+        p.core.gpr[7] = LIBRARY + 0x10_0000;
+        p.core.gpr[0] = first;
+        let handler = system_calls(&mut p);
+        p.core.mem.write_bytes(handler, LONG);
+        p
+    })
+}
+
+/// Its window was used, and was where its accesses led.
+fn has_stayed(p: &Processor) {
+    assert!(counter(p, "window_fills") > 0);
+    assert_eq!(0, counter(p, "window_strays"));
+}
+
+/// A processor that goes on in the kernel comes back to its program's window, whoever ran on the
+/// thread since.
+#[test]
+fn processors_take_turns_on_a_thread() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut expected = callers(EngineKind::Reference, Windows::Never);
+    let mut all = callers(EngineKind::Dbt, Windows::Always);
+    for turn in 0..100 {
+        for (p, expected) in all.iter_mut().zip(&mut expected) {
+            run(p, 5003);
+            run(expected, 5003);
+            assert_eq!(seen(expected), seen(p), "turn {turn}");
+        }
+    }
+    all.iter().for_each(has_stayed);
+}
+
+/// The same on whatever thread it goes on: no access leads to where another thread's windows are, or to
+/// this process's own memory.
+#[test]
+fn a_processor_goes_on_in_another_thread() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let [mut expected, _] = callers(EngineKind::Reference, Windows::Never);
+    let [mut p, _] = callers(EngineKind::Dbt, Windows::Always);
+    for turn in 0..10 {
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| run(&mut p, 5003));
+            there.join().unwrap();
+        });
+        run(&mut p, 5003);
+        run(&mut expected, 10_006);
+        assert_eq!(seen(&mut expected), seen(&mut p), "turn {turn}");
+    }
+    has_stayed(&p);
 }
 
 /// Bytes for each instruction, block heads and ends in the sum.

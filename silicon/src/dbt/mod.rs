@@ -155,7 +155,8 @@ pub struct Dbt {
     promotion: Promotion,
     /// The access that is interpreted was to be in a window, and is in none of its arenas.
     is_astray: bool,
-    /// The window that the base of GS is for, if that is known.
+    /// The window that the base of GS is for, if that is known: before generated code is entered, the
+    /// current one.
     window: Option<Current>,
     /// The window with which code in the programs' table of indirect targets runs.
     window_of_jumps: Option<Current>,
@@ -247,7 +248,7 @@ impl Engine for Dbt {
             self.tools.is_parallel = core.is_parallel;
             self.flush_code(core);
         }
-        self.window = None; // another thread has another
+        self.window = None; // another thread has another, and others ran on this one
         let mut is_stuck = false;
         loop {
             self.sync(core);
@@ -397,7 +398,8 @@ impl Dbt {
             self.empty_jumps(core, |m| m == other || (m ^ mode) & (MODE_VECTOR | MODE_AVX) != 0);
             core.jit.jump_modes[table] = mode;
         }
-        if mode::has_window(mode) && self.window != core.tlb.windows.current() {
+        // (Kernels, too: their SYSRET goes on in the window.)
+        if self.window != core.tlb.windows.current() {
             self.window = core.tlb.windows.current();
             self.window.into_iter().for_each(|window| window::enter(&mut core.jit, window));
         }

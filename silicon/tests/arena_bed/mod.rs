@@ -80,6 +80,13 @@ pub fn machine(engine: EngineKind, windows: Windows, at: u64, program: &[u8]) ->
     p
 }
 
+/// Let programs make system calls; where in memory their handler's code is to be.
+pub fn system_calls(p: &mut Processor) -> u64 {
+    let handler = HANDLER + 0x800;
+    (p.core.msr.star, p.core.msr.lstar) = (0x0020_0008 << 32, handler);
+    handler
+}
+
 pub fn run(p: &mut Processor, budget: u64) {
     assert_eq!(reason::BUDGET, p.run(budget, &mut || false).reason);
 }
