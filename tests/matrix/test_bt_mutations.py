@@ -155,8 +155,8 @@ CHANGES = BEFORE_IRET["another code segment"]
 LAST = f"83 fd 01 | cmp ebp, 1\n 75 {len(p.assemble(CHANGES)):02x} | jne\n {CHANGES}"
 RETURNS = loop(return_to_self(LAST), 3)
 ROWS: dict[str, tuple[str, Callable[[Patch], None]]] = {
-    "SGDT": ("54 | push rsp\n 0f 01 04 24 | sgdt [rsp]\n 58 | pop rax", sensitive_as_ident),
-    "SMSW": ("0f 01 e0 | smsw eax", sensitive_as_ident),
+    "LAR": ("8c c8 | mov eax, cs\n 0f 02 c8 | lar ecx, eax", sensitive_as_ident),
+    "VERR": ("8c c8 | mov eax, cs\n 0f 00 e0 | verr ax", sensitive_as_ident),
     "PUSHF": ("9c | pushfq\n 58 | pop rax", pushf_as_ident),
     "POPF": ("68 02 02 00 00 | push 0x202\n 9d | popfq", popf_as_ident),
     "MOV from CS": ("8c c8 | mov eax, cs", selectors_as_ident),
