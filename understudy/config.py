@@ -326,6 +326,13 @@ class Config:
                     f"folders: {mounts.count(mount)} of them are to be at {mount}, expected one: "
                     "say FOLDER:MOUNT with another MOUNT"
                 )
+        for share in self.folders:
+            for vsock in self.vsock:
+                if share.is_writable and vsock.path and share.has(vsock.path):
+                    raise ValueError(
+                        f"vsock {vsock.path}: the guest may write to the folder {share.folder}, "
+                        "where it is: expected a path outside of it"
+                    )
         users = sum(nic.kind == "user" for nic in self.net)
         if users > 1 or (self.publish and not users):
             raise ValueError(

@@ -4,8 +4,7 @@ Source: ours.  Invariant: what a row opens is closed by the `given` that it was 
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +87,14 @@ def connect(board: PC, part: Net | Vsocket, post: Callable[[Callable[[], None]],
         if part in board.parts.values():
             part.look()
 
+    def tell() -> None:
+        with suppress(RuntimeError):  # the VM is being closed
+            post(look)
+
     if isinstance(part, Net):
-        part.cable.notify = partial(post, look)
+        part.cable.notify = tell
     else:
-        part.listen(partial(post, look))
+        part.listen(tell)
 
 
 def cards_of(board: PC) -> list[Net]:

@@ -75,12 +75,16 @@ class Pluggable(Tenant):
             row = self._row(name, config, one, given)
             part = self.pc.add(row[0], **row[1])
             given.pop_all()
-        assert isinstance(part, VirtioPci)
-        part.hide(config.hide_virtio)
-        if isinstance(part, Net | Vsock):
-            outlets.connect(self.pc, part, self.post)
-        if isinstance(part, Net) and isinstance(one, Nic):
-            part.set_link(is_up=one.kind != "none")
+        try:
+            assert isinstance(part, VirtioPci)
+            part.hide(config.hide_virtio)
+            if isinstance(part, Net | Vsock):
+                outlets.connect(self.pc, part, self.post)
+            if isinstance(part, Net) and isinstance(one, Nic):
+                part.set_link(is_up=one.kind != "none")
+        except BaseException:
+            self.pc.remove(name)
+            raise
         self._have(config)
         hotplug.arrive(one.slot)
         return name

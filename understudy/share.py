@@ -68,6 +68,10 @@ class Share(Slotted):
                 )
         return cls(folder, mount, **options)
 
+    def has(self, path: str) -> bool:
+        """Whether a path of this computer leads into the folder."""
+        return Path(path).resolve().is_relative_to(Path(self.folder).resolve())
+
     def _check(self, is_right: bool, expected: str) -> None:
         if not is_right:
             raise ValueError(f"share {self.folder!r}: expected {expected}")

@@ -5,6 +5,7 @@ Invariant: whatever is in the file, the guest does what it does in VMX operation
 """
 
 import hashlib
+from inspect import ismodule
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from tests.matrix import programs as p
 from tests.matrix.test_bt import KINDS, small
 from understudy.config import Config
 from understudy.execution.bt import Bt, library
+from understudy.execution.bt import translate as translate_module
 from understudy.execution.bt.layout import Layout
 from understudy.execution.bt.library import DIGEST, HEAD, LINK, MAGIC, Library, is_sound, packed
 from understudy.execution.bt.translate import translate
+from understudy.execution.bt.translations import PLACES_KEPT
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -158,6 +161,31 @@ def test_of_one_address_so_many_are_kept() -> None:
         shelf.note(translate(where, 0x1000, code, p.CODE, is_virtual=True), code)
     found = [shelf.find(p.CODE, code, 0x1000) is not None for code in codes]
     assert found == [True] * library.VARIANTS_KEPT + [False]
+
+
+def test_of_so_many_places_of_the_window_translations_are_kept(folder: Path) -> None:
+    with make()("bt") as vm:
+        (vcpu,) = vm.vcpus
+        guest = vcpu.guest
+        assert isinstance(guest, Bt)
+        guest.keep_translations()
+        found = set()
+        for n in range(PLACES_KEPT + 2):
+            guest.cache.layout = guest.cache.layout._replace(base=n << 32)
+            found.add(guest._library())
+        assert None in found and len(found) == PLACES_KEPT + 1
+
+
+def test_what_decides_the_translation_is_in_the_key() -> None:
+    """All of the project's modules that `translate` imports, but for those that only name types."""
+    digested = {module.__name__ for module in library.MODULES}
+    imported = {
+        value.__module__ if not ismodule(value) else value.__name__
+        for value in vars(translate_module).values()
+        if ismodule(value) or getattr(value, "__module__", None)
+    }
+    ours = {name for name in imported if name.startswith("understudy.")}
+    assert ours <= digested, ours - digested
 
 
 def test_a_made_up_unit_of_half_an_instruction(folder: Path) -> None:

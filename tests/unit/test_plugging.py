@@ -10,6 +10,7 @@ from understudy.config import Config
 from understudy.devices.pc import HOTPLUG_PORT
 from understudy.devices.virtio.blk import Blk
 from understudy.devices.virtio.net import Net
+from understudy.devices.virtio.vsock import Vsock
 from understudy.disk import Disk
 from understudy.image_file import SnapshotError
 from understudy.nic import Nic
@@ -165,8 +166,10 @@ def test_two_cards_of_one_description_keep_their_names_and_slots() -> None:
 
 
 def test_a_folder_and_a_socket_are_plugged_in_and_a_snapshot_has_them(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
     with VM("16M", hotplug=True) as vm:
-        assert vm.plug(f"share={tmp_path},rw") == "share0"
+        assert vm.plug(f"share={shared},rw") == "share0"
         assert vm.plug(f"vsock={tmp_path}/v,cid=9") == "vsock0"
         assert vm.plugged == ["share0", "vsock0"]
         saved = vm.save()
@@ -175,6 +178,23 @@ def test_a_folder_and_a_socket_are_plugged_in_and_a_snapshot_has_them(tmp_path: 
         with pytest.raises(ShareError, match="no such folder"):
             vm.plug(f"share={tmp_path}/none")
         assert vm.plugged == ["share0", "vsock0"]
-    with VM.restore(saved, folders=f"{tmp_path},rw", vsock=f"{tmp_path}/w") as again:
+    with VM.restore(saved, folders=f"{shared},rw", vsock=f"{tmp_path}/w") as again:
         assert again.plugged == ["share0", "vsock0"]
         assert [one.cid for one in again.config.vsock] == [9]
+
+
+def test_what_cannot_be_connected_is_not_plugged_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with VM("16M", hotplug=True) as vm:
+        with monkeypatch.context() as patch:
+            patch.setattr(Vsock, "listen", failing)
+            with pytest.raises(OSError, match="no descriptor"):
+                vm.plug(f"vsock={tmp_path}/v")
+        assert vm.plugged == [] and "vsock0" not in vm.pc.parts
+        assert not (tmp_path / "v").exists()
+        assert vm.plug(f"vsock={tmp_path}/v") == "vsock0"
+
+
+def failing(*_args: object) -> None:
+    raise OSError("no descriptor is left")

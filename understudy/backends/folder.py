@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.backends import system_calls
+from understudy.backends import descriptors, system_calls
 from understudy.backends.folder_names import (
     FolderState,
     KeptHandle,
@@ -159,7 +159,7 @@ class Folder:
             return self._handle(node, self._reopened(fd, flags), flags)
 
     def _check_room(self) -> None:
-        if len(self.handles) >= MOST_HANDLES:
+        if len(self.handles) >= MOST_HANDLES or descriptors.are_scarce():
             raise error(errno.ENFILE)
 
     def _handle(self, node: Node, fd: int, flags: int) -> int:

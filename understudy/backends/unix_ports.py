@@ -13,9 +13,11 @@ import errno
 import os
 import re
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
+
+from understudy.backends import descriptors
 
 LONGEST_PATH: Final = 107  # sockaddr_un
 LONGEST_PORT: Final = len("_4294967295")
@@ -35,30 +37,56 @@ class UnixPorts:
         self.path = path
         self.listener = _listening(path)
         self._own = path.lstat().st_ino
+        self._spare: socket.socket | None = socket.socket(socket.AF_UNIX)
 
     def accept(self) -> socket.socket | None:
         """Who has come, or None."""
-        try:
-            end, _ = self.listener.accept()
-        except OSError:
-            return None
-        end.setblocking(False)
-        return end
+        while True:
+            try:
+                end, _ = self.listener.accept()
+            except OSError as problem:
+                if problem.errno not in (errno.EMFILE, errno.ENFILE):
+                    return None
+                self._turn_away()
+                return None
+            if not descriptors.are_scarce():
+                end.setblocking(False)
+                return end
+            end.close()
+
+    def _turn_away(self) -> None:
+        """Who waits would be heard of for ever: let him in by the one that is kept for it."""
+        if self._spare is not None:
+            self._spare.close()
+            with suppress(OSError):
+                self.listener.accept()[0].close()
+        with suppress(OSError):
+            self._spare = socket.socket(socket.AF_UNIX)
 
     def connect(self, port: int) -> socket.socket | None:
         """The guest wants a port of its host's; None if nobody listens there, or cannot now."""
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        end.setblocking(False)
-        try:
-            end.connect(f"{self.path}_{port}")
-        except OSError:
-            end.close()
+        if descriptors.are_scarce():
             return None
-        return end
+        with ExitStack() as given, suppress(OSError):
+            # No link is followed: a guest may have made it, in a folder that it shares.
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            there = os.open(f"{self.path}_{port}", flags)
+            given.callback(os.close, there)
+            end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                end.setblocking(False)
+                end.connect(f"/proc/self/fd/{there}")
+            except OSError:
+                end.close()
+                raise
+            return end
+        return None
 
     def close(self) -> None:
         """Nobody can come any more."""
         self.listener.close()
+        if self._spare is not None:
+            self._spare.close()
         with suppress(OSError):
             if self.path.lstat().st_ino == self._own:
                 self.path.unlink()

@@ -279,10 +279,10 @@ class House:
         seat = pcpu.seat
         assert seat is not None
         pcpu.running_ns += now - seat.counted
-        seat.vcpu.kvm.leave()
         pcpu.seat, pcpu.reason, pcpu.preempted, pcpu.end = None, reason, False, 0
         if self.turn is not None and self.turn[0] is pcpu:
             self.turn = None
+        seat.vcpu.kvm.leave()
 
     def _clear(self, pcpu: Pcpu) -> None:
         if pcpu.there is not None:

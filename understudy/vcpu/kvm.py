@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from understudy.arch.msr import Msr
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError
 from understudy.state import U64, Part
@@ -24,6 +25,8 @@ from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
 
 ENABLED: Final = 1
+NO_MEMORY: Final = GuestMemoryError, OutOfFrames
+"""There is none at an address, or the host has none left for it."""
 EOI_RESERVED: Final = 2
 PREEMPTED_AT: Final = 16  # in the structure for steal time
 PREEMPTED, FLUSH_TLB = 1, 2
@@ -65,8 +68,8 @@ class Kvm(Part):
         }
 
     def reset(self) -> None:
-        """As after power-on, but for what is counted."""
-        self.state = KvmState(counts=self.state.counts)
+        """As after INIT, but for what is counted, and for what others were told of it."""
+        self.state = KvmState(counts=self.state.counts, away=self.state.away)
 
     def _write_eoi(self, value: int) -> None:
         if value & EOI_RESERVED:
@@ -89,7 +92,7 @@ class Kvm(Part):
             return
         try:
             self.memory.exchange(own.eoi & ~3, 1)
-        except GuestMemoryError:
+        except NO_MEMORY:
             return
         own.offered = True
 
@@ -101,7 +104,7 @@ class Kvm(Part):
         own.offered = False
         try:
             is_over = not self.memory.exchange(own.eoi & ~3, 0) & 1
-        except GuestMemoryError:
+        except NO_MEMORY:
             is_over = False
         own.counts["ended in memory" if is_over else "taken back"] += 1
         if not is_over:
@@ -126,8 +129,8 @@ class Kvm(Part):
         own = self.state
         if not own.away:
             return
-        own.away = False
-        old = self._exchange(self.steal(), 0)
+        own.away, steal = False, self.steal()
+        old = self._exchange(steal, 0) if steal & ENABLED else None
         if old is not None and old & FLUSH_TLB:
             own.counts["flushes left"] += 1
             self.flush()
@@ -136,5 +139,5 @@ class Kvm(Part):
         """Others write there at the same time."""
         try:
             return self.memory.exchange((steal & ~0x3F) + PREEMPTED_AT, value)
-        except GuestMemoryError:
+        except NO_MEMORY:
             return None

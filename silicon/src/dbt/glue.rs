@@ -216,6 +216,9 @@ pub fn write(a: &mut Asm, h: Helpers) -> Glue {
     a.mov(RSP, RDI);
     a.rm(&[], false, &[0x0F, 0xAE], 3, state(table(offset_of!(Tables, host_mxcsr)))); // stmxcsr
     a.rm(&[], true, &[0x0F, 0xAE], 1, state(fx)); // fxrstor64
+    if has_avx {
+        a.raw(&VZEROUPPER); // whatever the program had there, it is not the guest's
+    }
     let mut w = Writer { a, has_avx, below: 0 };
     w.upper_in();
     w.registers_in();

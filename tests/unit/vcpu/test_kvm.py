@@ -126,6 +126,24 @@ def test_who_was_away_flushes_if_that_was_left_to_be_done() -> None:
         assert byte(vm, AWAY) == 1  # the time that is told beside it leaves it alone
 
 
+def test_init_forgets_nothing_that_others_were_told() -> None:
+    with VM("4M", cpu="max") as vm:
+        (vcpu,) = vm.vcpus
+        kvm, flushed = vcpu.kvm, list[int]()
+        kvm.flush = lambda: flushed.append(byte(vm, AWAY))
+        vcpu.msrs.write(Msr.KVM_STEAL_TIME, STEAL | 1)
+        kvm.leave()
+        vm.memory.write(AWAY, b"\3")
+        kvm.reset()
+        kvm.come_back()
+        assert (byte(vm, AWAY), flushed) == (0, [0])
+        kvm.leave()
+        vcpu.msrs.write(Msr.KVM_STEAL_TIME, 0)
+        vm.memory.write(AWAY, b"\3")
+        kvm.come_back()
+        assert byte(vm, AWAY) == 3  # it is not told there any more
+
+
 def test_a_guest_that_does_not_look_is_not_told() -> None:
     with VM("4M", cpu="understudy,+steal_time") as vm:
         (vcpu,) = vm.vcpus

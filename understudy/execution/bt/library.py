@@ -21,12 +21,15 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
+from understudy.arch import address, cr
 from understudy.execution.bt import flags, layout, sequences, translate
 from understudy.execution.bt.cache import Unit
 from understudy.execution.bt.layout import Layout
 from understudy.execution.bt.sequences import Code, Link
+from understudy.execution.deprivileged import instructions
 from understudy.guests.cache import Cache
 from understudy.guests.entry import GuestError
+from understudy.instructions import operands
 
 MAGIC: Final = b"understudy bt 1\n"
 DIGEST: Final = 32
@@ -36,6 +39,8 @@ LINK: Final = Struct("<HHQ")
 WORD: Final = 2
 KEPT_BYTES: Final = 64 << 20
 """Of one file, and of what one run adds."""
+MODULES: Final = (layout, sequences, flags, translate, instructions, operands, address, cr)
+"""Those that decide what a unit is."""
 VARIANTS_KEPT: Final = 16
 """Units of one address."""
 
@@ -44,7 +49,7 @@ VARIANTS_KEPT: Final = 16
 def translator() -> bytes:
     """A digest of what makes units."""
     digest = hashlib.sha256(version("iced-x86").encode())
-    for module in (layout, sequences, flags, translate):
+    for module in MODULES:
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.digest()
 

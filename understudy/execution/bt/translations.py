@@ -32,6 +32,8 @@ from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
 PROGRAM: Final = 3
+PLACES_KEPT: Final = 2
+"""Of the window, for which translations are kept on disk: the guest chooses how often it moves."""
 
 
 class Translations(Live):
@@ -224,6 +226,8 @@ class Translations(Live):
             return None
         layout = self.cache.layout
         if layout not in self._libraries:
+            if len(self._libraries) >= PLACES_KEPT:
+                return None
             self._libraries[layout] = Library(layout, is_virtual=self.is_virtual)
         return self._libraries[layout]
 
