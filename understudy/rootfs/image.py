@@ -17,7 +17,7 @@ from typing import Final
 
 from understudy.guests.apt import Progress
 from understudy.guests.cache import Cache, explained
-from understudy.rootfs.source import tree
+from understudy.rootfs.source import about, tree
 from understudy.whole_debian import making
 from understudy.whole_debian.making import Boot
 
@@ -45,7 +45,7 @@ def image(
         found = tree(source, given, work)
         files, size = work / "files.tar", max(making.SIZE, ROOM * found.size)
         size = -(-size // making.UNIT) * making.UNIT
-        with explained(cache.root):
+        with explained(cache.root), about(source):
             found.write(files)
         key = _key(files, size)
         item = f"rootfs-{key[:16]}"

@@ -15,7 +15,8 @@ import re
 import stat
 import tarfile
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,7 +27,7 @@ from understudy.guests.entry import GuestError
 from understudy.guests.unpack import ERRORS
 from understudy.rootfs.tree import Content, Tree
 
-MOST_BYTES: Final = 1 << 36  # of a layer, unpacked
+MOST_BYTES: Final = 1 << 36  # of all layers: what is unpacked, and the files in them
 MOST_TEXT: Final = 4 << 20  # of a description in a layout
 MOST_LAYERS: Final = 1000
 PIECE: Final = 1 << 20
@@ -42,26 +43,36 @@ def tree(source: Path, given: ExitStack, work: Path) -> Tree:
 
     GuestError says why not.
     """
-    found = Tree()
+    found = Tree(MOST_BYTES)
+    with about(source):
+        try:
+            if not source.exists():
+                raise GuestError("no such file or folder")
+            if not source.is_dir():
+                _lay(found, source, given, work)
+                if LAYOUT in found.nodes:
+                    raise GuestError(
+                        "an OCI image layout in an archive: unpack it, and say its folder"
+                    )
+            elif (source / LAYOUT).exists():
+                for layer in _layers(source):
+                    _lay(found, layer, given, work)
+            else:
+                _fill(found, source)
+            if not found.nodes:
+                raise GuestError("there is no file in it")
+        except OSError as error:
+            raise GuestError(error.strerror or str(error)) from None
+    return found
+
+
+@contextmanager
+def about(source: Path) -> Iterator[None]:
+    """A GuestError in here says which root file system it is about."""
     try:
-        if not source.exists():
-            raise GuestError("no such file or folder")
-        if not source.is_dir():
-            _lay(found, source, given, work)
-            if LAYOUT in found.nodes:
-                raise GuestError("an OCI image layout in an archive: unpack it, and say its folder")
-        elif (source / LAYOUT).exists():
-            for layer in _layers(source):
-                _lay(found, layer, given, work)
-        else:
-            _fill(found, source)
-        if not found.nodes:
-            raise GuestError("there is no file in it")
+        yield
     except GuestError as error:
         raise GuestError(f"rootfs {source}: {error}") from None
-    except OSError as error:
-        raise GuestError(f"rootfs {source}: {error.strerror or error}") from None
-    return found
 
 
 # --- a folder ---
@@ -106,7 +117,7 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
-        raise GuestError(f"rootfs: {path} cannot be read: {error.strerror}") from None
+        raise GuestError(f"{path} cannot be read: {error.strerror}") from None
 
 
 # --- an archive ---
@@ -115,7 +126,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _lay(found: Tree, file: Path, given: ExitStack, work: Path) -> None:
     """One more layer, from an archive however it is packed."""
     try:
-        data = _unpacked(file, given, work)
+        data = _unpacked(found, file, given, work)
         archive = tarfile.open(fileobj=data, mode="r:")  # noqa: SIM115 (`given`)
         found.lay(given.enter_context(archive))
     except GuestError:
@@ -130,7 +141,7 @@ def _lay(found: Tree, file: Path, given: ExitStack, work: Path) -> None:
         ) from None
 
 
-def _unpacked(file: Path, given: ExitStack, work: Path) -> IO[bytes]:
+def _unpacked(found: Tree, file: Path, given: ExitStack, work: Path) -> IO[bytes]:
     source = given.enter_context(file.open("rb"))
     start = source.read(6)
     source.seek(0)
@@ -147,11 +158,8 @@ def _unpacked(file: Path, given: ExitStack, work: Path) -> IO[bytes]:
         return source
     plain = tempfile.TemporaryFile(dir=work)  # noqa: SIM115 (`given`)
     given.callback(plain.close)
-    left = MOST_BYTES
     while data := packed.read(PIECE):
-        left -= len(data)
-        if left < 0:
-            raise GuestError(f"it unpacks to more than {MOST_BYTES >> 30} GiB")
+        found.take(len(data))
         plain.write(data)
     plain.seek(0)
     return plain

@@ -8,7 +8,7 @@ names are left; owners, modes and times are those that came; the same layers giv
 
 import copy
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -17,6 +17,7 @@ from understudy.guests.entry import GuestError
 
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
+MOST_NAME: Final = 4096  # characters: Linux's PATH_MAX
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,82 +37,111 @@ class Node:
 
 
 class Tree:
-    """Layers that were put one over the other."""
+    """Layers that were put one over the other, which may take `most` bytes together."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.nodes: dict[str, Node] = {}
+        self.most = self.left = most
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(node.content.size for node in self.nodes.values() if node.content)
 
+    def take(self, size: int) -> None:
+        """So many bytes more for a layer.  GuestError if they are too many."""
+        if size > self.left:
+            raise GuestError(f"it unpacks to more than {self.most >> 30} GiB")
+        self.left -= size
+
     def put(self, name: str, info: tarfile.TarInfo, content: Content | None = None) -> None:
-        """A file in the place of whatever has its name; a folder keeps what is in it."""
+        """A file in the place of whatever has its name."""
         info = copy.copy(info)
         info.name, info.uname, info.gname, info.pax_headers = name, "", "", {}
         info.mtime = int(info.mtime)
-        old = self.nodes.get(name)
-        if old is not None and old.info.isdir() and not info.isdir():
-            self.remove(name)
         self.nodes[name] = Node(info, content)
-
-    def remove(self, name: str) -> None:
-        """That, and all that is in it."""
-        self.nodes.pop(name, None)
-        self.empty(name)
-
-    def empty(self, name: str) -> None:
-        """All that is in a folder; in the whole tree for no name."""
-        inside = f"{name}/" if name else ""
-        for other in [other for other in self.nodes if other.startswith(inside)]:
-            del self.nodes[other]
 
     def lay(self, layer: tarfile.TarFile) -> None:
         """One more layer, which stays open as long as this is used.
 
-        GuestError for names and links that cannot be.
+        GuestError for names, links and sizes that cannot be.
         """
         members = [(named(one.name), one) for one in layer]
-        for name, _ in members:  # what goes is below this layer, wherever that is said in it
-            folder, _, last = name.rpartition("/")
-            if last == OPAQUE:
-                self.empty(folder)
-            elif last.startswith(WHITEOUT):
-                self.remove(f"{folder}/{last[len(WHITEOUT) :]}".strip("/"))
+        self._uncover(members)
+        members = [
+            (name, info)
+            for name, info in members
+            if name and not name.rpartition("/")[2].startswith(WHITEOUT)
+        ]
         for name, info in members:
-            if not name or name.rpartition("/")[2].startswith(WHITEOUT):
-                continue
             if info.islnk():
                 target = self.nodes.get(named(info.linkname))
                 if target is None or target.content is None:
                     raise GuestError(f"{name} is a link to {info.linkname}, which is no file there")
                 self.put(name, target.info, target.content)
             elif info.isreg():
+                if info.size < 0:
+                    raise GuestError(f"{name} has a size of {info.size} bytes")
+                self.take(info.size)
                 self.put(name, info, Content(info.size, _reader(layer, info)))
             elif info.isdir() or info.issym() or info.isdev():
                 self.put(name, info)
             else:
                 raise GuestError(f"{name} is of a kind that no file system here has")
+        for name, _ in members:
+            for folder in _above(name):
+                node = self.nodes.get(folder)
+                if node and not (node.info.isdir() or node.info.issym()):
+                    raise GuestError(f"{name} is in {folder}, which is no folder")
+
+    def _uncover(self, members: list[tuple[str, tarfile.TarInfo]]) -> None:
+        """Drop what a layer takes away of those below, wherever in it that is said.
+
+        One look at each file, however much goes.
+        """
+        gone, emptied = set(), set()
+        for name, info in members:
+            folder, _, last = name.rpartition("/")
+            if last == OPAQUE:
+                emptied.add(folder)
+            elif last.startswith(WHITEOUT):
+                gone.add(f"{folder}/{last[len(WHITEOUT) :]}".strip("/"))
+            elif name and not info.isdir() and not (info.issym() and self._is_link(name)):
+                emptied.add(name)
+        emptied |= gone
+        self.nodes = {
+            name: node
+            for name, node in self.nodes.items()
+            if name not in gone and emptied.isdisjoint(_above(name))
+        }
+
+    def _is_link(self, name: str) -> bool:
+        node = self.nodes.get(name)
+        return node is not None and node.info.issym()
 
     def write(self, file: Path) -> None:
-        """All that is left, as an archive.  OSError if it cannot be written, or a file read."""
+        """All that is left, as an archive.
+
+        OSError if it cannot be written, or a file read; GuestError if a file's data or numbers
+        cannot be.
+        """
         written: dict[Content, str] = {}
         with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as archive:
             for name, node in self.nodes.items():
                 info = copy.copy(node.info)
                 info.name = name
                 if node.content is None:
-                    archive.addfile(info)
+                    info.size = 0
+                    _add(archive, info)
                 elif node.content in written:
                     info.type, info.linkname = tarfile.LNKTYPE, written[node.content]
                     info.size = 0
-                    archive.addfile(info)
+                    _add(archive, info)
                 else:
                     written[node.content] = name
                     info.type, info.linkname, info.size = tarfile.REGTYPE, "", node.content.size
                     with node.content.open() as data:
-                        archive.addfile(info, data)
+                        _add(archive, info, data)
 
 
 def named(name: str) -> str:
@@ -119,7 +149,27 @@ def named(name: str) -> str:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in name:
         raise GuestError(f"{name!r} leads out of the file system")
+    if len(name) > MOST_NAME:
+        raise GuestError(f"{name[:80]!r}… is longer than a name may be")
     return "/".join(parts)
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders that a name is in, up to the root, whose name is empty."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, data: IO[bytes] | None = None) -> None:
+    try:
+        archive.addfile(info, data)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise GuestError(f"{info.name}: {error}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise GuestError(f"{info.name}: {error}") from None  # `tarfile` says so of missing data
 
 
 def _reader(layer: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:

@@ -15,7 +15,7 @@ import zstandard
 
 from tests.unit.rootfs.layouts import Files, layer, layout
 from understudy.guests.entry import GuestError
-from understudy.rootfs.source import tree
+from understudy.rootfs.source import about, tree
 
 LOWER: Files = {
     "./": None, "./bin": "usr/bin", "./etc": None, "etc/a": b"old", "etc/gone": b"x",
@@ -50,7 +50,9 @@ def read(source: Path, tmp_path: Path) -> dict[str, bytes | str | None]:
 
 def refused(source: Path, tmp_path: Path) -> str:
     with pytest.raises(GuestError) as caught, ExitStack() as given:
-        tree(source, given, tmp_path).write(tmp_path / "out.tar")
+        found = tree(source, given, tmp_path)
+        with about(source):
+            found.write(tmp_path / "out.tar")
     assert "\n" not in str(caught.value) and str(source) in str(caught.value)
     return str(caught.value)
 
