@@ -8,7 +8,7 @@ So nobody gains by changing a name meanwhile, in the guest or here.
 Source: ours; openat2(2), proc(5), "/proc/pid/fd".
 Invariants: nothing is opened but regular files and folders; at most `MOST_HANDLES` are open, and
 there are no other descriptors than these between two wishes; nothing is written to a folder that is
-not writable; a file that a guest makes gives nobody rights (setuid).
+not writable; a file that a guest makes or writes to gives nobody rights (setuid).
 Each wish that cannot be fulfilled is an OSError.
 """
 
@@ -18,11 +18,11 @@ import stat
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from understudy.backends import descriptors, system_calls
+from understudy.backends.folder_files import PERMISSIONS, Handle, resize
 from understudy.backends.folder_names import (
     FolderState,
     KeptHandle,
@@ -36,7 +36,6 @@ from understudy.state import plain, restore
 
 MOST_HANDLES: Final = 256
 LIST_BYTES: Final = 1 << 15  # of names that are read at once
-PERMISSIONS: Final = 0o1777  # and no setuid, no setgid
 NOREPLACE, EXCHANGE = 1, 2  # RENAME_*
 GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 """What is said of a path where there is not any more what was there."""
@@ -46,16 +45,6 @@ MADE: Final = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
 
 class ShareError(Exception):
     """A folder that cannot be shared: one line that says what to do."""
-
-
-@dataclass(slots=True)
-class Handle:
-    """An open file, or an open folder."""
-
-    fd: int
-    node: Node
-    flags: int
-    """Of open(2)."""
 
 
 class Folder:
@@ -156,7 +145,14 @@ class Folder:
         if (node.kind == stat.S_IFDIR) != bool(flags & os.O_DIRECTORY):
             raise error(errno.EISDIR if node.kind == stat.S_IFDIR else errno.ENOTDIR)
         with self._at(node) as fd:
-            return self._handle(node, self._reopened(fd, flags), flags)
+            opened = self._reopened(fd, flags & ~os.O_TRUNC)
+            try:
+                if flags & os.O_TRUNC:
+                    self._resize(node, fd, 0)
+            except BaseException:
+                os.close(opened)
+                raise
+        return self._handle(node, opened, flags)
 
     def _check_room(self) -> None:
         if len(self.handles) >= MOST_HANDLES or descriptors.are_scarce():
@@ -260,11 +256,11 @@ class Folder:
     def _resize(self, node: Node, fd: int, size: int) -> None:
         for handle in (self.handles[number] for number in node.handles):
             if handle.flags & os.O_ACCMODE:  # its permissions may not let it be opened again
-                os.ftruncate(handle.fd, size)
+                resize(handle.fd, size)
                 return
         writable = self._reopened(fd, os.O_WRONLY)
         try:
-            os.ftruncate(writable, size)
+            resize(writable, size)
         finally:
             os.close(writable)
 

@@ -5,14 +5,14 @@ found anew each time.  Two names of one file are two numbers.
 
 Source: ours; the numbers are FUSE's "nodeid".
 Invariants: no number is given twice; there are at most `MOST_NODES`: beyond that, the name that was
-used longest ago goes, and who uses its number is told that it is stale.
+used longest ago goes, and who uses its number is told that it is stale; no name is above itself.
 """
 
 import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -93,16 +93,16 @@ class Names:
     def path(self, node: Node) -> bytes:
         """From the folder that is shared on; OSError if there is none any more."""
         names: list[bytes] = []
-        at = node
+        at, size = node, -1  # no slash before the first
         while at is not self.top:
             if at.parent is None:
                 raise error(errno.ESTALE)
             names.append(at.name)
+            size += 1 + len(at.name)
+            if size > LONGEST_PATH:
+                raise error(errno.ENAMETOOLONG)
             at = at.parent
-        path = b"/".join(reversed(names)) or b"."
-        if len(path) > LONGEST_PATH:
-            raise error(errno.ENAMETOOLONG)
-        return path
+        return b"/".join(reversed(names)) or b"."
 
     def told(self, folder: Node, name: bytes, there: os.stat_result) -> Node:
         """The guest is told of a name, and of what is there: another file is another number."""
@@ -144,7 +144,8 @@ class Names:
 
     def _evict(self, folder: Node) -> None:
         """Drop the name that was used longest ago: the guest finds it again from its folder on."""
-        for number in list(self.nodes):
+        for _ in range(len(self.nodes)):
+            number = next(iter(self.nodes))
             node = self.nodes[number]
             if node not in (self.top, folder) and not node.children and not node.handles:
                 node.known = 0
@@ -162,6 +163,13 @@ class Names:
     def moved(self, source: Node, name: bytes, aim: Node, to: bytes, *, is_exchange: bool) -> None:
         """A name has become another one, or two have been exchanged."""
         if (source, name) == (aim, to):
+            return
+        if source.children.get(name) in above(aim) or (
+            is_exchange and aim.children.get(to) in above(source)
+        ):
+            # Somebody else has moved one of the folders meanwhile: nothing is known of either name.
+            self.gone(source, name)
+            self.gone(aim, to)
             return
         node, there = source.children.pop(name, None), aim.children.pop(to, None)
         if there is not None and not is_exchange:
@@ -215,6 +223,14 @@ class Names:
         if row.name in parent.children:
             raise ValueError(f"snapshot: two shared files are called {row.name!r}")
         parent.children[row.name] = node
+
+
+def above(node: Node) -> Iterator[Node]:
+    """The name itself, its folder's, and so on."""
+    at: Node | None = node
+    while at is not None:
+        yield at
+        at = at.parent
 
 
 def checked(name: bytes) -> bytes:

@@ -6,7 +6,8 @@ Not modeled: the notification queue, the DAX window, locks between guests (a gue
 kernel's), extended attributes, device files.
 
 Invariants: the device reaches what its `Folder` reaches, see there; a request ends with an errno at
-the worst; what a guest has in its caches it looks at again after a second of its time.
+the worst; what a guest has in its caches it looks at again after a second of its time; a request
+counts as its work (`fs_requests.py`), however little it moves, so no ring keeps the hypervisor.
 """
 
 import errno
@@ -64,17 +65,20 @@ class Fs(VirtioPci, name="virtio_fs"):
         _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(request)
         body = memoryview(request)[fuse.IN_HEADER.size :]
         room = length(chain.writable) - fuse.OUT_HEADER.size
+        wish = None if self.folder is None else Request(self.folder, node, body, min(room, MOST))
         answer, problem = b"", 0
         try:
-            if self.folder is None or opcode not in ANSWERS:
+            if wish is None or opcode not in ANSWERS:
                 raise OSError(errno.ENOSYS, "no such request")
-            answer = ANSWERS[opcode](Request(self.folder, node, body, min(room, MOST)))
+            answer = ANSWERS[opcode](wish)
             if len(answer) > max(room, 0):
                 raise OSError(errno.EIO, "no room for the answer")
         except OSError as error:
             problem, answer = error.errno or errno.EIO, b""
         except (struct.error, OverflowError, ValueError):  # cut off, or numbers that cannot be
             problem, answer = errno.EINVAL, b""
+        if wish is not None:
+            self.moved += wish.work
         if opcode in fuse.SILENT or room < 0:
             return 0
         total = fuse.OUT_HEADER.size + len(answer)

@@ -1,8 +1,9 @@
 """What a virtio file system's driver can ask for, one function each.
 
 Source: Linux, include/uapi/linux/fuse.h and fs/fuse/, by what is sent there.
-Invariant: a function returns the answer behind its header, or raises an OSError with its errno, or
-what `struct` and `os` raise for numbers that cannot be.
+Invariants: a function returns the answer behind its header, or raises an OSError with its errno, or
+what `struct` and `os` raise for numbers that cannot be; how much work it does is counted, by what
+is asked for and never by time.
 """
 
 import errno
@@ -16,10 +17,18 @@ from typing import Any, Final
 from understudy.backends.folder import Folder
 from understudy.devices.virtio import fs_messages as fuse
 from understudy.devices.virtio.fs_messages import Op
+from understudy.devices.virtio.pci import QUANTUM
 
 MOST_PAGES: Final = 256  # of one request's data
 MOST: Final = MOST_PAGES << 12
 BACKGROUND: Final = 64  # requests for which nobody waits that a driver may have under way
+
+# Work, in bytes that could be moved instead.
+ONE_REQUEST: Final = 256 << 10  # what is named is found, from the folder on
+ONE_NAME: Final = 8 << 10  # in a folder
+ONE_FOUND: Final = 64 << 10  # of these, with what is there
+ONE_FORGOTTEN: Final = 1 << 10
+ONE_SYNC: Final = QUANTUM  # nobody knows how long a disk takes: nothing more at once
 
 
 @dataclass(slots=True)
@@ -32,6 +41,8 @@ class Request:
     """What came behind the header."""
     room: int
     """Bytes of data that the answer may have."""
+    work: int = ONE_REQUEST
+    """What it counts as, in bytes that are moved; more with all that is done."""
 
     def fields(self, layout: struct.Struct) -> tuple[int, ...]:
         """The numbers at the beginning."""
@@ -120,6 +131,7 @@ def _batch_forget(request: Request) -> bytes:
     count, _ = request.fields(fuse.BATCH_FORGET_IN)
     rows = request.body[fuse.BATCH_FORGET_IN.size :][: count * fuse.FORGET_ONE.size]
     whole = len(rows) // fuse.FORGET_ONE.size * fuse.FORGET_ONE.size
+    request.work += whole // fuse.FORGET_ONE.size * ONE_FORGOTTEN
     for number, times in fuse.FORGET_ONE.iter_unpack(rows[:whole]):
         request.folder.forget(number, times)
     return b""
@@ -263,7 +275,7 @@ def _write(request: Request) -> bytes:
     data = request.body[fuse.READ_IN.size :]
     if size != len(data):
         raise OSError(errno.EINVAL, "as many bytes as it says")
-    return fuse.WRITE_OUT.pack(os.pwrite(request.folder.handle(number).fd, data, offset), 0)
+    return fuse.WRITE_OUT.pack(request.folder.handle(number).write(data, offset), 0)
 
 
 @answers(Op.RELEASE, Op.RELEASEDIR)
@@ -277,6 +289,7 @@ def _release(request: Request) -> bytes:
 def _fsync(request: Request) -> bytes:
     number, flags, _ = request.fields(fuse.FSYNC_IN)
     fd = request.folder.handle(number).fd
+    request.work += ONE_SYNC
     (os.fdatasync if flags & fuse.FDATASYNC else os.fsync)(fd)
     return b""
 
@@ -305,6 +318,7 @@ def _readdir(request: Request) -> bytes:
         row = fuse.dirent(entry.ino, entry.offset, entry.kind, entry.name)
         if len(rows) + len(row) > most:
             break
+        request.work += ONE_NAME
         rows += row
     return bytes(rows)
 
@@ -317,6 +331,7 @@ def _readdirplus(request: Request) -> bytes:
         row = fuse.dirent(entry.ino, entry.offset, entry.kind, entry.name)
         if len(rows) + fuse.ENTRY_BYTES + len(row) > most:
             break
+        request.work += ONE_FOUND
         rows += _told(request, entry.name) + row
     return bytes(rows)
 
