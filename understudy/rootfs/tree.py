@@ -73,7 +73,11 @@ class Tree:
             for name, info in members
             if name and not name.rpartition("/")[2].startswith(WHITEOUT)
         ]
-        for name, info in members:
+        put, covered = {}, {}  # when in this layer, by name
+        for when, (name, info) in enumerate(members):
+            put[name] = when
+            if self._covers(name, info):
+                covered[name] = when
             if info.islnk():
                 target = self.nodes.get(named(info.linkname))
                 if target is None or target.content is None:
@@ -88,9 +92,12 @@ class Tree:
                 self.put(name, info)
             else:
                 raise GuestError(f"{name} is of a kind that no file system here has")
-        for name, _ in members:
+        for name, when in put.items():
             for folder in _above(name):
                 node = self.nodes.get(folder)
+                if covered.get(folder, -1) > when:
+                    del self.nodes[name]
+                    break
                 if node and not (node.info.isdir() or node.info.issym()):
                     raise GuestError(f"{name} is in {folder}, which is no folder")
 
@@ -106,7 +113,7 @@ class Tree:
                 emptied.add(folder)
             elif last.startswith(WHITEOUT):
                 gone.add(f"{folder}/{last[len(WHITEOUT) :]}".strip("/"))
-            elif name and not info.isdir() and not (info.issym() and self._is_link(name)):
+            elif name and self._covers(name, info):
                 emptied.add(name)
         emptied |= gone
         self.nodes = {
@@ -115,9 +122,13 @@ class Tree:
             if name not in gone and emptied.isdisjoint(_above(name))
         }
 
-    def _is_link(self, name: str) -> bool:
-        node = self.nodes.get(name)
-        return node is not None and node.info.issym()
+    def _covers(self, name: str, info: tarfile.TarInfo) -> bool:
+        """Whether what is below a name goes if this comes there.
+
+        Not for a link in the place of a link: what is below it is in the folder that it leads to.
+        """
+        old = self.nodes.get(name)
+        return not (info.isdir() or (info.issym() and old is not None and old.info.issym()))
 
     def write(self, file: Path) -> None:
         """All that is left, as an archive.

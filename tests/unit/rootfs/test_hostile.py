@@ -136,9 +136,17 @@ def test_files_below_a_link_to_a_folder_stay(tmp_path: Path) -> None:
     assert names(layers, tmp_path) == ["lib", "lib/a"]
 
 
-@pytest.mark.parametrize(
-    "layers", [[{"y": b"1"}, {"y/z": b"2"}], [{"y": b"1", "y/z": b"2"}], [{"y/z": b"2", "y": b"1"}]]
-)
+@pytest.mark.parametrize("what", [b"a file", "a-link"])
+def test_the_later_of_two_in_one_archive_replaces_the_folder(
+    what: bytes | str, tmp_path: Path
+) -> None:
+    """`./y` and `y` are one name."""
+    files: Files = {"y": None, "y/z": b"1", "x": b"2", "./y": what}
+    assert names([files], tmp_path) == ["x", "y"]
+    assert names([{"y/z": b"1", "x": b"2", "y": what}], tmp_path / "implied") == ["x", "y"]
+
+
+@pytest.mark.parametrize("layers", [[{"y": b"1"}, {"y/z": b"2"}], [{"y": b"1", "y/z": b"2"}]])
 def test_nothing_is_below_a_plain_file(layers: list[Files], tmp_path: Path) -> None:
     source = layout(tmp_path / "image", [layer(one) for one in layers])
     assert "y/z is in y, which is no folder" in said(source, tmp_path)
