@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -80,6 +80,7 @@ class Names:
         self.top = Node(ROOT, None, b"", stat.S_IFDIR)
         self.nodes: OrderedDict[int, Node] = OrderedDict({ROOT: self.top})  # used last, last
         self.following = following
+        self.steps = 0  # from name to name, since somebody began to count
 
     def node(self, number: int) -> Node:
         """The name with this number; OSError if it is stale."""
@@ -101,6 +102,7 @@ class Names:
             size += 1 + len(at.name)
             if size > LONGEST_PATH:
                 raise error(errno.ENAMETOOLONG)
+            self.steps += 1
             at = at.parent
         return b"/".join(reversed(names)) or b"."
 
@@ -152,6 +154,7 @@ class Names:
                 self.tidy(node)
                 return
             self.nodes.move_to_end(number)
+            self.steps += 1
 
     def gone(self, folder: Node, name: bytes) -> None:
         """There is no such name any more."""
@@ -164,8 +167,8 @@ class Names:
         """A name has become another one, or two have been exchanged."""
         if (source, name) == (aim, to):
             return
-        if source.children.get(name) in above(aim) or (
-            is_exchange and aim.children.get(to) in above(source)
+        if self._is_above(source.children.get(name), aim) or (
+            is_exchange and self._is_above(aim.children.get(to), source)
         ):
             # Somebody else has moved one of the folders meanwhile: nothing is known of either name.
             self.gone(source, name)
@@ -180,6 +183,14 @@ class Names:
             if one is not None:
                 one.parent, one.name = folder, its
                 folder.children[its] = one
+
+    def _is_above(self, node: Node | None, folder: Node) -> bool:
+        """Whether a name is the folder's itself, or one that the folder is under."""
+        at: Node | None = folder
+        while at is not None and at is not node:
+            self.steps += 1
+            at = at.parent
+        return at is not None
 
     # --- snapshots ---
 
@@ -223,14 +234,6 @@ class Names:
         if row.name in parent.children:
             raise ValueError(f"snapshot: two shared files are called {row.name!r}")
         parent.children[row.name] = node
-
-
-def above(node: Node) -> Iterator[Node]:
-    """The name itself, its folder's, and so on."""
-    at: Node | None = node
-    while at is not None:
-        yield at
-        at = at.parent
 
 
 def checked(name: bytes) -> bytes:

@@ -24,7 +24,8 @@ MOST: Final = MOST_PAGES << 12
 BACKGROUND: Final = 64  # requests for which nobody waits that a driver may have under way
 
 # Work, in bytes that could be moved instead.
-ONE_REQUEST: Final = 256 << 10  # what is named is found, from the folder on
+ONE_REQUEST: Final = 256 << 10
+ONE_STEP: Final = 1 << 10  # from one name that the guest knows to the next, here and in the kernel
 ONE_NAME: Final = 8 << 10  # in a folder
 ONE_FOUND: Final = 64 << 10  # of these, with what is there
 ONE_FORGOTTEN: Final = 1 << 10
@@ -41,8 +42,16 @@ class Request:
     """What came behind the header."""
     room: int
     """Bytes of data that the answer may have."""
-    work: int = ONE_REQUEST
-    """What it counts as, in bytes that are moved; more with all that is done."""
+    own_work: int = ONE_REQUEST
+    """Its work but for steps: more with all that is done."""
+
+    def __post_init__(self) -> None:
+        self.folder.names.steps = 0
+
+    @property
+    def work(self) -> int:
+        """What it counts as until now, in bytes that are moved."""
+        return self.own_work + self.folder.names.steps * ONE_STEP
 
     def fields(self, layout: struct.Struct) -> tuple[int, ...]:
         """The numbers at the beginning."""
@@ -131,7 +140,7 @@ def _batch_forget(request: Request) -> bytes:
     count, _ = request.fields(fuse.BATCH_FORGET_IN)
     rows = request.body[fuse.BATCH_FORGET_IN.size :][: count * fuse.FORGET_ONE.size]
     whole = len(rows) // fuse.FORGET_ONE.size * fuse.FORGET_ONE.size
-    request.work += whole // fuse.FORGET_ONE.size * ONE_FORGOTTEN
+    request.own_work += whole // fuse.FORGET_ONE.size * ONE_FORGOTTEN
     for number, times in fuse.FORGET_ONE.iter_unpack(rows[:whole]):
         request.folder.forget(number, times)
     return b""
@@ -289,7 +298,7 @@ def _release(request: Request) -> bytes:
 def _fsync(request: Request) -> bytes:
     number, flags, _ = request.fields(fuse.FSYNC_IN)
     fd = request.folder.handle(number).fd
-    request.work += ONE_SYNC
+    request.own_work += ONE_SYNC
     (os.fdatasync if flags & fuse.FDATASYNC else os.fsync)(fd)
     return b""
 
@@ -318,7 +327,7 @@ def _readdir(request: Request) -> bytes:
         row = fuse.dirent(entry.ino, entry.offset, entry.kind, entry.name)
         if len(rows) + len(row) > most:
             break
-        request.work += ONE_NAME
+        request.own_work += ONE_NAME
         rows += row
     return bytes(rows)
 
@@ -329,9 +338,10 @@ def _readdirplus(request: Request) -> bytes:
     most, rows = min(size, request.room), bytearray()
     for entry in request.folder.listing(number, offset):
         row = fuse.dirent(entry.ino, entry.offset, entry.kind, entry.name)
-        if len(rows) + fuse.ENTRY_BYTES + len(row) > most:
+        is_enough = rows and request.work >= QUANTUM  # the driver asks for the rest
+        if is_enough or len(rows) + fuse.ENTRY_BYTES + len(row) > most:
             break
-        request.work += ONE_FOUND
+        request.own_work += ONE_FOUND
         rows += _told(request, entry.name) + row
     return bytes(rows)
 

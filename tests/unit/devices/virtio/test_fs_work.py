@@ -15,7 +15,7 @@ from tests.unit.devices.virtio.fuse import ROOT, FuseDriver
 from understudy.backends import folder_names
 from understudy.backends.folder_names import Node
 from understudy.devices.virtio import fs_messages as fuse
-from understudy.devices.virtio import pci
+from understudy.devices.virtio import fs_requests, pci
 from understudy.devices.virtio.fs import HIGH_PRIORITY, REQUEST
 from understudy.devices.virtio.fs_messages import Op
 from understudy.devices.virtio.fs_requests import (
@@ -23,6 +23,7 @@ from understudy.devices.virtio.fs_requests import (
     ONE_FOUND,
     ONE_NAME,
     ONE_REQUEST,
+    ONE_STEP,
     ONE_SYNC,
 )
 
@@ -55,7 +56,7 @@ def test_names_of_a_folder_count_and_the_rest_comes_a_moment_later(
 ) -> None:
     handle = d.open(ROOT, op=Op.OPENDIR)
     each = ONE_NAME if op is Op.READDIR else ONE_FOUND
-    monkeypatch.setattr(pci, "QUANTUM", 2 * (ONE_REQUEST + FILES * each))
+    monkeypatch.setattr(pci, "QUANTUM", 2 * (ONE_REQUEST + (FILES + 2) * each))
     body = fuse.READ_IN.pack(handle, 0, 1 << 14, 0, 0, 0, 0)
     assert ring(d, op, body, 1 << 14) == 2
     d.clock.advance(pci.SOON)
@@ -88,6 +89,36 @@ def test_a_kick_waits_for_the_disk_once(d: FuseDriver, op: Op) -> None:
     assert ring(d, op, fuse.FSYNC_IN.pack(handle, 0, 0), 1 << 10) == 1
 
 
+def test_each_step_to_a_deep_folder_counts(tmp_path: Path) -> None:
+    depth, files = 20, 30
+    deep = tmp_path.joinpath(*["x"] * depth)
+    deep.mkdir(parents=True)
+    for number in range(files):
+        (deep / f"{number}").touch()
+    with closing(FuseDriver(tmp_path)) as d:
+        node = d.look(*["x"] * depth).node
+        handle = d.open(node, op=Op.OPENDIR)
+        d.ask(Op.LOOKUP, node, b"7\0")
+        assert d.device.moved >= ONE_REQUEST + depth * ONE_STEP
+        body = fuse.READ_IN.pack(handle, 0, 1 << 13, 0, 0, 0, 0)
+        d.ask(Op.READDIRPLUS, node, body)
+        assert d.device.moved >= ONE_REQUEST + files * (ONE_FOUND + depth * ONE_STEP)
+
+
+def test_names_that_cost_too_much_come_in_pieces(
+    d: FuseDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, offset, pieces = d.open(ROOT, op=Op.OPENDIR), 0, []
+    monkeypatch.setattr(fs_requests, "QUANTUM", ONE_REQUEST + 10 * ONE_FOUND)
+    row = fuse.ENTRY_BYTES + fuse.DIRENT.size + 8  # each name has one or two bytes
+    while data := d.wants(
+        Op.READDIRPLUS, ROOT, fuse.READ_IN.pack(handle, offset, 1 << 13, 0, 0, 0, 0)
+    ):
+        pieces.append(len(data) // row)
+        offset = fuse.DIRENT.unpack_from(data, len(data) - row + fuse.ENTRY_BYTES)[1]
+    assert pieces == [10, 10, 10, 10, FILES + 2 - 40]
+
+
 class Ordered(OrderedDict[int, Node]):
     """Names, of which it is counted how many are looked at in order."""
 
@@ -108,3 +139,16 @@ def test_a_name_that_goes_costs_no_look_at_all_others(
     d.folder.names.nodes = nodes = Ordered(d.folder.names.nodes)
     d.look(f"{FILES - 1}")
     assert len(nodes) == FILES and nodes.looked_at <= 2, "the folder, and the oldest"
+
+
+def test_each_name_that_is_passed_over_counts(
+    d: FuseDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_names, "MOST_NODES", FILES)
+    for number in range(FILES - 1):
+        node = d.look(f"{number}").node
+        if number < 3:
+            d.open(node)  # what is open stays
+    d.look(f"{FILES - 1}")
+    assert d.folder.names.steps == 3
+    assert d.device.moved >= ONE_REQUEST + 3 * ONE_STEP
