@@ -174,7 +174,7 @@ def test_a_run_goes_on_on_another_host(pcpus: int) -> None:
 def test_a_snapshot_that_does_not_say_where_it_ran() -> None:
     with Host(pcpus=2, ram="64M") as host, spinning(host, "a") as vm:
         host.run(budget=77_777)
-        image = Image.of(vm.save(), VM._of_image, None, None)
+        image = Image.of(vm.save(), VM._of_image)
         seat = image.state["place"]["seats"][0]
         assert (seat["state"], seat["pcpu"]) == ("running", 0)
         seat["pcpu"] = None

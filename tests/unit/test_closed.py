@@ -10,7 +10,7 @@ from understudy.linux import VM
 
 STILL = {
     "name", "engine", "clock_kind", "close", "console_text", "on_slice", "last_words",
-    "state_in_words", "restore", "linux", "whole",
+    "state_in_words", "restore", "linux", "whole", "root_of",
 }  # fmt: skip
 
 

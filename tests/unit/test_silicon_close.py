@@ -101,6 +101,7 @@ class TestMemory:
             ("resident_bytes", ()),
             ("dirty", (0, 1)),
             ("hash", (0, 1)),
+            ("exchange", (0, 1)),
             ("is_here", None),
             ("size", None),
             ("fd", None),

@@ -236,11 +236,6 @@ class Names:
         parent.children[row.name] = node
 
 
-def is_above(one: Node | None, node: Node) -> bool:
-    """Whether one is the other, or its folder, and so on."""
-    return any(at is one for at in above(node))
-
-
 def checked(name: bytes) -> bytes:
     """A name of something in a folder, and nothing else; OSError if it is none."""
     if len(name) > LONGEST_NAME:

@@ -282,7 +282,8 @@ class House:
         pcpu.seat, pcpu.reason, pcpu.preempted, pcpu.end = None, reason, False, 0
         if self.turn is not None and self.turn[0] is pcpu:
             self.turn = None
-        seat.vcpu.kvm.leave()
+        if seat.vcpu.kvm.tells:
+            seat.vcpu.kvm.leave()
 
     def _clear(self, pcpu: Pcpu) -> None:
         if pcpu.there is not None:

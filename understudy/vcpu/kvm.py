@@ -118,8 +118,10 @@ class Kvm(Part):
 
     def leave(self) -> None:
         """It has no processor, or wants none: others need not wait for it."""
+        if not self.tells:
+            return
         own, steal = self.state, self.steal()
-        if own.away or not self.tells or not steal & ENABLED:
+        if own.away or not steal & ENABLED:
             return
         own.away = self._exchange(steal, PREEMPTED) is not None
         self.look()
