@@ -50,7 +50,7 @@ def test_a_vm_is_asked_inspected_saved_and_stopped(
 ) -> None:
     process, path = running
     status, out, _ = understudy("control", path)
-    assert status == 0 and "instructions, paging ept" in out
+    assert status == 0 and "instructions, execution vmx, paging ept" in out
     status, out, _ = understudy("control", path, "counts")
     assert status == 0 and json.loads(out)["instructions"] > 0
     status, out, _ = understudy("inspect", "rip", "--control", path)

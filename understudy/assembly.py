@@ -226,9 +226,10 @@ def guest_of(
     before: Execution | None = None,
 ) -> Execution:  # fmt: skip
     """A vCPU's guest as its technique keeps it.  `before`: the one that it is to take over from."""
+    more = {} if before is None else {"before": before}
     guest = Execution.ALL[config.execution](
         host, processor, paging, model, keep_timer=config.clock != "wall", exits=config.exits,
-        before=before,
+        **more,
     )  # fmt: skip
     if config.keep_translations and isinstance(guest, Translating):
         guest.keep_translations()

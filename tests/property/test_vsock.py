@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.unit.devices.virtio.driver import BUFFERS
 from tests.unit.devices.virtio.sockets import CID, VsockDriver
 from understudy.devices.virtio.pci import NEEDS_RESET
-from understudy.devices.virtio.vsock import FIRST_PORT, MOST_RESETS, MOST_STREAMS, TX
+from understudy.devices.virtio.vsock import FIRST_PORT, MOST_RESETS, MOST_STREAMS, RX, TX
 from understudy.devices.virtio.vsock_packet import LAYOUT, Header, Op
 from understudy.devices.virtio.vsock_stream import BUFFER
 
@@ -75,7 +75,8 @@ class Game:
                             self.ends[-1].setblocking(False)
                     d.part.look()
                 case "give":
-                    d.give(which)
+                    ring = d.rings[RX]  # what it cannot hold, no driver gives
+                    d.give(min(which, ring.size - (ring.available - ring.used & 0xFFFF)))
                 case "reset":
                     d.put(0x14, 0, 1)
                     d.start(size=8)
