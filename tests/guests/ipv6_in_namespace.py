@@ -5,14 +5,10 @@ IPv6: a guest through passt.
 """
 
 import hashlib
-import http.server
 import os
-import socket
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from tests.guests.web import serving
 from understudy.backends.tap import Tap
 from understudy.linux import VM
 
@@ -22,34 +18,6 @@ ADDRESSED = (
     "for n in $(seq 300); do ip -6 addr show dev eth0 | grep -v tentative | grep -q 'fd06::' && "
     "break; sleep 0.2; done; ip -6 addr show dev eth0"
 )
-
-
-class _Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(BODY)
-
-    def log_message(self, *_what: object) -> None:
-        pass
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
-@contextmanager
-def serving(address: str) -> Iterator[int]:
-    """A web server at this address; its port."""
-    server = _Server((address, 0), _Answer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def ip(*words: str) -> None:
@@ -67,7 +35,7 @@ def main() -> None:
     ip("-6", "route", "add", "default", "via", GATEWAY, "dev", "t0")
     fetch = "timeout 60 wget -qO- 'http://[{}]:{}/' | md5sum"
     digest = hashlib.md5(BODY).hexdigest()
-    with serving(OWN) as port, serving("::1") as inner:
+    with serving(BODY, OWN) as port, serving(BODY, "::1") as inner:
         for net, is_reached in (("user", False), ("user,host-loopback", True)):
             with VM.linux("cloud-amd64", net=net, clock="wall") as vm:
                 said = vm.run(ADDRESSED).output

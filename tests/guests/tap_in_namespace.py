@@ -4,26 +4,16 @@ unshare --map-root-user --net python -m tests.guests.tap_in_namespace
 """
 
 import hashlib
-import http.server
 import os
 import subprocess
 import threading
 import urllib.request
 
+from tests.guests.web import serving
 from understudy.linux import VM
 
 BODY = os.urandom(1 << 21)
 ADDRESSES = {"10.5.0.1/24": "10.5.0.2/24", "fd05::1/64": "fd05::2/64"}
-
-
-class _Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(BODY)
-
-    def log_message(self, *_what: object) -> None:
-        pass
 
 
 def main() -> None:
@@ -33,16 +23,16 @@ def main() -> None:
         flags = ["nodad"] if ":" in ours else []
         subprocess.run(["ip", "addr", "add", ours, "dev", "t0", *flags], check=True)
     subprocess.run(["ip", "link", "set", "t0", "up"], check=True)
-    server = http.server.ThreadingHTTPServer(("10.5.0.1", 8000), _Answer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    with VM.linux("cloud-amd64", net="tap=t0", clock="wall") as vm:
+    with (
+        serving(BODY, "10.5.0.1") as port,
+        VM.linux("cloud-amd64", net="tap=t0", clock="wall") as vm,
+    ):
         vm.run("ip link set eth0 up").check()
         for theirs in ADDRESSES.values():
             vm.run(f"ip addr add {theirs} dev eth0").check()
         for ours in ADDRESSES:
             vm.run(f"ping -c 3 -W 30 {ours.split('/')[0]}").check()
-        came = vm.run("wget -qO- http://10.5.0.1:8000/ | md5sum").output.split()[0]
+        came = vm.run(f"wget -qO- http://10.5.0.1:{port}/ | md5sum").output.split()[0]
         assert came == hashlib.md5(BODY).hexdigest()
         vm.run("mkdir /tmp/w; head -c 3000000 /dev/urandom >/tmp/w/index.html; httpd -h /tmp/w")
         expected = vm.run("md5sum </tmp/w/index.html").output.split()[0]
@@ -57,9 +47,6 @@ def main() -> None:
         vm.run_until(lambda: not other.is_alive(), "the answer", 120, 120)
         assert got and hashlib.md5(got[0]).hexdigest() == expected
         assert vm.counts()["net"][0]["refused"] == 0
-    server.shutdown()
-    thread.join()
-    server.server_close()
     print("all is well")
 
 

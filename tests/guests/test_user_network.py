@@ -3,7 +3,6 @@
 Source: busybox's udhcpc, wget and httpd; what others can read of the frames' file.
 """
 
-import http.server
 import shutil
 import socket
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.fetched import fetched
+from tests.guests.web import serving
 from tests.unit.backends.test_tap import in_namespace
 from understudy.backends import pcap
 from understudy.linux import VM
@@ -26,26 +26,11 @@ pytestmark = [
 BODY = bytes(range(256)) * 8192  # 2 MiB
 
 
-class _Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(BODY)
-
-    def log_message(self, *_what: object) -> None:
-        pass
-
-
 @pytest.fixture
 def port() -> Iterator[int]:
     """A web server on this computer's loopback alone."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(BODY) as its:
+        yield its
 
 
 def _free_port() -> int:
