@@ -30,12 +30,14 @@ def run_until(host: Host, is_so: Callable[[], bool], seconds: int = LONGEST_S) -
     assert is_so(), [(vm.name, vm.ended) for vm in host.vms if vm.ended is not None]
 
 
-def until_booted(host: Host, vms: list[VM]) -> None:
+def until_booted(host: Host, vms: list[VM], seconds: int = LONGEST_S) -> None:
     """Until each can be asked."""
-    run_until(host, lambda: all(vm.session.channel.is_there for vm in vms))
+    run_until(host, lambda: all(vm.session.channel.is_there for vm in vms), seconds)
 
 
-def ask_all(host: Host, commands: Mapping[VM, str]) -> dict[VM, str]:
+def ask_all(
+    host: Host, commands: Mapping[VM, str], seconds: int = LONGEST_S
+) -> dict[VM, str]:  # fmt: skip
     """What each has answered.  AssertionError if a status is not 0."""
     answers: dict[VM, str] = {}
 
@@ -48,5 +50,5 @@ def ask_all(host: Host, commands: Mapping[VM, str]) -> dict[VM, str]:
 
     for vm in commands:
         begin(vm)
-    run_until(host, lambda: len(answers) == len(commands))
+    run_until(host, lambda: len(answers) == len(commands), seconds)
     return answers

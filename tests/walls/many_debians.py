@@ -13,26 +13,23 @@ late, or if the process grows by more than `GROWTH` after its first minute.
 import argparse
 import os
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from understudy.agent.steps import Unattended
-from understudy.agent.unattended import whole
+from tests.walls.asking import SECOND, ask, ask_all, run_until, until_booted
 from understudy.host import Host
 from understudy.linux import VM
 from understudy.verdict import StopKind
 
-SECOND: Final = 1_000_000_000
 PERIOD_S: Final = 10
 PERIODS: Final = 6  # of a minute
 GROWTH: Final = 1.10
 MEMORY: Final = "128M"
-BOOTED_S: Final = 3600
-COMPUTE: Final = b"while :; do :; done >/dev/null 2>&1 &"
-CRASH: Final = b"reboot -f"
+COMPUTE: Final = "while :; do :; done >/dev/null 2>&1 &"
+CRASH: Final = "reboot -f"
 CRASHED_S: Final = 60
+BOOTED_S: Final = 3600
 
 
 @dataclass
@@ -64,14 +61,14 @@ class ManyDebians:
         self.vms: dict[str, VM] = {}
         if copies:
             first = self._booted("copied")
-            self._wait({"copied": first})
+            until_booted(host, [first], BOOTED_S)
             self._saved = first.save()
             first.close()
         for _ in range(count):
             self._add()
-        self._wait(self.vms)
+        until_booted(host, list(self.vms.values()), BOOTED_S)
         self.computing = list(self.vms)[:computing]
-        self._all_do(COMPUTE, self.computing)
+        ask_all(host, {self.vms[name]: COMPUTE for name in self.computing}, BOOTED_S)
 
     def _booted(self, name: str) -> VM:
         return self.host.linux(
@@ -86,29 +83,6 @@ class ManyDebians:
         )
         return name
 
-    def _wait(self, vms: dict[str, VM]) -> None:
-        """Until they can be asked."""
-        self._until(lambda: all(vm.session.channel.is_there for vm in vms.values()), BOOTED_S)
-
-    def _until(self, is_so: Callable[[], bool], seconds: float) -> bool:
-        """Run all; whether it is so, before that much host time has passed."""
-        deadline = self.host.schedule.time.now() + int(seconds * SECOND)
-        self.host.run(until=is_so, deadline_ns=deadline)
-        return is_so()
-
-    def _do(self, name: str, command: bytes, ended: Callable[[bytes, int], None]) -> None:
-        """Have one carry out a command, while all run."""
-        heard = bytearray()
-        steps = whole(command, heard.extend, lambda status: ended(bytes(heard), status))
-        vm = self.vms[name]
-        Unattended(vm.session.channel, steps, vm.fail)
-
-    def _all_do(self, command: bytes, names: list[str]) -> None:
-        waits = set(names)
-        for name in names:
-            self._do(name, command, lambda heard, status, name=name: waits.discard(name))  # type: ignore[misc]
-        assert self._until(lambda: not waits, BOOTED_S)
-
     def period(self, seconds: float) -> None:
         """All are asked at once, and have so long to answer."""
         report, now = self.report, self.host.schedule.time.now
@@ -117,29 +91,30 @@ class ManyDebians:
         for name in self.vms:
             number = waits[name] = self.chance.randrange(1 << 30)
 
-            def answered(heard: bytes, status: int, name: str = name, number: int = number) -> None:
-                assert (heard, status) == (b"%d\n" % (number + 1), 0), (name, heard, status)
+            def answered(heard: str, status: int, name: str = name, number: int = number) -> None:
+                assert (heard, status) == (f"{number + 1}\n", 0), (name, heard, status)
                 report.waits.append(now() - began)
                 del waits[name]
 
-            self._do(name, b"echo $((%d + 1))" % number, answered)
-        self._until(lambda: not waits, seconds)
+            ask(self.vms[name], f"echo $(({number} + 1))", answered)
+        end = began + int(seconds * SECOND)
+        self.host.run(until=lambda: not waits, deadline_ns=end)
         report.late += list(waits)
-        self.host.run(deadline_ns=began + int(seconds * SECOND))
+        self.host.run(deadline_ns=end)
 
     def crash(self) -> None:
         """One that does not compute ends by a triple fault, and another is booted in its place."""
         name = self.chance.choice([name for name in self.vms if name not in self.computing])
         vm = self.vms[name]
         before = {one: its.instructions for one, its in self.vms.items()}
-        self._do(name, CRASH, lambda heard, status: None)
-        assert self._until(lambda: vm.ended is not None, CRASHED_S)
+        ask(vm, CRASH, lambda heard, status: None)
+        run_until(self.host, lambda: vm.ended is not None, CRASHED_S)
         assert vm.ended is not None and vm.ended.kind is StopKind.TRIPLE_FAULT, vm.ended
         vm.close()
         del self.vms[name]
         self.report.crashes += 1
         new = self._add()
-        self._wait({new: self.vms[new]})
+        until_booted(self.host, [self.vms[new]], BOOTED_S)
         for one in self.computing:
             assert self.vms[one].ended is None and self.vms[one].instructions > before[one]
 
