@@ -5,7 +5,9 @@
 //! what is needed then alone costs nothing before.
 //!
 //! * *Bells.*  A word for each processor that others set ([`Agent::ring`]) and its own dispatcher
-//!   answers.  Generated code of parallel processors looks at it at the head of each block.
+//!   answers.  Generated code does not look at it; who rings nudges the thread that runs it
+//!   ([`crate::dbt::nudge`]), which interrupts its own countdown.  Whoever stores a countdown, and then
+//!   runs generated code, looks at the word in between ([`Core::heed`]).
 //! * *The bus lock* ([`Bus::lock`]; SDM 3A, "Bus Locking").  Everybody else stops between two
 //!   instructions until it is released.  It is for what no locked instruction of the computer can
 //!   do: a locked operand in two pages that are not neighbours.
@@ -22,6 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::cpu::state::Core;
 use crate::dbt::home::Bell;
+use crate::dbt::nudge::nudge;
 
 /// What a bell is rung for.
 pub mod news {
@@ -215,7 +218,9 @@ impl Agent {
 
     /// Have the processor look up soon; from any thread.
     pub fn ring(&self, news: u32) {
-        self.bell.word().fetch_or(news, SeqCst);
+        if self.bell.word().fetch_or(news, SeqCst) == 0 {
+            nudge(self.bell.thread()); // (else somebody did, or nobody has to)
+        }
     }
 
     /// Whether somebody rang.
@@ -229,6 +234,12 @@ impl Agent {
     #[inline]
     pub fn answer(&self) -> u32 {
         if self.is_rung() { self.bell.word().swap(0, SeqCst) } else { 0 }
+    }
+
+    /// The thread that runs its generated code, or 0.
+    #[must_use]
+    pub fn thread(&self) -> &AtomicU32 {
+        self.bell.thread()
     }
 
     /// Whether a thread runs it.
@@ -284,6 +295,14 @@ impl Agent {
 }
 
 impl Core {
+    /// After the countdown was stored and before generated code goes on: whoever rang is heard.
+    #[inline]
+    pub fn heed(&self) {
+        if self.agent.is_rung() {
+            self.countdown.interrupt();
+        }
+    }
+
     /// Give up what others have taken away.  Nothing may be in use that generated code got from the
     /// first level of the TLB before.
     #[inline]

@@ -32,7 +32,7 @@ pub struct Reference;
 
 impl Engine for Reference {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
-        while core.countdown > 0 {
+        while core.countdown.get() > 0 {
             let result = step(core);
             self.settle(core);
             result?;

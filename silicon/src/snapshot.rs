@@ -311,7 +311,8 @@ fn visit_counts(core: &mut Core, w: &mut Walk<'_>) {
     w.words(&mut c.injected);
     let mut retired = core.retired();
     w.word(&mut retired);
-    (core.horizon, core.countdown) = (retired, 0);
+    core.horizon = retired;
+    core.countdown.set(0);
 }
 
 fn visit_cpuid(core: &mut Core, w: &mut Walk<'_>) {

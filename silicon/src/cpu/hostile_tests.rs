@@ -81,13 +81,13 @@ proptest! {
         core.mem.write_bytes(base + at, &bytes);
         core.set_countdown(1_000_000);
         for _ in 0..64 {
-            let before = core.countdown;
+            let before = core.countdown.get();
             let stop = match step(&mut core) {
-                Ok(()) => { prop_assert_eq!(before - 1, core.countdown); None }
-                Err(Trap::Again) => { prop_assert_eq!(before, core.countdown); None }
+                Ok(()) => { prop_assert_eq!(before - 1, core.countdown.get()); None }
+                Err(Trap::Again) => { prop_assert_eq!(before, core.countdown.get()); None }
                 Err(Trap::Exception(e)) => {
                     // A single-step trap comes after every element of a repeated instruction too.
-                    let retired = before - core.countdown;
+                    let retired = before - core.countdown.get();
                     prop_assert!(retired == 0 || retired == 1 && e.is_trap);
                     event::raise(&mut core, e).err()
                 }

@@ -10,6 +10,7 @@ pub mod avx;
 mod avx_tests;
 pub mod bits;
 pub mod control;
+pub mod countdown;
 pub mod cr;
 pub mod debug;
 pub mod decode;

@@ -9,6 +9,7 @@ use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, attr, seg};
 use crate::bus::Agent;
 use crate::code::NOBODY;
+use crate::cpu::countdown::Countdown;
 use crate::cpu::decode::Decoded;
 use crate::cpu::event::Event;
 use crate::cpu::pmu::Pmu;
@@ -191,7 +192,7 @@ pub enum Clock {
 #[repr(C, align(64))]
 pub struct Core {
     /// Instructions until the dispatcher must look again; see [`Core::retired`].
-    pub countdown: i64,
+    pub countdown: Countdown,
     /// The arithmetic flags between blocks of generated code.  (With the countdown it is in one cache line: every
     /// block stores both.)
     pub record: Record,
@@ -329,7 +330,7 @@ impl Core {
         let mut segs = [data; 6];
         segs[seg::CS] = Segment { base: 0xFFFF_0000, limit: 0xFFFF, attr: 0x9B, selector: 0xF000 };
         let core = build!(place, Core {
-            countdown: 0,
+            countdown: Countdown::new(0),
             record: Record::default(),
             gpr: [0; 16],
             rip: 0xFFF0,
@@ -396,13 +397,13 @@ impl Core {
     #[inline]
     #[must_use]
     pub fn retired(&self) -> u64 {
-        self.horizon.wrapping_sub(self.countdown.cast_unsigned())
+        self.horizon.wrapping_sub(self.countdown.get().cast_unsigned())
     }
 
     /// Let the engine retire `n` more instructions before the dispatcher looks again.
     pub fn set_countdown(&mut self, n: i64) {
         let retired = self.retired();
-        self.countdown = n;
+        self.countdown.set(n);
         self.horizon = retired.wrapping_add(n.cast_unsigned());
     }
 

@@ -72,7 +72,7 @@ pub fn step_known(core: &mut Core, insn: &Instruction, execute: Execute) -> Exec
 fn finish(core: &mut Core, result: Exec<()>, rip: u64, shadow: Shadow) -> Exec<()> {
     match result {
         Ok(()) => {
-            core.countdown -= 1;
+            core.countdown.add(-1);
             if core.pending_db != 0 { report(core, 0) } else { Ok(()) }
         }
         Err(t) => Err(undo(core, t, rip, shadow)),
@@ -87,7 +87,7 @@ fn next(core: &Core, insn: &Instruction) -> u64 {
 #[cold]
 fn undo(core: &mut Core, t: Trap, rip: u64, shadow: Shadow) -> Trap {
     if let Trap::Exception(Exception { is_trap: true, .. }) = t {
-        core.countdown -= 1;
+        core.countdown.add(-1);
     } else {
         core.rip = rip;
         // After part of a repeated instruction interrupts may come: the shadow is over.
@@ -124,7 +124,7 @@ fn step_debugged(core: &mut Core) -> Exec<()> {
     let is_step = before & TF != 0 && counts && !ends_single_step(core, mnemonic);
     match result {
         Ok(()) => {
-            core.countdown -= 1;
+            core.countdown.add(-1);
             if mnemonic == Mnemonic::Int1 {
                 // INT1 is a #DB already: what was held goes into that one.
                 core.dr[6] |= held & HELD_MARKS;

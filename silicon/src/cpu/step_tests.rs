@@ -37,7 +37,7 @@ fn retired_instructions_are_counted_and_faults_are_not() {
     core.set_countdown(100);
     run(&mut core, &[0x90, 0x90, 0xF7, 0xF1], 2); // nop; nop; div cx
     assert_eq!((vector::DE, None), fault(step(&mut core)));
-    assert_eq!((98, 0x1002), (core.countdown, core.rip));
+    assert_eq!((98, 0x1002), (core.countdown.get(), core.rip));
 }
 
 #[test]

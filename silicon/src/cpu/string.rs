@@ -283,10 +283,10 @@ mod tests {
         (core.gpr[1], core.gpr[7]) = (3 * 4096, 0x10_0000);
         core.mem.write_bytes(0x1000, &[0xF3, 0xAA]);
         assert_eq!(Err(Trap::Again), step(&mut core));
-        assert_eq!((0x1000, 2 * 4096, 10), (core.rip, core.gpr[1], core.countdown));
+        assert_eq!((0x1000, 2 * 4096, 10), (core.rip, core.gpr[1], core.countdown.get()));
         assert_eq!(Err(Trap::Again), step(&mut core));
         assert_eq!(Ok(()), step(&mut core));
-        assert_eq!((0x1002, 0, 9), (core.rip, core.gpr[1], core.countdown));
+        assert_eq!((0x1002, 0, 9), (core.rip, core.gpr[1], core.countdown.get()));
     }
 
     #[test]

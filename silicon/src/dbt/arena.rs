@@ -34,6 +34,8 @@ pub(super) struct Reach {
     pub compute: Compute,
     /// What has to lie in the arena.
     pub check: Option<Check>,
+    /// What is done about the distance of an arena that is far.
+    pub far: Far,
     /// The operand then.
     pub mem: Mem,
     /// A register that is known to be near the arena, and how far from its value the operand is.
@@ -57,6 +59,17 @@ pub(super) enum Compute {
     Thread,
 }
 
+/// How the distance of the lowest arena comes into an operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Far {
+    /// It is in the displacement, or the operand leads to a high arena.
+    Not,
+    /// It is added to T0.
+    Added,
+    /// T0 is the distance, and an index is added.
+    Loaded(Option<(u8, u8)>),
+}
+
 /// What has to lie in an arena.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Check {
@@ -66,9 +79,24 @@ pub(super) struct Check {
     number: u64,
 }
 
+/// Where the table of distances is, counted from the state.
+fn distances() -> i32 {
+    table(offset_of!(Tables, distances)) as i32
+}
+
 /// An operand of the computer's own in the window.
 fn own(mem: Mem) -> Mem {
     Mem { through: Some(Through::Own), ..mem }
+}
+
+/// An operand in the lowest arena, which is far: how its distance comes in, and the operand then.
+fn far(mem: Mem) -> (Far, Mem) {
+    let with = |base, index| own(Mem { base: Some(base), index, ..mem });
+    match (mem.base, mem.index) {
+        (Some(T0), _) => (Far::Added, own(mem)),
+        (Some(base), index) => (Far::Loaded(index), with(base, Some((T0, 0)))),
+        (None, index) => (Far::Loaded(None), with(T0, index)),
+    }
 }
 
 fn register(r: Register) -> Option<usize> {
@@ -103,7 +131,13 @@ impl Translator<'_> {
             (None, None) => None,
         }
         .or_else(|| self.whole(insn))
-        .or(Some(Reach { compute: Compute::Host, check: None, mem: own(at(T0)), proves: None }))
+        .or(Some(Reach {
+            compute: Compute::Host,
+            check: None,
+            far: Far::Not,
+            mem: own(at(T0)),
+            proves: None,
+        }))
     }
 
     /// An operand whose address is computed, and checked to be in the arena where it is likely to be.
@@ -174,15 +208,16 @@ impl Translator<'_> {
 
     /// The operand in an arena.
     fn through(&self, arena: Arena, check: Option<Check>, compute: Compute, mem: Mem) -> Option<Reach> {
-        let mem = match arena {
-            Arena::High => Mem { through: Some(Through::High), ..mem },
+        let (far, mem) = match arena {
+            Arena::High => (Far::Not, Mem { through: Some(Through::High), ..mem }),
+            Arena::Low if i64::from(mem.disp) < -(Arena::Low.drift().cast_signed()) => return None,
+            Arena::Low if self.is_far => far(mem),
             Arena::Low => {
-                let is_below = i64::from(mem.disp) < -(Arena::Low.drift().cast_signed());
-                let disp = i32::try_from(i64::from(mem.disp) + low_place().cast_signed()).ok();
-                Mem { through: Some(Through::Own), disp: disp.filter(|_| !is_below)?, ..mem }
+                let disp = i32::try_from(i64::from(mem.disp) + low_place().cast_signed()).ok()?;
+                (Far::Not, own(Mem { disp, ..mem }))
             }
         };
-        Some(Reach { compute, check, mem, proves: None })
+        Some(Reach { compute, check, far, mem, proves: None })
     }
 
     fn is_near(&self, r: usize) -> bool {
@@ -223,6 +258,7 @@ impl Translator<'_> {
             let arena = if check.number == LOW { Arena::Low } else { Arena::High };
             check.register.into_iter().for_each(|register| self.facts.prove(register, arena));
         }
+        self.add_distance(reach.far);
         if let Some((register, by)) = reach.proves {
             self.facts.prove_by(register, by);
         }
@@ -239,9 +275,26 @@ impl Translator<'_> {
         self.operand_offset(insn, 0);
         self.arena_number(T0);
         self.a.rr(false, &[0x0F, 0xB6], T1, T1); // movzx T1d, T1b
-        let distances = table(offset_of!(Tables, distances)) as i32;
-        self.a.load(T1, Mem::new(Some(RSP), Some((T1, 3)), distances));
+        self.a.load(T1, Mem::new(Some(RSP), Some((T1, 3)), distances()));
         self.a.lea(T0, Mem::new(Some(T0), Some((T1, 0)), 0));
+    }
+
+    /// Bring the lowest arena's distance into the operand.  T1 may be lost, the computer's flags are not.
+    fn add_distance(&mut self, far: Far) {
+        let distance = Mem::new(Some(RSP), None, distances() + 8 * LOW as i32);
+        match far {
+            Far::Not => {}
+            Far::Added => {
+                self.a.load(T1, distance);
+                self.a.lea(T0, Mem::new(Some(T0), Some((T1, 0)), 0));
+            }
+            Far::Loaded(index) => {
+                self.a.load(T0, distance);
+                if index.is_some() {
+                    self.a.lea(T0, Mem::new(Some(T0), index, 0));
+                }
+            }
+        }
     }
 
     /// A word on the stack, or at RBP.
@@ -250,7 +303,7 @@ impl Translator<'_> {
         let guest = if host == HOST_OF_RSP { STACK } else { usize::from(host) };
         let is_known = matches!(self.facts.of(guest), Fact::Near(Arena::High, _));
         let check = (!is_known).then_some(Check { register: Some(guest), number: HIGH[1] });
-        self.approach(insn, Reach { compute: Compute::Nothing, check, mem, proves: None })
+        self.approach(insn, Reach { compute: Compute::Nothing, check, far: Far::Not, mem, proves: None })
     }
 
     /// Leave for the version without windows unless a register's value is in the arena of a number, or if

@@ -74,7 +74,7 @@ impl Dbt {
         core.flags_from_record();
         core.rip = i.rip;
         core.gpr[4] = core.gpr[4].wrapping_sub(i.popped as u64);
-        core.countdown += 1;
+        core.countdown.add(1);
         core.shadow = if i.is_shadowed { Shadow::Sti } else { Shadow::None };
         let result = step(core);
         core.flags_to_jit();
@@ -106,7 +106,7 @@ impl Dbt {
             None => self.walked.take().unwrap_or(Ok(())).and_then(|()| step(core)),
         };
         let mut is_alone = true;
-        while result.is_ok() && core.countdown > 0 && goes_together(core) {
+        while result.is_ok() && core.countdown.get() > 0 && goes_together(core) {
             if !is_out && next_uses_vector_state(core) {
                 gate::vector_state_out(core);
                 is_out = true;
@@ -143,7 +143,7 @@ impl Dbt {
             }
         }
         core.rip = site.rip;
-        core.countdown += i64::from(site.remaining);
+        core.countdown.add(i64::from(site.remaining));
         // (An instruction in an interrupt shadow is interpreted alone.)
         if site.is_group && core.shadow == Shadow::None && self.walked.is_none() {
             core.flags_to_jit();
@@ -168,7 +168,7 @@ impl Dbt {
         if site.is_crossing && self.blocks[site.block].second().is_none() {
             self.retry_crossing(core, site);
         }
-        if !is_left_alone(core) || core.countdown <= 0 || must_step(core) {
+        if !is_left_alone(core) || core.countdown.get() <= 0 || must_step(core) {
             return 0;
         }
         let rest = i64::from(site.remaining) - 1;
@@ -178,8 +178,8 @@ impl Dbt {
         let block = &self.blocks[site.block];
         let is_alive =
             goes_on && !block.is_dead && (!relies_on_stack(block.key.mode) || is_stack(core.gpr[4]));
-        if is_alive && core.rip == site.next_rip && rest <= core.countdown {
-            core.countdown -= rest;
+        if is_alive && core.rip == site.next_rip && rest <= core.countdown.get() {
+            core.countdown.add(-rest);
             return site.next;
         }
         self.known(core)
@@ -261,6 +261,7 @@ pub(super) extern "C" fn interpret(core: *mut Core, number: u64) -> u64 {
     let (core, dbt) = parts(core);
     let next = dbt.interpret(core, number as u32);
     dbt.cache.serialize();
+    core.heed();
     next
 }
 
@@ -308,7 +309,9 @@ fn fill_page(core: &mut Core, vpn: u64, is_write: bool) {
 pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {
     let (core, dbt) = parts(core);
     dbt.lookups += 1;
-    if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) }
+    let next = if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) };
+    core.heed();
+    next
 }
 
 /// Put saved flags into the record instead of a recipe for them.

@@ -9,6 +9,7 @@ use super::asm::{Mem, RAX, RCX, RDX, T1, state};
 use super::mode::{MODE_TSC, MODE_TSC_OFFSET, MODE_WALL};
 use super::system::msr;
 use super::translate::Translator;
+use crate::cpu::countdown::BESIDE;
 use crate::cpu::state::{Core, Msrs};
 use crate::vmx::Vmx;
 use crate::vmx::controls::Controls;
@@ -29,8 +30,11 @@ impl Translator<'_> {
         } else {
             // Retired so far: the horizon less the countdown, which the block has reduced by its length.
             let remaining = i32::from(self.site(insn).remaining);
-            self.a.load(T1, state(offset_of!(Core, horizon)));
-            self.a.sub_mem(T1, state(offset_of!(Core, countdown)));
+            self.a.load(T1, state(offset_of!(Core, countdown)));
+            self.a.shift(4, 8, T1, BESIDE as u8); // shl
+            self.a.shift(7, 8, T1, BESIDE as u8); // sar
+            self.a.neg(8, T1);
+            self.a.add_mem(T1, state(offset_of!(Core, horizon)));
             self.a.lea(T1, Mem::new(Some(T1), None, -remaining));
         }
         self.a.add_mem(T1, state(offset_of!(Core, tsc_skew)));

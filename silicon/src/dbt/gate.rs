@@ -3,6 +3,7 @@
 use std::arch::asm;
 
 use super::Dbt;
+use super::nudge::Running;
 use crate::cpu::fxstate;
 use crate::cpu::state::{Core, Fx};
 
@@ -15,6 +16,12 @@ pub fn enter(enter: u64, core: &mut Core, host: u64) {
         let f: extern "C" fn(*mut Core, u64) = std::mem::transmute(enter as usize);
         f(core, host);
     }
+}
+
+/// This thread runs the processor's generated code as long as that lasts.
+pub fn running(core: &Core) -> Running {
+    // SAFETY: `Dbt::run`, which borrows the state, drops the result before it returns.
+    unsafe { Running::new(core.agent.thread(), &raw const core.countdown) }
 }
 
 /// The processor and the engine that a helper was called for.

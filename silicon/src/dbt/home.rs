@@ -42,13 +42,13 @@ impl Drop for Room {
     }
 }
 
-/// The word behind a processor's state that others set and generated code looks at.
+/// Words behind a processor's state that others see.
 pub struct Bell {
-    word: NonNull<AtomicU32>,
+    words: NonNull<[AtomicU32; 2]>,
     _room: Arc<Room>,
 }
 
-// SAFETY: the word is atomic, and lasts as long as the room that is held with it.
+// SAFETY: the words are atomic, and last as long as the room that is held with it.
 unsafe impl Send for Bell {}
 // SAFETY: as above.
 unsafe impl Sync for Bell {}
@@ -56,16 +56,27 @@ unsafe impl Sync for Bell {}
 impl Bell {
     fn new(room: Arc<Room>) -> Self {
         // SAFETY: inside the mapping, and the state ends before it.
-        let word = unsafe { room.0.add(GUARD_BYTES + STACK_BYTES + BELL).cast() };
-        Self { word, _room: room }
+        let words = unsafe { room.0.add(GUARD_BYTES + STACK_BYTES + BELL).cast() };
+        Self { words, _room: room }
     }
 
-    /// The word.
+    fn words(&self) -> &[AtomicU32; 2] {
+        // SAFETY: aligned, zero at first, nothing else's, and there as long as we are.
+        unsafe { self.words.as_ref() }
+    }
+
+    /// What it was rung for.
     #[inline]
     #[must_use]
     pub fn word(&self) -> &AtomicU32 {
-        // SAFETY: aligned, zero at first, nothing else's, and there as long as we are.
-        unsafe { self.word.as_ref() }
+        &self.words()[0]
+    }
+
+    /// The thread that runs the processor's generated code, or 0.
+    #[inline]
+    #[must_use]
+    pub fn thread(&self) -> &AtomicU32 {
+        &self.words()[1]
     }
 }
 

@@ -13,7 +13,7 @@ use super::asm::{Mem, RCX, T0, T1, cc, state};
 use super::flags::Flags;
 use super::glue::table;
 use super::mode::{
-    MODE_LEVEL_0, MODE_LIFTED, MODE_LOW, MODE_TSC, MODE_UNGROUPED, MODE_USER, MODE_WINDOW, class_of,
+    MODE_LEVEL_0, MODE_LIFTED, MODE_TSC, MODE_UNGROUPED, MODE_USER, MODE_WINDOW, MODE_WINDOWS, class_of,
 };
 use super::system::{flags_register, msr, segment};
 use super::tables::Tables;
@@ -34,7 +34,7 @@ impl Translator<'_> {
 
     /// SYSCALL of a program.
     pub(super) fn syscall(&mut self, insn: &Instruction) -> bool {
-        let mode = self.mode & !(MODE_USER | MODE_UNGROUPED | MODE_WINDOW | MODE_LOW) | MODE_LEVEL_0;
+        let mode = self.mode & !(MODE_USER | MODE_UNGROUPED | MODE_WINDOWS) | MODE_LEVEL_0;
         self.keep_flags();
         self.require_levels(insn, mode);
         self.test32(msr(offset_of!(Msrs, fmask)), rflags::AC); // else SMAP may be lifted
@@ -119,7 +119,7 @@ impl Translator<'_> {
         }
         self.a.load32(T1, is_for);
         self.a.rr(false, &[0x81], 4, T1); // and T1d, imm32
-        self.a.raw(&(!(MODE_WINDOW | MODE_LOW)).to_le_bytes());
+        self.a.raw(&(!MODE_WINDOWS).to_le_bytes());
         self.a.cmp32_imm(T1, mode);
         self.leave_if(insn, cc::NE);
         self.test32(is_for, MODE_WINDOW.into());

@@ -33,8 +33,8 @@
 //!
 //! Self-modifying code: frames with translations are marked in [`crate::mem::Memory`]; writes to
 //! them never get a first-level entry, so they are interpreted and noticed.  Where others run at the
-//! same time ([`crate::bus`]), each block begins with a look at the bell: so what another has written
-//! over code is noticed before the next block, and a chain of blocks ends when somebody waits.
+//! same time ([`crate::bus`]), whoever rings interrupts the countdown: so what another has written over
+//! code is noticed before he goes on, and a chain of blocks ends when somebody waits.
 
 mod arena;
 pub mod asm;
@@ -59,7 +59,8 @@ pub mod map;
 mod middle;
 mod mode;
 pub mod native;
-pub mod numbered;
+pub mod nudge;
+mod numbered;
 pub mod promotion;
 pub mod record;
 pub mod reserved;
@@ -244,18 +245,15 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
 impl Engine for Dbt {
     fn run(&mut self, core: &mut Core) -> Exec<()> {
         core.jit.engine = std::ptr::from_mut(self) as usize;
-        if core.is_parallel != self.tools.is_parallel {
-            self.tools.is_parallel = core.is_parallel;
-            self.flush_code(core);
-        }
+        let _running = gate::running(core);
         self.window = None; // another thread has another, and others ran on this one
         let mut is_stuck = false;
         loop {
             self.sync(core);
             self.promotion.consider(core, self.fills);
-            let is_short = core.countdown < translate::MAX_INSTRUCTIONS as i64;
+            let is_short = core.countdown.get() < translate::MAX_INSTRUCTIONS as i64;
             let is_asked = core.attention != 0 || core.agent.is_rung();
-            if core.countdown <= 0 || is_asked || is_short && core.may_stop_early {
+            if core.countdown.get() <= 0 || is_asked || is_short && core.may_stop_early {
                 return Ok(());
             }
             let request = std::mem::replace(&mut core.jit.request, NO_REQUEST);
@@ -273,18 +271,18 @@ impl Engine for Dbt {
                 step(core)?;
                 continue;
             };
-            if i64::from(self.blocks[block].count) > core.countdown {
+            if i64::from(self.blocks[block].count) > core.countdown.get() {
                 self.interpret_rest(core)?;
                 continue;
             }
             if link.is_some() && before == (self.flushes, self.recycled) {
                 self.make_link(request as u32, block);
             }
-            let before = core.countdown;
+            let before = core.countdown.get();
             self.enter(core, block);
             // If a group failed, and the block without groups is too long for the budget.
             let is_left = self.ungrouped || core.jit.request != NO_REQUEST || core.agent.is_rung();
-            is_stuck = core.countdown == before && !is_left;
+            is_stuck = core.countdown.get() == before && !is_left;
             if let Some(trap) = self.trap.take() {
                 core.jit.request = NO_REQUEST;
                 return Err(trap);
@@ -408,7 +406,7 @@ impl Dbt {
 
     /// Interpret the last instructions before a deadline: too few for a block.
     fn interpret_rest(&mut self, core: &mut Core) -> Exec<()> {
-        while core.countdown > 0 && core.attention == 0 && !core.agent.is_rung() {
+        while core.countdown.get() > 0 && core.attention == 0 && !core.agent.is_rung() {
             self.slow += 1;
             step(core)?;
         }
@@ -432,7 +430,7 @@ impl Dbt {
         let number = match self.index.get(&key).copied() {
             Some(n) => n,
             // (Where a run was broken off, code would be translated that nobody jumps to.)
-            None if core.countdown < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
+            None if core.countdown.get() < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
             None if has_groups(mode) && self.is_cold(&key, link) => return Ok(None),
             None => match self.translate(core, key) {
                 Some(n) => n,
@@ -567,6 +565,8 @@ impl Dbt {
     }
 
     fn enter(&mut self, core: &mut Core, number: u32) {
+        core.countdown.settle();
+        core.heed();
         self.entered += 1;
         core.flags_to_jit();
         look(core);

@@ -5,7 +5,7 @@ use crate::arch::segment::{Segment, attr, seg};
 use crate::cpu::ring0;
 use crate::cpu::state::{Clock, Core, Mode};
 use crate::cpu::vector::is_avx_enabled;
-use crate::mmu::window::{self, Kind};
+use crate::mmu::window;
 
 pub(super) const MODE_USER: u32 = 1;
 pub(super) const MODE_LIFTED: u32 = 2;
@@ -39,6 +39,11 @@ pub(super) const MODE_WINDOW: u32 = 2048;
 /// The window has the lowest arena, too.
 pub(super) const MODE_LOW: u32 = 8192;
 
+/// It has it far: its distance is loaded.
+pub(super) const MODE_FAR: u32 = 65536;
+/// What the window of a program decides.
+pub(super) const MODE_WINDOWS: u32 = MODE_WINDOW | MODE_LOW | MODE_FAR;
+
 /// AVX state may be used.
 pub(super) const MODE_AVX: u32 = 32768;
 
@@ -68,14 +73,12 @@ pub(super) const MODE_SENSITIVE: u32 = 16384;
 
 /// The key's bits for a program's window.
 fn window_key(core: &Core, is_32: bool) -> u32 {
-    let kind = core.tlb.windows.current().map(|window| window.kind);
-    let is_on_stack = window::is_stack(core.gpr[4]);
-    match kind {
-        Some(Kind::Bits32) if is_32 => MODE_WINDOW,
-        Some(Kind::High) if !is_32 && is_on_stack => MODE_WINDOW,
-        Some(Kind::Low) if !is_32 && is_on_stack => MODE_WINDOW | MODE_LOW,
-        _ => 0,
+    let Some(current) = core.tlb.windows.current() else { return 0 };
+    if current.kind.is_32() != is_32 || !is_32 && !window::is_stack(core.gpr[4]) {
+        return 0;
     }
+    let low = if current.low.is_some() { MODE_LOW } else { 0 };
+    MODE_WINDOW | low | if current.is_far() { MODE_FAR } else { 0 }
 }
 
 /// What of the processor's state is built into translations.
@@ -154,6 +157,10 @@ pub(super) fn is_user(mode: u32) -> bool {
 
 pub(super) fn has_window(mode: u32) -> bool {
     mode & MODE_WINDOW != 0
+}
+
+pub(super) fn is_far(mode: u32) -> bool {
+    mode & MODE_FAR != 0
 }
 
 pub(super) fn has_low(mode: u32) -> bool {

@@ -19,8 +19,6 @@ pub struct Tools {
     pub info: InstructionInfoFactory,
     /// The computer has RORX.
     pub has_bmi2: bool,
-    /// Blocks begin with a look at the bell.
-    pub is_parallel: bool,
     /// Places to interpret from.
     pub sites: Numbered<Site>,
     /// Instructions that are always interpreted, and their executors.
@@ -46,7 +44,6 @@ impl Tools {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             has_bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-            is_parallel: false,
             sites: Numbered::default(),
             prepared: Numbered::default(),
             faults: Numbered::default(),

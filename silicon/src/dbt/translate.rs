@@ -10,7 +10,6 @@ use super::facts::{Facts, Peek};
 use super::flags::Flags;
 use super::glue::table;
 use super::groups::{MAX_GROUPS, Member};
-use super::home::BELL;
 use super::rounds::Rounds;
 use super::tables::{JUMP_ENTRIES, Tables};
 use super::tools::Tools;
@@ -34,7 +33,7 @@ pub(super) enum Cold {
     /// A value is not in the arena that it was taken for, but perhaps in the other one; else the block
     /// without windows goes on at `rip` with `rest` instructions.
     Outside { branch: usize, other: Option<(u8, u64)>, rip: u64, flags: Flags, x87: u32, rest: u8 },
-    /// The instruction budget does not cover the block, or the bell is rung.
+    /// The instruction budget does not cover the block, or somebody rang.
     Leave { branch: usize, flags: Flags },
     /// The flags in the record have to be made before they can be loaded.
     Flags { branch: usize, back: u64 },
@@ -85,6 +84,8 @@ pub(super) struct Translator<'a> {
     pub has_window: bool,
     /// The window has the lowest arena.
     pub has_low: bool,
+    /// It has it far: its distance is loaded.
+    pub is_far: bool,
     /// Where the block begins.
     pub rip: u64,
     /// Where that is.
@@ -236,6 +237,7 @@ pub fn translate(
         is_32,
         has_window,
         has_low: super::mode::has_low(key.mode),
+        is_far: super::mode::is_far(key.mode),
         rip: key.rip,
         hpa: key.hpa,
         facts: Facts::at_head(registers),
@@ -294,16 +296,11 @@ pub fn translate(
 }
 
 impl Translator<'_> {
-    /// The head of a block: take its instructions from the countdown, look at the bell.
+    /// The head of a block: take its instructions from the countdown.
     pub fn enter(&mut self) {
         self.a.sub_mem_imm(state(offset_of!(Core, countdown)), self.count as u8);
         let (branch, flags) = (self.a.jcc_later(cc::S), self.flags);
         self.cold.push(Cold::Leave { branch, flags });
-        if self.tools.is_parallel {
-            self.a.cmp_mem32_imm(state(BELL), 0);
-            let branch = self.a.jcc_later(cc::NE);
-            self.cold.push(Cold::Leave { branch, flags });
-        }
     }
 
     /// The block's instructions, the last of which crosses into code page `second` if that is one.  Whether

@@ -7,14 +7,14 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::arena::{Compute, Reach};
+use super::arena::{Compute, Far, Reach};
 use super::asm::{Mem, T0, Through, at};
 use super::block::Site;
 use super::kinds::has_base;
 use super::map::{host_of, number, with_width};
 use super::tables::{NOWHERE, Tables};
 use super::translate::Translator;
-use crate::mmu::window::{Current, HIGH, Kind, LOW, low_place};
+use crate::mmu::window::{Current, HIGH, LOW};
 
 /// Make the instruction's memory operand this one.
 pub(super) fn encode(insn: &mut Instruction, mem: Mem) {
@@ -41,12 +41,12 @@ pub(super) fn encode(insn: &mut Instruction, mem: Mem) {
 }
 
 /// Let operands lead into a window from now on.
-pub(super) fn enter(tables: &mut Tables, Current { base, kind }: Current) {
+pub(super) fn enter(tables: &mut Tables, Current { base, low, .. }: Current) {
     super::gate::set_window(base);
     for number in HIGH {
         tables.distances[number as usize] = base;
     }
-    tables.distances[LOW as usize] = if kind == Kind::Low { low_place() } else { NOWHERE };
+    tables.distances[LOW as usize] = low.unwrap_or(NOWHERE);
 }
 
 impl Translator<'_> {
@@ -74,7 +74,13 @@ impl Translator<'_> {
             let disp = insn.memory_displacement64() as i32;
             (Compute::Nothing, Mem::new(host(insn.memory_base()), index, disp))
         };
-        Reach { compute, check: None, mem: Mem { through: Some(Through::Bits32), ..mem }, proves: None }
+        Reach {
+            compute,
+            check: None,
+            far: Far::Not,
+            mem: Mem { through: Some(Through::Bits32), ..mem },
+            proves: None,
+        }
     }
 
     /// The instruction accesses memory there, in the window.

@@ -245,6 +245,10 @@ impl Tlb {
         self.numbers.retain(|&(v, e, p), _| !dead(v, e, p));
         let before = self.globals.len();
         self.globals.retain(|&(v, e), _| !dead_global(v, e));
+        let (numbers, globals) = (&self.numbers, &self.globals);
+        self.windows.keep(|(space, global, _)| {
+            numbers.values().any(|n| n == space) && globals.values().any(|n| n == global)
+        });
         self.flush_parts(self.globals.len() != before);
     }
 

@@ -7,8 +7,9 @@
 //! * Of a 32-bit program: 4 GBytes.  Whatever it computes lies in them, so it cannot leave.
 //! * Of a 64-bit program: the two arenas in which Linux places what is position-independent
 //!   ([`HIGH`]), both at the same distance, and for a program that is not so the lowest one
-//!   ([`LOW`]), which only one window of a process has.  Generated code makes sure that a base
-//!   lies in an arena ([`crate::dbt`]); what is added to it leads no further than into a guard.
+//!   ([`LOW`]).  One window of a process has that *near*: so low that its distance is part of a
+//!   displacement; the others have it *far*, anywhere, and load its distance.  Generated code makes sure
+//!   that a base lies in an arena ([`crate::dbt`]); what is added to it leads no further than into a guard.
 //!
 //! Invariants: a page of a window leads to memory only while [`super::tlb::Tlb`] holds the page's
 //! translation for the window's owner, and can be written only while the entry is dirty, nobody holds
@@ -20,7 +21,7 @@
 //! for programs that compute (see [`crate::dbt`]).
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 
 use crate::addr::{AddressMap, FRAME_BYTES};
 use crate::dbt::reserved::Reserved;
@@ -42,19 +43,22 @@ pub const HIGH: [u64; 2] = [0x15, 0x1F];
 pub const LOW: u64 = 0;
 /// Bytes around an arena: more than a base near it, an index of 32 bits and a displacement make up.
 const ARENA_GUARD: u64 = 64 << 30;
-/// Where in this process the lower arena may be, in steps of 2 to the power 40.  (So none is where
-/// programs themselves are, and none overlaps another.)
-const PLACES: [u64; 6] = [6, 12, 18, 24, 30, 36];
+/// Where in this process the lower of the high arenas may be, in steps of 2 to the power 36.  (So none is
+/// where programs themselves are, and none overlaps another: an arena with its guards is 66 steps, the
+/// other one is 640 steps away.)
+const PLACES: [u64; 9] = [68, 134, 200, 266, 332, 398, 464, 530, 596];
 
 /// Displacements from a base in the lowest arena go so far down at most.
 pub const LOW_BEFORE: u64 = 64 << 20;
-/// Where in this process it may be: so low that its address and a displacement are one of 32 bits.
+/// Where in this process it may be near: so low that its address and a displacement are one of 32 bits.
 const LOW_PLACES: [u64; 5] = [0x3C00_0000, 0x3400_0000, 0x2C00_0000, 0x2400_0000, 0x1C00_0000];
-/// Where it is, once there was one.
+/// Where it is near, once there was one.
 static LOW_PLACE: AtomicU64 = AtomicU64::new(0);
 
 /// Windows of one processor.
 const MOST: usize = 4;
+/// Changes of spaces after which a window that was not used gives others the lowest arena near.
+const IDLE: u64 = 8;
 /// Pages of one window; when it has as many, it is emptied.
 const PAGES: usize = 24_576;
 /// Pages of all windows of this process: each may need two of the mappings that the operating system
@@ -62,6 +66,10 @@ const PAGES: usize = 24_576;
 const PAGES_OF_ALL: usize = 30_000;
 
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
+/// Windows there are.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+/// A processor found no place for a window: whoever has several gives one back.
+static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Whose translations a window has: the numbers of a space, and the rules (see `Tlb::own_l1`).
 pub type Owner = (u32, u32, u128);
@@ -100,16 +108,21 @@ struct Piece {
 }
 
 impl Piece {
-    /// Somewhere.
-    fn new(bytes: u64, behind: u64) -> io::Result<Self> {
-        let place = Reserved::new((bytes + behind) as usize)?;
-        Ok(Self { first: 0, bytes, before: 0, place })
+    /// Of the lowest addresses, somewhere, with guards.
+    fn new(bytes: u64, [before, behind]: [u64; 2]) -> io::Result<Self> {
+        let place = Reserved::new((before + bytes + behind) as usize)?;
+        Ok(Self { first: 0, bytes, before, place })
     }
 
     /// At an address of this process, with guards.
     fn at(first: u64, bytes: u64, address: u64, [before, behind]: [u64; 2]) -> io::Result<Self> {
         let place = Reserved::at(address - before, (before + bytes + behind) as usize)?;
         Ok(Self { first, bytes, before, place })
+    }
+
+    /// Where its first linear address is in this process.
+    fn address(&self) -> u64 {
+        self.place.base() + self.before
     }
 
     /// Where the page at a linear address is, from the first of its addresses on.
@@ -120,14 +133,14 @@ impl Piece {
 
     /// The linear address that an address of this process stands for.
     fn linear(&self, host: u64) -> Option<u64> {
-        let at = host.wrapping_sub(self.place.base() + self.before);
+        let at = host.wrapping_sub(self.address());
         (at < self.bytes).then(|| self.first + at)
     }
 }
 
 /// Two arenas at the same distance from where the program has them.
 fn high() -> io::Result<Vec<Piece>> {
-    let distance = |place: u64| (HIGH[0] << ARENA_SHIFT) - (place << 40);
+    let distance = |place: u64| (HIGH[0] << ARENA_SHIFT) - (place << 36);
     let arena = |number: u64, place: u64| {
         let first = number << ARENA_SHIFT;
         Piece::at(first, 1 << ARENA_SHIFT, first - distance(place), [ARENA_GUARD; 2])
@@ -137,7 +150,12 @@ fn high() -> io::Result<Vec<Piece>> {
     PLACES.into_iter().map(pair).find(io::Result::is_ok).unwrap_or(none)
 }
 
+/// The lowest arena, near if nobody has it there.
 fn low() -> io::Result<Piece> {
+    near().or_else(|_| Piece::new(1 << ARENA_SHIFT, [LOW_BEFORE, ARENA_GUARD]))
+}
+
+fn near() -> io::Result<Piece> {
     let at = |place: u64| Piece::at(0, 1 << ARENA_SHIFT, place, [LOW_BEFORE, ARENA_GUARD]);
     let known = LOW_PLACE.load(Acquire);
     if known != 0 {
@@ -153,7 +171,7 @@ fn low() -> io::Result<Piece> {
     }
 }
 
-/// Where the lowest arena is in this process, if a window has it: this never changes.
+/// Where the lowest arena is in this process, if a window has it near: this never changes.
 #[must_use]
 pub fn low_place() -> u64 {
     LOW_PLACE.load(Acquire)
@@ -207,7 +225,7 @@ pub struct Windows {
     all: Vec<Window>,
     current: Option<usize>,
     clock: u64,
-    /// The computer gave no addresses: it is not asked again.
+    /// The computer gave no addresses, though nobody had any: it is not asked again.
     is_refused: bool,
     /// A page that the program will access when its fault has been handled, and whether it writes.
     pub awaited: Option<(u64, bool)>,
@@ -231,23 +249,29 @@ pub struct Counts {
 impl Window {
     fn new(kind: Kind, owner: Owner) -> io::Result<Self> {
         let pieces = match kind {
-            Kind::Bits32 => vec![Piece::new(WINDOW_BYTES, GUARD_BYTES)?],
+            Kind::Bits32 => vec![Piece::new(WINDOW_BYTES, [0, GUARD_BYTES])?],
             Kind::High => high()?,
             Kind::Low => {
-                let low = low()?; // which others may have: that is asked often
                 let mut pieces = high()?;
-                pieces.push(low);
+                pieces.push(low()?);
                 pieces
             }
         };
         let so_far = Use { kind, ran: 0, held: 0, strayed: 0 };
+        HELD.fetch_add(1, Relaxed);
         Ok(Self { so_far, pieces, owner, used: 0, pages: AddressMap::default() })
     }
 
     /// What generated code's operands are counted from.
     fn base(&self) -> u64 {
         let first = &self.pieces[0];
-        (first.place.base() + first.before).wrapping_sub(first.first)
+        first.address().wrapping_sub(first.first)
+    }
+
+    /// Where the lowest arena is, if it has that.
+    fn low(&self) -> Option<u64> {
+        let last = self.pieces.last().filter(|_| self.so_far.kind == Kind::Low);
+        last.map(Piece::address)
     }
 
     fn place(&self, vpn: u64) -> Option<(&Reserved, usize)> {
@@ -302,6 +326,7 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         MAPPED.fetch_sub(self.pages.len(), Relaxed);
+        HELD.fetch_sub(1, Relaxed);
     }
 }
 
@@ -312,6 +337,16 @@ pub struct Current {
     pub base: u64,
     /// For whom it is.
     pub kind: Kind,
+    /// Where the lowest arena is, if the window has it.
+    pub low: Option<u64>,
+}
+
+impl Current {
+    /// Whether the distance of the lowest arena has to be loaded.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.low.is_some_and(|low| low != low_place())
+    }
 }
 
 impl Windows {
@@ -319,7 +354,11 @@ impl Windows {
     #[inline]
     #[must_use]
     pub fn current(&self) -> Option<Current> {
-        self.current.map(|i| Current { base: self.all[i].base(), kind: self.all[i].so_far.kind })
+        self.current.map(|i| &self.all[i]).map(|w| Current {
+            base: w.base(),
+            kind: w.so_far.kind,
+            low: w.low(),
+        })
     }
 
     /// What the current window was used for, with so many instructions more.
@@ -346,25 +385,46 @@ impl Windows {
     /// Another space is the current one, or other rules hold.
     pub fn select(&mut self, owner: Owner) {
         self.current = self.all.iter().position(|w| w.owner == owner);
+        self.clock += 1;
         if let Some(i) = self.current {
-            self.clock += 1;
             self.all[i].used = self.clock;
         }
+        if self.all.len() > 1 && WANTED.load(Relaxed) && WANTED.swap(false, Relaxed) {
+            self.give();
+            self.current = self.all.iter().position(|w| w.owner == owner);
+        }
+    }
+
+    /// Give back the windows of spaces that are no more.
+    pub fn keep(&mut self, is_alive: impl Fn(&Owner) -> bool) {
+        if self.all.iter().any(|w| !is_alive(&w.owner)) {
+            let owner = self.current.map(|i| self.all[i].owner);
+            self.remove(|w| !is_alive(&w.owner));
+            self.current = self.all.iter().position(|w| Some(w.owner) == owner);
+        }
+    }
+
+    /// Give the window back that was not used for longest.
+    fn give(&mut self) {
+        let last = self.all.iter().map(|w| w.used).min();
+        self.remove(|w| Some(w.used) == last);
     }
 
     /// Give the current space a window of this kind instead of what it has; whether it has one now.
     pub fn open(&mut self, owner: Owner, kind: Kind) -> bool {
-        let is_in_its_way = |w: &Window| w.owner == owner || kind == Kind::Low && w.so_far.kind == Kind::Low;
-        self.remove(is_in_its_way);
+        let now = self.clock;
+        let is_idle = |w: &Window| w.low() == Some(low_place()) && now - w.used > IDLE;
+        self.remove(|w| w.owner == owner || kind == Kind::Low && is_idle(w));
         if self.all.len() >= MOST {
-            let last = self.all.iter().map(|w| w.used).min();
-            self.remove(|w| Some(w.used) == last);
+            self.give();
         }
         if self.is_refused {
             return false;
         }
         let Ok(window) = Window::new(kind, owner) else {
-            self.is_refused = self.all.is_empty() && kind != Kind::Low;
+            let is_any = HELD.load(Relaxed) > 0;
+            self.is_refused = !is_any;
+            WANTED.store(is_any, Relaxed);
             return false;
         };
         self.all.push(window);
@@ -462,6 +522,18 @@ mod tests {
     }
 
     #[test]
+    fn a_window_is_given_back_with_its_space() {
+        let mut w = Windows::default();
+        for space in 1..=3 {
+            assert!(w.open((space, 0, 0), Kind::Bits32));
+        }
+        w.keep(|&(space, ..)| space != 1);
+        assert!(w.all.len() == 2 && w.current().is_some());
+        w.keep(|&(space, ..)| space != 3);
+        assert!(w.all.len() == 1 && w.current().is_none());
+    }
+
+    #[test]
     fn a_program_of_64_bits_has_its_arenas() {
         let mem = Memory::new(1 << 20).unwrap();
         let mut w = Windows::default();
@@ -477,11 +549,14 @@ mod tests {
         w.fill(0x6000_0000_0000 >> 12, 0x3000, true, &mem); // in neither
         assert_eq!(pages.len() as u64, w.counts.filled);
         assert_eq!(None, w.page_at(base.wrapping_add(0x6000_0000_0000)));
-        // Nobody else has the lowest arena while it does; then somebody may.
+        // Nobody else has the lowest arena near while it does; then somebody may.
         let mut other = Windows::default();
-        assert!(!other.open((1, 0, 0), Kind::Low) && other.open((1, 0, 0), Kind::High));
+        assert!(other.open((1, 0, 0), Kind::Low) && other.current().unwrap().is_far());
+        let far = other.current().unwrap().low.unwrap();
+        other.fill(0x40_1000 >> 12, 0x3000, true, &mem);
+        assert_eq!(Some(0x401), other.page_at(far + 0x40_1FFF));
         w.close();
-        assert!(other.open((1, 0, 0), Kind::Low));
+        assert!(other.open((1, 0, 0), Kind::Low) && !other.current().unwrap().is_far());
     }
 
     #[test]

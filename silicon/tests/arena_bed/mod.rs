@@ -12,7 +12,7 @@ use silicon::mem::Memory;
 use silicon::processor::{EngineKind, Processor};
 use silicon::snapshot::state_hash;
 
-/// One window of a process has the lowest arena.
+/// One window of a process has the lowest arena near.
 pub static ALONE: Mutex<()> = Mutex::new(());
 
 const PML4: u64 = 0x1000;
