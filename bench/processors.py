@@ -1,8 +1,8 @@
 """`python -m bench.processors`: two programs that compute at once, on one vCPU and on two.
 
 What: real time of one Debian for both programs, in turns with one and two vCPUs, and natively on
-one processor and on two.  Shown are the ratio of the least times (other programs on the computer can
-only make times longer) and the median of each pair's.  Source: none.
+one processor and on two.  Shown are the ratio of the least times (other programs on the computer
+can only make times longer) and the median of each pair's.  Source: none.
 Invariant: both programs end with the same sums wherever they run, or this ends with an error.
 """
 
@@ -10,23 +10,25 @@ import argparse
 import os
 import statistics
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
 from understudy.linux import VM
 
 SUM = "n=0; s=0; while [ $n -lt {turns} ]; do n=$((n+1)); s=$(((s*31+n)%1000003)); done; echo $s"
-BOTH = "({one}) & ({one}) & wait"
+BOTH = "read a x < /proc/uptime; ({one}) & ({one}) & wait; read b x < /proc/uptime; echo $a $b"
 NATIVE_TIMES = 4  # as many turns, so that starting the programs is little beside them
 
 
 def timed(both: Callable[[], str]) -> tuple[float, str]:
-    """Seconds, and what was printed."""
-    begin = time.perf_counter()
-    said = both()
-    return time.perf_counter() - begin, said
+    """Seconds, and the sums.
+
+    They are taken where the programs run: a guest whose clock went on while another one was run has
+    its hands full when it is asked again, and answers late.
+    """
+    *sums, begin, end = both().split()
+    return float(end) - float(begin), " ".join(sums)
 
 
 def natively(program: str, processors: int) -> str:
@@ -37,15 +39,15 @@ def natively(program: str, processors: int) -> str:
 
     command = ["busybox", "sh", "-c", program]
     done = subprocess.run(command, preexec_fn=stay, check=True, capture_output=True, text=True)
-    return " ".join(done.stdout.split())
+    return done.stdout
 
 
 def in_guest(vm: VM, program: str) -> str:
     """In a guest."""
-    return " ".join(vm.run(program).check().output.split())
+    return vm.run(program).check().output
 
 
-def compare(name: str, places: dict[int, Callable[[], str]], times: int) -> None:
+def compare(name: str, places: Mapping[int, Callable[[], str]], times: int) -> None:
     """One row of the table."""
     took, sums = dict[int, list[float]](), set[str]()
     for _ in range(times):
