@@ -161,7 +161,8 @@ def draw(table: Table, figure: "Figure") -> None:
 
 def exists(point: Row) -> bool:
     """CR8 is of 64-bit mode, and no paravirtual kernel's."""
-    return point["operation"] != "cr8wr" or (point["bits"] == 64 and point["technique"] != "pv")
+    has_cr8 = point["bits"] == 64 and point["technique"] != "pv"
+    return bool(has_cr8 or point["operation"] != "cr8wr")
 
 
 EXPERIMENT = Experiment(

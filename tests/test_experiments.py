@@ -73,6 +73,8 @@ EXACT = {
     "paravirtual_features": ("exits",),
     "paravirtual_costs": ("exits",),
     "nanobenchmarks": ("exits", "beyond"),
+    "fork_prices": ("true", "trace", "hidden", "other"),
+    "time_stamps": ("comes", "executes", "beyond"),
 }
 
 

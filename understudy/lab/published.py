@@ -54,9 +54,6 @@ a trace fault in software, where the paper's translator adapts and has none.  An
 exit in which nothing is done; in software, what a divide error adds: into the monitor and out.
 """
 
-READING_TIME: Final = {"trap": 2030, "callout": 1254, "translated": 216}
-"""RDTSC emulated, in the paper's three ways.  From memory: they decide nothing but an order."""
-
 
 def added(kinds: Mapping[str, float], prices: Mapping[str, int]) -> float:
     """Cycles that these events add."""

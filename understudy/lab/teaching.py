@@ -65,14 +65,21 @@ def between(vm: VM, what: str, few: int, many: int) -> dict[str, int]:
     return {kind: more[kind] - less[kind] for kind in more}
 
 
-def beyond(vm: VM, what: str) -> float:
-    """Instructions that the processor executes beyond the guest's own, for one time."""
+def executed(vm: VM, what: str) -> tuple[float, float]:
+    """The guest's own instructions for one time, and the processor's."""
     found = []
     for times in (100, 200):  # as many digits, so all around it is the same
         guest, processor = vm.instructions, vm.processors[0].retired
         counted(vm, what, times)
-        found.append(vm.processors[0].retired - processor - (vm.instructions - guest))
-    return (found[1] - found[0]) / 100
+        found.append((vm.instructions - guest, vm.processors[0].retired - processor))
+    (guest, processor), (more, more_by_processor) = found
+    return (more - guest) / 100, (more_by_processor - processor) / 100
+
+
+def beyond(vm: VM, what: str) -> float:
+    """Instructions that the processor executes beyond the guest's own, for one time."""
+    guest, processor = executed(vm, what)
+    return processor - guest
 
 
 def _until(vm: VM, said: bytearray, text: bytes) -> None:
