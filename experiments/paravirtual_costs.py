@@ -64,11 +64,11 @@ def _exits(vm: VM, operation: str, times: int) -> tuple[int, int]:
     """What came to the hypervisor, and how often it had the processor, if that is counted."""
     found = counted(vm, operation, times)
     exits, own_counts = found["exits"], found.get("execution", {})
-    if "crossings" in own_counts:
-        return sum(exits.values()), own_counts["crossings"]
     if "traps" in own_counts:
         traps = sum(own_counts["traps"].values()) + exits.get("EXCEPTION_OR_NMI", 0)
-        return traps, traps
+        return traps, own_counts["crossings"]
+    if "crossings" in own_counts:
+        return sum(exits.values()), own_counts["crossings"]
     own = sum(number for reason, number in exits.items() if reason != "IO_INSTRUCTION")
     return own, own
 

@@ -72,6 +72,9 @@ EXACT = {
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
     "paravirtual_features": ("exits",),
     "paravirtual_costs": ("exits",),
+    "nanobenchmarks": ("exits", "beyond"),
+    "fork_prices": ("true", "trace", "hidden", "other"),
+    "time_stamps": ("comes", "executes", "beyond"),
 }
 
 

@@ -49,6 +49,39 @@ def counted(vm: VM, what: str, times: int) -> dict[str, Any]:
     return since(after, before)
 
 
+def kinds(found: dict[str, Any]) -> dict[str, int]:
+    """What was counted, sorted: true, trace and hidden faults, and every other way to come to the
+    hypervisor.
+    """
+    own, exits = found.get("execution", {}), sum(found["exits"].values())
+    came = own.get("crossings", exits) + sum(own.get("handed_over", {}).values())
+    faults = {kind: found["faults"].get(kind, 0) for kind in ("true", "trace", "hidden")}
+    return faults | {"other": came - sum(faults.values())}
+
+
+def between(vm: VM, what: str, few: int, many: int) -> dict[str, int]:
+    """How many more of each kind it takes to do it `many` times, not `few`."""
+    less, more = (kinds(counted(vm, what, times)) for times in (few, many))
+    return {kind: more[kind] - less[kind] for kind in more}
+
+
+def executed(vm: VM, what: str) -> tuple[float, float]:
+    """The guest's own instructions for one time, and the processor's."""
+    found = []
+    for times in (100, 200):  # as many digits, so all around it is the same
+        guest, processor = vm.instructions, vm.processors[0].retired
+        counted(vm, what, times)
+        found.append((vm.instructions - guest, vm.processors[0].retired - processor))
+    (guest, processor), (more, more_by_processor) = found
+    return (more - guest) / 100, (more_by_processor - processor) / 100
+
+
+def beyond(vm: VM, what: str) -> float:
+    """Instructions that the processor executes beyond the guest's own, for one time."""
+    guest, processor = executed(vm, what)
+    return processor - guest
+
+
 def _until(vm: VM, said: bytearray, text: bytes) -> None:
     stop = vm.go(budget=BUDGET, until=lambda: text in said)
     if text not in said:

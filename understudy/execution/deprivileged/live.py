@@ -74,6 +74,7 @@ class Live(GuestState):
         self.updates: dict[str, int] = {}  # and but for these
         self.pdptes = b""  # that it has loaded, under PAE paging
         self.due = 0  # TSC at which the timer is over
+        self.crossings = 0  # times that the processor came from the guest to the hypervisor
         self.carried = 0  # instructions carried out here that VMX would have executed
         self.shadow_at = -1  # what was retired when an interrupt shadow began
         self.virtual_cr2: int | None = None
@@ -205,6 +206,7 @@ class Live(GuestState):
 
     def _land(self, rip: int, flags: int) -> None:
         """The guest is there; `flags`: as the processor has them."""
+        self.crossings += 1
         own = self._read_field(RFLAGS_FIELD)
         self._write_field(RIP, rip)
         self._write_field(RFLAGS_FIELD, descent.up(flags, own))

@@ -108,7 +108,10 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self.processor.set_ring0(*self.ring0_before)
 
     def own_counts(self) -> dict[str, Any]:
-        return {"traps": dict(self.traps), "handed_over": dict(self.handed_over)}
+        return {
+            "traps": dict(self.traps), "handed_over": dict(self.handed_over),
+            "crossings": self.crossings,
+        }  # fmt: skip
 
     # --- the ways ---
 

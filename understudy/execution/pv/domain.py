@@ -42,7 +42,6 @@ class Domain(Live):
         self.calls: Counter[str] = Counter()  # of the hypervisor, by name
         self.refused: Counter[str] = Counter()  # of these, by call
         self.last_refused = ""  # what was wrong, in words
-        self.crossings = 0  # times that the processor came from the guest to the hypervisor
         self.updates_made = 0  # changes of page tables
         self.synchronized = 0  # times that state of the guest's was looked at on the way to it
 

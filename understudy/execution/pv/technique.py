@@ -118,7 +118,6 @@ class Pv(Domain, Deprivileged, name="pv"):
 
     def _came_back(self, exit: Exit) -> Exit:
         exit = super()._came_back(exit)
-        self.crossings += 1
         if self.has_virtual_if:
             flags = self._read_field(RFLAGS_FIELD) & ~IF
             is_on = self.get(Shared.IF_ON) & LOW32

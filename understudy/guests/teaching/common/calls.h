@@ -5,5 +5,7 @@ enum call {
     C_EXIT, C_FORK, C_WAIT, C_WRITE, C_READ, C_SLEEP, C_TIME, C_ID, C_TLS, C_WATCH, C_YIELD,
     C_FREE, C_OPTION, C_OFF, C_BENCH
 };
-enum bench { B_IRQ, B_STATE, B_MAP, B_SWITCH };
+enum bench {
+    B_IRQ, B_STATE, B_MAP, B_SWITCH, B_PORT, B_PRIORITY, B_CALL, B_DIVIDE, B_FAULT, B_ENTRY, B_TIME
+};
 #endif

@@ -41,4 +41,8 @@ void machine_write(const char *text, word bytes);
 int machine_read(void); /* a byte of the console, or -1 */
 void machine_off(void) __attribute__((noreturn));
 word fault_address(void);
+
+/* Single operations, to be counted from outside; a machine without such a thing does nothing. */
+void machine_port(void);           /* read port 80h, where a PC has no device to be asked */
+void machine_priority(word level); /* which interrupts are held back: CR8, of 64 bits */
 #endif

@@ -150,6 +150,17 @@ void machine_off(void)
         __asm__ volatile("cli; hlt");
 }
 
+void machine_port(void) { inb(0x80); }
+
+void machine_priority(word level)
+{
+#ifdef __x86_64__
+    __asm__ volatile("mov %0,%%cr8" : : "r"(level));
+#else
+    (void)level;
+#endif
+}
+
 /* --- the beginning --- */
 
 static void descriptors(void)

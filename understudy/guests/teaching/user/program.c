@@ -11,29 +11,50 @@ static word parse(const char *text)
 
 /* --- for who counts from outside: N of something, between two lines --- */
 
+static volatile u8 *const heap = (u8 *)0x800000;
+static word touched; /* pages of the heap, by the last `many touch N` */
+
 static void nothing(void) {}
+
+static void write_again(void)
+{
+    for (word n = 0; n < touched; n++)
+        heap[n * 4096] = 2;
+}
+
+static const struct { char name[8]; word what; } benches[] = { /* the kernel's own */
+    {"irq", B_IRQ}, {"state", B_STATE}, {"map", B_MAP}, {"root", B_SWITCH}, {"in", B_PORT},
+    {"cr8wr", B_PRIORITY}, {"callret", B_CALL}, {"divzero", B_DIVIDE}, {"pgfault", B_FAULT},
+    {"ptemod", B_ENTRY}, {"rdtsc", B_TIME},
+};
+
+static int bench(const char *what, word times)
+{
+    for (word n = 0; n < sizeof benches / sizeof *benches; n++)
+        if (same(what, benches[n].name)) {
+            call(C_BENCH, benches[n].what, times);
+            return 1;
+        }
+    return 0;
+}
 
 static void many(const char *what, word times)
 {
-    volatile u8 *heap = (u8 *)0x800000;
     say("begin\n");
-    if (same(what, "irq"))
-        call(C_BENCH, B_IRQ, times);
-    else if (same(what, "state"))
-        call(C_BENCH, B_STATE, times);
-    else if (same(what, "map"))
-        call(C_BENCH, B_MAP, times);
-    else if (same(what, "root"))
-        call(C_BENCH, B_SWITCH, times);
+    if (bench(what, times))
+        ;
     else if (same(what, "call"))
         for (word n = 0; n < times; n++)
             call(C_ID, 0, 0);
     else if (same(what, "touch"))
-        for (word n = 0; n < times; n++)
-            heap[n * 4096] = 1;
+        for (touched = 0; touched < times; touched++)
+            heap[touched * 4096] = 1;
     else if (same(what, "fork"))
         for (word n = 0; n < times; n++)
             child(nothing);
+    else if (same(what, "cow")) /* the child writes all of the heap, then the parent does */
+        for (word n = 0; n < times; n++)
+            child(write_again), write_again();
     else
         say("unknown\n");
     say("end\n");
@@ -45,7 +66,8 @@ static void help(void)
 {
     say("check  self-check     echo TEXT      time   since the start, in ms\n"
         "free   frames left    many WHAT N    sleep MS\n"
-        "off    power off      WHAT: irq state map root call touch fork\n");
+        "off    power off      WHAT: irq state map root in cr8wr callret divzero pgfault ptemod\n"
+        "                            rdtsc call touch fork cow\n");
 }
 
 static char *word_of(char **line)
