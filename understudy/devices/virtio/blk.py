@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Final
 from understudy.backends.medium import Medium, Zeros
 from understudy.backends.overlay import Overlay
 from understudy.clock import NS_PER_SECOND
-from understudy.devices.virtio.pci import Postponed, VirtioPci, VirtioState
+from understudy.devices.virtio.gathering import Gathering, GatheringState
+from understudy.devices.virtio.pci import Postponed, VirtioPci
 from understudy.devices.virtio.queue import (
     Chain,
     RingError,
@@ -81,13 +82,13 @@ class Refused(Exception):
 
 
 @dataclass
-class BlkState(VirtioState):
+class BlkState(GatheringState):
     """How far a limit of speed is used up."""
 
     free_at: U62 = 0
 
 
-class Blk(VirtioPci, name="virtio_blk"):
+class Blk(Gathering, name="virtio_blk"):
     """A disk.  `medium` is its content; a disk that nobody gave one is small and empty.
 
     stop: called with what went wrong when the computer cannot read or write, and the request is

@@ -31,7 +31,7 @@ AVAIL, USED = 1 << 7, 1 << 15  # VIRTQ_DESC_F_*
 LENGTH, FLAGS = 8, 14  # offsets in a descriptor: address, length, id, flags
 ANSWER: Final = struct.Struct("<IH")  # length and id of a used one
 EVENT: Final = struct.Struct("<HH")  # "Event Suppression Structure Format": where, flags
-DISABLE, DESC = 1, 2  # RING_EVENT_FLAGS_*; 0: always
+ENABLE, DISABLE, DESC = range(3)  # RING_EVENT_FLAGS_*
 LAP: Final = 1 << 15  # of an event: the wrap counter
 
 # --- The queue ---
@@ -100,6 +100,10 @@ class PackedQueue(Queue):
             lap, place = divmod(s.taken, s.size)
             where = place | (0 if lap & 1 else LAP)
             self._write(s.device, EVENT.pack(where, DESC))
+
+    def let_kick(self, wanted: bool) -> None:
+        if not self.has_events:
+            self._write(self.state.device, EVENT.pack(0, ENABLE if wanted else DISABLE))
 
     # --- descriptors ---
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
-from understudy.state import U16, U64
+from understudy.state import U8, U16, U64
 
 # --- The specification ---
 
@@ -111,6 +111,7 @@ class QueueState:
     taken: U16 = 0  # the next entry that may be available, as the kind of ring counts them
     given: U16 = 0  # the next entry that is given back
     published: U16 = 0  # the entry up to which the driver has been told
+    alone: U8 = 0  # kicks that were answered at once, since one was known to wait for others
 
 
 class Queue:
@@ -151,6 +152,10 @@ class Queue:
 
     def ask_for_kicks(self) -> None:
         """From the next available buffer on, the driver is to notify the device."""
+        raise NotImplementedError
+
+    def let_kick(self, wanted: bool) -> None:
+        """Whether the driver is to notify the device at all; event indices say it by themselves."""
         raise NotImplementedError
 
     # --- memory ---
