@@ -274,7 +274,7 @@ class VirtioPci(Device):
     def queue(self, number: int) -> Queue:
         """One of the queues, as it is now."""
         s = self.state
-        return self.kind_of_queue(self.wires.dma, s.queues[number], s.driver_features)
+        return self.kind_of_queue(self.function.reach(), s.queues[number], s.driver_features)
 
     def notified(self, number: int) -> None:
         """The driver says that it has made buffers available."""
