@@ -61,11 +61,11 @@ def test_one_reader_pays_a_kick_and_an_interrupt(vm: VM) -> None:
     exits, kicks, calls = cost(vm, ONE)
     print(f"one at a time: {exits:.2f} exits, {kicks:.2f} at devices, {calls:.0f} calls a request")
     assert exits < 2.5 and kicks < 1.1
-    assert calls < 300
+    assert calls < 200
 
 
 def test_many_readers_share_them(vm: VM) -> None:
     exits, kicks, calls = cost(vm, MANY)
     print(f"{READERS} at a time: {exits:.2f} exits, {kicks:.2f} at devices, {calls:.0f} calls")
-    assert exits < 1.0
-    assert calls < 200
+    assert exits < 0.8
+    assert calls < 100
