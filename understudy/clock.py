@@ -5,9 +5,10 @@ TSC.  A clock never advances by itself: `now` is a reading, and callbacks fire o
 `run_due`, which the run loop calls between two stretches of guest code.
 
 Invariants: callbacks fire in the order (time, order of arming), each at most once; a callback
-sees `now() >= when`.  Timers that a callback arms wait for the next `run_due` if they lie after
-the time at which this one began, so a guest that asks for very short periods cannot keep the
-VMM in the loop.
+sees `now() >= when`, but for those that may be hurried: what is put off so that more of the same
+may come, and done at once when a processor has nothing else to do.  Timers that a callback arms
+wait for the next `run_due` if they lie after the time at which this one began, so a guest that asks
+for very short periods cannot keep the VMM in the loop.
 """
 
 import heapq
@@ -45,6 +46,7 @@ class Clock(ABC):
         self._queue: list[Timer] = []
         self._sequence = 0
         self._limit = 64  # queue length at which canceled timers are swept out
+        self._eager: list[Timer] = []  # that may be hurried
 
     @abstractmethod
     def now(self) -> int:
@@ -76,6 +78,18 @@ class Clock(ABC):
         while queue and queue[0].callback is None:
             heapq.heappop(queue)
         return queue[0].when if queue else None
+
+    def let_hurry(self, timer: Timer) -> None:
+        """It need not wait until it is due if nobody has anything else to do."""
+        self._eager = [*(other for other in self._eager if other.is_armed), timer]
+
+    def hurry(self) -> None:
+        """A processor waits: fire at once what may be hurried."""
+        eager, self._eager = self._eager, []
+        for timer in sorted(eager):
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
 
     def run_due(self) -> int:
         """Fire what is due now; returns how many callbacks were called."""
@@ -129,10 +143,13 @@ class Alarm:
     The callback must set the alarm later than now, or not at all.
     """
 
-    __slots__ = ("_callback", "_clock", "_timer")
+    __slots__ = ("_callback", "_clock", "_hurries", "_timer")
 
-    def __init__(self, clock: Clock, callback: Callable[[], None]) -> None:
-        self._clock, self._callback = clock, callback
+    def __init__(
+        self, clock: Clock, callback: Callable[[], None], *, hurries: bool = False
+    ) -> None:
+        """`hurries`: see `Clock.hurry`."""
+        self._clock, self._callback, self._hurries = clock, callback, hurries
         self._timer: Timer | None = None
 
     @property
@@ -148,7 +165,7 @@ class Alarm:
             if timer.when == ns:
                 return
             timer.cancel()
-        self._timer = None if ns is None else self._clock.at(ns, self._callback)
+        self._timer = None if ns is None else self._armed(self._clock.at(ns, self._callback))
 
     def save(self) -> list[int] | None:
         """(when, place in the queue), or None if it is clear."""
@@ -161,4 +178,9 @@ class Alarm:
         """Be set as it was when saved."""
         self.set(None)
         if saved is not None:
-            self._timer = self._clock.resume(saved, self._callback)
+            self._timer = self._armed(self._clock.resume(saved, self._callback))
+
+    def _armed(self, timer: Timer) -> Timer:
+        if self._hurries:
+            self._clock.let_hurry(timer)
+        return timer

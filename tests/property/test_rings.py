@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.devices.virtio.driver import PACKED, VERSION_1, Driver
 from understudy.backends.medium import Zeros
 from understudy.backends.overlay import Overlay
+from understudy.devices.virtio.gathering import ALONE
 
 SECTOR, SECTORS = 512, 16
 AT = 0x2_0000  # the buffers of a request, 16 KiB each
@@ -92,8 +93,8 @@ def result(d: Driver, slot: int, one: Request) -> tuple[int, bytes]:
 @pytest.mark.parametrize(("ring", "size"), [(0, 32), (PACKED, 32), (PACKED, 19), (PACKED, 64)])
 def test_a_disk_is_the_same_by_each_ring(ring: int, size: int, features: int) -> None:
     @settings(max_examples=15, deadline=None)
-    @given(BATCHES)
-    def run(batches: list[list[Request]]) -> None:
+    @given(BATCHES, st.booleans())
+    def run(batches: list[list[Request]], waits: bool) -> None:
         medium: Any = Overlay(Zeros(SECTORS * SECTOR))
         d = Driver("virtio_blk", medium=medium)
         chosen = VERSION_1 | ring | features
@@ -101,7 +102,12 @@ def test_a_disk_is_the_same_by_each_ring(ring: int, size: int, features: int) ->
         content = bytearray(SECTORS * SECTOR)
         for batch in batches:
             heads = [hand_over(d, slot, one, chosen) for slot, one in enumerate(batch)]
+            if waits:  # each batch as after many kicks, until the driver halts
+                d.device.state.queues[0].alone = ALONE
+                d.kick()
+                assert d.finished(0) == []
             d.kick()
+            d.clock.hurry()
             assert [head for head, _ in d.finished(0)] == heads
             for slot, one in enumerate(batch):
                 start, end = SECTOR * one.sector, SECTOR * (one.sector + one.count)

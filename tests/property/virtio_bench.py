@@ -104,6 +104,8 @@ ACTIONS = st.one_of(
     FUSE,
     _of("packet", SMALL, SMALL, st.sampled_from([0, 1, 100]), SMALL),
     _of("time", st.sampled_from([1, 1000, 1_000_000, 1_000_000_000])),
+    _of("alone", st.sampled_from([0, 31, 32, 255])),
+    _of("halt"),
 )  # fmt: skip
 SCRIPT = st.lists(ACTIONS, max_size=60)
 
@@ -208,6 +210,10 @@ class Hostile(Driver):
                 self.arrive(a, b, c, d)
             case "time":
                 self.clock.advance(a)
+            case "alone":  # as after so many kicks
+                self.device.state.queues[queue].alone = a
+            case "halt":
+                self.clock.hurry()
         return None
 
     def fuse(self, queue: int, op: int, node: int, word: int, kind: int) -> None:

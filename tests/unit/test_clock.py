@@ -74,3 +74,26 @@ def test_source_clock_reads_elsewhere() -> None:
     assert clock.now() == 7
     now[0] = 9
     assert clock.now() == 9
+
+
+def test_what_may_be_hurried_fires_once_in_order_and_the_rest_stays() -> None:
+    clock, fired = ManualClock(), list[str]()
+    rows = (("late", 20, True), ("early", 10, True), ("patient", 5, False), ("off", 1, True))
+    alarms = {n: Alarm(clock, lambda n=n: fired.append(n), hurries=h) for n, _, h in rows}
+    for name, when, _ in rows:
+        alarms[name].set(when)
+    alarms["off"].set(None)
+    clock.hurry()
+    clock.hurry()
+    assert fired == ["early", "late"]
+    clock.advance(100)
+    assert fired == ["early", "late", "patient"]
+
+
+def test_what_may_be_hurried_does_not_pile_up() -> None:
+    clock = ManualClock()
+    alarm = Alarm(clock, lambda: None, hurries=True)
+    for i in range(1000):
+        alarm.set(i + 1)
+        clock.advance(1 if i % 2 else 0)
+    assert len(clock._eager) <= 1

@@ -84,6 +84,7 @@ def hlt(vcpu: Vcpu, done: Instruction) -> Verdict:
     vcpu.skip(done.length)
     if not vcpu.guest.has_debug_trap():
         vcpu.state.activity = Activity.HLT
+        vcpu.clock.hurry()
     vcpu.attention = True
     return RESUME
 

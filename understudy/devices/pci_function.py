@@ -187,6 +187,11 @@ class Function(ConfigSpace):
         """Whether it may begin transactions of its own."""
         return bool(self.state.config[COMMAND] & MASTER)
 
+    def reach(self) -> PhysicalMemory:
+        """Memory as it reaches it until the guest goes on, with nothing between if that may be."""
+        dma = self.dma
+        return dma.memory if isinstance(dma, BusMaster) and self.is_master else dma
+
     def places(self) -> Iterator[tuple[Bar, int]]:
         """Its BARs and where they point, now and after a reset, whether they answer or not."""
         for number, bar in self.bars.items():

@@ -98,8 +98,8 @@ class GuestMemory:
 
     def read(self, gpa: int, length: int) -> bytes:
         """The bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
-        if length <= PAGE - (gpa & 0xFFF) and (hpa := self.hpa(gpa)) is not None:
-            return self._memory.read(hpa, length)
+        if length <= PAGE - (gpa & 0xFFF) and (pfn := self.p2m.lookup(gpa >> 12)) is not None:
+            return self._memory.read(pfn << 12 | gpa & 0xFFF, length)
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -113,19 +113,20 @@ class GuestMemory:
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
-        view = memoryview(data).cast("B")
-        if self.p2m.protected or self.p2m.absent:
-            self._touch(gpa, len(view), PROTECTED | ABSENT, write=True)
-        if 0 < len(view) <= PAGE - (gpa & 0xFFF) and (hpa := self.hpa(gpa)) is not None:
-            self._memory.write(hpa, view)
+        view = data if type(data) is bytes else memoryview(data).cast("B")
+        size, p2m = len(view), self.p2m
+        if p2m.protected or p2m.absent:
+            self._touch(gpa, size, PROTECTED | ABSENT, write=True)
+        if 0 < size <= PAGE - (gpa & 0xFFF) and (pfn := p2m.lookup(gpa >> 12)) is not None:
+            self._memory.write(pfn << 12 | gpa & 0xFFF, view)
         else:
-            at = 0
-            for hpa, part in self._pieces(gpa, len(view)):
-                self._memory.write(hpa, view[at : at + part])
+            at, rest = 0, memoryview(view)
+            for hpa, part in self._pieces(gpa, size):
+                self._memory.write(hpa, rest[at : at + part])
                 at += part
-        for tracer in self.p2m.tracers:
+        for tracer in p2m.tracers:
             if tracer.traced:
-                self._tell(gpa, len(view))
+                self._tell(gpa, size)
                 break
 
     def exchange(self, gpa: int, byte: int) -> int:

@@ -289,10 +289,11 @@ class Msrs(Part):
             raise KeyError(index)
         self.settle()
         icr = self.apic.wrmsr(index, value, self.now())
-        self.look()
         if index == Msr.X2APIC_EOI:
-            self._broadcast_eoi()
-        elif index == Msr.IA32_APIC_BASE:
+            self._ended()
+            return
+        self.look()
+        if index == Msr.IA32_APIC_BASE:
             self.note_apic_base()
         if icr is not None:
             self.interrupt_command(icr)
@@ -311,11 +312,18 @@ class Msrs(Part):
             return  # undefined on hardware; here it does nothing
         self.settle()
         icr = self.apic.write(offset, value, self.now())
-        self.look()
         if offset == EOI_OFFSET:
-            self._broadcast_eoi()
+            self._ended()
+            return
+        self.look()
         if icr is not None:
             self.interrupt_command(icr)
+
+    def _ended(self) -> None:
+        """The guest has ended an interrupt: go on with what that one kept back, if there is any."""
+        if self.apic.pending() >= 0:
+            self.look()
+        self._broadcast_eoi()
 
     def _broadcast_eoi(self) -> None:
         for vector in self.apic.take_eois():

@@ -10,7 +10,7 @@ comes back, and without negotiated flushes each write is.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Final
@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Final
 from understudy.backends.medium import Medium, Zeros
 from understudy.backends.overlay import Overlay
 from understudy.clock import NS_PER_SECOND
-from understudy.devices.virtio.pci import Postponed, VirtioPci, VirtioState
+from understudy.devices.virtio.gathering import Gathering, GatheringState
+from understudy.devices.virtio.pci import Postponed, VirtioPci
 from understudy.devices.virtio.queue import (
     Chain,
     RingError,
@@ -81,13 +82,13 @@ class Refused(Exception):
 
 
 @dataclass
-class BlkState(VirtioState):
+class BlkState(GatheringState):
     """How far a limit of speed is used up."""
 
     free_at: U62 = 0
 
 
-class Blk(VirtioPci, name="virtio_blk"):
+class Blk(Gathering, name="virtio_blk"):
     """A disk.  `medium` is its content; a disk that nobody gave one is small and empty.
 
     stop: called with what went wrong when the computer cannot read or write, and the request is
@@ -115,6 +116,7 @@ class Blk(VirtioPci, name="virtio_blk"):
             raise ValueError(f"virtio_blk: {queues} queues, expected 1 to {MOST_QUEUES}")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * queues)
         self.medium = Overlay(Zeros(USUAL_BYTES)) if medium is None else medium
+        self.dma = self.wires.dma
         self.rate = rate  # bytes a second, 0 for no limit
         self.serial, self.stop = serial.encode()[:ID_BYTES], stop
         self.offered |= SIZE_MAX | SEG_MAX | BLK_SIZE | FLUSH
@@ -135,16 +137,27 @@ class Blk(VirtioPci, name="virtio_blk"):
     # --- requests ---
 
     def serve(self, number: int, chain: Chain) -> int:
-        room = length(chain.writable) - 1
-        if length(chain.readable) < HEADER.size or room < 0:
+        _, readable, writable, _ = chain
+        room = length(writable) - 1
+        if length(readable) < HEADER.size or room < 0:
             raise RingError("a block request without its header or its status")
-        dma = self.wires.dma
-        header = gather(dma, cut(chain.readable, 0, HEADER.size))
+        dma = self.dma = self.function.reach()
+        sent: Sequence[Segment]
+        wanted: Sequence[Segment]
+        if (first := readable[0])[1] == HEADER.size:  # as all drivers do it
+            header, sent = dma.read(*first), readable[1:]
+        else:
+            header = gather(dma, cut(readable, 0, HEADER.size))
+            sent = cut(readable, HEADER.size, 1 << 32)
+        if writable[-1][1] == 1:
+            wanted, place = writable[:-1], writable[-1][0]
+        else:
+            wanted, ((place, _),) = cut(writable, 0, room), cut(writable, room, 1)
         kind, _, sector = HEADER.unpack(header)
         written, status, before = 0, OK, self.moved
         self._wait()
         try:
-            written = self._carry_out(kind, sector * SECTOR, chain, room)
+            written = self._carry_out(kind, sector * SECTOR, sent, wanted)
         except Refused as refusal:
             status = refusal.status
         except OSError as problem:
@@ -154,37 +167,34 @@ class Blk(VirtioPci, name="virtio_blk"):
             status = IOERR
         if status == OK:
             self._passed(self.moved - before)
-        scatter(dma, cut(chain.writable, room, 1), status)
+        dma.write(place, status)
         # "The device MUST write at least len bytes ... beginning at the first": as far as it has.
         return room + 1 if written == room else written
 
-    def _carry_out(self, kind: int, offset: int, chain: Chain, room: int) -> int:
+    def _carry_out(
+        self, kind: int, offset: int, sent: Sequence[Segment], wanted: Sequence[Segment]
+    ) -> int:
         """How many bytes of data the driver gets."""
         match kind:
             case Request.IN:
-                return self._read(offset, cut(chain.writable, 0, room))
+                return self._read(offset, wanted)
             case Request.OUT:
-                self._write(offset, cut(chain.readable, HEADER.size, 1 << 32))
+                self._write(offset, sent)
             case Request.FLUSH:
                 self.medium.flush()
             case Request.GET_ID:
-                return scatter(
-                    self.wires.dma,
-                    cut(chain.writable, 0, min(room, ID_BYTES)),
-                    self.serial.ljust(ID_BYTES, b"\0"),
-                )
+                return scatter(self.dma, wanted, self.serial.ljust(ID_BYTES, b"\0"))
             case Request.DISCARD if self.has(DISCARD):
-                self._each(cut(chain.readable, HEADER.size, 1 << 32), self._discard)
+                self._each(sent, self._discard)
             case Request.WRITE_ZEROES if self.has(WRITE_ZEROES):
-                self._each(cut(chain.readable, HEADER.size, 1 << 32), self._zero)
+                self._each(sent, self._zero)
             case _:
                 raise Refused(UNSUPP)
         return 0
 
     def _wait(self) -> None:
         """Not now, if the limit of speed is used up."""
-        early = self.state.free_at - self.clock.now() - BURST_NS
-        if self.rate and early > 0:
+        if self.rate and (early := self.state.free_at - self.clock.now() - BURST_NS) > 0:
             raise Postponed(early)
 
     def _passed(self, count: int) -> None:
@@ -192,16 +202,16 @@ class Blk(VirtioPci, name="virtio_blk"):
             free = max(self.state.free_at, self.clock.now())
             self.state.free_at = free + NS_PER_SECOND * count // self.rate
 
-    def _read(self, offset: int, segments: list[Segment]) -> int:
+    def _read(self, offset: int, segments: Sequence[Segment]) -> int:
         count = length(segments)
         self._check(offset, count)
-        return scatter(self.wires.dma, segments, self.medium.read(offset, count))
+        return scatter(self.dma, segments, self.medium.read(offset, count))
 
-    def _write(self, offset: int, segments: list[Segment]) -> None:
+    def _write(self, offset: int, segments: Sequence[Segment]) -> None:
         self._check(offset, length(segments))
         if self.medium.is_read_only:
             raise Refused(IOERR)
-        self.medium.write(offset, gather(self.wires.dma, segments))
+        self.medium.write(offset, gather(self.dma, segments))
         if not self.has(FLUSH):
             self.medium.flush()
 
@@ -212,12 +222,14 @@ class Blk(VirtioPci, name="virtio_blk"):
 
     # --- ranges ---
 
-    def _each(self, segments: list[Segment], carry_out: Callable[[int, int, bool], None]) -> None:
+    def _each(
+        self, segments: Sequence[Segment], carry_out: Callable[[int, int, bool], None]
+    ) -> None:
         """Do it with each of the ranges of a request, if all of them are right."""
         count, rest = divmod(length(segments), RANGE.size)
         if rest or not 0 < count <= RANGES:
             raise Refused(IOERR)
-        ranges = list(RANGE.iter_unpack(gather(self.wires.dma, segments)))
+        ranges = list(RANGE.iter_unpack(gather(self.dma, segments)))
         for sector, sectors, flags in ranges:
             if flags & ~UNMAP:
                 raise Refused(UNSUPP)

@@ -30,8 +30,9 @@ from understudy.devices.virtio.queue import (
 AVAIL, USED = 1 << 7, 1 << 15  # VIRTQ_DESC_F_*
 LENGTH, FLAGS = 8, 14  # offsets in a descriptor: address, length, id, flags
 ANSWER: Final = struct.Struct("<IH")  # length and id of a used one
+USED_ONE: Final = struct.Struct("<IHH")  # and its flags
 EVENT: Final = struct.Struct("<HH")  # "Event Suppression Structure Format": where, flags
-DISABLE, DESC = 1, 2  # RING_EVENT_FLAGS_*; 0: always
+ENABLE, DISABLE, DESC = range(3)  # RING_EVENT_FLAGS_*
 LAP: Final = 1 << 15  # of an event: the wrap counter
 
 # --- The queue ---
@@ -74,11 +75,11 @@ class PackedQueue(Queue):
         lap, place = divmod(s.given, s.size)
         at = s.descriptors + DESCRIPTOR.size * place
         flags = (0 if lap & 1 else AVAIL | USED) | (WRITE if chain.writable else 0)
-        self._write(at + LENGTH, ANSWER.pack(written, chain.head))
         if s.given == s.published:
+            self._write(at + LENGTH, ANSWER.pack(written, chain.head))
             self.first = flags
-        else:
-            self._write(at + FLAGS, flags.to_bytes(2, "little"))
+        else:  # nobody looks there before the first one is there
+            self._write(at + LENGTH, USED_ONE.pack(written, chain.head, flags))
         s.given = (s.given + chain.slots) % (2 * s.size)
 
     def publish(self) -> bool:
@@ -100,6 +101,10 @@ class PackedQueue(Queue):
             lap, place = divmod(s.taken, s.size)
             where = place | (0 if lap & 1 else LAP)
             self._write(s.device, EVENT.pack(where, DESC))
+
+    def let_kick(self, wanted: bool) -> None:
+        if not self.has_events:
+            self._write(self.state.device, EVENT.pack(0, ENABLE if wanted else DISABLE))
 
     # --- descriptors ---
 

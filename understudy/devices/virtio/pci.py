@@ -5,8 +5,9 @@ Virtio Device".
 
 Not modeled: the legacy interface, notification data, the reset of one queue alone.
 
-Requests are carried out within the access that asks for them (docs/decisions/0051-*): between two
-exits none is under way, so a snapshot keeps the queues' indices and nothing else.
+Requests are carried out within the access that asks for them (docs/decisions/0051-*), or at a later
+time of the guest's (`gathering.py`): between two exits none is under way, so a snapshot keeps the
+queues' indices and nothing else.
 
 A driver is hostile.  Invariants: whatever it does in registers and rings ends as *device needs
 reset* at the worst; one access carries out as many requests as a queue has entries, or `QUANTUM`
@@ -123,6 +124,7 @@ class VirtioPci(Device):
         self.offered = RING  # features
         self.again = self.alarms["again"] = Alarm(self.clock, self._serve_waiting)
         self.moved = 0  # bytes, since the access began
+        self.served = 0  # requests, by the last kick
         self.function = VirtioFunction(kind, class_code, len(self.sizes), self, _COMMON.size)
         wires.plug(self.function)
 
@@ -190,7 +192,7 @@ class VirtioPci(Device):
             number, rest = divmod(at, NOTIFY_UNIT)
             if number < len(self.sizes) and not rest:
                 self.moved = 0
-                self.kick(number)
+                self.notified(number)
         elif page == SPECIFIC:
             if at + size <= len(self.config()):
                 self.write_config(at, value.to_bytes(size, "little"))
@@ -272,10 +274,15 @@ class VirtioPci(Device):
     def queue(self, number: int) -> Queue:
         """One of the queues, as it is now."""
         s = self.state
-        return self.kind_of_queue(self.wires.dma, s.queues[number], s.driver_features)
+        return self.kind_of_queue(self.function.reach(), s.queues[number], s.driver_features)
+
+    def notified(self, number: int) -> None:
+        """The driver says that it has made buffers available."""
+        self.kick(number)
 
     def kick(self, number: int) -> None:
         """The driver has made buffers available, or may have."""
+        self.served = 0
         if not self.is_live or not self.state.queues[number].is_enabled:
             return
         try:
@@ -321,6 +328,7 @@ class VirtioPci(Device):
                 if written is not None:
                     queue.push(chain, written)
                 left -= 1
+                self.served += 1
             return SOON
         finally:
             if queue.publish():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
-from understudy.state import U16, U64
+from understudy.state import U8, U16, U64
 
 # --- The specification ---
 
@@ -26,6 +26,7 @@ WRITE: Final = 2  # the device writes, else it reads
 INDIRECT: Final = 4  # the buffer is a table of descriptors
 DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, and two that each ring has its way
 LONGEST_TABLE: Final = 1024  # ours: descriptors in an indirect table
+END: Final = 1 << 64  # of all addresses
 LONGEST_CHAIN: Final = 1 << 32  # bytes of all its buffers, "Descriptor Table": 2^32 at most
 NO_VECTOR: Final = 0xFFFF
 
@@ -48,8 +49,7 @@ class Segment(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """One buffer of the driver: what the device reads, and after it what the device writes."""
 
     head: int  # by which the driver knows it
@@ -60,7 +60,10 @@ class Chain:
 
 def length(segments: Sequence[Segment]) -> int:
     """Bytes of them all."""
-    return sum(segment.length for segment in segments)
+    total = 0
+    for _, size in segments:
+        total += size
+    return total
 
 
 def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
@@ -85,12 +88,15 @@ def gather(memory: PhysicalMemory, segments: Sequence[Segment]) -> bytes:
 
 def scatter(memory: PhysicalMemory, segments: Sequence[Segment], data: bytes) -> int:
     """Write to the segments, until data or segments end; how many bytes that were."""
-    view, at = memoryview(data), 0
+    at, count = 0, len(data)
     for gpa, size in segments:
-        if at >= len(view):
+        if at >= count:
             break
-        part = min(size, len(view) - at)
-        memory.write(gpa, view[at : at + part])
+        if not at and size >= count:  # all of it at once
+            memory.write(gpa, data)
+            return count
+        part = min(size, count - at)
+        memory.write(gpa, data[at : at + part])
         at += part
     return at
 
@@ -111,6 +117,7 @@ class QueueState:
     taken: U16 = 0  # the next entry that may be available, as the kind of ring counts them
     given: U16 = 0  # the next entry that is given back
     published: U16 = 0  # the entry up to which the driver has been told
+    alone: U8 = 0  # kicks that were answered at once, since one was known to wait for others
 
 
 class Queue:
@@ -153,6 +160,10 @@ class Queue:
         """From the next available buffer on, the driver is to notify the device."""
         raise NotImplementedError
 
+    def let_kick(self, wanted: bool) -> None:
+        """Whether the driver is to notify the device at all; event indices say it by themselves."""
+        raise NotImplementedError
+
     # --- memory ---
 
     def check(self) -> None:
@@ -183,11 +194,13 @@ class Queue:
         return int.from_bytes(self._read(gpa, 2), "little")
 
     def _read(self, gpa: int, size: int) -> bytes:
-        _check_range(gpa, size)
+        if gpa + size > END:
+            raise _beyond(gpa, size)
         return self.memory.read(gpa, size)
 
     def _write(self, gpa: int, data: bytes) -> None:
-        _check_range(gpa, len(data))
+        if gpa + len(data) > END:
+            raise _beyond(gpa, len(data))
         self.memory.write(gpa, data)
 
 
@@ -195,21 +208,21 @@ def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -
     """The chain of these (address, bytes, flags); RingError if no buffer may be so."""
     readable: list[Segment] = []
     writable: list[Segment] = []
-    total = 0
+    total, new = 0, tuple.__new__  # there are many
     for gpa, size, flags in parts:
-        _check_range(gpa, size)
+        if gpa + size > END:
+            raise _beyond(gpa, size)
         total += size
         if flags & WRITE:
-            writable.append(Segment(gpa, size))
+            writable.append(new(Segment, (gpa, size)))
         elif writable:
             raise RingError("a buffer to be read after one to be written")
         else:
-            readable.append(Segment(gpa, size))
+            readable.append(new(Segment, (gpa, size)))
     if total > LONGEST_CHAIN:
         raise RingError("a chain of more than 2^32 bytes")
     return Chain(head, tuple(readable), tuple(writable), slots)
 
 
-def _check_range(gpa: int, size: int) -> None:
-    if gpa + size > 1 << 64:
-        raise RingError(f"{size} bytes at {gpa:#x}, beyond the end of all addresses")
+def _beyond(gpa: int, size: int) -> RingError:
+    return RingError(f"{size} bytes at {gpa:#x}, beyond the end of all addresses")

@@ -23,6 +23,7 @@ from understudy.devices.virtio.queue import (
 
 USED: Final = struct.Struct("<II")  # head of the chain, bytes written
 NO_INTERRUPT: Final = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
+NO_NOTIFY: Final = 1  # VIRTQ_USED_F_NO_NOTIFY
 RING: Final = 4  # where a ring begins, after its flags and its index
 
 # --- The queue ---
@@ -73,6 +74,11 @@ class SplitQueue(Queue):
         if self.has_events:
             s = self.state  # avail_event
             self._write(s.device + RING + USED.size * s.size, s.taken.to_bytes(2, "little"))
+
+    def let_kick(self, wanted: bool) -> None:
+        if not self.has_events:
+            flags = 0 if wanted else NO_NOTIFY
+            self._write(self.state.device, flags.to_bytes(2, "little"))
 
     # --- chains ---
 

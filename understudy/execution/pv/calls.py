@@ -173,6 +173,7 @@ def wait(vcpu: Vcpu, guest: Domain, given: Given) -> int:
     """For an event."""
     guest.set_interrupt_flag(True)
     vcpu.state.activity = Activity.HLT
+    vcpu.clock.hurry()
     vcpu.look()
     return 0
 

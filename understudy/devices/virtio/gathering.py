@@ -1,0 +1,90 @@
+"""Requests that wait a little, so that those which follow are carried out with them.
+
+A driver that has many requests under way hands them over one by one.  Carried out within its kick,
+each costs the exit of the kick, an interrupt, and the interrupt's end.  Left in the ring for a
+moment, with the driver not asked for more kicks, those that come meanwhile cost none of these, and
+one interrupt tells of all of them.  (QEMU's disks gather them without intent: another thread serves
+the ring, and is late.)
+
+A driver that has one request under way would wait for nothing.  Which of the two it is, the ring
+does not say, so it is tried: after `ALONE` kicks that were answered at once, one waits.  If others
+have joined it by the end, the next ones wait, too.  The wait ends when a processor halts, because
+whoever wanted the requests has nothing else to do then (`Clock.hurry`), and after `GATHER_NS` of
+guest time at the latest.
+
+Source: ours; Virtual I/O Device (VIRTIO) Version 1.2, "Used Buffer Notification Suppression" and
+"Available Buffer Notification Suppression"; docs/decisions/0112-*.
+
+Invariants: what waits is in the ring and was not looked at; a wait ends at a time, or at a HLT, so
+that two runs in virtual time gather the same; a snapshot keeps who waits, and until when.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from understudy.clock import Alarm
+from understudy.devices.virtio.pci import VirtioPci, VirtioState
+from understudy.devices.virtio.queue import RingError
+from understudy.devices.wires import Wires
+from understudy.state import U64
+
+ALONE: Final = 32  # kicks that are answered at once before one waits again to see
+GATHER_NS: Final = 500_000  # that one waits at the longest
+COMPANY: Final = 2  # requests with which a wait was worth it
+
+
+@dataclass
+class GatheringState(VirtioState):
+    """Of a device that gathers."""
+
+    gathering: U64 = 0  # queues, as bits, whose requests wait for others
+
+
+class Gathering(VirtioPci):
+    """A virtio device whose drivers may have many requests under way."""
+
+    state: GatheringState
+
+    def __init__(self, wires: Wires, kind: int, class_code: int, sizes: Sequence[int]) -> None:
+        super().__init__(wires, kind, class_code, sizes)
+        self.together = self.alarms["together"] = Alarm(
+            self.clock, self._serve_gathered, hurries=True
+        )
+
+    def notified(self, number: int) -> None:
+        s = self.state
+        queue = s.queues[number]
+        if queue.alone < ALONE or not self.is_live or not queue.is_enabled:
+            if queue.alone < ALONE:
+                queue.alone += 1
+            self.kick(number)
+            return
+        if s.gathering >> number & 1 or not self._let_kick(number, False):
+            return
+        if not s.gathering:
+            self.together.set(self.clock.now() + GATHER_NS)
+        s.gathering |= 1 << number
+
+    def _serve_gathered(self) -> None:
+        gathering, self.state.gathering = self.state.gathering, 0
+        self.moved = 0
+        for number, queue in enumerate(self.state.queues):
+            if gathering >> number & 1:
+                self._let_kick(number, True)
+                self.kick(number)
+                if self.served < COMPANY:
+                    queue.alone = 0
+
+    def _let_kick(self, number: int, wanted: bool) -> bool:
+        """Tell the driver whether to kick; whether that could be."""
+        if not self.is_live:
+            return False
+        try:
+            queue = self.queue(number)
+            queue.check()
+            queue.let_kick(wanted)
+        except (RingError, IndexError):
+            self.needs_reset()
+            return False
+        return True
