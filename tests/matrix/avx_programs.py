@@ -28,7 +28,7 @@ ENABLE: Final = """
     b8 07 00 00 00       | mov eax, x87, SSE and AVX
     0f 01 d1             | xsetbv
     bf 00 00 12 00       | mov edi, DATA
-    be {turns} 00 00 00       | mov esi, turns
+    be {turns}       | mov esi, turns
 """
 CPUID: Final = "31 c0 0f a2 | xor eax, eax; cpuid: an exit\n"
 XSAVE: Final = """
@@ -71,7 +71,7 @@ def program(seed: int, *, turns: int = 5, length: int = 60) -> str:
     size = len(p.assemble("".join(body)))
     back = -(size + 8) & 0xFFFF_FFFF  # DEC and JNZ are 8 bytes
     loop = f"ff ce | dec esi\n0f 85 {back.to_bytes(4, 'little').hex(' ')} | jnz\n"
-    head = ENABLE.format(turns=f"{turns:02x}")
+    head = ENABLE.format(turns=turns.to_bytes(4, "little").hex(" "))
     return "\n".join([head, *lines, *body, loop, END])
 
 

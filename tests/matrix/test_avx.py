@@ -84,14 +84,14 @@ def test_every_technique_is_as_vmx(seed: int, execution: str, engine: str) -> No
 
 @pytest.mark.parametrize("engine", ["dbt", "reference"])
 def test_guests_on_one_processor_keep_theirs(engine: str) -> None:
-    policy = Share(slice_ns=1000)
+    policy = Share(slice_ns=1_000_000)
     with Host(pcpus=1, ram="64M", policy=policy, engine=engine) as host:
-        vms = [load(host.vm("2M", name=f"{n}", cpu=CPU), n, turns=200) for n in SEEDS]
+        vms = [load(host.vm("2M", name=f"{n}", cpu=CPU), n, turns=50_000) for n in range(2)]
         host.run()
-        assert host.schedule.pcpus[0].switches["slice"] > 10, host.schedule.pcpus[0].switches
-        for vm, seed in zip(vms, SEEDS, strict=True):
+        assert host.schedule.pcpus[0].switches["slice"] >= 4
+        for seed, vm in enumerate(vms):
             with VM("2M", cpu=CPU) as alone:
-                load(alone, seed, turns=200)
+                load(alone, seed, turns=50_000)
                 assert alone.go().status == 0
                 assert (upper(vm), left(vm)) == (upper(alone), left(alone))
             vm.close()
@@ -200,3 +200,12 @@ def test_avx_is_there_when_the_system_says_so(
 ) -> None:
     program = "\n".join([enabled(xcr0), change, code])
     assert end_of(program, execution, engine) == status
+
+
+def test_a_description_has_them() -> None:
+    with of(0) as vm:
+        vm.go(budget=40)
+        value = int.from_bytes(vm.vcpus[0].guest.ymm(15), "little")
+        assert value and f"ymm15={value:064x}" in vm.describe()
+        vm.vcpus[0].guest.xcr0 = 3
+        assert "ymm15=" not in vm.describe()

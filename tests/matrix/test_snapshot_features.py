@@ -53,7 +53,7 @@ def test_a_computer_that_lacks_them_refuses_in_one_line(
     on_computer(monkeypatch, *lacking)
     with Host("64M") as host:
         free = host.frames.free_count
-        with pytest.raises(SnapshotError, match="^the snapshot's guest has been shown ") as caught:
+        with pytest.raises(SnapshotError, match=r"^the snapshot's guest has been shown ") as caught:
             VM.restore(data, host=host)
         assert (host.frames.free_count, host.processors) == (free, [])
     line = str(caught.value)
@@ -96,9 +96,7 @@ def test_a_baseline_goes_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         ("features", "avx", "expected list"),
     ],
 )  # fmt: skip
-def test_a_model_that_shows_something_else_is_refused(
-    key: str, value: object, words: str
-) -> None:
+def test_a_model_that_shows_something_else_is_refused(key: str, value: object, words: str) -> None:
     data, _ = saved("understudy")
     state, pieces = unpack(memoryview(data))
     holder = state["config"] if key == "cpu" else state
