@@ -30,6 +30,7 @@ from understudy.devices.virtio.vsock import Vsock as Vsocket
 from understudy.devices.vmgenid import BYTES, FIRST, derived
 from understudy.execution import Execution
 from understudy.guest import Guest
+from understudy.image_file import SnapshotError
 from understudy.interrupts import Router
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
@@ -40,11 +41,12 @@ from understudy.quantities import bytes_of
 from understudy.sched.host import SharedHost
 from understudy.silicon import Processor, host_features, wall_tsc
 from understudy.telling import Translating
-from understudy.vcpu.cpu_features import Choice
+from understudy.vcpu.cpu_features import FEATURES, Choice, available
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vcpu.loop import Vcpu
 from understudy.vcpu.time import GuestClock
 from understudy.verdict import Stop, StopKind
+from understudy.visible import visible
 
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
@@ -281,6 +283,29 @@ def shown_by(cpu: str, hidden: tuple[str, ...]) -> str:
     choice = Choice.of(cpu)
     said = choice.added | choice.removed
     return ",".join([cpu, *(f"-{name}" for name in hidden if name not in said)])
+
+
+def showing(config: Config, features: frozenset[str]) -> Config:
+    """That of a VM whose guest has been shown these features, and is to be shown no others now.
+
+    SnapshotError where they cannot be given.
+    """
+    host, technique = host_features(), Execution.ALL[config.execution]
+    check_shown(features, features & available(host, ANY_CR4))
+    here = Choice.of(shown_by(config.cpu, technique.hidden_features)).made(host, ANY_CR4)
+    more = sorted(name for name in here - features if FEATURES[name].host)
+    return replace(config, cpu=",".join([config.cpu, *(f"-{name}" for name in more)]))
+
+
+def check_shown(features: frozenset[str], here: frozenset[str]) -> None:
+    """A guest that has been shown these is shown them and no others.  SnapshotError if not."""
+    if missing := ", ".join(sorted(features - here)):
+        raise SnapshotError(
+            f"the snapshot's guest has been shown {visible(missing)}: expected a computer and a "
+            "CPU model (--cpu) that have them"
+        )
+    if more := ", ".join(sorted(here - features)):
+        raise SnapshotError(f"the snapshot's guest has not been shown {more}, and would be now")
 
 
 def tell_apart(config: Config, board: PC, vcpus: Iterable[Vcpu], clone: int | None) -> None:

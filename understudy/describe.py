@@ -11,6 +11,7 @@ import iced_x86 as iced
 
 from understudy.arch.cr import CR0, CR4, RFLAGS
 from understudy.arch.msr import EFER
+from understudy.guest import Guest
 from understudy.machine.frames import OutOfFrames
 from understudy.paging.guest_walk import GuestFault, PhysicalMemory, Translation
 from understudy.vcpu.loop import Vcpu
@@ -19,16 +20,17 @@ GENERAL = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip",
 )  # fmt: skip
+AVX = 1 << 2  # of XCR0
 
 
 def describe(
     regs: Mapping[str, int], memory: PhysicalMemory, exits: Mapping[str, int], retired: int,
-    unclaimed: Counter[tuple[str, int]], unknown_msrs: Counter[int],
+    unclaimed: Counter[tuple[str, int]], unknown_msrs: Counter[int], ymm: Sequence[bytes] = (),
 ) -> str:  # fmt: skip
     """Registers by name, control bits, segments, code and stack, and what went astray.
 
     exits, retired: what the virtual processor has counted.  unclaimed: accesses by (kind, address)
-    that no device answered.
+    that no device answered.  ymm: the YMM registers, if there are any; zeros are left out.
     """
     lines = [
         "  ".join(f"{name:>3}={regs[name]:016x}" for name in GENERAL[i : i + 4])
@@ -46,6 +48,8 @@ def describe(
         f"gdtr={regs['gdtr_base']:#x}+{regs['gdtr_limit']:#x} "
         f"idtr={regs['idtr_base']:#x}+{regs['idtr_limit']:#x}"
     )
+    values = [int.from_bytes(register, "little") for register in ymm]
+    lines += [f"ymm{number}={value:064x}" for number, value in enumerate(values) if value]
     lines += _code(regs, memory) + _stack(regs, memory)
     lines.append(f"exits={exits}  retired={retired}")
     if stray := unclaimed.most_common(5):
@@ -64,9 +68,15 @@ def in_words(
         describe(
             vcpu.guest.registers(), vcpu.view.tables_memory(memory),
             vcpu.counts.named_exits(), vcpu.guest.retired, unclaimed, vcpu.msrs.state.unknown,
+            ymm_of(vcpu.guest),
         )
         for vcpu in vcpus
     )  # fmt: skip
+
+
+def ymm_of(guest: Guest) -> list[bytes]:
+    """The YMM registers of a guest that has enabled them."""
+    return [guest.ymm(number) for number in range(16)] if guest.xcr0 & AVX else []
 
 
 def translation_of(regs: Mapping[str, int]) -> Translation:

@@ -25,7 +25,7 @@ import zstandard
 
 from understudy.arch.address import PAGE
 
-MAGIC: Final = b"understudy 3\n\0\0\0"
+MAGIC: Final = b"understudy 4\n\0\0\0"
 HEAD: Final = struct.Struct("<QQQ")  # bytes of the header, compressed and not; its hash
 LONGEST_HEADER: Final = 1 << 28
 MOST_PIECES: Final = 1 << 22

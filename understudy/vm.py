@@ -284,7 +284,7 @@ class VM(Changing):
         for vcpu in self.vcpus:
             vcpu.leave_guest()
         own = {"config": plain(self.config), "now": self.clock.now(), "offset": self.clock.offset}
-        own["place"] = self.turns.save()
+        own |= {"place": self.turns.save(), "features": sorted(self.vcpus[0].model.shown)}
         return own | {name: part.save() for name, part in self.parts.items()}
 
     def _become(self, state: dict[str, Any]) -> None:
@@ -326,9 +326,11 @@ class VM(Changing):
     ) -> Self:
         try:
             config = restore(Config, image.state["config"], "config")
-            config = assembly.again(config, engine, clone)
+            shown = frozenset(restore(list[str], image.state["features"], "features"))
+            config = assembly.showing(assembly.again(config, engine, clone), shown)
             vm = cls(config, host=host, contents=image.contents)
             try:
+                assembly.check_shown(shown, vm.vcpus[0].model.shown)
                 vm._become(image.state)
                 vm._load = image.load
                 assembly.tell_apart(vm.config, vm.pc, vm.vcpus, clone)

@@ -21,6 +21,7 @@ def seen(vm: VM) -> dict[str, Any]:
     """What a guest could see of its processor."""
     processor = vm.processors[0]
     out = dict(vm.vcpus[0].registers())
+    out |= {f"ymm{n}": processor.ymm(n) for n in range(16)}
     return out | {"retired": vm.instructions, "tsc": processor.tsc, "fx": processor.fxsave()}
 
 

@@ -130,6 +130,7 @@ class Pair:
 def _seen(vm: VM) -> dict[str, Any]:
     processor = vm.processors[0]
     state = {"fxsave": processor.fxsave().hex(), "tsc": processor.tsc}
+    state |= {f"ymm{n}": processor.ymm(n).hex() for n in range(16)}
     return processor.registers() | state | counted(vm)
 
 

@@ -61,6 +61,7 @@ def run(guest: str, chance: random.Random | None, step: int, **options: Any) -> 
             "turns": turns, "end": stop.kind, "console": bytes(said), "retired": vm.instructions,
             "now": vm.clock.now(), "memory": memory_hash(vm),
             "registers": vm.vcpus[0].registers(), "fx": vm.processors[0].fxsave(),
+            "ymm": [vm.processors[0].ymm(n) for n in range(16)],
         }  # fmt: skip
 
 

@@ -232,7 +232,7 @@ class FakeProcessor:
         self.live = list(values)
 
     def registers(self) -> dict[str, int]:
-        return dict(self.root_registers)
+        return {"xcr0": 1} | self.root_registers
 
     def set_registers(self, values: dict[str, int]) -> None:
         self.root_registers |= values
