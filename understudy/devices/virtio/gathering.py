@@ -13,7 +13,7 @@ whoever wanted the requests has nothing else to do then (`Clock.hurry`), and aft
 guest time at the latest.
 
 Source: ours; Virtual I/O Device (VIRTIO) Version 1.2, "Used Buffer Notification Suppression" and
-"Available Buffer Notification Suppression"; docs/decisions/0112-*.
+"Available Buffer Notification Suppression"; docs/decisions/0096-*.
 
 Invariants: what waits is in the ring and was not looked at; a wait ends at a time, or at a HLT, so
 that two runs in virtual time gather the same; a snapshot keeps who waits, and until when.
