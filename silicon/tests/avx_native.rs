@@ -122,7 +122,7 @@ impl Page {
             asm!(
                 "mov eax, 7", "xor edx, edx", "xsave64 [r8]", "call r12",
                 "mov r13d, eax", "mov eax, 7", "xor edx, edx", "xrstor64 [r8]",
-                in("r8") &mut keep, in("r10") base, in("rsi") from, in("rdi") out, in("r9") saved,
+                in("r8") &raw mut keep, in("r10") &raw const *base, in("rsi") &raw const *from, in("rdi") &raw mut *out, in("r9") saved,
                 in("r11") wanted, in("r12") self.0, out("r13") in_use,
                 out("rax") _, out("rdx") _, out("rcx") _,
             );
