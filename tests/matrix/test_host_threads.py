@@ -83,8 +83,8 @@ def test_vms_are_in_the_guest_at_once_and_a_run_leaves_no_thread() -> None:
         go_on(host, vms)
         assert host.run(budget=1_000_000).kind is StopKind.BUDGET  # by turns
         go_on(host, vms)
-        counts = [vm.counts()["scheduling"][0] for vm in vms]
-        assert all(one["switches"] for one in counts)
+        while not all(vm.counts()["scheduling"][0]["switches"] for vm in vms):
+            after(host, 100, lambda: inside(host))  # for slices to end
         assert sum(vm.go(wall_seconds=0.1).kind is StopKind.WALL for vm in vms) == 3
         assert left() == []
 
