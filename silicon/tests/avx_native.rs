@@ -2,9 +2,12 @@
 //! instruction then does to them, and what each form of XSAVE says and stores, byte for byte, under both
 //! engines; and the sizes that CPUID tells.
 
+mod random;
+
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
+use random::Rng;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
 use silicon::mem::Memory;
@@ -49,21 +52,6 @@ const BETWEEN: [(&str, &[u8]); 10] = [
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Area([u64; WORDS]);
-
-/// xorshift64*
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 32) % n
-    }
-}
 
 /// An area to restore from, in either format.
 fn area(rng: &mut Rng) -> Area {

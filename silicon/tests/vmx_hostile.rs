@@ -1,22 +1,20 @@
 //! Whatever is in a VMCS, the machine neither panics nor hangs, and both engines agree.
 
+mod random;
 mod vmx_bed;
 
+use random::Rng;
 use silicon::arch::vmcs as f;
 use silicon::cpu::state::Counts;
 use silicon::processor::EngineKind;
 use silicon::vmx::instructions as vmx;
 use vmx_bed::*;
 
-/// xorshift64*, so that a failure repeats.
-struct Random(u64);
+struct Random(Rng);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+        self.0.next()
     }
     fn below(&mut self, n: u64) -> u64 {
         self.next() % n
@@ -75,7 +73,7 @@ struct Outcome {
 }
 
 fn attack(engine: EngineKind, seed: u64, through_memory: bool) -> Outcome {
-    let mut r = Random(seed);
+    let mut r = Random(Rng(seed));
     let mut bed = Bed::on(engine);
     let code: Vec<u8> = (0..80).flat_map(|_| SNIPPETS[r.below(27) as usize]).copied().collect();
     bed.code(&code).gate(6, 0x40).gate(13, 0x80).gate(14, 0xC0);

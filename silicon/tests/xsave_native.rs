@@ -1,8 +1,11 @@
 //! The XSAVE feature set against this computer's own: what is restored from an area, and what is then saved to
 //! another one, byte for byte, under both engines.
 
+mod random;
+
 use std::arch::asm;
 
+use random::Rng;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
 use silicon::mem::Memory;
@@ -19,21 +22,6 @@ const COMPACTED: u64 = 1 << 63;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Area([u64; WORDS]);
-
-/// xorshift64*
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 32) % n
-    }
-}
 
 fn area(rng: &mut Rng, has_keys: bool) -> Area {
     let mut a = [0; WORDS];
