@@ -18,7 +18,7 @@ use crate::mem::Memory;
 const STACK_BYTES: usize = 512 << 10;
 const GUARD_BYTES: usize = 4096;
 /// Where the bell is, counted from the state.
-pub const BELL: usize = size_of::<Core>().next_multiple_of(64);
+const BELL: usize = size_of::<Core>().next_multiple_of(64);
 const BYTES: usize = GUARD_BYTES + STACK_BYTES + BELL + 64;
 
 /// Owner of a processor's state.

@@ -391,17 +391,12 @@ impl Windows {
         }
         if self.all.len() > 1 && WANTED.load(Relaxed) && WANTED.swap(false, Relaxed) {
             self.give();
-            self.current = self.all.iter().position(|w| w.owner == owner);
         }
     }
 
     /// Give back the windows of spaces that are no more.
     pub fn keep(&mut self, is_alive: impl Fn(&Owner) -> bool) {
-        if self.all.iter().any(|w| !is_alive(&w.owner)) {
-            let owner = self.current.map(|i| self.all[i].owner);
-            self.remove(|w| !is_alive(&w.owner));
-            self.current = self.all.iter().position(|w| Some(w.owner) == owner);
-        }
+        self.remove(|w| !is_alive(&w.owner));
     }
 
     /// Give the window back that was not used for longest.
@@ -438,13 +433,14 @@ impl Windows {
         self.remove(|w| w.owner == owner);
     }
 
-    /// Give windows back.
+    /// Give windows back; there is no current one then if that is among them.
     fn remove(&mut self, which: impl Fn(&Window) -> bool) {
+        let owner = self.current.map(|i| self.all[i].owner);
         for window in self.all.iter_mut().filter(|w| which(w)) {
             self.counts.dropped += window.empty();
         }
         self.all.retain(|w| !which(w));
-        self.current = None;
+        self.current = self.all.iter().position(|w| Some(w.owner) == owner);
     }
 
     /// Let page `vpn` of the current window lead to the frame at `hpa`.
