@@ -92,8 +92,7 @@ class Deadlines:
         Not before the guest's timer could say so: a kick, which comes at any time, must not make
         anything happen earlier than it would without.
         """
-        now = self.clock.now()
-        if self.due() <= now >> self.shift << self.shift:  # `is_due`
+        if self.is_due:
             self.board.run_due()
             now = self.clock.now()
             if self.apic.deadline() <= now:
