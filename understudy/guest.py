@@ -96,7 +96,7 @@ class Guest(ABC):
     take_pmu_interrupt: Callable[[], None]
     """One of them has overflowed, and the technique has come back for it: it may do so again."""
     view: Any  # what this processor has of the paging technique: a `paging.View`
-    xcr0: int  # the state components that XSAVE and its kin may save
+    xcr0: int = 1  # the state components that XSAVE and its kin may save; at reset: x87
     ymm: Callable[[int], bytes]  # a YMM register, by number: 32 bytes
     protection_keys: Callable[[], tuple[int, int]]
     """PKRU and IA32_PKRS, fast; each 0 while it is not in force."""
