@@ -1,13 +1,16 @@
-"""`python -m bench.processors`: two programs that compute at once, on one vCPU and on two.
+"""`python -m bench.processors`: what computes on two threads, on one vCPU and on two.
 
-What: real time of one Debian for both programs, in turns with one and two vCPUs, and natively on
-one processor and on two.  Shown are the ratio of the least times (other programs on the computer
-can only make times longer) and the median of each pair's.  Source: none.
-Invariant: both programs end with the same sums wherever they run, or this ends with an error.
+What: real time of one Debian for a program with two threads (sysbench's primes) and for two shells
+at once, in turns with one and two vCPUs, and natively on one processor and on two.  Shown are the
+ratio of the least times (other programs on the computer can only make times longer) and the median
+of each pair's.  Source: sysbench(1).
+Invariant: all ends with the same result wherever it runs, or this ends with an error.
 """
 
 import argparse
 import os
+import re
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping
@@ -18,21 +21,33 @@ from understudy.linux import VM
 
 SUM = "n=0; s=0; while [ $n -lt {turns} ]; do n=$((n+1)); s=$(((s*31+n)%1000003)); done; echo $s"
 BOTH = "read a x < /proc/uptime; ({one}) & ({one}) & wait; read b x < /proc/uptime; echo $a $b"
+PRIMES = "/usr/bin/sysbench cpu --threads=2 --time=0 --events={events} run"
+SAID = re.compile(r"total time: +([0-9.]+)s\s+total number of events: +(\d+)")
 NATIVE_TIMES = 4  # as many turns, so that starting the programs is little beside them
 
+Shell = Callable[[str], str]
 
-def timed(both: Callable[[], str]) -> tuple[float, str]:
-    """Seconds, and the sums.
+
+def shells(shell: Shell, turns: int) -> tuple[float, str]:
+    """Seconds of two shells at once, and their sums.
 
     They are taken where the programs run: a guest whose clock went on while another one was run has
     its hands full when it is asked again, and answers late.
     """
-    *sums, begin, end = both().split()
+    *sums, begin, end = shell(BOTH.format(one=SUM.format(turns=turns))).split()
     return float(end) - float(begin), " ".join(sums)
 
 
-def natively(program: str, processors: int) -> str:
-    """The same on this computer."""
+def primes(shell: Shell, events: int) -> tuple[float, str]:
+    """Seconds of sysbench's two threads by its own clock, and how often they looked for primes."""
+    found = SAID.search(shell(PRIMES.format(events=events)))
+    if found is None:
+        raise SystemExit("sysbench did not say how long it took")
+    return float(found[1]), found[2]
+
+
+def natively(processors: int, program: str) -> str:
+    """What it prints on this computer."""
 
     def stay() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
@@ -43,21 +58,21 @@ def natively(program: str, processors: int) -> str:
 
 
 def in_guest(vm: VM, program: str) -> str:
-    """In a guest."""
+    """What it prints in a guest."""
     return vm.run(program).check().output
 
 
-def compare(name: str, places: Mapping[int, Callable[[], str]], times: int) -> None:
+def compare(name: str, places: Mapping[int, Callable[[], tuple[float, str]]], times: int) -> None:
     """One row of the table."""
-    took, sums = dict[int, list[float]](), set[str]()
+    took, results = dict[int, list[float]](), set[str]()
     for _ in range(times):
-        for processors, both in places.items():
-            seconds, said = timed(both)
+        for processors, measured in places.items():
+            seconds, result = measured()
             took.setdefault(processors, []).append(seconds)
-            sums.add(said)
+            results.add(result)
     ratios = [one / two for one, two in zip(took[1], took[2], strict=True)]
-    if len(sums) != 1:
-        raise SystemExit(f"{name}: the sums differ: {sorted(sums)}")
+    if len(results) != 1:
+        raise SystemExit(f"{name}: the results differ: {sorted(results)}")
     least = min(took[1]) / min(took[2])
     print(f"| {name} | {least:.2f} | {statistics.median(ratios):.2f} |", flush=True)
 
@@ -66,20 +81,34 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.processors", description=__doc__)
     parser.add_argument("--times", type=int, default=5, help="repetitions of each row")
-    parser.add_argument("--turns", type=int, default=400_000, help="of each program's loop")
+    parser.add_argument("--turns", type=int, default=400_000, help="of each shell's loop")
+    parser.add_argument("--events", type=int, default=6_000, help="of sysbench")
     options = parser.parse_args()
-    program = BOTH.format(one=SUM.format(turns=options.turns))
-    print("| two programs that compute, two processors against one | least times | median |")
+    rows: list[tuple[str, Callable[[Shell, int], tuple[float, str]], int]] = [
+        ("a program with two threads (sysbench cpu)", primes, options.events),
+        ("two shells at once", shells, options.turns),
+    ]
+    print("| two processors against one | least times | median |")
     print("|---|---|---|")
     with ExitStack() as open_:
-        vms = {
-            cpus: open_.enter_context(VM.linux("cloud-amd64", cpus=cpus, clock="wall"))
+        guests: dict[int, Shell] = {
+            cpus: partial(
+                in_guest,
+                open_.enter_context(
+                    VM.linux("cloud-amd64", cpus=cpus, clock="wall", packages=["sysbench"])
+                ),
+            )
             for cpus in (1, 2)
         }
-        places = {cpus: partial(in_guest, vm, program) for cpus, vm in vms.items()}
-        compare("understudy", places, options.times)
-    program = BOTH.format(one=SUM.format(turns=NATIVE_TIMES * options.turns))
-    compare("native", {n: partial(natively, program, n) for n in (1, 2)}, options.times)
+        for name, program, size in rows:
+            places = {n: partial(program, shell, size) for n, shell in guests.items()}
+            compare(f"{name}, understudy", places, options.times)
+    if shutil.which("sysbench") is None:
+        print("(natively without sysbench: apt-get install sysbench)")
+        del rows[0]
+    for name, program, size in rows:
+        places = {n: partial(program, partial(natively, n), NATIVE_TIMES * size) for n in (1, 2)}
+        compare(f"{name}, native", places, options.times)
 
 
 if __name__ == "__main__":
