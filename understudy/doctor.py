@@ -1,13 +1,14 @@
 """What this computer offers to understudy, in words.
 
 What: looks at the processor, KVM, memory, the package client and the tools for developers.
-Source: proc(5); KVM's own interface, of which only the existence is asked.
+Source: proc(5), getrlimit(2); KVM's own interface, of which only the existence is asked.
 Invariants: changes nothing, needs no root, never raises because something is missing.
 """
 
 import mmap
 import os
 import platform
+import resource
 import shutil
 import sys
 import sysconfig
@@ -15,6 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Final
+
+WINDOW_BYTES: Final = 3 * (4 << 40) + 5 * (64 << 30) + (64 << 20)
+"""Addresses of a 64-bit program's window (silicon/src/mmu/window.rs): three arenas and guards."""
+WINDOW_MAPPINGS: Final = 2 * 30_000
+"""Mappings that the pages of all windows of a process may take."""
+OTHER_BYTES: Final = 4 << 30
+"""Addresses that are left for all else: the process itself, a guest's memory, its code."""
+OTHER_MAPPINGS: Final = 5_000
 
 
 class Level(Enum):
@@ -43,6 +53,8 @@ class Computer:
     which: Callable[[str], str | None] = shutil.which
     machine: str = field(default_factory=platform.machine)
     system: str = field(default_factory=platform.system)
+    address_bytes: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_AS)[0])
+    """How many bytes of addresses a process may have; -1: any number."""
 
     def text(self, path: str) -> str:
         """The text of a file below the root; empty if it cannot be read."""
@@ -68,6 +80,7 @@ def examine(computer: Computer | None = None) -> list[Finding]:
         _memory(here),
         _memfd(),
         _generated_code(),
+        _windows(here),
         _hardware_assist(here),
         _package_client(here),
         *_developer(here),
@@ -155,6 +168,29 @@ def _generated_code() -> Finding:
             "only --engine reference will run; allow execmem in the sandbox's policy",
         )
     return Finding("generated code", Level.GOOD, "allowed")
+
+
+def _windows(here: Computer) -> Finding:
+    """Guests' programs run at half the speed where their windows find no addresses or mappings."""
+    topic, needed, limit = "windows", WINDOW_BYTES + OTHER_BYTES, here.address_bytes
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        return Finding(
+            topic,
+            Level.LACK,
+            f"ulimit -v is {limit >> 10} KiB: a guest's 64-bit programs run at about half the "
+            f"speed, without windows, which take {needed >> 10} KiB of addresses (not of memory)",
+            "lift it before the start: ulimit -v unlimited",
+        )
+    mappings = here.text("proc/sys/vm/max_map_count").strip()
+    if mappings.isdigit() and int(mappings) < WINDOW_MAPPINGS + OTHER_MAPPINGS:
+        return Finding(
+            topic,
+            Level.LACK,
+            f"vm.max_map_count is {mappings}: the windows of guests' programs may take "
+            f"{WINDOW_MAPPINGS} mappings of a process",
+            "as root: sysctl vm.max_map_count=65530",
+        )
+    return Finding(topic, Level.GOOD, "programs find addresses and mappings enough for theirs")
 
 
 def _hardware_assist(here: Computer) -> Finding:

@@ -5,7 +5,9 @@ virtual time, with a line typed at its prompt (memtest86+, which never ends, for
 instructions); the table is boots.json beside this file.
 Source: none.  Invariants: of a VM only what every VM has is used: `go`, `counts`, the console, the
 clock, and memory by gpa.  Nothing recorded depends on where the hypervisor's frames lie, nor on the
-engine.  Whatever else a boot depends on (packages, this computer's CPU features) is recorded too.
+engine.  Whatever else a boot depends on (packages, what a guest is shown of this computer's CPU
+features) is recorded too.  Half of the guests are shown nothing that not every computer has, so
+that their boots are the same everywhere; the others are shown what the default model shows.
 """
 
 import argparse
@@ -21,6 +23,8 @@ from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
 from understudy.guests.cache import Cache
 from understudy.silicon import host_features
+from understudy.vcpu.cpu_features import FEATURES
+from understudy.vcpu.cpu_model import CpuModel
 from understudy.vm import VM
 
 TABLE = Path(__file__).with_name("boots.json")
@@ -36,6 +40,7 @@ class Setting(NamedTuple):
     """How a guest is run."""
 
     memory: str = "256M"
+    cpu: str = "baseline"
     budget: int = 12_000_000_000  # instructions; more than any of them needs
     at_once: bytes = b""  # typed before it starts
     at_prompt: bytes = LINE
@@ -43,13 +48,14 @@ class Setting(NamedTuple):
 
 
 LINUX_64, LINUX_32 = Setting(line="busybox-static"), Setting(line="busybox-static-i386")
+DEFAULT = "understudy"  # the CPU model
 GUESTS = {
     "hello": Setting("16M"),
     "cloud-amd64": LINUX_64,
-    "amd64": LINUX_64,
-    "cloud-amd64-6.12": LINUX_64,
+    "amd64": LINUX_64._replace(cpu=DEFAULT),
+    "cloud-amd64-6.12": LINUX_64._replace(cpu=DEFAULT),
     "686": LINUX_32,
-    "686-pae": LINUX_32,
+    "686-pae": LINUX_32._replace(cpu=DEFAULT),
     "memtest86+": Setting("16M", budget=2_000_000_000, at_once=b"\r"),
 }
 
@@ -61,16 +67,18 @@ def versions(guest: str) -> dict[str, str]:
     return {name: str(Cache().manifest(name)["version"]) for name in names if name}
 
 
-def features() -> list[str]:
-    """What the CPU model takes from this computer's processor."""
-    return sorted(name for name, is_there in host_features().items() if is_there)
+def features(guest: str) -> list[str]:
+    """What the guest is shown because this computer's processor has it."""
+    shown = CpuModel(host_features(), GUESTS[guest].cpu).shown
+    return sorted(name for name in shown if FEATURES[name].host)
 
 
 def boot(guest: str, paging: str, engine: str = "dbt") -> dict[str, Any]:
     """Run it, and return all that is counted, as JSON would have it."""
     setting, fetched = GUESTS[guest], debian.fetch(guest)
     heard = bytearray()
-    with VM(setting.memory, paging=paging, engine=engine, clock="virtual") as vm:
+    options = {"cpu": setting.cpu, "paging": paging, "engine": engine, "clock": "virtual"}
+    with VM(setting.memory, **options) as vm:
         entry = loader.load(
             vm.memory,
             fetched.kernel,
@@ -147,8 +155,7 @@ def reason_to_skip(table: dict[str, Any], guest: str) -> str | None:
     again = "record again with `make boots`"
     if here != recorded:
         return f"{guest} was recorded with another version of the package ({recorded}): {again}"
-    apart = sorted(set(table["features"]) ^ set(features()))
-    if guest != "hello" and apart:
+    if apart := sorted(set(table["features"][guest]) ^ set(features(guest))):
         return f"recorded on a processor that differs in {', '.join(apart)}: {again}"
     return None
 
@@ -169,11 +176,11 @@ def main() -> None:
     chosen = parser.parse_args()
     guests = chosen.guest or list(GUESTS)
     jobs = [(g, p, chosen.engine) for g in guests for p in chosen.paging or TECHNIQUES]
-    table = {"features": features(), "packages": {}, "boots": {}}
+    table: dict[str, Any] = {"features": {}, "packages": {}, "boots": {}}
     if chosen.table.exists():
         table |= json.loads(chosen.table.read_text(encoding="utf-8"))
-    table["features"] = features()
     for guest in guests:
+        table["features"][guest] = features(guest)
         table["packages"][guest] = versions(guest)
     with ProcessPoolExecutor(chosen.jobs) as pool:
         for (guest, paging, _), (counts, seconds) in zip(jobs, pool.map(_timed, jobs), strict=True):

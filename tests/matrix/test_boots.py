@@ -98,3 +98,38 @@ def test_another_version_of_a_package_is_a_reason_to_skip() -> None:
     assert reason is not None
     assert "recorded with another version of the package" in reason
     assert "`make boots`" in reason
+
+
+def on_computer(monkeypatch: pytest.MonkeyPatch, **changes: bool) -> None:
+    """As if this computer had, or lacked, these besides."""
+    there = boots.host_features() | changes
+    monkeypatch.setattr(boots, "host_features", lambda: there)
+
+
+def test_what_no_guest_is_shown_is_no_reason_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {guest: boots.features(guest) for guest in GUESTS}
+    for there in (False, True):
+        on_computer(monkeypatch, gfni=there, sha=there, rdrand=there)
+        assert {guest: boots.features(guest) for guest in GUESTS} == before
+
+
+def test_what_a_guest_is_shown_of_the_computer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = copy.deepcopy(RECORDED)
+    monkeypatch.setattr(boots, "versions", table["packages"].get)
+    on_computer(monkeypatch, **dict.fromkeys(boots.host_features(), True))
+    table["features"] = {guest: boots.features(guest) for guest in GUESTS}
+    assert all(boots.reason_to_skip(table, guest) is None for guest in GUESTS)
+    on_computer(monkeypatch, avx2=False, sse42=False)
+    for guest, setting in GUESTS.items():
+        reason = boots.reason_to_skip(table, guest)
+        if setting.cpu == "baseline":  # the same everywhere
+            assert reason is None
+        else:
+            assert reason is not None
+            assert "differs in avx2, sse4_2: record again with `make boots`" in reason
+
+
+def test_what_is_quick_runs_on_any_computer() -> None:
+    """Boots of a 64-bit Linux are compared wherever the packages can be had."""
+    assert GUESTS["cloud-amd64"].cpu == "baseline"
+    assert {setting.cpu for setting in GUESTS.values()} == {"baseline", boots.DEFAULT}

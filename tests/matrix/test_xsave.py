@@ -7,7 +7,9 @@ Invariants: leaf 0DH tells the sizes for what is enabled at that moment; XCR0 ta
 import pytest
 
 from tests.matrix.programs import DATA, handle, start
+from understudy import assembly
 from understudy.paging import Paging
+from understudy.silicon import host_features
 from understudy.vm import VM
 
 ENABLE = """
@@ -60,6 +62,9 @@ SAVE_ALL = """
     e6 f4                | out 0xf4, al
 """
 OSXSAVE = 1 << 27
+WITH_AVX = pytest.mark.skipif(
+    not host_features().get("avx"), reason="this computer has no AVX to give"
+)
 FAULTED = "\n b0 {vector:02x} | mov al, vector\n e6 f4 | out 0xf4, al\n"
 
 
@@ -82,8 +87,13 @@ def words(vm: VM) -> list[int]:
 @pytest.mark.parametrize(
     ("cpu", "xcr0", "expected"),
     [
-        ("understudy", 3, (3, 0x203, 576, 2696, 0xF, 576, 8, 2688)),
-        ("understudy", 0x203, (0x203, 0x203, 2696, 2696, 0xF, 584, 8, 2688)),
+        ("understudy,-avx", 3, (3, 0x203, 576, 2696, 0xF, 576, 8, 2688)),
+        ("understudy,-avx", 0x203, (0x203, 0x203, 2696, 2696, 0xF, 584, 8, 2688)),
+        pytest.param("understudy", 3, (3, 0x207, 576, 2696, 0xF, 576, 8, 2688), marks=WITH_AVX),
+        pytest.param("understudy", 7, (7, 0x207, 832, 2696, 0xF, 832, 8, 2688), marks=WITH_AVX),
+        pytest.param(
+            "understudy", 0x207, (0x207, 0x207, 2696, 2696, 0xF, 840, 8, 2688), marks=WITH_AVX
+        ),
         ("baseline,-pku,-xsaves,-xsavec", 3, (3, 3, 576, 576, 5, 0, 0, 0)),
     ],
 )
@@ -110,7 +120,9 @@ def test_what_is_shown_follows_what_is_enabled(
     ("cpu", "xcr0", "status"),
     [
         ("understudy", 0x203, 0),
-        ("understudy", 7, 13),  # AVX, which there is not
+        ("understudy,-avx", 7, 13),
+        ("baseline", 7, 13),
+        pytest.param("understudy", 7, 0, marks=WITH_AVX),
         ("understudy", 2, 13),  # x87 must be
         ("understudy,-pku", 0x203, 13),
         ("understudy,-xsave", 3, 13),  # CR4.OSXSAVE does not exist
@@ -120,6 +132,17 @@ def test_xcr0_takes_what_is_shown(engine: str, cpu: str, xcr0: int, status: int)
     with VM("16M", engine=engine, cpu=cpu) as vm:
         start(vm, enable(xcr0) + LOOK, **faults(vm))
         assert vm.go().status == status
+
+
+def test_a_computer_without_avx_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model is what `-avx` makes of it elsewhere."""
+    poor = {name: there and name != "avx" for name, there in host_features().items()}
+    monkeypatch.setattr(assembly, "host_features", lambda: poor)
+    for xcr0, status in ((7, 13), (0x203, 0)):
+        with VM("16M") as vm:
+            assert vm.vcpus[0].model.shown.isdisjoint({"avx", "fma", "f16c", "avx2"})
+            start(vm, enable(xcr0) + LOOK, **faults(vm))
+            assert vm.go().status == status
 
 
 @pytest.mark.parametrize("engine", ["dbt", "reference"])

@@ -67,11 +67,14 @@ def test_the_models_differ_as_said() -> None:
     assert poor["baseline"] == rich["baseline"]
     assert rich["baseline"] < rich["understudy"] < rich["max"] == FEATURES.keys()
     assert {"smap", "pks", "sha"} <= rich["max"] - rich["understudy"]
+    assert {"avx", "avx2", "fma", "f16c"} <= rich["understudy"] - rich["baseline"]
     assert CpuModel(RICH).shown == rich["understudy"]
 
 
 def test_what_a_feature_needs_comes_and_goes_with_it() -> None:
     assert CpuModel(RICH, "understudy,-sse").shown.isdisjoint({"sse", "sse2", "aes", "sse4_2"})
+    without = CpuModel(RICH).shown - CpuModel(RICH, "understudy,-avx").shown
+    assert without == {"avx", "fma", "f16c", "avx2"}
     assert {"sse3", "ssse3"} <= CpuModel(RICH, "baseline,+ssse3").shown
     with pytest.raises(ValueError, match=r"^cpu: sse4_2 needs sse2, which is taken away$"):
         CpuModel(RICH, "max,-sse2,+sse4_2")

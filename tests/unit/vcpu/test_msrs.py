@@ -142,7 +142,7 @@ def test_nothing_is_shown_that_the_computer_lacks() -> None:
 
 
 def test_what_is_hidden_is_hidden() -> None:
-    model = CpuModel(dict.fromkeys(["avx", "avx2", "rdrand", "vmx", "sha"], True))
+    model = CpuModel(dict.fromkeys(["avx", "avx2", "rdrand", "vmx", "sha"], True), "baseline")
     ecx, edx = Leaf1Ecx(model.answer(1, 0)[2]), Leaf1Edx(model.answer(1, 0)[3])
     assert not (ecx.AVX or ecx.OSXSAVE or ecx.VMX or ecx.MONITOR)
     assert ecx.HYPERVISOR and ecx.X2APIC and ecx.TSC_DEADLINE
