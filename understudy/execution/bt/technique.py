@@ -187,9 +187,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return super()._hand_over(name, whole=whole or name == WRITE_TO_CODE)
 
     def _go(self, left: int) -> Exit:
-        if self._is_in_the_way():
-            self._verify(self.cache.layout.bits)
-        self._watch_window()
+        if not self._is_watching:
+            if self._is_in_the_way():
+                self._verify(self.cache.layout.bits)
+            self._watch_window()
         if (cpl := self.cpl()) == PROGRAM:
             return super()._go(left)
         if cpl or self.primary & MTF:

@@ -56,6 +56,7 @@ class Translations(Live):
         self._unsure = True  # whether what was translated is what the guest's tables lead to
         self._written: set[int] = set()  # gfns that were protected, since the guest went on
         self._watched = -1  # gfn of the table that could map something where the window is
+        self._is_watching = False  # for that: neither it nor the root has changed since it was seen
         self._is_flat = False  # its code and stack segments
         self._shown_flags = -1  # IF and IOPL as the window has them
         self._has_selectors = False  # the window
@@ -87,6 +88,11 @@ class Translations(Live):
     def forget_walks(self) -> None:
         super().forget_walks()
         self._unsure = True
+        self._is_watching = False
+
+    def load_root(self, hpa: int) -> None:
+        super().load_root(hpa)
+        self._is_watching = False
 
     def _leave(self) -> None:
         super()._leave()
@@ -124,6 +130,8 @@ class Translations(Live):
     def frames_changed(self, runs: Runs) -> None:
         mine = self.cache.by_frame
         for first, count in runs:
+            if first <= self._watched < first + count:
+                self._is_watching = False
             frames = [gfn for gfn in mine if first <= gfn < first + count] if count > 1 else [first]
             for gfn in frames:
                 if gfn in mine and not self.p2m.word(gfn) & Flag.TRANSLATED:
@@ -156,7 +164,7 @@ class Translations(Live):
 
     def _watch_window(self) -> None:
         """Hear of it when the guest maps something there: it may use that at once."""
-        self._watched = -1
+        self._is_watching, self._watched = True, -1
         if self._root() != self.space.root:
             return
         at = table_of(self.cache.layout, self.kernel_memory().translation.regime)
@@ -175,7 +183,7 @@ class Translations(Live):
         self._steps_at.clear()
         self._loaded = 0
         self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
-        self.root_changed = True
+        self.root_changed, self._is_watching = True, False
         self.space.show(self.cache)
 
     def _root(self) -> int:
