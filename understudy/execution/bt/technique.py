@@ -116,6 +116,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         super().close()
         self.end_translations()
 
+    def load_root(self, hpa: int) -> None:
+        super().load_root(hpa)
+        self._is_watching = False
+
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)
         self._unsure = True

@@ -90,10 +90,6 @@ class Translations(Live):
         self._unsure = True
         self._is_watching = False
 
-    def load_root(self, hpa: int) -> None:
-        super().load_root(hpa)
-        self._is_watching = False
-
     def _leave(self) -> None:
         super()._leave()
         self._is_flat = self._has_selectors = False

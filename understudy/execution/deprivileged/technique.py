@@ -350,7 +350,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         whole: one that is repeated is executed to its end; without, once.
         """
         self.handed_over[name] += 1
-        is_watched = self.primary & MTF
+        is_watched = bool(self.primary & MTF)
         self._to_vmx()
         self.single_step(is_watched or not whole)
         try:
