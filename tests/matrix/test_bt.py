@@ -199,11 +199,16 @@ def test_a_whole_boot(guest: str) -> None:
 @pytest.mark.real_guest
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("guest", "paging"), [("686", "lazy"), ("686", "vtlb"), ("cloud-amd64", "eager")]
-)
+    ("guest", "paging"),
+    [
+        ("686", "lazy"), ("686", "vtlb"), ("cloud-amd64", "eager"), ("686-pae", "lazy"),
+        ("amd64", "lazy"),
+    ],
+)  # fmt: skip
 def test_commands_and_a_power_off(guest: str, paging: str) -> None:
     with linux(guest, paging)("bt") as vm:
         assert isinstance(vm, LinuxVM)
+        vm.wait_for_agent(timeout_wall_s=3000)
         result = vm.run("uname -s; ls / | wc -l", timeout_wall_s=900)
         assert result.output.startswith("Linux\n")
-        vm.power_off(timeout_wall_s=300)
+        vm.power_off(timeout_wall_s=900)

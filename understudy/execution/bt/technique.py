@@ -69,6 +69,7 @@ TSD: Final = CR4.TSD.mask
 TABLE_LOADS: Final = ("LGDT",)
 MOST_AT_ONCE: Final = 1 << 24
 """Instructions of a stretch; so many times `FEW` fit the word that counts those beyond."""
+WRITE_TO_CODE: Final = "write to code"
 TYPE: Final = 7 << 8  # of interruption information; 0: an external interrupt
 
 
@@ -90,7 +91,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if processor is None:
             raise ValueError("execution 'bt': expected a processor for each vCPU")
         self.begin_translations(host, paging.p2m)
-        self._writer = -1  # RIP of an instruction that writes code
+        self._writer = -1  # RIP of one whose write would be refused again
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
         self._code: Code | None = None  # what is noted of that
@@ -114,6 +115,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def close(self) -> None:
         super().close()
         self.end_translations()
+
+    def load_root(self, hpa: int) -> None:
+        super().load_root(hpa)
+        self._is_watching = False
 
     def forget(self, addresses: Sequence[int] | None) -> None:
         super().forget(addresses)
@@ -175,18 +180,21 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _obstacle(self) -> str | None:
         if (why := super()._obstacle()) is not None:
             return why
-        if self._was_written:
-            self._was_written = False
+        if self._written and self._would_write_again():
             self._writer = self._read_field(RIP)
-        if self._read_field(RIP) == self._writer:  # a string instruction writes again
-            return "write to code"
+        if self._read_field(RIP) == self._writer:  # or it has not come to its end yet
+            return WRITE_TO_CODE
         self._writer = -1
         return None
 
+    def _hand_over(self, name: str, *, whole: bool = False) -> Exit | None:
+        return super()._hand_over(name, whole=whole or name == WRITE_TO_CODE)
+
     def _go(self, left: int) -> Exit:
-        if self._is_in_the_way():
-            self._verify(self.cache.layout.bits)
-        self._watch_window()
+        if not self._is_watching:
+            if self._is_in_the_way():
+                self._verify(self.cache.layout.bits)
+            self._watch_window()
         if (cpl := self.cpl()) == PROGRAM:
             return super()._go(left)
         if cpl or self.primary & MTF:

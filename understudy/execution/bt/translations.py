@@ -54,7 +54,9 @@ class Translations(Live):
         self._steps_at: dict[int, Step] = {}  # by pc of a callout
         self._loaded = 0  # hpa of the root by which it ran last
         self._unsure = True  # whether what was translated is what the guest's tables lead to
-        self._was_written = False  # code, by the instruction that comes next
+        self._written: set[int] = set()  # gfns that were protected, since the guest went on
+        self._watched = -1  # gfn of the table that could map something where the window is
+        self._is_watching = False  # for that: neither it nor the root has changed since it was seen
         self._is_flat = False  # its code and stack segments
         self._shown_flags = -1  # IF and IOPL as the window has them
         self._has_selectors = False  # the window
@@ -86,6 +88,7 @@ class Translations(Live):
     def forget_walks(self) -> None:
         super().forget_walks()
         self._unsure = True
+        self._is_watching = False
 
     def _leave(self) -> None:
         super()._leave()
@@ -97,11 +100,34 @@ class Translations(Live):
 
     def code_written(self, gfn: int) -> None:
         self.translated["dropped"] += self.cache.drop(gfn)
-        self._was_written = True
+        self._written.add(gfn)
+
+    def _would_write_again(self) -> bool:
+        """Whether the frame that the instruction which comes next has written would be protected
+        anew before it writes: it lies there itself, or it is the table of the window.
+
+        From any other frame it goes on as it is, and finds this one unprotected.
+        """
+        written, self._written = self._written, set()
+        if self._watched in written:
+            return True
+        if self.cpl() == PROGRAM:
+            return False
+        first = self._read_field(RIP) + self.segment_base(SegmentName.CS)
+        for gva in {first, first + LONGEST - 1 & -PAGE}:
+            try:
+                found, _ = self._fetch(gva & (MASK64 if self.code_bits() == 64 else LOW32), 1)
+            except NotHere:
+                continue
+            if found.gpa >> PAGE_SHIFT in written:
+                return True
+        return False
 
     def frames_changed(self, runs: Runs) -> None:
         mine = self.cache.by_frame
         for first, count in runs:
+            if first <= self._watched < first + count:
+                self._is_watching = False
             frames = [gfn for gfn in mine if first <= gfn < first + count] if count > 1 else [first]
             for gfn in frames:
                 if gfn in mine and not self.p2m.word(gfn) & Flag.TRANSLATED:
@@ -134,11 +160,13 @@ class Translations(Live):
 
     def _watch_window(self) -> None:
         """Hear of it when the guest maps something there: it may use that at once."""
+        self._is_watching, self._watched = True, -1
         if self._root() != self.space.root:
             return
         at = table_of(self.cache.layout, self.kernel_memory().translation.regime)
         if at is not None and self.p2m.word(at >> PAGE_SHIFT) & PRESENT:
-            self.code_frames.hold(self.p2m, (at >> PAGE_SHIFT,))
+            self._watched = at >> PAGE_SHIFT
+            self.code_frames.hold(self.p2m, (self._watched,))
 
     def _renew(self, layout: Layout) -> None:
         """Begin anew."""
@@ -151,7 +179,7 @@ class Translations(Live):
         self._steps_at.clear()
         self._loaded = 0
         self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
-        self.root_changed = True
+        self.root_changed, self._is_watching = True, False
         self.space.show(self.cache)
 
     def _root(self) -> int:

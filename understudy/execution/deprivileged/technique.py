@@ -344,14 +344,20 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self._stop_timer()
         self._write_field(TIMER, self._left())
 
-    def _hand_over(self, name: str) -> Exit | None:
-        """Have one instruction executed, or one event delivered.  None: it is, and nothing else."""
+    def _hand_over(self, name: str, *, whole: bool = False) -> Exit | None:
+        """Have one instruction executed, or one event delivered.  None: it is, and nothing else.
+
+        whole: one that is repeated is executed to its end; without, once.
+        """
         self.handed_over[name] += 1
-        is_watched = self.primary & MTF
+        is_watched = bool(self.primary & MTF)
         self._to_vmx()
-        self.single_step(True)
+        self.single_step(is_watched or not whole)
         try:
-            exit = self._way(0)
+            exit = self._way(1 if whole else 0)
+            if exit.reason == Reason.BUDGET:  # the processor is still in the guest
+                self.kick()
+                exit = self.processor.run(0)
         finally:
             if not is_watched:
                 self.single_step(False)
