@@ -8,12 +8,14 @@ ends at 4 GiB and is RAM with something in it.
 Invariant: whoever traces a frame hears of every write to it.
 """
 
+from collections.abc import Sequence
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.memory_map import HIGH_START, LOW_END, usable
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.physical import PhysicalMemory
 from understudy.machine.reserve import Reserve
 from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED, Flag
 
@@ -25,7 +27,7 @@ GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
 
-class GuestMemory:
+class GuestMemory(PhysicalMemory):
     """A VM's RAM, addressed by gpa."""
 
     def __init__(self, host: Host, size: int, rom: int = 0) -> None:
@@ -96,12 +98,53 @@ class GuestMemory:
             return self.p2m.word(gpa >> 12) & ADDRESS | gpa & 0xFFF
         return None
 
-    def read(self, gpa: int, length: int) -> bytes:
+    def read(self, gpa: int, length: int, /) -> bytes:
         """The bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         if length <= PAGE - (gpa & 0xFFF) and (pfn := self.p2m.lookup(gpa >> 12)) is not None:
             return self._memory.read(pfn << 12 | gpa & 0xFFF, length)
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def gather(self, runs: Sequence[tuple[int, int]]) -> bytes:
+        """What stands in several runs (gpa, bytes); GuestMemoryError if any of it is not RAM."""
+        if self.p2m.absent:  # to bring one back may take another away
+            return super().gather(runs)
+        return self._memory.gather(self._places(runs, 1 << 64)[0])
+
+    def scatter(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> int:
+        """Write to several runs, until data or runs end; how many bytes that were.
+
+        GuestMemoryError if any of it is not RAM.
+        """
+        p2m = self.p2m
+        if p2m.protected or p2m.absent or any(tracer.traced for tracer in p2m.tracers):
+            return super().scatter(runs, data)
+        places, count = self._places(runs, len(data))
+        self._memory.scatter(places, bytes(data[:count] if count < len(data) else data))
+        return count
+
+    def _places(
+        self, runs: Sequence[tuple[int, int]], most: int
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Where runs lie, as (hpa, bytes), `most` bytes of them; how many these are."""
+        places: list[tuple[int, int]] = []
+        row, left = self.p2m.row, most
+        start = stop = ahead = 0  # guest memory that lies in one piece, and so far above
+        for gpa, size in runs:
+            if size > left:
+                size = left
+            if not start <= gpa <= stop - size:
+                word, frames = row(gpa >> PAGE_SHIFT, GIGABYTE_FRAMES)
+                start = gpa & -PAGE
+                stop = start + (frames << PAGE_SHIFT if word & PRESENT else 0)
+                ahead = (word & ADDRESS) - start
+                if gpa + size > stop:
+                    places += self._pieces(gpa, size)
+                    left -= size
+                    continue
+            places.append((gpa + ahead, size))
+            left -= size
+        return places, most - left
 
     def expect_write(self, gpa: int) -> None:
         """A page is going to be written, if it is RAM: what that needs is there afterwards.
