@@ -107,44 +107,24 @@ class GuestMemory(PhysicalMemory):
 
     def gather(self, runs: Sequence[tuple[int, int]]) -> bytes:
         """What stands in several runs (gpa, bytes); GuestMemoryError if any of it is not RAM."""
-        if self.p2m.absent:  # to bring one back may take another away
-            return super().gather(runs)
-        return self._memory.gather(self._places(runs, 1 << 64)[0])
+        places = self.p2m.places(runs)
+        return super().gather(runs) if places is None else self._memory.gather(places)
 
     def scatter(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> int:
         """Write to several runs, until data or runs end; how many bytes that were.
 
         GuestMemoryError if any of it is not RAM.
         """
-        p2m = self.p2m
-        if p2m.protected or p2m.absent or any(tracer.traced for tracer in p2m.tracers):
+        p2m, count = self.p2m, len(data)
+        if (
+            p2m.protected
+            or sum([size for _, size in runs]) != count
+            or any(tracer.traced for tracer in p2m.tracers)
+            or (places := p2m.places(runs)) is None
+        ):
             return super().scatter(runs, data)
-        places, count = self._places(runs, len(data))
-        self._memory.scatter(places, bytes(data[:count] if count < len(data) else data))
+        self._memory.scatter(places, data if type(data) is bytes else bytes(data))
         return count
-
-    def _places(
-        self, runs: Sequence[tuple[int, int]], most: int
-    ) -> tuple[list[tuple[int, int]], int]:
-        """Where runs lie, as (hpa, bytes), `most` bytes of them; how many these are."""
-        places: list[tuple[int, int]] = []
-        row, left = self.p2m.row, most
-        start = stop = ahead = 0  # guest memory that lies in one piece, and so far above
-        for gpa, size in runs:
-            if size > left:
-                size = left
-            if not start <= gpa <= stop - size:
-                word, frames = row(gpa >> PAGE_SHIFT, GIGABYTE_FRAMES)
-                start = gpa & -PAGE
-                stop = start + (frames << PAGE_SHIFT if word & PRESENT else 0)
-                ahead = (word & ADDRESS) - start
-                if gpa + size > stop:
-                    places += self._pieces(gpa, size)
-                    left -= size
-                    continue
-            places.append((gpa + ahead, size))
-            left -= size
-        return places, most - left
 
     def expect_write(self, gpa: int) -> None:
         """A page is going to be written, if it is RAM: what that needs is there afterwards.

@@ -44,14 +44,22 @@ def test_runs_are_read_and_written_as_by_many_calls(memory: GuestMemory) -> None
         assert memory.read(0, SIZE) == expected
 
 
-def test_nothing_is_written_if_one_run_is_no_ram(memory: GuestMemory) -> None:
-    before = memory.read(0, SIZE)
-    with pytest.raises(GuestMemoryError):
-        memory.scatter([(0, PAGE), (SIZE, 1)], bytes(PAGE + 1))
-    with pytest.raises(GuestMemoryError):
-        memory.gather([(0, PAGE), (SIZE, 1)])
-    assert memory.read(0, SIZE) == before
+def test_what_is_no_ram_is_refused(memory: GuestMemory) -> None:
+    for runs in ([(0, PAGE), (SIZE, 1)], [(0, PAGE), (SIZE - 1, 2)], [(1 << 40, 1)]):
+        with pytest.raises(GuestMemoryError):
+            memory.scatter(runs, bytes(sum(size for _, size in runs)))
+        with pytest.raises(GuestMemoryError):
+            memory.gather(runs)
     assert memory.scatter([(0, PAGE), (SIZE, 1)], bytes(PAGE)) == PAGE, "what data does not reach"
+
+
+def test_in_pieces_or_not_it_is_the_same_memory(memory: GuestMemory) -> None:
+    whole = GuestMemory(memory.host, 4 << 20)
+    whole.populate()
+    whole.scatter([(PAGE, PAGE), (3 * PAGE - 8, 3 * PAGE)], memory.read(0, 4 * PAGE))
+    assert whole.p2m.places([(PAGE, 5 * PAGE)]) is not None
+    assert memory.p2m.places([(PAGE, 5 * PAGE)]) is None
+    assert whole.gather([(PAGE, PAGE), (3 * PAGE - 8, 3 * PAGE)]) == memory.read(0, 4 * PAGE)
 
 
 def test_who_protects_a_frame_is_asked(memory: GuestMemory) -> None:
