@@ -93,7 +93,7 @@ def test_an_end_that_is_said_in_memory_is_no_exit(large: VM) -> None:
 
 
 def test_the_pages_of_a_large_request_are_no_calls_of_their_own(large: VM) -> None:
-    """1 MB is up to 254 pieces of memory, each of which was three calls."""
+    """1 MB is up to 254 pieces of memory, each of which was two or three calls."""
     large.run(LARGE).check()
     _, _, calls = cost(large, LARGE, BIG)
     print(f"1 MB: {calls:.0f} calls a request")

@@ -9,6 +9,7 @@ Invariant: whoever traces a frame hears of every write to it.
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -23,6 +24,7 @@ Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
 Hpa = NewType("Hpa", int)
 
+BYTES: Final = itemgetter(1)  # of a run
 GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
@@ -118,8 +120,8 @@ class GuestMemory(PhysicalMemory):
         p2m, count = self.p2m, len(data)
         if (
             p2m.protected
-            or sum([size for _, size in runs]) != count
-            or any(tracer.traced for tracer in p2m.tracers)
+            or sum(map(BYTES, runs)) != count
+            or (p2m.tracers and any(tracer.traced for tracer in p2m.tracers))
             or (places := p2m.places(runs)) is None
         ):
             return super().scatter(runs, data)

@@ -13,6 +13,7 @@ and then nothing has been taken.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar, Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
@@ -44,6 +45,7 @@ class RingError(Exception):
 
 Segment = tuple[int, int]
 """A run of guest-physical addresses: where it begins, and its bytes."""
+BYTES: Final = itemgetter(1)
 
 
 class Chain(NamedTuple):
@@ -57,7 +59,7 @@ class Chain(NamedTuple):
 
 def length(segments: Sequence[Segment]) -> int:
     """Bytes of them all."""
-    return sum([size for _, size in segments])
+    return sum(map(BYTES, segments))
 
 
 def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
