@@ -5,6 +5,7 @@ Only `understudy/silicon.py` imports the compiled module.  Addresses are plain i
 VMCS fields are named by their encodings (SDM 3D, "Field Encoding in VMCS").
 """
 
+from collections.abc import Sequence
 from typing import Any, Self, final
 
 from typing_extensions import Buffer
@@ -46,6 +47,13 @@ class Memory:
     def read(self, hpa: int, length: int) -> bytes:
         """Raises IndexError if [hpa, hpa+length) is not all inside the memory."""
     def write(self, hpa: int, data: Buffer) -> None: ...
+    def gather(self, runs: Sequence[tuple[int, int]]) -> bytes:
+        """The bytes of several runs (hpa, length), one after the other, in one call."""
+    def scatter(self, runs: Sequence[tuple[int, int]], data: bytes) -> None:
+        """Write bytes to several runs (hpa, length), which they fill.
+
+        ValueError if they do not, IndexError if a run is outside: then nothing is written.
+        """
     def read_u64(self, hpa: int) -> int: ...
     def write_u64(self, hpa: int, value: int) -> None: ...
     def read_u32(self, hpa: int) -> int: ...

@@ -51,6 +51,7 @@ from understudy.visible import visible
 ROOM: Final = 1 << 31  # beside the guest's RAM: alignment to a gigabyte, and the hypervisor's own
 BESIDE: Final = 1 << 20  # that a VM needs for its processors, and to lend
 STEAL: Final = "steal_time"
+QUIET_END: Final = "pv_eoi"
 VIRTIO: Final = [kind for kind in Device.ALL.values() if issubclass(kind, VirtioPci)]
 ANY_CR4: Final = (1 << 64) - 1
 
@@ -110,11 +111,17 @@ def host_of(config: Config) -> Host:
 
 
 def on_host(config: Config, host: Host | None) -> Config:
-    """What a new VM is on this host: one that shares processors tells its guest of it."""
-    if not isinstance(host, SharedHost) or STEAL in config.cpu:
-        return config
-    hides = {"hypervisor", "msr"} & Choice.of(config.cpu).removed
-    return config if hides else replace(config, cpu=f"{config.cpu},+{STEAL}")
+    """What a new VM shows its guest here, unless its CPU model names it.
+
+    The time that it had no processor, on a host that shares them; ends of interrupts without an
+    exit, in real time.  (Virtual time compares techniques: there an end is what hardware has.)
+    """
+    here = {STEAL: isinstance(host, SharedHost), QUIET_END: config.clock == "wall"}
+    hidden = Choice.of(config.cpu).removed
+    for name, is_so in here.items():
+        if is_so and name not in config.cpu and hidden.isdisjoint(FEATURES[name].needs):
+            config = replace(config, cpu=f"{config.cpu},+{name}")
+    return config
 
 
 def processors_of(

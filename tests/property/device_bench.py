@@ -20,6 +20,7 @@ from understudy.devices.pc import PC
 from understudy.devices.pci import Pci
 from understudy.devices.pci_function import Function
 from understudy.machine.bus import Space
+from understudy.machine.physical import PhysicalMemory
 
 RAM = 1 << 16
 
@@ -46,7 +47,7 @@ def something() -> Function:
     return function
 
 
-class Outside:
+class Outside(PhysicalMemory):
     """Whatever a device reaches, it is written down in one log."""
 
     def __init__(self, ns: int) -> None:

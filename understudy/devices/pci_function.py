@@ -62,7 +62,7 @@ class Bar(NamedTuple):
         return 8 if self.is_wide else 4
 
 
-class BusMaster:
+class BusMaster(PhysicalMemory):
     """Memory as one function reaches it: only while its command register lets it."""
 
     def __init__(self, function: "Function", memory: PhysicalMemory) -> None:

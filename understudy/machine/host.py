@@ -18,21 +18,22 @@ from understudy.machine.desk import Desk, Vpids
 from understudy.machine.frames import Frames
 from understudy.machine.machine import Machine
 from understudy.machine.p2m import P2m
+from understudy.machine.physical import PhysicalMemory
 from understudy.quantities import bytes_of
 from understudy.silicon import Memory, Processor
 
 
-class BareMemory:
+class BareMemory(PhysicalMemory):
     """All of a host's memory, as a loader for the bare machine sees it."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self.size = memory, memory.size
 
-    def read(self, gpa: int, length: int) -> bytes:
+    def read(self, gpa: int, length: int, /) -> bytes:
         """IndexError outside."""
         return self._memory.read(gpa, length)
 
-    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None:
         """IndexError outside."""
         self._memory.write(gpa, data)
 

@@ -8,12 +8,15 @@ ends at 4 GiB and is RAM with something in it.
 Invariant: whoever traces a frame hears of every write to it.
 """
 
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.memory_map import HIGH_START, LOW_END, usable
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.physical import PhysicalMemory
 from understudy.machine.reserve import Reserve
 from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED, Flag
 
@@ -21,11 +24,12 @@ Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
 Hpa = NewType("Hpa", int)
 
+BYTES: Final = itemgetter(1)  # of a run
 GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
 
-class GuestMemory:
+class GuestMemory(PhysicalMemory):
     """A VM's RAM, addressed by gpa."""
 
     def __init__(self, host: Host, size: int, rom: int = 0) -> None:
@@ -96,12 +100,33 @@ class GuestMemory:
             return self.p2m.word(gpa >> 12) & ADDRESS | gpa & 0xFFF
         return None
 
-    def read(self, gpa: int, length: int) -> bytes:
+    def read(self, gpa: int, length: int, /) -> bytes:
         """The bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         if length <= PAGE - (gpa & 0xFFF) and (pfn := self.p2m.lookup(gpa >> 12)) is not None:
             return self._memory.read(pfn << 12 | gpa & 0xFFF, length)
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def gather(self, runs: Sequence[tuple[int, int]]) -> bytes:
+        """What stands in several runs (gpa, bytes); GuestMemoryError if any of it is not RAM."""
+        places = self.p2m.places(runs)
+        return super().gather(runs) if places is None else self._memory.gather(places)
+
+    def scatter(self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview) -> int:
+        """Write to several runs, until data or runs end; how many bytes that were.
+
+        GuestMemoryError if any of it is not RAM.
+        """
+        p2m, count = self.p2m, len(data)
+        if (
+            p2m.protected
+            or sum(map(BYTES, runs)) != count
+            or (p2m.tracers and any(tracer.traced for tracer in p2m.tracers))
+            or (places := p2m.places(runs)) is None
+        ):
+            return super().scatter(runs, data)
+        self._memory.scatter(places, data if type(data) is bytes else bytes(data))
+        return count
 
     def expect_write(self, gpa: int) -> None:
         """A page is going to be written, if it is RAM: what that needs is there afterwards.

@@ -18,8 +18,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from understudy.arch.address import PAGE_SHIFT
-from understudy.machine.frame_table import GIGA, GIGA_SHIFT, MOST, FrameTable
+from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.machine.frame_table import GIGA, GIGA_SHIFT, LARGE, MOST, FrameTable
 from understudy.machine.words import ABSENT, ELSEWHERE, FLAGS, PRESENT, PROTECTED, RAM, Flag
 
 Runs = Sequence[tuple[int, int]]
@@ -98,6 +98,27 @@ class P2m(FrameTable):
         else:
             word = giga + ((gfn & 0x3FFFF) << 12)
         return word >> 12 if word & 1 else None
+
+    def places(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """Where runs (gpa, bytes) lie on the host, if all are RAM and none is in pieces there."""
+        found: list[tuple[int, int]] = []
+        gigas = self._gigas
+        for gpa, size in runs:
+            giga = gigas.get(gpa >> 30)
+            if isinstance(giga, list):
+                block = giga[gpa >> 21 & 511]
+                if isinstance(block, int):
+                    word, room = block + (gpa & LARGE - PAGE), LARGE - (gpa & LARGE - 1)
+                else:
+                    word, room = block[gpa >> 12 & 511], PAGE - (gpa & PAGE - 1)
+            elif giga is None:
+                return None
+            else:
+                word, room = giga + (gpa & (1 << 30) - PAGE), (1 << 30) - (gpa & (1 << 30) - 1)
+            if size > room or not word & PRESENT:
+                return None
+            found.append((word & -PAGE | gpa & PAGE - 1, size))
+        return found
 
     def is_protected(self, gfn: int) -> bool:
         """Whether a frame may only be read.  (`protected` is how many there are.)"""

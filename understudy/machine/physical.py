@@ -9,6 +9,7 @@ Invariant: an access that cannot be done raises IndexError (`DmaError`, or the m
 and has changed nothing before the first byte that is not there.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -18,12 +19,29 @@ class PhysicalMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
     def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None: ...
 
+    def gather(self, runs: Sequence[tuple[int, int]], /) -> bytes:
+        """What stands in several runs (gpa, bytes), one after the other."""
+        return b"".join([self.read(gpa, size) for gpa, size in runs])
+
+    def scatter(
+        self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview, /
+    ) -> int:
+        """Write to several runs, until data or runs end; how many bytes that were."""
+        at, count = 0, len(data)
+        for gpa, size in runs:
+            if at >= count:
+                break
+            part = data[at : at + size] if at or size < count else data
+            self.write(gpa, part)
+            at += len(part)
+        return at
+
 
 class DmaError(IndexError):
     """The requester may not, or cannot, reach this address."""
 
 
-class NoMemory:
+class NoMemory(PhysicalMemory):
     """What a device reaches that has no path to memory."""
 
     def read(self, gpa: int, length: int, /) -> bytes:

@@ -77,6 +77,18 @@ impl Memory {
         Ok(memory)
     }
 
+    /// The memory itself, with runs inside it, and how many bytes they are.
+    fn runs(&self, runs: &[(u64, u64)]) -> PyResult<(Arc<mem::Memory>, usize)> {
+        let (memory, mut total) = (self.inner()?, 0_usize);
+        for &(hpa, length) in runs {
+            check(&memory, hpa, length)?;
+            total = total
+                .checked_add(length as usize)
+                .ok_or_else(|| PyOverflowError::new_err("runs of more bytes than there can be"))?;
+        }
+        Ok((memory, total))
+    }
+
     /// Note that a processor was made on it.
     pub fn owns(&self, processor: &Arc<Shared>) -> PyResult<()> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
@@ -221,6 +233,36 @@ impl Memory {
             }
         };
         self.range(hpa, bytes.len() as u64)?.write_bytes(hpa, &bytes);
+        Ok(())
+    }
+
+    /// The bytes of several runs (hpa, length), one after the other.
+    fn gather<'py>(&self, py: Python<'py>, runs: Vec<(u64, u64)>) -> PyResult<Bound<'py, PyBytes>> {
+        let (memory, total) = self.runs(&runs)?;
+        PyBytes::new_with(py, total, |out| {
+            let mut rest = out;
+            for (hpa, length) in runs {
+                let (part, after) = rest.split_at_mut(length as usize);
+                memory.read_bytes(hpa, part);
+                rest = after;
+            }
+            Ok(())
+        })
+    }
+
+    /// Write bytes to several runs (hpa, length), one after the other, which they fill.
+    fn scatter(&self, runs: Vec<(u64, u64)>, data: &[u8]) -> PyResult<()> {
+        let (memory, total) = self.runs(&runs)?;
+        if total != data.len() {
+            let words = format!("{} bytes for runs of {total}: expected as many", data.len());
+            return Err(PyValueError::new_err(words));
+        }
+        let mut rest = data;
+        for (hpa, length) in runs {
+            let (part, after) = rest.split_at(length as usize);
+            memory.write_bytes(hpa, part);
+            rest = after;
+        }
         Ok(())
     }
 

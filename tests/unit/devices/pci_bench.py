@@ -6,6 +6,7 @@ from understudy.devices.pci import ECAM_BYTES, Pci
 from understudy.devices.pci_function import Function
 from understudy.devices.wires import Wires
 from understudy.machine.bus import Bus, Line, Region, Space
+from understudy.machine.physical import PhysicalMemory
 
 ECAM = 0xE000_0000
 MEMORY, IO, MASTER = 2, 1, 4  # in the command register
@@ -24,7 +25,7 @@ class Toy:
         self.log.append((region, offset, value, size))
 
 
-class Memory:
+class Memory(PhysicalMemory):
     """64 KiB, written down by requester."""
 
     def __init__(self, requester: int, log: list[tuple[int, int, bytes]]) -> None:

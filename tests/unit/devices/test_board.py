@@ -14,6 +14,7 @@ from understudy.devices.board import Board
 from understudy.devices.message import Message
 from understudy.devices.pc import PC
 from understudy.devices.uart16550 import Uart16550
+from understudy.machine.physical import PhysicalMemory
 
 UART = {"at": 0x3E8, "irq": 4, "name": "com3"}
 
@@ -27,7 +28,7 @@ def a_pc(clock: ManualClock, **options: object) -> PC:
     )  # fmt: skip
 
 
-class Ram:
+class Ram(PhysicalMemory):
     def __init__(self) -> None:
         self.bytes = bytearray(0x100000)
 

@@ -10,9 +10,10 @@ from understudy.devices.message import Message
 from understudy.devices.pc import PC, cmos_memory
 from understudy.devices.pci_function import Function
 from understudy.devices.vmgenid import FIRST
+from understudy.machine.physical import PhysicalMemory
 
 
-class Machine:
+class Machine(PhysicalMemory):
     """A board with recorders where the processors would be."""
 
     def __init__(self) -> None:

@@ -7,11 +7,12 @@ import pytest
 from understudy.clock import ManualClock
 from understudy.devices.vmgenid import FIRST, VmGenId, derived
 from understudy.devices.wires import Wires
+from understudy.machine.physical import PhysicalMemory
 
 GPA, OTHER = 0x30, bytes(range(16))
 
 
-class Ram:
+class Ram(PhysicalMemory):
     """A little memory."""
 
     def __init__(self) -> None:

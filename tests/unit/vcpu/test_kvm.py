@@ -199,3 +199,21 @@ def test_a_snapshot_keeps_what_is_offered() -> None:
         assert vcpu.apic.read(ISR_50, 0)
         vcpu.kvm.settle()
         assert vcpu.apic.read(ISR_50, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("clock", "cpu", "is_shown"),
+    [
+        ("wall", "understudy", True),
+        ("wall", "baseline", True),
+        ("wall", "understudy,-pv_eoi", False),
+        ("wall", "understudy,-hypervisor", False),
+        ("wall", "understudy,-apic", False),
+        ("virtual", "understudy", False),
+    ],
+)
+def test_in_real_time_an_interrupt_ends_without_an_exit(
+    clock: str, cpu: str, is_shown: bool
+) -> None:
+    with VM("4M", clock=clock, cpu=cpu) as vm:
+        assert ("pv_eoi" in vm.vcpus[0].model.shown) == is_shown

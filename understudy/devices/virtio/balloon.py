@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, cut, gather, length
+from understudy.devices.virtio.queue import Chain, cut, length
 from understudy.devices.wires import Wires
 from understudy.state import U32, U64
 
@@ -192,7 +192,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
     def _named(self, chain: Chain) -> list[int]:
         """The pages of a buffer, which is an array of 32-bit numbers."""
         count = min(length(chain.readable) // 4, MOST)
-        data = gather(self.wires.dma, cut(chain.readable, 0, 4 * count))
+        data = self.wires.dma.gather(cut(chain.readable, 0, 4 * count))
         return list(struct.unpack(f"<{count}I", data))
 
     def _hear(self, chain: Chain) -> int | None:
@@ -202,7 +202,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
             s.is_asked = False
             return 0
         count = min(length(chain.readable), MOST) // STATISTIC.size
-        data = gather(self.wires.dma, cut(chain.readable, 0, count * STATISTIC.size))
+        data = self.wires.dma.gather(cut(chain.readable, 0, count * STATISTIC.size))
         s.statistics = {tag: v for tag, v in STATISTIC.iter_unpack(data) if tag < len(TAGS)}
         s.told_at = self.clock.now()
         raise NotNow

@@ -25,9 +25,7 @@ from understudy.devices.virtio.queue import (
     RingError,
     Segment,
     cut,
-    gather,
     length,
-    scatter,
 )
 from understudy.devices.wires import Wires
 from understudy.state import U62
@@ -138,8 +136,8 @@ class Blk(Gathering, name="virtio_blk"):
 
     def serve(self, number: int, chain: Chain) -> int:
         _, readable, writable, _ = chain
-        room = length(writable) - 1
-        if length(readable) < HEADER.size or room < 0:
+        room, more = length(writable) - 1, length(readable) - HEADER.size
+        if more < 0 or room < 0:
             raise RingError("a block request without its header or its status")
         dma = self.dma = self.function.reach()
         sent: Sequence[Segment]
@@ -147,7 +145,7 @@ class Blk(Gathering, name="virtio_blk"):
         if (first := readable[0])[1] == HEADER.size:  # as all drivers do it
             header, sent = dma.read(*first), readable[1:]
         else:
-            header = gather(dma, cut(readable, 0, HEADER.size))
+            header = dma.gather(cut(readable, 0, HEADER.size))
             sent = cut(readable, HEADER.size, 1 << 32)
         if writable[-1][1] == 1:
             wanted, place = writable[:-1], writable[-1][0]
@@ -157,7 +155,7 @@ class Blk(Gathering, name="virtio_blk"):
         written, status, before = 0, OK, self.moved
         self._wait()
         try:
-            written = self._carry_out(kind, sector * SECTOR, sent, wanted)
+            written = self._carry_out(kind, sector * SECTOR, sent, more, wanted, room)
         except Refused as refusal:
             status = refusal.status
         except OSError as problem:
@@ -172,18 +170,19 @@ class Blk(Gathering, name="virtio_blk"):
         return room + 1 if written == room else written
 
     def _carry_out(
-        self, kind: int, offset: int, sent: Sequence[Segment], wanted: Sequence[Segment]
-    ) -> int:
-        """How many bytes of data the driver gets."""
+        self, kind: int, offset: int,
+        sent: Sequence[Segment], more: int, wanted: Sequence[Segment], room: int,
+    ) -> int:  # fmt: skip
+        """How many bytes of data the driver gets; `more` are sent, `room` are wanted."""
         match kind:
             case Request.IN:
-                return self._read(offset, wanted)
+                return self._read(offset, wanted, room)
             case Request.OUT:
-                self._write(offset, sent)
+                self._write(offset, sent, more)
             case Request.FLUSH:
                 self.medium.flush()
             case Request.GET_ID:
-                return scatter(self.dma, wanted, self.serial.ljust(ID_BYTES, b"\0"))
+                return self.dma.scatter(wanted, self.serial.ljust(ID_BYTES, b"\0"))
             case Request.DISCARD if self.has(DISCARD):
                 self._each(sent, self._discard)
             case Request.WRITE_ZEROES if self.has(WRITE_ZEROES):
@@ -202,16 +201,15 @@ class Blk(Gathering, name="virtio_blk"):
             free = max(self.state.free_at, self.clock.now())
             self.state.free_at = free + NS_PER_SECOND * count // self.rate
 
-    def _read(self, offset: int, segments: Sequence[Segment]) -> int:
-        count = length(segments)
+    def _read(self, offset: int, segments: Sequence[Segment], count: int) -> int:
         self._check(offset, count)
-        return scatter(self.dma, segments, self.medium.read(offset, count))
+        return self.dma.scatter(segments, self.medium.read(offset, count))
 
-    def _write(self, offset: int, segments: Sequence[Segment]) -> None:
-        self._check(offset, length(segments))
+    def _write(self, offset: int, segments: Sequence[Segment], count: int) -> None:
+        self._check(offset, count)
         if self.medium.is_read_only:
             raise Refused(IOERR)
-        self.medium.write(offset, gather(self.dma, segments))
+        self.medium.write(offset, self.dma.gather(segments))
         if not self.has(FLUSH):
             self.medium.flush()
 
@@ -229,7 +227,7 @@ class Blk(Gathering, name="virtio_blk"):
         count, rest = divmod(length(segments), RANGE.size)
         if rest or not 0 < count <= RANGES:
             raise Refused(IOERR)
-        ranges = list(RANGE.iter_unpack(gather(self.dma, segments)))
+        ranges = list(RANGE.iter_unpack(self.dma.gather(segments)))
         for sector, sectors, flags in ranges:
             if flags & ~UNMAP:
                 raise Refused(UNSUPP)

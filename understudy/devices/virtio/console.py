@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, RingError, gather, length, scatter
+from understudy.devices.virtio.queue import Chain, RingError, length
 from understudy.devices.wires import Wires
 
 # --- The specification ---
@@ -124,13 +124,13 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
     def _bytes_of(self, chain: Chain) -> bytes:
         if length(chain.readable) > MOST:
             raise RingError(f"a buffer of more than {MOST} bytes for a console")
-        return gather(self.wires.dma, chain.readable)
+        return self.wires.dma.gather(chain.readable)
 
     def _input(self, port: int, chain: Chain) -> int:
         waiting = self.state.inputs[port]
         if not waiting or not self._is_listened_to(port):
             raise NotNow
-        count = scatter(self.wires.dma, chain.writable, waiting)
+        count = self.wires.dma.scatter(chain.writable, waiting)
         self.state.inputs[port] = waiting[count:]
         return count
 
@@ -146,7 +146,7 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
             raise NotNow
         if length(chain.writable) < len(messages[0]):
             raise RingError("a buffer too small for a control message")
-        return scatter(self.wires.dma, chain.writable, messages.pop(0))
+        return self.wires.dma.scatter(chain.writable, messages.pop(0))
 
     def _tell(self, port: int, event: Event, value: int = 1, more: bytes = b"") -> None:
         message = CONTROL.pack(port, event, value) + more

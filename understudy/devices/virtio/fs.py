@@ -18,7 +18,7 @@ from understudy.backends.folder import Folder
 from understudy.devices.virtio import fs_messages as fuse
 from understudy.devices.virtio.fs_requests import ANSWERS, MOST, Request
 from understudy.devices.virtio.pci import VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, RingError, cut, gather, length, scatter
+from understudy.devices.virtio.queue import Chain, RingError, cut, length
 from understudy.devices.wires import Wires
 
 # --- The specification ---
@@ -60,7 +60,7 @@ class Fs(VirtioPci, name="virtio_fs"):
         size = length(chain.readable)
         if not fuse.IN_HEADER.size <= size <= LONGEST_REQUEST:
             raise RingError(f"a FUSE request of {size} bytes")
-        request = gather(self.wires.dma, chain.readable)
+        request = self.wires.dma.gather(chain.readable)
         self.moved += size
         _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(request)
         body = memoryview(request)[fuse.IN_HEADER.size :]
@@ -83,10 +83,10 @@ class Fs(VirtioPci, name="virtio_fs"):
             return 0
         total = fuse.OUT_HEADER.size + len(answer)
         header = fuse.OUT_HEADER.pack(total, -problem, unique)
-        scatter(self.wires.dma, cut(chain.writable, 0, len(header)), header)
+        self.wires.dma.scatter(cut(chain.writable, 0, len(header)), header)
         if answer:
             data = cut(chain.writable, len(header), len(answer))
-            scatter(self.wires.dma, data, answer)
+            self.wires.dma.scatter(data, answer)
         self.moved += total
         return total
 

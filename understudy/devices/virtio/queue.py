@@ -13,6 +13,7 @@ and then nothing has been taken.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar, Final, NamedTuple
 
 from understudy.machine.physical import PhysicalMemory
@@ -42,11 +43,9 @@ class RingError(Exception):
     """A driver that does what it must not: the device needs a reset."""
 
 
-class Segment(NamedTuple):
-    """A run of guest-physical addresses."""
-
-    gpa: int
-    length: int
+Segment = tuple[int, int]
+"""A run of guest-physical addresses: where it begins, and its bytes."""
+BYTES: Final = itemgetter(1)
 
 
 class Chain(NamedTuple):
@@ -60,10 +59,7 @@ class Chain(NamedTuple):
 
 def length(segments: Sequence[Segment]) -> int:
     """Bytes of them all."""
-    total = 0
-    for _, size in segments:
-        total += size
-    return total
+    return sum(map(BYTES, segments))
 
 
 def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
@@ -76,29 +72,9 @@ def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
         part = min(size - start, count)
         if part <= 0:
             break
-        parts.append(Segment(gpa + start, part))
+        parts.append((gpa + start, part))
         start, count = 0, count - part
     return parts
-
-
-def gather(memory: PhysicalMemory, segments: Sequence[Segment]) -> bytes:
-    """What stands in the segments.  The caller has bounded their length."""
-    return b"".join([memory.read(gpa, size) for gpa, size in segments])
-
-
-def scatter(memory: PhysicalMemory, segments: Sequence[Segment], data: bytes) -> int:
-    """Write to the segments, until data or segments end; how many bytes that were."""
-    at, count = 0, len(data)
-    for gpa, size in segments:
-        if at >= count:
-            break
-        if not at and size >= count:  # all of it at once
-            memory.write(gpa, data)
-            return count
-        part = min(size, count - at)
-        memory.write(gpa, data[at : at + part])
-        at += part
-    return at
 
 
 # --- The queue ---
@@ -208,17 +184,17 @@ def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -
     """The chain of these (address, bytes, flags); RingError if no buffer may be so."""
     readable: list[Segment] = []
     writable: list[Segment] = []
-    total, new = 0, tuple.__new__  # there are many
+    total = 0
     for gpa, size, flags in parts:
         if gpa + size > END:
             raise _beyond(gpa, size)
         total += size
         if flags & WRITE:
-            writable.append(new(Segment, (gpa, size)))
+            writable.append((gpa, size))
         elif writable:
             raise RingError("a buffer to be read after one to be written")
         else:
-            readable.append(new(Segment, (gpa, size)))
+            readable.append((gpa, size))
     if total > LONGEST_CHAIN:
         raise RingError("a chain of more than 2^32 bytes")
     return Chain(head, tuple(readable), tuple(writable), slots)

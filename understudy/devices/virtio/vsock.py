@@ -20,7 +20,7 @@ from typing import Any, Final
 from understudy.backends.readiness import HUNG, READ, WRITE, Readiness
 from understudy.backends.unix_ports import UnixPorts, wish
 from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, RingError, cut, gather, length, scatter
+from understudy.devices.virtio.queue import Chain, RingError, cut, length
 from understudy.devices.virtio.vsock_packet import HOST_CID, LAYOUT, STREAM, Header, Op, header_of
 from understudy.devices.virtio.vsock_stream import BUFFER, MOST, Phase, Stream
 from understudy.devices.wires import Wires
@@ -215,7 +215,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             if not self.state.is_lost:
                 raise NotNow
             self.state.is_lost = False
-            return scatter(self.wires.dma, chain.writable, TRANSPORT_RESET)
+            return self.wires.dma.scatter(chain.writable, TRANSPORT_RESET)
         return self._tell(chain)
 
     # --- from the guest ---
@@ -227,7 +227,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
         size = length(chain.readable) - LAYOUT.size
         if not 0 <= size <= MOST:
             raise RingError(f"a packet of {size} bytes behind its header")
-        packet = gather(self.wires.dma, chain.readable)
+        packet = self.wires.dma.gather(chain.readable)
         self.moved += len(packet)
         header = header_of(packet)
         if header.len > size:
@@ -316,8 +316,8 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             HOST_CID, self.cid, own, guest, len(data), STREAM, op, flags, BUFFER, forwarded
         )
         self.moved += LAYOUT.size + len(data)
-        scatter(self.wires.dma, cut(chain.writable, 0, LAYOUT.size), header)
-        scatter(self.wires.dma, cut(chain.writable, LAYOUT.size, len(data)), data)
+        self.wires.dma.scatter(cut(chain.writable, 0, LAYOUT.size), header)
+        self.wires.dma.scatter(cut(chain.writable, LAYOUT.size, len(data)), data)
         return LAYOUT.size + len(data)
 
     # --- reset, snapshots ---

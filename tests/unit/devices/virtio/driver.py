@@ -12,6 +12,7 @@ from understudy.devices.board import Board
 from understudy.devices.message import Message
 from understudy.devices.virtio.function import NOTIFY
 from understudy.devices.virtio.pci import VirtioPci
+from understudy.machine.physical import PhysicalMemory
 
 RAM = 1 << 20
 ECAM, SLOT = 0xE000_0000, 1
@@ -20,7 +21,7 @@ QUEUES, BUFFERS = 0x1000, 0x1_8000  # where the driver has its queues, 4 KiB eac
 VERSION_1, PACKED = 1 << 32, 1 << 34
 
 
-class Memory:
+class Memory(PhysicalMemory):
     """RAM from 0 on; every access to anything else is an IndexError."""
 
     def __init__(self) -> None:

@@ -7,7 +7,8 @@ import pytest
 from tests.unit.devices.virtio.driver import BUFFERS, PACKED, QUEUES, RAM, VERSION_1, Driver
 from tests.unit.devices.virtio.rings import AVAIL, DEVICE_AREA, DRIVER_AREA, USED, PackedRing
 from understudy.devices.virtio.packed import PackedQueue
-from understudy.devices.virtio.queue import Chain, Queue, QueueState, RingError, Segment
+from understudy.devices.virtio.queue import Chain, Queue, QueueState, RingError
+from understudy.machine.physical import PhysicalMemory
 
 INDIRECT, EVENT_IDX = 1 << 28, 1 << 29
 TABLE = 0x8000
@@ -37,7 +38,7 @@ def test_a_chain_takes_entries_of_the_ring_and_is_named_by_its_last() -> None:
     ring(d).write(2, 0x6000, 30, 5, 2 | AVAIL)
     q = queue(d)
     chain = q.pop()
-    assert chain == Chain(5, (Segment(0x4000, 10), Segment(0x5000, 20)), (Segment(0x6000, 30),), 3)
+    assert chain == Chain(5, ((0x4000, 10), (0x5000, 20)), ((0x6000, 30),), 3)
     assert q.pop() is None
     q.unpop(chain)
     assert q.pop() == chain
@@ -48,7 +49,7 @@ def test_an_indirect_table_takes_one_entry_and_only_says_who_writes() -> None:
     rows = [(0x4000, 1, 9, 0xFFFD), (0x5000, 2, 9, 0xFFFF)]
     d.memory.write(TABLE, b"".join(struct.pack("<QIHH", *row) for row in rows))
     ring(d).write(0, TABLE, 32, 3, 4 | AVAIL)
-    assert queue(d).pop() == Chain(3, (Segment(0x4000, 1),), (Segment(0x5000, 2),))
+    assert queue(d).pop() == Chain(3, ((0x4000, 1),), ((0x5000, 2),))
 
 
 @pytest.mark.parametrize("size", [8, 5, 1])
@@ -204,7 +205,7 @@ def test_a_ring_of_a_packed_ones_size_is_no_split_one() -> None:
     assert d.status & 64
 
 
-class Changing:
+class Changing(PhysicalMemory):
     """Memory that another processor changes between any two reads."""
 
     def __init__(self) -> None:
@@ -223,5 +224,5 @@ class Changing:
 def test_each_descriptor_is_read_once_after_its_flags_have_said_that_it_is_there() -> None:
     memory = Changing()
     chain = PackedQueue(memory, QueueState(size=8), PACKED).pop()
-    assert chain is not None and chain.writable == (Segment(0x1000, 4),)
+    assert chain is not None and chain.writable == ((0x1000, 4),)
     assert memory.reads == [(14, 2), (0, 16)]

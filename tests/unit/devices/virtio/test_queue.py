@@ -11,12 +11,10 @@ from understudy.devices.virtio.queue import (
     Queue,
     QueueState,
     RingError,
-    Segment,
     cut,
-    gather,
-    scatter,
 )
 from understudy.devices.virtio.split import SplitQueue
+from understudy.machine.physical import PhysicalMemory
 
 INDIRECT, EVENT_IDX = 1 << 28, 1 << 29
 TABLE = 0x8000
@@ -40,7 +38,7 @@ def test_a_chain_is_what_is_read_and_then_what_is_written() -> None:
     d.offer(0, 3)
     q = queue(d)
     chain = q.pop()
-    assert chain == Chain(3, (Segment(0x4000, 10), Segment(0x5000, 20)), (Segment(0x6000, 30),))
+    assert chain == Chain(3, ((0x4000, 10), (0x5000, 20)), ((0x6000, 30),))
     assert q.pop() is None
     q.unpop(chain)
     assert q.pop() == chain
@@ -52,7 +50,7 @@ def test_an_indirect_table_is_a_chain_of_its_own() -> None:
     d.memory.write(TABLE, b"".join(struct.pack("<QIHH", *row) for row in rows))
     d.describe(0, 5, TABLE, 48, 4 | 2)
     d.offer(0, 5)
-    assert queue(d).pop() == Chain(5, (Segment(0x4000, 1),), (Segment(0x5000, 2),))
+    assert queue(d).pop() == Chain(5, ((0x4000, 1),), ((0x5000, 2),))
 
 
 def test_indices_wrap() -> None:
@@ -223,7 +221,7 @@ def test_rings_outside_memory_or_not_aligned(register: int, place: int) -> None:
     assert d.status & 64
 
 
-class Changing:
+class Changing(PhysicalMemory):
     """Memory that another processor changes between any two reads."""
 
     def __init__(self) -> None:
@@ -244,7 +242,7 @@ def test_each_descriptor_is_read_once() -> None:
     memory = Changing()
     q = SplitQueue(memory, QueueState(size=8, driver=0x400, device=0x800), INDIRECT)
     chain = q.pop()
-    assert chain is not None and chain.writable == (Segment(0x1000, 4),)
+    assert chain is not None and chain.writable == ((0x1000, 4),)
     assert len(memory.reads) == len(set(memory.reads)) == 3
 
 
@@ -253,9 +251,9 @@ def test_each_descriptor_is_read_once() -> None:
 
 def test_cut_gather_scatter() -> None:
     d = Driver("virtio_rng")
-    parts = [Segment(0, 4), Segment(10, 0), Segment(20, 4)]
-    assert cut(parts, 2, 4) == [Segment(2, 2), Segment(20, 2)]
-    assert cut(parts, 4, 100) == [Segment(20, 4)]
+    parts = [(0, 4), (10, 0), (20, 4)]
+    assert cut(parts, 2, 4) == [(2, 2), (20, 2)]
+    assert cut(parts, 4, 100) == [(20, 4)]
     assert cut(parts, 8, 1) == cut(parts, 0, 0) == []
-    assert scatter(d.memory, parts, b"abcdefghij") == 8
-    assert gather(d.memory, parts) == b"abcdefgh"
+    assert d.memory.scatter(parts, b"abcdefghij") == 8
+    assert d.memory.gather(parts) == b"abcdefgh"
