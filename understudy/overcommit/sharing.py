@@ -297,31 +297,37 @@ class Sharing:
             by_guest.setdefault(p2m, []).append(gfn)
         for p2m, gfns in by_guest.items():
             p2m.owners[Flag.SHARED] = self._owner
-            with p2m.batch():
-                for gfn in gfns:
-                    p2m.protect(gfn, 1, Flag.SHARED)
+            p2m.protect_these(gfns, Flag.SHARED)
         return new
 
     def _join(self, pairs: list[Pair]) -> None:
         """Both of each pair are protected, and the same: one frame is enough."""
         if not pairs:
             return
-        self._frames.share_all([(other.pfn, 1) for _, _, other in pairs])
-        p2m = pairs[0].one.p2m
-        with p2m.batch():
-            for _, one, other in pairs:
-                p2m.move(one.gfn, other.pfn)
-        self._frames.free_all([(one.pfn, 1) for _, one, _ in pairs])
+        self._frames.share_all(_runs([other.pfn for _, _, other in pairs]))
+        pairs[0].one.p2m.move_these([(one.gfn, other.pfn) for _, one, other in pairs])
+        self._frames.free_all(_runs([one.pfn for _, one, _ in pairs]))
         self.merged += len(pairs)
 
     def _is_pinned(self, at: Found) -> bool:
         """Whether a device is an owner, too: it may write, whatever the p2m protects."""
-        return not at.p2m.word(at.gfn) & Flag.SHARED and self._frames.references(at.pfn) > 1
+        return self._frames.references(at.pfn) > 1 and not at.p2m.word(at.gfn) & Flag.SHARED
 
     def _are_equal(self, pairs: list[Pair]) -> list[bool]:
         return list(
             map(bool, self._memory.alike([(one.pfn, other.pfn) for _, one, other in pairs]))
         )
+
+
+def _runs(pfns: list[int]) -> list[tuple[int, int]]:
+    """Host frames in a row as one run; one that is named again is one of its own."""
+    runs: list[tuple[int, int]] = []
+    for pfn in pfns:
+        if runs and pfn == runs[-1][0] + runs[-1][1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((pfn, 1))
+    return runs
 
 
 class Use(NamedTuple):
