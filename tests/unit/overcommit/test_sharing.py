@@ -7,6 +7,7 @@ the sound one passes.
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -19,6 +20,7 @@ from tests.matrix.test_paging_costs import TECHNIQUES
 from understudy.arch.address import PAGE
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import Runs
 from understudy.overcommit import sharing as sharing_module
 from understudy.overcommit.sharing import Pair, Sharing, use
 from understudy.verdict import StopKind
@@ -167,18 +169,26 @@ def test_a_frame_that_is_as_it_was_costs_hardly_a_call() -> None:
 
 def test_frames_that_become_another_s_cost_little_a_batch() -> None:
     """What tables, processors and the computer hear of them; they go as runs."""
-    frames, heard, gone = 256, Counter[int](), []
+    frames, heard, gone = 256, Counter[int](), list[int]()
     host = Host("16M")
+    before = host.frames._discard
+
+    def hear(number: int, runs: Runs) -> None:
+        heard[number] += 1
+
+    def discard(pfn: int, count: int) -> None:
+        gone.append(count)
+        before(pfn, count)
+
     guests = [GuestMemory(host, frames * PAGE) for _ in range(2)]
     sharing = Sharing(host)
     for number, one in enumerate(guests):
         one.populate()
         for gfn in range(frames):
             one.write(gfn * PAGE, (gfn + 1).to_bytes(8, "little"))
-        one.p2m.watchers.append(lambda runs, number=number: heard.update([number]))
+        one.p2m.watchers.append(partial(hear, number))
         sharing.join(one.p2m)
-    discard = host.frames._discard
-    host.frames._discard = lambda pfn, count: (gone.append(count), discard(pfn, count))[1]
+    host.frames._discard = discard
     assert sharing.scan(2 * frames) == frames
     batches = frames // sharing_module.BATCH
     assert heard[0] == batches  # its frames are protected
