@@ -2,7 +2,7 @@
 
     python -m tests.walls.more_memory [--vms 8] [--memory 256M] [--ram 1G] [--minutes 10]
                                       [--paging ept] [--then vtlb] [--files 10] [--balloon]
-                                      [--clock wall]
+                                      [--clock wall] [--copies]
 
 What: each VM makes files of its own (numbers, one a line) in memory, in all more than the host has,
 and computes their checksums again and again, while the host shares, balloons and swaps; in the
@@ -16,6 +16,7 @@ out and come back while checksums are computed.  It ends with status 1 if one of
 import argparse
 import hashlib
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ PLACE: Final = "mkdir /files && mount -t tmpfs -o size=90% files /files"
 class Report:
     """What was seen."""
 
-    rounds: dict[str, int] = field(default_factory=dict)  # of each VM, through its files
+    rounds: Counter[VM] = field(default_factory=Counter)  # of each, through its files
     longest: int = 0  # ns of host time, of a round
     resident: int = 0  # bytes of the host's memory, at most
     written: int = 0  # pages, ever, as the next ones
@@ -71,22 +72,25 @@ class MoreMemory:
 
     def __init__(
         self, host: Host, count: int, memory: str, files: int = FILES, lines: int = LINES,
-        **options: Any,
+        *, copies: bool = False, **options: Any,
     ) -> None:  # fmt: skip
-        """Boot so many, with so many files each."""
+        """Boot so many, with so many files each.  `copies`: only the first one is booted."""
         self.host, self.files, self.lines, self.report = host, files, lines, Report()
-        self.vms: list[VM] = [
+        self.vms = [
             host.linux("cloud-amd64", memory=memory, name=f"vm{number}", **options)
-            for number in range(count)
+            for number in range(1 if copies else count)
         ]
         until_booted(host, self.vms)
+        if copies:
+            saved = self.vms.pop().save()
+            host.vms[0].close()
+            self.vms = [VM.restore(saved, host=host) for _ in range(count)]
+            until_booted(host, self.vms)
         self.wrong: list[str] = []
-        self.sums: dict[str, str] = {}
+        self.sums: dict[VM, str] = {}
         makes: dict[VM, str] = {}
         for number, vm in enumerate(self.vms):
-            self.sums[vm.name] = "".join(
-                self._sum(number * files + n + 1) + "\n" for n in range(files)
-            )
+            self.sums[vm] = "".join(self._sum(number * files + n + 1) + "\n" for n in range(files))
             firsts = (self._start(number * files + n + 1) for n in range(files))
             makes[vm] = " && ".join(
                 [PLACE]
@@ -107,10 +111,10 @@ class MoreMemory:
         began = self.host.schedule.time.now()
 
         def ended(heard: str, status: int) -> None:
-            if status or heard != self.sums[vm.name]:
-                self.wrong.append(f"{vm.name}: {heard!r}, expected {self.sums[vm.name]!r}")
+            if status or heard != self.sums[vm]:
+                self.wrong.append(f"{vm.name}: {heard!r}, expected {self.sums[vm]!r}")
             report = self.report
-            report.rounds[vm.name] = report.rounds.get(vm.name, 0) + 1
+            report.rounds[vm] += 1
             report.longest = max(report.longest, self.host.schedule.time.now() - began)
             if self._goes_on:
                 self._begin(vm)
@@ -128,8 +132,8 @@ class MoreMemory:
             self.host.run(deadline_ns=min(now + int(step_s * SECOND), end))
             self.look()
         self._goes_on = False
-        rounds = {vm.name: self.report.rounds.get(vm.name, 0) + 1 for vm in self.vms}
-        run_until(self.host, lambda: all(self.report.rounds.get(n, 0) >= rounds[n] for n in rounds))
+        rounds = {vm: self.report.rounds[vm] + 1 for vm in self.vms}
+        run_until(self.host, lambda: all(self.report.rounds[vm] >= rounds[vm] for vm in rounds))
         self.look()
 
     def change(self, paging: str) -> None:
@@ -175,6 +179,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=LINES)
     parser.add_argument("--clock", choices=("wall", "virtual"), default="wall")
     parser.add_argument("--pressure", type=int, default=PRESSURE)
+    parser.add_argument("--copies", action="store_true")
     parser.add_argument("--balloon", action="store_true")
     options = parser.parse_args()
     with Host(pcpus=2, ram=options.ram, clock=options.clock) as host:
@@ -182,7 +187,7 @@ def main() -> None:
         tables = max(bytes_of(options.memory) // 16, 8 << 20)
         many = MoreMemory(
             host, options.vms, options.memory, options.files, options.lines, paging=options.paging,
-            table_memory=tables, balloon=options.balloon,
+            copies=options.copies, table_memory=tables, balloon=options.balloon,
         )  # fmt: skip
         print(f"booted and filled after {time.monotonic() - began:.0f} s", flush=True)
         assert host.stock.swap is not None

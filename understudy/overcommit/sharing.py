@@ -170,7 +170,7 @@ class Sharing:
 
     def _scan_member(self, member: Member, pages: int) -> int:
         """The rest of one guest's frames, or so many; returns how many of them are left over."""
-        p2m = member.p2m
+        p2m, read = member.p2m, self._read
         while pages:
             ahead = p2m.pieces(member.next)
             first = next((gfn for gfn, word, _ in ahead if word & PRESENT), None)
@@ -182,6 +182,8 @@ class Sharing:
                 if word & PRESENT:
                     pages -= frames
                     pfn = word >> PAGE_SHIFT
+                    if frames == 1 and pfn in read and word & Flag.SHARED:
+                        continue
                     if not word & Flag.SHARED or self._is_unread(p2m, gfn, pfn, frames):
                         rows.append((gfn, pfn, frames))
             self._scan_rows(member, rows)
@@ -223,8 +225,9 @@ class Sharing:
         os.preadv(self._memory.fd, [self._buffer[:size]], low << PAGE_SHIFT)
         pages: list[memoryview] = []
         places: list[int] = []
+        base = member.place(0, 0)
         for gfn, pfn, frames in rows:
-            first = member.place(gfn, pfn)
+            first = base + gfn * MOST + pfn  # as `place`, which is a call for each row
             pages += self._pages[pfn - low : pfn - low + frames]
             places += range(first, first + frames * NEXT, NEXT)
         self.scanned += len(pages)
