@@ -4,7 +4,8 @@
                                       [--paging ept] [--then vtlb] [--files 10] [--balloon]
                                       [--clock wall] [--copies]
 
-What: each VM makes files of its own (numbers, one a line) in memory, in all more than the host has,
+What: each VM makes files of its own (some numbers, again and again, so that no two pages of memory
+are alike: the length of what is repeated is odd) in memory, in all more than the host has,
 and computes their checksums again and again, while the host shares, balloons and swaps; in the
 middle the paging technique may become another one.
 Source: none.
@@ -15,7 +16,6 @@ out and come back while checksums are computed.  It ends with status 1 if one of
 
 import argparse
 import hashlib
-import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,7 +29,8 @@ from understudy.quantities import bytes_of
 
 STEP_S: Final = 5
 FILES: Final = 10
-LINES: Final = 1_300_000  # of a file: 13 MBytes
+PIECE: Final = 99_999  # bytes that are repeated
+TIMES: Final = 130  # in a file: 13 MBytes
 FIRST: Final = 100_000_000
 PRESSURE: Final = 4096  # pages that have to come back from the swap file, to count as pressure
 PLACE: Final = "mkdir /files && mount -t tmpfs -o size=90% files /files"
@@ -72,11 +73,11 @@ class MoreMemory:
     """A host of two pCPUs."""
 
     def __init__(
-        self, host: Host, count: int, memory: str, files: int = FILES, lines: int = LINES,
+        self, host: Host, count: int, memory: str, files: int = FILES, times: int = TIMES,
         *, copies: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         """Boot so many, with so many files each.  `copies`: only the first one is booted."""
-        self.host, self.files, self.lines, self.report = host, files, lines, Report()
+        self.host, self.files, self.times, self.report = host, files, times, Report()
         self.vms = [
             host.linux("cloud-amd64", memory=memory, name=f"vm{number}", **options)
             for number in range(1 if copies else count)
@@ -91,22 +92,25 @@ class MoreMemory:
         self.sums: dict[VM, str] = {}
         makes: dict[VM, str] = {}
         for number, vm in enumerate(self.vms):
-            self.sums[vm] = "".join(self._sum(number * files + n + 1) + "\n" for n in range(files))
-            firsts = (self._start(number * files + n + 1) for n in range(files))
+            self.sums[vm] = "".join(self._sum(number * files + n) + "\n" for n in range(files))
             makes[vm] = " && ".join(
-                [PLACE]
-                + [f"seq {one} {one + lines - 1} > /files/{n}" for n, one in enumerate(firsts)]
+                [PLACE, *(self._make(number * files + n, f"/files/{n}") for n in range(files))]
             )
         ask_all(host, makes)
 
-    def _start(self, number: int) -> int:
-        return FIRST + number * self.lines
+    def _make(self, number: int, path: str) -> str:
+        """Commands that write a file."""
+        first, times = FIRST + number * PIECE, range(self.times)
+        piece = f"seq {first} {first + PIECE // 10} | head -c {PIECE} > /piece"
+        return f"{piece} && cat {' '.join('/piece' for _ in times)} > {path}"
 
     def _sum(self, number: int) -> str:
-        start = self._start(number)
-        command = ["seq", str(start), str(start + self.lines - 1)]  # here, on the computer itself
-        text = subprocess.run(command, check=True, capture_output=True).stdout
-        return hashlib.sha256(text).hexdigest()
+        """The checksum of that file, computed here."""
+        first = FIRST + number * PIECE
+        text = "".join(f"{n}\n" for n in range(first, first + PIECE // 10 + 1))
+        piece = text.encode()[:PIECE]
+        assert len(piece) == PIECE
+        return hashlib.md5(piece * self.times, usedforsecurity=False).hexdigest()
 
     def _begin(self, vm: VM) -> None:
         """One round, and the next when it is over."""
@@ -122,7 +126,7 @@ class MoreMemory:
                 self._begin(vm)
 
         names = " ".join(f"/files/{n}" for n in range(self.files))
-        ask(vm, f"sha256sum {names} | cut -d' ' -f1", ended)
+        ask(vm, f"md5sum {names} | cut -d' ' -f1", ended)
 
     def work(self, seconds: float, step_s: float = STEP_S) -> None:
         """All compute for so much host time, and no checksum is wrong."""
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument("--paging", default="ept")
     parser.add_argument("--then", default="")
     parser.add_argument("--files", type=int, default=FILES)
-    parser.add_argument("--lines", type=int, default=LINES)
+    parser.add_argument("--times", type=int, default=TIMES)
     parser.add_argument("--clock", choices=("wall", "virtual"), default="wall")
     parser.add_argument("--pressure", type=int, default=PRESSURE)
     parser.add_argument("--copies", action="store_true")
@@ -188,7 +192,7 @@ def main() -> None:
         began = time.monotonic()
         tables = max(bytes_of(options.memory) // 16, 8 << 20)
         many = MoreMemory(
-            host, options.vms, options.memory, options.files, options.lines, paging=options.paging,
+            host, options.vms, options.memory, options.files, options.times, paging=options.paging,
             copies=options.copies, table_memory=tables, balloon=options.balloon,
         )  # fmt: skip
         print(f"booted and filled after {time.monotonic() - began:.0f} s", flush=True)

@@ -24,7 +24,7 @@ def test_three_on_a_host_for_one_and_a_half(paging: str) -> None:
     with Host(pcpus=2, ram="208M") as host:
         try:
             many = MoreMemory(
-                host, 3, "128M", 8, 100_000, paging=paging, table_memory="8M", balloon=True
+                host, 3, "128M", 8, 70, paging=paging, table_memory="8M", balloon=True
             )
         except GuestError as problem:
             pytest.skip(f"no guest: {problem}")
