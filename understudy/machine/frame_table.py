@@ -266,10 +266,10 @@ class FrameTable:
         number, n = gfn >> GIGA_SHIFT, gfn >> 9 & 511
         word = self.uniform(gfn & -FRAMES, 2)
         if size < FRAMES:
-            words = self.words(gfn)[gfn & 511 : (gfn & 511) + size]
+            olds = self.words(gfn)[gfn & 511 : (gfn & 511) + size]
             put = [
-                (frame, new) for frame, old in enumerate(words, gfn)
-                if old & RAM and (new := (old | on) & ~off) != old
+                (frame, (old | on) & ~off) for frame, old in enumerate(olds, gfn)
+                if old & RAM and (old | on) & ~off != old
             ]  # fmt: skip
             self._put_all(put)
             for frame, _ in put:
