@@ -63,6 +63,11 @@ class Memory:
     def fill(self, hpa: int, length: int, byte: int = 0) -> None: ...
     def discard(self, hpa: int, length: int) -> None:
         """Give whole 4-KByte frames back to the computer; they read as zero."""
+    def alike(self, pairs: list[tuple[int, int]]) -> bytes:
+        """One byte for each pair of frames (pfn): 1 if both have the same contents.
+
+        Holes stay holes.  IndexError if one of them is outside.
+        """
     def resident_bytes(self) -> int:
         """What the computer really spends on this memory."""
     def dirty(self, pfn: int, count: int, clear: bool = True) -> bytes:

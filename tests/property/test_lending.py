@@ -17,7 +17,7 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import Frames
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
-from understudy.overcommit.sharing import Found, Sharing
+from understudy.overcommit.sharing import Pair, Sharing
 from understudy.overcommit.swap import LOOKED, Swap
 from understudy.overcommit.victims import Victims
 from understudy.paging import Paging
@@ -171,17 +171,22 @@ def stale_translations(patch: pytest.MonkeyPatch) -> None:
     """Nobody who keeps translations hears that a frame became another's."""
     attempt = Sharing._try
 
-    def silent(sharing: Sharing, number: int, one: Found, other: Found) -> None:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(P2m, "_tell", lambda *_: None)
-            attempt(sharing, number, one, other)
+    def silent(sharing: Sharing, pairs: list[Pair]) -> list[Pair]:
+        told = [(p2m, p2m.watchers) for p2m in sharing._members]
+        for p2m, _ in told:
+            p2m.watchers = []
+        try:
+            return attempt(sharing, pairs)
+        finally:
+            for p2m, watchers in told:
+                p2m.watchers = watchers
 
     patch.setattr(Sharing, "_try", silent)
 
 
 def hash_is_enough(patch: pytest.MonkeyPatch) -> None:
     """Equal hashes are taken for equal contents."""
-    patch.setattr(Sharing, "_are_equal", lambda *_: True)
+    patch.setattr(Sharing, "_are_equal", lambda _, pairs: [True] * len(pairs))
 
 
 def shares_pinned(patch: pytest.MonkeyPatch) -> None:
@@ -216,10 +221,10 @@ def counts_no_owner(patch: pytest.MonkeyPatch) -> None:
     """A frame has two owners, and only one is known."""
     attempt = Sharing._try
 
-    def forgetful(sharing: Sharing, number: int, one: Found, other: Found) -> None:
+    def forgetful(sharing: Sharing, pairs: list[Pair]) -> list[Pair]:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(Frames, "share", lambda *_: None)
-            attempt(sharing, number, one, other)
+            inner.setattr(Frames, "share_all", lambda *_: None)
+            return attempt(sharing, pairs)
 
     patch.setattr(Sharing, "_try", forgetful)
 

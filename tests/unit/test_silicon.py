@@ -87,6 +87,20 @@ class TestMemory:
         with pytest.raises(ValueError, match="multiples of 4096"):
             m.discard(1, 4096)
 
+    def test_frames_are_compared_and_holes_stay_holes(self) -> None:
+        m = silicon.Memory(8 * 4096)
+        m.fill(0, 8192, 7)
+        m.write(2 * 4096 - 1, b"!")
+        m.write(3 * 4096, m.read(4096, 4096))
+        before = m.resident_bytes()
+        pairs = [(0, 1), (1, 3), (3, 1), (0, 2), (2, 4), (5, 5)]
+        assert m.alike(pairs) == bytes([0, 1, 1, 0, 1, 1])
+        assert m.resident_bytes() == before == 3 * 4096
+        assert m.alike([]) == b""
+        for pair in ((0, 8), (8, 0), (0, (1 << 64) - 1)):
+            with pytest.raises(IndexError, match="expected a range inside"):
+                m.alike([(0, 0), pair])
+
     def test_dirty_marks_are_set_by_writes_and_cleared_by_looking(self) -> None:
         m = silicon.Memory(4 * 4096)
         m.dirty(0, 4)

@@ -99,6 +99,7 @@ class TestMemory:
             ("fill", (0, 1)),
             ("discard", (0, FRAME)),
             ("resident_bytes", ()),
+            ("alike", ([(0, 0)],)),
             ("dirty", (0, 1)),
             ("hash", (0, 1)),
             ("exchange", (0, 1)),

@@ -21,6 +21,7 @@ class CopyOnWrite:
     """Owns `Flag.SHARED` in any number of p2ms of one host; it keeps nothing of its own."""
 
     def __init__(self, host: Host) -> None:
+        self._host = host
         self._memory, self._frames, self._contents = host.memory, host.frames, host.contents
         self._frame_for = host.frame_for
 
@@ -60,6 +61,7 @@ class CopyOnWrite:
             self._memory.write(copy << PAGE_SHIFT, contents)
         p2m.move(gfn, copy, off=Flag.SHARED)
         self._frames.free(pfn, 1)
+        self._host.copied += 1
 
     def touch(self, p2m: P2m, gfn: int) -> None:
         """Nothing was ever taken away."""

@@ -27,12 +27,14 @@ from understudy.machine.words import (
     breaks,
     count,
     row,
+    rows,
     with_flags,
 )
 
 GIGA_SHIFT: Final = 18  # gfn >> 18 is a number of a gigabyte
 GIGA: Final = 1 << GIGA_SHIFT
 LARGE: Final = FRAMES << PAGE_SHIFT  # from the first word of a block to that of the next
+FEW: Final = 4  # frames of a block: to change them one by one costs less
 MOST: Final = 1 << WIDTH - PAGE_SHIFT  # guest frames, and host frames
 
 Blocks: TypeAlias = "list[int | Words]"
@@ -139,7 +141,7 @@ class FrameTable:
                     block, at = giga[n], first + (n << 9)
                     if not isinstance(block, int):
                         low_frame, high_frame = max(gfn - at, 0), min(end - at, FRAMES)
-                        yield from _rows(at, block, low_frame, high_frame)
+                        yield from rows(at, block, low_frame, high_frame)
                     elif block & RAM:
                         yield _cut(at, block, FRAMES, gfn, end)
 
@@ -174,6 +176,23 @@ class FrameTable:
             self._breaks_in[gfn >> 9] = found
         else:
             self._close(number, blocks, n, block[0])
+
+    def _put_all(self, changes: list[tuple[int, int]]) -> None:
+        """Change the words of many frames: (gfn, word), each frame once."""
+        by_block: dict[int, list[tuple[int, int]]] = {}
+        for change in changes:
+            by_block.setdefault(change[0] >> 9, []).append(change)
+        for block, some in by_block.items():
+            if len(some) < FEW:
+                for change in some:
+                    self._put(*change)
+                continue
+            words = self._open(number := block >> 9, n := block & 511)
+            for gfn, word in some:
+                old, words[gfn & 511] = words[gfn & 511], word
+                self.protected += bool(word & PROTECTED) - bool(old & PROTECTED)
+                self.absent += bool(word & ABSENT) - bool(old & ABSENT)
+            self._settle(number, n, words)
 
     def _copy(self, other: "FrameTable") -> None:
         """Become what another table is."""
@@ -247,11 +266,14 @@ class FrameTable:
         number, n = gfn >> GIGA_SHIFT, gfn >> 9 & 511
         word = self.uniform(gfn & -FRAMES, 2)
         if size < FRAMES:
-            for frame in range(gfn, gfn + size):
-                old = self.word(frame)
-                if old & RAM and (old | on) & ~off != old:
-                    self._put(frame, (old | on) & ~off)
-                    _append(runs, frame, 1)
+            olds = self.words(gfn)[gfn & 511 : (gfn & 511) + size]
+            put = [
+                (frame, (old | on) & ~off) for frame, old in enumerate(olds, gfn)
+                if old & RAM and (old | on) & ~off != old
+            ]  # fmt: skip
+            self._put_all(put)
+            for frame, _ in put:
+                _append(runs, frame, 1)
         elif word is not None:
             if word & RAM and (word | on) & ~off != word:
                 self._fill(gfn, FRAMES, (word | on) & ~off)
@@ -349,28 +371,13 @@ class FrameTable:
 
 
 def _is_break(before: "int | Words", after: "int | Words") -> bool:
-    if isinstance(before, int) and isinstance(after, int):
-        return after - before != LARGE
-    return True
+    return not (isinstance(before, int) and isinstance(after, int) and after - before == LARGE)
 
 
 def _cut(first: int, word: int, frames: int, low: int, high: int) -> Piece:
     """A row, cut to [low, high)."""
     gfn = max(first, low)
     return gfn, word + (gfn - first << PAGE_SHIFT), min(first + frames, high) - gfn
-
-
-def _rows(first: int, words: Words, low: int, high: int) -> Iterator[Piece]:
-    """The rows of RAM among words[low:high]."""
-    start, begin, going_on = low, 0, -1
-    for at, word in enumerate(words[low:high], low):
-        if word != going_on:
-            if begin & RAM:
-                yield first + start, begin, at - start
-            start, begin = at, word
-        going_on = word + 4096
-    if begin & RAM:
-        yield first + start, begin, high - start
 
 
 def _parts(gfn: int, frames: int) -> Iterator[tuple[int, int]]:

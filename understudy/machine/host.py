@@ -84,6 +84,8 @@ class Host:
         self.entered: dict[Processor, object] = {}
         """What a technique of execution has made of a processor that vCPUs share."""
         self.room: Room | None = None
+        self.copied = 0
+        """Frames that several had, and that one of them got a copy of, to write to it; ever."""
         self.spins_exit = False  # whether loops of PAUSE exit, in VMs of several vCPUs
         self.is_closed, self._is_private = False, is_private
         self._tenants = 0

@@ -162,6 +162,22 @@ class P2m(FrameTable):
         flags = self.word(gfn) & PROTECTED & ~off
         self._change(gfn, 1, pfn << PAGE_SHIFT | PRESENT | flags)
 
+    def move_these(self, moves: Sequence[tuple[int, int]]) -> None:
+        """The same for many (gfn, pfn), each guest frame once: the watchers hear once."""
+        for gfn, pfn in moves:
+            _check(gfn, 1, pfn)
+        self.halt()
+        self._put_all(
+            [(gfn, pfn << PAGE_SHIFT | PRESENT | self.word(gfn) & PROTECTED) for gfn, pfn in moves]
+        )
+        self._announce(_joined([(gfn, 1) for gfn, _ in moves]))
+
+    def protect_these(self, gfns: Sequence[int], flag: int) -> None:
+        """Refuse writes to the RAM among these frames: the watchers hear once."""
+        with self.batch():
+            for gfn, count in _joined([(gfn, 1) for gfn in gfns]):
+                self.protect(gfn, count, flag)
+
     def unmap(self, gfn: int, count: int) -> None:
         """Leave nothing behind these guest frames: they are not RAM any more."""
         _check(gfn, count)

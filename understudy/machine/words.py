@@ -11,6 +11,7 @@ Source: none.  Invariant: a word with neither `PRESENT` nor a flag of `ABSENT` i
 """
 
 from array import array
+from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from understudy.arch.address import PAGE
@@ -65,6 +66,19 @@ def words_of(number: int) -> Words:
 def row(first: int) -> Words:
     """The words of 512 frames in a row, all in the state of the first."""
     return words_of(first * ONES + _RAMP)
+
+
+def rows(first: int, words: Words, low: int, high: int) -> Iterator[tuple[int, int, int]]:
+    """The rows of RAM among words[low:high], of frames from `first` on: (gfn, word, frames)."""
+    start, begin, going_on = low, 0, -1
+    for at, word in enumerate(words[low:high], low):
+        if word != going_on:
+            if begin & RAM:
+                yield first + start, begin, at - start
+            start, begin = at, word
+        going_on = word + 4096
+    if begin & RAM:
+        yield first + start, begin, high - start
 
 
 def where(number: int, flags: int) -> int:

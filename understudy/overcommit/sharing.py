@@ -19,7 +19,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from itertools import count, repeat
+from itertools import compress, count, repeat
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -34,7 +34,7 @@ from understudy.machine.words import PRESENT, Flag
 BATCH: Final = 32  # frames that are read at once: few enough to be in a cache when hashed
 GAP: Final = 4  # frames between two that are read at once: one more reading would cost more
 WINDOW: Final = 1 << 12  # guest frames of which the p2m is asked at once
-FEWEST: Final = 4096  # hashes that are in the table before any are given up
+FEWEST: Final = 4096  # hashes that are in the table before any is given up
 NEXT: Final = MOST + 1  # from the place of a frame to that of the next in a row, see `Member.place`
 DEFAULT_GROUP: Final = ""
 
@@ -52,6 +52,14 @@ class Found(NamedTuple):
     def is_there(self) -> bool:
         """Whether this guest frame is still that host frame."""
         return self.p2m.lookup(self.gfn) == self.pfn
+
+
+class Pair(NamedTuple):
+    """Two guest frames that had the same hash."""
+
+    number: int
+    one: Found
+    other: Found
 
 
 class Member:
@@ -73,7 +81,6 @@ class Sharing:
         self.scanned = self.merged = self.refused = 0
         """Frames that were hashed; that became another's; whose equal hash was not enough."""
         self._memory, self._frames, self._hash = host.memory, host.frames, hash
-        self._contents = host.contents
         self._buffer = memoryview(bytearray(BATCH * PAGE))
         self._pages = [self._buffer[at : at + PAGE] for at in range(0, BATCH * PAGE, PAGE)]
         self._owner = CopyOnWrite(host)
@@ -84,7 +91,7 @@ class Sharing:
         self._turn = 0  # whose scan goes on
         self._read: set[int] = set()  # shared frames (pfn) that were read in this round
         self._found: dict[int, int] = {}  # hash: place
-        self._most = FEWEST  # of them, before those that are out of date are given up
+        self._most = FEWEST  # of them, before it is looked whether there are too many
 
     # --- who takes part ---
 
@@ -123,6 +130,9 @@ class Sharing:
         number, gfn = divmod(where, MOST)
         return Found(self._p2ms[number], gfn, pfn)
 
+    def _place(self, found: Found) -> int:
+        return self._members[found.p2m].place(found.gfn, found.pfn)
+
     # --- scanning ---
 
     def scan(self, pages: int) -> int:
@@ -144,11 +154,12 @@ class Sharing:
         return self.merged - before
 
     def _tidy(self) -> None:
-        """One hash of each frame is enough: what its guest has overwritten is nowhere now."""
-        there = {n: place for n, place in self._found.items() if self._at(place).is_there()}
-        latest = {place // MOST: n for n, place in there.items()}
-        self._found = {n: there[n] for n in latest.values()}
-        self._most = max(FEWEST, 2 * len(self._found))
+        """One hash of each frame is enough; not worth the time while there are no more than two."""
+        frames = sum(size for p2m in self._members for _, _, size in p2m.pieces())
+        self._most = max(FEWEST, 2 * frames)
+        if len(self._found) > self._most:
+            latest = {place // MOST: number for number, place in self._found.items()}
+            self._found = {number: self._found[number] for number in latest.values()}
 
     def look_up(self, p2m: P2m, gfn: int) -> bool:
         """Whether this frame, looked up now, has become another's, and its own is free."""
@@ -159,7 +170,7 @@ class Sharing:
 
     def _scan_member(self, member: Member, pages: int) -> int:
         """The rest of one guest's frames, or so many; returns how many of them are left over."""
-        p2m = member.p2m
+        p2m, read = member.p2m, self._read
         while pages:
             ahead = p2m.pieces(member.next)
             first = next((gfn for gfn, word, _ in ahead if word & PRESENT), None)
@@ -171,6 +182,8 @@ class Sharing:
                 if word & PRESENT:
                     pages -= frames
                     pfn = word >> PAGE_SHIFT
+                    if frames == 1 and pfn in read and word & Flag.SHARED:
+                        continue
                     if not word & Flag.SHARED or self._is_unread(p2m, gfn, pfn, frames):
                         rows.append((gfn, pfn, frames))
             self._scan_rows(member, rows)
@@ -212,24 +225,36 @@ class Sharing:
         os.preadv(self._memory.fd, [self._buffer[:size]], low << PAGE_SHIFT)
         pages: list[memoryview] = []
         places: list[int] = []
+        base = member.place(0, 0)
         for gfn, pfn, frames in rows:
-            first = member.place(gfn, pfn)
+            first = base + gfn * MOST + pfn  # as `place`, which is a call for each row
             pages += self._pages[pfn - low : pfn - low + frames]
             places += range(first, first + frames * NEXT, NEXT)
         self.scanned += len(pages)
         numbers = list(map(self._hash, pages, repeat(member.salt)))
-        known = map(self._found.setdefault, numbers, places)
-        for number, place, other in zip(numbers, places, known, strict=True):
-            if other != place:
-                self._meet(number, place, other)
+        known = list(map(self._found.setdefault, numbers, places))
+        if known != places:
+            met = zip(numbers, places, known, strict=True)
+            self._meet([(number, place) for number, place, other in met if other != place])
 
-    def _meet(self, number: int, place: int, there: int) -> None:
-        """Another guest frame had the same hash, when it was looked at."""
-        one, other = self._at(place), self._at(there)
-        if not other.is_there():
-            self._found[number] = place
-        elif one.pfn != other.pfn:
-            self._try(number, one, other)
+    def _meet(self, met: list[tuple[int, int]]) -> None:
+        """(hash, place): another guest frame had the same hash, when it was looked at."""
+        while met:
+            pairs = []
+            for number, place in met:
+                there = self._found[number]
+                if there == place:  # the others of this hash are compared with it
+                    continue
+                one, other = self._at(place), self._at(there)
+                if not other.is_there():
+                    self._found[number] = place
+                elif one.pfn != other.pfn:
+                    pairs.append(Pair(number, one, other))
+            refused = self._try(pairs)
+            self.refused += len(refused)
+            met = [(number, self._place(one)) for number, one, _ in refused]
+            # What was there has changed, or is as rare.
+            self._found.update(reversed(met))
 
     def _end_sharing(self, p2m: P2m, gfn: int, pfn: int, frames: int) -> None:
         """What has no other owner any more needs no protection, and pages may be large again."""
@@ -242,33 +267,70 @@ class Sharing:
                     if self._frames.references(pfn + n) == 1:
                         p2m.unprotect(gfn + n, 1, Flag.SHARED)
 
-    def _try(self, number: int, one: Found, other: Found) -> None:
-        """Two frames with the same hash: make them one if they are the same."""
-        if self._is_pinned(one) or self._is_pinned(other):
-            return
-        if not self._are_equal(one.pfn, other.pfn):
-            self.refused += 1
-            self._found[number] = self._members[one.p2m].place(one.gfn, one.pfn)
-            return  # what was there has changed, or is as rare
-        new = [at for at in (one, other) if not at.p2m.word(at.gfn) & Flag.SHARED]
-        for at in new:
-            at.p2m.owners[Flag.SHARED] = self._owner
-            at.p2m.protect(at.gfn, 1, Flag.SHARED)
-        if not self._are_equal(one.pfn, other.pfn):  # a guest in another thread has written
+    def _try(self, pairs: list[Pair]) -> list[Pair]:
+        """Make each pair one frame if both are the same; returns those that are not.
+
+        `one` is of the same guest in all of them.  All that is done to frames is done to those of
+        a batch at once: the p2ms tell of it twice, and what is free is given back as runs.
+        """
+        pairs = [
+            two for two in pairs if not (self._is_pinned(two.one) or self._is_pinned(two.other))
+        ]
+        alike = self._are_equal(pairs)
+        refused = [two for two, is_equal in zip(pairs, alike, strict=True) if not is_equal]
+        pairs = list(compress(pairs, alike))
+        if not pairs:
+            return refused
+        new = self._protect([at for two in pairs for at in (two.one, two.other)])
+        alike = self._are_equal(pairs)
+        if not all(alike):  # a guest in another thread has written
+            pairs = list(compress(pairs, alike))
+            kept = {at for two in pairs for at in (two.one, two.other)}
             for at in new:
-                at.p2m.unprotect(at.gfn, 1, Flag.SHARED)
+                if at not in kept:
+                    at.p2m.unprotect(at.gfn, 1, Flag.SHARED)
+        self._join(pairs)
+        return refused
+
+    def _protect(self, frames: list[Found]) -> list[Found]:
+        """Guest frames that are going to be shared; returns those that were not yet."""
+        new = [at for at in dict.fromkeys(frames) if not at.p2m.word(at.gfn) & Flag.SHARED]
+        by_guest: dict[P2m, list[int]] = {}
+        for p2m, gfn, _ in new:
+            by_guest.setdefault(p2m, []).append(gfn)
+        for p2m, gfns in by_guest.items():
+            p2m.owners[Flag.SHARED] = self._owner
+            p2m.protect_these(gfns, Flag.SHARED)
+        return new
+
+    def _join(self, pairs: list[Pair]) -> None:
+        """Both of each pair are protected, and the same: one frame is enough."""
+        if not pairs:
             return
-        self._frames.share(other.pfn, 1)
-        one.p2m.move(one.gfn, other.pfn)
-        self._frames.free(one.pfn, 1)
-        self.merged += 1
+        self._frames.share_all(_runs([other.pfn for _, _, other in pairs]))
+        pairs[0].one.p2m.move_these([(one.gfn, other.pfn) for _, one, other in pairs])
+        self._frames.free_all(_runs([one.pfn for _, one, _ in pairs]))
+        self.merged += len(pairs)
 
     def _is_pinned(self, at: Found) -> bool:
         """Whether a device is an owner, too: it may write, whatever the p2m protects."""
-        return not at.p2m.word(at.gfn) & Flag.SHARED and self._frames.references(at.pfn) > 1
+        return self._frames.references(at.pfn) > 1 and not at.p2m.word(at.gfn) & Flag.SHARED
 
-    def _are_equal(self, one: int, other: int) -> bool:
-        return self._contents(one) == self._contents(other)
+    def _are_equal(self, pairs: list[Pair]) -> list[bool]:
+        return list(
+            map(bool, self._memory.alike([(one.pfn, other.pfn) for _, one, other in pairs]))
+        )
+
+
+def _runs(pfns: list[int]) -> list[tuple[int, int]]:
+    """Host frames in a row as one run; one that is named again is one of its own."""
+    runs: list[tuple[int, int]] = []
+    for pfn in pfns:
+        if runs and pfn == runs[-1][0] + runs[-1][1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((pfn, 1))
+    return runs
 
 
 class Use(NamedTuple):

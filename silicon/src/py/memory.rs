@@ -313,6 +313,20 @@ impl Memory {
         Ok(memory.discard(hpa, length)?)
     }
 
+    /// One byte for each pair of frames: 1 if both have the same contents.  Holes stay holes.
+    fn alike<'py>(&self, py: Python<'py>, pairs: Vec<(u64, u64)>) -> PyResult<Bound<'py, PyBytes>> {
+        let memory = self.inner()?;
+        for &(one, other) in &pairs {
+            check(&memory, one.max(other).saturating_mul(FRAME_BYTES), FRAME_BYTES)?;
+        }
+        PyBytes::new_with(py, pairs.len(), |out| {
+            for (found, (one, other)) in out.iter_mut().zip(pairs) {
+                *found = u8::from(memory.are_alike(one, other)?);
+            }
+            Ok(())
+        })
+    }
+
     /// What the computer really spends on this memory.
     fn resident_bytes(&self) -> PyResult<u64> {
         Ok(self.inner()?.resident_bytes())

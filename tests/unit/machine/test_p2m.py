@@ -16,9 +16,13 @@ EDGES = (0, 5, FRAMES, 3 * FRAMES, GIGA - FRAMES, GIGA, GIGA + 7)
 gfns = st.builds(lambda edge, off: max(edge + off, 0), st.sampled_from(EDGES), st.integers(-3, 3))
 counts = st.sampled_from([1, 1, 1, 2, 7, FRAMES - 2, FRAMES, 2 * FRAMES + 1, GIGA, GIGA + FRAMES])
 changes = st.tuples(
-    st.sampled_from(["map", "same", "unmap", "swap", "balloon", "share", "log", "unshare", "free"]),
+    st.sampled_from([
+        "map", "same", "unmap", "swap", "balloon", "share", "log", "unshare", "free", "move these",
+        "share these",
+    ]),
     gfns, counts, st.sampled_from([0, 1, FRAMES, GIGA]),
 )  # fmt: skip
+MANY = FRAMES // 8  # frames of which each is named
 Ranges = list[tuple[int, int, int, int | None]]
 
 
@@ -68,6 +72,19 @@ def apply(p2m: P2m, oracle: Oracle, change: tuple[str, int, int, int]) -> None:
     elif what == "unmap":
         p2m.unmap(gfn, count)
         oracle.cut(gfn, end)
+    elif what == "move these":
+        count = min(count, MANY)
+        p2m.move_these([(gfn + n, gfn + n + offset) for n in range(count)])
+        for one in range(gfn, gfn + count):
+            flags = PRESENT | oracle.at(one)[0] & PROTECTED
+            oracle.cut(one, one + 1)
+            oracle.ranges.append((one, one + 1, flags, offset))
+    elif what == "share these":
+        some = range(gfn, gfn + min(count, MANY), 2)
+        p2m.protect_these(some, Flag.SHARED)
+        for one in some:
+            taken = oracle.cut(one, one + 1)
+            oracle.ranges += [(a, b, f | Flag.SHARED, o) for a, b, f, o in taken]
     else:
         on, off = {
             "share": (Flag.SHARED, 0), "log": (Flag.LOGGED, 0), "unshare": (0, Flag.SHARED),

@@ -7,6 +7,7 @@ the sound one passes.
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -19,8 +20,9 @@ from tests.matrix.test_paging_costs import TECHNIQUES
 from understudy.arch.address import PAGE
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.machine.p2m import Runs
 from understudy.overcommit import sharing as sharing_module
-from understudy.overcommit.sharing import Found, Sharing, use
+from understudy.overcommit.sharing import Pair, Sharing, use
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -165,6 +167,57 @@ def test_a_frame_that_is_as_it_was_costs_hardly_a_call() -> None:
     host.close()
 
 
+def test_frames_that_become_another_s_cost_little_a_batch() -> None:
+    """What tables, processors and the computer hear of them; they go as runs."""
+    frames, heard, gone = 256, Counter[int](), list[int]()
+    host = Host("16M")
+    before = host.frames._discard
+
+    def hear(number: int, runs: Runs) -> None:
+        heard[number] += 1
+
+    def discard(pfn: int, count: int) -> None:
+        gone.append(count)
+        before(pfn, count)
+
+    guests = [GuestMemory(host, frames * PAGE) for _ in range(2)]
+    sharing = Sharing(host)
+    for number, one in enumerate(guests):
+        one.populate()
+        for gfn in range(frames):
+            one.write(gfn * PAGE, (gfn + 1).to_bytes(8, "little"))
+        one.p2m.watchers.append(partial(hear, number))
+        sharing.join(one.p2m)
+    host.frames._discard = discard
+    assert sharing.scan(2 * frames) == frames
+    batches = frames // sharing_module.BATCH
+    assert heard[0] == batches  # its frames are protected
+    assert heard[1] == 2 * batches  # and those of the other one become others then
+    assert gone == [sharing_module.BATCH] * batches
+    assert use(host, [one.p2m for one in guests]) == (0, 2 * frames, 0, 0, frames, frames)
+    host.close()
+
+
+def test_a_hash_of_what_has_changed_keeps_nobody_from_sharing() -> None:
+    """Three of a batch are alike, and what had their hash before is not any more."""
+    host = Host("1M")
+    one, two = guest(host), guest(host)
+    numbered(one)
+    numbered(two)
+    one.write(0, A)
+    sharing = Sharing(host)
+    sharing.join(one.p2m)
+    sharing.join(two.p2m)
+    sharing.scan(FRAMES)
+    one.write(0, B)
+    for gfn in (1, 2, 5):
+        two.write(gfn * PAGE, A)
+    assert sharing.scan(FRAMES) == 2
+    assert sharing.refused == 3
+    assert len({two.hpa(gfn * PAGE) for gfn in (1, 2, 5)}) == 1
+    assert one.p2m.protected == 0
+
+
 def test_groups_never_share() -> None:
     host = Host("1M")
     one, two = guest(host), guest(host)
@@ -287,25 +340,28 @@ def test_nor_with_a_hash_that_is_always_the_same(steps: list[tuple[str, int, int
 class Unprotected(Sharing):
     """Forgets to protect."""
 
-    def _try(self, number: int, one: Found, other: Found) -> None:
-        super()._try(number, one, other)
-        for at in (one, other):
-            at.p2m.unprotect(at.gfn)
+    def _try(self, pairs: list[Pair]) -> list[Pair]:
+        refused = super()._try(pairs)
+        for _, one, other in pairs:
+            for at in (one, other):
+                at.p2m.unprotect(at.gfn)
+        return refused
 
 
 class Trusting(Sharing):
     """Takes an equal hash for equality."""
 
-    def _are_equal(self, one: int, other: int) -> bool:
-        return True
+    def _are_equal(self, pairs: list[Pair]) -> list[bool]:
+        return [True] * len(pairs)
 
 
 class Leaking(Sharing):
     """Counts an owner too many."""
 
-    def _try(self, number: int, one: Found, other: Found) -> None:
-        super()._try(number, one, other)
-        self._frames.share(other.pfn, 1)
+    def _try(self, pairs: list[Pair]) -> list[Pair]:
+        refused = super()._try(pairs)
+        self._frames.share_all([(other.pfn, 1) for _, _, other in pairs])
+        return refused
 
 
 ALL_STEPS = [("write", 0, 0, "a"), ("scan", 40, 0, ""), ("write", 0, 2, "b"), ("write", 1, 3, "b")]
