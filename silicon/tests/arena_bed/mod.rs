@@ -23,6 +23,8 @@ const STACK_HPA: u64 = 0x12_0000;
 /// #PF, #GP, #SS: halt.
 const HANDLER: u64 = 0x13_0000;
 const USER: u64 = 7;
+/// To be read by programs, too.
+const READ_ONLY: u64 = 5;
 
 /// Where programs are, and what they work on: without and with a place of their own.
 pub const LOW: u64 = 0x40_0000;
@@ -100,7 +102,7 @@ pub fn give_table(p: &mut Processor, words: &[u64]) {
     (0..).zip(words).for_each(|(i, &word)| mem.store(TABLE_HPA + 8 * i, 8, word));
     let mut next = MORE_TABLES;
     let pages = (8 * words.len() as u64).div_ceil(4096);
-    (0..pages).for_each(|i| map_as(mem, &mut next, TABLE + (i << 12), TABLE_HPA + (i << 12) | USER & !2));
+    (0..pages).for_each(|i| map_as(mem, &mut next, TABLE + (i << 12), (TABLE_HPA + (i << 12)) | READ_ONLY));
 }
 
 /// Let #PF, #GP and #SS be counted, and the program go on where R15 says.
