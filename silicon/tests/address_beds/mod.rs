@@ -2,22 +2,32 @@
 
 use silicon::arch::segment::seg;
 use silicon::dbt::promotion::Windows;
+use silicon::mmu::window::ARENA_SHIFT;
 use silicon::processor::{EngineKind, Processor};
 
-use crate::address_forms::{BASES, INDICES};
+use crate::address_forms::{BASES, INDICES, PLACE};
 use crate::arena_bed::{
     LIBRARY, LOW, OTHER, PIE, STACK, TABLE, edges, enable_avx, give_table, machine, skip_faults,
 };
 use crate::random::Rng;
 
-/// Every edge, and places in the data.
+/// For each arena the edges that are in it, and places in its data; then all other edges, and all data.
+/// (The engine guesses where an operand leads: bases of one place keep to the guess.)
 fn bases(rng: &mut Rng) -> Vec<u64> {
-    let mut all = edges();
-    assert!(all.len() as u64 <= BASES * 2 / 3);
-    let data = [LOW, PIE, LIBRARY, OTHER].map(|base| base + 0x10_0000);
-    while (all.len() as u64) < BASES {
-        let place = if rng.below(5) == 0 { STACK } else { data[rng.below(4) as usize] };
-        all.push(place + rng.below(0x1_0000));
+    let places = [vec![LOW], vec![PIE], vec![LIBRARY, STACK], vec![LOW, PIE, LIBRARY, OTHER, STACK]];
+    let arena = |at: &u64| [LOW, PIE, STACK].iter().position(|p| p >> ARENA_SHIFT == at >> ARENA_SHIFT);
+    let mut all = Vec::new();
+    for (i, data) in (0..).zip(places) {
+        let mut some = edges();
+        some.retain(|at| arena(at).unwrap_or(3) == i);
+        while some.len() as u64 > PLACE * 7 / 8 {
+            some.swap_remove(rng.below(some.len() as u64) as usize);
+        }
+        while (some.len() as u64) < PLACE {
+            let base = data[rng.below(data.len() as u64) as usize];
+            some.push(base + if base == STACK { 0 } else { 0x10_0000 } + rng.below(0x1_0000));
+        }
+        all.extend(some);
     }
     all
 }

@@ -12,6 +12,8 @@ use crate::random::Rng;
 
 /// Words of the table: bases, then indices.
 pub const BASES: u64 = 1024;
+/// Bases of one place; the last ones are of all.
+pub const PLACE: u64 = BASES / 4;
 /// See [`BASES`].
 pub const INDICES: u64 = 16;
 /// Bytes that a program may have: a page, and a jump back to its start.
@@ -177,12 +179,12 @@ impl Site {
         let base = match rng.below(if has_avx { 12 } else { 10 }) {
             0..6 => {
                 let (base, index) = if base == index { (R10, index) } else { (base, index) };
-                all.take(base, index);
+                all.take(rng, base, index);
                 all.with_recovery(|body| body.plain(rng, base, index, has_avx));
                 return all;
             }
             6 => {
-                all.take(RBX, RCX);
+                all.take(rng, RBX, RCX);
                 all.with_recovery(|body| body.without_base(rng));
                 return all;
             }
@@ -193,21 +195,21 @@ impl Site {
         };
         match base {
             RDI if rng.below(8) != 0 => {
-                all.take(RSI, RCX);
+                all.take(rng, RSI, RCX);
                 all.next_number(rng);
-                all.take(RDI, RCX);
+                all.take(rng, RDI, RCX);
                 all.with_recovery(|body| body.string(rng));
             }
             RBX if has_avx && rng.below(8) != 0 => {
-                all.take(RBX, RCX);
+                all.take(rng, RBX, RCX);
                 all.with_recovery(|body| body.gather(rng));
             }
             RSP | RBP => {
-                all.take(RSP, RCX);
+                all.take(rng, RSP, RCX);
                 all.with_recovery(|body| body.stack(rng));
             }
             base => {
-                all.take(base, RCX);
+                all.take(rng, base, RCX);
                 all.with_recovery(|body| body.strides(rng, base));
             }
         }
@@ -229,10 +231,11 @@ impl Site {
     }
 
     /// The registers = a base and an index of the table.
-    fn take(&mut self, base: Register, index: Register) {
-        let words = operand(R12, index, 8, 0, Register::None);
+    fn take(&mut self, rng: &mut Rng, base: Register, index: Register) {
+        let place = pick(rng, &[0, 0, 1, 2, 3]) * PLACE;
+        let words = operand(R12, index, 8, 8 * place as i64, Register::None);
         let more = operand(R12, index, 8, 8 * BASES as i64, Register::None);
-        for (shift, mask, register, from) in [(45, BASES, base, words), (33, INDICES, index, more)] {
+        for (shift, mask, register, from) in [(45, PLACE, base, words), (33, INDICES, index, more)] {
             self.insn(Instruction::with2(Code::Mov_r64_rm64, index, R13));
             self.insn(Instruction::with2(Code::Shr_rm64_imm8, index, shift));
             self.insn(Instruction::with2(Code::And_rm64_imm32, index, mask as i64 - 1));
