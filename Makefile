@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-lending bench bench-guest boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-windows fuzz-lending bench bench-guest boots reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -149,6 +149,12 @@ MINUTES ?= 60
 fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (SEED=n, MINUTES=n)
 	@for paging in eager ept lazy vtlb; do $(BIN)/python tests/walls/ten_minutes.py $$paging 60; done
 	@$(BIN)/python -m tests.walls.campaigns --minutes $(MINUTES) --seed $(SEED)
+
+ACCESSES ?= 10000000
+SIGNALS ?= 600000
+fuzz-windows: ## Every address form at every edge of windows, and a minute of signals (SEED=n, ACCESSES=n, SIGNALS=n)
+	@cd silicon && ACCESSES=$(ACCESSES) SEED=$(SEED) SIGNALS=$(SIGNALS) cargo test -q --release \
+		--test confinement --test signal_storm -- --nocapture
 
 SCRIPTS ?= 10000
 fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)

@@ -6,7 +6,7 @@ mod counters;
 
 use std::sync::PoisonError;
 
-use arena_bed::{ALONE, LIBRARY, LOW, OTHER, PIE, STACK, machine, run, seen, system_calls};
+use arena_bed::{ALONE, LIBRARY, LOW, OTHER, PIE, STACK, edges, machine, memory_of, run, seen, system_calls};
 use counters::counter;
 use silicon::arch::segment::seg;
 use silicon::dbt::promotion::Windows;
@@ -103,21 +103,6 @@ const FORMS: [&[u8]; 12] = [
     &[0xF2, 0x0F, 0x10, 0x83, 0xF8, 0xFF, 0xFF, 0xFF],    // movsd xmm0, [rbx - 8]
 ];
 
-/// Addresses at, across and beyond every edge of an arena, of its guards, and of what is an address.
-fn edges() -> Vec<u64> {
-    let edges = [0, 1 << 31, 1 << 32, 1 << 42, 0x15 << 42, 0x16 << 42, 0x1F << 42, 1 << 47, OTHER];
-    let guards = [0, 64 << 20, 2 << 30, 34 << 30, 64 << 30];
-    let near = |edge: u64| [-4096, -9, -8, -1, 0, 1, 8].map(|by| edge.wrapping_add_signed(by));
-    let places = edges.into_iter().flat_map(|edge| {
-        guards.into_iter().flat_map(move |g: u64| [edge.wrapping_add(g), edge.wrapping_sub(g)])
-    });
-    let mut all: Vec<u64> = places.flat_map(near).collect();
-    let data = [LOW, PIE, LIBRARY].map(|base| base + 0x10_8000);
-    all.extend(data.into_iter().flat_map(near));
-    all.extend(data.map(|at| at | 1 << 62)); // not canonical
-    all
-}
-
 /// What one access leaves: where the program is, what it faulted with, what is in its memory.
 #[test]
 fn no_form_of_operand_leaves_the_window() {
@@ -151,9 +136,7 @@ fn no_form_of_operand_leaves_the_window() {
                 }
             }
         }
-        let memory = all.each_ref().map(|p| {
-            (0..4 << 17).map(|i| p.core.mem.load(8 * i, 8)).fold(0_u64, |h, v| h.rotate_left(5) ^ v)
-        });
+        let memory = all.each_ref().map(memory_of);
         assert_eq!([memory[0]; 2], memory[1..], "form {n}");
         let is_far = |p: &Processor| p.core.tlb.windows.current().map(|window| window.is_far());
         let expected = [Some(false), Some(at == LOW)];

@@ -23,6 +23,8 @@ const STACK_HPA: u64 = 0x12_0000;
 /// #PF, #GP, #SS: halt.
 const HANDLER: u64 = 0x13_0000;
 const USER: u64 = 7;
+/// To be read by programs, too.
+const READ_ONLY: u64 = 5;
 
 /// Where programs are, and what they work on: without and with a place of their own.
 pub const LOW: u64 = 0x40_0000;
@@ -36,6 +38,10 @@ pub const STACK: u64 = 0x7FFD_1234_0000;
 pub const OTHER: u64 = 0x6000_0000_0000;
 
 fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64) {
+    map_as(mem, next, gva, hpa | USER);
+}
+
+fn map_as(mem: &Memory, next: &mut u64, gva: u64, entry: u64) {
     let mut table = PML4;
     for level in (1..4).rev() {
         let entry = table + 8 * (gva >> (12 + 9 * level) & 511);
@@ -45,7 +51,7 @@ fn map(mem: &Memory, next: &mut u64, gva: u64, hpa: u64) {
         }
         table = mem.load(entry, 8) & !0xFFF;
     }
-    mem.store(table + 8 * (gva >> 12 & 511), 8, hpa | USER);
+    mem.store(table + 8 * (gva >> 12 & 511), 8, entry);
 }
 
 /// A processor at a program at `at`, at CPL 3: its data at all places but its code's, its stack.
@@ -78,6 +84,82 @@ pub fn machine(engine: EngineKind, windows: Windows, at: u64, program: &[u8]) ->
     (c.rip, c.gpr[4]) = (at, STACK + 0x8000);
     c.refresh();
     p
+}
+
+/// What programs read and cannot write, at a place that none of their own accesses reaches.
+pub const TABLE: u64 = LIBRARY + 0x4000_0000;
+const TABLE_HPA: u64 = 0x14_0000;
+const MORE_TABLES: u64 = 0x7_0000;
+const GDT: u64 = IDT + 0x400;
+const TSS: u64 = IDT + 0x500;
+const KERNEL_STACK: u64 = IDT + 0xC00;
+/// Faults that were handled, by vector.
+const FAULTS: u64 = IDT + 0xC00;
+
+/// Let a program have what it reads at [`TABLE`].
+pub fn give_table(p: &mut Processor, words: &[u64]) {
+    let mem = &p.core.mem;
+    (0..).zip(words).for_each(|(i, &word)| mem.store(TABLE_HPA + 8 * i, 8, word));
+    let mut next = MORE_TABLES;
+    let pages = (8 * words.len() as u64).div_ceil(4096);
+    (0..pages).for_each(|i| map_as(mem, &mut next, TABLE + (i << 12), (TABLE_HPA + (i << 12)) | READ_ONLY));
+}
+
+/// Let #PF, #GP and #SS be counted, and the program go on where R15 says.
+pub fn skip_faults(p: &mut Processor) {
+    let c = &mut *p.core;
+    let mem = &c.mem;
+    let mut next = MORE_TABLES;
+    map_as(mem, &mut next, IDT, IDT | 3); // the kernel's alone
+    let descriptors = [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0, 0x00CF_F300_0000_FFFF];
+    (0..).zip(descriptors).for_each(|(i, d)| mem.store(GDT + 8 * i, 8, d));
+    mem.store(GDT + 0x30, 8, 0x00AF_FB00_0000_FFFF);
+    mem.store(TSS + 4, 8, KERNEL_STACK); // RSP0
+    (c.gdtr.base, c.gdtr.limit) = (GDT, 0x37);
+    c.tr = Segment { base: TSS, limit: 0x67, attr: 0x8B, selector: 0x38 };
+    for vector in [12, 13, 14] {
+        let (handler, count) = (HANDLER + 0x20 * vector, (FAULTS + 8 * vector) as u32);
+        mem.store(IDT + 16 * vector, 8, handler & 0xFFFF | 8 << 16 | 0xEE00 << 32 | handler >> 16 << 48);
+        let [a, b, c, d] = count.to_le_bytes();
+        let code = [
+            0x48, 0xFF, 0x04, 0x25, a, b, c, d, // inc qword [count]
+            0x4C, 0x89, 0x7C, 0x24, 0x08, // mov [rsp + 8], r15
+            0x48, 0x83, 0xC4, 0x08, // add rsp, 8
+            0x48, 0xCF, // iretq
+        ];
+        mem.write_bytes(handler, &code);
+    }
+}
+
+/// How many faults were handled: #SS, #GP, #PF.
+pub fn faults(p: &Processor) -> [u64; 3] {
+    [12, 13, 14].map(|vector| p.core.mem.load(FAULTS + 8 * vector, 8))
+}
+
+/// Let programs use YMM registers.
+pub fn enable_avx(p: &mut Processor) {
+    (p.core.cr4, p.core.xcr0) = (p.core.cr4 | 1 << 18, 7);
+    p.core.refresh();
+}
+
+/// All that is in a processor's memory, as one number.
+pub fn memory_of(p: &Processor) -> u64 {
+    (0..4 << 17).map(|i| p.core.mem.load(8 * i, 8)).fold(0, |h: u64, v| h.rotate_left(5) ^ v)
+}
+
+/// Addresses at, across and beyond every edge of an arena, of its guards, and of what is an address.
+pub fn edges() -> Vec<u64> {
+    let edges = [0, 1 << 31, 1 << 32, 1 << 42, 0x15 << 42, 0x16 << 42, 0x1F << 42, 1 << 47, OTHER];
+    let guards = [0, 64 << 20, 2 << 30, 34 << 30, 64 << 30];
+    let near = |edge: u64| [-4096, -9, -8, -1, 0, 1, 8].map(|by| edge.wrapping_add_signed(by));
+    let places = edges.into_iter().flat_map(|edge| {
+        guards.into_iter().flat_map(move |g: u64| [edge.wrapping_add(g), edge.wrapping_sub(g)])
+    });
+    let mut all: Vec<u64> = places.flat_map(near).collect();
+    let data = [LOW, PIE, LIBRARY].map(|base| base + 0x10_8000);
+    all.extend(data.into_iter().flat_map(near));
+    all.extend(data.map(|at| at | 1 << 62)); // not canonical
+    all
 }
 
 /// Let programs make system calls; where in memory their handler's code is to be.

@@ -1,0 +1,114 @@
+//! Signals at any moment lose nothing: neither of what a guest does nor of the signals.
+//!
+//! What: while a processor runs a program that faults in its windows all the time, another thread sends it
+//! SIGSEGV, SIGPROF and SIGINT; the handlers are this process's.
+//! Source: signal(7), tgkill(2).  Invariants: each SIGPROF and SIGINT that is sent when the last one was
+//! handled is handled, too; the processor's state, memory and counts are those of one that nobody disturbs.
+//! (A SIGSEGV that is sent while one of a fault waits is nobody's: "standard signals do not queue".)
+//!
+//! `make fuzz-windows` is the long form: `SIGNALS` says how many of each kind are handled.
+
+mod address_beds;
+mod address_forms;
+mod arena_bed;
+mod random;
+
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use address_beds::{bed, has_avx};
+use address_forms::program;
+use arena_bed::{ALONE, LOW, faults, memory_of, run, seen};
+use silicon::dbt::promotion::Windows;
+use silicon::processor::{EngineKind, Processor};
+
+const KINDS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGPROF, libc::SIGINT];
+/// Signals of each kind, if nothing else is said.
+const FEW: u64 = 2_000;
+/// Between two of a kind.
+const PAUSE: Duration = Duration::from_micros(100);
+/// Instructions that a processor runs at a time.
+const TURN: u64 = 50_000;
+
+static HANDLED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+extern "C" fn on_signal(signal: libc::c_int) {
+    let kind = KINDS.iter().position(|&k| k == signal).expect("one of ours");
+    HANDLED[kind].fetch_add(1, SeqCst);
+}
+
+fn install() {
+    for signal in KINDS {
+        // SAFETY: the new action is fully set up, and its handler may run at any moment.
+        unsafe {
+            let mut new: libc::sigaction = std::mem::zeroed();
+            new.sa_sigaction = on_signal as *const () as usize;
+            new.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+            assert_eq!(0, libc::sigaction(signal, &raw const new, std::ptr::null_mut()));
+        }
+    }
+}
+
+/// Send until so many of each kind were handled; how many were sent, and in how many seconds.
+fn send(thread: libc::pid_t, most: u64) -> ([u64; 3], f64) {
+    let (begin, mut sent) = (Instant::now(), [0; 3]);
+    let handled = || HANDLED.each_ref().map(|n| n.load(SeqCst));
+    while handled().iter().any(|&n| n < most) {
+        std::thread::sleep(PAUSE);
+        for (kind, signal) in KINDS.into_iter().enumerate() {
+            let all = handled()[kind];
+            if all < most && (all == sent[kind] || signal == libc::SIGSEGV) {
+                // SAFETY: the thread is there until this ends.
+                let done = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
+                assert_eq!(0, done);
+                sent[kind] += 1;
+            }
+        }
+    }
+    (sent, begin.elapsed().as_secs_f64())
+}
+
+fn outcome(p: &mut Processor) -> ((u64, String), u64, [u64; 3]) {
+    (seen(p), memory_of(p), faults(p))
+}
+
+#[test]
+fn signals_at_any_moment_lose_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let most = std::env::var("SIGNALS").map_or(FEW, |n| n.parse().expect("SIGNALS: a number"));
+    let code = program(5, has_avx()).code;
+    let made = |engine, windows| bed(engine, windows, LOW, 5, &code);
+    install();
+    let mut disturbed = made(EngineKind::Dbt, Windows::Always);
+    let is_over = AtomicBool::new(false);
+    // SAFETY: a query.
+    let thread = unsafe { libc::gettid() };
+    let (mut turns, is_over) = (0, &is_over);
+    let (sent, seconds) = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            let sent = send(thread, most);
+            is_over.store(true, SeqCst);
+            sent
+        });
+        while !is_over.load(SeqCst) {
+            run(&mut disturbed, TURN);
+            turns += 1;
+        }
+        sender.join().unwrap()
+    });
+    let handled = HANDLED.each_ref().map(|n| n.load(SeqCst));
+    let per_second = sent.map(|n| (n as f64 / seconds) as u64);
+    println!(
+        "{sent:?} signals (SIGSEGV, SIGPROF, SIGINT), {handled:?} handled, {per_second:?} a second for {seconds:.1} s, over \
+         {} instructions with {} faults",
+        turns * TURN,
+        faults(&disturbed).iter().sum::<u64>(),
+    );
+    assert_eq!(sent[1..], handled[1..]);
+    assert!(most <= handled[0] && handled[0] <= sent[0]);
+    let mut calm = made(EngineKind::Dbt, Windows::Always);
+    (0..turns).for_each(|_| run(&mut calm, TURN));
+    assert_eq!(outcome(&mut calm), outcome(&mut disturbed));
+    assert!(faults(&calm).iter().sum::<u64>() > turns);
+}
