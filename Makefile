@@ -27,7 +27,7 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-windows fuzz-lending bench bench-guest boots reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-windows fuzz-lending bench bench-guest boots techniques reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -171,6 +171,9 @@ bench: setup ## Compare with native and with QEMU, then exits, switches, scans, 
 
 bench-guest: setup ## Compare a whole Debian with QEMU TCG: compute, disk, network, boot (minutes)
 	@$(BIN)/python -m bench.guest
+
+techniques: setup ## Boot each guest under each pair of techniques; writes docs/results/techniques.md (an hour)
+	@$(BIN)/python -m tests.matrix.techniques
 
 boots: setup ## Record tests/matrix/boots.json again: the counts of every guest's whole boot
 	@$(BIN)/python -m tests.matrix.boots
