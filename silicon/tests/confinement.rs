@@ -31,7 +31,7 @@ const FEW: u64 = 100_000;
 /// Instructions between two comparisons.
 const TURN: u64 = 5_000;
 /// Turns of one program.
-const TURNS: u64 = 32;
+const TURNS: u64 = 16;
 const ROUNDS: usize = 8; // R8
 
 /// Canaries around these windows, and where accesses would be that no window moves.

@@ -246,6 +246,8 @@ impl Site {
     /// What may fault, behind what says where to go on then.
     fn with_recovery(&mut self, make: impl FnOnce(&mut Self)) {
         let mut body = Self { code: Vec::new(), accesses: 0 };
+        // A block of its own: when it is translated, the registers tell where operands are likely to lead.
+        body.add(&[0x4D, 0x85, 0xC0, 0x75, 0]); // test r8, r8; jnz, to the next instruction
         make(&mut body);
         self.add(&[0x4C, 0x8D, 0x3D]); // lea r15, [rip + …]
         self.add(&(body.code.len() as u32).to_le_bytes());
