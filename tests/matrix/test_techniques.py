@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.matrix import techniques as t
-from understudy.execution import Execution
 
 
 def test_each_pair_of_techniques_exists_or_has_a_reason() -> None:
@@ -13,17 +12,11 @@ def test_each_pair_of_techniques_exists_or_has_a_reason() -> None:
     assert missing == t.WHY.keys()
 
 
-@pytest.mark.parametrize("execution", Execution.ALL)
-def test_the_table_is_whole(execution: str) -> None:
+def test_no_cell_of_the_table_says_that_something_failed() -> None:
     text = t.FILE.read_text(encoding="utf-8")
-    groups = [g for g in (t.DEBIANS, t.OWN, t.PARAVIRTUAL) if g[0] in t.guests_of(execution)]
-    for paging in t.PAGINGS:
-        rows = re.findall(rf"^\| {execution}, {paging} \| (.*) \|$", text, re.M)
-        if not t.exists(execution, paging):
-            assert rows == [t.WHY[execution, paging]]
-            continue
-        assert [len(row.split(" | ")) for row in rows] == [len(group) for group in groups]
-        assert not [row for row in rows if "**" in row], "something did not boot"
+    assert "**" not in text
+    for pair, reason in t.WHY.items():
+        assert f"| {pair[0]}, {pair[1]} | {reason} |" in text
 
 
 @pytest.mark.parametrize(("execution", "paging"), [p for p in t.pairs() if t.exists(*p)])
