@@ -67,6 +67,7 @@ def test_the_technique_changes_while_they_run() -> None:
     with booted(cpus=2, memory="128M") as vm:
         for paging in ("lazy", "vtlb", "ept", "eager", "lazy"):
             vm.paging = paging
+            vm.wait_for_agent()  # the first time it comes up under it: that is not equal work
             busy(vm)
             assert vm.pages.name == paging
             switch = "/sys/devices/system/cpu/cpu1/online"  # so that one starts under it

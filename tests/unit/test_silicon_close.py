@@ -104,6 +104,8 @@ class TestMemory:
             ("hash", (0, 1)),
             ("exchange", (0, 1)),
             ("is_here", None),
+            ("gather", ([(0, 1)],)),
+            ("scatter", ([(0, 1)], b"x")),
             ("size", None),
             ("fd", None),
         ],
