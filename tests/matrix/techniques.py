@@ -132,6 +132,7 @@ def _slow(vm: VM) -> str:
 
 def _whole(vm: VM, job: Job) -> str | None:
     if job.guest in DEBIANS:
+        vm.wait_for_agent(timeout_wall_s=3600)
         said = vm.run(COMMAND, timeout_wall_s=3600).check().output
         if not said.startswith("Linux "):
             return f"**{said:.100}**"
