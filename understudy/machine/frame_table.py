@@ -246,7 +246,7 @@ class FrameTable:
                 new = (giga | on) & ~off
                 if new != giga:
                     self._fill_giga(at >> GIGA_SHIFT, new)
-                    _append(runs, at, GIGA)
+                    append(runs, at, GIGA)
                 continue
             for part in range(at, at + size, FRAMES):
                 self._flag_block(part, min(at + size - part, FRAMES), on, off, runs)
@@ -257,7 +257,7 @@ class FrameTable:
         runs: list[tuple[int, int]] = []
         for number in self.gigabytes():
             for gfn, frames in self._flag(number << GIGA_SHIFT, GIGA, on, off):
-                _append(runs, gfn, frames)
+                append(runs, gfn, frames)
         return runs
 
     def _flag_block(
@@ -273,11 +273,11 @@ class FrameTable:
             ]  # fmt: skip
             self._put_all(put)
             for frame, _ in put:
-                _append(runs, frame, 1)
+                append(runs, frame, 1)
         elif word is not None:
             if word & RAM and (word | on) & ~off != word:
                 self._fill(gfn, FRAMES, (word | on) & ~off)
-                _append(runs, gfn, FRAMES)
+                append(runs, gfn, FRAMES)
         else:
             words = self._open(number, n)
             new = with_flags(words, on, off)
@@ -286,7 +286,7 @@ class FrameTable:
                 words[:] = new
                 self._note(words, 1)
                 self._settle(number, n, words)
-                _append(runs, gfn, FRAMES)
+                append(runs, gfn, FRAMES)
 
     # --- pieces coming and going ---
 
@@ -392,7 +392,7 @@ def _parts(gfn: int, frames: int) -> Iterator[tuple[int, int]]:
         gfn += size
 
 
-def _append(runs: list[tuple[int, int]], gfn: int, frames: int) -> None:
+def append(runs: list[tuple[int, int]], gfn: int, frames: int) -> None:
     """Add a run after the others, joined with the last one if it goes on there."""
     if runs and sum(runs[-1]) == gfn:
         gfn, frames = runs[-1][0], runs[-1][1] + frames

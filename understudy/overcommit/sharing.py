@@ -26,7 +26,7 @@ from xxhash import xxh3_64_intdigest
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.copy_on_write import CopyOnWrite
-from understudy.machine.frame_table import MOST
+from understudy.machine.frame_table import MOST, append
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
@@ -182,6 +182,7 @@ class Sharing:
                 if word & PRESENT:
                     pages -= frames
                     pfn = word >> PAGE_SHIFT
+                    # (The first is what `_is_unread` says, which is a call for each.)
                     if frames == 1 and pfn in read and word & Flag.SHARED:
                         continue
                     if not word & Flag.SHARED or self._is_unread(p2m, gfn, pfn, frames):
@@ -326,10 +327,7 @@ def _runs(pfns: list[int]) -> list[tuple[int, int]]:
     """Host frames in a row as one run; one that is named again is one of its own."""
     runs: list[tuple[int, int]] = []
     for pfn in pfns:
-        if runs and pfn == runs[-1][0] + runs[-1][1]:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((pfn, 1))
+        append(runs, pfn, 1)
     return runs
 
 
