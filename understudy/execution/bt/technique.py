@@ -82,6 +82,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     cr4 = CR4.UMIP.mask
 
     beside = window.ALL_BYTES
+    to_the_end = (WRITE_TO_CODE,)
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
@@ -186,9 +187,6 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return WRITE_TO_CODE
         self._writer = -1
         return None
-
-    def _hand_over(self, name: str, *, whole: bool = False) -> Exit | None:
-        return super()._hand_over(name, whole=whole or name == WRITE_TO_CODE)
 
     def _go(self, left: int) -> Exit:
         if not self._is_watching:

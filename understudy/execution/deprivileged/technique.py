@@ -70,6 +70,8 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
     pagings: ClassVar[tuple[str, ...]] = ("eager", "lazy", "vtlb")
     hidden_features = ("pmu", "xsaves")
     needs_all_traps = True
+    to_the_end: ClassVar[tuple[str, ...]] = ()
+    """What is handed over by these names, and is repeated, is executed to its end, not once."""
 
     def __init__(
         self, host: Host, processor: Processor | None, paging: Paging, model: CpuModel,
@@ -344,13 +346,10 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self._stop_timer()
         self._write_field(TIMER, self._left())
 
-    def _hand_over(self, name: str, *, whole: bool = False) -> Exit | None:
-        """Have one instruction executed, or one event delivered.  None: it is, and nothing else.
-
-        whole: one that is repeated is executed to its end; without, once.
-        """
+    def _hand_over(self, name: str) -> Exit | None:
+        """Have one instruction executed, or one event delivered.  None: it is, and nothing else."""
         self.handed_over[name] += 1
-        is_watched = bool(self.primary & MTF)
+        whole, is_watched = name in self.to_the_end, bool(self.primary & MTF)
         self._to_vmx()
         self.single_step(is_watched or not whole)
         try:

@@ -132,7 +132,7 @@ class Pv(Domain, Deprivileged, name="pv"):
     def _obstacle(self) -> str | None:
         return None
 
-    def _hand_over(self, name: str, *, whole: bool = False) -> Exit | None:
+    def _hand_over(self, name: str) -> Exit | None:
         """An event cannot be delivered: there is nothing that VMX could do."""
         return question(Reason.TRIPLE_FAULT)
 
