@@ -66,7 +66,7 @@ def check_names(config: Config) -> None:
     check_choice("paging", config.paging, Paging.ALL | Paging.PV)
     check_choice(
         f"paging with execution {config.execution}", config.paging,
-        Execution.ALL[config.execution].pagings or Paging.ALL,
+        Execution.ALL[config.execution].goes_with(),
     )  # fmt: skip
     Choice.of(config.cpu).made(host_features(), ANY_CR4)
 

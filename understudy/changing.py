@@ -158,7 +158,7 @@ def with_execution(config: Config, name: str, shown: frozenset[str]) -> Config:
         raise ValueError(
             f"execution {name!r}: sensitive instructions would fail; expected --virtualizable-isa"
         )
-    goes_with = technique.pagings or tuple(Paging.ALL)
+    goes_with = technique.goes_with()
     config = replace(
         config, execution=name, cpu=assembly.shown_by(config.cpu, before.hidden_features),
         paging=config.paging if config.paging in goes_with else goes_with[0],

@@ -8,7 +8,6 @@ import pytest
 from understudy.execution import Execution
 from understudy.execution.pv import Pv
 from understudy.linux import VM
-from understudy.paging import Paging
 from understudy.verdict import StopKind
 
 NATIVE, PARAVIRTUAL = ("teaching", "teaching-32"), ("teaching-pv", "teaching-pv-32")
@@ -16,7 +15,7 @@ SWITCHES = ("no-if", "no-lazy", "no-batch", "no-clock", "no-console")
 TECHNIQUES = [
     (name, paging)
     for name, kind in Execution.ALL.items() if name != "pv"
-    for paging in kind.pagings or Paging.ALL
+    for paging in kind.goes_with()
 ]  # fmt: skip
 CHECKS = 17
 BUDGET = 200_000_000

@@ -47,6 +47,11 @@ class Execution(Guest):
         Execution.ALL[name] = cls
 
     @classmethod
+    def goes_with(cls) -> tuple[str, ...]:
+        """The paging techniques that make sense with it, by name."""
+        return cls.pagings or tuple(Paging.ALL)
+
+    @classmethod
     def cr4_available(cls, processor: Processor) -> int:
         """The bits of CR4 that a guest may set when it runs by this technique there."""
         return (1 << 64) - 1
