@@ -9,14 +9,13 @@ Invariant: whoever traces a frame hears of every write to it.
 """
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.memory_map import HIGH_START, LOW_END, usable
 from understudy.machine.host import Host
 from understudy.machine.p2m import GuestMemoryError, P2m
-from understudy.machine.physical import PhysicalMemory
+from understudy.machine.physical import BYTES, PhysicalMemory
 from understudy.machine.reserve import Reserve
 from understudy.machine.words import ABSENT, ADDRESS, PRESENT, PROTECTED, Flag
 
@@ -24,7 +23,6 @@ Gpa = NewType("Gpa", int)
 Gva = NewType("Gva", int)
 Hpa = NewType("Hpa", int)
 
-BYTES: Final = itemgetter(1)  # of a run
 GIGABYTE_FRAMES: Final = 1 << 18
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 

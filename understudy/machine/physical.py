@@ -10,7 +10,10 @@ and has changed nothing before the first byte that is not there.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from operator import itemgetter
+from typing import Final, Protocol
+
+BYTES: Final = itemgetter(1)  # of a run
 
 
 class PhysicalMemory(Protocol):

@@ -13,10 +13,9 @@ and then nothing has been taken.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import ClassVar, Final, NamedTuple
 
-from understudy.machine.physical import PhysicalMemory
+from understudy.machine.physical import BYTES, PhysicalMemory
 from understudy.state import U8, U16, U64
 
 # --- The specification ---
@@ -45,7 +44,6 @@ class RingError(Exception):
 
 Segment = tuple[int, int]
 """A run of guest-physical addresses: where it begins, and its bytes."""
-BYTES: Final = itemgetter(1)
 
 
 class Chain(NamedTuple):
