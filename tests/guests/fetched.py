@@ -10,6 +10,9 @@ from understudy.guests import debian
 from understudy.guests.debian import Guest
 from understudy.guests.entry import GuestError
 
+KERNELS = ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
+"""Debian's, by the names of their guests."""
+
 
 def fetched(name: str) -> Guest:
     """The guest, or the test is skipped with the reason why it is not to be had."""

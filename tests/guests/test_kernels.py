@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.guests.fetched import fetched
+from tests.guests.fetched import KERNELS, fetched
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import loader
 from understudy.guests.entry import GuestError
@@ -16,7 +16,6 @@ from understudy.verdict import StopKind
 
 pytestmark = pytest.mark.real_guest
 
-KERNELS = ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
 INSTRUCTIONS = 4_000_000_000  # a boot takes less than half of them
 NOT_AFFECTED = ("meltdown", "mds", "l1tf", "retbleed", "tsx_async_abort", "srbds")
 # What the kernel says when our processor, tables or devices are not as it wants them.

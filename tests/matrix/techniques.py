@@ -15,17 +15,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.guests.fetched import KERNELS
+from tests.tree import ROOT
 from understudy.execution import Execution
 from understudy.guests import debian
 from understudy.linux import VM
 from understudy.paging import Paging
 from understudy.verdict import StopKind
 
-FILE = Path(__file__).parents[2] / "docs" / "results" / "techniques.md"
-DEBIANS = ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
+FILE = ROOT / "docs" / "results" / "techniques.md"
 OWN = ("hello", "teaching", "teaching-32")
 PARAVIRTUAL = ("teaching-pv", "teaching-pv-32")
-GUESTS = DEBIANS + OWN + PARAVIRTUAL
+GUESTS = KERNELS + OWN + PARAVIRTUAL
 SLOW = ("emulate",)  # an instruction at a time: Debians are run for so long
 SLOW_BUDGET = 1_000_000
 BUDGET = 200_000_000  # of our own kernels
@@ -33,21 +34,23 @@ PAGINGS = (*sorted(Paging.ALL), *sorted(Paging.PV))
 COMMAND = "uname -srm"
 
 NO_EPT = "the processor is not in VMX operation, so it has no second level of tables"
+NATIVE = "its kernel is not paravirtual"
+DIRECT = "the guest's tables are validated and used directly"
 NO_SHADOW = "it translates each access itself, so there are no tables to shadow"
 WHY = {
     ("vmx", "pv"): "the guest's own tables are used, so its kernel has to be paravirtual",
     ("bt", "ept"): NO_EPT,
-    ("bt", "pv"): "its kernel is not paravirtual",
+    ("bt", "pv"): NATIVE,
     ("deprivileged", "ept"): NO_EPT,
-    ("deprivileged", "pv"): "its kernel is not paravirtual",
+    ("deprivileged", "pv"): NATIVE,
     ("emulate", "eager"): NO_SHADOW,
     ("emulate", "lazy"): NO_SHADOW,
     ("emulate", "vtlb"): NO_SHADOW,
-    ("emulate", "pv"): "its kernel is not paravirtual",
+    ("emulate", "pv"): NATIVE,
     ("pv", "ept"): NO_EPT,
-    ("pv", "eager"): "the guest's tables are validated and used directly",
-    ("pv", "lazy"): "the guest's tables are validated and used directly",
-    ("pv", "vtlb"): "the guest's tables are validated and used directly",
+    ("pv", "eager"): DIRECT,
+    ("pv", "lazy"): DIRECT,
+    ("pv", "vtlb"): DIRECT,
 }
 """Why a pair of techniques does not exist."""
 
@@ -81,12 +84,12 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 def exists(execution: str, paging: str) -> bool:
     """Whether the code says that this pair makes sense."""
-    return paging in (Execution.ALL[execution].pagings or Paging.ALL)
+    return paging in Execution.ALL[execution].goes_with()
 
 
 def guests_of(execution: str) -> tuple[str, ...]:
     """Those that it is for."""
-    return PARAVIRTUAL if execution == "pv" else DEBIANS + OWN
+    return PARAVIRTUAL if execution == "pv" else KERNELS + OWN
 
 
 def cell(job: Job) -> str:
@@ -94,7 +97,7 @@ def cell(job: Job) -> str:
     started = time.monotonic()
     try:
         with _vm(job) as vm:
-            said = _slow(vm) if job.execution in SLOW and job.guest in DEBIANS else _whole(vm, job)
+            said = _slow(vm) if job.execution in SLOW and job.guest in KERNELS else _whole(vm, job)
             if said is not None:
                 return said
             exits, instructions = sum(vm.counts()["exits"].values()), vm.instructions
@@ -112,7 +115,7 @@ def _vm(job: Job) -> VM:
     options: dict[str, Any] = {"execution": job.execution, "paging": job.paging}
     if Execution.ALL[job.execution].needs_all_traps:
         options["virtualizable_isa"] = True
-    if job.guest in DEBIANS:
+    if job.guest in KERNELS:
         return VM.linux(job.guest, memory="256M", **options)
     if job.guest != "hello":
         options["append"] = "check"
@@ -129,7 +132,7 @@ def _slow(vm: VM) -> str:
 
 
 def _whole(vm: VM, job: Job) -> str | None:
-    if job.guest in DEBIANS:
+    if job.guest in KERNELS:
         vm.wait_for_agent(timeout_wall_s=3600)
         said = vm.run(COMMAND, timeout_wall_s=3600).check().output
         if not said.startswith("Linux "):
@@ -157,7 +160,7 @@ def as_table(cells: dict[Job, str], guests: tuple[str, ...]) -> Iterator[str]:
 
 def document(cells: dict[Job, str]) -> str:
     """The whole file."""
-    groups = {"Debian's kernels": DEBIANS, "Our own": OWN, "Paravirtual ones": PARAVIRTUAL}
+    groups = {"Debian's kernels": KERNELS, "Our own": OWN, "Paravirtual ones": PARAVIRTUAL}
     lines = [HEAD]
     for name, guests in groups.items():
         lines += [f"## {name}", "", *as_table(cells, guests), ""]
@@ -186,7 +189,7 @@ def main() -> None:
         for guest in guests_of(execution)
         if guest in (chosen.guest or GUESTS)
     ]
-    for guest in DEBIANS:
+    for guest in KERNELS:
         debian.fetch(guest)
     chosen.cells.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(chosen.jobs) as pool:

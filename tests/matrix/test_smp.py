@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.guests.fetched import KERNELS
 from tests.matrix.lockstep import PROMPT, linux
 from understudy.guests.entry import GuestError
 from understudy.linux import VM
@@ -21,7 +22,6 @@ from understudy.vcpu.cpu_model import BRAND
 from understudy.verdict import StopKind
 
 TOPOLOGY = "/sys/devices/system/cpu/cpu*/topology"
-GUESTS = ("cloud-amd64", "amd64", "cloud-amd64-6.12", "686", "686-pae")
 TECHNIQUES = sorted(Paging.ALL)
 STARTED = 200_000_000  # instructions by which both processors run
 
@@ -37,7 +37,7 @@ def booted(guest: str = "cloud-amd64", **options: Any) -> VM:
 def rows() -> list[object]:
     """Every guest under every technique."""
     found = []
-    for guest, paging, cpus in itertools.product(GUESTS, TECHNIQUES, (2, 4)):
+    for guest, paging, cpus in itertools.product(KERNELS, TECHNIQUES, (2, 4)):
         is_quick = guest in ("cloud-amd64", "686-pae") and paging in ("ept", "lazy") and cpus == 2
         marks = [] if is_quick else [pytest.mark.slow]
         found.append(pytest.param(guest, paging, cpus, marks=marks, id=f"{guest}-{paging}-{cpus}"))

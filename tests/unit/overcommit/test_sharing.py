@@ -43,6 +43,19 @@ def numbered(memory: GuestMemory) -> None:
         memory.write(gfn * PAGE, id(memory).to_bytes(8, "little") + bytes([gfn + 1]))
 
 
+def scanned_once(host: Host) -> tuple[GuestMemory, GuestMemory, Sharing]:
+    """Two guests of which one was looked at, when its first frame alone was A."""
+    one, two = guest(host), guest(host)
+    numbered(one)
+    numbered(two)
+    one.write(0, A)
+    sharing = Sharing(host)
+    sharing.join(one.p2m)
+    sharing.join(two.p2m)
+    sharing.scan(FRAMES)
+    return one, two, sharing
+
+
 def test_a_guest_that_writes_ever_new_contents_fills_no_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -95,14 +108,7 @@ def test_zero_frames_are_one_hole() -> None:
 
 def test_a_hint_that_changed_costs_nothing() -> None:
     host = Host("1M")
-    one, two = guest(host), guest(host)
-    numbered(one)
-    numbered(two)
-    one.write(0, A)
-    sharing = Sharing(host)
-    sharing.join(one.p2m)
-    sharing.join(two.p2m)
-    sharing.scan(FRAMES)
+    one, two, sharing = scanned_once(host)
     assert one.p2m.protected == 0
     one.write(0, B)
     two.write(0, A)
@@ -201,14 +207,7 @@ def test_frames_that_become_another_s_cost_little_a_batch() -> None:
 def test_a_hash_of_what_has_changed_keeps_nobody_from_sharing() -> None:
     """Three of a batch are alike, and what had their hash before is not any more."""
     host = Host("1M")
-    one, two = guest(host), guest(host)
-    numbered(one)
-    numbered(two)
-    one.write(0, A)
-    sharing = Sharing(host)
-    sharing.join(one.p2m)
-    sharing.join(two.p2m)
-    sharing.scan(FRAMES)
+    one, two, sharing = scanned_once(host)
     one.write(0, B)
     for gfn in (1, 2, 5):
         two.write(gfn * PAGE, A)
