@@ -155,12 +155,15 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
         let mut filled = fill;
         filled.0[65] = 0;
         let (mut theirs, mut in_use) = (filled, relevant);
-        // (A component that another program's turn has brought in may be called in use though it is as it
-        // was at first: the computer is asked several times.)
+        // (A component that another program's turn has brought in may be called in use, and saved, though it is
+        // as it was at first: the computer is asked several times, and answers with the least in use.)
         for _ in 0..8 {
-            theirs = filled;
+            let mut out = filled;
             // SAFETY: this computer has the instructions.
-            in_use &= unsafe { native(which, &from, wanted, &mut theirs, saved, has_keys) };
+            let now = unsafe { native(which, &from, wanted, &mut out, saved, has_keys) };
+            if now & in_use == now {
+                (theirs, in_use) = (out, now);
+            }
         }
         for p in &mut machines {
             let code = program(save);
