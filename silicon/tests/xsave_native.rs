@@ -155,13 +155,14 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
         let mut filled = fill;
         filled.0[65] = 0;
         let (mut theirs, mut in_use) = (filled, relevant);
+        theirs.0[64] = u64::MAX;
         // (A component that another program's turn has brought in may be called in use, and saved, though it is
         // as it was at first: the computer is asked several times, and answers with the least in use.)
         for _ in 0..8 {
             let mut out = filled;
             // SAFETY: this computer has the instructions.
             let now = unsafe { native(which, &from, wanted, &mut out, saved, has_keys) };
-            if now & in_use == now {
+            if now & in_use == now && out.0[64] & theirs.0[64] == out.0[64] {
                 (theirs, in_use) = (out, now);
             }
         }
