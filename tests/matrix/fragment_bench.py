@@ -17,6 +17,7 @@ from tests.matrix.fragment_code import Fragment, smaller
 from tests.matrix.fragment_writer import fragment
 from understudy.arch.vmcs import SEGMENTS
 from understudy.execution.bt import Bt
+from understudy.execution.bt.adaptation import TRAPS
 from understudy.execution.deprivileged import Deprivileged
 from understudy.execution.emulate import Emulate
 from understudy.state import plain
@@ -104,7 +105,8 @@ class Machine:
         if isinstance(guest, Emulate):
             return Counter(interpreted=guest.interpreted)
         if isinstance(guest, Bt):
-            return Counter(translated=guest.translated["instructions"])
+            told = guest.translated
+            return Counter(translated=told["instructions"], written=told["table writes"])
         return Counter(traps=guest.traps.total()) if isinstance(guest, Deprivileged) else Counter()
 
 
@@ -124,8 +126,13 @@ class Bench:
             engine, shadow = rng.choice(("dbt", "dbt", "reference")), rng.choice(SHADOWS)
             paging = "ept" if name in ("vmx", "emulate") else shadow
             is_virtualizable = name == "deprivileged" and virtualizable
-            self.machines.append(Machine(name, paging, engine, virtualizable=is_virtualizable))
-            self.chosen.append(f"{name}: {paging}, {engine}")
+            machine = Machine(name, paging, engine, virtualizable=is_virtualizable)
+            guest, adapts = machine.vm.vcpus[0].guest, ""
+            if isinstance(guest, Bt):
+                guest.sites.first = rng.choice((1, 1, 2, TRAPS))
+                adapts = f", called out after {guest.sites.first}"
+            self.machines.append(machine)
+            self.chosen.append(f"{name}: {paging}, {engine}{adapts}")
 
     def run(self, one: Fragment) -> Difference:
         """Who differs from the first, and in what."""

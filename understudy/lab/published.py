@@ -41,12 +41,14 @@ BY_HARDWARE: Final = {
     "true": HARDWARE["pgfault"] - NATIVE["pgfault"],
     "trace": HARDWARE["ptemod"] - NATIVE["ptemod"],
     "hidden": HARDWARE["pgfault"] - NATIVE["pgfault"],
+    "called out": 0,  # by translated code alone
     "other": BARE_EXIT,
 }
 BY_SOFTWARE: Final = {
     "true": SOFTWARE["pgfault"] - NATIVE["pgfault"],
     "trace": SOFTWARE["pgfault"] - NATIVE["pgfault"],
     "hidden": SOFTWARE["pgfault"] - NATIVE["pgfault"],
+    "called out": SOFTWARE["ptemod"] - NATIVE["ptemod"],
     "other": SOFTWARE["divzero"] - NATIVE["divzero"],
 }
 """What one event adds.  A hidden fault has no price of its own and takes that of a true one; so has

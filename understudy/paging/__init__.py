@@ -239,6 +239,10 @@ class Paging(ABC):
     def table_written(self, gpa: int, length: int) -> None:  # noqa: B027
         """The hypervisor has written to a frame that is `traced`, inside one page."""
 
+    def may_write(self, gfn: int) -> bool:
+        """Whether entries may let the guest write this frame, without a trace fault."""
+        return True
+
     def store(self, gpa: int, size: int, value: int) -> None:
         """Carry out a guest's write to a traced table, inside one page."""
         raise PagingError(f"a write to gpa {gpa:#x}: nothing is traced")

@@ -13,7 +13,6 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.paging import Answer, Fault
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror, MirrorView
-from understudy.paging.shadow_page import indices
 
 
 class Eager(Mirror, name="eager"):
@@ -26,10 +25,6 @@ class Eager(Mirror, name="eager"):
         return Answer(Fault.TRACE, found.gpa)
 
     def table_written(self, gpa: int, length: int) -> None:
-        gfn = gpa >> PAGE_SHIFT
-        self.note_write(gfn, gpa & PAGE - 1, length)
-        for page in list(self.traced.get(gfn, ())):
-            for index in indices(page, gpa & PAGE - 1, length):
-                if page.hpa:  # else it has gone with what it hung from
-                    self.resync(page, index)
+        self.note_write(gpa >> PAGE_SHIFT, gpa & PAGE - 1, length)
+        self.apply(gpa, length)
         self.settle()

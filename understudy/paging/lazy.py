@@ -25,6 +25,7 @@ from understudy.paging.shadow_page import indices
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
 PLACE_BYTES = 256  # of one that was entered
+ENTRY = 8  # bytes, of the longest
 SMALLEST = 4  # bytes that a write to a table likely has at least
 
 
@@ -57,10 +58,12 @@ class Lazy(Mirror, name="lazy"):
         self.entered.update(places)
 
     def table_written(self, gpa: int, length: int) -> None:
-        """What it was before is not known any more: compare everything that there is."""
+        """Of more than an entry, what it was before is not known any more: compare all there is."""
         gfn = gpa >> PAGE_SHIFT
         self.note_write(gfn, gpa & PAGE - 1, length)
-        if gfn in self.traced:
+        if length <= ENTRY and gfn not in self.unsync:
+            self.apply(gpa, length)
+        elif gfn in self.traced:
             self.unsync.setdefault(gfn, b"")
         self.settle()
 

@@ -30,7 +30,7 @@ from understudy.paging.quadrants import COMPOSED, stands_for
 from understudy.paging.roles import ROLES, Role
 from understudy.paging.roots import Roots, root_key, saved_root
 from understudy.paging.shadow import Shadow
-from understudy.paging.shadow_page import ShadowPage
+from understudy.paging.shadow_page import ShadowPage, indices
 from understudy.paging.shadow_pages import ENTRY_BYTES, ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
 from understudy.paging.unwatched import Unwatched
@@ -215,16 +215,19 @@ class Mirror(Shadow[MirrorView]):
         """A synchronization point: from now on the guest expects its tables to be believed."""
 
     @abstractmethod
-    def may_write(self, gfn: int) -> bool:
-        """Whether entries may let the guest write this frame."""
-
-    @abstractmethod
     def trace(self, view: MirrorView, gva: int, error: int, found: Found) -> Answer:
         """The guest writes to a traced table."""
 
     @abstractmethod
     def table_written(self, gpa: int, length: int) -> None:
         """The hypervisor has written to a traced table (inside one page)."""
+
+    def apply(self, gpa: int, length: int) -> None:
+        """What a traced table has now, inside one page, the shadows have, too."""
+        for page in list(self.traced.get(gpa >> PAGE_SHIFT, ())):
+            for index in indices(page, gpa & PAGE - 1, length):
+                if page.hpa:  # else it has gone with what it hung from
+                    self.resync(page, index)
 
     def note_entered(self, places: list[Place]) -> None:
         """Entries were made while some shadows may differ from their tables."""
@@ -360,9 +363,7 @@ class Mirror(Shadow[MirrorView]):
             "pages": self.tables.save(gfns),
             "stepped": [view.stepped for view in self.views],
             "roots": [[list(key), list(root.key)] for key, root in self.roots.by_key.items()],
-            "in_use": [
-                list(view.root.key) if view.root is not NO_ROOT else [] for view in self.views
-            ],
+            "in_use": [view.root_key() for view in self.views],
             "loads": self.roots.loads,
             "unwatched": self.unwatched.save(),
         }
@@ -388,9 +389,7 @@ class Mirror(Shadow[MirrorView]):
         if key:
             root = self.roots.by_key.get(root_key(view.regime, view.role))
             if root is None or root.key != key or view.real is not None:
-                raise ValueError(
-                    "snapshot: the root in use is not that of the guest's address space"
-                )
+                raise ValueError("snapshot: the root in use is of another address space")
             view.root = root
             view.guest.load_root(root.hpa)
         view.guest.invalidate()

@@ -7,7 +7,7 @@ leads to the translation of its target, or to its own trap.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,10 +68,16 @@ class Unit:
 class Cache:
     """That of one vCPU, while the window lies where it lies."""
 
-    def __init__(self, host: Host, layout: Layout, *, is_virtual: bool = True) -> None:
-        """is_virtual: time is.  OutOfFrames: the host has no room, and nothing of it is taken."""
+    def __init__(
+        self, host: Host, layout: Layout, *, is_virtual: bool = True,
+        called_out: Container[int] = (),
+    ) -> None:  # fmt: skip
+        """is_virtual, called_out: as `translate` has them.
+
+        OutOfFrames: the host has no room, and nothing of it is taken.
+        """
         self.host, self.memory, self.layout = host, host.memory, layout
-        self.is_virtual = is_virtual
+        self.is_virtual, self.called_out = is_virtual, called_out
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
         try:
@@ -173,7 +179,9 @@ class Cache:
 
     def translate(self, pc: int, code: bytes, rip: int) -> Code:
         """A unit.  Cut: more code is needed."""
-        return translate(self.layout, pc, code, rip, is_virtual=self.is_virtual)
+        return translate(
+            self.layout, pc, code, rip, is_virtual=self.is_virtual, called_out=self.called_out
+        )
 
     def _note(self, code: Code) -> None:
         self.notes += len(code.starts) + len(code.marks)
@@ -227,6 +235,13 @@ class Cache:
         for unit in units:
             self._forget(unit)
         return len(units)
+
+    def drop_at(self, rip: int) -> None:
+        """Whatever has a translation of the instruction there is to be translated anew."""
+        mask = self.layout.mask
+        for unit in [unit for unit in self._units if 0 <= rip - unit.rip < len(unit.guest)]:
+            if any(own == rip for _, own in unit.places(mask)):
+                self._forget(unit)
 
     def _forget(self, unit: Unit) -> None:
         word = self.layout.word

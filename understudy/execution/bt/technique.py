@@ -189,6 +189,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         return None
 
     def _go(self, left: int) -> Exit:
+        if self.faulted is not None:
+            self.see_trace(*self.faulted)
         if not self._is_watching:
             if self._is_in_the_way():
                 self._verify(self.cache.layout.bits)
@@ -295,7 +297,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         pc, code = self._at, self._code
         if pc and code is not None and pc in code.inline and self._is_about_flag(exit):
             return self._callout(pc)
-        return super()._sort(exit)
+        found = super()._sort(exit)
+        if found is not None and found.reason == Reason.EXCEPTION_OR_NMI and code is not None:
+            self.faulted = self.rip, self.traces()
+        return found
 
     def _is_about_flag(self, exit: Exit) -> bool:
         """Whether IF is to be set while an interrupt waits."""
@@ -327,6 +332,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         assert self._code is not None
         if step.instruction.flow_control in BRANCHES and pc not in self._code.places:
             return self._branch(step)
+        if self.rip in self.sites.called_out and self.write_out(pc, step):
+            return None
         return self._hand_over(step.name)
 
     def _follow(self, link: Link) -> None:

@@ -9,6 +9,7 @@ Secure Virtual Machine Monitor", for what is sensitive.
 Invariant: what is copied does at CPL 1 what it does at level 0, or faults.
 """
 
+from collections.abc import Container
 from typing import Final
 
 import iced_x86 as iced
@@ -74,10 +75,14 @@ class Cut(Exception):
     """Not even the first instruction is there to its end."""
 
 
-def translate(layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool) -> Code:
+def translate(
+    layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool,
+    called_out: Container[int] = (),
+) -> Code:  # fmt: skip
     """A unit: as many instructions at `rip` as there are in `code`, to be put at `pc`.
 
     is_virtual: time is, and what is executed beyond the guest's instructions takes none.
+    called_out: where instructions are that would be copied, and are not to be.
     Cut: more code is needed.
     """
     out, decoder = Code(layout, pc), iced.Decoder(layout.bits, code, ip=rip)
@@ -99,7 +104,7 @@ def translate(layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: boo
         at += length
         try:
             if (plain := TIME.get(instruction.mnemonic)) is None:
-                is_over, is_copy = _one(out, decoder, instruction, raw)
+                is_over, is_copy = _one(out, decoder, instruction, raw, called_out)
             elif is_virtual:
                 flags.read_time(out, plain)
                 is_over, is_copy = False, False
@@ -120,14 +125,15 @@ def translate(layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: boo
 
 
 def _one(
-    out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes
-) -> tuple[bool, bool]:
+    out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: bytes,
+    called_out: Container[int],
+) -> tuple[bool, bool]:  # fmt: skip
     """Whether it ends the unit, and whether it is a copy.  Untranslated: a callout is needed."""
     flow, bits = instruction.flow_control, out.layout.bits
     if flow == FlowControl.NEXT:
         if _inline(out, instruction):
             return False, False
-        if is_sensitive(instruction):
+        if is_sensitive(instruction) or instruction.ip in called_out:
             raise Untranslated
         out.plain(_copy(out, decoder, instruction, raw))
         return False, True

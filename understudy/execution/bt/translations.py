@@ -8,11 +8,13 @@ last expected them to be believed, and from bytes that nobody has written since.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.segment import Segment, SegmentName
 from understudy.execution.bt import shown
+from understudy.execution.bt.adaptation import Sites, Store, carry_out, store_of
 from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
 from understudy.execution.bt.layout import LARGEST, Layout
 from understudy.execution.bt.library import Library
@@ -28,6 +30,7 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs
 from understudy.machine.words import PRESENT, Flag
+from understudy.paging import Fault
 from understudy.paging.guest_walk import Found, GuestFault, entries_of
 
 EXPAND_DOWN: Final = 0x4
@@ -52,6 +55,9 @@ class Translations(Live):
         self._keeps = False  # translations on disk
         self._libraries: dict[Layout, Library] = {}
         self._steps_at: dict[int, Step] = {}  # by pc of a callout
+        self.sites = Sites()
+        self._stores_at: dict[int, Store | None] = {}  # by pc of a callout
+        self.faulted: tuple[int, int] | None = None  # a copy's RIP; the trace faults before it
         self._loaded = 0  # hpa of the root by which it ran last
         self._unsure = True  # whether what was translated is what the guest's tables lead to
         self._written: set[int] = set()  # gfns that were protected, since the guest went on
@@ -172,11 +178,14 @@ class Translations(Live):
         """Begin anew."""
         self.translated["caches"] += 1
         before = self.cache
-        self.cache = Cache(self.host, layout, is_virtual=self.is_virtual)
+        self.cache = Cache(
+            self.host, layout, is_virtual=self.is_virtual, called_out=self.sites.called_out
+        )
         self.code_frames.let_go(self.p2m, before.by_frame)
         before.close()
         self.tables.clear()
         self._steps_at.clear()
+        self._stores_at.clear()
         self._loaded = 0
         self._shown_flags, self._has_selectors, self._may_change_if = -1, False, True
         self.root_changed, self._is_watching = True, False
@@ -187,6 +196,40 @@ class Translations(Live):
         if (bits == 64) != self.is_long_mode() or not bits:
             return super()._root()
         return self.space.root
+
+    # --- adaptation ---
+
+    def traces(self) -> int:
+        """Trace faults so far."""
+        faults: dict[str, int] = self.view.paging.faults
+        return faults[Fault.TRACE]
+
+    def see_trace(self, rip: int, before: int) -> None:
+        """A copy's page fault was answered: it may have been one too many on a traced table."""
+        self.faulted = None
+        if self.traces() != before and self.sites.trapped(rip):
+            self.translated["called out"] += 1
+            self.cache.drop_at(rip)
+
+    def write_out(self, pc: int, step: Step) -> bool:
+        """Carry out a write that is likely to a traced table.  False: the processor must."""
+        rip, sites, stores = self.rip, self.sites, self._stores_at
+        if pc not in stores:
+            stores[pc] = store_of(step.instruction, self.cache.layout.bits)
+        if (store := stores[pc]) is None:
+            sites.refuse(rip)
+            self.cache.drop_at(rip)
+            return False
+        is_done, is_guilty = True, False
+        try:
+            is_guilty = carry_out(self, store)
+        except (GuestFault, NotHere):
+            is_done = False
+        self.translated["table writes"] += is_done
+        if sites.wrote(rip, is_guilty):
+            self.translated["copied again"] += 1
+            self.cache.drop_at(rip)
+        return is_done
 
     # --- units ---
 
@@ -217,15 +260,16 @@ class Translations(Live):
         """A unit."""
         found, raw = self._fetch(rip, PAGE)
         parts = [(rip, found)]
-        pc, library = self._room(), self._library()
-        if library is not None and (kept := library.find(rip, raw, pc)) is not None:
+        pc, library, mask = self._room(), self._library(), self.cache.layout.mask
+        kept = None if library is None else library.find(rip, raw, pc)
+        if kept is not None and not self._has_called_out(kept[0].places(mask)):
             unit, out = kept
             self.translated["kept"] += 1
         else:
             try:
                 code = self.cache.translate(pc, raw, rip)
             except Cut:
-                found, more = self._fetch(rip + len(raw) & self.cache.layout.mask, LONGEST)
+                found, more = self._fetch(rip + len(raw) & mask, LONGEST)
                 raw += more
                 parts.append((rip + len(raw) - 1, found))
                 try:
@@ -233,7 +277,7 @@ class Translations(Live):
                 except Cut:
                     raise NotHere from None
             unit, out = Unit.of(code, raw), bytes(code.out)
-            if library is not None and len(parts) == 1:
+            if library is not None and len(parts) == 1 and not self._has_called_out(code.starts):
                 library.note(code, raw)
         told = self.translated
         told["units"] += 1
@@ -247,6 +291,11 @@ class Translations(Live):
         self.code_frames.hold(self.p2m, unit.gfns)
         self.cache.add(unit, out)
         return pc
+
+    def _has_called_out(self, places: Iterable[tuple[int, int]]) -> bool:
+        """Whether an instruction there, by its `rip`, is called out: a unit for this run alone."""
+        called_out = self.sites.called_out
+        return bool(called_out) and any(rip in called_out for _, rip in places)
 
     def _library(self) -> Library | None:
         """What is kept on disk of translations for this window."""
