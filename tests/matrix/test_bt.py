@@ -212,3 +212,13 @@ def test_commands_and_a_power_off(guest: str, paging: str) -> None:
         result = vm.run("uname -s; ls / | wc -l", timeout_wall_s=900)
         assert result.output.startswith("Linux\n")
         vm.power_off(timeout_wall_s=900)
+
+
+@pytest.mark.parametrize("paging", PAGINGS)
+def test_that_code_was_fetched_makes_no_other_code_of_it(paging: str) -> None:
+    """The accessed flags that the first walk to code sets are no reason to translate it anew."""
+    loads = "0f 20 d8 0f 22 d8 | mov rax, cr3; mov cr3, rax\n" * 3
+    with small(f"{loads}{ENDS}", "dbt", paging)("bt") as vm:
+        assert vm.go(budget=1000).kind == StopKind.DEBUG_EXIT
+        told = vm.counts()["execution"]["translated"]
+    assert told["caches"] == 1

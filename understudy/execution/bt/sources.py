@@ -19,7 +19,7 @@ from understudy.execution.emulate.linear import Ram
 from understudy.guest import Control
 from understudy.machine.p2m import GuestMemoryError, P2m, Runs
 from understudy.machine.words import Flag
-from understudy.paging.guest_walk import DIRTY, Found, Regime
+from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, Regime
 
 PG: Final = CR0.PG.mask
 OF_CR4: Final = int(CR4(PAE=1, PSE=1, SMEP=1))
@@ -126,7 +126,7 @@ class Tables:
                 table = self.others.setdefault(at >> PAGE_SHIFT, Entries())
             else:
                 table = self.root
-            table.note(at & PAGE - 1, size, entry)
+            table.note(at & PAGE - 1, size, entry | ACCESSED)  # as the walk has left it
 
     def are_same(self, regime: Regime, control: Control, ram: Ram) -> bool:
         """Whether walks to all that was found would find it there now."""
