@@ -24,7 +24,8 @@ history() {
 history | "$git" fast-import --quiet || exit 1
 echo S
 "$git" repack -adfq --window=20 --depth=20 --threads=1
-"$git" fsck --full --no-progress || exit 1
+# (What checks commit graphs and indices of several packs is a program of its own, which guests lack.)
+"$git" -c core.commitGraph=false -c core.multiPackIndex=false fsck --full --no-dangling || exit 1
 told=$("$git" log -p --stat -M --no-color main | md5sum)
 named=$("$git" blame main -- d1/f0 2>/dev/null | md5sum)
 echo "E $(echo "$told$named" | md5sum | cut -c 1-8)"
