@@ -10,7 +10,7 @@ import pytest
 from tests.matrix import programs as p
 from tests.matrix.beside_vmx import guest_of, together
 from tests.matrix.test_bt import ENDS, PAGINGS, small
-from understudy.execution.bt.adaptation import INNOCENT, SITES_KEPT, TRAPS, Sites
+from understudy.execution.bt.adaptation import INNOCENT, MOST, SITES_KEPT, TRAPS, Sites
 from understudy.execution.bt.technique import Bt
 from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.lab.teaching import booted, counted
@@ -89,7 +89,7 @@ def test_whatever_it_writes_it_does_the_same(name: str, paging: str) -> None:
     assert told["called out"] == 2
     assert told["copied again"] == 1
     assert traces == 3 * TRAPS  # eight, then sixteen
-    assert told["table writes"] == 2 * TRAPS + INNOCENT + 3 * TRAPS
+    assert told["table writes"] == 2 * TRAPS + 3 * INNOCENT + 3 * TRAPS
 
 
 def test_where_only_the_first_of_many_writes_would_trap_it_is_copied_again() -> None:
@@ -116,12 +116,20 @@ def test_sites_that_are_kept_are_few() -> None:
     assert not any(sites.trapped(0) for _ in range(1000))
 
 
-def test_each_time_it_is_twice_as_long() -> None:
+def test_each_time_it_takes_twice_as_many_up_to_a_bound() -> None:
     sites, times = Sites(), []
-    for _ in range(3):
+    for _ in range(5):
         times.append(1)
         while not sites.trapped(1):
             times[-1] += 1
-        assert not any(sites.wrote(1, is_guilty=n == 3) for n in range(INNOCENT + 3))
+        assert not sites.wrote(1, is_guilty=True)
+        assert not any(sites.wrote(1, is_guilty=False) for _ in range(INNOCENT))
         assert sites.wrote(1, is_guilty=False)
-    assert times == [TRAPS, 2 * TRAPS, 4 * TRAPS]
+    assert times == [TRAPS, 2 * TRAPS, 4 * TRAPS, MOST, MOST]
+
+
+def test_one_that_was_guilty_often_may_write_elsewhere_for_a_while() -> None:
+    sites = Sites()
+    assert any(sites.trapped(1) for _ in range(TRAPS))
+    assert not any(sites.wrote(1, is_guilty=True) for _ in range(1000))
+    assert [sites.wrote(1, is_guilty=False) for _ in range(MOST)].index(True) == MOST - 1

@@ -2,8 +2,8 @@
 
 Idea: an instruction that writes memory is innocent until proven guilty, and copied; a write to a
 traced table faults.  One that has faulted so `TRAPS` times is translated anew, to a callout that
-carries its write out, and faults no more.  When it has written `INNOCENT` times running where no
-copy of it would have faulted, it is copied again, and then takes twice as many traps to be guilty.
+carries its write out, and faults no more.  When it has written more often where no copy of it would
+have faulted than to such tables, by `INNOCENT`, it is copied again, and takes twice as many traps.
 
 Source: Adams and Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization",
 "Adaptive Binary Translation".
@@ -28,7 +28,9 @@ from understudy.instructions.table_write import WIDEST
 TRAPS: Final = 8
 """Trace faults that prove an instruction guilty, the first time."""
 INNOCENT: Final = 8
-"""Writes elsewhere, one after the other, that prove it innocent again."""
+"""Writes elsewhere, beyond those to traced tables, that prove it innocent again."""
+MOST: Final = 64
+"""Traps, however often it was innocent; writes elsewhere, however often it was guilty."""
 SITES_KEPT: Final = 1 << 12
 """Instructions that are known to have trapped; half of them may be called out."""
 NEVER: Final = 1 << 62
@@ -40,7 +42,7 @@ class Site:
 
     allowed: int
     traps: int = 0  # since it is copied
-    elsewhere: int = 0  # writes that were not to a protected table, one after the other
+    left: int = INNOCENT  # writes elsewhere until it is innocent
 
 
 class Sites:
@@ -66,8 +68,8 @@ class Sites:
     def wrote(self, rip: int, is_guilty: bool) -> bool:
         """It was called out.  Whether it is to be copied again."""
         site = self._sites[rip]
-        site.elsewhere = 0 if is_guilty else site.elsewhere + 1
-        return site.elsewhere >= INNOCENT and self._acquit(rip, 2 * site.allowed)
+        site.left = min(site.left + 1, MOST) if is_guilty else site.left - 1
+        return not site.left and self._acquit(rip, min(2 * site.allowed, MOST))
 
     def refuse(self, rip: int) -> None:
         """It cannot be called out: it is copied for ever."""
