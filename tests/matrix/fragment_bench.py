@@ -115,15 +115,15 @@ class Bench:
 
     def __init__(
         self, mode: str, rng: random.Random, techniques: Sequence[str] = TECHNIQUES,
-        virtualizable: bool = True,
+        virtualizable: bool = True, shadows: Sequence[str] = SHADOWS,
     ) -> None:  # fmt: skip
-        """`rng` chooses engines and paging; `virtualizable`: the ISA of "deprivileged"."""
+        """`rng` chooses engines, and of these paging; `virtualizable`: ISA of "deprivileged"."""
         self.mode, self.stage = mode, stage.memory(mode)
         self.machines: list[Machine] = []
         self.compared = 0  # fragments
         self.chosen: list[str] = []
         for name in techniques:
-            engine, shadow = rng.choice(("dbt", "dbt", "reference")), rng.choice(SHADOWS)
+            engine, shadow = rng.choice(("dbt", "dbt", "reference")), rng.choice(shadows)
             paging = "ept" if name in ("vmx", "emulate") else shadow
             is_virtualizable = name == "deprivileged" and virtualizable
             machine = Machine(name, paging, engine, virtualizable=is_virtualizable)

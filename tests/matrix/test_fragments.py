@@ -15,7 +15,7 @@ import pytest
 from iced_x86 import Mnemonic
 
 from tests.matrix import fragment_stage as stage
-from tests.matrix.fragment_bench import Bench, Found, fuzz, in_words
+from tests.matrix.fragment_bench import SHADOWS, Bench, Found, fuzz, in_words
 from tests.matrix.fragment_code import Fragment, Item
 from tests.matrix.fragment_stage import LONG, MODES, PAE, TWO_LEVEL, UNPAGED
 from understudy.arch.msr import Msr
@@ -70,6 +70,8 @@ CASES = [
     Case("VMCALL in 32-bit code", PAE, "0f01c1 0f22d0"),
     Case("REX before another prefix means nothing", LONG, "b8 09e00000 482effd0"),
     Case("a fault of ENTER on the way", TWO_LEVEL, "c8 9bb1 43", "", {"rbp": 0x15C51}),
+    Case("where memory was lent for an operand there is none the second time", UNPAGED,
+         "0f011560d04000 0f011560d04000"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip
 
@@ -88,9 +90,10 @@ def fragment_of(case: Case) -> Fragment:
     return Fragment(mode, kernel, program, registers, (1,) * (REST + 1), bytes(256))
 
 
+@pytest.mark.parametrize("shadow", SHADOWS)
 @pytest.mark.parametrize("case", CASES, ids=[case.about for case in CASES])
-def test_what_once_differed(case: Case) -> None:
-    bench = Bench(case.mode, random.Random(case.about))
+def test_what_once_differed(case: Case, shadow: str) -> None:
+    bench = Bench(case.mode, random.Random(case.about), shadows=(shadow,))
     try:
         difference = bench.run(fragment_of(case))
         assert not difference, f"{bench.chosen}\n{in_words(difference)}"

@@ -80,6 +80,7 @@ class P2m(FrameTable):
         super().__init__()
         self.owners: dict[int, Owner] = {}  # by flag
         self.keeper: Keeper | None = None  # of what is swapped out
+        self.changes = 0  # however often watchers had something to hear
         self.watchers: list[Watcher] = []
         self.tracers: list[Tracer] = []
         self.halt: Callable[[], None] = lambda: None  # nobody uses what is taken away
@@ -284,6 +285,7 @@ class P2m(FrameTable):
             self._tell(gfn, 1)
 
     def _announce(self, runs: list[tuple[int, int]]) -> None:
+        self.changes += 1
         if self._pending is not None:
             self._pending += runs
         elif runs:
@@ -308,6 +310,7 @@ class P2m(FrameTable):
                     watcher(runs)
 
     def _tell(self, gfn: int, count: int) -> None:
+        self.changes += 1
         if self._pending is not None:
             self._pending.append((gfn, count))
             return

@@ -109,6 +109,7 @@ class Linear:
         self._all: dict[Privilege, Pages] = {}
         self.large: set[tuple[int, int]] = set()  # (shift, gva >> shift) of pages that were large
         self._control, self._privilege = NOWHERE, (0, False, NO_KEYS)
+        self._changes = ram.p2m.changes  # when walks were looked at last
         self._mean()
 
     def _mean(self) -> None:
@@ -126,8 +127,9 @@ class Linear:
     def follow(self, control: Control, privilege: Privilege) -> None:
         """Linear addresses mean this now; others than `store` may have changed memory."""
         self.epoch += 1
-        if control != self._control:
-            self._control = control
+        changes = self.ram.p2m.changes
+        if control != self._control or changes != self._changes:
+            self._control, self._changes = control, changes
             self._all.clear()
             self.large.clear()
         elif privilege == self._privilege:
