@@ -1,4 +1,4 @@
-"""What an interpreter or a hypervisor keeps of walks does not outlive the frames that it leads to."""
+"""What is kept of walks does not outlive the frames that they lead to."""
 
 import pytest
 
