@@ -12,8 +12,10 @@ import pytest
 
 from tests.guests import stress
 from tests.guests.fetched import fetched
+from tests.windows import window_counts
 from understudy.guests import packages
 from understudy.guests.entry import GuestError
+from understudy.vm import VM
 
 SAID = """\
 stress-ng: info:  [102] setting to a 2 second run per stressor
@@ -59,6 +61,39 @@ def test_all_classes_at_once_for_a_moment(technique: str, work: dict[str, dict[s
     assert (end.status, end.complaints) == (0, ())
     work[technique] = end.work
     assert len({tuple(done.items()) for done in work.values()}) == 1, work  # none sees a difference
+
+
+def opened(vm: VM, work: int) -> None:
+    """Windows were, and every process of so many runs had one."""
+    counts = window_counts(vm)
+    print(f"{vm.pages.name}: {counts}")
+    assert counts["windows_opened"] > work and counts["window_drops"] > 0
+
+
+@pytest.mark.real_guest
+@pytest.mark.parametrize("technique", ["ept", "vtlb"])
+def test_all_classes_with_windows_for_a_moment(
+    technique: str, work: dict[str, dict[str, int]]
+) -> None:
+    with stress.boot(technique, windows=True) as vm:
+        end = stress.stress(vm, stress.CLASSES, stress.BRIEFLY)
+        assert (end.status, end.complaints) == (0, ())
+        opened(vm, end.work["fork"])
+    work[f"{technique}, windows"] = end.work
+    assert len({tuple(done.items()) for done in work.values()}) == 1, work  # none sees a difference
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("technique", stress.TECHNIQUES)
+def test_each_class_with_windows_for_two_virtual_seconds(technique: str) -> None:
+    with stress.boot(technique, windows=True) as vm:
+        for name in stress.CLASSES:
+            end = stress.stress(vm, [name], f"{stress.SMALL} -t 2s")
+            print(f"{technique}, {name}: {end.work}, {end.wall_s:.0f} s")
+            assert (end.status, end.complaints) == (0, ()), name
+        opened(vm, 0)
 
 
 @pytest.mark.real_guest

@@ -1,5 +1,7 @@
 //! Processors for the programs of [`crate::address_forms::code32`].
 
+#![allow(dead_code)]
+
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
 use silicon::dbt::promotion::Windows;

@@ -4,6 +4,8 @@
 //! XMM7 has the random number, XMM6 where to go on after a fault, XMM5 counts the rounds: memory may be
 //! written anywhere.
 
+#![allow(dead_code)]
+
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register, Register::*};
 
 use super::{Form, Program, ROOM, pick};
