@@ -227,7 +227,7 @@ impl Writer {
 
     /// One form or several, off a base that is moved in between.
     fn plain(&mut self, base: Register, index: Register) {
-        for _ in 0..1 + self.rng.below(3) {
+        for _ in 0..=self.rng.below(3) {
             let by = self.pick(&DISPLACEMENTS);
             match self.rng.below(4) {
                 0 => self.insn(Instruction::with2(Code::Add_rm32_imm32, base, by)),
