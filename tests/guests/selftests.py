@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.windows import force_windows
+from tests.windows import force_windows, window_counts
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import deb, debian, initramfs, loader
 from understudy.guests.apt import Apt, Progress
@@ -176,6 +176,7 @@ def in_guest(
         entry = loader.load(vm.memory, kernel.kernel, initrd=initrd, append=append, rsdp=RSDP_GPA)
         vm.enter(entry)
         done = vm.run(f"cd /selftests\n{script}", timeout_wall_s=WALL_SECONDS)
+        assert not windows or window_counts(vm)["window_fills"] > 0
         vm.power_off()
     return endings(done.raw.decode("utf-8", "replace"))
 
