@@ -152,9 +152,11 @@ fuzz-walls: setup ## Hostile snapshots, files, clients and guests for an hour (S
 
 ACCESSES ?= 10000000
 SIGNALS ?= 600000
-fuzz-windows: ## Every address form at every edge of windows, and a minute of signals (SEED=n, ACCESSES=n, SIGNALS=n)
+fuzz-windows: setup ## Windows: every address form at every edge, a minute of signals, tables, guests (SEED=n, ACCESSES=n, SIGNALS=n)
 	@cd silicon && ACCESSES=$(ACCESSES) SEED=$(SEED) SIGNALS=$(SIGNALS) cargo test -q --release \
-		--test confinement --test signal_storm -- --nocapture
+		--test confinement --test led_astray --test signal_storm -- --nocapture
+	@$(BIN)/python -m pytest -q -s --timeout 0 -m slow -k windows tests/property/test_paging_windows.py \
+		tests/guests/test_stress.py tests/guests/test_selftests.py
 
 SCRIPTS ?= 10000
 fuzz-devices: setup ## Hostile drivers for the virtio devices (SCRIPTS=n)

@@ -17,8 +17,8 @@ mod random;
 
 use std::sync::PoisonError;
 
-use address_beds::{bed, has_avx};
-use address_forms::{Program, program, reached};
+use address_beds::{bed, code32 as beds32, has_avx};
+use address_forms::{Program, code32, program, reached};
 use arena_bed::{ALONE, LOW, PIE, edges, faults, memory_of, run, seen};
 use canaries::Canaries;
 use counters::counter;
@@ -34,9 +34,26 @@ const TURN: u64 = 5_000;
 const TURNS: u64 = 16;
 const ROUNDS: usize = 8; // R8
 
+/// What a kind of programs is: a processor for one, its rounds and faults so far, what it may reach.
+struct Kind {
+    make: fn(EngineKind, Windows, u64, u64, &[u8]) -> Processor,
+    rounds: fn(&Processor) -> u64,
+    faults: fn(&Processor) -> [u64; 3],
+    reached: fn() -> Vec<u64>,
+}
+
+const BITS_64: Kind =
+    Kind { make: bed, rounds: |p| p.core.gpr[ROUNDS], faults, reached: || reached(&edges()) };
+const BITS_32: Kind = Kind {
+    make: |engine, windows, _, seed, code| beds32::bed(engine, windows, seed, code, has_avx()),
+    rounds: beds32::rounds,
+    faults: beds32::faults,
+    reached: || code32::reached(&beds32::edges()),
+};
+
 /// Canaries around these windows, and where accesses would be that no window moves.
-fn around(windows: &[Current]) -> Canaries {
-    let wanted = reached(&edges());
+fn around(kind: &Kind, windows: &[Current]) -> Canaries {
+    let wanted = (kind.reached)();
     let distances = windows.iter().flat_map(|w| [Some(w.base), w.low]).flatten().chain([0]);
     Canaries::at(distances.flat_map(|d| wanted.iter().map(move |at| at.wrapping_add(d))))
 }
@@ -54,12 +71,15 @@ struct Tried {
 }
 
 /// Run a program everywhere, and compare.
-fn try_program(at: u64, seed: u64, tried: &mut Tried) {
-    let Program { code, accesses } = program(seed, has_avx());
+fn try_program(kind: &Kind, program: &Program, at: u64, seed: u64, tried: &mut Tried) {
+    let Program { code, accesses } = program;
     let kinds = [EngineKind::Reference, EngineKind::Dbt, EngineKind::Dbt];
     let windows = [Windows::Never, Windows::Always, Windows::Always];
-    let mut all: Vec<_> =
-        kinds.into_iter().zip(windows).map(|(kind, windows)| bed(kind, windows, at, seed, &code)).collect();
+    let mut all: Vec<_> = kinds
+        .into_iter()
+        .zip(windows)
+        .map(|(engine, windows)| (kind.make)(engine, windows, at, seed, code))
+        .collect();
     let windows_of = |all: &[Processor]| -> Vec<Current> {
         all[1..].iter().map(|p| p.core.tlb.windows.current().expect("a window")).collect()
     };
@@ -71,7 +91,7 @@ fn try_program(at: u64, seed: u64, tried: &mut Tried) {
         let [expected, first, second] = [0, 1, 2].map(|i| seen(&mut all[i]));
         for (i, got) in [first, second].into_iter().enumerate() {
             let [ours, theirs] =
-                [&all[i + 1], &all[0]].map(|p| (p.core.rip, p.core.cr2, p.core.gpr, faults(p)));
+                [&all[i + 1], &all[0]].map(|p| (p.core.rip, p.core.cr2, p.core.gpr, (kind.faults)(p)));
             assert_eq!(theirs, ours, "seed {seed} at {at:#x}, turn {turn}, window {i}");
             assert_eq!(expected, got, "seed {seed} at {at:#x}, turn {turn}, window {i}");
         }
@@ -83,14 +103,14 @@ fn try_program(at: u64, seed: u64, tried: &mut Tried) {
         } else {
             // (A program with so many accesses beside its window loses it, and gets another one.)
             drop(std::mem::replace(&mut canaries, Canaries::at([])));
-            (canaries, windows) = (around(&now), now);
+            (canaries, windows) = (around(kind, &now), now);
         }
     }
     let memory = [0, 1, 2].map(|i| memory_of(&all[i]));
     assert_eq!([memory[0]; 2], memory[1..], "seed {seed} at {at:#x}");
     for p in &all[1..] {
-        tried.accesses += accesses * p.core.gpr[ROUNDS];
-        let of_all = tried.faults.iter_mut().zip(faults(p));
+        tried.accesses += accesses * (kind.rounds)(p);
+        let of_all = tried.faults.iter_mut().zip((kind.faults)(p));
         of_all.for_each(|(sum, more)| *sum += more);
         tried.interpreted += counter(p, "interpreted");
     }
@@ -100,31 +120,60 @@ fn try_program(at: u64, seed: u64, tried: &mut Tried) {
     tried.canaries = tried.canaries.max(canaries.len());
 }
 
+/// How many accesses are wanted, and the first seed.
+fn wanted() -> (u64, u64) {
+    let number = |name: &str, otherwise| {
+        std::env::var(name).map_or(otherwise, |n| n.parse().unwrap_or_else(|_| panic!("{name}: a number")))
+    };
+    (number("ACCESSES", FEW), number("SEED", 1))
+}
+
+impl Tried {
+    /// Tell of it; what is compared was not faults alone, and the canaries were there.
+    fn tell(&self, programs: u64) {
+        let Self { accesses, faults: [ss, gp, pf], canaries, guarded, interpreted, windows } = self;
+        println!(
+            "{accesses} accesses of {programs} programs; faults: {ss} #SS, {gp} #GP, {pf} #PF; {interpreted} \
+             instructions interpreted; windows near, far, without the lowest arena: {windows:?}; {canaries} \
+             canaries at once, around the windows in {guarded:?} turns",
+        );
+        assert!(*ss > 0 && *gp > 0 && *pf > 0);
+        assert!(guarded[0] * 2 > guarded[1], "{guarded:?}");
+        assert!(ss + gp + pf < accesses * 9 / 10);
+    }
+}
+
 #[test]
 fn no_address_form_reaches_what_is_not_the_guests() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = std::env::var("ACCESSES").map_or(FEW, |n| n.parse().expect("ACCESSES: a number"));
-    let first = std::env::var("SEED").map_or(1, |n| n.parse().expect("SEED: a number"));
+    let (wanted, first) = wanted();
     let mut tried = Tried::default();
     let mut seed = first;
     while tried.accesses < wanted {
         for at in [LOW, PIE] {
-            try_program(at, seed, &mut tried);
+            try_program(&BITS_64, &program(seed, has_avx()), at, seed, &mut tried);
         }
         seed += 1;
     }
-    let Tried { accesses, faults: [ss, gp, pf], canaries, guarded, interpreted, windows } = tried;
-    println!(
-        "{accesses} accesses of {} programs; faults: {ss} #SS, {gp} #GP, {pf} #PF; {interpreted} instructions \
-         interpreted; windows near, far, without the lowest arena: {windows:?}; {canaries} canaries \
-         at once, around the windows in {guarded:?} turns",
-        2 * (seed - first),
-    );
-    assert!(ss > 0 && gp > 0 && pf > 0 && canaries > 1000);
-    assert!(windows[0] > 0 && windows[1] > 0, "{windows:?}");
-    assert!(guarded[0] * 2 > guarded[1], "{guarded:?}");
-    // What is compared is not faults alone.
-    assert!(ss + gp + pf < accesses * 9 / 10);
+    tried.tell(2 * (seed - first));
+    assert!(tried.canaries > 1000);
+    assert!(tried.windows[0] > 0 && tried.windows[1] > 0, "{:?}", tried.windows);
+}
+
+/// Addresses go round 4 GBytes, and segments have bases.
+#[test]
+fn no_address_form_of_32_bits_does() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (wanted, first) = wanted();
+    let mut tried = Tried::default();
+    let mut seed = first;
+    while tried.accesses < wanted {
+        let program = code32::program(seed, has_avx());
+        try_program(&BITS_32, &program, code32::CODE.into(), seed, &mut tried);
+        seed += 1;
+    }
+    tried.tell(seed - first);
+    assert!(tried.canaries > 100);
 }
 
 /// Canaries tell of a write.

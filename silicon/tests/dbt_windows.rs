@@ -225,3 +225,30 @@ fn another_space_has_another_window() {
         both.each_ref().map(|p| (p.core.mem.load(0x3_0000, 8), p.core.mem.load(0x9_0000, 8)));
     assert_eq!(reference, dbt);
 }
+
+/// Of ten bytes the computer computes two addresses: those of an operand that begins 8 bytes before the end of the
+/// address space must not be at its beginning.
+#[test]
+fn ten_bytes_at_the_end_do_not_go_round() {
+    let code = [
+        0xBE, 0xF8, 0xFF, 0xFF, 0xFF, // mov esi, -8
+        0xFF, 0x06, // inc dword [esi]
+        0xFF, 0x46, 0x10, // inc dword [esi + 16]: at 8
+        0xD9, 0xE8, // fld1
+    ];
+    let forms: [&[u8]; 3] = [&[0xDB, 0x3E], &[0xDB, 0x2E], &[0xDF, 0x36]]; // fstp, fld, fbstp tword [esi]
+    for form in forms {
+        let mut both = [EngineKind::Reference, EngineKind::Dbt].map(|engine| {
+            let mut p = machine(engine, Windows::Always);
+            p.core.mem.write_bytes(CODE + 0x1000, &[&code[..], form].concat());
+            p.core.rip = CODE + 0x1000;
+            p.run(1000, &mut || false);
+            p
+        });
+        let rip = CODE + 0x1000 + code.len() as u64;
+        assert_eq!([rip; 2], both.each_ref().map(|p| p.core.rip), "{form:x?}");
+        assert_eq!([0; 2], both.each_ref().map(|p| p.core.mem.load(0, 8)), "{form:x?}");
+        let [reference, dbt] = both.each_mut().map(seen);
+        assert_eq!(reference, dbt, "{form:x?}");
+    }
+}

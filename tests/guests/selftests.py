@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.windows import force_windows, window_counts
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import deb, debian, initramfs, loader
 from understudy.guests.apt import Apt, Progress
@@ -160,16 +161,22 @@ def _architecture(guest: str) -> str:
 
 
 def in_guest(
-    initrd: Path, *, engine: str = "dbt", only: str = "", guest: str = GUEST
+    initrd: Path, *, engine: str = "dbt", only: str = "", guest: str = GUEST, windows: bool = False
 ) -> dict[str, Ending]:
-    """Run them in an understudy guest, through the agent.  `only`: the names of a few."""
+    """Run them in an understudy guest, through the agent.
+
+    `only`: the names of a few.  `windows`: they are forced on from its reset.
+    """
     kernel = debian.fetch(guest)
     script = SCRIPT.replace("*_[36][24]", only or "*_[36][24]")
     with VM(MEMORY, engine=engine) as vm:
+        if windows:
+            force_windows(vm)
         append = f"{kernel.append} {APPEND}"
         entry = loader.load(vm.memory, kernel.kernel, initrd=initrd, append=append, rsdp=RSDP_GPA)
         vm.enter(entry)
         done = vm.run(f"cd /selftests\n{script}", timeout_wall_s=WALL_SECONDS)
+        assert not windows or window_counts(vm)["window_fills"] > 0
         vm.power_off()
     return endings(done.raw.decode("utf-8", "replace"))
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tests.windows import force_windows
 from understudy.linux import VM
 
 CLASSES = ("vm", "fork", "mmap", "mprotect", "madvise")
@@ -67,11 +68,13 @@ def judge(text: str, classes: Iterable[str]) -> tuple[dict[str, int], tuple[str,
     return work, tuple(bad)
 
 
-def boot(technique: str, clock: str = "virtual", cpus: int = 1) -> VM:
-    """A guest that has stress-ng and has come up."""
+def boot(technique: str, clock: str = "virtual", cpus: int = 1, *, windows: bool = False) -> VM:
+    """A guest that has stress-ng and has come up.  `windows`: they are forced on from its reset."""
     vm = VM.linux(
         GUEST, memory=MEMORY, packages=["stress-ng"], paging=technique, clock=clock, cpus=cpus
     )
+    if windows:
+        force_windows(vm)
     vm.wait_for_agent()
     return vm
 

@@ -45,11 +45,11 @@ def in_guest(programs: dict[str, bytes]) -> dict[str, Ending]:
     return on(selftests.GUEST, programs)
 
 
-def on(kernel: str, programs: dict[str, bytes]) -> dict[str, Ending]:
+def on(kernel: str, programs: dict[str, bytes], *, windows: bool = False) -> dict[str, Ending]:
     fetched(kernel)
     name = f"initramfs/selftests-{kernel}.cpio"
     initrd: Path = Cache().write(name, selftests.archive(programs, kernel))
-    return selftests.in_guest(initrd, guest=kernel)
+    return selftests.in_guest(initrd, guest=kernel, windows=windows)
 
 
 def test_the_transcript_is_understood() -> None:
@@ -94,6 +94,17 @@ def test_on_a_kernel_of_32_bits_they_end_as_the_table_says(
 def test_they_end_as_the_table_says(in_guest: dict[str, Ending]) -> None:
     ends = {name: end.in_words() for name, end in in_guest.items()}
     assert ends == {name: cells[0] for name, cells in TABLE.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kernel", [selftests.GUEST, "686-pae"])
+def test_with_windows_they_end_as_the_table_says(kernel: str, programs: dict[str, bytes]) -> None:
+    ends = on(kernel, programs, windows=True)
+    table = TABLE if kernel == selftests.GUEST else TABLE_32
+    assert {name: end.in_words() for name, end in ends.items()} == {
+        name: cells[0] for name, cells in table.items()
+    }
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 from tests.guests import stress
 from tests.guests.fetched import fetched
+from tests.windows import window_counts
 from understudy.guests import packages
 from understudy.guests.entry import GuestError
 
@@ -59,6 +60,46 @@ def test_all_classes_at_once_for_a_moment(technique: str, work: dict[str, dict[s
     assert (end.status, end.complaints) == (0, ())
     work[technique] = end.work
     assert len({tuple(done.items()) for done in work.values()}) == 1, work  # none sees a difference
+
+
+@pytest.mark.real_guest
+def test_all_classes_with_windows_for_a_moment(work: dict[str, dict[str, int]]) -> None:
+    with_windows("ept", work)
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # each change of the root of shadow tables takes a window's pages
+@pytest.mark.parametrize("technique", sorted({*stress.TECHNIQUES} - {"ept"}))
+def test_all_classes_with_windows_on_shadow_tables(
+    technique: str, work: dict[str, dict[str, int]]
+) -> None:
+    with_windows(technique, work)
+
+
+def with_windows(technique: str, work: dict[str, dict[str, int]]) -> None:
+    """The same work is done as without, and each process that was forked had a window."""
+    with stress.boot(technique, windows=True) as vm:
+        end = stress.stress(vm, stress.CLASSES, stress.BRIEFLY)
+        assert (end.status, end.complaints) == (0, ())
+        counts = window_counts(vm)
+    print(f"{technique}: {counts}, {end.work}, {end.wall_s:.0f} s")
+    assert counts["windows_opened"] > end.work["fork"] and counts["window_drops"] > 1000
+    work[f"{technique}, windows"] = end.work
+    assert len({tuple(done.items()) for done in work.values()}) == 1, work  # none sees a difference
+
+
+@pytest.mark.real_guest
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("technique", stress.TECHNIQUES)
+def test_each_class_with_windows_for_two_virtual_seconds(technique: str) -> None:
+    with stress.boot(technique, windows=True) as vm:
+        for name in stress.CLASSES:
+            end = stress.stress(vm, [name], f"{stress.SMALL} -t 2s")
+            print(f"{technique}, {name}: {end.work}, {end.wall_s:.0f} s, {window_counts(vm)}")
+            assert (end.status, end.complaints) == (0, ()), name
+        assert window_counts(vm)["window_drops"] > 1000
 
 
 @pytest.mark.real_guest

@@ -16,6 +16,9 @@ use super::tables::{NOWHERE, Tables};
 use super::translate::Translator;
 use crate::mmu::window::{Current, HIGH, LOW};
 
+/// Bytes of an x87 register in memory.
+const TEN_BYTES: usize = 10;
+
 /// Make the instruction's memory operand this one.
 pub(super) fn encode(insn: &mut Instruction, mem: Mem) {
     let is_short = mem.through == Some(Through::Bits32);
@@ -56,15 +59,19 @@ impl Translator<'_> {
         if !self.has_window {
             return None;
         }
-        let reach = if self.is_32 { Some(Self::reach_32(insn)) } else { self.reach(insn) };
+        let reach = if self.is_32 { Self::reach_32(insn) } else { self.reach(insn) };
         let is_old = |r: u8| r < 8;
         reach.filter(|Reach { mem, .. }| {
             !has_high_byte || mem.base.is_none_or(is_old) && mem.index.is_none_or(|(i, _)| is_old(i))
         })
     }
 
-    /// A 32-bit program's operand.
-    fn reach_32(insn: &Instruction) -> Reach {
+    /// A 32-bit program's operand.  Of one of ten bytes the computer accesses the last two apart, and
+    /// computes their address with 32 bits again: at the end of the window they would be the first ones of it.
+    fn reach_32(insn: &Instruction) -> Option<Reach> {
+        if insn.memory_size().size() == TEN_BYTES {
+            return None;
+        }
         let (compute, mem) = if has_base(insn) {
             (Compute::Address, at(T0))
         } else {
@@ -74,13 +81,13 @@ impl Translator<'_> {
             let disp = insn.memory_displacement64() as i32;
             (Compute::Nothing, Mem::new(host(insn.memory_base()), index, disp))
         };
-        Reach {
+        Some(Reach {
             compute,
             check: None,
             far: Far::Not,
             mem: Mem { through: Some(Through::Bits32), ..mem },
             proves: None,
-        }
+        })
     }
 
     /// The instruction accesses memory there, in the window.

@@ -1,5 +1,7 @@
 //! Processors for the programs of [`crate::address_forms`].
 
+pub mod code32;
+
 use silicon::arch::segment::seg;
 use silicon::dbt::promotion::Windows;
 use silicon::mmu::window::ARENA_SHIFT;

@@ -6,6 +6,8 @@
 
 #![allow(dead_code)]
 
+pub mod code32;
+
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register, Register::*};
 
 use crate::random::Rng;

@@ -9,6 +9,7 @@ use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
 use silicon::dbt::promotion::Windows;
 use silicon::mem::Memory;
+use silicon::mmu::window::HIGH;
 use silicon::processor::{EngineKind, Processor};
 use silicon::snapshot::state_hash;
 
@@ -129,6 +130,26 @@ pub fn skip_faults(p: &mut Processor) {
         ];
         mem.write_bytes(handler, &code);
     }
+}
+
+const EDGE_TABLES: u64 = 0x5_0000;
+
+/// Let there be data at the first and last pages of arenas, and everywhere beside the high ones: a page
+/// that is the same one for 512 GBytes.
+pub fn give_edges(p: &mut Processor) {
+    let mem = &p.core.mem;
+    let tables = [EDGE_TABLES, EDGE_TABLES + 0x1000, EDGE_TABLES + 0x2000];
+    for (table, entry) in tables.into_iter().zip([tables[1], tables[2], DATA_HPA]) {
+        (0..512).for_each(|i| mem.store(table + 8 * i, 8, entry | USER));
+    }
+    let beside = |arena: u64| [arena - 1, arena, arena + 7, arena + 8];
+    for slot in [HIGH[0] * 8, HIGH[1] * 8].into_iter().flat_map(beside).chain([7, 8]) {
+        if slot < 255 {
+            mem.store(PML4 + 8 * slot, 8, EDGE_TABLES | USER);
+        }
+    }
+    let mut next = EDGE_TABLES + 0x3000;
+    (0..2).for_each(|i| map(mem, &mut next, i << 12, DATA_HPA + (i << 12)));
 }
 
 /// How many faults were handled: #SS, #GP, #PF.
