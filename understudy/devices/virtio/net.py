@@ -232,10 +232,10 @@ class Net(VirtioPci, name="virtio_net"):
         self.moved += len(data)
         self._passed(IN, frame)
         if len(chains) == 1:
-            return self.wires.dma.scatter(chain.writable, data)
+            return self.dma.scatter(chain.writable, data)
         assert self.ring is not None
         for one in chains:
-            count = self.wires.dma.scatter(one.writable, data)
+            count = self.dma.scatter(one.writable, data)
             self.ring.push(one, count)
             data = data[count:]
         return None
@@ -313,7 +313,7 @@ class Net(VirtioPci, name="virtio_net"):
             s.refused += 1  # no wire carries it
             return
         self._wait(OUT)
-        data = self.wires.dma.gather(chain.readable)
+        data = self.dma.gather(chain.readable)
         self.moved += size
         frame = frame_of(Header(*HEADER.unpack_from(data)), data[HEADER.size :], s.driver_features)
         if frame is None:
@@ -331,13 +331,13 @@ class Net(VirtioPci, name="virtio_net"):
         size = length(chain.readable)
         if not 2 <= size <= MOST_CONTROL or not chain.writable:
             raise RingError("a network command without its class or its acknowledgment")
-        command = self.wires.dma.gather(chain.readable)
+        command = self.dma.gather(chain.readable)
         self.moved += size
         is_done = self.state.obey((command[0], command[1]), command[2:], self.pairs)
         status = OK if is_done else ERR
         if is_done and (command[0], command[1]) == PAIRS_SET:
             self.kick(RECEIVE)  # the frame that comes next may be for another queue now
-        return self.wires.dma.scatter(cut(chain.writable, 0, 1), status)
+        return self.dma.scatter(cut(chain.writable, 0, 1), status)
 
     # --- snapshots ---
 
