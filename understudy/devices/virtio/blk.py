@@ -146,7 +146,8 @@ class Blk(Gathering, name="virtio_blk"):
             sent = memoryview(header)[HEADER.size :]
         else:
             header = dma.gather(cut(readable, 0, HEADER.size))
-            sent = cut(readable, HEADER.size, more)
+            is_apart = readable[0][1] == HEADER.size  # as all drivers do it
+            sent = readable[1:] if is_apart else cut(readable, HEADER.size, more)
         kind, _, sector = HEADER.unpack_from(header)
         data, status, before = b"", OK, self.moved
         self._wait()
@@ -164,8 +165,9 @@ class Blk(Gathering, name="virtio_blk"):
         # "The device MUST write at least len bytes ... beginning at the first": as far as it has.
         if len(data) == room <= SHORT:
             return dma.scatter(writable, data + status)
-        written = dma.scatter(cut(writable, 0, room), data)
-        dma.scatter(cut(writable, room, 1), status)
+        is_apart = writable[-1][1] == 1
+        written = dma.scatter(writable[:-1] if is_apart else cut(writable, 0, room), data)
+        dma.scatter(writable[-1:] if is_apart else cut(writable, room, 1), status)
         return room + 1 if written == room else written
 
     def _carry_out(

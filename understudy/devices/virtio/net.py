@@ -2,8 +2,8 @@
 
 Source: Virtual I/O Device (VIRTIO) Version 1.2, "Network Device".
 
-Not modeled: VLAN filters, announcements, the MTU, UDP fragmentation, ECN
-in segments that are yet to be cut.  None of them is offered.
+Not modeled: VLAN filters, announcements, UDP fragmentation, ECN in segments that are yet to be cut.
+None of them is offered.
 
 Invariants: a frame goes out whole or not at all; frames arrive in order; a frame that the guest
 filters never reaches it, nor does one that is longer than what its driver has said it takes; what
@@ -57,7 +57,7 @@ from understudy.devices.wires import Wires
 
 KIND: Final = 1
 CLASS: Final = 0x020000  # Ethernet controller
-MAC, STATUS = 1 << 5, 1 << 16  # VIRTIO_NET_F_*
+MTU, MAC, STATUS = 1 << 3, 1 << 5, 1 << 16  # VIRTIO_NET_F_*
 CTRL_VQ: Final = 1 << 17
 OFFERED: Final = OFFLOADS | MRG_RXBUF | MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
 
@@ -65,6 +65,8 @@ RECEIVE: Final = 0  # of a pair of queues; the other sends.  After all pairs com
 CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*
+PLAIN: Final = HEADER.pack(*Header())  # there is nothing to do, and it is in one buffer
+LONG: Final = MTU | MRG_RXBUF | sum(GUEST_TSO.values())  # each lets longer frames come
 
 # --- Ours ---
 
@@ -84,7 +86,7 @@ class Net(VirtioPci, name="virtio_net"):
     battery = ("own", "is_up", "sent", "sent_bytes", "received", "received_bytes", "refused",
                "lost", "free_at")  # fmt: skip
     switches: ClassVar[Mapping[str, int]] = {
-        **VirtioPci.switches, "mq": MQ, "mrg-rxbuf": MRG_RXBUF,
+        **VirtioPci.switches, "mq": MQ, "mrg-rxbuf": MRG_RXBUF, "mtu": MTU,
     }  # fmt: skip
     state: NetState
 
@@ -103,7 +105,7 @@ class Net(VirtioPci, name="virtio_net"):
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * (2 * pairs + 1))
         self.pairs = pairs
         self.cable, self.rate = cable if cable is not None else Cable(), rate
-        self.offered |= OFFERED | (MQ if pairs > 1 else 0)
+        self.offered |= OFFERED | (MQ if pairs > 1 else 0) | (MTU if self.cable.mtu else 0)
         self.plug = self.alarms["plug"] = Alarm(self.clock, lambda: self.set_link(is_up=True))
         self.ring: Queue | None = None  # that is served
         self.first = USUAL_MAC
@@ -129,7 +131,8 @@ class Net(VirtioPci, name="virtio_net"):
         self.state.mac = self.state.own
 
     def config(self) -> bytes:
-        return CONFIG.pack(self.state.mac, LINK_UP if self.state.is_up else 0, self.pairs, 0)
+        s, mtu = self.state, self.cable.mtu
+        return CONFIG.pack(s.mac, LINK_UP if s.is_up else 0, self.pairs, mtu)
 
     # --- the cable ---
 
@@ -167,8 +170,7 @@ class Net(VirtioPci, name="virtio_net"):
 
     def _wait(self, way: int) -> None:
         """Not now, if the limit of speed is used up."""
-        early = self.state.free_at[way] - self.clock.now() - BURST_NS
-        if self.rate and early > 0:
+        if self.rate and (early := self.state.free_at[way] - self.clock.now() - BURST_NS) > 0:
             raise Postponed(early)
 
     def _passed(self, way: int, frame: Frame) -> None:
@@ -223,35 +225,42 @@ class Net(VirtioPci, name="virtio_net"):
         if self._queue_for(frame) != number:
             self.cable.put_back([frame])
             raise NotNow
-        header = header_of(frame)
-        chains = self._room(chain, HEADER.size + len(frame.data))
+        size = HEADER.size + len(frame.data)
+        chains = self._room(chain, size)
         if chains is None:
             self.cable.put_back([frame])
             raise NotNow
-        data = HEADER.pack(*header._replace(num_buffers=len(chains))) + frame.data
-        self.moved += len(data)
+        if frame.start or len(chains) > 1:
+            header = HEADER.pack(*header_of(frame)[:-1], len(chains))
+        else:
+            header = PLAIN
+        runs = [run for one in chains for run in one.writable]
+        self.dma.scatter(cut(runs, 0, size), header + frame.data)
+        self.moved += size
         self._passed(IN, frame)
         if len(chains) == 1:
-            return self.dma.scatter(chain.writable, data)
+            return size
         assert self.ring is not None
         for one in chains:
-            count = self.dma.scatter(one.writable, data)
+            count = min(length(one.writable), size)
             self.ring.push(one, count)
-            data = data[count:]
+            size -= count
         return None
 
     def _next(self) -> Frame:
         """The next frame for the guest, as its driver can take it."""
-        longest = LONGEST if self._takes_long else LONGEST_PLAIN
+        s = self.state
         while (frame := self.cable.take()) is not None:
-            if not self.state.is_up or not self.state.passes(frame.to):
+            if not s.is_up or not (s.is_promiscuous or s.passes(frame.to)):
                 continue
-            if frame.kind and not (self.has(GUEST_CSUM) and self.has(GUEST_TSO[frame.kind])):
-                frame, *rest = frame.pieces()
-                self.cable.put_back(rest)
-            elif not self.has(GUEST_CSUM):
-                frame = frame.whole()
-            if len(frame.data) <= longest:
+            if frame.start:
+                can_sum = self.has(GUEST_CSUM)
+                if frame.kind and not (can_sum and self.has(GUEST_TSO[frame.kind])):
+                    frame, *rest = frame.pieces()
+                    self.cable.put_back(rest)
+                elif not can_sum:
+                    frame = frame.whole()
+            if len(frame.data) <= LONGEST_PLAIN or self.has(LONG) and len(frame.data) <= LONGEST:
                 return frame
             self.state.lost += 1
         raise NotNow
@@ -272,11 +281,6 @@ class Net(VirtioPci, name="virtio_net"):
         pair = s.flows[bucket_of(frame.data, is_out=False)]
         is_used = pair < s.pairs and s.queues[2 * pair].is_enabled
         return 2 * pair if is_used else RECEIVE
-
-    @property
-    def _takes_long(self) -> bool:
-        """Whether the driver's buffers hold more than an ordinary frame."""
-        return self.has(MRG_RXBUF | sum(GUEST_TSO.values()))
 
     def _room(self, chain: Chain, wanted: int) -> list[Chain] | None:
         """Buffers for so many bytes, the given one first; None if there are not enough yet."""

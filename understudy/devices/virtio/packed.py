@@ -25,6 +25,7 @@ from understudy.devices.virtio.queue import (
     QueueState,
     RingError,
     chain_of,
+    chain_of_one,
 )
 from understudy.machine.physical import PhysicalMemory
 
@@ -68,7 +69,12 @@ class PackedQueue(Queue):
             if not self._there:
                 return None
             n = 0
+        gpa, count, name, flags = self._window[n]
         room = size - (s.taken - s.given) % (2 * size)  # the rest of the ring is still with us
+        if not flags & (NEXT | INDIRECT) and room:
+            chain = chain_of_one(name, gpa, count, flags)
+            s.taken = (s.taken + 1) % (2 * size)
+            return chain
         found: list[Descriptor] = []
         flags = NEXT
         while flags & NEXT:

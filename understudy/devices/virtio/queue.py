@@ -229,5 +229,13 @@ def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -
     return Chain(head, tuple(readable), tuple(writable), slots)
 
 
+def chain_of_one(head: int, gpa: int, size: int, flags: int) -> Chain:
+    """The same for a single descriptor."""
+    if gpa + size > END:
+        raise _beyond(gpa, size)
+    run = ((gpa, size),)
+    return Chain(head, (), run) if flags & WRITE else Chain(head, run, ())
+
+
 def _beyond(gpa: int, size: int) -> RingError:
     return RingError(f"{size} bytes at {gpa:#x}, beyond the end of all addresses")

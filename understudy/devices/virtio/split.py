@@ -21,6 +21,7 @@ from understudy.devices.virtio.queue import (
     QueueState,
     RingError,
     chain_of,
+    chain_of_one,
 )
 from understudy.machine.physical import PhysicalMemory
 
@@ -67,7 +68,11 @@ class SplitQueue(Queue):
         head = self._heads[n]
         if head >= s.size:
             raise RingError(f"descriptor {head} in a table of {s.size}")
-        chain = self._chain(head, self._firsts[n])
+        gpa, size, flags, _ = first = self._firsts[n]
+        if flags & (NEXT | INDIRECT):
+            chain = self._chain(head, first)
+        else:
+            chain = chain_of_one(head, gpa, size, flags)
         s.taken = s.taken + 1 & 0xFFFF
         return chain
 
