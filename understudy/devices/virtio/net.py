@@ -260,7 +260,7 @@ class Net(VirtioPci, name="virtio_net"):
                     self.cable.put_back(rest)
                 elif not can_sum:
                     frame = frame.whole()
-            if len(frame.data) <= LONGEST_PLAIN or self.has(LONG) and len(frame.data) <= LONGEST:
+            if len(frame.data) <= (LONGEST if self.has(LONG) else LONGEST_PLAIN):
                 return frame
             self.state.lost += 1
         raise NotNow

@@ -103,7 +103,7 @@ class PackedQueue(Queue):
 
     def publish(self) -> bool:
         s, laps = self.state, 2 * self.state.size
-        if s.given == s.published:
+        if not self._used:
             return False
         before, s.published = s.published, s.given
         ((at, first), *rest), self._used = self._used, []

@@ -173,10 +173,7 @@ class Queue:
         One that cannot be is left out, and found out when its turn comes (`_table`).
         """
         self._tables.clear()
-        runs = []
-        for run in named:
-            if run[1] <= LONGEST_TABLE_BYTES and sum(run) <= END:
-                runs.append(run)
+        runs = [run for run in named if run[1] <= LONGEST_TABLE_BYTES and sum(run) <= END]
         try:
             data = self.memory.gather(runs) if runs else b""
         except IndexError:

@@ -86,10 +86,10 @@ class SplitQueue(Queue):
 
     def publish(self) -> bool:
         s = self.state
-        if s.given == s.published:
+        if not self._used:
             return False
-        before, s.published = s.published, s.given
         ring, used, self._used = s.device + RING, self._used, []
+        before, s.published = s.given - len(used) & 0xFFFF, s.given
         runs = [(ring + USED.size * ((before + n) % s.size), USED.size) for n in range(len(used))]
         runs.append((s.device + 2, 2))
         self.memory.scatter(runs, b"".join(used) + s.given.to_bytes(2, "little"))
