@@ -22,7 +22,6 @@ from bench.guest.mirror import in_guest
 from bench.guest.rows import GATEWAY, PEER, SCRATCH_MB, Row
 from bench.markers import Failed
 from understudy.backends.opening import open_disk
-from understudy.backends.passt import MTU
 from understudy.disk import Disk
 from understudy.guests import boot_disk
 from understudy.host import Host
@@ -144,8 +143,7 @@ class Tcg(Place):
         )  # fmt: skip
         self.given.callback(passt.wait)
         self.given.callback(passt.kill)
-        # passt is made for it, and so has it understudy's card.
-        return self._started("one", ours, self.scratch, f",host_mtu={MTU}")
+        return self._started("one", ours, self.scratch)
 
     def pair(self) -> Machine:
         ours, theirs = self._wire()
@@ -159,14 +157,14 @@ class Tcg(Place):
             self.given.callback(end.close)
         return ends[0].fileno(), ends[1].fileno()
 
-    def _started(self, what: str, wire: int, scratch: Path | None, card: str = "") -> Machine:
+    def _started(self, what: str, wire: int, scratch: Path | None) -> Machine:
         command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", MEMORY,
                    "-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot",
                    "-serial", "stdio", "-kernel", str(self.kernel), "-initrd", str(self.initrd),
                    "-append", self.append,
                    "-drive", f"file={self.image},format=qcow2,if=virtio,snapshot=on",
                    "-netdev", f"stream,id=net,addr.type=fd,addr.str={wire}",
-                   "-device", f"virtio-net-pci,netdev=net{card}"]  # fmt: skip
+                   "-device", "virtio-net-pci,netdev=net"]  # fmt: skip
         if scratch is not None:
             command += ["-drive", f"file={scratch},format=raw,if=virtio"]
         machine = Qemu(self.log(what), command, (wire,))

@@ -17,7 +17,6 @@ from tests.guests.fetched import fetched
 from tests.guests.web import serving
 from tests.unit.backends.test_tap import in_namespace
 from understudy.backends import pcap
-from understudy.backends.passt import MTU
 from understudy.linux import VM
 
 pytestmark = [
@@ -61,8 +60,7 @@ def test_a_guest_fetches_and_serves(port: int, clock: str, tmp_path: Path) -> No
     with VM.linux(
         "cloud-amd64", clock=clock, net=f"user,host-loopback,pcap={file}", publish=f"{mine}:80"
     ) as vm:
-        shown = vm.run("ip addr show dev eth0").output
-        assert " 10.0.2.15/24 " in shown and f" mtu {MTU} " in shown
+        assert " 10.0.2.15/24 " in vm.run("ip addr show dev eth0").output
         came = vm.run(f"wget -qO- http://10.0.2.2:{port}/ | md5sum").output.split()[0]
         assert came == md5(BODY).hexdigest()
         vm.run("mkdir /tmp/w; head -c 3000000 /dev/urandom >/tmp/w/index.html; httpd -h /tmp/w")

@@ -28,8 +28,6 @@ class Cable:
 
     is_outside: ClassVar[bool] = False
     """Whether what comes, and when, depends on more than VMs of this process."""
-    mtu: ClassVar[int] = 0
-    """The longest packet that it carries, if the card is to say that; 0: the usual 1500."""
 
     def __init__(self) -> None:
         self.notify: Callable[[], None] = lambda: None  # from any thread: something waits

@@ -32,7 +32,6 @@ MISSING: Final = (
     "net user: there is no passt on this computer: install it (apt-get install passt), or use "
     "--net lan=NAME, which needs nothing"
 )
-MTU: Final = 65_520  # what passt itself says by DHCP, which not every client of a guest heeds
 LENGTH: Final = 4  # bytes before each frame
 AT_ONCE: Final = 1 << 18
 SOCKET_BYTES: Final = 1 << 20  # asked for; the computer gives what it allows
@@ -65,8 +64,6 @@ NOISE: Final = re.compile(r"Failed to send \d+ bytes to syslog|Don't run as root
 
 class Passt(Outside):
     """A cable to a passt of its own."""
-
-    mtu = MTU
 
     def __init__(self, nic: Nic, ports: Sequence[Port]) -> None:
         """NetworkError says in one line why there is none."""

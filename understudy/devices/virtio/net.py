@@ -2,8 +2,8 @@
 
 Source: Virtual I/O Device (VIRTIO) Version 1.2, "Network Device".
 
-Not modeled: VLAN filters, announcements, UDP fragmentation, ECN in segments that are yet to be cut.
-None of them is offered.
+Not modeled: VLAN filters, announcements, the MTU, UDP fragmentation, ECN
+in segments that are yet to be cut.  None of them is offered.
 
 Invariants: a frame goes out whole or not at all; frames arrive in order; a frame that the guest
 filters never reaches it, nor does one that is longer than what its driver has said it takes; what
@@ -57,7 +57,7 @@ from understudy.devices.wires import Wires
 
 KIND: Final = 1
 CLASS: Final = 0x020000  # Ethernet controller
-MTU, MAC, STATUS = 1 << 3, 1 << 5, 1 << 16  # VIRTIO_NET_F_*
+MAC, STATUS = 1 << 5, 1 << 16  # VIRTIO_NET_F_*
 CTRL_VQ: Final = 1 << 17
 OFFERED: Final = OFFLOADS | MRG_RXBUF | MAC | STATUS | CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR
 
@@ -66,7 +66,7 @@ CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*
 PLAIN: Final = HEADER.pack(*Header())  # there is nothing to do, and it is in one buffer
-LONG: Final = MTU | MRG_RXBUF | sum(GUEST_TSO.values())  # each lets longer frames come
+LONG: Final = MRG_RXBUF | sum(GUEST_TSO.values())  # each lets longer frames come
 
 # --- Ours ---
 
@@ -86,7 +86,7 @@ class Net(VirtioPci, name="virtio_net"):
     battery = ("own", "is_up", "sent", "sent_bytes", "received", "received_bytes", "refused",
                "lost", "free_at")  # fmt: skip
     switches: ClassVar[Mapping[str, int]] = {
-        **VirtioPci.switches, "mq": MQ, "mrg-rxbuf": MRG_RXBUF, "mtu": MTU,
+        **VirtioPci.switches, "mq": MQ, "mrg-rxbuf": MRG_RXBUF,
     }  # fmt: skip
     state: NetState
 
@@ -105,7 +105,7 @@ class Net(VirtioPci, name="virtio_net"):
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * (2 * pairs + 1))
         self.pairs = pairs
         self.cable, self.rate = cable if cable is not None else Cable(), rate
-        self.offered |= OFFERED | (MQ if pairs > 1 else 0) | (MTU if self.cable.mtu else 0)
+        self.offered |= OFFERED | (MQ if pairs > 1 else 0)
         self.plug = self.alarms["plug"] = Alarm(self.clock, lambda: self.set_link(is_up=True))
         self.ring: Queue | None = None  # that is served
         self.first = USUAL_MAC
@@ -131,8 +131,7 @@ class Net(VirtioPci, name="virtio_net"):
         self.state.mac = self.state.own
 
     def config(self) -> bytes:
-        s, mtu = self.state, self.cable.mtu
-        return CONFIG.pack(s.mac, LINK_UP if s.is_up else 0, self.pairs, mtu)
+        return CONFIG.pack(self.state.mac, LINK_UP if self.state.is_up else 0, self.pairs, 0)
 
     # --- the cable ---
 

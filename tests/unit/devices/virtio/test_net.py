@@ -210,29 +210,6 @@ def test_a_long_frame_takes_as_many_buffers_as_it_needs() -> None:
     assert b"".join(parts) == bytes(10) + b"\3\0" + data
 
 
-class LongWire(Wire):
-    """One that carries more than Ethernet's."""
-
-    mtu = 65_520
-
-
-@pytest.mark.parametrize(("features", "arrives"), [(ALL, False), (ALL | net.MTU, True)])
-def test_a_cable_for_longer_packets_says_so_to_the_driver(features: int, arrives: bool) -> None:
-    wire = LongWire()
-    d = Driver("virtio_net", cable=wire)
-    assert d.offered & net.MTU and not Driver("virtio_net", cable=Wire()).offered & net.MTU
-    assert (d.get(0x200A, 2), Driver("virtio_net", cable=Wire()).get(0x200A, 2)) == (65_520, 0)
-    d.start(features)
-    wire.notify = d.device.look  # type: ignore[attr-defined]
-    sent = frame(size=wire.mtu + 14)
-    d.describe(0, 0, 0x2_0000, len(HEADER) + len(sent), 2)
-    d.offer(0, 0)
-    wire.arrive(Frame(sent))
-    assert d.finished(0) == ([(0, len(HEADER) + len(sent))] if arrives else [])
-    if arrives:
-        assert d.memory.read(0x2_0000, len(HEADER) + len(sent)) == HEADER + sent
-
-
 def test_the_speed_is_limited_each_way_by_guest_time() -> None:
     d, part, wire = card(rate=8_000_000)  # a byte a microsecond
     for index in range(8):
