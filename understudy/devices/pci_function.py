@@ -10,7 +10,7 @@ pin is released while it may send messages instead.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -79,6 +79,18 @@ class BusMaster(PhysicalMemory):
         if not self.function.state.config[COMMAND] & MASTER:  # `is_master`, and quickly
             raise DmaError(f"gpa {gpa:#x}: the guest has not made this function bus master")
         self.memory.write(gpa, data)
+
+    def gather(self, runs: Sequence[tuple[int, int]], /) -> bytes:
+        """DmaError unless the function is bus master."""
+        return self.memory.gather(runs) if self.function.is_master else super().gather(runs)
+
+    def scatter(
+        self, runs: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview, /
+    ) -> int:
+        """The same."""
+        if self.function.is_master:
+            return self.memory.scatter(runs, data)
+        return super().scatter(runs, data)
 
 
 class Function(ConfigSpace):
@@ -190,7 +202,8 @@ class Function(ConfigSpace):
     def reach(self) -> PhysicalMemory:
         """Memory as it reaches it until the guest goes on, with nothing between if that may be."""
         dma = self.dma
-        return dma.memory if isinstance(dma, BusMaster) and self.is_master else dma
+        may = self.state.config[COMMAND] & MASTER  # `is_master`, and quickly
+        return dma.memory if may and isinstance(dma, BusMaster) else dma
 
     def places(self) -> Iterator[tuple[Bar, int]]:
         """Its BARs and where they point, now and after a reset, whether they answer or not."""

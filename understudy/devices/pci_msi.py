@@ -38,6 +38,7 @@ class MsixControl(Bits, width=16):
     SIZE = Field(10, 0)  # of the table, minus 1
 
 
+MSIX_ENABLE, MSIX_MASK = MsixControl.ENABLE.mask, MsixControl.MASK.mask
 MSI_ID, MSIX_ID = 0x05, 0x11
 CONTROL, ADDRESS, DATA, MASK, PENDING = 2, 4, 12, 16, 20  # offsets in the MSI capability
 ENTRY = struct.Struct("<QII")  # "MSI-X Table Structure": address, data, vector control
@@ -123,7 +124,7 @@ class Msix:
 
     @property
     def is_enabled(self) -> bool:
-        return bool(self.space.get(self.offset + CONTROL, 2) & MsixControl.ENABLE.mask)
+        return bool(self.space.get(self.offset + CONTROL, 2) & MSIX_ENABLE)
 
     def trigger(self, n: int) -> None:
         """Send vector n, or keep it pending while it is masked."""
@@ -135,7 +136,7 @@ class Msix:
 
     @property
     def _is_masked(self) -> bool:
-        return bool(self.space.get(self.offset + CONTROL, 2) & MsixControl.MASK.mask)
+        return bool(self.space.get(self.offset + CONTROL, 2) & MSIX_MASK)
 
     def changed(self) -> None:
         """The guest wrote to its registers."""

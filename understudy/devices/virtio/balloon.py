@@ -192,7 +192,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
     def _named(self, chain: Chain) -> list[int]:
         """The pages of a buffer, which is an array of 32-bit numbers."""
         count = min(length(chain.readable) // 4, MOST)
-        data = self.wires.dma.gather(cut(chain.readable, 0, 4 * count))
+        data = self.dma.gather(cut(chain.readable, 0, 4 * count))
         return list(struct.unpack(f"<{count}I", data))
 
     def _hear(self, chain: Chain) -> int | None:
@@ -202,7 +202,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
             s.is_asked = False
             return 0
         count = min(length(chain.readable), MOST) // STATISTIC.size
-        data = self.wires.dma.gather(cut(chain.readable, 0, count * STATISTIC.size))
+        data = self.dma.gather(cut(chain.readable, 0, count * STATISTIC.size))
         s.statistics = {tag: v for tag, v in STATISTIC.iter_unpack(data) if tag < len(TAGS)}
         s.told_at = self.clock.now()
         raise NotNow

@@ -66,6 +66,7 @@ MOST_QUEUES: Final = 16
 SEGMENTS: Final = QUEUE_SIZE - 2  # the header and the status are descriptors, too
 SEGMENT_BYTES: Final = 1 << 16
 MOST: Final = SEGMENTS * SEGMENT_BYTES  # bytes of one request
+SHORT: Final = 1 << 16  # data up to here are copied once more, to move with what is beside them
 RANGES: Final = 16  # of one discard
 RANGE_SECTORS: Final = 1 << 15  # of one range of zeros: the file system may have to write them
 USUAL_BYTES: Final = 1 << 16
@@ -114,7 +115,6 @@ class Blk(Gathering, name="virtio_blk"):
             raise ValueError(f"virtio_blk: {queues} queues, expected 1 to {MOST_QUEUES}")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE,) * queues)
         self.medium = Overlay(Zeros(USUAL_BYTES)) if medium is None else medium
-        self.dma = self.wires.dma
         self.rate = rate  # bytes a second, 0 for no limit
         self.serial, self.stop = serial.encode()[:ID_BYTES], stop
         self.offered |= SIZE_MAX | SEG_MAX | BLK_SIZE | FLUSH
@@ -139,23 +139,20 @@ class Blk(Gathering, name="virtio_blk"):
         room, more = length(writable) - 1, length(readable) - HEADER.size
         if more < 0 or room < 0:
             raise RingError("a block request without its header or its status")
-        dma = self.dma = self.function.reach()
-        sent: Sequence[Segment]
-        wanted: Sequence[Segment]
-        if (first := readable[0])[1] == HEADER.size:  # as all drivers do it
-            header, sent = dma.read(*first), readable[1:]
+        dma = self.dma
+        sent: memoryview | Sequence[Segment]
+        if more <= SHORT:
+            header = dma.gather(readable)
+            sent = memoryview(header)[HEADER.size :]
         else:
             header = dma.gather(cut(readable, 0, HEADER.size))
-            sent = cut(readable, HEADER.size, 1 << 32)
-        if writable[-1][1] == 1:
-            wanted, place = writable[:-1], writable[-1][0]
-        else:
-            wanted, ((place, _),) = cut(writable, 0, room), cut(writable, room, 1)
-        kind, _, sector = HEADER.unpack(header)
-        written, status, before = 0, OK, self.moved
+            is_apart = readable[0][1] == HEADER.size  # as all drivers do it
+            sent = readable[1:] if is_apart else cut(readable, HEADER.size, more)
+        kind, _, sector = HEADER.unpack_from(header)
+        data, status, before = b"", OK, self.moved
         self._wait()
         try:
-            written = self._carry_out(kind, sector * SECTOR, sent, more, wanted, room)
+            data = self._carry_out(kind, sector * SECTOR, sent, more, room)
         except Refused as refusal:
             status = refusal.status
         except OSError as problem:
@@ -163,33 +160,37 @@ class Blk(Gathering, name="virtio_blk"):
                 self.stop(str(problem))
                 raise Postponed from None
             status = IOERR
-        if status == OK:
+        if self.rate and status == OK:
             self._passed(self.moved - before)
-        dma.write(place, status)
         # "The device MUST write at least len bytes ... beginning at the first": as far as it has.
+        if len(data) == room <= SHORT:
+            return dma.scatter(writable, data + status)
+        is_apart = writable[-1][1] == 1
+        written = dma.scatter(writable[:-1] if is_apart else cut(writable, 0, room), data)
+        dma.scatter(writable[-1:] if is_apart else cut(writable, room, 1), status)
         return room + 1 if written == room else written
 
     def _carry_out(
-        self, kind: int, offset: int,
-        sent: Sequence[Segment], more: int, wanted: Sequence[Segment], room: int,
-    ) -> int:  # fmt: skip
-        """How many bytes of data the driver gets; `more` are sent, `room` are wanted."""
+        self, kind: int, offset: int, sent: memoryview | Sequence[Segment], more: int, room: int
+    ) -> bytes:
+        """The data that the driver gets; `more` bytes are sent, `room` are wanted."""
         match kind:
             case Request.IN:
-                return self._read(offset, wanted, room)
+                self._check(offset, room)
+                return self.medium.read(offset, room)
             case Request.OUT:
                 self._write(offset, sent, more)
             case Request.FLUSH:
                 self.medium.flush()
             case Request.GET_ID:
-                return self.dma.scatter(wanted, self.serial.ljust(ID_BYTES, b"\0"))
+                return self.serial.ljust(ID_BYTES, b"\0")[:room]
             case Request.DISCARD if self.has(DISCARD):
-                self._each(sent, self._discard)
+                self._each(sent, more, self._discard)
             case Request.WRITE_ZEROES if self.has(WRITE_ZEROES):
-                self._each(sent, self._zero)
+                self._each(sent, more, self._zero)
             case _:
                 raise Refused(UNSUPP)
-        return 0
+        return b""
 
     def _wait(self) -> None:
         """Not now, if the limit of speed is used up."""
@@ -197,19 +198,18 @@ class Blk(Gathering, name="virtio_blk"):
             raise Postponed(early)
 
     def _passed(self, count: int) -> None:
-        if self.rate:
-            free = max(self.state.free_at, self.clock.now())
-            self.state.free_at = free + NS_PER_SECOND * count // self.rate
+        free = max(self.state.free_at, self.clock.now())
+        self.state.free_at = free + NS_PER_SECOND * count // self.rate
 
-    def _read(self, offset: int, segments: Sequence[Segment], count: int) -> int:
-        self._check(offset, count)
-        return self.dma.scatter(segments, self.medium.read(offset, count))
+    def _sent(self, sent: memoryview | Sequence[Segment]) -> bytes | memoryview:
+        """What the driver sends, wherever it is still."""
+        return sent if isinstance(sent, memoryview) else self.dma.gather(sent)
 
-    def _write(self, offset: int, segments: Sequence[Segment], count: int) -> None:
+    def _write(self, offset: int, sent: memoryview | Sequence[Segment], count: int) -> None:
         self._check(offset, count)
         if self.medium.is_read_only:
             raise Refused(IOERR)
-        self.medium.write(offset, self.dma.gather(segments))
+        self.medium.write(offset, self._sent(sent))
         if not self.has(FLUSH):
             self.medium.flush()
 
@@ -221,13 +221,14 @@ class Blk(Gathering, name="virtio_blk"):
     # --- ranges ---
 
     def _each(
-        self, segments: Sequence[Segment], carry_out: Callable[[int, int, bool], None]
-    ) -> None:
+        self, sent: memoryview | Sequence[Segment], size: int,
+        carry_out: Callable[[int, int, bool], None],
+    ) -> None:  # fmt: skip
         """Do it with each of the ranges of a request, if all of them are right."""
-        count, rest = divmod(length(segments), RANGE.size)
+        count, rest = divmod(size, RANGE.size)
         if rest or not 0 < count <= RANGES:
             raise Refused(IOERR)
-        ranges = list(RANGE.iter_unpack(self.dma.gather(segments)))
+        ranges = list(RANGE.iter_unpack(self._sent(sent)))
         for sector, sectors, flags in ranges:
             if flags & ~UNMAP:
                 raise Refused(UNSUPP)

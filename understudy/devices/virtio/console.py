@@ -124,13 +124,13 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
     def _bytes_of(self, chain: Chain) -> bytes:
         if length(chain.readable) > MOST:
             raise RingError(f"a buffer of more than {MOST} bytes for a console")
-        return self.wires.dma.gather(chain.readable)
+        return self.dma.gather(chain.readable)
 
     def _input(self, port: int, chain: Chain) -> int:
         waiting = self.state.inputs[port]
         if not waiting or not self._is_listened_to(port):
             raise NotNow
-        count = self.wires.dma.scatter(chain.writable, waiting)
+        count = self.dma.scatter(chain.writable, waiting)
         self.state.inputs[port] = waiting[count:]
         return count
 
@@ -146,7 +146,7 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
             raise NotNow
         if length(chain.writable) < len(messages[0]):
             raise RingError("a buffer too small for a control message")
-        return self.wires.dma.scatter(chain.writable, messages.pop(0))
+        return self.dma.scatter(chain.writable, messages.pop(0))
 
     def _tell(self, port: int, event: Event, value: int = 1, more: bytes = b"") -> None:
         message = CONTROL.pack(port, event, value) + more

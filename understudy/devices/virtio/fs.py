@@ -60,7 +60,7 @@ class Fs(VirtioPci, name="virtio_fs"):
         size = length(chain.readable)
         if not fuse.IN_HEADER.size <= size <= LONGEST_REQUEST:
             raise RingError(f"a FUSE request of {size} bytes")
-        request = self.wires.dma.gather(chain.readable)
+        request = self.dma.gather(chain.readable)
         self.moved += size
         _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(request)
         body = memoryview(request)[fuse.IN_HEADER.size :]
@@ -83,10 +83,10 @@ class Fs(VirtioPci, name="virtio_fs"):
             return 0
         total = fuse.OUT_HEADER.size + len(answer)
         header = fuse.OUT_HEADER.pack(total, -problem, unique)
-        self.wires.dma.scatter(cut(chain.writable, 0, len(header)), header)
+        self.dma.scatter(cut(chain.writable, 0, len(header)), header)
         if answer:
             data = cut(chain.writable, len(header), len(answer))
-            self.wires.dma.scatter(data, answer)
+            self.dma.scatter(data, answer)
         self.moved += total
         return total
 

@@ -65,6 +65,8 @@ RECEIVE: Final = 0  # of a pair of queues; the other sends.  After all pairs com
 CONFIG: Final = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu
 LINK_UP: Final = 1  # VIRTIO_NET_S_LINK_UP
 OK, ERR = b"\0", b"\1"  # VIRTIO_NET_*
+PLAIN: Final = HEADER.pack(*Header())  # there is nothing to do, and it is in one buffer
+LONG: Final = MRG_RXBUF | sum(GUEST_TSO.values())  # each lets longer frames come
 
 # --- Ours ---
 
@@ -167,8 +169,7 @@ class Net(VirtioPci, name="virtio_net"):
 
     def _wait(self, way: int) -> None:
         """Not now, if the limit of speed is used up."""
-        early = self.state.free_at[way] - self.clock.now() - BURST_NS
-        if self.rate and early > 0:
+        if self.rate and (early := self.state.free_at[way] - self.clock.now() - BURST_NS) > 0:
             raise Postponed(early)
 
     def _passed(self, way: int, frame: Frame) -> None:
@@ -223,35 +224,42 @@ class Net(VirtioPci, name="virtio_net"):
         if self._queue_for(frame) != number:
             self.cable.put_back([frame])
             raise NotNow
-        header = header_of(frame)
-        chains = self._room(chain, HEADER.size + len(frame.data))
+        size = HEADER.size + len(frame.data)
+        chains = self._room(chain, size)
         if chains is None:
             self.cable.put_back([frame])
             raise NotNow
-        data = HEADER.pack(*header._replace(num_buffers=len(chains))) + frame.data
-        self.moved += len(data)
+        if frame.start or len(chains) > 1:
+            header = HEADER.pack(*header_of(frame)[:-1], len(chains))
+        else:
+            header = PLAIN
+        runs = [run for one in chains for run in one.writable]
+        self.dma.scatter(cut(runs, 0, size), header + frame.data)
+        self.moved += size
         self._passed(IN, frame)
         if len(chains) == 1:
-            return self.wires.dma.scatter(chain.writable, data)
+            return size
         assert self.ring is not None
         for one in chains:
-            count = self.wires.dma.scatter(one.writable, data)
+            count = min(length(one.writable), size)
             self.ring.push(one, count)
-            data = data[count:]
+            size -= count
         return None
 
     def _next(self) -> Frame:
         """The next frame for the guest, as its driver can take it."""
-        longest = LONGEST if self._takes_long else LONGEST_PLAIN
+        s = self.state
         while (frame := self.cable.take()) is not None:
-            if not self.state.is_up or not self.state.passes(frame.to):
+            if not s.is_up or not (s.is_promiscuous or s.passes(frame.to)):
                 continue
-            if frame.kind and not (self.has(GUEST_CSUM) and self.has(GUEST_TSO[frame.kind])):
-                frame, *rest = frame.pieces()
-                self.cable.put_back(rest)
-            elif not self.has(GUEST_CSUM):
-                frame = frame.whole()
-            if len(frame.data) <= longest:
+            if frame.start:
+                can_sum = self.has(GUEST_CSUM)
+                if frame.kind and not (can_sum and self.has(GUEST_TSO[frame.kind])):
+                    frame, *rest = frame.pieces()
+                    self.cable.put_back(rest)
+                elif not can_sum:
+                    frame = frame.whole()
+            if len(frame.data) <= (LONGEST if self.has(LONG) else LONGEST_PLAIN):
                 return frame
             self.state.lost += 1
         raise NotNow
@@ -272,11 +280,6 @@ class Net(VirtioPci, name="virtio_net"):
         pair = s.flows[bucket_of(frame.data, is_out=False)]
         is_used = pair < s.pairs and s.queues[2 * pair].is_enabled
         return 2 * pair if is_used else RECEIVE
-
-    @property
-    def _takes_long(self) -> bool:
-        """Whether the driver's buffers hold more than an ordinary frame."""
-        return self.has(MRG_RXBUF | sum(GUEST_TSO.values()))
 
     def _room(self, chain: Chain, wanted: int) -> list[Chain] | None:
         """Buffers for so many bytes, the given one first; None if there are not enough yet."""
@@ -313,7 +316,7 @@ class Net(VirtioPci, name="virtio_net"):
             s.refused += 1  # no wire carries it
             return
         self._wait(OUT)
-        data = self.wires.dma.gather(chain.readable)
+        data = self.dma.gather(chain.readable)
         self.moved += size
         frame = frame_of(Header(*HEADER.unpack_from(data)), data[HEADER.size :], s.driver_features)
         if frame is None:
@@ -331,13 +334,13 @@ class Net(VirtioPci, name="virtio_net"):
         size = length(chain.readable)
         if not 2 <= size <= MOST_CONTROL or not chain.writable:
             raise RingError("a network command without its class or its acknowledgment")
-        command = self.wires.dma.gather(chain.readable)
+        command = self.dma.gather(chain.readable)
         self.moved += size
         is_done = self.state.obey((command[0], command[1]), command[2:], self.pairs)
         status = OK if is_done else ERR
         if is_done and (command[0], command[1]) == PAIRS_SET:
             self.kick(RECEIVE)  # the frame that comes next may be for another queue now
-        return self.wires.dma.scatter(cut(chain.writable, 0, 1), status)
+        return self.dma.scatter(cut(chain.writable, 0, 1), status)
 
     # --- snapshots ---
 

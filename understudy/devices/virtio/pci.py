@@ -44,6 +44,7 @@ from understudy.devices.virtio.queue import (
 )
 from understudy.devices.virtio.split import SplitQueue
 from understudy.devices.wires import Wires
+from understudy.machine.physical import PhysicalMemory
 from understudy.state import U8, U16, U32, U64
 
 # --- The specification ---
@@ -125,6 +126,7 @@ class VirtioPci(Device):
         self.again = self.alarms["again"] = Alarm(self.clock, self._serve_waiting)
         self.moved = 0  # bytes, since the access began
         self.served = 0  # requests, by the last kick
+        self.dma: PhysicalMemory = wires.dma  # as it is reached while a queue is served
         self.function = VirtioFunction(kind, class_code, len(self.sizes), self, _COMMON.size)
         wires.plug(self.function)
 
@@ -311,7 +313,7 @@ class VirtioPci(Device):
 
     def _drain(self, number: int, queue: Queue) -> int | None:
         """Carry out what waits, as far as one may at once; in how many ns comes the rest."""
-        left = queue.state.size
+        left, self.dma = queue.state.size, queue.memory
         try:
             while left and self.moved < QUANTUM:
                 chain = queue.pop()
@@ -338,9 +340,7 @@ class VirtioPci(Device):
 
     def interrupt(self, vector: int, cause: int) -> None:
         """Tell the driver: by a message, or by the pin if it wants no messages."""
-        if self.function.messages is not None:
-            if vector != NO_VECTOR:
-                self.wires.msi(vector)
+        if self.wires.msi(vector) if vector != NO_VECTOR else self.function.messages is not None:
             return
         self.state.isr |= cause
         self.function.set_intx(True)

@@ -4,6 +4,9 @@ Source: Virtual I/O Device (VIRTIO) Version 1.2, "Virtqueues".
 
 What is common to the two kinds of ring, `split.py` and `packed.py`.  A device sees a `Queue` alone.
 
+Memory is asked for much at once (docs/decisions/0115-*): what is available is looked at in pieces
+of `LOOK` entries, with the tables that they name, and what is given back is written by `publish`.
+
 A driver is hostile.  Invariants: each structure in guest memory is read once, as a whole, and what
 is decided is decided by that copy; a chain has at most as many descriptors as the queue, or as
 `LONGEST_TABLE` in an indirect table; anything else raises `RingError`, or the memory's IndexError,
@@ -26,6 +29,8 @@ WRITE: Final = 2  # the device writes, else it reads
 INDIRECT: Final = 4  # the buffer is a table of descriptors
 DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, and two that each ring has its way
 LONGEST_TABLE: Final = 1024  # ours: descriptors in an indirect table
+LONGEST_TABLE_BYTES: Final = LONGEST_TABLE * DESCRIPTOR.size
+LOOK: Final = 32  # ours: entries of the ring that are looked at in one go
 END: Final = 1 << 64  # of all addresses
 LONGEST_CHAIN: Final = 1 << 32  # bytes of all its buffers, "Descriptor Table": 2^32 at most
 NO_VECTOR: Final = 0xFFFF
@@ -38,12 +43,12 @@ RING_PACKED: Final = 1 << 34
 Descriptor = tuple[int, int, int, int]
 
 
-class RingError(Exception):
-    """A driver that does what it must not: the device needs a reset."""
-
-
 Segment = tuple[int, int]
 """A run of guest-physical addresses: where it begins, and its bytes."""
+
+
+class RingError(Exception):
+    """A driver that does what it must not: the device needs a reset."""
 
 
 class Chain(NamedTuple):
@@ -108,14 +113,24 @@ class Queue:
         self.memory, self.state = memory, state
         self.has_events = bool(features & EVENT_IDX)
         self.has_indirect = bool(features & INDIRECT_DESC)
+        self._looked_at = 0  # the entry from which on was looked, as they are counted
+        self._may_be_more = True  # than the last look has found
+        self._tables: dict[Segment, bytes] = {}  # that the last look has read
 
     @staticmethod
     def is_size(size: int) -> bool:
         """Whether a queue may have so many entries, as far as that is the ring's business."""
         raise NotImplementedError
 
+    def areas(self) -> tuple[int, int, int]:
+        """Bytes of the descriptor area, the driver area and the device area."""
+        raise NotImplementedError
+
     def pop(self) -> Chain | None:
-        """The next buffer that the driver has made available, or None."""
+        """The next buffer that the driver has made available, or None.
+
+        After a None it is looked for more when the driver has been asked for kicks.
+        """
         raise NotImplementedError
 
     def unpop(self, chain: Chain) -> None:
@@ -145,9 +160,28 @@ class Queue:
         s = self.state
         if not self.is_size(s.size):
             raise RingError(f"a ring of {s.size}")
-        for gpa, alignment in zip((s.descriptors, s.driver, s.device), self.alignment, strict=True):
+        places = s.descriptors, s.driver, s.device
+        for gpa, alignment, size in zip(places, self.alignment, self.areas(), strict=True):
             if gpa % alignment:
                 raise RingError(f"a ring at {gpa:#x}: expected a multiple of {alignment}")
+            if gpa + size > END:
+                raise _beyond(gpa, size)
+
+    def _read_tables(self, named: Sequence[Segment]) -> None:
+        """Read these indirect tables together.
+
+        One that cannot be is left out, and found out when its turn comes (`_table`).
+        """
+        self._tables.clear()
+        runs = [run for run in named if run[1] <= LONGEST_TABLE_BYTES and sum(run) <= END]
+        try:
+            data = self.memory.gather(runs) if runs else b""
+        except IndexError:
+            return
+        at = 0
+        for run in runs:
+            self._tables[run] = data[at : at + run[1]]
+            at += run[1]
 
     def _table(self, gpa: int, size: int, flags: int) -> list[Descriptor]:
         """The descriptors of an indirect table, which the descriptor of these words has."""
@@ -155,27 +189,21 @@ class Queue:
             raise RingError("an indirect descriptor, which was not negotiated")
         if flags & NEXT:
             raise RingError("an indirect descriptor with a next one")
-        count, rest = divmod(size, DESCRIPTOR.size)
-        if rest or not 0 < count <= LONGEST_TABLE:
+        if size % DESCRIPTOR.size or not 0 < size <= LONGEST_TABLE_BYTES:
             raise RingError(f"an indirect table of {size} bytes")
-        return list(DESCRIPTOR.iter_unpack(self._read(gpa, size)))
+        if gpa + size > END:
+            raise _beyond(gpa, size)
+        data = self._tables.get((gpa, size))
+        if data is None:
+            data = self.memory.read(gpa, size)
+        return list(DESCRIPTOR.iter_unpack(data))
 
     def _descriptor(self, index: int) -> Descriptor:
         at = self.state.descriptors + DESCRIPTOR.size * index
-        return DESCRIPTOR.unpack(self._read(at, DESCRIPTOR.size))
+        return DESCRIPTOR.unpack(self.memory.read(at, DESCRIPTOR.size))
 
     def _u16(self, gpa: int) -> int:
-        return int.from_bytes(self._read(gpa, 2), "little")
-
-    def _read(self, gpa: int, size: int) -> bytes:
-        if gpa + size > END:
-            raise _beyond(gpa, size)
-        return self.memory.read(gpa, size)
-
-    def _write(self, gpa: int, data: bytes) -> None:
-        if gpa + len(data) > END:
-            raise _beyond(gpa, len(data))
-        self.memory.write(gpa, data)
+        return int.from_bytes(self.memory.read(gpa, 2), "little")
 
 
 def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -> Chain:
@@ -196,6 +224,14 @@ def chain_of(head: int, parts: Sequence[tuple[int, int, int]], slots: int = 1) -
     if total > LONGEST_CHAIN:
         raise RingError("a chain of more than 2^32 bytes")
     return Chain(head, tuple(readable), tuple(writable), slots)
+
+
+def chain_of_one(head: int, gpa: int, size: int, flags: int) -> Chain:
+    """The same for a single descriptor."""
+    if gpa + size > END:
+        raise _beyond(gpa, size)
+    run = ((gpa, size),)
+    return Chain(head, (), run) if flags & WRITE else Chain(head, run, ())
 
 
 def _beyond(gpa: int, size: int) -> RingError:

@@ -59,7 +59,7 @@ class Rng(VirtioPci, name="virtio_rng"):
         count = min(length(chain.writable), MOST)
         source = s.seed + s.requests.to_bytes(8, "little")
         s.requests = s.requests + 1 & (1 << 64) - 1
-        return self.wires.dma.scatter(chain.writable, hashlib.shake_256(source).digest(count))
+        return self.dma.scatter(chain.writable, hashlib.shake_256(source).digest(count))
 
     def reseed(self, seed: bytes) -> None:
         """This is a copy of the VM that had the seed before: it gets its own."""

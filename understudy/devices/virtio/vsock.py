@@ -215,7 +215,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             if not self.state.is_lost:
                 raise NotNow
             self.state.is_lost = False
-            return self.wires.dma.scatter(chain.writable, TRANSPORT_RESET)
+            return self.dma.scatter(chain.writable, TRANSPORT_RESET)
         return self._tell(chain)
 
     # --- from the guest ---
@@ -227,7 +227,7 @@ class Vsock(VirtioPci, name="virtio_vsock"):
         size = length(chain.readable) - LAYOUT.size
         if not 0 <= size <= MOST:
             raise RingError(f"a packet of {size} bytes behind its header")
-        packet = self.wires.dma.gather(chain.readable)
+        packet = self.dma.gather(chain.readable)
         self.moved += len(packet)
         header = header_of(packet)
         if header.len > size:
@@ -316,8 +316,8 @@ class Vsock(VirtioPci, name="virtio_vsock"):
             HOST_CID, self.cid, own, guest, len(data), STREAM, op, flags, BUFFER, forwarded
         )
         self.moved += LAYOUT.size + len(data)
-        self.wires.dma.scatter(cut(chain.writable, 0, LAYOUT.size), header)
-        self.wires.dma.scatter(cut(chain.writable, LAYOUT.size, len(data)), data)
+        self.dma.scatter(cut(chain.writable, 0, LAYOUT.size), header)
+        self.dma.scatter(cut(chain.writable, LAYOUT.size, len(data)), data)
         return LAYOUT.size + len(data)
 
     # --- reset, snapshots ---
