@@ -4,7 +4,7 @@ Source: Virtual I/O Device (VIRTIO) Version 1.2, "Virtqueues".
 
 What is common to the two kinds of ring, `split.py` and `packed.py`.  A device sees a `Queue` alone.
 
-Memory is asked for much at once (docs/decisions/0115-*): what is available is looked at in pieces
+Memory is asked for much at once (docs/decisions/0105-*): what is available is looked at in pieces
 of `LOOK` entries, with the tables that they name, and what is given back is written by `publish`.
 
 A driver is hostile.  Invariants: each structure in guest memory is read once, as a whole, and what

@@ -1,6 +1,6 @@
 """How often a virtio device goes to guest memory for what it is asked, counted.
 
-Source: ours; docs/decisions/0115-*.  An access of many places counts once.
+Source: ours; docs/decisions/0105-*.  An access of many places counts once.
 """
 
 import struct
