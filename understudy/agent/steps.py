@@ -64,7 +64,12 @@ class Unattended:
             self._request = step()
             self._channel.send(self._request)
         except StopIteration:
-            self._channel.on_answer = None
+            self._let_go()
         except Exception as problem:
-            self._channel.on_answer = None
+            self._let_go()
             self._failed(problem)
+
+    def _let_go(self) -> None:
+        """Hear of the channel no more; the last step may have begun others, which do."""
+        if self._channel.on_answer == self._go_on:
+            self._channel.on_answer = None

@@ -1,5 +1,6 @@
 """Steps that go on while somebody else runs the machine."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
@@ -43,6 +44,18 @@ def test_what_comes_after_takes_the_place_of_what_is_under_way() -> None:
     Unattended(channel, power_off(), problems.append)
     assert agent.calls[-2:] == [Call.SYNC, Call.REBOOT]
     assert (problems, statuses) == ([], [])
+
+
+def test_the_end_of_a_command_may_begin_the_next() -> None:
+    agent, channel = made(Program(b"out", 0), Program(b"", None))
+
+    def begin(ended: Callable[[int], None]) -> None:
+        Unattended(channel, whole(b"make", lambda data: None, ended), pytest.fail)
+
+    agent.start()
+    begin(lambda status: begin(pytest.fail))
+    assert agent.commands == [b"make", b"make"]
+    assert not channel.is_idle
 
 
 def test_a_failure_is_told_once() -> None:
