@@ -36,7 +36,7 @@ TECHNIQUES = {
 HARDWARE, SOFTWARE = "vmx, eager", "bt, eager"
 PAGES = (0, 16, 64, 256)
 MANY = PAGES[-1]
-KINDS = ("true", "trace", "hidden", "called out", "other")
+KINDS = tuple(p.BY_SOFTWARE)
 TO_LEARN, ROUNDS = 20, 10
 NEAR = 0.15
 
@@ -129,17 +129,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     guest="the teaching kernel: fork, write, exit, wait, write",
     sweep={"technique": list(TECHNIQUES), "pages": list(PAGES)},
-    columns=[
-        "technique",
-        "pages",
-        "true",
-        "trace",
-        "hidden",
-        "called out",
-        "other",
-        "exits",
-        "cycles",
-    ],
+    columns=["technique", "pages", *KINDS, "exits", "cycles"],
     slide=77,
     check=check,
     draw=draw,

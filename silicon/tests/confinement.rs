@@ -143,19 +143,25 @@ impl Tried {
     }
 }
 
-#[test]
-fn no_address_form_reaches_what_is_not_the_guests() {
+/// Programs of one seed after the other, each at these places, until so many accesses were tried.
+fn campaign(kind: &Kind, program: fn(u64, bool) -> Program, places: &[u64]) -> Tried {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (wanted, first) = wanted();
     let mut tried = Tried::default();
     let mut seed = first;
     while tried.accesses < wanted {
-        for at in [LOW, PIE] {
-            try_program(&BITS_64, &program(seed, has_avx()), at, seed, &mut tried);
+        for &at in places {
+            try_program(kind, &program(seed, has_avx()), at, seed, &mut tried);
         }
         seed += 1;
     }
-    tried.tell(2 * (seed - first));
+    tried.tell(places.len() as u64 * (seed - first));
+    tried
+}
+
+#[test]
+fn no_address_form_reaches_what_is_not_the_guests() {
+    let tried = campaign(&BITS_64, program, &[LOW, PIE]);
     assert!(tried.canaries > 1000);
     assert!(tried.windows[0] > 0 && tried.windows[1] > 0, "{:?}", tried.windows);
 }
@@ -163,16 +169,7 @@ fn no_address_form_reaches_what_is_not_the_guests() {
 /// Addresses go round 4 GBytes, and segments have bases.
 #[test]
 fn no_address_form_of_32_bits_does() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (wanted, first) = wanted();
-    let mut tried = Tried::default();
-    let mut seed = first;
-    while tried.accesses < wanted {
-        let program = code32::program(seed, has_avx());
-        try_program(&BITS_32, &program, code32::CODE.into(), seed, &mut tried);
-        seed += 1;
-    }
-    tried.tell(seed - first);
+    let tried = campaign(&BITS_32, code32::program, &[code32::CODE.into()]);
     assert!(tried.canaries > 100);
 }
 

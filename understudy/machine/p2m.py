@@ -285,12 +285,14 @@ class P2m(FrameTable):
             self._tell(gfn, 1)
 
     def _announce(self, runs: list[tuple[int, int]]) -> None:
+        if not runs:
+            return
         self.changes += 1
         if self._pending is not None:
             self._pending += runs
-        elif runs:
-            for watcher in self.watchers:
-                watcher(runs)
+            return
+        for watcher in self.watchers:
+            watcher(runs)
 
     # --- who hears of it ---
 
@@ -305,18 +307,10 @@ class P2m(FrameTable):
             yield
         finally:
             runs, self._pending = _joined(self._pending), None
-            if runs:
-                for watcher in self.watchers:
-                    watcher(runs)
+            self._announce(runs)
 
     def _tell(self, gfn: int, count: int) -> None:
-        self.changes += 1
-        if self._pending is not None:
-            self._pending.append((gfn, count))
-            return
-        runs = ((gfn, count),)
-        for watcher in self.watchers:
-            watcher(runs)
+        self._announce([(gfn, count)])
 
     def written(self, gpa: int, length: int) -> None:
         """The hypervisor has written here, inside one page: tell those who trace it."""

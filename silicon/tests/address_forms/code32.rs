@@ -8,7 +8,7 @@
 
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register, Register::*};
 
-use super::{Form, Program, ROOM, pick};
+use super::{DISPLACEMENTS, Form, Program, ROOM, pick};
 use crate::random::Rng;
 
 /// Where programs are.
@@ -20,21 +20,6 @@ pub const BASES: u32 = 256;
 /// See [`BASES`].
 pub const INDICES: u32 = 16;
 
-const DISPLACEMENTS: [i64; 13] = [
-    0,
-    8,
-    -8,
-    -1,
-    127,
-    -128,
-    0x1000,
-    -0x1000,
-    0x7FFF_FFFF,
-    0x7FFF_F000,
-    -0x8000_0000,
-    -0x7FFF_FFF9,
-    -0x4000_0000,
-];
 const BASE_REGISTERS: [Register; 5] = [EBX, ESI, EDI, EBP, ESP];
 /// Those of 16 bits, which have few forms.
 const SHORT: [[Register; 2]; 6] = [[BX, SI], [BX, DI], [BP, SI], [BP, DI], [BX, None], [SI, None]];
