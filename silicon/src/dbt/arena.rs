@@ -244,7 +244,7 @@ impl Translator<'_> {
     pub(super) fn approach(&mut self, insn: &Instruction, reach: Reach) -> Mem {
         match reach.compute {
             Compute::Nothing => {}
-            Compute::Constant(v) => self.a.imm(T0, v),
+            Compute::Constant(v) => self.constant_address(insn, T0, v),
             Compute::Register(r) => self.a.load(T0, super::asm::state(super::glue::slot(r))),
             Compute::Host => self.host_address(insn),
             Compute::Thread => self.a.load(T0, state(segment_base(seg::FS))),
@@ -267,6 +267,11 @@ impl Translator<'_> {
             self.facts.prove(STACK, Arena::High);
         }
         self.in_window(insn, reach.mem)
+    }
+
+    /// Load the operand's address, which is a constant: one that moves with the code, perhaps.
+    pub(super) fn constant_address(&mut self, insn: &Instruction, to: u8, v: u64) {
+        if insn.is_ip_rel_memory_operand() { self.a.guest(to, v) } else { self.a.imm(to, v) }
     }
 
     /// T0 = the operand's address in this process; if it is in no arena, one that is not canonical.  T1 is

@@ -3,6 +3,8 @@
 //! Registers are numbers 0..=15 (RAX RCX RDX RBX RSP RBP RSI RDI R8 … R15).  Guest instructions
 //! themselves are re-encoded by iced-x86; this is only for the code around them.
 
+use super::moved::{Move, What, is_wide};
+
 /// RAX.
 pub const RAX: u8 = 0;
 /// RCX.
@@ -111,13 +113,17 @@ pub struct Asm {
     pub base: u64,
     /// Where instructions are that access the guest's window, and nobody has noted yet.
     pub accesses: Vec<u64>,
+    /// What has to change where the piece is moved.
+    pub moves: Vec<Move>,
+    /// It cannot be moved.
+    pub is_fixed: bool,
 }
 
 impl Asm {
     /// An empty piece at `base`.
     #[must_use]
     pub fn new(base: u64) -> Self {
-        Self { bytes: Vec::with_capacity(1024), base, accesses: Vec::new() }
+        Self { bytes: Vec::with_capacity(1024), base, ..Self::default() }
     }
 
     /// The host address of the next byte.
@@ -359,6 +365,31 @@ impl Asm {
     fn rel32(&mut self, target: u64) {
         let rel = target.wrapping_sub(self.here() + 4);
         self.imm32(rel as u32);
+        if target < self.base {
+            self.moves(What::Host, 4);
+        }
+    }
+    /// What was emitted last but for so many bytes has to change where the piece is moved.
+    pub fn moves(&mut self, what: What, from_end: usize) {
+        match u16::try_from(self.bytes.len() - from_end) {
+            Ok(at) => self.moves.push(Move { at, what }),
+            Err(_) => self.is_fixed = true,
+        }
+    }
+    /// Load an address of the guest's that moves with its code.
+    pub fn guest(&mut self, dst: u8, v: u64) {
+        self.imm(dst, v);
+        if is_wide(v) { self.moves(What::Guest, 8) } else { self.is_fixed = true }
+    }
+    /// `mov qword m, v` of such an address, through T1.
+    pub fn store_guest(&mut self, m: Mem, v: u64) {
+        if is_wide(v) {
+            self.guest(T1, v);
+            self.store(m, T1);
+        } else {
+            self.store_imm(m, v);
+            self.is_fixed = true;
+        }
     }
     /// `jmp target`.
     pub fn jmp(&mut self, target: u64) {

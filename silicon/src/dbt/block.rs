@@ -30,6 +30,8 @@ pub struct Block {
     pub bytes: u16,
     /// Instructions.
     pub count: u8,
+    /// One more than the number of what is needed to move it ([`super::moved`]), or 0.
+    pub origin: u32,
     /// Its code was overwritten.
     pub is_dead: bool,
 }

@@ -162,6 +162,18 @@ impl Cache {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.twin.writable().add(offset), bytes.len()) };
     }
 
+    /// So many bytes of code.
+    ///
+    /// # Panics
+    /// If they are not all in use.
+    #[must_use]
+    pub fn code(&self, address: u64, bytes: usize) -> &[u8] {
+        let offset = (address - self.base()) as usize;
+        assert!(offset + bytes <= self.used[offset / self.region_bytes]);
+        // SAFETY: checked to be inside; they are written through `self` alone.
+        unsafe { std::slice::from_raw_parts(self.twin.writable().add(offset), bytes) }
+    }
+
     /// Make the jump whose 32-bit displacement is at `place` go to `target`.
     pub fn patch_jump(&mut self, place: u64, target: u64) {
         let rel = target.wrapping_sub(place + 4) as u32;

@@ -1,13 +1,12 @@
 //! What generated code calls: first-level misses, interpreted instructions, indirect targets.
 
 use super::block::{Key, Site};
+use super::find::fetchable;
 use super::flags::Whereabouts;
 use super::kinds::uses_vector_state;
 use super::mode::{MODE_UNGROUPED, has_groups, is_user, must_step, must_step_but, relies_on_stack};
 use super::tables::jump_index;
-use super::{
-    Dbt, KIND_CLASS, KIND_FIRST, KIND_OFFSET, KIND_WRITE, KIND_WRITES, Recent, fetchable, gate, look, signals,
-};
+use super::{Dbt, KIND_CLASS, KIND_FIRST, KIND_OFFSET, KIND_WRITE, KIND_WRITES, Recent, gate, look, signals};
 use crate::addr::PAGE_OFFSET;
 use crate::arch::bits::rflags;
 use crate::arch::exit::{Exit, reason};
@@ -310,6 +309,7 @@ pub(super) extern "C" fn lookup(core: *mut Core) -> u64 {
     let (core, dbt) = parts(core);
     dbt.lookups += 1;
     let next = if segment::is_canonical(core.rip) { dbt.known(core) } else { dbt.undo_transfer(core) };
+    dbt.sought = (next == 0).then_some(core.rip);
     core.heed();
     next
 }

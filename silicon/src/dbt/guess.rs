@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 
 use super::Dbt;
-use super::fetchable;
+use super::find::fetchable;
 use super::mode::{mode_key, relies_on_stack};
 use crate::addr::{AddressMap, PAGE_OFFSET};
 use crate::cpu::state::Core;

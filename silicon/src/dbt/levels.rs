@@ -44,7 +44,7 @@ impl Translator<'_> {
 
         self.whole_flags();
         self.a.mov(R11, T1);
-        self.a.imm(RCX, insn.next_ip());
+        self.a.guest(RCX, insn.next_ip());
         self.a.load(T0, msr(offset_of!(Msrs, fmask)));
         self.a.rr(false, &[0xF7], 2, T0); // not T0d
         self.a.rr(false, &[0x21], T0, T1); // and T1d, T0d

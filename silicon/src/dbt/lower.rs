@@ -132,7 +132,7 @@ impl Translator<'_> {
             || (base == Register::None && index == Register::None)
         {
             let v = disp.wrapping_add_signed(by.into());
-            self.a.imm(T0, if self.is_32 || is_short { v & 0xFFFF_FFFF } else { v });
+            self.constant_address(insn, T0, if self.is_32 || is_short { v & 0xFFFF_FFFF } else { v });
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
                 if r == Register::None {
@@ -571,7 +571,7 @@ impl Translator<'_> {
             || (base == Register::None && index == Register::None)
         {
             let v = insn.memory_displacement64();
-            self.a.imm(dest, if wide && !is_short { v } else { v & 0xFFFF_FFFF });
+            self.constant_address(insn, dest, if wide && !is_short { v } else { v & 0xFFFF_FFFF });
         } else {
             let mut host = |r: Register, temp: u8| -> Option<u8> {
                 (r != Register::None).then(|| {

@@ -38,16 +38,19 @@ impl Middles {
     /// Whether to interpret the instruction at `key`, which begins no block.  `blocks`: those with
     /// code in its frame.
     pub fn is_cold<'a>(&mut self, key: &Key, mut blocks: impl Iterator<Item = &'a Block>) -> bool {
-        if !self.span.contains(&key.rip) {
-            let Some(block) = blocks.find(|b| b.holds(key)) else { return false };
-            self.span = block.key.rip..block.key.rip.wrapping_add(u64::from(block.bytes));
-        }
         let (rip, visits) = &mut self.seen[key.rip as usize % ENTRIES];
         if *rip != key.rip {
             (*rip, *visits) = (key.rip, 0);
         }
-        *visits += 1;
-        *visits < VISITS
+        *visits = visits.saturating_add(1);
+        if *visits >= VISITS {
+            return false;
+        }
+        if !self.span.contains(&key.rip) {
+            let Some(block) = blocks.find(|b| b.holds(key)) else { return false };
+            self.span = block.key.rip..block.key.rip.wrapping_add(u64::from(block.bytes));
+        }
+        true
     }
 }
 

@@ -18,6 +18,8 @@
 //!   page only while a small table says that the page is still mapped there.  Indirect ones go
 //!   through a table to a landing pad that compares the whole address.  A loop that is one block
 //!   is translated twice: its later rounds begin with what the first one proved ([`rounds`]).
+//! * *Programs that lie elsewhere.*  Code of a 64-bit program that was translated at another address has
+//!   that translation copied and changed instead ([`moved`], [`find`]).
 //! * *Everything sensitive* is interpreted in place, but for the short ones of what kernels do all
 //!   the time ([`system`]).
 //! * *32-bit code* with flat segments runs like 64-bit code, its addresses 32 bits wide
@@ -46,6 +48,7 @@ mod clock;
 mod code32;
 pub mod drop;
 mod facts;
+mod find;
 pub mod flags;
 pub mod gate;
 pub mod glue;
@@ -58,6 +61,7 @@ pub mod lower;
 pub mod map;
 mod middle;
 mod mode;
+pub mod moved;
 pub mod native;
 pub mod nudge;
 mod numbered;
@@ -81,28 +85,26 @@ pub mod zeroed;
 use std::io;
 
 use self::asm::Asm;
-use self::block::{Block, Key, Link, NO_PAGE, PAGE_TO_PLACE};
+use self::block::{Block, Key, PAGE_TO_PLACE};
 use self::cache::{Cache, REGIONS};
 use self::glue::Helpers;
 use self::middle::Middles;
-use self::mode::{MODE_AVX, MODE_UNGROUPED, MODE_VECTOR, class_of, has_groups, is_user, mode_key, must_step};
+use self::mode::{MODE_AVX, MODE_VECTOR, class_of, has_groups, is_user, mode_key, must_step};
+use self::moved::Movable;
 use self::numbered::{Numbered, region_of};
 use self::promotion::{Promotion, Windows};
 use self::tables::{FETCH_ENTRIES, JUMP_ENTRIES, NO_MODE, NO_REQUEST, Used, jump_index};
 use self::tools::Tools;
-use self::translate::Plan;
 use self::zeroed::Zeroed;
-use crate::addr::{AddressMap, PAGE_OFFSET};
-use crate::arch::segment::seg;
+use crate::addr::AddressMap;
 use crate::code::{Holder, Writes};
+use crate::cpu::decode::MAX_LENGTH;
 use crate::cpu::fxstate;
-use crate::cpu::segment;
 use crate::cpu::state::Core;
 use crate::cpu::step::step;
 use crate::cpu::trap::{Exec, Trap};
 use crate::engine::Engine;
-use crate::mmu::tlb::{Entry, L1_CLASSES, perm};
-use crate::mmu::walk::Access;
+use crate::mmu::tlb::L1_CLASSES;
 use crate::mmu::window::Current;
 use crate::vmx;
 
@@ -138,6 +140,8 @@ pub struct Dbt {
     frames: Holder<Vec<u32>>,
     pages: AddressMap<(u64, u64), u32>,
     middles: Middles,
+    /// Blocks that can be moved to other addresses.
+    movable: Movable,
     /// What the fetch and jump tables were filled under: ASNs and the TLB's epoch.
     tables_of: (u32, u32, u64),
     /// Which entries of the tables of indirect targets may be in use.
@@ -163,8 +167,12 @@ pub struct Dbt {
     window_of_jumps: Option<Current>,
     /// The next block is to be the version without groups.
     ungrouped: bool,
+    /// Where a jump led to that has no block.
+    sought: Option<u64>,
     translated_instructions: u64,
     translated_blocks: u64,
+    /// Blocks made of those at other addresses.
+    moved: u64,
     emitted_bytes: u64,
     invalidated: u64,
     /// Regions of the cache that were emptied to be filled again.
@@ -215,6 +223,7 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         frames,
         pages: AddressMap::default(),
         middles: Middles::new(),
+        movable: Movable::new()?,
         tables_of: (0, 0, 0),
         jump_used: Default::default(),
         fetch_used: Default::default(),
@@ -228,8 +237,10 @@ pub fn engine(core: &mut Core, code_bytes: usize) -> io::Result<Box<dyn Engine>>
         window: None,
         window_of_jumps: None,
         ungrouped: false,
+        sought: None,
         translated_instructions: 0,
         translated_blocks: 0,
+        moved: 0,
         emitted_bytes: 0,
         invalidated: 0,
         recycled: 0,
@@ -263,12 +274,13 @@ impl Engine for Dbt {
             self.ungrouped |= is_without;
             let link = link.filter(|_| !is_without || self.learn(core));
             let before = (self.flushes, self.recycled);
-            let block = if is_stepped { None } else { self.find(core, link)? };
+            let sought = self.sought.take();
+            let is_target = [link.map(|l| l.target), sought].contains(&Some(core.rip));
+            let block = if is_stepped { None } else { self.find(core, is_target)? };
             self.sync_tables(core); // the fetch may have displaced translations
             self.ungrouped = false;
             let Some(block) = block else {
-                self.slow += 1;
-                step(core)?;
+                self.interpret_piece(core)?;
                 continue;
             };
             if i64::from(self.blocks[block].count) > core.countdown.get() {
@@ -313,6 +325,7 @@ impl Engine for Dbt {
         let windows = core.tlb.windows.counts;
         vec![
             ("translated_blocks", self.translated_blocks),
+            ("moved_blocks", self.moved),
             ("translated_instructions", self.translated_instructions),
             ("emitted_bytes", self.emitted_bytes),
             ("code_bytes", self.cache.used() as u64),
@@ -404,6 +417,23 @@ impl Dbt {
         Some(mode)
     }
 
+    /// Interpret up to a jump, or until the dispatcher has to look.
+    fn interpret_piece(&mut self, core: &mut Core) -> Exec<()> {
+        let cpl = core.cpl;
+        for _ in 0..translate::MAX_INSTRUCTIONS {
+            let before = core.rip;
+            self.slow += 1;
+            step(core)?;
+            let is_straight = core.rip.wrapping_sub(before) <= MAX_LENGTH as u64;
+            self.sought = (!is_straight && core.cpl == cpl).then_some(core.rip);
+            let is_asked = core.attention != 0 || core.agent.is_rung() || !core.code_writes.is_empty();
+            if !is_straight || is_asked || core.countdown.get() <= 0 || must_step(core) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Interpret the last instructions before a deadline: too few for a block.
     fn interpret_rest(&mut self, core: &mut Core) -> Exec<()> {
         while core.countdown.get() > 0 && core.attention == 0 && !core.agent.is_rung() {
@@ -411,137 +441,6 @@ impl Dbt {
             step(core)?;
         }
         Ok(())
-    }
-
-    /// The block for RIP, translating it if need be; `None` if RIP's instruction is to be
-    /// interpreted.  `link`: the one that is to be made, if any.
-    fn find(&mut self, core: &mut Core, link: Option<Link>) -> Exec<Option<u32>> {
-        let Some(mut mode) = self.mode_now(core) else { return Ok(None) };
-        if std::mem::take(&mut self.ungrouped) {
-            mode |= MODE_UNGROUPED;
-        }
-        let rip = core.rip;
-        let linear = segment::code_linear(core, rip)?;
-        let (hpa, special) = core.translate(linear, Access::Fetch)?;
-        if special {
-            return Ok(None);
-        }
-        let key = Key { rip, hpa, mode };
-        let number = match self.index.get(&key).copied() {
-            Some(n) => n,
-            // (Where a run was broken off, code would be translated that nobody jumps to.)
-            None if core.countdown.get() < translate::MAX_INSTRUCTIONS as i64 => return Ok(None),
-            None if has_groups(mode) && self.is_cold(&key, link) => return Ok(None),
-            None => match self.translate(core, key) {
-                Some(n) => n,
-                None => return Ok(None),
-            },
-        };
-        self.remember(core, number);
-        Ok(Some(number))
-    }
-
-    /// Whether to interpret the instruction at `key` because nothing jumps there.  (To a block
-    /// without groups something does.)
-    fn is_cold(&mut self, key: &Key, link: Option<Link>) -> bool {
-        let is_target = link.is_some_and(|link| link.target == key.rip);
-        let in_frame = self.frames.get(&(key.hpa >> 12));
-        let blocks = in_frame.into_iter().flatten().map(|&n| &self.blocks[n]);
-        !is_target && self.middles.is_cold(key, blocks)
-    }
-
-    /// Enter a block into the tables that generated code looks at.
-    fn remember(&mut self, core: &mut Core, number: u32) {
-        let b = &self.blocks[number];
-        let pair = usize::from(!is_user(b.key.mode));
-        let is_global = core.tlb.lookup_fetch(b.key.rip >> 12).is_some_and(|e| e.perm & perm::GLOBAL != 0);
-        self.kernel_has_local |= pair == 1 && !is_global;
-        let page = page_number(&mut self.pages, b.key.rip, b.key.hpa);
-        let entry = (b.key.rip >> 12) as usize % FETCH_ENTRIES;
-        self.fetch_used[pair].add(entry);
-        core.jit.fetch[pair][entry] = page;
-        if has_groups(b.key.mode) {
-            self.set_jump(core, number);
-        }
-    }
-
-    fn translate(&mut self, core: &mut Core, key: Key) -> Option<u32> {
-        self.make_room(core);
-        if !core.mem.contains(key.hpa, 1) {
-            return None;
-        }
-        self.hold(core, key.hpa); // before the code is read
-        let number = self.translate_held(core, key);
-        let pfn = key.hpa >> 12;
-        if self.frames.get(&pfn).is_some_and(Vec::is_empty) {
-            self.frames.release(pfn);
-        }
-        number
-    }
-
-    fn translate_held(&mut self, core: &mut Core, key: Key) -> Option<u32> {
-        let room = 4096 - (key.hpa & PAGE_OFFSET);
-        let mut bytes = [0; 4096];
-        let bytes = &mut bytes[..room as usize];
-        if !core.mem.read_bytes(key.hpa, bytes) {
-            return None;
-        }
-        let number = self.blocks.next();
-        let second = self.second_page(core, key.rip);
-        let (here, how) = (self.cache.here(), core.record.how);
-        let plan = Plan { key, number, here, how, registers: core.gpr, fs: core.seg[seg::FS].base };
-        let index = &self.index;
-        let hpa = |rip: u64| key.hpa.wrapping_add(rip.wrapping_sub(key.rip));
-        let is_known = |rip: u64| index.contains_key(&Key { rip, hpa: hpa(rip), ..key });
-        let peek = |gva: u64| guess::peek(core, gva);
-        let t = translate::translate(&mut self.tools, plan, bytes, second.as_ref(), is_known, &peek)?;
-        let second = second.filter(|_| t.uses_second).map_or(NO_PAGE, |s| s.hpa);
-        self.cache.append(&t.code);
-        self.emitted_bytes += t.code.len() as u64;
-        self.translated_blocks += 1;
-        self.translated_instructions += u64::from(t.count);
-        self.blocks.push(Block {
-            key,
-            second,
-            main: t.main,
-            head: (t.main - t.landing) as u8,
-            tail: (t.again - t.main) as u32,
-            bytes: t.bytes,
-            count: t.count,
-            is_dead: false,
-        });
-        self.index.insert(key, number);
-        self.hold(core, key.hpa).push(number);
-        if second != NO_PAGE {
-            self.hold(core, second).push(number);
-        }
-        Some(number)
-    }
-
-    /// Hold the frame of `hpa`, and nobody may write there without asking.
-    fn hold(&mut self, core: &mut Core, hpa: u64) -> &mut Vec<u32> {
-        let pfn = hpa >> 12;
-        let (is_new, in_frame) = self.frames.hold(pfn);
-        if is_new {
-            let (base, frame) = (core.mem.base() as u64, hpa & !PAGE_OFFSET);
-            core.tlb.l1_protect_where(base, |page| page == base + frame);
-            let change = core.tell_mark();
-            if core.is_parallel && core.mem.code().is_granted(pfn) {
-                core.agent.clone().wait_for(change, || core.catch_up());
-                core.mem.code().revoke(pfn);
-            }
-        }
-        in_frame
-    }
-
-    /// The page behind that of `rip`, if the program could go on there without a walk.
-    fn second_page(&mut self, core: &Core, rip: u64) -> Option<translate::Second> {
-        let behind = (rip | PAGE_OFFSET).wrapping_add(1);
-        let entry = fetchable(core, behind)?;
-        let mut bytes = [0; 14];
-        core.mem.read_bytes(entry.hpa, &mut bytes).then_some(())?;
-        let page = page_number(&mut self.pages, behind, entry.hpa);
-        Some(translate::Second { bytes, page, hpa: entry.hpa })
     }
 
     /// Make the link that generated code asked for when it left, now that its target is known.
@@ -581,17 +480,4 @@ impl Dbt {
 /// Note whether generated code may set RFLAGS.IF and go on.
 fn look(core: &mut Core) {
     core.jit.is_open = u64::from(vmx::events::is_open(core));
-}
-
-/// The fetch translation of an address that the program may use now without a walk.
-fn fetchable(core: &Core, rip: u64) -> Option<Entry> {
-    let entry = *core.tlb.lookup_fetch(rip >> 12)?;
-    let is_usable = entry.perm & perm::SPECIAL == 0 && segment::is_canonical(rip);
-    (is_usable && core.allows(&entry, Access::Fetch)).then_some(entry)
-}
-
-/// The number of a code page: of a frame at a linear page.
-fn page_number(pages: &mut AddressMap<(u64, u64), u32>, rip: u64, hpa: u64) -> u32 {
-    let next = pages.len() as u32 + 1;
-    *pages.entry((rip >> 12, hpa >> 12)).or_insert(next)
 }

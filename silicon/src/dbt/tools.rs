@@ -5,6 +5,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use super::block::{Indirect, Link, Site};
 use super::glue::Glue;
 use super::guess::Places;
+use super::moved::{Move, Origin};
 use super::numbered::Numbered;
 use super::x87::Report;
 use crate::cpu::decode::Execute;
@@ -31,6 +32,10 @@ pub struct Tools {
     pub indirects: Numbered<Indirect>,
     /// What there is to say of x87 instructions.
     pub x87: Numbered<Report>,
+    /// What is needed to move blocks.
+    pub origins: Numbered<Origin>,
+    /// Places in their code.
+    pub moves: Numbered<Move>,
     /// Where operands are that were guessed to be elsewhere.
     pub places: Places,
 }
@@ -50,6 +55,8 @@ impl Tools {
             links: Numbered::default(),
             indirects: Numbered::default(),
             x87: Numbered::default(),
+            origins: Numbered::default(),
+            moves: Numbered::default(),
             places: Places::default(),
         }
     }
@@ -62,6 +69,8 @@ impl Tools {
         self.links.begin(region);
         self.indirects.begin(region);
         self.x87.begin(region);
+        self.origins.begin(region);
+        self.moves.begin(region);
     }
 
     /// Bytes of what was left behind in a region.
@@ -73,5 +82,7 @@ impl Tools {
             + self.links.bytes(region)
             + self.indirects.bytes(region)
             + self.x87.bytes(region)
+            + self.origins.bytes(region)
+            + self.moves.bytes(region)
     }
 }

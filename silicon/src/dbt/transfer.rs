@@ -49,6 +49,10 @@ impl Translator<'_> {
         if self.is_32 { self.a.store32_imm(m, v as u32) } else { self.a.store_imm(m, v) }
     }
 
+    fn store_address(&mut self, m: Mem, v: u64) {
+        if self.is_32 { self.a.store32_imm(m, v as u32) } else { self.a.store_guest(m, v) }
+    }
+
     fn move_word(&mut self, dst: u8, src: u8) {
         if self.is_32 { self.a.mov32(dst, src) } else { self.a.mov(dst, src) }
     }
@@ -153,7 +157,7 @@ impl Translator<'_> {
 
     fn push_return(&mut self, insn: &Instruction) {
         let place = self.stack_place(insn);
-        self.store_word_imm(place, insn.next_ip());
+        self.store_address(place, insn.next_ip());
         self.move_stack(-self.word());
     }
 

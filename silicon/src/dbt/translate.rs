@@ -10,6 +10,7 @@ use super::facts::{Facts, Peek};
 use super::flags::Flags;
 use super::glue::table;
 use super::groups::{MAX_GROUPS, Member};
+use super::moved::{Move, What};
 use super::rounds::Rounds;
 use super::tables::{JUMP_ENTRIES, Tables};
 use super::tools::Tools;
@@ -45,6 +46,8 @@ pub(super) enum Cold {
 pub struct Translated {
     /// The code, assembled for the cache's next byte.
     pub code: Vec<u8>,
+    /// What has to change where it is moved; `None`: it cannot be.
+    pub moves: Option<Vec<Move>>,
     /// Host addresses: see [`super::block::Block`].
     pub main: u64,
     /// See `main`.
@@ -262,7 +265,7 @@ pub fn translate(
         x87: 0,
     };
     let landing = t.a.here();
-    t.a.imm(T1, key.rip);
+    t.a.guest(T1, key.rip);
     t.a.rr(true, &[0x39], T1, T0); // cmp T0, T1
     let indirect = t.tools.glue.indirect;
     t.a.jcc(cc::NE, indirect);
@@ -284,8 +287,10 @@ pub fn translate(
     }
     t.write_cold(key.rip);
     let again = t.write_again(key.rip, main);
+    let is_movable = tail == Tail::Here && !t.a.is_fixed;
     Some(Translated {
         code: t.a.bytes,
+        moves: is_movable.then_some(t.a.moves),
         main,
         landing,
         again,
@@ -362,6 +367,7 @@ impl Translator<'_> {
     fn call_step(&mut self) {
         let number = self.next_site();
         self.a.imm(T1, u64::from(number));
+        self.a.moves(What::Site, 4);
         self.a.call(self.tools.glue.step);
     }
 
@@ -396,6 +402,7 @@ impl Translator<'_> {
         let pair = usize::from(!self.is_user) * super::tables::FETCH_ENTRIES;
         let disp = table(offset_of!(Tables, fetch)) + 4 * (pair + entry);
         self.a.cmp_mem32_imm(state(disp), page);
+        self.a.moves(What::Page, 8);
         self.a.jcc_later(cc::NE)
     }
 
@@ -448,6 +455,7 @@ impl Translator<'_> {
         let m = state(table(offset_of!(Tables, indirect)));
         self.a.rm(&[], false, &[0xC7], 0, m); // mov dword m, imm32
         self.a.raw(&number.to_le_bytes());
+        self.a.moves(What::Indirect, 4);
         self.a.lea32(T1, Mem::new(Some(T0), Some((T0, 3)), 0));
         self.a.rr(false, &[0xC1], 5, T1); // shr T1d, 4
         self.a.raw(&[4]);
@@ -474,6 +482,7 @@ impl Translator<'_> {
                     // Where the fill fails, it finds the site's number here.
                     let number = self.next_site();
                     self.a.raw(&number.to_le_bytes());
+                    self.a.moves(What::Site, 4);
                     let rip = site.rip;
                     self.tools.sites.push(site);
                     if let (Some(branch), Some((flags, rest, _))) = (apart, group) {
@@ -509,7 +518,7 @@ impl Translator<'_> {
                     (self.flags, self.x87) = (flags, 0);
                     self.record_flags();
                     self.give_back(self.count as u8);
-                    self.a.store_imm(state(offset_of!(Core, rip)), rip);
+                    self.a.store_guest(state(offset_of!(Core, rip)), rip);
                     self.a.jmp(self.tools.glue.exit);
                 }
                 Cold::Exit { branch, target, flags, x87, rest } => {
@@ -527,9 +536,10 @@ impl Translator<'_> {
     fn write_again(&mut self, rip: u64, main: u64) -> u64 {
         let again = self.a.here();
         if super::mode::has_groups(self.mode) {
-            self.a.imm(T0, rip);
+            self.a.guest(T0, rip);
             let entry = self.class * JUMP_ENTRIES + super::tables::jump_index(rip);
             self.a.rm(&[], false, &[0xFF], 4, state(table(offset_of!(Tables, jump)) + 8 * entry)); // jmp [m]
+            self.a.moves(What::Jump, 4);
         } else {
             self.leave_for(self.mode, rip, main + 1, false);
         }
@@ -539,10 +549,11 @@ impl Translator<'_> {
     /// Leave, and have a link made at `place`.
     fn leave_for(&mut self, mode: u32, target: u64, place: u64, is_far: bool) {
         let out = self.a.here().wrapping_sub(place + 4) as i32;
-        self.a.store_imm(state(offset_of!(Core, rip)), target);
+        self.a.store_guest(state(offset_of!(Core, rip)), target);
         let request = state(table(offset_of!(Tables, request)));
         let number = self.tools.links.push(Link { target, place, mode, out, is_far, to: 0, noted: 0 });
         self.a.store_imm(request, number.into());
+        self.a.moves(What::Link, 4);
         self.a.jmp(self.tools.glue.exit);
     }
 

@@ -18,7 +18,8 @@ pub static ALONE: Mutex<()> = Mutex::new(());
 
 const PML4: u64 = 0x1000;
 const IDT: u64 = 0x8_0000;
-const CODE_HPA: u64 = 0x10_0000;
+/// Where a program's code is in memory.
+pub const CODE_HPA: u64 = 0x10_0000;
 const DATA_HPA: u64 = 0x11_0000;
 const STACK_HPA: u64 = 0x12_0000;
 /// #PF, #GP, #SS: halt.
@@ -85,6 +86,26 @@ pub fn machine(engine: EngineKind, windows: Windows, at: u64, program: &[u8]) ->
     (c.rip, c.gpr[4]) = (at, STACK + 0x8000);
     c.refresh();
     p
+}
+
+const CODE_TABLES: u64 = 0x3_0000;
+
+/// Let a program of two pages be at other places, too, and its data 1 MByte behind it.
+pub fn give_code(p: &mut Processor, places: &[u64]) {
+    let (mem, mut next) = (&p.core.mem, CODE_TABLES);
+    for at in places {
+        (0..2).for_each(|i| map(mem, &mut next, at + (i << 12), CODE_HPA + (i << 12)));
+        (0..16).for_each(|i| map(mem, &mut next, at + 0x10_0000 + (i << 12), DATA_HPA + (i << 12)));
+    }
+    assert!(next <= EDGE_TABLES);
+}
+
+/// Let there be data at pages.
+pub fn give_data(p: &mut Processor, pages: &[u64]) {
+    let (mem, mut next) = (&p.core.mem, EDGE_TABLES);
+    for &at in pages {
+        map(mem, &mut next, at, DATA_HPA);
+    }
 }
 
 /// What programs read and cannot write, at a place that none of their own accesses reaches.
