@@ -183,7 +183,8 @@ def board_of(
               for n, one in enumerate(config.disks)),
             *(outlets.net_row(f"net{n}", config, one, epoch_ns, clock, given)
               for n, one in enumerate(config.net)),
-            *(outlets.share_row(f"share{n}", one, given) for n, one in enumerate(config.folders)),
+            *(outlets.share_row(f"share{n}", config, one, given)
+              for n, one in enumerate(config.folders)),
             *(outlets.vsock_row(f"vsock{n}", one, given) for n, one in enumerate(config.vsock)),
         ]  # fmt: skip
         fixed = (*config.devices, *last)

@@ -327,6 +327,11 @@ class Config:
                     "say FOLDER:MOUNT with another MOUNT"
                 )
         for share in self.folders:
+            if share.server == "virtiofsd" and self.clock != "wall":
+                raise ValueError(
+                    f"share {share.folder}: virtiofsd answers when it likes, and a run in virtual "
+                    "time has to be the same each time: expected clock wall, or server=python"
+                )
             for vsock in self.vsock:
                 if share.is_writable and vsock.path and share.has(vsock.path):
                     raise ValueError(

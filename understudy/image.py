@@ -262,7 +262,8 @@ def _choose_files(
     try:
         kept = restore(tuple[kind, ...], state["config"][field], f"config.{field}")  # type: ignore[valid-type]
         if given is not None:
-            chosen = getattr(Config.of(**{field: given}), field)
+            clock = state["config"]["clock"]  # on which it depends what may be there
+            chosen = getattr(Config.of(**{field: given, "clock": clock}), field)
             state["config"][field] = plain(_at(chosen, kept))
     except UNFIT as problem:
         raise SnapshotError(f"the snapshot does not fit: {problem!r}") from None

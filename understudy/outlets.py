@@ -8,16 +8,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from understudy.backends.folder import Folder
+from understudy.backends.folder import Folder, ShareError
 from understudy.backends.network import cable_of
 from understudy.backends.opening import open_disk
 from understudy.backends.pcap import Pcap
 from understudy.backends.unix_ports import UnixPorts
+from understudy.backends.virtiofsd import Virtiofsd
 from understudy.config import Config
 from understudy.devices.board import Row
 from understudy.devices.pc import PC
 from understudy.devices.virtio.balloon import Balloon
 from understudy.devices.virtio.blk import MOST_QUEUES
+from understudy.devices.virtio.fs import LONGEST_ANSWER, LONGEST_REQUEST, QUEUES
+from understudy.devices.virtio.fs_daemon import Daemon
 from understudy.devices.virtio.net import MOST_PAIRS, Net
 from understudy.devices.virtio.vsock import Vsock as Vsocket
 from understudy.disk import Disk
@@ -63,12 +66,30 @@ def net_row(
     }  # fmt: skip
 
 
-def share_row(usual: str, share: Share, given: ExitStack) -> Row:
+def share_row(usual: str, config: Config, share: Share, given: ExitStack) -> Row:
     """A row for a folder, which `given` closes; the guest finds it by its name."""
     folder = Folder(Path(share.folder), is_writable=share.is_writable)
     given.callback(folder.close)
     name = share.name or usual
-    return "virtio_fs", {"name": name, "slot": share.slot or None, "folder": folder, "tag": name}
+    own = {"name": name, "slot": share.slot or None, "tag": name}
+    if share.server != "python" and config.clock == "wall":
+        try:
+            daemon = _daemon(share)
+        except ShareError:
+            if share.server != "auto":
+                raise
+        else:
+            folder.close()
+            given.callback(daemon.close)
+            return "virtio_fs", own | {"daemon": daemon}
+    return "virtio_fs", own | {"folder": folder}
+
+
+def _daemon(share: Share) -> Daemon:
+    path = Path(share.folder)
+    longest = LONGEST_REQUEST, LONGEST_ANSWER
+    program = Virtiofsd(path, is_writable=share.is_writable, queues=QUEUES, longest=longest)
+    return Daemon(path, program)
 
 
 def vsock_row(usual: str, vsock: Vsock, given: ExitStack) -> Row:

@@ -98,7 +98,7 @@ class Pluggable(Tenant):
                 epoch_ns = self.pc.part("rtc", Rtc).epoch_ns
                 return outlets.net_row(name, config, one, epoch_ns, self.clock, given)
             case Share():
-                return outlets.share_row(name, one, given)
+                return outlets.share_row(name, config, one, given)
             case _:
                 return outlets.vsock_row(name, one, given)
 

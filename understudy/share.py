@@ -1,6 +1,6 @@
 """What one can choose about a folder of this computer that a guest shares.
 
-    --share FOLDER[:MOUNT][,rw][,name=NAME]
+    --share FOLDER[:MOUNT][,rw][,server=python|virtiofsd|auto][,name=NAME]
 
 A comma in a folder's name is written twice.  Source: ours; the form is that of Docker's `--volume`.
 Invariants: a `Share` that exists is right in itself; whether there is such a folder is found out
@@ -15,7 +15,8 @@ from typing import Any, Final, Self
 
 from understudy.slot import Slotted
 
-FORM: Final = "FOLDER[:MOUNT][,rw][,name=NAME]"
+SERVERS: Final = ("python", "virtiofsd", "auto")
+FORM: Final = f"FOLDER[:MOUNT][,rw][,server={'|'.join(SERVERS)}][,name=NAME]"
 LONGEST_MOUNT: Final = 1024
 PLACE: Final = "/mnt"
 """Where a folder is in the guest, by its own name, if nothing is said."""
@@ -30,11 +31,14 @@ class Share(Slotted):
     mount: str = ""
     """Where it is in the guest; empty: /mnt/ and the folder's name."""
     is_writable: bool = False
+    server: str = "python"
+    """Who serves it: one of `SERVERS`.  auto: virtiofsd where it can be, else python."""
 
     def __post_init__(self) -> None:
         self._check(type(self.folder) is str and type(self.mount) is str, "texts")
         self._check(bool(self.folder) and "\0" not in self.folder, "the path of a folder")
         self._check(type(self.is_writable) is bool, "is_writable as True or False")
+        self._check(self.server in SERVERS, f"server= one of {', '.join(SERVERS)}")
         self._check(not self.place_problem, self.place_problem)
         folder = str(Path(self.folder).absolute())
         object.__setattr__(self, "folder", folder)
@@ -59,7 +63,7 @@ class Share(Slotted):
             name, is_pair, value = word.partition("=")
             if word in ("rw", "ro"):
                 options["is_writable"] = word == "rw"
-            elif is_pair and name == "name":
+            elif is_pair and name in ("name", "server"):
                 options[name] = value
             else:
                 raise ValueError(

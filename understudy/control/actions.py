@@ -123,6 +123,8 @@ def save(vm: "VM", request: Request) -> dict[str, Any]:
         length = vm.write(Path(name))
     except OSError as error:
         raise ControlError(f"{name}: {error.strerror or error}") from None
+    except ShareError as error:  # of a folder whose server cannot be saved
+        raise ControlError(str(error)) from None
     return {"file": name, "bytes": length}
 
 

@@ -1,13 +1,16 @@
 """Virtio file system device: a folder of this computer, by the messages of FUSE.
 
+The folder is served here, or by another program (`fs_daemon.py`).
+
 Source: Virtual I/O Device (VIRTIO) Version 1.2, "File System Device"; `fs_messages.py` for FUSE.
 
 Not modeled: the notification queue, the DAX window, locks between guests (a guest's own are its
 kernel's), extended attributes, device files.
 
-Invariants: the device reaches what its `Folder` reaches, see there; a request ends with an errno at
-the worst; what a guest has in its caches it looks at again after a second of its time; a request
-counts as its work (`fs_requests.py`), however little it moves, so no ring keeps the hypervisor.
+Invariants: the device reaches what its `Folder` or `Daemon` does, see there; a request ends with an
+errno at the worst; what a guest has in its caches it looks at again after a second of its time; a
+request counts as its work (`fs_requests.py`), however little it moves, so no ring keeps the
+hypervisor.
 """
 
 import errno
@@ -16,7 +19,8 @@ from typing import Any, Final
 
 from understudy.backends.folder import Folder
 from understudy.devices.virtio import fs_messages as fuse
-from understudy.devices.virtio.fs_requests import ANSWERS, MOST, Request
+from understudy.devices.virtio.fs_daemon import Daemon
+from understudy.devices.virtio.fs_requests import ANSWERS, MOST, ONE_REQUEST, Request
 from understudy.devices.virtio.pci import VirtioPci, VirtioState
 from understudy.devices.virtio.queue import Chain, RingError, cut, length
 from understudy.devices.wires import Wires
@@ -28,11 +32,13 @@ CLASS: Final = 0x018000  # mass storage, other: what QEMU's has
 CONFIG: Final = struct.Struct("<36sI")  # tag, num_request_queues
 TAG_BYTES: Final = 36
 HIGH_PRIORITY, REQUEST = 0, 1  # queues
+QUEUES: Final = 2
 
 # --- Ours ---
 
 QUEUE_SIZE: Final = 1024
 LONGEST_REQUEST: Final = MOST + (1 << 14)  # with what goes before the data
+LONGEST_ANSWER: Final = MOST + fuse.OUT_HEADER.size
 
 
 class Fs(VirtioPci, name="virtio_fs"):
@@ -40,11 +46,15 @@ class Fs(VirtioPci, name="virtio_fs"):
 
     state: VirtioState
 
-    def __init__(self, wires: Wires, *, folder: Folder | None = None, tag: str = "share") -> None:
+    def __init__(
+        self, wires: Wires, *, folder: Folder | None = None, daemon: Daemon | None = None,
+        tag: str = "share",
+    ) -> None:  # fmt: skip
+        """`folder` is served here, `daemon` by its program; there is one of the two at most."""
         if not 1 <= len(tag.encode()) <= TAG_BYTES:
             raise ValueError(f"virtio_fs: a tag {tag!r}, expected 1 to {TAG_BYTES} bytes")
         super().__init__(wires, KIND, CLASS, (QUEUE_SIZE, QUEUE_SIZE))
-        self.folder = folder
+        self.folder, self.daemon = folder, daemon
         self.registers = CONFIG.pack(tag.encode(), 1)
         self.state = self.power_on()
 
@@ -62,6 +72,8 @@ class Fs(VirtioPci, name="virtio_fs"):
             raise RingError(f"a FUSE request of {size} bytes")
         request = self.dma.gather(chain.readable)
         self.moved += size
+        if self.daemon is not None:
+            return self._handed_over(self.daemon, number, request, chain)
         _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(request)
         body = memoryview(request)[fuse.IN_HEADER.size :]
         room = length(chain.writable) - fuse.OUT_HEADER.size
@@ -90,28 +102,50 @@ class Fs(VirtioPci, name="virtio_fs"):
         self.moved += total
         return total
 
+    def _handed_over(self, daemon: Daemon, number: int, request: bytes, chain: Chain) -> int:
+        answer = daemon.answer(number, request, length(chain.writable))
+        if answer:
+            self.dma.scatter(cut(chain.writable, 0, len(answer)), answer)
+        self.moved += len(answer) + ONE_REQUEST
+        return len(answer)
+
     # --- reset, snapshots ---
 
     def reset(self) -> None:
         super().reset()
         if self.folder is not None:
             self.folder.forget_all()
+        if self.daemon is not None:
+            self.daemon.forget_all()
 
     def save(self) -> dict[str, Any]:
+        if self.daemon is not None:
+            self.daemon.save()
         return super().save() | {"folder": None if self.folder is None else self.folder.save()}
 
     def load(self, saved: dict[str, Any]) -> None:
         super().load(saved)
         if self.folder is not None:
-            self.folder.load(saved.get("folder"))
+            kept = saved.get("folder")
+            self.folder.forget_all() if kept is None else self.folder.load(kept)
+        elif self.daemon is not None:
+            self.daemon.forget_all()
+            if self.is_live and saved.get("folder") is not None:
+                raise ValueError(
+                    f"snapshot: what the guest knows of the shared folder {self.daemon.path} is "
+                    "known to the server in Python alone: say server=python"
+                )
 
     def inspect(self) -> dict[str, Any]:
         told = super().save()
-        if self.folder is not None:
-            told |= {"path": str(self.folder.path)} | self.folder.counts()
+        for one in (self.folder, self.daemon):
+            if one is not None:
+                told |= {"path": str(one.path)} | one.counts()
         return told
 
     def close(self) -> None:
         if self.folder is not None:
             self.folder.close()
+        if self.daemon is not None:
+            self.daemon.close()
         super().close()

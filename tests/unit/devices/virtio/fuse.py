@@ -68,15 +68,15 @@ class FuseDriver(Driver):
         """The number of what is open then."""
         return int(fuse.OPEN_OUT.unpack(self.wants(op, node, fuse.OPEN_IN.pack(flags, 0)))[0])
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
+    def read(self, handle: int, offset: int, size: int, node: int = ROOT) -> bytes:
         """From an open file."""
         body = fuse.READ_IN.pack(handle, offset, size, 0, 0, 0, 0)
-        return self.wants(Op.READ, ROOT, body, max(size, ROOM))
+        return self.wants(Op.READ, node, body, max(size, ROOM))
 
-    def write(self, handle: int, offset: int, data: bytes) -> tuple[int, bytes]:
+    def write(self, handle: int, offset: int, data: bytes, node: int = ROOT) -> tuple[int, bytes]:
         """To an open file."""
         body = fuse.READ_IN.pack(handle, offset, len(data), 0, 0, 0, 0) + data
-        return self.ask(Op.WRITE, ROOT, body)
+        return self.ask(Op.WRITE, node, body)
 
     def close(self) -> None:
         """The board is gone, and the folder with it."""
