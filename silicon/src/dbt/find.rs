@@ -84,7 +84,7 @@ impl Dbt {
         number
     }
 
-    pub(super) fn translate_held(&mut self, core: &mut Core, key: Key) -> Option<u32> {
+    fn translate_held(&mut self, core: &mut Core, key: Key) -> Option<u32> {
         let room = 4096 - (key.hpa & PAGE_OFFSET);
         let mut bytes = [0; 4096];
         let bytes = &mut bytes[..room as usize];
@@ -107,24 +107,34 @@ impl Dbt {
         self.translated_blocks += 1;
         self.translated_instructions += u64::from(t.count);
         let origin = t.moves.and_then(|moves| self.note_origin(&key, begin, &moves, t.code.len()));
-        self.blocks.push(Block {
-            key,
-            second,
-            origin: origin.unwrap_or(0),
-            main: t.main,
-            head: (t.main - t.landing) as u8,
-            tail: (t.again - t.main) as u32,
-            bytes: t.bytes,
-            count: t.count,
-            is_dead: false,
-        });
+        self.keep(
+            core,
+            Block {
+                key,
+                second,
+                origin: origin.unwrap_or(0),
+                main: t.main,
+                head: (t.main - t.landing) as u8,
+                tail: (t.again - t.main) as u32,
+                bytes: t.bytes,
+                count: t.count,
+                is_dead: false,
+            },
+        );
         self.offer(number);
+        Some(number)
+    }
+
+    /// A block whose code is in the cache is there from now on.
+    pub(super) fn keep(&mut self, core: &mut Core, block: Block) -> u32 {
+        let (key, second) = (block.key, block.second());
+        let number = self.blocks.push(block);
         self.index.insert(key, number);
         self.hold(core, key.hpa).push(number);
-        if second != NO_PAGE {
+        if let Some(second) = second {
             self.hold(core, second).push(number);
         }
-        Some(number)
+        number
     }
 
     /// Hold the frame of `hpa`, and nobody may write there without asking.

@@ -217,28 +217,26 @@ impl Dbt {
             return None; // what is moved may be what is dropped
         }
         let by = key.rip.wrapping_sub(b.key.rip);
-        let code = self.moved_code(&b, origin, key, by)?;
-        let number = self.blocks.next();
         let host = self.cache.here().wrapping_sub(b.landing());
-        self.move_notes(origin, number, by, host);
+        let begin = Begin::of(&self.tools);
+        let code = self.moved_code(&b, origin, begin, key.rip, host)?;
+        self.move_notes(origin, begin, self.blocks.next(), by, host);
         self.cache.append(&code);
         self.moved += 1;
-        self.blocks.push(Block { key, main: b.main.wrapping_add(host), second: NO_PAGE, origin: 0, ..b });
-        self.index.insert(key, number);
-        self.hold(core, key.hpa).push(number);
-        Some(number)
+        let block = Block { key, main: b.main.wrapping_add(host), second: NO_PAGE, origin: 0, ..b };
+        Some(self.keep(core, block))
     }
 
-    /// A block's code for another address; `None` if it has to be another.
-    fn moved_code(&self, b: &Block, origin: Origin, key: Key, by: u64) -> Option<Vec<u8>> {
+    /// A block's code for another address, `host` bytes behind it; `None` if it has to be another.
+    fn moved_code(&self, b: &Block, origin: Origin, begin: Begin, rip: u64, host: u64) -> Option<Vec<u8>> {
+        let by = rip.wrapping_sub(b.key.rip);
         let mut code = self.cache.code(b.landing(), origin.bytes.into()).to_vec();
-        let begin = Begin::of(&self.tools);
-        let host = self.cache.here().wrapping_sub(b.landing()) as u32;
         for n in origin.moves.numbers() {
             let Move { at, what } = self.tools.moves[n];
             let at = usize::from(at);
             if what == What::Guest {
-                let (old, new) = (address(&code, at), address(&code, at).wrapping_add(by));
+                let old = address(&code, at);
+                let new = old.wrapping_add(by);
                 if !is_wide(new) || is_high(old) != is_high(new) {
                     return None;
                 }
@@ -247,7 +245,7 @@ impl Dbt {
             }
             let old = word(&code, at);
             let new = match what {
-                What::Host => old.wrapping_sub(host),
+                What::Host => old.wrapping_sub(host as u32),
                 What::Site => old - origin.sites.first + begin.sites,
                 What::Link => old - origin.links.first + begin.links,
                 What::Indirect => old - origin.indirects.first + begin.indirects,
@@ -260,7 +258,7 @@ impl Dbt {
                 What::Jump => {
                     let table = super::glue::table(std::mem::offset_of!(Tables, jump)) as u32;
                     let class = (old - table) / 8 / JUMP_ENTRIES as u32;
-                    table + 8 * (class * JUMP_ENTRIES as u32 + jump_index(key.rip) as u32)
+                    table + 8 * (class * JUMP_ENTRIES as u32 + jump_index(rip) as u32)
                 }
                 What::Guest => unreachable!("8 bytes"),
             };
@@ -285,9 +283,8 @@ impl Dbt {
 
     /// Append what a translation has left behind once more, for a block of this number that is so far
     /// away.
-    fn move_notes(&mut self, origin: Origin, block: u32, by: u64, host: u64) {
+    fn move_notes(&mut self, origin: Origin, begin: Begin, block: u32, by: u64, host: u64) {
         let tools = &mut self.tools;
-        let begin = Begin::of(tools);
         for n in origin.prepared.numbers() {
             let (insn, execute) = tools.prepared[n];
             tools.prepared.push((moved(insn, by), execute));

@@ -109,14 +109,17 @@ class Fs(VirtioPci, name="virtio_fs"):
         self.moved += len(answer) + ONE_REQUEST
         return len(answer)
 
+    @property
+    def server(self) -> Folder | Daemon | None:
+        """Whose folder it is."""
+        return self.folder if self.daemon is None else self.daemon
+
     # --- reset, snapshots ---
 
     def reset(self) -> None:
         super().reset()
-        if self.folder is not None:
-            self.folder.forget_all()
-        if self.daemon is not None:
-            self.daemon.forget_all()
+        if self.server is not None:
+            self.server.forget_all()
 
     def save(self) -> dict[str, Any]:
         if self.daemon is not None:
@@ -138,14 +141,11 @@ class Fs(VirtioPci, name="virtio_fs"):
 
     def inspect(self) -> dict[str, Any]:
         told = super().save()
-        for one in (self.folder, self.daemon):
-            if one is not None:
-                told |= {"path": str(one.path)} | one.counts()
+        if self.server is not None:
+            told |= {"path": str(self.server.path)} | self.server.counts()
         return told
 
     def close(self) -> None:
-        if self.folder is not None:
-            self.folder.close()
-        if self.daemon is not None:
-            self.daemon.close()
+        if self.server is not None:
+            self.server.close()
         super().close()
