@@ -4,7 +4,7 @@ What: its code laid out, in words, and made smaller.  Source: none.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -17,11 +17,22 @@ ROOM: Final = stage.BLOCK - 20  # of a block, for its items
 
 
 class Item(NamedTuple):
-    """Instructions that belong together.  At `hole` goes their own address, plus `beyond`."""
+    """Instructions that belong together.  At `hole` goes their own address, plus `beyond`.
+
+    Where `is_whole`, all must be executed: what a processor does without the last one is not said.
+    Where `is_store`, they write code, where the hole says; without one, at `beyond`.
+    """
 
     code: bytes
     hole: int = -1
     beyond: int = 0
+    is_whole: bool = False
+    is_store: bool = False
+
+    def writes(self, address: int) -> int | None:
+        """The address that it writes, from there."""
+        own = address if self.hole >= 0 else 0
+        return own + self.beyond if self.is_store else None
 
     def at(self, address: int) -> bytes:
         """Its bytes there."""
@@ -45,19 +56,34 @@ class Fragment:
     repeats: tuple[int, ...]
     data: bytes  # what is in the first bytes of each page of data
 
+    def code(self) -> dict[int, bytes]:
+        """What is at the beginning of each block, by address."""
+        blocks = {stage.block(n): block for n, block in enumerate(self.kernel)}
+        blocks |= {program_block(n): block for n, block in enumerate(self.program)}
+        laid = [(at, *one) for at, block in blocks.items() for one in lay(block, at)]
+        whole = {
+            byte for _, here, item in laid if item.is_whole
+            for byte in range(here, here + len(item.code))
+        }  # fmt: skip
+        out = dict.fromkeys(blocks, b"")
+        for at, here, item in laid:
+            code = item.at(here)
+            out[at] += b"\x90" * len(code) if item.writes(here) in whole else code
+        return out
+
     def image(self, memory: bytes) -> bytes:
         """All memory when it begins."""
-        out = bytearray(memory)
+        out, laid = bytearray(memory), self.code()
         for n in range(stage.BLOCKS - 1):
-            kernel, program = stage.block(n), stage.PROGRAM + n * stage.BLOCK
-            code = lay(self.kernel[n], kernel)
+            kernel, program = stage.block(n), program_block(n)
+            code = laid[kernel]
             code += stage.at(self.mode, "ff", 1, stage.REPEATS + 4 * n)  # dec; jnz
             code += b"\x0f\x85" + struct.pack("<i", -len(code) - 6)
             go_on = stage.next_block(self.mode) - (kernel + len(code) + 5)
             out[kernel : kernel + stage.BLOCK] = (
                 code + b"\xe9" + struct.pack("<i", go_on)
             ).ljust(stage.BLOCK, b"\xcc")  # fmt: skip
-            code = lay(self.program[n], program) + bytes((0xCD, stage.GO_ON))
+            code = laid[program] + bytes((0xCD, stage.GO_ON))
             out[program : program + stage.BLOCK] = code.ljust(stage.BLOCK, b"\xcc")
             struct.pack_into("<I", out, stage.REPEATS + 4 * n, self.repeats[n])
         for page in range(stage.DATA, 0x1_8000, 0x1000):
@@ -67,22 +93,24 @@ class Fragment:
     def text(self) -> str:
         """In words."""
         lines = [f"{self.mode}: {_given(self)}, repeats {self.repeats}"]
-        for what, blocks, base in (
-            ("kernel", self.kernel, 0), ("program", self.program, stage.PROGRAM),
-        ):  # fmt: skip
-            for n, block in enumerate(blocks):
-                if block:
-                    at = base + n * stage.BLOCK if base else stage.block(n)
-                    lines.append(f"  {what} {n}: {disassembled(lay(block, at), self.mode, at)}")
+        for at, code in self.code().items():
+            what = "program" if at & -0x1000 == stage.PROGRAM else "kernel"
+            if code:
+                n = at % 0x1000 // stage.BLOCK
+                lines.append(f"  {what} {n}: {disassembled(code, self.mode, at)}")
         return "\n".join(lines)
 
 
-def lay(block: Sequence[Item], at: int) -> bytes:
-    """A block's bytes."""
-    out = b""
+def program_block(number: int) -> int:
+    """The address of a block of the program."""
+    return stage.PROGRAM + number * stage.BLOCK
+
+
+def lay(block: Sequence[Item], at: int) -> Iterator[tuple[int, Item]]:
+    """Where each item is."""
     for item in block:
-        out += item.at(at + len(out))
-    return out
+        yield at, item
+        at += len(item.code)
 
 
 def _given(fragment: Fragment) -> str:

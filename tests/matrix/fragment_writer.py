@@ -134,9 +134,9 @@ class Writer(Drawing):
         if rng.random() < 0.4:
             page = rng.choice((stage.CODE, stage.OTHER_CODE, stage.PROGRAM))
             at = page + rng.randrange(stage.BLOCK * (stage.BLOCKS - 1))
-            return Item(self._mem("c6", 0, at) + bytes((value,)))
+            return Item(self._mem("c6", 0, at) + bytes((value,)), beyond=at, is_store=True)
         code = self._mem("c6", 0, 0) + bytes((value,))
-        return Item(code, len(code) - 5, len(code) + rng.randrange(16))
+        return Item(code, len(code) - 5, len(code) + rng.randrange(16), is_store=True)
 
     def _code(self) -> int:
         """A selector to go to; what fragments are is no 16-bit code."""
@@ -241,9 +241,10 @@ class Writer(Drawing):
         kind = rng.randrange(4)
         if kind == 0:
             bit = rng.choice((0xFE, 0xFD, 0xFB, 0xDF, 0xBF, 0x9F))
-            return Item(self._mem("80", 4, at) + bytes((bit,)) + forget)
+            return Item(self._mem("80", 4, at) + bytes((bit,)) + forget, is_whole=True)
         if kind == 1:
-            return Item(self._mem("80", 1, at) + bytes((rng.choice((1, 2, 4, 7)),)) + forget)
+            bit = rng.choice((1, 2, 4, 7))
+            return Item(self._mem("80", 1, at) + bytes((bit,)) + forget, is_whole=True)
         frame = rng.choice(DATA_PAGES)
         if page not in DATA_PAGES and rng.random() < 0.7:
             frame = page  # with other rights
@@ -252,7 +253,7 @@ class Writer(Drawing):
         if size == 8 and kind == 3:
             high = rng.choice((0, 0, 0x8000_0000, 0x0010_0000))
             out += self._mem("c7", 0, at + 4) + struct.pack("<I", high)
-        return Item(out + forget)
+        return Item(out + forget, is_whole=True)
 
 
 def _sets_stack(found: iced.Instruction) -> bool:

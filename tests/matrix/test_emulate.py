@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.frame_owner import FrameOwner
 from tests.matrix import programs as p
 from tests.matrix import test_real_mode as real_mode
 from tests.matrix.beside_vmx import seen, together
@@ -121,6 +122,46 @@ def test_an_entry_is_used_until_invlpg() -> None:
         vm.go()
         found = vm.vcpus[0].registers()
         assert [found[name] for name in ("rax", "rbx", "rcx")] == [1, 3, 4]
+
+
+ITSELF = """
+    8b 1e                | mov ebx, [rsi]
+    88 17                | mov [rdi], dl
+    b0 00                | mov al, 0
+    8b 0e                | mov ecx, [rsi]
+    e6 f4                | out 0xf4, al
+"""
+
+
+@pytest.mark.parametrize("leaves", [p.CODE, 0x300000])
+def test_code_that_writes_itself_may_have_to_move_first(leaves: int) -> None:
+    """Its frame becomes a copy; or another is missed, for which it has to leave."""
+    data = 0x300000
+    with VM("16M", execution="emulate", engine="reference") as vm:
+        p.start(vm, ITSELF, rdi=p.CODE + 5, rsi=data, rdx=7)
+        vm.memory.write(data, b"\x2a")
+        p2m, host = vm.memory.p2m, vm.host
+
+        def move(gfn: int) -> None:
+            old = p2m.lookup(gfn) or kept
+            new = host.frame() >> 12
+            host.memory.write(new << 12, host.memory.read(old << 12, 4096))
+            p2m.map(gfn, new, 1)
+
+        def bring(gfn: int) -> None:
+            move(gfn)
+            if gfn == data >> 12:
+                move(p.CODE >> 12)
+
+        kept = p2m.lookup(data >> 12) or 0
+        FrameOwner(move, bring).own(p2m)
+        if leaves == data:
+            p2m.take(data >> 12, 1)
+        else:
+            p2m.protect(leaves >> 12)
+        vm.go()
+        found = vm.vcpus[0].registers()
+        assert [found[name] & 0xFF for name in ("rax", "rbx", "rcx")] == [7, 0x2A, 0x2A]
 
 
 def test_it_walks_the_guests_own_tables() -> None:

@@ -51,8 +51,14 @@ class GuestTables:
             for frame in range(gfn, gfn + count):
                 self.hpas.pop(frame, None)
 
+    def here(self, gfn: int) -> int:
+        """The hpa of a guest frame, 0 if it has none now.  Nobody is asked, nothing changes."""
+        if not (hpa := self.hpas.get(gfn, 0)) and (pfn := self.p2m.lookup(gfn)) is not None:
+            self.hpas[gfn] = hpa = pfn << PAGE_SHIFT
+        return hpa
+
     def look_up(self, gfn: int) -> int:
-        """The hpa of a guest frame, 0 if it has none."""
+        """The hpa of a guest frame, 0 if it has none.  Others may leave for it."""
         pfn = self.p2m.lookup(gfn)
         if pfn is None:
             if not self.p2m.touch(gfn):

@@ -46,7 +46,7 @@ class Lazy(Mirror, name="lazy"):
     def trace(self, view: MirrorView, gva: int, error: int, found: Found) -> Answer:
         gfn = found.gpa >> PAGE_SHIFT
         self.make_room()
-        self.unsync[gfn] = self.memory.read(self.hpas[gfn], PAGE)
+        self.unsync[gfn] = self.theirs.read_page(gfn)
         self.note_write(gfn, found.gpa & PAGE - 1, SMALLEST)
         view.enter(gva, error, found)
         if gfn not in self.traced:

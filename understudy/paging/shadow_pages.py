@@ -179,8 +179,8 @@ class ShadowPages:
 
     def map(self, slot: int, gfn: int, guest: int, is_large: bool = False) -> None:
         """Make the entry at `slot` map a frame with the rights of the guest's entry."""
-        hpa = self.shadow.hpas.get(gfn) or self.shadow.look_up(gfn)
-        if not hpa:
+        hpa = self.shadow.theirs.here(gfn)
+        if not hpa:  # whoever uses it brings it back
             self.zap(slot)
             return
         entry = hpa | guest & (USER | NO_EXECUTE | KEY) | PRESENT | ACCESSED | DIRTY

@@ -131,6 +131,7 @@ class ShadowView(View):
             return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
         found = self.regime.walk(self.read_entry, gva, error, smap, keys)
+        self.theirs.mark(found, error, self.regime.entry_bytes)  # frames may move, this one, too
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
         if not hpa:
@@ -138,7 +139,6 @@ class ShadowView(View):
         if error & E_WRITE and self.p2m.protected and self.p2m.is_protected(gfn):
             self.p2m.touch(gfn, write=True)
             hpa = self.look_up(gfn)
-        self.theirs.mark(found, error, self.regime.entry_bytes)
         return self.fill(gva, error, found, hpa)
 
     def finish_step(self) -> None:
@@ -221,7 +221,6 @@ class ShadowView(View):
 
     def _note_device(self, gva: int, error: int, found: Found) -> Answer:
         """No RAM: remember what the walk came to, as a TLB would, for drivers come again."""
-        self.theirs.mark(found, error, self.regime.entry_bytes)
         if not self.regime.smap:  # else RFLAGS.AC has a say
             key = gva >> PAGE_SHIFT << ERROR_BITS | error & ERROR
             if len(self.devices) >= DEVICES_KEPT:
@@ -251,7 +250,8 @@ class ShadowView(View):
         for _, entry in found.path[:-1]:
             rights &= entry
             no_execute |= entry & NO_EXECUTE
-        table = self.hpas.get(gfn) or self.look_up(gfn)
+        if not (table := self.theirs.here(gfn)):  # nobody is asked: `leaf` might have to go
+            return
         if len(self.regions) >= REGIONS_KEPT:
             self.regions.clear()
         self.regions[gva >> LARGE_SHIFT] = Region(table, rights, no_execute, leaf)

@@ -22,8 +22,9 @@ def tables() -> ShadowPages:
     with fake_machine():
         host = Host("64M")
     shadow: Any = SimpleNamespace(
-        memory=host.memory, new_table=host.frame, hpas={}, look_up=lambda gfn: gfn + 1 << 12,
-        forget_regions=lambda: None, pool=[], p2m=SimpleNamespace(protected=()),
+        memory=host.memory, new_table=host.frame, pool=[], forget_regions=lambda: None,
+        theirs=SimpleNamespace(here=lambda gfn: gfn + 1 << 12),
+        p2m=SimpleNamespace(protected=()),
     )  # fmt: skip
     return ShadowPages(shadow, lambda gfn: True)
 

@@ -83,7 +83,10 @@ class Ram:
 
 
 class Rewritten(Exception):
-    """An instruction is about to write over code that has been decoded; nothing has changed yet."""
+    """An instruction is about to write over code that has been decoded, or had its frames moved.
+
+    It has changed nothing yet.
+    """
 
 
 class Pages:
@@ -177,8 +180,24 @@ class Linear:
             if len(self.large) >= PAGES_KEPT:
                 self.large = {ANY}
             self.large.add((found.shift, gva >> found.shift))
-        page = kept[gva >> PAGE_SHIFT] = ram.here(found.gpa, write=write) & -PAGE
+        page = ram.here(found.gpa, write=write) & -PAGE
+        if ram.p2m.changes != self._changes:
+            self._moved()
+        kept[gva >> PAGE_SHIFT] = page
         return page
+
+    def _moved(self) -> None:
+        """A walk had frames moved: what was kept may lead to where they were.
+
+        Rewritten: where decoded code lies is not known any more.
+        """
+        self._changes = self.ram.p2m.changes
+        for pages in self._all.values():
+            for kept in (pages.reads, pages.writes, pages.guarded, pages.fetches):
+                kept.clear()
+        if self.covered:
+            self.forget_code()
+            raise Rewritten
 
     # --- data ---
 
@@ -270,7 +289,9 @@ class Linear:
         while length:
             offset = gva & OFFSET
             part = min(length, PAGE - offset)
-            page = self.fetches[gva >> PAGE_SHIFT]
+            page = self.fetches.get(gva >> PAGE_SHIFT)
+            if page is None:  # the next one's frame took its place
+                page = self._walk(gva, self.fetches, False, True)
             if page not in self.covered:
                 self._guard(page)
             self.covered[page] = self.covered.get(page, 0) | (1 << part) - 1 << offset

@@ -1,0 +1,69 @@
+"""Frames that move or leave while a page fault is being answered.
+
+What: a page that is a table of its own walk and becomes a copy when the walk sets a flag in it; a
+page that is missed, and for which the table that maps it has to go.  Source: none.
+Invariants: an access reaches the frame that the p2m names when it is done; what is kept of a walk
+is kept only while the tables that it names are in use.
+"""
+
+from itertools import pairwise
+
+import pytest
+
+from tests.frame_owner import FrameOwner
+from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, WORD, Machine
+from tests.property.paging_oracle import PAE, RW, US, A, Access, D, P
+from understudy.paging import Paging
+
+FULL = P | RW | US
+PAGES = [0, 0x1000]
+
+
+def mapped(paging: str, shape_name: str, frames: list[int]) -> tuple[Machine, int]:
+    """A guest whose first pages are these frames; and the gfn of the table that says so."""
+    machine = Machine(paging, FORMATS[shape_name], PAGES, 0)
+    shape = machine.shape
+    chain = [ROOTS[0], *TABLES[2 : 1 + len(shape.shifts)]]
+    for above, below in pairwise(chain):
+        flags = P if shape is PAE and above == ROOTS[0] else FULL
+        machine.edit(above, 0, below << 12 | flags, "store")
+    leaf = chain[-1]
+    for index, gfn in enumerate(frames):
+        machine.edit(leaf, index, (gfn or leaf) << 12 | FULL, "store")
+    machine.load_cr3(ROOTS[0])
+    return machine, leaf
+
+
+@pytest.mark.parametrize("shape_name", FORMATS)
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+@pytest.mark.parametrize("write", [False, True])
+def test_a_table_that_maps_itself_becomes_a_copy(paging: str, shape_name: str, write: bool) -> None:
+    """The accessed flag is set in the copy, and that is what the access must reach."""
+    machine, leaf = mapped(paging, shape_name, [0])
+    machine.protect(leaf, copy_on_write=True)
+    assert not machine.oracle.entry_at(leaf, 0) & (A | D)
+    machine.touch(Access(0, write, ac=True), 0)
+    assert machine.oracle.entry_at(leaf, 0) & A
+    machine.edit(leaf, WORD // machine.shape.entry_bytes, DATA[0] << 12 | FULL, "store")
+    machine.touch(Access(0, ac=True), 0)
+    machine.close()
+
+
+@pytest.mark.parametrize("shape_name", FORMATS)
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+def test_a_table_leaves_for_the_page_that_it_maps(paging: str, shape_name: str) -> None:
+    """A host without a frame left takes the one that was asked for longest ago."""
+    machine, leaf = mapped(paging, shape_name, [*DATA[:3]])
+
+    def exchange(gfn: int) -> None:
+        machine.give_back(gfn)
+        if gfn == DATA[1] and leaf not in machine.homes:
+            machine.take(leaf)
+
+    FrameOwner(machine.allow, exchange).own(machine.vm.memory.p2m)
+    for page in range(3):
+        machine.touch(Access(page << 12, True, ac=True), 0x5AFE_0000)
+    machine.take(DATA[1])
+    for page in (1, 2, 0, 1, 2):
+        machine.touch(Access(page << 12, True, ac=True), 0x5AFE_0000 | page)
+    machine.close()
