@@ -67,3 +67,19 @@ def test_a_table_leaves_for_the_page_that_it_maps(paging: str, shape_name: str) 
     for page in (1, 2, 0, 1, 2):
         machine.touch(Access(page << 12, True, ac=True), 0x5AFE_0000 | page)
     machine.close()
+
+
+@pytest.mark.parametrize("shape_name", FORMATS)
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+def test_what_maps_other_frames_stays(paging: str, shape_name: str) -> None:
+    """One frame moves: one page is missed."""
+    machine, _ = mapped(paging, shape_name, [*DATA[:6]])
+    pages = [page << 12 for page in range(6)]
+    for gva in pages:
+        machine.touch(Access(gva, True, ac=True), 0x5AFE_0000)
+    before = machine.vm.pages.fills
+    machine.move(DATA[1])
+    for gva in pages:
+        machine.touch(Access(gva, ac=True), 0x5AFE_0000)
+    assert machine.vm.pages.fills == before + (paging != "ept")
+    machine.close()

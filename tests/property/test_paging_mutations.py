@@ -18,6 +18,7 @@ from understudy.paging.ept import Ept
 from understudy.paging.guest_tables import GuestTables
 from understudy.paging.lazy import Lazy
 from understudy.paging.mirror import Mirror
+from understudy.paging.reverse_map import ReverseMap
 from understudy.paging.shadow_pages import ShadowPages
 from understudy.paging.view import ShadowView
 from understudy.paging.vtlb import Vtlb, VtlbView
@@ -176,6 +177,24 @@ def moved_frame(patch: Patch) -> None:
         patch.setattr(technique, "p2m_change", nothing)
 
 
+def moved_large_page(patch: Patch) -> None:
+    """A frame moves, and the large page that it was in stays."""
+    patch.setattr(ReverseMap, "large", lambda self, gfn: frozenset())
+    patch.setattr(ReverseMap, "add_large", nothing)
+
+
+def moved_and_not_told(patch: Patch) -> None:
+    """A frame moves, but the processor keeps what it had read of the entries that went."""
+    plain = VtlbView.p2m_change
+
+    def p2m_change(self: Any, runs: Any) -> None:
+        self.guest.invalidate = nothing
+        plain(self, runs)
+        del self.guest.invalidate
+
+    patch.setattr(VtlbView, "p2m_change", p2m_change)
+
+
 def written_while_protected(patch: Patch) -> None:
     """The hypervisor sets the guest's flags in a frame that it has write-protected."""
 
@@ -253,6 +272,9 @@ ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
     (forgotten_dirty_flag_in_a_cache, "vtlb", ANY_FORMAT),
     (forgotten_accessed_flag, "vtlb", ANY_FORMAT),
     (moved_frame, "vtlb", ANY_FORMAT),
+    (moved_large_page, "vtlb", ("PAE", "Intel 64")),
+    (moved_large_page, "lazy", ("Intel 64",)),
+    (moved_and_not_told, "vtlb", ANY_FORMAT),
     (written_while_protected, "vtlb", ("Intel 64",)),
     (step_without_end, "vtlb", ("Intel 64",)),
     (smep_forgotten, "vtlb", ("Intel 64",)),

@@ -48,6 +48,11 @@ class Budgeted(Paging):
     def evict(self, target: int) -> None:
         """Drop tables, those first that were not needed lately, until no more bytes are kept."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the next walk may take more than the budget."""
+        return self.kept_bytes() > self.limit
+
     def new_table(self) -> int:
         """The hpa of an empty table."""
         if self.pool:
@@ -62,7 +67,7 @@ class Budgeted(Paging):
         Only where the guest goes on with the instruction that faulted: what carries it out in the
         guest's stead fetches it by these tables.
         """
-        if self.kept_bytes() <= self.limit:
+        if not self.is_over:
             return
         self.drain()
         target = self.limit - self.limit // 8  # so that not each new table costs another

@@ -31,13 +31,12 @@ from understudy.paging.roles import ROLES, Role
 from understudy.paging.roots import Roots, root_key, saved_root
 from understudy.paging.shadow import Shadow
 from understudy.paging.shadow_page import ShadowPage, indices
-from understudy.paging.shadow_pages import ENTRY_BYTES, ShadowPages
+from understudy.paging.shadow_pages import ShadowPages
 from understudy.paging.untrace import is_entry_write, is_flooded
 from understudy.paging.unwatched import Unwatched
 from understudy.paging.view import HIDDEN, ShadowView
 from understudy.state import restore
 
-NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
 NO_ROOT: Final = ShadowPage(0, 0, COMPOSED, ROLES[0], 0)
 
 
@@ -119,8 +118,6 @@ class MirrorView(ShadowView):
             shadow.note_entered([(page, (slot & PAGE - 1) >> 3)])
         if error & E_WRITE and not shadow.may_write(gfn):
             return False
-        if not shadow.fills & NOW_AND_THEN and shadow.kept_bytes() > shadow.limit:
-            return False
         page.flood = 0
         tables.map(slot, gfn, entry)
         shadow.settle()
@@ -178,7 +175,6 @@ class MirrorView(ShadowView):
 class Mirror(Shadow[MirrorView]):
     """The shadows of one VM's tables."""
 
-    headroom = Shadow.headroom + NOW_AND_THEN * ENTRY_BYTES
     unsync: Container[int] = ()  # frames of tables that shadows may differ from
 
     def __init__(

@@ -9,9 +9,11 @@ Invariant: a slot is listed exactly while its entry maps a page, under what it m
 """
 
 from collections.abc import Collection
+from typing import Final
 
-NOTHING: frozenset[int] = frozenset()
-BLOCK = 512  # frames of a 2-MByte page
+NOTHING: Final[frozenset[int]] = frozenset()
+BLOCK: Final = 512  # frames of a 2-MByte page
+ENTRY_BYTES: Final = 320  # what is noted of one entry
 
 
 class ReverseMap:

@@ -30,7 +30,8 @@ from understudy.paging.guest_tables import GuestTables
 from understudy.paging.guest_walk import ACCESSED, DIRTY, PRESENT, USER, WRITABLE
 from understudy.paging.portable import Gfns
 from understudy.paging.real_mode import RealMode
-from understudy.paging.view import PE, ShadowView
+from understudy.paging.reverse_map import ENTRY_BYTES
+from understudy.paging.view import NOW_AND_THEN, PE, ShadowView
 from understudy.state import restore
 
 TABLE: Final = PRESENT | WRITABLE | USER | ACCESSED
@@ -41,6 +42,8 @@ AnyView = TypeVar("AnyView", bound=ShadowView)
 
 class Shadow(Budgeted, Generic[AnyView]):
     """Tables of the hypervisor's own for the processors of one VM."""
+
+    headroom = Budgeted.headroom + NOW_AND_THEN * ENTRY_BYTES
 
     def __init__(
         self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET

@@ -28,7 +28,7 @@ from understudy.paging.guest_walk import (
     WRITABLE,
 )
 from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
-from understudy.paging.reverse_map import BLOCK, ReverseMap
+from understudy.paging.reverse_map import BLOCK, ENTRY_BYTES, ReverseMap
 from understudy.paging.roles import ROLES, Role
 from understudy.paging.shadow_page import Key, SavedPage, ShadowPage
 from understudy.state import plain, restore
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 FEW: Final = 16  # slots, and addresses: with more it costs less to forget all and walk again
 MOST_STEPS: Final = 64  # from a slot up to the root
 MOST_PARENTS: Final = 512  # of a table, to be looked at one by one
-ENTRY_BYTES: Final = 320  # what is noted of one entry
 NOT_LOW: Final = 0xFFFF << 48
 
 
@@ -347,6 +346,9 @@ class ShadowPages:
 
 
 def _allows_less(old: int, new: int) -> bool:
-    """Whether a processor that keeps `old` could do what `new` refuses."""
-    is_less = (old & (WRITABLE | USER)) & ~new or new & ~old & NO_EXECUTE
-    return bool(is_less or (old ^ new) & KEY)
+    """Whether a processor that keeps `old` could do what `new` refuses.
+
+    A page that becomes a program's may be one that SMEP and SMAP refuse to the supervisor.
+    """
+    is_less = old & ~new & WRITABLE or new & ~old & NO_EXECUTE
+    return bool(is_less or (old ^ new) & (USER | KEY))

@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.guest import Guest
-from understudy.paging import Answer, Fault, Paging, PagingError, View
+from understudy.paging import Answer, Fault, PagingError, View
+from understudy.paging.budget import Budgeted
 from understudy.paging.guest_tables import GuestTables
 from understudy.paging.guest_walk import (
     ACCESSED,
@@ -48,6 +49,7 @@ from understudy.paging.roles import ROLES
 LARGE_SHIFT: Final = 21
 REGIONS_KEPT: Final = 4096
 DEVICES_KEPT: Final = 4096
+NOW_AND_THEN: Final = 0xFF  # so many more entries may be kept before anybody looks
 ERROR: Final = E_WRITE | E_USER | E_FETCH  # what decides, of a fault's error code
 ERROR_BITS: Final = 5
 OPENED: Final = USER | KEY  # what opens a page to a supervisor's write
@@ -73,9 +75,10 @@ class ShadowView(View):
     takes_turns = True
 
     def __init__(
-        self, paging: Paging, guest: Guest, theirs: GuestTables, real_mode: RealMode
+        self, paging: Budgeted, guest: Guest, theirs: GuestTables, real_mode: RealMode
     ) -> None:
         super().__init__(paging, guest)
+        self.budgeted = paging
         self.theirs, self.real_mode, self.p2m = theirs, real_mode, theirs.p2m
         self.read_u64, self.write_u64 = theirs.read_u64, theirs.write_u64
         self.read_u32, self.write_u32 = theirs.read_u32, theirs.write_u32
@@ -183,6 +186,8 @@ class ShadowView(View):
 
     def _is_filled(self, gva: int, error: int, region: Region, keys: Keys) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
+        if not self.paging.fills & NOW_AND_THEN and self.budgeted.is_over:
+            return False
         if self.regime.entry_bytes == 8:
             at = region.table + (gva >> 9 & 0xFF8)
             entry = self.read_u64(at)

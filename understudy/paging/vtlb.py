@@ -5,8 +5,9 @@ Virtual TLB approach".  Cost: one hidden fault for each page that is used after 
 exit when a guest edits its tables.
 
 Each entry stands alone, as a TLB's does: it carries the rights of all levels of the guest's walk,
-and the shadow's upper levels refuse nothing.  INVLPG takes out one page, a load of CR3 everything.
-As a TLB, it belongs to one processor; only the budget is the VM's.
+and the shadow's upper levels refuse nothing.  INVLPG takes out one page, a load of CR3 everything,
+a frame that moves the entries that map it.  As a TLB, it belongs to one processor; only the budget
+is the VM's.
 
 Invariants: an entry was right when it was made, and the guest has not invalidated it since; the
 tables may be discarded at any time.
@@ -32,6 +33,7 @@ from understudy.paging.guest_walk import (
     Found,
 )
 from understudy.paging.portable import Gfns, packed, unpacked
+from understudy.paging.reverse_map import ENTRY_BYTES, ReverseMap
 from understudy.paging.shadow import PAGE_ENTRY, TABLE, Shadow
 from understudy.paging.view import HIDDEN, LARGE_SHIFT, ShadowView
 from understudy.state import restore
@@ -53,6 +55,7 @@ class VtlbView(ShadowView):
         self.directories: dict[int, int] = {}  # gva >> 30 -> table
         self.leaves: dict[int, int] = {}  # gva >> 21 -> table
         self.pieces: set[tuple[int, int]] = set()  # guest's large pages that have smaller entries
+        self.reverse = ReverseMap()
 
     # --- events ---
 
@@ -89,7 +92,7 @@ class VtlbView(ShadowView):
         elif (directory := self.directories.get(gva >> DIRECTORY_SHIFT)) is not None:
             slot = directory + (gva >> 18 & 0xFF8)
         if slot and self.read_u64(slot):
-            self.write_u64(slot, 0)
+            self._zap(slot)
             if not had_pieces:
                 self.guest.invalidate([gva])
         if had_pieces:
@@ -101,7 +104,7 @@ class VtlbView(ShadowView):
         own = hpa | PAGE_ENTRY | rights & USER | no_execute | entry & KEY
         if entry & DIRTY and not (self.p2m.protected and self.p2m.is_protected(gfn)):
             own |= rights & WRITABLE
-        self.write_u64(slot, own)
+        self._map(slot, gfn, own)
         return True
 
     def fill(self, gva: int, error: int, found: Found, hpa: int) -> Answer:
@@ -123,25 +126,50 @@ class VtlbView(ShadowView):
             if found.shift > LARGE_SHIFT or not large:
                 self.pieces.add((found.shift, gva >> found.shift))
             if large:
-                if (old := self.leaves.pop(key, 0)) != 0:
-                    self.shadow.pool.append(old)
+                if key in self.leaves:
+                    self._free_leaf(key)
                     self.regions.pop(key, None)
                     self.guest.invalidate()  # the table will be another's
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
-                self.write_u64(slot, entry & ~hpa | large | LARGE)
+                self._map(slot, found.gpa >> PAGE_SHIFT, entry & ~hpa | large | LARGE)
                 return slot
         directory, leaf = self._directory(gva), self.leaves.pop(key, 0)
         if not leaf:
-            leaf = self.shadow.new_table()
-            self.write_u64(directory + (gva >> 18 & 0xFF8), leaf | TABLE)
+            leaf, slot = self.shadow.new_table(), directory + (gva >> 18 & 0xFF8)
+            self.reverse.remove(slot)
+            self.write_u64(slot, leaf | TABLE)
         self.leaves[key] = leaf
         slot = leaf + (gva >> 9 & 0xFF8)
-        self.write_u64(slot, entry)
+        self._map(slot, found.gpa >> PAGE_SHIFT, entry)
         if found.shift == PAGE_SHIFT:
             self.note_region(gva, found, leaf)
         return slot
 
-    # --- tables ---
+    def p2m_change(self, runs: Runs) -> None:
+        """Drop what maps these frames; what the processor keeps of an entry that has gone, too."""
+        if self.directories:
+            for gfn, count in runs:
+                for slot in self.reverse.slots_in(gfn, count):
+                    self._zap(slot)
+            self.guest.invalidate()
+
+    # --- entries and tables ---
+
+    def _map(self, slot: int, gfn: int, entry: int) -> None:
+        """Make an entry map this frame, or the large page around it."""
+        if entry & LARGE:
+            self.reverse.remove(slot)
+            self.reverse.add_large(slot, gfn)
+        elif (before := self.reverse.frame_at(slot)) != gfn:
+            if before is not None:
+                self.reverse.remove(slot)
+            self.reverse.add(slot, gfn)
+        self.write_u64(slot, entry)
+
+    def _zap(self, slot: int) -> None:
+        """Make an entry that maps something map nothing."""
+        self.write_u64(slot, 0)
+        self.reverse.remove(slot)
 
     def discard(self) -> None:
         """Begin again with nothing."""
@@ -152,6 +180,7 @@ class VtlbView(ShadowView):
             self.shadow.pool += tables.values()
             tables.clear()
         self.pieces.clear()
+        self.reverse.clear()
         self.theirs.memory.fill(self.root, PAGE)
         self.guest.invalidate()
 
@@ -178,10 +207,10 @@ class VtlbView(ShadowView):
         first, count = number << shift - LARGE_SHIFT, 1 << shift - LARGE_SHIFT
         for key in range(first, first + count):
             self.regions.pop(key, None)
-            if (leaf := self.leaves.pop(key, 0)) != 0:
-                self.shadow.pool.append(leaf)
+            if key in self.leaves:
+                self._free_leaf(key)
             if (directory := self.directories.get(key >> 9)) is not None:
-                self.write_u64(directory + (key & 511) * 8, 0)
+                self._zap(directory + (key & 511) * 8)
 
     @property
     def table_count(self) -> int:
@@ -210,15 +239,23 @@ class VtlbView(ShadowView):
         }  # fmt: skip
         self.guest.invalidate()
 
+    def _free_leaf(self, key: int) -> None:
+        leaf = self.leaves.pop(key)
+        for index, _ in self._entries(leaf):
+            self.reverse.remove(leaf + 8 * index)
+        self.shadow.pool.append(leaf)
+
     def _drop_leaf(self, key: int) -> None:
-        self.shadow.pool.append(self.leaves.pop(key))
+        self._free_leaf(key)
         self.shadow.evictions += 1
 
     def _drop_directory(self, key: int) -> None:
         """Drop a gigabyte, and the 512 around it if that was the last one there."""
         directory = self.directories.pop(key)
         for index, entry in self._entries(directory):
-            if not entry & LARGE:
+            if entry & LARGE:
+                self.reverse.remove(directory + 8 * index)
+            else:
                 self._drop_leaf(key << 9 | index)
         self.shadow.pool.append(directory)
         self.shadow.evictions += 1
@@ -256,13 +293,13 @@ class VtlbView(ShadowView):
             directory = self._directory(key << DIRECTORY_SHIFT)
             for index, gfn, flags in unpacked(text, self.p2m):
                 if large := self.theirs.large_frame(gfn):
-                    self.write_u64(directory + 8 * index, large | flags)
+                    self._map(directory + 8 * index, gfn, large | flags)
         for key, text in saved["leaves"]:
             gva = key << LARGE_SHIFT
             leaf = self.leaves[key] = self.shadow.new_table()
             self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
             for index, gfn, flags in unpacked(text, self.p2m):
-                self.write_u64(leaf + 8 * index, self.look_up(gfn) | flags)
+                self._map(leaf + 8 * index, gfn, self.look_up(gfn) | flags)
         for key, _ in saved["directories"]:  # in the order in which faults have needed them
             self._directory(key << DIRECTORY_SHIFT)
 
@@ -298,12 +335,12 @@ class Vtlb(Shadow[VtlbView], name="vtlb"):
         self.finish_steps()
         self.forget(runs)
         for view in self.views:
-            if view.directories:
-                view.discard()
+            view.p2m_change(runs)
 
     def kept_bytes(self) -> int:
         tables = sum(view.table_count for view in self.views)
-        return TABLE_BYTES * (tables + len(self.pool))
+        entries = sum(len(view.reverse) for view in self.views)
+        return TABLE_BYTES * (tables + len(self.pool)) + ENTRY_BYTES * entries
 
     def evict(self, target: int) -> None:
         """First what belongs to the processor that has filled nothing for the longest time."""
