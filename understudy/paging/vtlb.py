@@ -212,11 +212,6 @@ class VtlbView(ShadowView):
             if (directory := self.directories.get(key >> 9)) is not None:
                 self._zap(directory + (key & 511) * 8)
 
-    @property
-    def table_count(self) -> int:
-        """Without the pool, which all share."""
-        return 1 + len(self.pointers) + len(self.directories) + len(self.leaves)
-
     def evict(self, target: int) -> None:
         """First whole gigabytes, all but the last one; of that, 2 MBytes after 2 MBytes."""
         shadow = self.shadow
@@ -338,9 +333,11 @@ class Vtlb(Shadow[VtlbView], name="vtlb"):
             view.p2m_change(runs)
 
     def kept_bytes(self) -> int:
-        tables = sum(view.table_count for view in self.views)
-        entries = sum(len(view.reverse) for view in self.views)
-        return TABLE_BYTES * (tables + len(self.pool)) + ENTRY_BYTES * entries
+        tables, entries = len(self.pool), 0
+        for view in self.views:  # at each fault
+            tables += 1 + len(view.pointers) + len(view.directories) + len(view.leaves)
+            entries += len(view.reverse)
+        return TABLE_BYTES * tables + ENTRY_BYTES * entries
 
     def evict(self, target: int) -> None:
         """First what belongs to the processor that has filled nothing for the longest time."""
