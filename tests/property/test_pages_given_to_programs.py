@@ -4,6 +4,8 @@ What: SMEP and SMAP, at the page itself and at the table above it.  Source: SDM 
 Invariant: a right that programs get may be one that the supervisor loses; processors hear of it.
 """
 
+from itertools import pairwise
+
 import pytest
 
 from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, Machine
@@ -24,11 +26,10 @@ def test_the_supervisor_is_kept_out(paging: str, shape_name: str, above: int, fe
     late = chain[-2 - above]
     if shape is PAE and late == ROOTS[0]:
         late = chain[-2]
-    for table, below in zip(chain[:-1], chain[1:], strict=True):
+    for table, below in pairwise(chain):
+        flags = OWN if table == late else OWN | US
         if shape is PAE and table == ROOTS[0]:
             flags = P
-        else:
-            flags = OWN if table == late else OWN | US
         machine.edit(table, 0, below << 12 | flags, "store")
     machine.set_mode(Mode(smep=True, smap=True, nxe=machine.oracle.mode.nxe))
     access = Access(0, fetch=fetch)

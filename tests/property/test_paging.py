@@ -6,6 +6,7 @@ hypervisor moves, removes and write-protects frames.  Source: the invariants of
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import pytest
 from hypothesis import strategies as st
@@ -55,6 +56,14 @@ LENGTH = 100  # steps of one machine
 def indices(shape_name: str) -> list[int]:
     """The entries that are edited; for IA-32, in each part that has a shadow of its own."""
     return [0, 1, 257, 512, 513] if shape_name == "IA-32" else [0, 1]
+
+
+USES: Final = [
+    Access(0, write, fetch, user, ac) for user in (False, True) for write, fetch, ac in (
+        (False, False, True), (True, False, True), (False, False, True), (True, False, True),
+        (False, False, False), (True, False, False), (False, True, False),
+    )
+]  # fmt: skip
 
 
 def addresses(shape_name: str) -> list[int]:
@@ -121,7 +130,7 @@ def machine(
     accesses = st.builds(
         Access, gvas, st.booleans(), st.just(False), st.booleans(), st.sampled_from([1, 1, 1, 0])
     )
-    uses = st.tuples(*[st.tuples(st.booleans(), st.booleans())] * 4)
+    uses = st.tuples(*[st.sampled_from(USES)] * 4)
 
     def revisions(function: Callable[..., None]) -> Callable[..., None]:
         """The same rule under one more name, to be chosen more often."""
@@ -172,16 +181,14 @@ def machine(
 
         def _revise(
             self, gva: int, above: int, value: tuple[int, ...], flips: int,
-            uses: tuple[tuple[bool, bool], ...], how: str, plan: int,
+            uses: tuple[Access, ...], how: str, plan: int,
         ) -> None:  # fmt: skip
             """Use an address and its neighbor, change an entry of its path, use them again.
 
             In between, perhaps: use it at once, change it back, invalidate it or everything.
             """
             machine, level = self.machine, max(0, len(tiers) - 1 - above)
-            first, second, third, last = (
-                Access(gva, write, user=user, ac=True) for write, user in uses
-            )
+            first, second, third, last = (use._replace(gva=gva) for use in uses)
             beside = first._replace(gva=gva ^ 0x1000)
             machine.touch(first, 0x5AFE_0000)
             machine.touch(beside, 0x5AFE_0002)

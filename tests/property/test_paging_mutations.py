@@ -12,7 +12,7 @@ import pytest
 
 from tests.property.test_paging import check
 from understudy.execution.vmx.technique import Vmx
-from understudy.paging import guest_walk, vtlb
+from understudy.paging import guest_walk, shadow_pages, vtlb
 from understudy.paging.eager import Eager
 from understudy.paging.ept import Ept
 from understudy.paging.guest_tables import GuestTables
@@ -82,6 +82,16 @@ def demotion_not_applied(patch: Patch) -> None:
             plain(self, page, index)
 
     patch.setattr(Mirror, "resync", resync)
+
+
+def given_to_programs_and_not_told(patch: Patch) -> None:
+    """A page becomes a program's; what SMEP and SMAP refuse then, the processor still does."""
+    plain = shadow_pages._allows_less
+
+    def allows_less(old: int, new: int) -> bool:
+        return plain(old, new if old & guest_walk.USER else new & ~guest_walk.USER)
+
+    patch.setattr(shadow_pages, "_allows_less", allows_less)
 
 
 def forgotten_dirty_flag(patch: Patch) -> None:
@@ -284,6 +294,7 @@ ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
     (pages_not_told, "vtlb", ANY_FORMAT),
     (told_of_one_way_only, "eager", ("PAE", "Intel 64")),
     (demotion_not_applied, "eager", ANY_FORMAT),
+    (given_to_programs_and_not_told, "eager", ("Intel 64",)),
     (forgotten_dirty_flag, "eager", ANY_FORMAT),
     (untraced_table, "eager", ANY_FORMAT),
     (stale_large_page, "eager", ("PAE", "Intel 64")),
