@@ -50,6 +50,7 @@ class Ballooned:
         self._memory, self._p2m = memory, memory.p2m
         self._p2m.owners[Flag.BALLOONED] = self._p2m.owners[Flag.FREE] = self
         self.given = self.fetched = self.broken = 0
+        self._counted, self._counts = -1, (0, 0)  # at how many changes of the p2m, and what
 
     # --- what the guest says ---
 
@@ -130,23 +131,32 @@ class Ballooned:
     @property
     def ballooned(self) -> int:
         """Frames that are in the balloon, and the host's."""
-        return sum(frames for _, frames in self._runs(Flag.BALLOONED))
+        return self._count()[0]
 
     @property
     def free(self) -> int:
         """Frames that are the host's because the guest does not need what was in them."""
-        return sum(frames for _, frames in self._runs(Flag.FREE))
+        return self._count()[1]
+
+    def _count(self) -> tuple[int, int]:
+        """Both; all memory is gone through once after each change, however often they are asked."""
+        if self._counted != (changes := self._p2m.changes):
+            ballooned = free = 0
+            for _, word, frames in self._p2m.pieces() if self._p2m.absent else ():
+                ballooned += frames * bool(word & Flag.BALLOONED)
+                free += frames * bool(word & Flag.FREE)
+            self._counted, self._counts = changes, (ballooned, free)
+        return self._counts
 
     def counts(self) -> dict[str, int]:
         """In frames: those that are the host's now, and what has become of them so far."""
+        ballooned, free = self._count()
         return {
-            "ballooned": self.ballooned, "free": self.free, "given": self.given,
-            "fetched": self.fetched, "broken": self.broken,
+            "ballooned": ballooned, "free": free, "given": self.given, "fetched": self.fetched,
+            "broken": self.broken,
         }  # fmt: skip
 
     def _runs(self, flag: int) -> list[tuple[int, int]]:
-        if not self._p2m.absent:
-            return []
         return [(gfn, frames) for gfn, word, frames in self._p2m.pieces() if word & flag]
 
     # --- owner of frames ---

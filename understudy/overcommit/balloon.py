@@ -84,8 +84,8 @@ class Steering:
 
     def _judge(self) -> None:
         balloon = self.balloon
-        actual, target, given = balloon.actual, balloon.target, self.given
-        broken = balloon.pages.counts().get("broken", 0)
+        actual, target, told = balloon.actual, balloon.target, balloon.pages.counts()
+        given, broken = told.get("ballooned", 0), told.get("broken", 0)
         used, self._broken = broken - self._broken, broken
         self._unmatched = self._unmatched + 1 if actual > given + UNTOLD else 0
         is_slow = actual < target and actual <= self._actual
