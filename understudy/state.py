@@ -32,6 +32,7 @@ PLAIN: Final[dict[Any, type]] = {bytearray: str, bytes: str, tuple: list, Counte
 U2: TypeAlias = Annotated[int, 2]
 U3: TypeAlias = Annotated[int, 3]
 U8: TypeAlias = Annotated[int, 8]
+U9: TypeAlias = Annotated[int, 9]
 U16: TypeAlias = Annotated[int, 16]
 U32: TypeAlias = Annotated[int, 32]
 U62: TypeAlias = Annotated[int, 62]

@@ -19,8 +19,9 @@ from understudy.paging import BUDGET, Answer, Fault
 from understudy.paging.entering import Place
 from understudy.paging.guest_walk import Found
 from understudy.paging.mirror import Mirror, MirrorView
-from understudy.paging.portable import Gfns
 from understudy.paging.shadow_page import indices
+from understudy.paging.view import NOW_AND_THEN
+from understudy.state import U9, restore
 
 TRACED = Answer(Fault.TRACE)
 LINE = 64  # bytes compared at once
@@ -31,6 +32,8 @@ SMALLEST = 4  # bytes that a write to a table likely has at least
 
 class Lazy(Mirror, name="lazy"):
     """Trap once, catch up later."""
+
+    headroom = Mirror.headroom + NOW_AND_THEN * PLACE_BYTES
 
     def __init__(
         self, host: Host, p2m: P2m, *, largest: int | str = "1G", budget: int = BUDGET
@@ -99,17 +102,18 @@ class Lazy(Mirror, name="lazy"):
         self.synchronize()
         super().evict(target)
 
-    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+    def save_tables(self) -> dict[str, Any]:
         unsync = [[gfn, before.hex()] for gfn, before in self.unsync.items()]
         entered = sorted([*page.key, index] for page, index in self.entered if page.hpa)
         kept = {"unsync": unsync, "entered": entered, "resyncs": self.resyncs}
-        return super().save_tables(gfns) | kept
+        return super().save_tables() | kept
 
     def load_tables(self, saved: dict[str, Any]) -> None:
         self.unsync = {gfn: bytes.fromhex(before) for gfn, before in saved["unsync"]}
         super().load_tables(saved)
         pages, self.resyncs = self.tables.pages, saved["resyncs"]
-        self.entered = {(pages[tuple(key)], index) for *key, index in saved["entered"]}
+        entered = restore(list[tuple[int, int, int, int, U9]], saved["entered"], "entered")
+        self.entered = {(pages[tuple(key)], index) for *key, index in entered}
 
 
 def changed(before: bytes, after: bytes, size: int) -> list[int]:

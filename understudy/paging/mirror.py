@@ -25,7 +25,6 @@ from understudy.machine.p2m import P2m, Runs
 from understudy.paging import BUDGET, Answer
 from understudy.paging.entering import READ_ONLY, RIGHTS, USED, Place, enter, named_frame
 from understudy.paging.guest_walk import DIRTY, E_KEY, E_WRITE, WRITABLE, Found
-from understudy.paging.portable import Gfns
 from understudy.paging.quadrants import COMPOSED, stands_for
 from understudy.paging.roles import ROLES, Role
 from understudy.paging.roots import Roots, root_key, saved_root
@@ -44,7 +43,7 @@ class MirrorView(ShadowView):
     """One processor's: which root it has loaded."""
 
     def __init__(self, mirror: "Mirror", guest: Guest) -> None:
-        super().__init__(mirror, guest, mirror.theirs, mirror.real_mode)
+        super().__init__(mirror, guest, mirror.theirs, mirror.real_mode, mirror.lent)
         self.shadow, self.tables = mirror, mirror.tables
         self.number = len(mirror.views)
         self.root = NO_ROOT
@@ -184,7 +183,7 @@ class Mirror(Shadow[MirrorView]):
         self.tables = ShadowPages(self, self.may_write)
         self.traced: dict[int, list[ShadowPage]] = self.tables.traced
         self.roots = Roots(self.tables, self.roots_in_use)
-        self.unwatched = Unwatched(self.traced, self.theirs.read_page, self.table_written)
+        self.unwatched = Unwatched(self.traced, self.theirs.page_here, self.table_written)
         p2m.tracers.append(self)
 
     def new_view(self, guest: Guest) -> MirrorView:
@@ -314,8 +313,10 @@ class Mirror(Shadow[MirrorView]):
 
     def resync(self, page: ShadowPage, index: int) -> None:
         """Make one entry of a shadow what the guest's entry is now, if it exists."""
-        slot, level, role = page.hpa + 8 * index, page.level, page.role
         entry = self._guest_entry(page, index)
+        if not page.hpa:  # something left for the guest's table, and the page with it
+            return
+        slot, level, role = page.hpa + 8 * index, page.level, page.role
         if level == 1:
             if entry & USED == USED and not entry & role.leaf_reserved:
                 if not self.read_u64(slot) and self.kept_bytes() > self.limit:
@@ -354,9 +355,9 @@ class Mirror(Shadow[MirrorView]):
 
     # --- snapshots ---
 
-    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+    def save_tables(self) -> dict[str, Any]:
         return {
-            "pages": self.tables.save(gfns),
+            "pages": self.tables.save(),
             "stepped": [view.stepped for view in self.views],
             "roots": [[list(key), list(root.key)] for key, root in self.roots.by_key.items()],
             "in_use": [view.root_key() for view in self.views],

@@ -1,8 +1,8 @@
 """Tables of the hypervisor's own in the guest's terms: what a snapshot keeps of them.
 
 An entry that maps a page names a host frame, which another host will not have: kept is the guest
-frame behind it.  An entry that names a table is kept by what the table stands for, which the
-technique knows.
+frame that it stands for.  (Several may have one host frame: which it is, the reverse map knows.)
+An entry that names a table is kept by what the table stands for, which the technique knows.
 
 Source: ours.  Invariants: what is kept names no host frame; what is made from it names frames of
 the guest's p2m only, whatever the text says, and allows writes only where the p2m does.
@@ -25,20 +25,20 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
 )
+from understudy.paging.reverse_map import BLOCK, ReverseMap
 
 ENTRY: Final = struct.Struct("<HQ")
 FLAGS: Final = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | LARGE | NO_EXECUTE | KEY
-BLOCK: Final = 512  # frames of a 2-MByte page
 
 Entry = tuple[int, int]
 """Which entry of its table, and the entry."""
 
 
-def packed(entries: Iterable[Entry], gfns: "Gfns") -> str:
-    """Entries that map pages, as text."""
+def packed(table: int, entries: Iterable[Entry], reverse: ReverseMap) -> str:
+    """Entries of the table at this hpa that map pages, as text."""
     out = b""
     for index, entry in entries:
-        gfn = gfns.of(entry & ADDRESS)
+        gfn = reverse.mapped_at(table + 8 * index)
         out += ENTRY.pack(index, entry & ~ADDRESS | gfn << PAGE_SHIFT)
     return out.hex()
 
@@ -60,21 +60,3 @@ def unpacked(text: str, p2m: P2m) -> Iterator[tuple[int, int, int]]:
         if p2m.is_protected(gfn):
             flags &= ~WRITABLE
         yield index, gfn, flags
-
-
-class Gfns:
-    """Which guest frame lies in which host frame: a p2m, the other way round."""
-
-    def __init__(self, p2m: P2m) -> None:
-        self._extents = sorted((extent.pfn, extent.frames, extent.gfn) for extent in p2m)
-        self._last = (0, 0, 0)
-
-    def of(self, hpa: int) -> int:
-        """The guest frame at this hpa, which is the guest's."""
-        pfn = hpa >> PAGE_SHIFT
-        first, frames, gfn = self._last
-        if not first <= pfn < first + frames:
-            self._last = first, frames, gfn = next(
-                e for e in self._extents if e[0] <= pfn < e[0] + e[1]
-            )
-        return gfn + pfn - first

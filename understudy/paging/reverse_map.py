@@ -64,6 +64,11 @@ class ReverseMap:
         """The frame that the entry at `slot` maps, if it is a small page."""
         return self._small_of.get(slot)
 
+    def mapped_at(self, slot: int) -> int:
+        """The frame that the entry at `slot` maps, or the first of its large page."""
+        gfn = self._small_of.get(slot)
+        return self._large_of[slot] * BLOCK if gfn is None else gfn
+
     def small(self, gfn: int) -> Collection[int]:
         """The slots that map one frame alone."""
         slots = self._small.get(gfn, NOTHING)

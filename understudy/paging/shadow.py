@@ -28,7 +28,6 @@ from understudy.paging import BUDGET, Paging
 from understudy.paging.budget import Budgeted
 from understudy.paging.guest_tables import GuestTables
 from understudy.paging.guest_walk import ACCESSED, DIRTY, PRESENT, USER, WRITABLE
-from understudy.paging.portable import Gfns
 from understudy.paging.real_mode import RealMode
 from understudy.paging.reverse_map import ENTRY_BYTES
 from understudy.paging.view import NOW_AND_THEN, PE, ShadowView
@@ -51,6 +50,7 @@ class Shadow(Budgeted, Generic[AnyView]):
         super().__init__(host, p2m, largest=largest, budget=budget)
         self.theirs, self.real_mode = GuestTables(host, p2m), RealMode(host, p2m)
         self.views: list[AnyView] = []
+        self.lent: set[int] = set()  # slots whose entries lend rights for one instruction
         self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
         self.hpas, self.look_up = self.theirs.hpas, self.theirs.look_up
         self.read_entry, self.large_frame = self.theirs.read_entry, self.theirs.large_frame
@@ -107,7 +107,7 @@ class Shadow(Budgeted, Generic[AnyView]):
         return self.real_mode.spells
 
     @abstractmethod
-    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+    def save_tables(self) -> dict[str, Any]:
         """The tables, as plain values without host frames."""
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Shadow(Budgeted, Generic[AnyView]):
         now = [(slot, self.read_u64(slot)) for slot, _ in patched]
         for slot, entry in reversed(patched):
             self.write_u64(slot, entry)
-        tables = self.save_tables(Gfns(self.p2m))
+        tables = self.save_tables()
         for slot, entry in now:
             self.write_u64(slot, entry)
         own = {"tables": tables, "steps": steps, "pool": len(self.pool)}

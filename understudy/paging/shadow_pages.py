@@ -27,7 +27,8 @@ from understudy.paging.guest_walk import (
     USER,
     WRITABLE,
 )
-from understudy.paging.portable import FLAGS, Gfns, packed, unpacked
+from understudy.paging.portable import FLAGS, packed, unpacked
+from understudy.paging.quadrants import COMPOSED
 from understudy.paging.reverse_map import BLOCK, ENTRY_BYTES, ReverseMap
 from understudy.paging.roles import ROLES, Role
 from understudy.paging.shadow_page import Key, SavedPage, ShadowPage
@@ -49,6 +50,7 @@ class ShadowPages:
         self.shadow, self.may_write = shadow, may_write
         self.memory = shadow.memory
         self.read, self.write = shadow.memory.read_u64, shadow.memory.write_u64
+        self.lent: set[int] = shadow.lent
         self.pages: dict[Key, ShadowPage] = {}
         self.at: dict[int, ShadowPage] = {}  # by hpa
         self.traced: dict[int, list[ShadowPage]] = {}  # gfn of a guest's table -> its shadows
@@ -90,6 +92,7 @@ class ShadowPages:
     def protect(self, gfn: int) -> None:
         """Let no entry write this frame.  Large pages around it go, to come back in pieces."""
         for slot in self.reverse.small(gfn):
+            self._end_lending(slot)
             entry = self.read(slot)
             if entry & WRITABLE:
                 self.write(slot, entry & ~WRITABLE)
@@ -131,6 +134,7 @@ class ShadowPages:
 
     def clear(self) -> None:
         """Forget everything, roots too."""
+        self.shadow.put_back()
         self.shadow.forget_regions()
         for page in self.pages.values():
             self.shadow.pool.append(page.hpa)
@@ -156,6 +160,7 @@ class ShadowPages:
 
     def link(self, slot: int, page: ShadowPage, flags: int) -> None:
         """Make the entry at `slot` name a table."""
+        self._end_lending(slot)
         entry = page.hpa | flags
         old = self.read(slot)
         if old == entry:
@@ -189,6 +194,7 @@ class ShadowPages:
         is_protected = not is_large and p2m.protected and p2m.is_protected(gfn)
         if guest & DIRTY and not is_protected and (is_large or self.may_write(gfn)):
             entry |= guest & WRITABLE
+        self._end_lending(slot)
         old = self.read(slot)
         if old == entry:
             return
@@ -203,12 +209,18 @@ class ShadowPages:
         else:
             self.reverse.add(slot, gfn)
 
+    def _end_lending(self, slot: int) -> None:
+        """The entry is about to be another: what it was before a step is not to come back."""
+        if self.lent and slot in self.lent:
+            self.shadow.put_back()
+
     def may_be_large(self, gfn: int) -> bool:
         """Whether one entry may map the 512 frames from this one on."""
         return gfn // BLOCK not in self.traced_in and bool(self.shadow.large_frame(gfn))
 
     def zap(self, slot: int) -> None:
         """Make the entry at `slot` not present."""
+        self._end_lending(slot)
         self.write(slot, 0)
         page = self.links.pop(slot, None)
         if page is None:
@@ -281,7 +293,7 @@ class ShadowPages:
 
     # --- snapshots ---
 
-    def save(self, gfns: Gfns) -> list[Any]:
+    def save(self) -> list[Any]:
         """Every page, what its entries map, and which pages they name, by place in this list."""
         places = {page.hpa: place for place, page in enumerate(self.pages.values())}
         saved: list[Any] = []
@@ -297,7 +309,7 @@ class ShadowPages:
                     maps.append((index, entry))
             saved.append(plain(SavedPage(
                 *page.key, page.is_root, page.flood, page.since, page.loaded, page.used,
-                packed(maps, gfns), links,
+                packed(page.hpa, maps, self.reverse), links,
             )))  # fmt: skip
         return saved
 
@@ -318,8 +330,9 @@ class ShadowPages:
                 self._restore(page, index, gfn, flags)
             for index, place, flags in links:
                 child = pages[place]
+                known = PRESENT if page.quadrant == COMPOSED else FLAGS & ~(LARGE | KEY)
                 if (
-                    not 0 <= index < BLOCK or flags & ~FLAGS or not flags & PRESENT
+                    not 0 <= index < BLOCK or flags & ~known or not flags & PRESENT
                     or place < 0 or child.level != page.level - 1 or child.role is not page.role
                 ):  # fmt: skip
                     raise ValueError(

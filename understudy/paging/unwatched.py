@@ -23,7 +23,7 @@ class Unwatched:
         self, traced: Iterable[int], read: Callable[[int], bytes],
         written: Callable[[int, int], None],
     ) -> None:  # fmt: skip
-        """read: a frame of the guest.  written: is told of each that has changed."""
+        """read: a frame of the guest, if it is there.  written: is told of each changed one."""
         self._traced, self._read, self._written = traced, read, written
         self._who = NOBODY  # whose turn it is, if it is unseen
         self._before: dict[int, bytes] = {}  # the tables when it began

@@ -45,6 +45,7 @@ from understudy.paging.guest_walk import (
 )
 from understudy.paging.real_mode import RealMode
 from understudy.paging.roles import ROLES
+from understudy.state import U9, U64, restore
 
 LARGE_SHIFT: Final = 21
 REGIONS_KEPT: Final = 4096
@@ -75,8 +76,9 @@ class ShadowView(View):
     takes_turns = True
 
     def __init__(
-        self, paging: Budgeted, guest: Guest, theirs: GuestTables, real_mode: RealMode
-    ) -> None:
+        self, paging: Budgeted, guest: Guest, theirs: GuestTables, real_mode: RealMode,
+        lent: set[int],
+    ) -> None:  # fmt: skip
         super().__init__(paging, guest)
         self.budgeted = paging
         self.theirs, self.real_mode, self.p2m = theirs, real_mode, theirs.p2m
@@ -86,6 +88,7 @@ class ShadowView(View):
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
         self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
+        self.lent = lent  # the slots of all processors' steps
         self.is_watched = False  # it comes back after one instruction
         self.regime, self.role = Regime(0, 0, 0, 0), ROLES[0]
         self.real: View | None = None  # by which it translates instead
@@ -115,6 +118,8 @@ class ShadowView(View):
         if not self.real.violation(gpa, qualification):
             return False
         self.paging.fills += 1
+        if not self.paging.fills & NOW_AND_THEN:
+            self.budgeted.make_room()
         return True
 
     def misconfiguration(self, gpa: int) -> PagingError:
@@ -152,6 +157,7 @@ class ShadowView(View):
         if self.patched:
             for slot, entry in reversed(self.patched):
                 self.write_u64(slot, entry)
+                self.lent.discard(slot)
             self.patched.clear()
             self.guest.invalidate()
         if self.is_watched and not self.guest.is_inside:
@@ -180,6 +186,7 @@ class ShadowView(View):
             lent = entry & ~LENT | flags
             if lent != entry:
                 self.patched.append((slot, entry))
+                self.lent.add(slot)
                 self.write_u64(slot, lent)
         self.is_watched = True
         self.guest.single_step(True)
@@ -315,12 +322,11 @@ class ShadowView(View):
 
     def load_step(self, saved: dict[str, Any]) -> None:
         """Lend it again.  ValueError if it is more than a step may lend."""
-        steps = [
-            (self.named_table(name) + 8 * index, flags) for name, index, flags in saved["lent"]
-        ]
+        lent = restore(list[tuple[list[int], U9, U64]], saved["lent"], "lent")
+        steps = [(self.named_table(name) + 8 * index, flags) for name, index, flags in lent]
         lendable = LENT if self.role.is_long else WRITABLE | USER
         for slot, flags in steps:
-            if slot % PAGE % 8 or flags & ~lendable or flags & ~self.read_u64(slot) & USER:
+            if flags & ~lendable or flags & ~self.read_u64(slot) & USER:
                 raise ValueError("snapshot: a step lends more than a write")
         if saved["is_watched"]:
             self._lend(steps)

@@ -15,7 +15,7 @@ tables may be discarded at any time.
 
 from typing import Any, Final
 
-from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT, is_canonical
 from understudy.guest import Guest
 from understudy.machine.p2m import Runs
 from understudy.paging import Answer
@@ -32,13 +32,14 @@ from understudy.paging.guest_walk import (
     WRITABLE,
     Found,
 )
-from understudy.paging.portable import Gfns, packed, unpacked
+from understudy.paging.portable import packed, unpacked
 from understudy.paging.reverse_map import ENTRY_BYTES, ReverseMap
 from understudy.paging.shadow import PAGE_ENTRY, TABLE, Shadow
 from understudy.paging.view import HIDDEN, LARGE_SHIFT, ShadowView
-from understudy.state import restore
+from understudy.state import U62, restore
 
 DIRECTORY_SHIFT: Final = 30
+LARGE_SHIFTS: Final = (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT)  # of the guest's pages
 POINTER_SHIFT: Final = 39
 
 
@@ -46,7 +47,7 @@ class VtlbView(ShadowView):
     """One processor's: the tables for the address space that it has loaded."""
 
     def __init__(self, vtlb: "Vtlb", guest: Guest) -> None:
-        super().__init__(vtlb, guest, vtlb.theirs, vtlb.real_mode)
+        super().__init__(vtlb, guest, vtlb.theirs, vtlb.real_mode, vtlb.lent)
         self.shadow = vtlb
         self.root = vtlb.reserve.frame()
         self.used = 0  # the number of the last fault that was filled
@@ -82,7 +83,7 @@ class VtlbView(ShadowView):
         self.regions.clear()
         self.devices.clear()
         had_pieces = False
-        for shift in (LARGE_SHIFT, LARGE_SHIFT + 1, DIRECTORY_SHIFT):
+        for shift in LARGE_SHIFTS:
             if (shift, gva >> shift) in self.pieces:
                 self._drop_large(shift, gva >> shift)
                 had_pieces = True
@@ -93,10 +94,7 @@ class VtlbView(ShadowView):
             slot = directory + (gva >> 18 & 0xFF8)
         if slot and self.read_u64(slot):
             self._zap(slot)
-            if not had_pieces:
-                self.guest.invalidate([gva])
-        if had_pieces:
-            self.guest.invalidate()
+        self.guest.invalidate(None if had_pieces else [gva])
 
     def fill_slot(
         self, slot: int, gfn: int, hpa: int, entry: int, rights: int, no_execute: int, error: int
@@ -136,7 +134,8 @@ class VtlbView(ShadowView):
         directory, leaf = self._directory(gva), self.leaves.pop(key, 0)
         if not leaf:
             leaf, slot = self.shadow.new_table(), directory + (gva >> 18 & 0xFF8)
-            self.reverse.remove(slot)
+            if self.reverse.remove(slot):
+                self.guest.invalidate()  # nobody could tell which addresses it was known for
             self.write_u64(slot, leaf | TABLE)
         self.leaves[key] = leaf
         slot = leaf + (gva >> 9 & 0xFF8)
@@ -157,6 +156,8 @@ class VtlbView(ShadowView):
 
     def _map(self, slot: int, gfn: int, entry: int) -> None:
         """Make an entry map this frame, or the large page around it."""
+        if self.lent and slot in self.lent:
+            self.put_back()
         if entry & LARGE:
             self.reverse.remove(slot)
             self.reverse.add_large(slot, gfn)
@@ -168,6 +169,8 @@ class VtlbView(ShadowView):
 
     def _zap(self, slot: int) -> None:
         """Make an entry that maps something map nothing."""
+        if self.lent and slot in self.lent:
+            self.put_back()
         self.write_u64(slot, 0)
         self.reverse.remove(slot)
 
@@ -235,6 +238,7 @@ class VtlbView(ShadowView):
         self.guest.invalidate()
 
     def _free_leaf(self, key: int) -> None:
+        self.put_back()  # while the table is there
         leaf = self.leaves.pop(key)
         for index, _ in self._entries(leaf):
             self.reverse.remove(leaf + 8 * index)
@@ -262,12 +266,14 @@ class VtlbView(ShadowView):
 
     # --- snapshots ---
 
-    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
+    def save_tables(self) -> dict[str, Any]:
         """These, as plain values without host frames."""
         leaves, directories = self.leaves.items(), self.directories.items()
         return {
-            "directories": [[key, packed(self._pages(hpa), gfns)] for key, hpa in directories],
-            "leaves": [[key, packed(self._entries(hpa), gfns)] for key, hpa in leaves],
+            "directories": [
+                [key, packed(hpa, self._pages(hpa), self.reverse)] for key, hpa in directories
+            ],
+            "leaves": [[key, packed(hpa, self._entries(hpa), self.reverse)] for key, hpa in leaves],
             "pieces": sorted(self.pieces), "used": self.used,
         }  # fmt: skip
 
@@ -279,26 +285,45 @@ class VtlbView(ShadowView):
         return [(index, entry) for index, entry in self._entries(directory) if entry & LARGE]
 
     def load_tables(self, saved: dict[str, Any]) -> None:
-        """Make them anew."""
+        """Make them anew.  ValueError if they cannot be tables of ours."""
         if self.real is None:
             self.guest.load_root(self.root)
         self.discard()
-        self.pieces = {(shift, number) for shift, number in saved["pieces"]}
-        for key, text in saved["directories"]:
+        directories = restore(list[tuple[U62, str]], saved["directories"], "directories")
+        leaves = restore(list[tuple[U62, str]], saved["leaves"], "leaves")
+        pieces = restore(list[tuple[U62, U62]], saved["pieces"], "pieces")
+        if any(shift not in LARGE_SHIFTS for shift, _ in pieces):
+            raise ValueError("snapshot: pieces of a page of a size that there is not")
+        self.pieces = set(pieces)
+        for key, text in directories:
+            self._check(key << DIRECTORY_SHIFT)
             directory = self._directory(key << DIRECTORY_SHIFT)
             for index, gfn, flags in unpacked(text, self.p2m):
+                if not flags & LARGE:
+                    raise ValueError("snapshot: a small page in a directory")
                 if large := self.theirs.large_frame(gfn):
                     self._map(directory + 8 * index, gfn, large | flags)
-        for key, text in saved["leaves"]:
+        for key, text in leaves:
             gva = key << LARGE_SHIFT
+            self._check(gva)
+            if key in self.leaves:
+                raise ValueError("snapshot: two tables for the same addresses")
             leaf = self.leaves[key] = self.shadow.new_table()
-            self.write_u64(self._directory(gva) + (gva >> 18 & 0xFF8), leaf | TABLE)
+            slot = self._directory(gva) + (gva >> 18 & 0xFF8)
+            self.reverse.remove(slot)
+            self.write_u64(slot, leaf | TABLE)
             for index, gfn, flags in unpacked(text, self.p2m):
+                if flags & LARGE:
+                    raise ValueError("snapshot: a large page in a table of small ones")
                 self._map(leaf + 8 * index, gfn, self.look_up(gfn) | flags)
-        for key, _ in saved["directories"]:  # in the order in which faults have needed them
+        for key, _ in directories:  # in the order in which faults have needed them
             self._directory(key << DIRECTORY_SHIFT)
 
         self.used = restore(int, saved["used"], "used")
+
+    def _check(self, gva: int) -> None:
+        if not (is_canonical(gva) if self.role.is_long else gva < 1 << 32):
+            raise ValueError(f"snapshot: tables for {gva:#x}, which is no address")
 
     def name_table(self, hpa: int) -> list[int]:
         kinds = ({0: self.root}, self.pointers, self.directories, self.leaves)
@@ -346,8 +371,8 @@ class Vtlb(Shadow[VtlbView], name="vtlb"):
             if self.kept_bytes() > target:
                 view.evict(target)
 
-    def save_tables(self, gfns: Gfns) -> dict[str, Any]:
-        return {"views": [view.save_tables(gfns) for view in self.views]}
+    def save_tables(self) -> dict[str, Any]:
+        return {"views": [view.save_tables() for view in self.views]}
 
     def load_tables(self, saved: dict[str, Any]) -> None:
         for view, tables in zip(self.views, saved["views"], strict=True):
