@@ -32,6 +32,7 @@ LARGEST_ROM, ROM_UNIT = 1 << 24, 1 << 16  # down to the I/O APIC's and local API
 MOST_DISKS, MOST_NICS, MOST_PORTS = 24, 4, 256  # the first two of the 32 slots of a PCI bus
 MOST_FOLDERS: Final = 8
 MOST_SHARES: Final = 1_000_000
+LONGEST_GROUP: Final = 64
 LEAST_TABLES: Final = 2 << 20  # bytes: what one instruction may need at once must fit well
 LARGEST_PAGES: Final = {1 << 12: "4K", 1 << 21: "2M", 1 << 30: "1G"}
 
@@ -111,6 +112,12 @@ _memory, _least = _pages(SMALLEST, f"{SMALLEST >> 20}M"), _pages(0, "0")
 def _shares(what: str, value: int) -> int:
     if type(value) is not int or not 1 <= value <= MOST_SHARES:
         raise ValueError(f"{what} {value!r}: expected 1 to {MOST_SHARES:,}")
+    return value
+
+
+def _group(what: str, value: str) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_GROUP:
+        raise ValueError(f"{what} {value!r:.60}: expected a name of up to {LONGEST_GROUP} letters")
     return value
 
 
@@ -301,6 +308,11 @@ class Config:
     shares: int = option(
         1, "On such a host: how much it may have of the rest, in relation to others.",
         check=_shares,
+    )  # fmt: skip
+    sharing_group: str = option(
+        "", "On such a host: with whom its pages may become one.  Those of another group it never "
+        "has in common, so that no guest learns from the time of a write what another has.",
+        check=_group,
     )  # fmt: skip
 
     agent: str = option(

@@ -125,7 +125,8 @@ def hold(
     if isinstance(host, SharedHost):
         least, beside = bytes_of(config.min_memory) // PAGE, overhead_of(config) // PAGE
         holding = host.stock.admit(
-            config.name, memory, ballooned, least, config.shares, beside, post, delay
+            config.name, memory, ballooned, least, config.shares, beside, post, delay,
+            config.sharing_group,
         )  # fmt: skip
         given.callback(host.stock.dismiss, holding)
     return ballooned

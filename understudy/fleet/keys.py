@@ -209,6 +209,8 @@ VM: Final = _table(
         _size, "min_memory"),
     Key("shares", "How much it may have of the rest, in relation to others.", "N", _shares,
         "shares"),
+    Key("sharing_group", "With whom its pages may become one, if the VMs have more than the host.",
+        "NAME", named, "sharing_group"),
     Key("weight", "Its share of the pCPUs, in relation to those of others.", "NUMBER",
         portion),
     Key("cap", "At most so many pCPUs, even if others idle.", "NUMBER", portion),

@@ -134,6 +134,15 @@ class GuestMemory(PhysicalMemory):
         if self.p2m.protected or self.p2m.absent:
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
+    def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
+        """The same of the first `most` bytes of runs (gpa, bytes) to be written, or else read."""
+        flags = ABSENT | PROTECTED if write else ABSENT
+        if self.p2m.absent or (write and self.p2m.protected):
+            for gpa, size in runs:
+                self._touch(gpa, min(size, most), flags, write=write)
+                if (most := most - size) <= 0:
+                    break
+
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         view = data if type(data) is bytes else memoryview(data).cast("B")

@@ -22,6 +22,10 @@ class PhysicalMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
     def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None: ...
 
+    def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
+        """These runs are going to be read, or written; see `GuestMemory.expect`."""
+        return
+
     def gather(self, runs: Sequence[tuple[int, int]], /) -> bytes:
         """What stands in several runs (gpa, bytes), one after the other."""
         return b"".join([self.read(gpa, size) for gpa, size in runs])

@@ -25,18 +25,19 @@ class Holding:
     def __init__(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
         overhead: int, post: Callable[[Callable[[], None]], None],
-        delay: Callable[[int], None],
+        delay: Callable[[int], None], group: str,
     ) -> None:  # fmt: skip
         """`post` has something done between two exits of the VM; `overhead`: what it needs beside.
 
-        `delay`: whoever of it misses a page waits so many ns for it.
+        `delay`: whoever of it misses a page waits so many ns for it.  `group`: with whom it may
+        have frames in common.
 
         PlanError if that cannot be a VM's.
         """
         self.name, self.memory, self.p2m = name, memory, memory.p2m
         self.ballooned, self.post, self.delay = ballooned, post, delay
         self.maximum, self.minimum, self.shares = memory.pages, minimum, shares
-        self.overhead = overhead
+        self.overhead, self.group = overhead, group
         self._balloon: tuple[Balloon, Clock] | None = None
         self.sampler: WorkingSet | None = None
         self.steering: Steering | None = None
@@ -82,14 +83,15 @@ class Holding:
     def give(self, pages: int) -> None:
         """Its balloon is to take so many more pages, or (less than 0) to give them back.
 
-        No more than the guest says that it can do without, but for a part for its next programs.
+        No more than the guest says that it can do without, but for a part for its next programs;
+        and nothing comes back because it says that it has less than that.
         """
         assert self.steering is not None
         given, told = self.steering.given, self.steering.balloon.statistics
         room = self.maximum - self.minimum - given
         if (available := told.get("available_memory")) is not None:
             room = min(room, available // PAGE - self.maximum // SPARED)
-        self.steering.goal = max(given + min(pages, room), 0)
+        self.steering.goal = max(given + min(pages, max(room, 0)), 0)
 
     def told(self) -> dict[str, int | str]:
         """What can be said of it at any time, at no cost."""

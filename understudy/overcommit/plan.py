@@ -233,6 +233,8 @@ def orders(
     whose balloon obeys.
     """
     targets, obeying = plan.divide(needs, pages), frozenset(balloons)
+    if missing := [need.name for need in needs if need.name not in targets]:
+        raise PlanError(f"plan {plan.name or type(plan).__name__}: no pages for {missing}")
     found = []
     for need in needs:
         target = targets[need.name]

@@ -120,8 +120,9 @@ class Sharing:
 
     def hints_by(self) -> Counter[P2m]:
         """The same by guest."""
+        latest = {place // MOST: place for place in self._found.values()}  # one of each frame
         return Counter(
-            found.p2m for found in map(self._at, self._found.values())
+            found.p2m for found in map(self._at, latest.values())
             if found.is_there() and not found.p2m.word(found.gfn) & Flag.SHARED
         )  # fmt: skip
 

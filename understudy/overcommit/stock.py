@@ -26,7 +26,7 @@ from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.overcommit.holding import Holding
 from understudy.overcommit.plan import Order, Shortage, State, admit, orders, plan_of
-from understudy.overcommit.sharing import Sharing
+from understudy.overcommit.sharing import DEFAULT_GROUP, Sharing
 from understudy.overcommit.swap import Swap, SwapError
 from understudy.overcommit.terms import Terms
 from understudy.quantities import bytes_of
@@ -70,14 +70,16 @@ class Stock:
     def admit(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
         overhead: int, post: Callable[[Callable[[], None]], None],
-        delay: Callable[[int], None],
+        delay: Callable[[int], None], group: str = DEFAULT_GROUP,
     ) -> Holding:  # fmt: skip
         """One more VM, whose memory is not filled yet.  `minimum`, `overhead`: pages.
+
+        `group`: with whom it may have frames in common.
 
         PlanError if what is promised to all would not be there.
         """
         new = Holding(
-            self._free_name(name), memory, ballooned, minimum, shares, overhead, post, delay
+            self._free_name(name), memory, ballooned, minimum, shares, overhead, post, delay, group
         )
         held = self.holdings.values()
         taken = sum(one.maximum + one.overhead for one in held)
@@ -122,7 +124,7 @@ class Stock:
         one.swapped = partial(self.swap.swapped_of, one.p2m)
         one.swapped_in = partial(self.swap.read_by.__getitem__, one.p2m)
         if self.sharing is not None:
-            self.sharing.join(one.p2m)
+            self.sharing.join(one.p2m, one.group)
         one.begin()
 
     def dismiss(self, one: Holding) -> None:

@@ -49,3 +49,7 @@ class Terms:
             raise PlanError(f"read_ns={self.read_ns!r}: expected 0 to {NS_PER_SECOND} ns")
         if self.swap is not None and bytes_of(self.swap) < 0:
             raise PlanError(f"swap={self.swap!r}: expected bytes, 0 for none")
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise PlanError(f"folder={str(self.folder)!r}: expected a folder for the swap file")
+        plans.plan_of(self.plan)
+        policies.victims_of(self.victims)

@@ -47,6 +47,7 @@ TAGS: Final = (
 
 QUEUE_SIZE: Final = 128
 MOST: Final = 4096  # pages that one buffer names; Linux names 256
+MOST_REPORTED: Final = 32 << 10  # pages that one buffer reports; Linux reports 32 times 4 MBytes
 
 Runs = Iterable[tuple[int, int]]
 """(gfn, frames)."""
@@ -102,6 +103,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
     """The balloon of one VM."""
 
     battery = ("target", "inflated", "deflated", "reported")
+    uses_buffers = False
     state: BalloonState
 
     def __init__(self, wires: Wires, *, oom: bool = True, reporting: bool = True) -> None:
@@ -173,10 +175,11 @@ class Balloon(VirtioPci, name="virtio_balloon"):
         if number == STATISTICS:
             return self._hear(chain)
         if number in (REPORTING, ALSO_REPORTING):
-            runs = [_whole(gpa, size) for gpa, size in chain.writable]
-            runs = [run for run in runs if run[1] > 0]
-            s.reported = _sum(s.reported, sum(frames for _, frames in runs))
-            self.moved += PAGE * self.pages.report(runs)
+            runs = _reported(chain.writable)
+            frames = sum(count for _, count in runs)
+            s.reported = _sum(s.reported, frames)
+            self.moved += PAGE * frames
+            self.pages.report(runs)
             return 0
         gfns = self._named(chain)
         runs = _joined(gfns)
@@ -217,6 +220,23 @@ class Balloon(VirtioPci, name="virtio_balloon"):
         if not isinstance(pages := saved.get("pages"), dict):
             raise ValueError(f"snapshot: {self.name} lacks its pages")
         self.pages.load(pages)
+
+
+def _reported(segments: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The whole pages of a buffer as runs, each once; of a longer one than any driver's, the first.
+
+    Where memory is in pieces each frame may cost as much as a page that is moved.
+    """
+    runs: list[tuple[int, int]] = []
+    left = MOST_REPORTED
+    for first, frames in sorted(_whole(gpa, size) for gpa, size in segments):
+        end = first + frames
+        if runs:
+            first = max(first, sum(runs[-1]))
+        if (frames := min(end - first, left)) > 0:
+            runs.append((first, frames))
+            left -= frames
+    return runs
 
 
 def _whole(gpa: int, size: int) -> tuple[int, int]:

@@ -44,6 +44,7 @@ from understudy.devices.virtio.queue import (
 )
 from understudy.devices.virtio.split import SplitQueue
 from understudy.devices.wires import Wires
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.physical import PhysicalMemory
 from understudy.state import U8, U16, U32, U64
 
@@ -57,8 +58,7 @@ RING: Final = INDIRECT_DESC | EVENT_IDX | RING_PACKED | VERSION_1
 
 CONFIG_CHANGED: Final = 2  # in the ISR status; 1 is a queue
 
-# "Common configuration structure layout": offset, bytes, name; the state's names where they are
-# kept as they are.
+# "Common configuration structure layout": offset, bytes, name (the state's, if it is kept as is).
 _LAYOUT: Final = (
     (0x00, 4, "device_feature_select"), (0x04, 4, "device_feature"),
     (0x08, 4, "driver_feature_select"), (0x0C, 4, "driver_feature"),
@@ -76,6 +76,7 @@ _PLACES: Final = {(offset, size): (name, 0) for offset, size, name in _LAYOUT} |
 
 QUANTUM: Final = 64 << 20  # ours: bytes that are moved before the guest runs again
 SOON: Final = 1000  # ours: after so many nanoseconds the rest is done
+PATIENCE: Final = 100  # ours: times that a buffer waits for frames of the host
 
 
 @dataclass
@@ -113,6 +114,7 @@ class VirtioPci(Device):
     """A virtio device in a PCI slot.  A subclass says what it is, and serves its queues."""
 
     state: VirtioState
+    uses_buffers: ClassVar[bool] = True  # as memory, and does not speak of it alone
     switches: ClassVar[Mapping[str, int]] = {
         "packed": RING_PACKED, "indirect": INDIRECT_DESC, "event-idx": EVENT_IDX,
     }  # fmt: skip
@@ -126,6 +128,7 @@ class VirtioPci(Device):
         self.again = self.alarms["again"] = Alarm(self.clock, self._serve_waiting)
         self.moved = 0  # bytes, since the access began
         self.served = 0  # requests, by the last kick
+        self.starved = 0  # times in a row that a buffer had to wait for frames
         self.dma: PhysicalMemory = wires.dma  # as it is reached while a queue is served
         self.function = VirtioFunction(kind, class_code, len(self.sizes), self, _COMMON.size)
         wires.plug(self.function)
@@ -323,6 +326,8 @@ class VirtioPci(Device):
                     if chain is None:
                         return None
                 try:
+                    if self.uses_buffers and not self._is_ready(queue, chain):
+                        return SOON
                     written = self.serve(number, chain)
                 except (NotNow, Postponed) as excuse:
                     queue.unpop(chain)
@@ -335,6 +340,21 @@ class VirtioPci(Device):
         finally:
             if queue.publish():
                 self.interrupt(queue.state.vector, 1)
+
+    def _is_ready(self, queue: Queue, chain: Chain) -> bool:
+        """Have the frames of a buffer there before anything is done that could not be undone.
+
+        False: the host frees some before the guest goes on.  OutOfFrames: it could not for long.
+        """
+        try:
+            queue.expect(chain)
+            self.starved = 0
+        except OutOfFrames:
+            queue.unpop(chain)
+            if self.starved == PATIENCE:
+                raise
+            self.starved += 1
+        return not self.starved
 
     # --- interrupts ---
 

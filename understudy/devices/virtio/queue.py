@@ -33,6 +33,7 @@ LONGEST_TABLE_BYTES: Final = LONGEST_TABLE * DESCRIPTOR.size
 LOOK: Final = 32  # ours: entries of the ring that are looked at in one go
 END: Final = 1 << 64  # of all addresses
 LONGEST_CHAIN: Final = 1 << 32  # bytes of all its buffers, "Descriptor Table": 2^32 at most
+EXPECTED: Final = 1 << 20  # ours: bytes of a buffer whose frames are asked for before it is used
 NO_VECTOR: Final = 0xFFFF
 
 INDIRECT_DESC: Final = 1 << 28  # VIRTIO_F_*, the features that concern queues
@@ -136,6 +137,11 @@ class Queue:
     def unpop(self, chain: Chain) -> None:
         """The buffer that was popped last, and is not pushed yet, is the next one again."""
         raise NotImplementedError
+
+    def expect(self, chain: Chain) -> None:
+        """A buffer is going to be used: see `GuestMemory.expect`."""
+        self.memory.expect(chain.readable, EXPECTED, write=False)
+        self.memory.expect(chain.writable, EXPECTED, write=True)
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a buffer back, `written` bytes of it filled; the driver is not told yet."""

@@ -1,0 +1,72 @@
+"""A request to a disk that needs more frames than a host has free.
+
+What: a disk is asked to fill pages that are swapped out, more than are free in the middle of an
+exit, when nobody but the asking VM could give any.  Source: docs/reference/overcommit.md.
+Invariants: the VM does not end; the request is carried out, once, when there are frames again.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from tests.matrix import programs as p
+from tests.matrix.test_overcommit import WALK
+from understudy.devices.virtio.blk import Blk
+from understudy.host import Host
+from understudy.machine.words import Flag
+from understudy.overcommit.terms import Terms
+
+MEMORY, EACH, REQUESTS = 32 << 20, 80, 2
+TABLE, AVAILABLE, USED, HEAD, STATUS = range(0x18_0000, 0x19_4000, 0x4000)
+US = 1000
+WAIT = "eb fe | here: jmp here"
+
+
+def ask(disk: Any, memory: Any, frames: list[int]) -> None:
+    """Requests to read into these frames."""
+    queue = disk.state.queues[0]
+    queue.size, queue.is_enabled = 256, True
+    queue.descriptors, queue.driver, queue.device = TABLE, AVAILABLE, USED
+    disk.state.driver_features, disk.state.status = 1 << 32, 15
+    table, heads = b"", []
+    for number in range(REQUESTS):
+        heads.append(at := len(table) // 16)
+        table += struct.pack("<QIHH", HEAD, 16, 1, at + 1)
+        for n, gfn in enumerate(frames[number * EACH : (number + 1) * EACH], at + 2):
+            table += struct.pack("<QIHH", gfn << 12, 4096, 3, n)
+        table += struct.pack("<QIHH", STATUS + number, 1, 2, 0)
+    memory.write(HEAD, bytes(16))
+    memory.write(STATUS, b"\xff" * REQUESTS)
+    memory.write(TABLE, table)
+    memory.write(AVAILABLE, struct.pack(f"<HH{REQUESTS}H", 0, REQUESTS, *heads))
+    memory.write(USED, bytes(8))
+
+
+def test_it_waits_and_is_carried_out(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"disk" * (EACH << 10))
+    with Host(pcpus=1, ram="12M", overcommit=Terms(read_ns=0)) as host:
+        vm = host.vm(MEMORY, name="one", disks=(str(image),))
+        p.start(vm, WALK, rsi=MEMORY, rdx=1 << 40)
+        now = host.schedule.time.now
+        while not vm.vcpus[0].registers()["rbx"]:
+            host.run(deadline_ns=now() + 100 * US)
+        p.start(vm, WAIT)
+        disk = vm.pc.part("disk0", Blk)
+        disk.function.reach = lambda: vm.memory  # type: ignore[method-assign]
+        out = [
+            frame for gfn, word, frames in vm.memory.p2m.pieces() if word & Flag.SWAPPED
+            for frame in range(gfn, gfn + frames) if frame > 0x300
+        ]  # fmt: skip
+        wanted = out[:: len(out) // (EACH * REQUESTS)][: EACH * REQUESTS]
+        assert len(wanted) > host.frames.free_count
+        ask(disk, vm.memory, wanted)
+        queue = disk.state.queues[0]
+        disk.kick(0)
+        assert disk.state.waiting and vm.ended is None
+        for _ in range(20):
+            host.run(deadline_ns=now() + 100 * US)
+            if queue.given == REQUESTS:
+                break
+        assert (queue.taken, queue.given) == (REQUESTS, REQUESTS)
+        assert vm.memory.read(STATUS, REQUESTS) == bytes(REQUESTS)
