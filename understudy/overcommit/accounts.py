@@ -17,6 +17,7 @@ from understudy.machine.host import Host
 from understudy.machine.words import PRESENT, Flag
 from understudy.overcommit.holding import Holding
 from understudy.overcommit.stock import Stock
+from understudy.overcommit.working_set import WorkingSet
 
 
 class Kind(StrEnum):
@@ -129,12 +130,13 @@ def _account(stock: Stock, one: Holding, hints: int, seen: dict[int, bool]) -> A
 
 def _runs(stock: Stock, one: Holding, seen: dict[int, bool]) -> Iterator[tuple[Kind, int]]:
     """The kinds of its pages, in order."""
+    sampler = one.p2m.owners.get(Flag.SAMPLED)  # the host's, or somebody else's
     for gfn, word, count in one.p2m.pieces():
         if word & PRESENT:
             yield from _there(stock.host, Kind.OWN, word >> PAGE_SHIFT, count, seen)
-        elif word & Flag.SAMPLED and one.sampler is not None:
+        elif word & Flag.SAMPLED and isinstance(sampler, WorkingSet):
             for frame in range(gfn, gfn + count):
-                yield from _there(stock.host, Kind.SAMPLED, one.sampler.kept(frame), 1, seen)
+                yield from _there(stock.host, Kind.SAMPLED, sampler.kept(frame), 1, seen)
         else:
             yield next(kind for flag, kind in _AWAY.items() if word & flag), count
 

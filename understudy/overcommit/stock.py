@@ -24,8 +24,9 @@ from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
+from understudy.machine.words import Flag
 from understudy.overcommit.holding import Holding
-from understudy.overcommit.plan import Order, Shortage, State, admit, orders, plan_of
+from understudy.overcommit.plan import Order, PlanError, Shortage, State, admit, orders, plan_of
 from understudy.overcommit.sharing import DEFAULT_GROUP, Sharing
 from understudy.overcommit.swap import Swap, SwapError
 from understudy.overcommit.terms import Terms
@@ -92,6 +93,12 @@ class Stock:
                 room = bytes_of(self.terms.swap) // PAGE
             promised = self.total - self.shortage.wanted
             admit(new.need(), [one.need() for one in held], promised, room)
+            for one in (*held, new):
+                if not self.is_on and Flag.SAMPLED in one.p2m.owners:
+                    raise PlanError(
+                        f"{one.name}: its memory is sampled already, and the host samples it when "
+                        "there is more than it has: close that WorkingSet first"
+                    )
             self._begin(room)
             self._take_in(new)
         self.holdings[memory.p2m] = new

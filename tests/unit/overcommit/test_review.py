@@ -17,9 +17,11 @@ from understudy.devices.virtio.queue import Chain
 from understudy.host import Host
 from understudy.machine.host import Host as Computer
 from understudy.machine.memory import GuestMemory
+from understudy.overcommit.accounts import Kind, accounts
 from understudy.overcommit.plan import Need, Plan, PlanError, State, orders
 from understudy.overcommit.sharing import Sharing
 from understudy.overcommit.terms import Terms
+from understudy.overcommit.working_set import WorkingSet
 
 MEGA = 1 << 20
 
@@ -104,6 +106,22 @@ def test_groups_have_nothing_in_common(group: str, merged: bool) -> None:
         for _ in range(2):
             host.stock.sharing.scan(1024)
         assert (one.memory.hpa(0) == other.memory.hpa(0)) == merged
+
+
+def test_who_samples_a_vm_by_himself_is_told_what_to_do() -> None:
+    with Host(ram="64M") as host:
+        one = host.vm(16 * MEGA, name="one")
+        own = WorkingSet(one.memory)
+        own.begin()
+        (account,) = accounts(host.stock).vms
+        assert account.kinds[Kind.SAMPLED] == own.samples
+        with pytest.raises(PlanError, match=r"one: .*close that WorkingSet first"):
+            host.vm(64 * MEGA)
+        assert not host.stock.is_on and len(host.stock.holdings) == 1
+        host.stock.tick()
+        own.close()
+        host.vm(64 * MEGA)
+        assert host.stock.is_on
 
 
 def test_a_group_is_a_name() -> None:
