@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.frame_owner import FrameOwner
-from tests.property.paging_machine import DATA, FORMATS, PLACES, ROOTS, TABLES, Machine
+from tests.property.paging_machine import DATA, FORMATS, PLACES, ROOTS, TABLES, WORD, Machine
 from tests.property.paging_oracle import PAE, PS, RW, US, A, Access, D, Mode, P
 from tests.property.test_frames_that_leave import FULL, mapped
 from understudy.paging import Paging
@@ -114,4 +114,27 @@ def test_a_table_leaves_for_the_one_that_is_compared(paging: str) -> None:
     assert all(slot & -4096 in pages.tables.at for slot in pages.tables.reverse._small_of)
     machine.must("invlpg", rdi=0)
     machine.touch(Access(0, True, ac=True), 0x5AFE_0002)
+    machine.close()
+
+
+@pytest.mark.parametrize("shape_name", FORMATS)
+@pytest.mark.parametrize("paging", sorted(Paging.ALL))
+def test_a_table_of_the_walk_itself_is_written_where_nothing_may_be(
+    paging: str, shape_name: str
+) -> None:
+    """It becomes a traced one only when the walk is entered, and CR0.WP lets the write through."""
+    machine, leaf = mapped(paging, shape_name, [])
+    shape = machine.shape
+    above = TABLES[len(shape.shifts) - 1] if len(shape.shifts) > 2 else ROOTS[0]
+    index = WORD // shape.entry_bytes
+    gva = index << shape.shifts[-2]
+    machine.edit(above, index, leaf << 12 | FULL, "store")
+    machine.edit(leaf, 0, above << 12 | P, "store")
+    machine.set_mode(Mode(wp=False, nxe=machine.oracle.mode.nxe))
+    machine.load_cr3(ROOTS[0])
+    machine.touch(Access(gva, True, ac=True), 0x5AFE_0000)
+    assert machine.oracle.fresh(Access(gva, ac=True)).error is not None
+    machine.must("invlpg", rdi=gva)
+    machine.oracle.sync(gva)
+    machine.touch(Access(gva, ac=True), 0)
     machine.close()

@@ -140,6 +140,8 @@ class MirrorView(ShadowView):
         self.shadow.fills += 1
         self.shadow.make_room()
         places = self.enter(gva, error, found)
+        if not self.shadow.may_write(found.gpa >> PAGE_SHIFT):  # perhaps since it was entered
+            self.stepped.append(found.gpa)
         self.shadow.settle()
         if not self.role.is_long:
             del places[0]  # a PDPTE has no rights
@@ -147,9 +149,7 @@ class MirrorView(ShadowView):
         return HIDDEN
 
     def single_step(self, gva: int, error: int) -> None:
-        found = self.regime.walk(self.read_entry, gva, error)
-        self.stepped.append(found.gpa)
-        self.step(gva, error, found)
+        self.step(gva, error, self.regime.walk(self.read_entry, gva, error))
 
     def finish_step(self) -> None:
         self.put_back()
