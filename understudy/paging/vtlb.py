@@ -274,7 +274,7 @@ class VtlbView(ShadowView):
                 [key, packed(hpa, self._pages(hpa), self.reverse)] for key, hpa in directories
             ],
             "leaves": [[key, packed(hpa, self._entries(hpa), self.reverse)] for key, hpa in leaves],
-            "pieces": sorted(self.pieces), "used": self.used,
+            "pieces": sorted(map(list, self.pieces)), "used": self.used,
         }  # fmt: skip
 
     def _entries(self, table: int) -> list[tuple[int, int]]:
