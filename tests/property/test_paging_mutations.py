@@ -313,10 +313,11 @@ ROWS: list[tuple[Mutation, str, tuple[str, ...]]] = [
 
 
 RARE = {
-    missed_invlpg_of_a_large_page, stale_large_page, changed_and_changed_back, evicted_and_not_told
+    missed_invlpg_of_a_large_page, stale_large_page, changed_and_changed_back,
+    evicted_and_not_told, given_to_programs_and_not_told,
 }  # fmt: skip
-"""What only comes about after thousands of steps (the last: tests/walls/test_eviction.py has it
-directly)."""
+"""What only comes about after thousands of steps (the last two: tests/walls/test_eviction.py and
+test_pages_given_to_programs.py have them directly)."""
 
 
 @pytest.mark.timeout(900)
