@@ -13,7 +13,7 @@ import pytest
 from tests.frame_owner import FrameOwner
 from tests.property.paging_machine import DATA, FORMATS, PLACES, ROOTS, TABLES, WORD, Machine
 from tests.property.paging_oracle import PAE, PS, RW, US, A, Access, D, Mode, P
-from tests.property.test_frames_that_leave import FULL, mapped
+from tests.property.small_spaces import FULL, mapped, tables_of
 from understudy.paging import Paging
 from understudy.vcpu.activity import Goal
 
@@ -60,7 +60,7 @@ def test_nothing_is_lent_in_a_table_that_is_free() -> None:
     machine.vcpu.run(Goal(None, lambda: next(exits, None) is None))
     free = set(machine.vm.pages.pool)  # type: ignore[attr-defined]
     assert not [slot for slot, _ in view.patched if slot & -4096 in free]
-    assert view.lent == {slot for slot, _ in view.patched}
+    assert view.lent.keys() == {slot for slot, _ in view.patched}
     machine.close()
 
 
@@ -70,7 +70,7 @@ def test_invlpg_leaves_nothing_of_a_large_page_that_was_split(paging: str, shape
     """Another of its pages was used since, so that its table has taken the large page's place."""
     machine, leaf = mapped(paging, shape_name, [*DATA[:2]])
     shape = machine.shape
-    above = TABLES[len(shape.shifts) - 1] if len(shape.shifts) > 2 else ROOTS[0]
+    above = tables_of(shape)[-2]
     assert shape is not PAE or above != ROOTS[0]
     machine.edit(above, 0, 0x400 << 12 | FULL | PS, "store")
     machine.load_cr3(ROOTS[0])
@@ -125,7 +125,7 @@ def test_a_table_of_the_walk_itself_is_written_where_nothing_may_be(
     """It becomes a traced one only when the walk is entered, and CR0.WP lets the write through."""
     machine, leaf = mapped(paging, shape_name, [])
     shape = machine.shape
-    above = TABLES[len(shape.shifts) - 1] if len(shape.shifts) > 2 else ROOTS[0]
+    above = tables_of(shape)[-2]
     index = WORD // shape.entry_bytes
     gva = index << shape.shifts[-2]
     machine.edit(above, index, leaf << 12 | FULL, "store")

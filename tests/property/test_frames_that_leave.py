@@ -6,32 +6,13 @@ Invariants: an access reaches the frame that the p2m names when it is done; what
 is kept only while the tables that it names are in use.
 """
 
-from itertools import pairwise
-
 import pytest
 
 from tests.frame_owner import FrameOwner
-from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, WORD, Machine
-from tests.property.paging_oracle import PAE, RW, US, A, Access, D, P
+from tests.property.paging_machine import DATA, FORMATS, WORD
+from tests.property.paging_oracle import A, Access, D
+from tests.property.small_spaces import FULL, mapped
 from understudy.paging import Paging
-
-FULL = P | RW | US
-PAGES = [0, 0x1000]
-
-
-def mapped(paging: str, shape_name: str, frames: list[int]) -> tuple[Machine, int]:
-    """A guest whose first pages are these frames; and the gfn of the table that says so."""
-    machine = Machine(paging, FORMATS[shape_name], PAGES, 0)
-    shape = machine.shape
-    chain = [ROOTS[0], *TABLES[2 : 1 + len(shape.shifts)]]
-    for above, below in pairwise(chain):
-        flags = P if shape is PAE and above == ROOTS[0] else FULL
-        machine.edit(above, 0, below << 12 | flags, "store")
-    leaf = chain[-1]
-    for index, gfn in enumerate(frames):
-        machine.edit(leaf, index, (gfn or leaf) << 12 | FULL, "store")
-    machine.load_cr3(ROOTS[0])
-    return machine, leaf
 
 
 @pytest.mark.parametrize("shape_name", FORMATS)

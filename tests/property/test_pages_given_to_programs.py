@@ -4,12 +4,11 @@ What: SMEP and SMAP, at the page itself and at the table above it.  Source: SDM 
 Invariant: a right that programs get may be one that the supervisor loses; processors hear of it.
 """
 
-from itertools import pairwise
-
 import pytest
 
-from tests.property.paging_machine import DATA, FORMATS, ROOTS, TABLES, Machine
+from tests.property.paging_machine import DATA, FORMATS, ROOTS, Machine
 from tests.property.paging_oracle import PAE, RW, US, Access, Mode, P
+from tests.property.small_spaces import link, tables_of
 from understudy.paging import Paging
 
 OWN = P | RW
@@ -22,15 +21,11 @@ OWN = P | RW
 def test_the_supervisor_is_kept_out(paging: str, shape_name: str, above: int, fetch: bool) -> None:
     machine = Machine(paging, FORMATS[shape_name], [0], 0)
     shape = machine.shape
-    chain = [ROOTS[0], *TABLES[2 : 1 + len(shape.shifts)], DATA[0]]
+    chain = [*tables_of(shape), DATA[0]]
     late = chain[-2 - above]
     if shape is PAE and late == ROOTS[0]:
         late = chain[-2]
-    for table, below in pairwise(chain):
-        flags = OWN if table == late else OWN | US
-        if shape is PAE and table == ROOTS[0]:
-            flags = P
-        machine.edit(table, 0, below << 12 | flags, "store")
+    link(machine, chain, {late: OWN})
     machine.set_mode(Mode(smep=True, smap=True, nxe=machine.oracle.mode.nxe))
     access = Access(0, fetch=fetch)
     machine.touch(access, 0)

@@ -31,6 +31,18 @@ def nothing(*_args: Any, **_more: Any) -> None:
     """Instead of what should be done."""
 
 
+def tells_nobody(patch: Patch, name: str) -> None:
+    """A method of a virtual TLB changes its tables, and not what the processor has read of them."""
+    plain = getattr(VtlbView, name)
+
+    def quiet(self: Any, what: Any) -> None:
+        self.guest.invalidate = nothing
+        plain(self, what)
+        del self.guest.invalidate
+
+    patch.setattr(VtlbView, name, quiet)
+
+
 def missed_invlpg(patch: Patch) -> None:
     """INVLPG leaves the entry where it is."""
     patch.setattr(VtlbView, "invlpg", lambda self, gva: self.guest.invalidate())
@@ -195,14 +207,7 @@ def moved_large_page(patch: Patch) -> None:
 
 def moved_and_not_told(patch: Patch) -> None:
     """A frame moves, but the processor keeps what it had read of the entries that went."""
-    plain = VtlbView.p2m_change
-
-    def p2m_change(self: Any, runs: Any) -> None:
-        self.guest.invalidate = nothing
-        plain(self, runs)
-        del self.guest.invalidate
-
-    patch.setattr(VtlbView, "p2m_change", p2m_change)
+    tells_nobody(patch, "p2m_change")
 
 
 def written_while_protected(patch: Patch) -> None:
@@ -238,14 +243,7 @@ def ept_not_invalidated(patch: Patch) -> None:
 
 def evicted_and_not_told(patch: Patch) -> None:
     """Tables are evicted and used again, but the processor keeps what it had read of them."""
-    plain = VtlbView.evict
-
-    def evict(self: Any, target: int) -> None:
-        self.guest.invalidate = nothing
-        plain(self, target)
-        del self.guest.invalidate
-
-    patch.setattr(VtlbView, "evict", evict)
+    tells_nobody(patch, "evict")
 
 
 def evicted_and_remembered(patch: Patch) -> None:

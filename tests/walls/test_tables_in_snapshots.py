@@ -13,7 +13,7 @@ import pytest
 
 from tests.property.paging_machine import DATA, Machine
 from tests.property.paging_oracle import Access
-from tests.property.test_frames_that_leave import mapped
+from tests.property.small_spaces import mapped
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.words import Flag
 from understudy.paging import Paging

@@ -142,7 +142,7 @@ class Ballooned:
         """Both; all memory is gone through once after each change, however often they are asked."""
         if self._counted != (changes := self._p2m.changes):
             ballooned = free = 0
-            for _, word, frames in self._p2m.pieces() if self._p2m.absent else ():
+            for _, word, frames in self._all():
                 ballooned += frames * bool(word & Flag.BALLOONED)
                 free += frames * bool(word & Flag.FREE)
             self._counted, self._counts = changes, (ballooned, free)
@@ -157,7 +157,11 @@ class Ballooned:
         }  # fmt: skip
 
     def _runs(self, flag: int) -> list[tuple[int, int]]:
-        return [(gfn, frames) for gfn, word, frames in self._p2m.pieces() if word & flag]
+        return [(gfn, frames) for gfn, word, frames in self._all() if word & flag]
+
+    def _all(self) -> Iterable[tuple[int, int, int]]:
+        """All pieces of memory, if any frame is away."""
+        return self._p2m.pieces() if self._p2m.absent else ()
 
     # --- owner of frames ---
 

@@ -171,12 +171,12 @@ class P2m(FrameTable):
         self._put_all(
             [(gfn, pfn << PAGE_SHIFT | PRESENT | self.word(gfn) & PROTECTED) for gfn, pfn in moves]
         )
-        self._announce(_joined([(gfn, 1) for gfn, _ in moves]))
+        self._announce(joined([(gfn, 1) for gfn, _ in moves]))
 
     def protect_these(self, gfns: Sequence[int], flag: int) -> None:
         """Refuse writes to the RAM among these frames: the watchers hear once."""
         with self.batch():
-            for gfn, count in _joined([(gfn, 1) for gfn in gfns]):
+            for gfn, count in joined([(gfn, 1) for gfn in gfns]):
                 self.protect(gfn, count, flag)
 
     def unmap(self, gfn: int, count: int) -> None:
@@ -306,7 +306,7 @@ class P2m(FrameTable):
         try:
             yield
         finally:
-            runs, self._pending = _joined(self._pending), None
+            runs, self._pending = joined(self._pending), None
             self._announce(runs)
 
     def _tell(self, gfn: int, count: int) -> None:
@@ -327,7 +327,7 @@ def _check(gfn: int, count: int, pfn: int = 0) -> None:
         )
 
 
-def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same frames as runs that are disjoint and in order."""
     out: list[tuple[int, int]] = []
     for gfn, count in sorted(runs):

@@ -27,7 +27,7 @@ from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.overcommit.holding import Holding
 from understudy.overcommit.plan import Order, PlanError, Shortage, State, admit, orders, plan_of
-from understudy.overcommit.sharing import DEFAULT_GROUP, Sharing
+from understudy.overcommit.sharing import Sharing
 from understudy.overcommit.swap import Swap, SwapError
 from understudy.overcommit.terms import Terms
 from understudy.quantities import bytes_of
@@ -71,7 +71,7 @@ class Stock:
     def admit(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
         overhead: int, post: Callable[[Callable[[], None]], None],
-        delay: Callable[[int], None], group: str = DEFAULT_GROUP,
+        delay: Callable[[int], None], group: str,
     ) -> Holding:  # fmt: skip
         """One more VM, whose memory is not filled yet.  `minimum`, `overhead`: pages.
 

@@ -78,12 +78,7 @@ class GuestTables:
         return self.read_u64(hpa) if size == 8 else self.read_u32(hpa)
 
     def read_page(self, gfn: int) -> bytes:
-        """A table as it is now; nothing where there is no RAM."""
-        hpa = self.hpas.get(gfn) or self.look_up(gfn)
-        return self.memory.read(hpa, PAGE) if hpa else b""
-
-    def page_here(self, gfn: int) -> bytes:
-        """The same; nothing where the frame was taken away.  Nobody is asked for it."""
+        """A table as it is now; nothing where no frame is there.  Nobody is asked for one."""
         hpa = self.here(gfn)
         return self.memory.read(hpa, PAGE) if hpa else b""
 

@@ -183,7 +183,7 @@ class Mirror(Shadow[MirrorView]):
         self.tables = ShadowPages(self, self.may_write)
         self.traced: dict[int, list[ShadowPage]] = self.tables.traced
         self.roots = Roots(self.tables, self.roots_in_use)
-        self.unwatched = Unwatched(self.traced, self.theirs.page_here, self.table_written)
+        self.unwatched = Unwatched(self.traced, self.theirs.read_page, self.table_written)
         p2m.tracers.append(self)
 
     def new_view(self, guest: Guest) -> MirrorView:
@@ -319,7 +319,7 @@ class Mirror(Shadow[MirrorView]):
         slot, level, role = page.hpa + 8 * index, page.level, page.role
         if level == 1:
             if entry & USED == USED and not entry & role.leaf_reserved:
-                if not self.read_u64(slot) and self.kept_bytes() > self.limit:
+                if not self.read_u64(slot) and self.is_over:
                     return  # a fault will make it
                 self.tables.map(slot, (entry & role.address_mask) >> PAGE_SHIFT, entry)
             elif self.read_u64(slot):

@@ -50,7 +50,7 @@ class Shadow(Budgeted, Generic[AnyView]):
         super().__init__(host, p2m, largest=largest, budget=budget)
         self.theirs, self.real_mode = GuestTables(host, p2m), RealMode(host, p2m)
         self.views: list[AnyView] = []
-        self.lent: set[int] = set()  # slots whose entries lend rights for one instruction
+        self.lent: dict[int, ShadowView] = {}  # slots that lend for one instruction: whose it is
         self.read_u64, self.write_u64 = host.memory.read_u64, host.memory.write_u64
         self.hpas, self.look_up = self.theirs.hpas, self.theirs.look_up
         self.read_entry, self.large_frame = self.theirs.read_entry, self.theirs.large_frame
@@ -87,6 +87,11 @@ class Shadow(Budgeted, Generic[AnyView]):
     def put_back(self) -> None:
         """The same, without a look at what the instructions have written."""
         for view in self.views:
+            view.put_back()
+
+    def end_lending(self, slot: int) -> None:
+        """The entry is about to be another: what it was before a step is not to come back."""
+        if (view := self.lent.get(slot)) is not None:
             view.put_back()
 
     def forget(self, runs: Runs) -> None:

@@ -50,7 +50,7 @@ class ShadowPages:
         self.shadow, self.may_write = shadow, may_write
         self.memory = shadow.memory
         self.read, self.write = shadow.memory.read_u64, shadow.memory.write_u64
-        self.lent: set[int] = shadow.lent
+        self.end_lending = shadow.end_lending
         self.pages: dict[Key, ShadowPage] = {}
         self.at: dict[int, ShadowPage] = {}  # by hpa
         self.traced: dict[int, list[ShadowPage]] = {}  # gfn of a guest's table -> its shadows
@@ -92,7 +92,7 @@ class ShadowPages:
     def protect(self, gfn: int) -> None:
         """Let no entry write this frame.  Large pages around it go, to come back in pieces."""
         for slot in self.reverse.small(gfn):
-            self._end_lending(slot)
+            self.end_lending(slot)
             entry = self.read(slot)
             if entry & WRITABLE:
                 self.write(slot, entry & ~WRITABLE)
@@ -160,7 +160,7 @@ class ShadowPages:
 
     def link(self, slot: int, page: ShadowPage, flags: int) -> None:
         """Make the entry at `slot` name a table."""
-        self._end_lending(slot)
+        self.end_lending(slot)
         entry = page.hpa | flags
         old = self.read(slot)
         if old == entry:
@@ -194,7 +194,7 @@ class ShadowPages:
         is_protected = not is_large and p2m.protected and p2m.is_protected(gfn)
         if guest & DIRTY and not is_protected and (is_large or self.may_write(gfn)):
             entry |= guest & WRITABLE
-        self._end_lending(slot)
+        self.end_lending(slot)
         old = self.read(slot)
         if old == entry:
             return
@@ -209,18 +209,13 @@ class ShadowPages:
         else:
             self.reverse.add(slot, gfn)
 
-    def _end_lending(self, slot: int) -> None:
-        """The entry is about to be another: what it was before a step is not to come back."""
-        if self.lent and slot in self.lent:
-            self.shadow.put_back()
-
     def may_be_large(self, gfn: int) -> bool:
         """Whether one entry may map the 512 frames from this one on."""
         return gfn // BLOCK not in self.traced_in and bool(self.shadow.large_frame(gfn))
 
     def zap(self, slot: int) -> None:
         """Make the entry at `slot` not present."""
-        self._end_lending(slot)
+        self.end_lending(slot)
         self.write(slot, 0)
         page = self.links.pop(slot, None)
         if page is None:

@@ -74,13 +74,13 @@ class ShadowView(View):
     """One processor's."""
 
     takes_turns = True
+    paging: Budgeted
 
     def __init__(
         self, paging: Budgeted, guest: Guest, theirs: GuestTables, real_mode: RealMode,
-        lent: set[int],
+        lent: "dict[int, ShadowView]",
     ) -> None:  # fmt: skip
         super().__init__(paging, guest)
-        self.budgeted = paging
         self.theirs, self.real_mode, self.p2m = theirs, real_mode, theirs.p2m
         self.read_u64, self.write_u64 = theirs.read_u64, theirs.write_u64
         self.read_u32, self.write_u32 = theirs.read_u32, theirs.write_u32
@@ -88,7 +88,7 @@ class ShadowView(View):
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
         self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
-        self.lent = lent  # the slots of all processors' steps
+        self.lent = lent  # the slots of all processors' steps, and whose they are
         self.is_watched = False  # it comes back after one instruction
         self.regime, self.role = Regime(0, 0, 0, 0), ROLES[0]
         self.real: View | None = None  # by which it translates instead
@@ -119,7 +119,7 @@ class ShadowView(View):
             return False
         self.paging.fills += 1
         if not self.paging.fills & NOW_AND_THEN:
-            self.budgeted.make_room()
+            self.paging.make_room()
         return True
 
     def misconfiguration(self, gpa: int) -> PagingError:
@@ -157,7 +157,7 @@ class ShadowView(View):
         if self.patched:
             for slot, entry in reversed(self.patched):
                 self.write_u64(slot, entry)
-                self.lent.discard(slot)
+                self.lent.pop(slot, None)
             self.patched.clear()
             self.guest.invalidate()
         if self.is_watched and not self.guest.is_inside:
@@ -186,14 +186,14 @@ class ShadowView(View):
             lent = entry & ~LENT | flags
             if lent != entry:
                 self.patched.append((slot, entry))
-                self.lent.add(slot)
+                self.lent[slot] = self
                 self.write_u64(slot, lent)
         self.is_watched = True
         self.guest.single_step(True)
 
     def _is_filled(self, gva: int, error: int, region: Region, keys: Keys) -> bool:
         """The common case: the guest's last entry allows the access.  False: look closely."""
-        if not self.paging.fills & NOW_AND_THEN and self.budgeted.is_over:
+        if not self.paging.fills & NOW_AND_THEN and self.paging.is_over:
             return False
         if self.regime.entry_bytes == 8:
             at = region.table + (gva >> 9 & 0xFF8)

@@ -131,13 +131,7 @@ class VtlbView(ShadowView):
                 slot = self._directory(gva) + (gva >> 18 & 0xFF8)
                 self._map(slot, found.gpa >> PAGE_SHIFT, entry & ~hpa | large | LARGE)
                 return slot
-        directory, leaf = self._directory(gva), self.leaves.pop(key, 0)
-        if not leaf:
-            leaf, slot = self.shadow.new_table(), directory + (gva >> 18 & 0xFF8)
-            if self.reverse.remove(slot):
-                self.guest.invalidate()  # nobody could tell which addresses it was known for
-            self.write_u64(slot, leaf | TABLE)
-        self.leaves[key] = leaf
+        leaf = self._leaf(gva)
         slot = leaf + (gva >> 9 & 0xFF8)
         self._map(slot, found.gpa >> PAGE_SHIFT, entry)
         if found.shift == PAGE_SHIFT:
@@ -156,8 +150,7 @@ class VtlbView(ShadowView):
 
     def _map(self, slot: int, gfn: int, entry: int) -> None:
         """Make an entry map this frame, or the large page around it."""
-        if self.lent and slot in self.lent:
-            self.put_back()
+        self.shadow.end_lending(slot)
         if entry & LARGE:
             self.reverse.remove(slot)
             self.reverse.add_large(slot, gfn)
@@ -169,8 +162,7 @@ class VtlbView(ShadowView):
 
     def _zap(self, slot: int) -> None:
         """Make an entry that maps something map nothing."""
-        if self.lent and slot in self.lent:
-            self.put_back()
+        self.shadow.end_lending(slot)
         self.write_u64(slot, 0)
         self.reverse.remove(slot)
 
@@ -203,6 +195,18 @@ class VtlbView(ShadowView):
             self.write_u64(self.root + (gva >> 36 & 0xFF8), pointers | TABLE)
         self.write_u64(pointers + (key & 511) * 8, table | TABLE)
         return table
+
+    def _leaf(self, gva: int) -> int:
+        """The table whose entries map 4 KBytes each."""
+        directory, key = self._directory(gva), gva >> LARGE_SHIFT
+        leaf = self.leaves.pop(key, 0)
+        if not leaf:
+            leaf, slot = self.shadow.new_table(), directory + (gva >> 18 & 0xFF8)
+            if self.reverse.remove(slot):
+                self.guest.invalidate()  # nobody could tell which addresses it was known for
+            self.write_u64(slot, leaf | TABLE)
+        self.leaves[key] = leaf
+        return leaf
 
     def _drop_large(self, shift: int, number: int) -> None:
         """Drop everything inside a large page of the guest."""
@@ -308,10 +312,7 @@ class VtlbView(ShadowView):
             self._check(gva)
             if key in self.leaves:
                 raise ValueError("snapshot: two tables for the same addresses")
-            leaf = self.leaves[key] = self.shadow.new_table()
-            slot = self._directory(gva) + (gva >> 18 & 0xFF8)
-            self.reverse.remove(slot)
-            self.write_u64(slot, leaf | TABLE)
+            leaf = self._leaf(gva)
             for index, gfn, flags in unpacked(text, self.p2m):
                 if flags & LARGE:
                     raise ValueError("snapshot: a large page in a table of small ones")

@@ -24,7 +24,7 @@ def tables() -> ShadowPages:
     shadow: Any = SimpleNamespace(
         memory=host.memory, new_table=host.frame, pool=[], forget_regions=lambda: None,
         theirs=SimpleNamespace(here=lambda gfn: gfn + 1 << 12),
-        p2m=SimpleNamespace(protected=()), lent=set(), put_back=lambda: None,
+        p2m=SimpleNamespace(protected=()), put_back=lambda: None, end_lending=lambda slot: None,
     )  # fmt: skip
     return ShadowPages(shadow, lambda gfn: True)
 

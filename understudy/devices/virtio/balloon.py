@@ -20,12 +20,14 @@ only a number, what the host has is counted by `pages`.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, Final, Protocol
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
 from understudy.devices.virtio.queue import Chain, cut, length
 from understudy.devices.wires import Wires
+from understudy.machine.p2m import joined
 from understudy.state import U32, U64
 
 # --- The specification ---
@@ -182,7 +184,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
             self.pages.report(runs)
             return 0
         gfns = self._named(chain)
-        runs = _joined(gfns)
+        runs = joined([(gfn, 1) for gfn in gfns])
         self.moved += PAGE * len(gfns)
         if number == INFLATE:
             s.inflated = _sum(s.inflated, len(gfns))
@@ -229,13 +231,11 @@ def _reported(segments: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """
     runs: list[tuple[int, int]] = []
     left = MOST_REPORTED
-    for first, frames in sorted(_whole(gpa, size) for gpa, size in segments):
-        end = first + frames
-        if runs:
-            first = max(first, sum(runs[-1]))
-        if (frames := min(end - first, left)) > 0:
-            runs.append((first, frames))
-            left -= frames
+    for gfn, frames in joined([run for run in starmap(_whole, segments) if run[1] > 0]):
+        if not left:
+            break
+        runs.append((gfn, min(frames, left)))
+        left -= runs[-1][1]
     return runs
 
 
@@ -243,17 +243,6 @@ def _whole(gpa: int, size: int) -> tuple[int, int]:
     """The whole pages in a run of bytes."""
     first = gpa + PAGE - 1 >> PAGE_SHIFT
     return first, (gpa + size >> PAGE_SHIFT) - first
-
-
-def _joined(gfns: Iterable[int]) -> list[tuple[int, int]]:
-    """Frames as runs."""
-    runs: list[tuple[int, int]] = []
-    for gfn in sorted(set(gfns)):
-        if runs and gfn == sum(runs[-1]):
-            runs[-1] = runs[-1][0], runs[-1][1] + 1
-        else:
-            runs.append((gfn, 1))
-    return runs
 
 
 def _sum(count: int, more: int) -> int:

@@ -192,9 +192,7 @@ class Linear:
         Rewritten: where decoded code lies is not known any more.
         """
         self._changes = self.ram.p2m.changes
-        for pages in self._all.values():
-            for kept in (pages.reads, pages.writes, pages.guarded, pages.fetches):
-                kept.clear()
+        self.forget()
         if self.covered:
             self.forget_code()
             raise Rewritten
