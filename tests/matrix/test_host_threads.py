@@ -332,6 +332,23 @@ def test_who_asks_for_a_stop_is_told_once(clock: str) -> None:
         go_on(host, [other, vm])
 
 
+@pytest.mark.timeout(60)
+def test_a_stop_is_heard_by_who_waits_for_another_to_come_to_rest() -> None:
+    """It would not sleep, and not let the other one have the lock."""
+    with Host(pcpus=2, ram="64M", clock="wall") as host:
+        vms = [spinning(host, name) for name in "ab"]
+
+        def until() -> bool:
+            if inside(host) == 1:  # the other one
+                with host.schedule.changing():
+                    host.stop("now")
+            return False
+
+        for _ in range(20):
+            assert host.run(until=until).kind is StopKind.STOPPED
+        go_on(host, vms)
+
+
 @pytest.mark.parametrize("paging", sorted(Paging.ALL))
 def test_each_finds_what_it_wrote_though_others_take_its_frames(paging: str) -> None:
     """While it is in the guest itself: three VMs of 16 MBytes on a host of 32."""

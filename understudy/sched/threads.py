@@ -165,16 +165,15 @@ class Threads(Schedule):
 
     def _go_on(self, pcpu: Pcpu) -> None:
         """One turn, or what is to be done before there can be one."""
-        aim, now = self._aim, self.time.now()
-        if self._rests:
+        aim, now, stop = self._aim, self.time.now(), self.asked
+        if stop is not None:  # first: nobody sleeps while it is not heard
+            self.asked = None
+        elif self._rests:
             if self._executes():
                 self._sleep_until(pcpu, NEVER, lambda: not self._rests)
             else:
                 self._rest()
             return
-        stop = self.asked
-        if stop is not None:
-            self.asked = None
         elif (stop := self._over_time(aim, now)) is None:
             self._look(now)
             if all(claim.ended is not None for claim in self.claims):
