@@ -24,7 +24,7 @@ from understudy.state import plain
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
-CPU: Final = "understudy,-pmu,-xsaves"
+CPU: Final = "understudy,+smap,-pmu,-xsaves"
 BUDGET: Final = 3000
 DEADLINE_NS: Final = 1_000_000  # of guest time, which a HLT makes pass
 TECHNIQUES: Final = ("vmx", "emulate", "deprivileged", "bt")

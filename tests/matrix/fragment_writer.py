@@ -279,7 +279,7 @@ def registers(rng: random.Random, mode: str) -> dict[str, int]:
     cr0 = 0x33 | (0 if mode == UNPAGED else 1 << 31) | 1 << 16
     out["cr0"] = cr0 | (not rng.randrange(4)) << 18
     cr4 = 0x600 | (0x20 if mode in (LONG, PAE) else 0) | rng.choice((0, 1)) << 16
-    out["cr4"] = cr4 | (not rng.randrange(10)) << 20
+    out["cr4"] = cr4 | (not rng.randrange(10)) << 20 | (not rng.randrange(5)) << 21
     if mode in (LONG, PAE) and rng.random() < 0.7:
         out["efer"] = out.get("efer", 0) | 1 << 11
     return out

@@ -72,6 +72,9 @@ CASES = [
     Case("a fault of ENTER on the way", TWO_LEVEL, "c8 9bb1 43", "", {"rbp": 0x15C51}),
     Case("where memory was lent for an operand there is none the second time", UNPAGED,
          "0f011560d04000 0f011560d04000"),
+    Case("SMAP keeps the processor from its tables, whatever AC says", LONG,
+         "0f01cb 48b8ffff00000093cf00 4889042500400100 66c704254a9000000040 c604254c90000001"
+         "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip
 

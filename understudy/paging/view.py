@@ -139,6 +139,8 @@ class ShadowView(View):
             return HIDDEN
         smap = self.regime.smap and not error & E_USER and self._is_smap_armed()
         found = self.regime.walk(self.read_entry, gva, error, smap, keys)
+        if self.regime.smap and error & (E_PRESENT | E_USER) == E_PRESENT and found.rights & USER:
+            self._refuse_implicit(gva, error, keys)
         self.theirs.mark(found, error, self.regime.entry_bytes)  # frames may move, this one, too
         gfn = found.gpa >> PAGE_SHIFT
         hpa = self.hpas.get(gfn) or self.look_up(gfn)
@@ -291,6 +293,21 @@ class ShadowView(View):
     def _is_smap_armed(self) -> bool:
         """For a supervisor access; implicit ones, at CPL 3, are never exempt."""
         return self.guest.cpl() == 3 or not self.guest.rflags & AC
+
+    def _refuse_implicit(self, gva: int, error: int, keys: Keys) -> None:
+        """RFLAGS.AC exempts a program's page for operands, not for the processor's own accesses.
+
+        A fault does not say which it was (SDM 3A, "Access Rights"): the processor's own if our
+        tables let operands through.  Raises GuestFault if so.
+        """
+        if error & E_FETCH:
+            return
+        ours = Regime(*self.guest.real_control()[:4])
+        try:
+            ours.walk(lambda at, size: self.read_u64(at), gva, error, False, keys)
+        except GuestFault:
+            return
+        raise GuestFault(gva, error & (E_PRESENT | E_WRITE))
 
     def read_regime(self) -> None:
         """See how the guest translates now."""

@@ -113,7 +113,7 @@ def carry_out(guest: Live, store: Store) -> bool:
         its = reach(guest.segment(segment), False)
         if its.first or its.last != FLAT or not its.may_write:
             raise NotHere
-    gva, memory = address(guest), guest.kernel_memory()
+    gva, memory = address(guest), guest.memory()
     if gva % PAGE + size > PAGE:
         raise NotHere
     gpa, ram = memory.translation.find(memory.ram, gva, write=True).gpa, memory.ram

@@ -23,7 +23,7 @@ from understudy.execution.deprivileged import descriptors
 from understudy.execution.deprivileged.descriptors import NotHere
 from understudy.execution.deprivileged.live import Live
 from understudy.execution.emulate.linear import Refused
-from understudy.paging.guest_walk import USER, GuestFault
+from understudy.paging.guest_walk import GuestFault
 
 DESCRIPTOR: Final = 8
 NULL: Final = descriptors.null_stack(0)
@@ -70,8 +70,7 @@ def loaded_from(guest: Live, n: int) -> Loaded:
         at = descriptors.table_entry(guest, segment.selector)
         memory = guest.kernel_memory()
         found = memory.translation.find(memory.ram, at, mark=False)
-        is_kept_out = memory.translation.regime.smap and found.rights & USER
-        if is_kept_out or at % PAGE > PAGE - DESCRIPTOR or not segment.selector & ~3:
+        if at % PAGE > PAGE - DESCRIPTOR or not segment.selector & ~3:
             return NEVER
         raw = int.from_bytes(memory.ram.read(found.gpa, DESCRIPTOR), "little")
     except (NotHere, GuestFault, Refused):

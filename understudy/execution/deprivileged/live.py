@@ -180,17 +180,18 @@ class Live(GuestState):
         if n == SegmentName.SS and self.is_current:  # CPL has changed: CS follows
             self.updates |= descent.loaded(SegmentName.CS, self.segment(SegmentName.CS), level)
 
-    def _reach(self, linear: Linear, level: int) -> Linear:
-        flags = self._read_field(RFLAGS_FIELD)
-        linear.follow(self.paging_control(), (level, bool(flags & AC), self.protection_keys()))
+    def _reach(self, linear: Linear, level: int, ac: bool = False) -> Linear:
+        linear.follow(self.paging_control(), (level, ac, self.protection_keys()))
         return linear
 
     def memory(self) -> Linear:
-        """Memory as the instruction that trapped reaches it."""
-        return self.programs_memory() if self.cpl() == 3 else self.kernel_memory()
+        """Memory as operands of the instruction that trapped reach it, until somebody asks anew."""
+        if self.cpl() == 3:
+            return self.programs_memory()
+        return self._reach(self.linear, 0, bool(self._read_field(RFLAGS_FIELD) & AC))
 
     def kernel_memory(self) -> Linear:
-        """Memory as level 0 reaches it."""
+        """Memory as the processor reaches its tables: SMAP keeps it from a program's, AC or not."""
         return self._reach(self.linear, 0)
 
     def programs_memory(self) -> Linear:
