@@ -352,8 +352,26 @@ def wall_tsc() -> int:
 def host_features() -> dict[str, bool]:
     """What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …)."""
 
-def scans_keep_flags() -> bool:
-    """Whether BSF and BSR change no status flag but ZF, on this computer and so in the machine.
+@final
+class Native:
+    """An instruction of which the SDM leaves something open, as this computer executes it.
 
-    The SDM leaves the others undefined, and processors differ.
+    So the machine does, for generated code runs such instructions as themselves.
     """
+
+    def __new__(cls, name: str, size: int) -> Native:
+        """Its mnemonic, and the bytes of its operands.
+
+        "rol by", "ror by": of a register, by a number in the instruction; "imul wide": of one
+        operand.  ValueError: nothing is open, or it has no such form.
+        """
+
+    def __call__(self, a: int, b: int, c: int, before: int) -> tuple[int, int]:
+        """What is in RAX afterwards, and the status flags.
+
+        a: the first operand; of a division the low half of the dividend.  b: the second one; the
+        filler of a double shift, the high half of a dividend, the source of a scan, a count or a
+        field.  c: the count of a shift, the factor of MUL, the divisor, what BEXTR and BZHI take
+        their place from, the second source of ANDN.  before: the flags.  All are masked by the
+        caller.  ValueError: a division that faults, or this computer has no such instruction.
+        """

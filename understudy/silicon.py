@@ -8,11 +8,11 @@ from understudy._silicon import (
     Exit,
     LocalApic,
     Memory,
+    Native,
     Processor,
     VmFail,
     hold_signals,
     host_features,
-    scans_keep_flags,
     wall_tsc,
 )
 
@@ -21,10 +21,10 @@ __all__ = [
     "Exit",
     "LocalApic",
     "Memory",
+    "Native",
     "Processor",
     "VmFail",
     "hold_signals",
     "host_features",
-    "scans_keep_flags",
     "wall_tsc",
 ]

@@ -7,6 +7,9 @@
 
 mod parallel_bed;
 
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
 use parallel_bed::*;
 use silicon::processor::{EngineKind, Processor};
 
@@ -127,10 +130,26 @@ fn count(
     seen
 }
 
+/// Systems and hypervisors may slow down programs that lock two lines at once, to a millisecond each ("bus lock
+/// detection"); the iterations of a test would take hours.
+static IS_SPLIT_SLOW: LazyLock<bool> = LazyLock::new(|| {
+    let time = |offset| {
+        let begin = Instant::now();
+        count(&[Dbt], &[&[EXCHANGE_X]], offset, 1, |_| false);
+        begin.elapsed()
+    };
+    let (aligned, split) = (time(0), time(62));
+    let is_slow = split > 2 * aligned + Duration::from_millis(300);
+    if is_slow {
+        eprintln!("locked accesses to two lines: {split:?} for {BATCH}; left out (aligned {aligned:?})");
+    }
+    is_slow
+});
+
 /// An outcome that must not be seen, whatever the engines, and with cells aligned and not.
 fn never(pieces: &[&[&[u8]]], offsets: &[u64], is_it: impl Fn(&Outcome) -> bool) {
     for engines in PAIRS {
-        for &offset in offsets {
+        for &offset in offsets.iter().filter(|&&at| at % 64 <= 60 || !*IS_SPLIT_SLOW) {
             let short = if engines == [Dbt, Dbt] { 6_000 } else { 3_000 };
             let n = times(short, 1_000_000);
             let seen = count(&engines, pieces, offset, n, &is_it);

@@ -1,10 +1,12 @@
 //! The XSAVE feature set against this computer's own: what is restored from an area, and what is then saved to
 //! another one, byte for byte, under both engines.
 
+mod in_use;
 mod random;
 
 use std::arch::asm;
 
+use in_use::{call_in_use, is_amd, untouched};
 use random::Rng;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
@@ -161,7 +163,7 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
         for _ in 0..8 {
             let mut out = filled;
             // SAFETY: this computer has the instructions.
-            let now = unsafe { native(which, &from, wanted, &mut out, saved, has_keys) };
+            let now = unsafe { native(which, &from, wanted, &mut out, saved, has_keys) } & relevant;
             if now & in_use == now && out.0[64] & theirs.0[64] == out.0[64] {
                 (theirs, in_use) = (out, now);
             }
@@ -183,6 +185,10 @@ fn areas_are_restored_and_saved_as_by_the_computer() {
             for (w, b) in ours.0.iter_mut().zip(bytes.as_chunks::<8>().0) {
                 *w = u64::from_le_bytes(*b);
             }
+            let untouched = if is_amd() { 0 } else { untouched(p) };
+            let saved_more = theirs.0[64] & !ours.0[64] & u64::from(saved) & untouched;
+            call_in_use(&mut ours.0, saved_more, name.starts_with("xsavec"));
+            p.core.gpr[0] |= in_use & untouched;
             // The mask of MXCSR differs between makers.
             ours.0[3] = ours.0[3] & 0xFFFF_FFFF | theirs.0[3] & !0xFFFF_FFFF;
             for (i, (a, b)) in theirs.0.iter().zip(&ours.0).enumerate() {

@@ -6,8 +6,9 @@ instructions); the table is boots.json beside this file.
 Source: none.  Invariants: of a VM only what every VM has is used: `go`, `counts`, the console, the
 clock, and memory by gpa.  Nothing recorded depends on where the hypervisor's frames lie, nor on the
 engine.  Whatever else a boot depends on (packages, what a guest is shown of this computer's CPU
-features) is recorded too.  Half of the guests are shown nothing that not every computer has, so
-that their boots are the same everywhere; the others are shown what the default model shows.
+features, how this computer leaves flags that the SDM leaves open) is recorded too.  Half of the
+guests are shown nothing that not every computer has, so that their boots are the same everywhere;
+the others are shown what the default model shows.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from understudy.devices.acpi_tables import BASE as RSDP_GPA
 from understudy.guests import debian, loader
 from understudy.guests.cache import Cache
-from understudy.silicon import host_features
+from understudy.silicon import Native, host_features
 from understudy.vcpu.cpu_features import FEATURES
 from understudy.vcpu.cpu_model import CpuModel
 from understudy.vm import VM
@@ -71,6 +72,19 @@ def features(guest: str) -> list[str]:
     """What the guest is shown because this computer's processor has it."""
     shown = CpuModel(host_features(), GUESTS[guest].cpu).shown
     return sorted(name for name in shown if FEATURES[name].host)
+
+
+def flags_left_open() -> dict[str, int]:
+    """What this computer leaves in undefined flags; a kernel that saves its flags has them in RAM.
+
+    Makers differ.  Nothing else of a boot does: 686-pae's RAM has one word for another, EFLAGS.
+    """
+    all_set = 0x8D5
+    return {
+        "shl": Native("shl", 4)(0x1800_0000, 0, 4, 0)[1],
+        "imul": Native("imul", 4)(0x7FFF_FFFF, 5, 0, all_set)[1],
+        "div": Native("div", 4)(7, 0, 2, all_set)[1],
+    }
 
 
 def boot(guest: str, paging: str, engine: str = "dbt") -> dict[str, Any]:
@@ -176,9 +190,12 @@ def main() -> None:
     chosen = parser.parse_args()
     guests = chosen.guest or list(GUESTS)
     jobs = [(g, p, chosen.engine) for g in guests for p in chosen.paging or TECHNIQUES]
-    table: dict[str, Any] = {"features": {}, "packages": {}, "boots": {}}
+    table: dict[str, Any] = {"flags_left_open": {}, "features": {}, "packages": {}, "boots": {}}
     if chosen.table.exists():
         table |= json.loads(chosen.table.read_text(encoding="utf-8"))
+    if guests != list(GUESTS) and table["flags_left_open"] != flags_left_open():
+        parser.error("the table is of a computer that leaves undefined flags otherwise: record all")
+    table["flags_left_open"] = flags_left_open()
     for guest in guests:
         table["features"][guest] = features(guest)
         table["packages"][guest] = versions(guest)

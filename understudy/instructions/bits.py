@@ -3,9 +3,8 @@
 Source: SDM 1, "Bit and Byte Instructions", "Bit Manipulation Instructions"; SDM 2, the
 instructions' own pages.
 
-Invariants: results and flags are those of the silicon: BSF and BSR change ZF and nothing else where
-the computer's own do so, and of 0 they leave their destination; TZCNT, LZCNT and POPCNT clear what
-the SDM leaves undefined, but OF in the first two stays.
+Invariants: results and flags are those of the silicon: what the SDM leaves open is as this computer
+does it (`Native`), flags of scans and counts, and the destination after a scan of 0.
 """
 
 from collections.abc import Callable
@@ -15,14 +14,12 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind
 
 from understudy.instructions.access import Action, Load, Make, Store, getter, operand_size, putter
-from understudy.instructions.arithmetic import AF, CF, OF, PARITY, PF, SF, ZF
-from understudy.instructions.operands import IMMEDIATES, target
+from understudy.instructions.arithmetic import AF, CF, OF, PF, SF, ZF
+from understudy.instructions.operands import IMMEDIATES, reader, target, writer
 from understudy.instructions.registers import Registers
-from understudy.silicon import scans_keep_flags
+from understudy.silicon import Native
 
 STATUS: Final = CF | PF | AF | ZF | SF | OF
-SCANNED: Final = ZF if scans_keep_flags() else STATUS
-"""What BSF and BSR change."""
 
 
 # --- bit tests ---
@@ -90,19 +87,22 @@ def _bsr(value: int, bits: int) -> int:
 
 
 def _scan(instruction: iced.Instruction) -> Action | None:
-    find = _bsf if instruction.mnemonic == Mnemonic.BSF else _bsr
+    is_forward, size = instruction.mnemonic == Mnemonic.BSF, operand_size(instruction, 0)
+    find, native = _bsf if is_forward else _bsr, Native("bsf" if is_forward else "bsr", size)
     get, put = getter(instruction, 1), target(instruction, 0)
-    bits = 8 * operand_size(instruction, 0)
+    whole = iced.RegisterExt.full_register(instruction.op0_register)
+    old, put_whole = reader(whole), writer(whole)
     if get is None or put is None:
         return None
 
     def scan(guest: Registers, at: int, load: Load, store: Store) -> None:
-        value, flags = get(guest, at, load), ZF | PF
+        value, before = get(guest, at, load), guest.rflags
+        left, flags = native(old(guest), value, 0, before)
         if value:
-            found = find(value, bits)
-            put(guest, found)
-            flags = PARITY[found]
-        guest.rflags = guest.rflags & ~SCANNED | flags & SCANNED
+            put(guest, find(value, 8 * size))
+        else:
+            put_whole(guest, left)
+        guest.rflags = before & ~STATUS | flags
 
     return scan
 
@@ -114,23 +114,22 @@ COUNTS: Final[dict[int, Callable[[int, int], int]]] = {
 }
 
 
+NAMES: Final = {Mnemonic.TZCNT: "tzcnt", Mnemonic.LZCNT: "lzcnt"}
+
+
 def _count(instruction: iced.Instruction) -> Action | None:
-    count, is_population = COUNTS[instruction.mnemonic], instruction.mnemonic == Mnemonic.POPCNT
-    get, put = getter(instruction, 1), target(instruction, 0)
-    bits = 8 * operand_size(instruction, 0)
-    changed = STATUS if is_population else STATUS & ~OF
+    count, size = COUNTS[instruction.mnemonic], operand_size(instruction, 0)
+    get, put, bits = getter(instruction, 1), target(instruction, 0), 8 * size
+    is_population = instruction.mnemonic == Mnemonic.POPCNT
+    native = None if is_population else Native(NAMES[instruction.mnemonic], size)
     if get is None or put is None:
         return None
 
     def counted(guest: Registers, at: int, load: Load, store: Store) -> None:
-        value = get(guest, at, load)
-        number = count(value, bits)
-        put(guest, number)
-        if is_population:
-            flags = 0 if value else ZF
-        else:
-            flags = (0 if value else CF) | (0 if number else ZF)
-        guest.rflags = guest.rflags & ~changed | flags
+        value, before = get(guest, at, load), guest.rflags
+        put(guest, count(value, bits))
+        flags = (0 if value else ZF) if native is None else native(0, value, 0, before)[1]
+        guest.rflags = before & ~STATUS | flags
 
     return counted
 

@@ -3,9 +3,9 @@
 Source: SDM 1, "Binary Arithmetic Instructions", "Decimal Arithmetic Instructions"; SDM 2, the
 instructions' own pages.
 
-Invariants: results and flags are those of the silicon: MUL and IMUL leave SF, ZF, AF and PF, DIV
-and IDIV set AF and clear PF, ZF and SF; a quotient that has no room, or a division by 0, is a
-GuestFault with #DE and changes nothing.
+Invariants: results and flags are those of the silicon: what the SDM leaves open is as this computer
+does it (`Native`); a quotient that has no room, or a division by 0, is a GuestFault with #DE and
+changes nothing.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,9 @@ from understudy.instructions.arithmetic import (
 from understudy.instructions.operands import ACCUMULATORS, MASKS, Read, reader, target, writer
 from understudy.instructions.registers import Registers
 from understudy.paging.guest_walk import GuestFault
+from understudy.silicon import Native
 
+STATUS: Final = CF | PF | AF | ZF | SF | OF
 DATA: Final = {2: Register.DX, 4: Register.EDX, 8: Register.RDX}
 AX: Final = (reader(Register.AX), writer(Register.AX))
 
@@ -67,19 +69,15 @@ def _multiply(instruction: iced.Instruction) -> Action | None:
     size, get = operand_size(instruction, 0), getter(instruction, 0)
     bits, mask, is_signed = 8 * size, MASKS[size], instruction.mnemonic == Mnemonic.IMUL
     factor, (_, put) = reader(ACCUMULATORS[size]), _halves(size)
+    native = Native("imul wide" if is_signed else "mul", size)
     if get is None:
         return None
 
     def multiply(guest: Registers, at: int, load: Load, store: Store) -> None:
         left, right = factor(guest), get(guest, at, load)
-        if is_signed:
-            product = _signed(left, bits) * _signed(right, bits)
-            overflows = product != _signed(product & mask, bits)
-        else:
-            product = left * right
-            overflows = product > mask
+        product = _signed(left, bits) * _signed(right, bits) if is_signed else left * right
         put(guest, product >> bits & mask, product & mask)
-        guest.rflags = guest.rflags & ~(CF | OF) | (CF | OF if overflows else 0)
+        guest.rflags = guest.rflags & ~STATUS | native(left, 0, right, guest.rflags)[1]
 
     return multiply
 
@@ -87,7 +85,8 @@ def _multiply(instruction: iced.Instruction) -> Action | None:
 def _multiply_into(instruction: iced.Instruction) -> Action | None:
     """IMUL of two or three operands."""
     first = 0 if instruction.op_count == 2 else 1
-    bits, mask = 8 * operand_size(instruction, 0), MASKS[operand_size(instruction, 0)]
+    size = operand_size(instruction, 0)
+    bits, mask, native = 8 * size, MASKS[size], Native("imul", size)
     put, left_of = target(instruction, 0), getter(instruction, first)
     right_of = getter(instruction, first + 1)
     if put is None or left_of is None or right_of is None:
@@ -96,10 +95,9 @@ def _multiply_into(instruction: iced.Instruction) -> Action | None:
     def multiply(guest: Registers, at: int, load: Load, store: Store) -> None:
         left, right = left_of(guest, at, load), right_of(guest, at, load)
         product = _signed(left, bits) * _signed(right, bits)
-        low = product & mask
-        put(guest, low)
-        overflows = product != _signed(low, bits)
-        guest.rflags = guest.rflags & ~(CF | OF) | (CF | OF if overflows else 0)
+        put(guest, product & mask)
+        flags = native(left & mask, right & mask, 0, guest.rflags)[1]
+        guest.rflags = guest.rflags & ~STATUS | flags
 
     return multiply
 
@@ -108,11 +106,13 @@ def _divide(instruction: iced.Instruction) -> Action | None:
     size, get = operand_size(instruction, 0), getter(instruction, 0)
     bits, mask, is_signed = 8 * size, MASKS[size], instruction.mnemonic == Mnemonic.IDIV
     dividend_of, put = _halves(size)
+    native, low = Native("idiv" if is_signed else "div", size), 0xFFFF if size == 1 else mask
     if get is None:
         return None
 
     def divide(guest: Registers, at: int, load: Load, store: Store) -> None:
-        divisor, dividend = get(guest, at, load), dividend_of(guest)
+        by, both = get(guest, at, load), dividend_of(guest)
+        divisor, dividend = by, both
         if is_signed:
             divisor, dividend = _signed(divisor, bits), _signed(dividend, 2 * bits)
         if not divisor:
@@ -123,14 +123,15 @@ def _divide(instruction: iced.Instruction) -> Action | None:
         if quotient != (_signed(quotient & mask, bits) if is_signed else quotient & mask):
             raise _divide_error()
         put(guest, dividend - quotient * divisor & mask, quotient & mask)
-        guest.rflags = guest.rflags & ~(PF | AF | ZF | SF) | AF
+        guest.rflags = (
+            guest.rflags & ~STATUS | native(both & low, both >> bits, by, guest.rflags)[1]
+        )
 
     return divide
 
 
 # --- decimal numbers ---
 
-STATUS: Final = CF | PF | AF | ZF | SF | OF
 _ADD8, _SUB8 = (computer(OPERATIONS[name], 8) for name in (Mnemonic.ADD, Mnemonic.SUB))
 _ADD16, _SUB16 = (computer(OPERATIONS[name], 16) for name in (Mnemonic.ADD, Mnemonic.SUB))
 

@@ -50,6 +50,11 @@ pub struct Generator {
     is_amd: bool,
 }
 
+/// Whether this computer's processor is one of AMD's.
+pub fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ecx == u32::from_le_bytes(*b"cAMD")
+}
+
 /// Whether the machine and this computer both have the instruction, and a program may use it
 /// without an operating system.
 fn is_allowed(insn: &Instruction) -> bool {
@@ -187,17 +192,26 @@ pub fn has_pointers(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) || has_mask(insn)
 }
 
-/// MASKMOVQ: whether the x87 state is already that of MMX when it faults differs.
+/// MASKMOVQ, stores of MMX registers: whether the x87 state is already that of MMX when it faults differs.
 pub fn is_eager(insn: &Instruction) -> bool {
-    insn.mnemonic() == Mnemonic::Maskmovq
+    let is_store = insn.op_count() > 1 && insn.op0_kind() == OpKind::Memory && insn.op1_register().is_mm();
+    is_store || insn.mnemonic() == Mnemonic::Maskmovq
+}
+
+/// What makers do each in their own way, and the machine in AMD's, without a flag that is undefined: a
+/// selector is pushed with zeros above it, or alone; which faults an area of XSAVE has, and of parts that
+/// are not asked for; a near call to where no code can be has pushed, or not.
+fn is_the_makers(insn: &Instruction) -> bool {
+    insn.mnemonic() == Mnemonic::Push && insn.op0_register().is_segment_register()
+        || areas::is_area(insn)
+        || insn.is_call_near_indirect()
 }
 
 /// Instructions that leave flags, or a register, undefined: followed by others they would make
 /// every later difference doubtful on processors of another maker.
 fn is_vague(insn: &Instruction) -> bool {
     use Mnemonic::*;
-    insn.rflags_undefined() != 0
-        || matches!(insn.mnemonic(), Bsf | Bsr | Shld | Shrd)
+    matches!(insn.mnemonic(), Aaa | Aas | Aam | Aad | Daa | Das)
         || insn.mnemonic() == Bswap && insn.op0_register().size() == 2
 }
 
@@ -269,9 +283,8 @@ impl Generator {
                 }
             }
         }
-        let vendor = std::arch::x86_64::__cpuid(0);
         let vex = if forms[1][3].is_empty() { 0 } else { vex };
-        Self { forms, vex, has_bases, has_segments, is_amd: vendor.ecx == u32::from_le_bytes(*b"cAMD") }
+        Self { forms, vex, has_bases, has_segments, is_amd: is_amd() }
     }
 
     /// A random program of 1 to 12 instructions.
@@ -291,7 +304,8 @@ impl Generator {
     }
 
     fn piece(&self, rng: &mut Rng, bits: u32, has_reset: bool) -> Piece {
-        if is_x86_feature_detected!("xsave") && rng.percent(2) {
+        let has_areas = (self.is_amd || self.has_segments) && is_x86_feature_detected!("xsave");
+        if has_areas && rng.percent(2) {
             let (bytes, len, resets) = areas::piece(rng, bits);
             if resets || !has_reset {
                 return Piece { bytes, len, branch: None, relative: None, is_last: !resets, resets };
@@ -400,7 +414,7 @@ impl Generator {
         is_allowed(insn)
             && !(self.is_amd && is_lax_on_amd(insn))
             && !(is_loop && has_repeat(&raw[..insn.len()]))
-            && (self.is_amd || !is_vague(insn))
+            && (self.is_amd || self.has_segments || !is_vague(insn) && !is_the_makers(insn))
             && (self.has_bases || !matches!(insn.segment_prefix(), Register::FS | Register::GS))
     }
 

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::addr::{FRAME_BYTES, PAGE_OFFSET};
-use crate::arch::bits::rflags::{AF, CF, OF, PF, SF, ZF};
+use crate::arch::bits::rflags::{AF, CF, ZF};
 use crate::arch::exception::{Exception, vector};
 use crate::cpu::flags::{add, mask, of_result, sign_extend, sub};
 use crate::cpu::operand::{
@@ -11,6 +11,7 @@ use crate::cpu::operand::{
 };
 use crate::cpu::state::Core;
 use crate::cpu::trap::{Exec, Trap, gp, ud};
+use crate::dbt::undefined::{self, Open, flags_of};
 use crate::mmu::walk::Access;
 
 const RAX: usize = 0;
@@ -68,29 +69,25 @@ pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     }
 }
 
-/// The product's two halves into (E/R)DX and (E/R)AX, or AX; SF, ZF, AF and PF stay.
+/// The product's two halves into (E/R)DX and (E/R)AX, or AX.
 fn multiply(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let size = size_of_op(insn, 0);
     let b = read_op(core, insn, 0)?;
     let a = core.gpr[RAX] & mask(size);
     let n = 8 * size as u32;
-    let (low, high, overflows);
-    if insn.mnemonic() == Mnemonic::Mul {
-        let p = u128::from(a) * u128::from(b);
-        (low, high) = (p as u64 & mask(size), (p >> n) as u64 & mask(size));
-        overflows = high != 0;
+    let (op, p) = if insn.mnemonic() == Mnemonic::Mul {
+        (Open::Mul, u128::from(a) * u128::from(b))
     } else {
-        let p = signed(size, a) * signed(size, b);
-        (low, high) = (p as u64 & mask(size), (p >> n) as u64 & mask(size));
-        overflows = p != signed(size, low);
-    }
+        (Open::ImulWide, (signed(size, a) * signed(size, b)).cast_unsigned())
+    };
+    let (low, high) = (p as u64 & mask(size), (p >> n) as u64 & mask(size));
     if size == 1 {
         set_gpr(core, RAX, 2, high << 8 | low);
     } else {
         set_gpr(core, RAX, size, low);
         set_gpr(core, RDX, size, high);
     }
-    core.set_flags(CF | OF, if overflows { CF | OF } else { 0 });
+    core.set_arith(flags_of(op, size, [a, 0, b], core.rflags));
     Ok(())
 }
 
@@ -104,48 +101,24 @@ fn multiply_into(core: &mut Core, insn: &Instruction, a: u32, b: u32) -> Exec<()
     let p = signed(size, a) * signed(size, b);
     let low = p as u64 & mask(size);
     set_reg(core, insn.op0_register(), low);
-    core.set_flags(CF | OF, if p == signed(size, low) { 0 } else { CF | OF });
+    core.set_arith(flags_of(Open::Imul, size, [a, b, 0], core.rflags));
     Ok(())
 }
 
 fn divide(core: &mut Core, insn: &Instruction) -> Exec<()> {
-    let error = || Trap::Exception(Exception::plain(vector::DE));
     let size = size_of_op(insn, 0);
-    let n = 8 * size as u32;
-    let d = read_op(core, insn, 0)?;
-    let (a, m) = (core.gpr[RAX], mask(size));
-    let dividend = if size == 1 {
-        u128::from(a & 0xFFFF)
-    } else {
-        u128::from(core.gpr[RDX] & m) << n | u128::from(a & m)
-    };
-    let (q, r);
-    if insn.mnemonic() == Mnemonic::Div {
-        let d = u128::from(d & m);
-        q = dividend.checked_div(d).ok_or_else(error)?;
-        if q > u128::from(m) {
-            return Err(error());
-        }
-        r = dividend % d;
-    } else {
-        let unused = 128 - 2 * n;
-        let dividend = (dividend << unused).cast_signed() >> unused;
-        let d = signed(size, d);
-        let quotient = dividend.checked_div(d).ok_or_else(error)?;
-        if quotient != signed(size, quotient as u64) {
-            return Err(error());
-        }
-        q = quotient.cast_unsigned();
-        r = (dividend % d).cast_unsigned();
-    }
-    let (q, r) = (q as u64 & m, r as u64 & m);
+    let op = if insn.mnemonic() == Mnemonic::Div { Open::Div } else { Open::Idiv };
+    let operands = [core.gpr[RAX], core.gpr[RDX], read_op(core, insn, 0)?];
+    let found = undefined::divide(op == Open::Idiv, size, operands);
+    let (q, r) = found.ok_or(Trap::Exception(Exception::plain(vector::DE)))?;
+    let flags = flags_of(op, size, operands, core.rflags);
     if size == 1 {
         set_gpr(core, RAX, 2, r << 8 | q);
     } else {
         set_gpr(core, RAX, size, q);
         set_gpr(core, RDX, size, r);
     }
-    core.set_flags(PF | AF | ZF | SF, AF);
+    core.set_arith(flags);
     Ok(())
 }
 

@@ -2,14 +2,14 @@
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
-use crate::arch::bits::rflags::{AF, ARITH, CF, OF, PF, SF, ZF};
+use crate::arch::bits::rflags::{CF, OF, ZF};
 use crate::cpu::flags::{mask, of_result, sign_extend};
 use crate::cpu::operand::{
     address_mask, ea, get_reg, linear_at, modify_mem, read_op, segment_of, set_reg, size_of_op,
 };
 use crate::cpu::state::{Core, Mode};
 use crate::cpu::trap::{Exec, ud};
-use crate::dbt::undefined::scans_keep_flags;
+use crate::dbt::undefined::{Open, as_the_computer};
 use crate::mmu::access::Who;
 use crate::mmu::walk::Access;
 
@@ -75,17 +75,23 @@ fn test(core: &mut Core, insn: &Instruction) -> Exec<()> {
     Ok(())
 }
 
-/// BSF and BSR.  Of zero the destination keeps all its bits.
+/// BSF and BSR.  What the destination is after a scan of zero, the computer says.
 fn scan(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let size = size_of_op(insn, 0);
     let v = read_op(core, insn, 1)? & mask(size);
-    let mut flags = ZF | PF;
-    if v != 0 {
-        let n = if insn.mnemonic() == Mnemonic::Bsf { v.trailing_zeros() } else { v.ilog2() };
+    let whole = insn.op0_register().full_register();
+    let (op, n) = match insn.mnemonic() {
+        Mnemonic::Bsf => (Open::Bsf, v.trailing_zeros()),
+        _ => (Open::Bsr, v.checked_ilog2().unwrap_or(0)),
+    };
+    let found = as_the_computer(op, size, [get_reg(core, whole), v, 0], core.rflags);
+    let (kept, flags) = found.expect("every processor has it");
+    if v == 0 {
+        set_reg(core, whole, kept);
+    } else {
         set_reg(core, insn.op0_register(), u64::from(n));
-        flags = of_result(1, u64::from(n)) & PF;
     }
-    core.set_flags(if scans_keep_flags() { ZF } else { ARITH }, flags);
+    core.set_arith(flags);
     Ok(())
 }
 
@@ -93,18 +99,25 @@ fn count(core: &mut Core, insn: &Instruction) -> Exec<()> {
     let size = size_of_op(insn, 0);
     let width = 8 * size as u32;
     let v = read_op(core, insn, 1)? & mask(size);
-    let n = match insn.mnemonic() {
-        Mnemonic::Popcnt => v.count_ones(),
-        Mnemonic::Tzcnt => v.trailing_zeros().min(width),
-        _ => v.leading_zeros() - (64 - width),
+    let (op, n) = match insn.mnemonic() {
+        Mnemonic::Popcnt => (None, v.count_ones()),
+        Mnemonic::Tzcnt => (Some(Open::Tzcnt), v.trailing_zeros().min(width)),
+        _ => (Some(Open::Lzcnt), v.leading_zeros() - (64 - width)),
     };
     set_reg(core, insn.op0_register(), u64::from(n));
-    if insn.mnemonic() == Mnemonic::Popcnt {
-        core.set_arith(if v == 0 { ZF } else { 0 });
-    } else {
-        let flags = if v == 0 { CF } else { 0 } | if n == 0 { ZF } else { 0 };
-        core.set_flags(ARITH & !OF, flags);
-    }
+    core.set_arith(match op {
+        None => {
+            if v == 0 {
+                ZF
+            } else {
+                0
+            }
+        }
+        Some(op) => as_the_computer(op, size, [0, v, 0], core.rflags).map_or_else(
+            || core.rflags & OF | if v == 0 { CF } else { 0 } | if n == 0 { ZF } else { 0 },
+            |(_, flags)| flags,
+        ),
+    });
     Ok(())
 }
 
@@ -205,24 +218,25 @@ fn fields(core: &mut Core, insn: &Instruction) -> Exec<()> {
         _ => (read_op(core, insn, 1)?, 0),
     };
     let minus = a.wrapping_sub(1);
-    let (r, more) = match insn.mnemonic() {
-        Mnemonic::Andn => (!a & b, 0),
+    let (op, r, carry) = match insn.mnemonic() {
+        Mnemonic::Andn => (Open::Andn, !a & b, 0),
         Mnemonic::Bextr => {
             let (start, length) = (b & 0xFF, b >> 8 & 0xFF);
             let v = if start < n { a >> start } else { 0 };
-            (if length < n { v & !(u64::MAX << length) } else { v }, AF)
+            (Open::Bextr, if length < n { v & !(u64::MAX << length) } else { v }, 0)
         }
         Mnemonic::Bzhi => {
             let keep = b & 0xFF;
-            if keep < n { (a & !(u64::MAX << keep), 0) } else { (a, CF) }
+            let (r, carry) = if keep < n { (a & !(u64::MAX << keep), 0) } else { (a, CF) };
+            (Open::Bzhi, r, carry)
         }
-        Mnemonic::Blsi => (a & a.wrapping_neg(), if a == 0 { 0 } else { CF }),
-        Mnemonic::Blsmsk => (a ^ minus, if a == 0 { CF } else { 0 }),
-        _ => (a & minus, if a == 0 { CF } else { 0 }),
+        Mnemonic::Blsi => (Open::Blsi, a & a.wrapping_neg(), if a == 0 { 0 } else { CF }),
+        Mnemonic::Blsmsk => (Open::Blsmsk, a ^ minus, if a == 0 { CF } else { 0 }),
+        _ => (Open::Blsr, a & minus, if a == 0 { CF } else { 0 }),
     };
     set_reg(core, insn.op0_register(), r);
-    let sign = if insn.mnemonic() == Mnemonic::Bextr { 0 } else { SF };
-    core.set_arith(of_result(size, r) & (ZF | PF | sign) | more);
+    let found = as_the_computer(op, size, [0, a, b], core.rflags);
+    core.set_arith(found.map_or_else(|| of_result(size, r) | carry, |(_, flags)| flags));
     Ok(())
 }
 
@@ -263,7 +277,7 @@ mod tests {
             step(&mut core).unwrap();
         }
         assert_eq!((0x1122_3344_5566_7788, 16), (core.gpr[0], core.gpr[2]));
-        assert_eq!((64, 0, ZF), (core.gpr[6], core.gpr[7], core.rflags & ARITH));
+        assert_eq!((64, 0, ZF), (core.gpr[6], core.gpr[7], core.rflags & (ZF | CF)));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The arithmetic flags: what additions, subtractions and logic leave, and the conditions.
 //!
 //! Operands may have rubbish above their size; results come masked.  Flags are returned as
-//! RFLAGS bits, all six of [`crate::arch::bits::rflags::ARITH`].  Where the manual leaves a flag
-//! undefined we do as the processors of the AMD Zen family do.
+//! RFLAGS bits, all six of [`crate::arch::bits::rflags::ARITH`]; the AF of logic, which is undefined,
+//! is clear, as on all processors of today.
 
 use iced_x86::ConditionCode;
 

@@ -41,15 +41,23 @@ pub struct Pointers {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Habits {
     /// FOP is noted without an unmasked exception (not since the Pentium 4).
-    has_opcode: bool,
+    pub has_opcode: bool,
     /// FDP is noted without an unmasked exception (CPUID.(7,0):EBX.FDP_EXCPTN_ONLY clear).
-    has_data: bool,
+    pub has_data: bool,
     /// The selectors are noted (CPUID.(7,0):EBX[13] clear).
-    has_selectors: bool,
+    pub has_selectors: bool,
     /// FXSAVE saves the pointers without an unmasked exception (not on AMD's).
     saves: bool,
     /// FXRSTOR loads them without one (not on AMD's before XSaveErPtr).
     restores: bool,
+}
+
+impl Habits {
+    /// Something is noted with an unmasked exception, and not without.
+    #[must_use]
+    pub fn wait_for_exceptions(self) -> bool {
+        !(self.has_opcode && self.has_data)
+    }
 }
 
 /// The computer's.
@@ -63,6 +71,12 @@ static HABITS: LazyLock<Habits> = LazyLock::new(|| {
         restores: restored[4] >> 16 == u32::from(X87_MARK),
     }
 });
+
+/// The computer's.
+#[must_use]
+pub fn habits() -> Habits {
+    *HABITS
+}
 
 /// Whether a byte of code of so many bits is a prefix, if no opcode came before it.
 #[must_use]
@@ -283,7 +297,10 @@ impl Core {
                 self.pointers.to_environment(memory, size, is_linear);
                 Pointers::default()
             }
-            Fldenv | Frstor => Pointers::of_environment(memory, size, is_linear),
+            Fldenv | Frstor => {
+                let found = Pointers::of_environment(memory, size, is_linear);
+                if HABITS.has_selectors { found } else { Pointers { fcs: 0, fds: 0, ..found } }
+            }
             _ if are_noted_for(insn) => {
                 let last = Last::of(insn);
                 let data = last.has_memory.then(|| {

@@ -1,15 +1,16 @@
 //! Shifts and rotates.
 //!
-//! Flags that the manual leaves undefined (OF for counts other than 1, AF, CF of a shift by more
-//! than the width) are as the processors of the AMD Zen family leave them.
+//! Flags are as the computer leaves them, for the manual leaves some undefined: OF for counts other than 1,
+//! AF, CF of a shift by more than the width ([`crate::dbt::undefined`]).
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::arch::bits::rflags::{AF, ARITH, CF, OF};
-use crate::cpu::flags::{mask, of_result, sign_extend};
+use crate::arch::bits::rflags::{ARITH, CF};
+use crate::cpu::flags::{mask, sign_extend};
 use crate::cpu::operand::{get_reg, modify_op0, read_op, size_of_op};
 use crate::cpu::state::Core;
 use crate::cpu::trap::Exec;
+use crate::dbt::undefined::{Open, as_the_computer};
 
 /// Execute an instruction of this group.
 ///
@@ -18,163 +19,140 @@ use crate::cpu::trap::Exec;
 pub fn execute(core: &mut Core, insn: &Instruction) -> Exec<()> {
     use Mnemonic as M;
     let size = size_of_op(insn, 0);
-    let mnemonic = insn.mnemonic();
-    let is_double = matches!(mnemonic, M::Shld | M::Shrd);
+    let is_by_number = insn.op0_kind() == OpKind::Register && insn.op1_kind() == OpKind::Immediate8;
+    let op = match insn.mnemonic() {
+        M::Shl | M::Sal => Open::Shl,
+        M::Shr => Open::Shr,
+        M::Sar => Open::Sar,
+        M::Rol if is_by_number => Open::RolBy,
+        M::Ror if is_by_number => Open::RorBy,
+        M::Rol => Open::Rol,
+        M::Ror => Open::Ror,
+        M::Rcl => Open::Rcl,
+        M::Rcr => Open::Rcr,
+        M::Shld => Open::Shld,
+        _ => Open::Shrd,
+    };
+    let is_double = matches!(op, Open::Shld | Open::Shrd);
     let count = read_op(core, insn, if is_double { 2 } else { 1 })?;
     let count = count as u32 & if size == 8 { 63 } else { 31 };
     let before = core.rflags & ARITH;
     if count == 0 {
         return modify_op0(core, insn, size, |v| (v, before));
     }
-    match mnemonic {
-        M::Shl | M::Sal => modify_op0(core, insn, size, |v| left(size, v, count)),
-        M::Shr => modify_op0(core, insn, size, |v| right(size, v & mask(size), count)),
-        M::Sar => modify_op0(core, insn, size, |v| right_signed(size, v, count)),
-        M::Shld | M::Shrd => {
-            let filler = get_reg(core, insn.op1_register());
-            let double = if mnemonic == M::Shld { left_double } else { right_double };
-            modify_op0(core, insn, size, |v| double(size, v & mask(size), filler, count))
-        }
-        _ => {
-            let keep = before & !(CF | OF);
-            modify_op0(core, insn, size, |v| {
-                let (r, f) = rotate(mnemonic, size, v & mask(size), count, before & CF);
-                (r, keep | f)
-            })
-        }
-    }
+    let filler = if is_double { get_reg(core, insn.op1_register()) } else { 0 };
+    modify_op0(core, insn, size, |v| shifted(op, size, v & mask(size), filler, count, before))
 }
 
-fn bit(v: u64, n: usize) -> u64 {
-    v >> n & 1
-}
-
-/// OF of what moves left: whether the last step changed the sign.
-fn over_left(size: usize, r: u64, carry: u64) -> u64 {
-    (bit(r, 8 * size - 1) ^ carry) * OF
-}
-
-/// OF of what moves right: whether the two highest bits differ.
-fn over_right(size: usize, r: u64) -> u64 {
-    (bit(r, 8 * size - 1) ^ bit(r, 8 * size - 2)) * OF
-}
-
-pub(crate) fn left(size: usize, v: u64, count: u32) -> (u64, u64) {
-    let wide = u128::from(v) << count;
-    let (r, carry) = (wide as u64 & mask(size), (wide >> (8 * size)) as u64 & 1);
-    (r, of_result(size, r) | AF | (carry * CF) | over_left(size, r, carry))
-}
-
-pub(crate) fn right(size: usize, v: u64, count: u32) -> (u64, u64) {
-    let r = v >> count;
-    (r, of_result(size, r) | AF | ((v >> (count - 1) & 1) * CF) | over_right(size, r))
-}
-
-pub(crate) fn right_signed(size: usize, v: u64, count: u32) -> (u64, u64) {
-    let v = sign_extend(size, v).cast_signed();
-    let r = (v >> count).cast_unsigned() & mask(size);
-    (r, of_result(size, r) | AF | (((v >> (count - 1)).cast_unsigned() & 1) * CF))
-}
-
-/// `dst:filler` moved left.  Counts above the width (possible for words) bring `filler` again.
-fn left_double(size: usize, v: u64, filler: u64, count: u32) -> (u64, u64) {
-    let n = 8 * size as u32;
-    let (r, carry) = if count <= n && n == 64 {
-        let wide = u128::from(v) << 64 | u128::from(filler);
-        ((wide << count >> 64) as u64, v >> (64 - count) & 1)
-    } else {
-        let wide = u128::from(v) << (2 * n) | u128::from(filler) << n | u128::from(filler);
-        ((wide << count >> (2 * n)) as u64 & mask(size), if count > n { 0 } else { v >> (n - count) & 1 })
+/// The result of a shift or rotate by a count that is not 0, and all status flags.
+///
+/// # Panics
+/// Never: every processor has them.
+#[must_use]
+pub fn shifted(op: Open, size: usize, v: u64, filler: u64, count: u32, before: u64) -> (u64, u64) {
+    let (computers, flags) =
+        as_the_computer(op, size, [v, filler, count.into()], before).expect("every processor has it");
+    let result = match op {
+        Open::Shl => ((u128::from(v) << count) as u64) & mask(size),
+        Open::Shr => v >> count,
+        Open::Sar => (sign_extend(size, v).cast_signed() >> count).cast_unsigned() & mask(size),
+        // What a word has when it is shifted by more than its width is open as well.
+        Open::Shld | Open::Shrd if count > 8 * size as u32 => computers & mask(size),
+        Open::Shld => left_double(size, v, filler, count),
+        Open::Shrd => right_double(size, v, filler, count),
+        _ => rotate(op, size, v, count, before & CF),
     };
-    // From the full width on, nothing of the old sign is left to compare the carry with.
-    let over = if count < n { over_left(size, r, carry) } else { carry * OF };
-    (r, of_result(size, r) | AF | (carry * CF) | over)
+    (result, flags)
+}
+
+/// `dst:filler` moved left.
+fn left_double(size: usize, v: u64, filler: u64, count: u32) -> u64 {
+    let n = 8 * size as u32;
+    let wide = u128::from(v) << n | u128::from(filler & mask(size));
+    (wide << count >> n) as u64 & mask(size)
 }
 
 /// `filler:dst` moved right.
-fn right_double(size: usize, v: u64, filler: u64, count: u32) -> (u64, u64) {
-    let n = 8 * size as u32;
-    let carry = if count > n { 0 } else { v >> (count - 1) & 1 };
-    let r = if n == 64 {
-        ((u128::from(filler) << 64 | u128::from(v)) >> count) as u64
-    } else {
-        let wide = u128::from(filler) << (2 * n) | u128::from(filler) << n | u128::from(v);
-        (wide >> count) as u64 & mask(size)
-    };
-    (r, of_result(size, r) | AF | (carry * CF) | over_right(size, r))
+fn right_double(size: usize, v: u64, filler: u64, count: u32) -> u64 {
+    let wide = u128::from(filler) << (8 * size) | u128::from(v);
+    (wide >> count) as u64 & mask(size)
 }
 
-fn rotate(mnemonic: Mnemonic, size: usize, v: u64, count: u32, carry: u64) -> (u64, u64) {
+fn rotate(op: Open, size: usize, v: u64, count: u32, carry: u64) -> u64 {
     let n = 8 * size as u32;
     let wide = u128::from(v);
-    match mnemonic {
-        Mnemonic::Rol => {
-            let r = ((wide << n | wide) << (count % n) >> n) as u64 & mask(size);
-            let carry = r & 1;
-            (r, (carry * CF) | over_left(size, r, carry))
-        }
-        Mnemonic::Ror => {
-            let r = ((wide << n | wide) >> (count % n)) as u64 & mask(size);
-            (r, (bit(r, 8 * size - 1) * CF) | over_right(size, r))
-        }
+    match op {
+        Open::Rol | Open::RolBy => ((wide << n | wide) << (count % n) >> n) as u64 & mask(size),
+        Open::Ror | Open::RorBy => ((wide << n | wide) >> (count % n)) as u64 & mask(size),
         // Through carry: n + 1 bits go round.
-        Mnemonic::Rcl => {
-            let (r, carry) = through_carry(n, v, carry, count % (n + 1));
-            (r, (carry * CF) | over_left(size, r, carry))
-        }
-        _ => {
-            let (r, carry) = through_carry(n, v, carry, (n + 1 - count % (n + 1)) % (n + 1));
-            (r, (carry * CF) | over_right(size, r))
-        }
+        Open::Rcl => through_carry(n, v, carry, count % (n + 1)),
+        _ => through_carry(n, v, carry, (n + 1 - count % (n + 1)) % (n + 1)),
     }
 }
 
 /// Rotate carry:value of `n + 1` bits left.
-fn through_carry(n: u32, v: u64, carry: u64, count: u32) -> (u64, u64) {
+fn through_carry(n: u32, v: u64, carry: u64, count: u32) -> u64 {
     let ring = u128::from(carry) << n | u128::from(v);
     let r = if count == 0 { ring } else { ring << count | ring >> (n + 1 - count) };
-    let value = r as u64 & (u64::MAX >> (64 - n));
-    (value, (r >> n) as u64 & 1)
+    r as u64 & (u64::MAX >> (64 - n))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::bits::rflags::{PF, SF, ZF};
+    use crate::arch::bits::rflags::{AF, OF, PF, SF, ZF};
 
     #[test]
-    fn shifts_leave_what_hardware_leaves() {
-        assert_eq!((0x8000_0000, CF | PF | AF | SF), left(4, 0x1800_0000, 4));
-        assert_eq!((0x8000_0000, PF | AF | SF | OF), left(4, 0x0800_0000, 4));
-        assert_eq!((0, PF | AF | ZF), left(1, 0xFF, 9));
-        assert_eq!((0, CF | PF | AF | ZF | OF), left(1, 0xFF, 8));
-        assert_eq!((0x4000_0004, AF | OF), right(4, 0x8000_0008, 1));
-        assert_eq!((0xFF, CF | PF | AF | SF), right_signed(1, 0xFF, 9));
-        assert_eq!(1 << 63, left(8, 1, 63).0);
-    }
-
-    #[test]
-    fn rotates_leave_what_hardware_leaves() {
-        let go = |m, v, count, carry| rotate(m, 1, v, count, carry);
-        assert_eq!((0x84, OF), go(Mnemonic::Rol, 0x90, 3, 0));
-        assert_eq!((1, CF | OF), go(Mnemonic::Rol, 1, 8, 0));
-        assert_eq!((0x81, CF | OF), go(Mnemonic::Ror, 0x81, 8, 0));
-        assert_eq!((0x82, OF), go(Mnemonic::Rcl, 0x90, 3, 0));
-        assert_eq!((0x86, OF), go(Mnemonic::Rcl, 0x90, 3, 1));
-        assert_eq!((0x90, CF), go(Mnemonic::Rcl, 0x90, 9, 1));
-        assert_eq!((0x32, CF), go(Mnemonic::Rcr, 0x94, 3, 1));
-        assert_eq!((0x40, CF | OF), go(Mnemonic::Rcr, 2, 2, 1));
-        assert_eq!(1, rotate(Mnemonic::Rcl, 8, 1 << 63, 1, 1).0);
+    fn flags_that_the_manual_defines() {
+        let go = |op, size, v, count, before| {
+            let (r, f) = shifted(op, size, v, 0, count, before);
+            (r, f & if count == 1 { CF | PF | ZF | SF | OF } else { CF | PF | ZF | SF })
+        };
+        assert_eq!((0x8000_0000, CF | PF | SF), go(Open::Shl, 4, 0x1800_0000, 4, 0));
+        assert_eq!((0x8000_0000, PF | SF | OF), go(Open::Shl, 4, 0x4000_0000, 1, 0));
+        assert_eq!((0, CF | PF | ZF), go(Open::Shl, 1, 0xFF, 8, 0));
+        assert_eq!((0x4000_0004, OF), go(Open::Shr, 4, 0x8000_0008, 1, 0));
+        assert_eq!((0xFF, CF | PF | SF), go(Open::Sar, 1, 0xFF, 7, 0));
+        assert_eq!(1 << 63, go(Open::Shl, 8, 1, 63, 0).0);
+        assert_eq!((0x84, PF | ZF), go(Open::Rol, 1, 0x90, 3, PF | ZF));
+        assert_eq!((1, CF), go(Open::Rol, 1, 1, 8, 0));
+        assert_eq!((0x81, CF), go(Open::Ror, 1, 0x81, 8, 0));
+        assert_eq!((0x82, 0), go(Open::Rcl, 1, 0x90, 3, 0));
+        assert_eq!((0x86, 0), go(Open::Rcl, 1, 0x90, 3, CF));
+        assert_eq!((0x90, CF), go(Open::Rcl, 1, 0x90, 9, CF));
+        assert_eq!((0x32, CF), go(Open::Rcr, 1, 0x94, 3, CF));
+        assert_eq!((0x40, CF), go(Open::Rcr, 1, 2, 2, CF));
+        assert_eq!((1, CF | OF), go(Open::Rcl, 8, 1 << 63, 1, CF));
+        assert_eq!(AF, shifted(Open::Rol, 1, 1, 0, 1, AF).1 & AF);
     }
 
     #[test]
     fn double_shifts_take_bits_from_the_filler() {
-        assert_eq!((0x8000_000A, CF | PF | AF | SF), left_double(4, 0x1800_0000, 0xA000_0000, 4));
-        assert_eq!((0xA180_0000, CF | PF | AF | SF | OF), right_double(4, 0x1800_0008, 0xA, 4));
-        assert_eq!((0xBCDA, AF | SF), left_double(2, 0x1234, 0xABCD, 20));
-        assert_eq!((0x8000, CF | PF | AF | SF | OF), left_double(2, 1, 0x8000, 16));
-        assert_eq!((0xDABC, AF | SF), right_double(2, 0x1234, 0xABCD, 20));
-        assert_eq!(3, left_double(8, 1 << 62 | 1, 1 << 63, 1).0 & 3);
-        assert_eq!(1 << 63, right_double(8, 0, 1, 1).0);
+        let go = |op, size, v, filler, count| shifted(op, size, v, filler, count, 0);
+        assert_eq!(0x8000_000A, go(Open::Shld, 4, 0x1800_0000, 0xA000_0000, 4).0);
+        assert_eq!(0xA180_0000, go(Open::Shrd, 4, 0x1800_0008, 0xA, 4).0);
+        assert_eq!(0x8000, go(Open::Shld, 2, 1, 0x8000, 16).0);
+        assert_eq!(3, go(Open::Shld, 8, 1 << 62 | 1, 1 << 63, 1).0 & 3);
+        assert_eq!(1 << 63, go(Open::Shrd, 8, 0, 1, 1).0);
+    }
+
+    /// All results that the manual defines are those of the computer.
+    #[test]
+    fn results_are_the_computers() {
+        let mut v = 0x9E37_79B9_7F4A_7C15_u64;
+        let singles = [Open::Shl, Open::Shr, Open::Sar, Open::Rol, Open::Ror, Open::Rcl, Open::Rcr];
+        for step in 0..20_000_u32 {
+            v = v.rotate_left(7).wrapping_mul(0x2545_F491_4F6C_DD1D) ^ u64::from(step);
+            let (size, filler, carry) = (1 << (step & 3), !v.rotate_left(29), v >> 40 & CF);
+            let count = (v >> 50) as u32 & if size == 8 { 63 } else { 31 };
+            let doubles: &[Open] =
+                if size > 1 && count <= 8 * size as u32 { &[Open::Shld, Open::Shrd] } else { &[] };
+            for &op in singles.iter().chain(doubles).filter(|_| count != 0) {
+                let (v, operands) = (v & mask(size), [v & mask(size), filler, count.into()]);
+                let (ours, _) = shifted(op, size, v, filler, count, carry);
+                let (theirs, _) = as_the_computer(op, size, operands, carry).unwrap();
+                assert_eq!(theirs & mask(size), ours, "{op:?} {size} {v:#x} {count}");
+            }
+        }
     }
 }

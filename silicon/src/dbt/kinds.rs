@@ -9,6 +9,7 @@ use super::asm::cc;
 use super::avx::{is_avx, is_avx_feature};
 use super::map::number;
 use crate::cpu::operand::address_mask;
+use crate::cpu::pointers;
 
 /// Whether nothing of the block can follow this instruction.
 pub(super) fn ends_block(insn: &Instruction) -> bool {
@@ -177,6 +178,8 @@ pub(super) fn way(insn: &Instruction) -> Way {
         | M::Fldenv
         | M::Fnstenv
         | M::Wait => Way::Step,
+        // They change whether an exception is pending, of which the report of the last instruction depends.
+        M::Fldcw | M::Fnclex if pointers::habits().wait_for_exceptions() => Way::Step,
         _ if is_vector(insn) => Way::Vector,
         _ if is_avx(insn) => Way::Avx,
         _ => Way::Step,
@@ -237,6 +240,11 @@ pub(super) fn uses_vector_state(insn: &Instruction) -> bool {
                 || is_avx_feature(f)
                 || matches!(f, F::FXSR | F::SSE4A | F::XSAVE | F::XSAVEC | F::XSAVEOPT | F::XSAVES)
         })
+}
+
+/// Whether it stores an MMX register: if that faults, some processors have turned the x87's stack already.
+pub(super) fn stores_mmx(insn: &Instruction) -> bool {
+    insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register && insn.op1_register().is_mm()
 }
 
 /// Whether it is an x87 instruction.

@@ -10,8 +10,8 @@ use super::block::Site;
 use super::flags::{immediate, recipe, shift_recipe};
 use super::glue::{slot, table};
 use super::kinds::{
-    Way, condition, ends_block, has_base, has_memory, is_short, is_x87, pushes_selector, uses_vector_state,
-    way,
+    Way, condition, ends_block, has_base, has_memory, is_short, is_x87, pushes_selector, stores_mmx,
+    uses_vector_state, way,
 };
 use super::map::{host_of, is_high_byte, number, with_width};
 use super::mode::{MODE_AVX, MODE_PAUSE, MODE_SENSITIVE};
@@ -412,7 +412,7 @@ impl Translator<'_> {
             return self.lea(insn, new, &temps);
         }
         let mut split = (memory && temps.is_empty()).then(|| self.split(insn, &mut new)).flatten();
-        let reach = if memory { self.reach_window(insn, has_high_byte) } else { None };
+        let reach = if memory && !stores_mmx(insn) { self.reach_window(insn, has_high_byte) } else { None };
         let in_window = reach.is_some();
         if let (Some(reach), None) = (&reach, &split) {
             super::window::encode(&mut new, reach.mem);

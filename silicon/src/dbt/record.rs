@@ -8,9 +8,10 @@
 //! put there as they are.  Between blocks the flags are always in the record (between rounds of a loop that
 //! is one block they need not be: [`super::rounds`]).
 
+use super::undefined::Open;
 use crate::arch::bits::rflags;
 use crate::cpu::flags::{add, logic, mask, sub};
-use crate::cpu::shift;
+use crate::cpu::shift::shifted;
 use crate::cpu::state::Core;
 
 /// How flags are made from `a` and `b`.
@@ -140,9 +141,9 @@ fn evaluate(kind: Kind, size: usize, a: u64, b: u64) -> u64 {
         Kind::Added => add(size, a.wrapping_sub(b), b, 0).1,
         Kind::Subtracted => sub(size, a.wrapping_add(b), b, 0).1,
         Kind::Negated => sub(size, 0, a.wrapping_neg(), 0).1,
-        Kind::Left => shift::left(size, low, count).1,
-        Kind::Right => shift::right(size, low, count).1,
-        Kind::RightSigned => shift::right_signed(size, low, count).1,
+        Kind::Left => shifted(Open::Shl, size, low, 0, count, 0).1,
+        Kind::Right => shifted(Open::Shr, size, low, 0, count, 0).1,
+        Kind::RightSigned => shifted(Open::Sar, size, low, 0, count, 0).1,
     }
 }
 

@@ -9,8 +9,11 @@ mod processor;
 mod registers;
 mod shared;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::dbt::undefined::{OPEN, Open, as_the_computer};
 
 /// The machine under understudy: memory, processors, local APICs.
 #[pymodule(gil_used = false)]
@@ -21,6 +24,7 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<exit::Exit>()?;
     m.add_class::<processor::Processor>()?;
     m.add_class::<apic::LocalApic>()?;
+    m.add_class::<Native>()?;
     let layouts = PyDict::new(py);
     for (name, fields) in layouts::layouts() {
         layouts.set_item(name, fields)?;
@@ -28,7 +32,6 @@ fn _silicon(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LAYOUTS", layouts)?;
     m.add_function(wrap_pyfunction!(host_features, m)?)?;
     m.add_function(wrap_pyfunction!(hold_signals, m)?)?;
-    m.add_function(wrap_pyfunction!(scans_keep_flags, m)?)?;
     m.add_function(wrap_pyfunction!(wall_tsc, m)?)?;
     // Made by the calls above; the data sheet has no such list.
     m.delattr("__all__")
@@ -46,10 +49,30 @@ fn wall_tsc() -> u64 {
     crate::cpu::state::monotonic_ns()
 }
 
-/// Whether BSF and BSR change no status flag but ZF on this computer, and so in the machine.
-#[pyfunction]
-fn scans_keep_flags() -> bool {
-    crate::dbt::undefined::scans_keep_flags()
+/// An instruction of which the manual leaves something open, as this computer executes it.
+#[pyclass(frozen, module = "understudy.silicon")]
+struct Native {
+    op: Open,
+    size: usize,
+}
+
+#[pymethods]
+impl Native {
+    #[new]
+    fn new(name: &str, size: usize) -> PyResult<Self> {
+        let found = OPEN.iter().find(|row| row.0 == name);
+        match found {
+            Some(&(_, op)) if matches!(size, 1 | 2 | 4 | 8) => Ok(Self { op, size }),
+            _ => Err(PyValueError::new_err(format!(
+                "{name} of {size} bytes: expected one with something open"
+            ))),
+        }
+    }
+
+    fn __call__(&self, a: u64, b: u64, c: u64, before: u64) -> PyResult<(u64, u64)> {
+        as_the_computer(self.op, self.size, [a, b, c], before)
+            .ok_or_else(|| PyValueError::new_err("this computer has no such instruction, or it would fault"))
+    }
 }
 
 /// What this computer's processor offers to the engine (sse42, avx, bmi1, bmi2, …).
