@@ -75,6 +75,8 @@ CASES = [
     Case("SMAP keeps the processor from its tables, whatever AC says", LONG,
          "0f01cb 48b8ffff00000093cf00 4889042500400100 66c704254a9000000040 c604254c90000001"
          "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
+    Case("a null selector's base, and an interrupt right behind it", LONG,
+         "b93f080000 b841000000 31d2 0f30 fa fb 0fa1"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip
 

@@ -172,6 +172,8 @@ class Live(GuestState):
     def set_live_segment(self, n: int, segment: Segment) -> None:
         """A segment register, here and in the processor."""
         for first, value in zip(SEGMENT_FIELDS, segment, strict=True):
+            if self.is_current and first + 2 * n in BASES:  # which is read from there
+                self.processor.wrmsr(BASES[first + 2 * n], value)
             self._write_field(first + 2 * n, value)
         if n == SegmentName.LDTR or n == SegmentName.TR:
             return
