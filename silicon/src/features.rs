@@ -34,6 +34,12 @@ pub fn host_features() -> Vec<(&'static str, bool)> {
     ]
 }
 
+/// Whether this computer's processor is one of AMD's, whose ways the machine has where makers differ.
+#[must_use]
+pub fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ecx == u32::from_le_bytes(*b"cAMD")
+}
+
 #[cfg(test)]
 mod tests {
     use super::host_features;

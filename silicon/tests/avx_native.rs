@@ -8,10 +8,11 @@ mod random;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
-use in_use::{call_in_use, is_amd, untouched};
+use in_use::{call_in_use, untouched};
 use random::Rng;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
+use silicon::features::is_amd;
 use silicon::mem::Memory;
 use silicon::processor::{EngineKind, Processor};
 

@@ -6,10 +6,11 @@ mod random;
 
 use std::arch::asm;
 
-use in_use::{call_in_use, is_amd, untouched};
+use in_use::{call_in_use, untouched};
 use random::Rng;
 use silicon::arch::segment::{Segment, seg};
 use silicon::cpu::state::Clock;
+use silicon::features::is_amd;
 use silicon::mem::Memory;
 use silicon::processor::{EngineKind, Processor};
 

@@ -6,6 +6,7 @@ use iced_x86::{
 };
 
 use silicon::cpu::pointers;
+use silicon::features::is_amd;
 
 use crate::areas;
 use crate::case::*;
@@ -48,11 +49,6 @@ pub struct Generator {
     /// Let 32-bit code have segments that Linux does not give it.
     pub has_segments: bool,
     is_amd: bool,
-}
-
-/// Whether this computer's processor is one of AMD's.
-pub fn is_amd() -> bool {
-    std::arch::x86_64::__cpuid(0).ecx == u32::from_le_bytes(*b"cAMD")
 }
 
 /// Whether the machine and this computer both have the instruction, and a program may use it

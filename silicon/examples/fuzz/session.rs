@@ -7,6 +7,7 @@ use iced_x86::{
 };
 use silicon::cpu::pointers;
 use silicon::dbt::promotion::Windows;
+use silicon::features::is_amd;
 use silicon::processor::EngineKind;
 
 use crate::areas;
@@ -354,7 +355,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     if is_either && native.rip == ours.rip {
         return Vec::new();
     }
-    if !generate::is_amd() {
+    if !is_amd() {
         // Intel's check less alignment, of AVX none, and have an order of their own for faults; of a gather, or a
         // masked store, other elements are done when one faults; VCVTPS2PH has told of what it rounded.
         let is_partly_done = |i: &Instruction| {
@@ -401,7 +402,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         }
     }
     // What a string instruction that was cut short, with addresses of 32 bits, leaves in the upper halves.
-    let is_short = !generate::is_amd()
+    let is_short = !is_amd()
         && any(s, |i| {
             use OpKind as K;
             let is = |kind| matches!(kind, K::MemorySegESI | K::MemorySegEDI | K::MemoryESEDI);
@@ -418,7 +419,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     let repeats = |i: &Instruction| {
         i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix()) && i.rflags_modified() != 0
     };
-    let is_cut = native.vector >= 12 || native.vector == 1 && !generate::is_amd();
+    let is_cut = native.vector >= 12 || native.vector == 1 && !is_amd();
     if !is_cut || !any(s, repeats) {
         check("rflags", native.rflags & FLAGS, ours.rflags & FLAGS);
     }

@@ -8,6 +8,7 @@ use crate::cpu::state::{Core, Shadow};
 use crate::cpu::step::step;
 use crate::cpu::testbed::{fault, long, protected, real, words};
 use crate::cpu::trap::Trap;
+use crate::features::is_amd;
 
 /// Put code at RIP and run `n` instructions of it.
 fn run(core: &mut Core, code: &[u8], n: usize) {
@@ -226,7 +227,7 @@ fn the_interrupt_shadow_lasts_one_instruction_and_a_fault_leaves_it() {
 #[test]
 fn flags_that_the_manual_leaves_open_are_as_hardware_leaves_them() {
     let all = CF | PF | AF | ZF | SF | OF;
-    let is_zen = std::arch::x86_64::__cpuid(0).ecx == u32::from_le_bytes(*b"cAMD");
+    let is_zen = is_amd();
     let open = |code: &[u8]| {
         let insn = Decoder::new(64, code, DecoderOptions::NONE).decode();
         let (u, is_open) = (insn.rflags_undefined(), !is_zen || insn.mnemonic() == Mnemonic::Bsf);

@@ -14,11 +14,6 @@ const XMM: std::ops::Range<usize> = 20..52;
 const HEADER: usize = 64;
 const UPPER: usize = 72;
 
-/// Whether this computer's processor is one of AMD's.
-pub fn is_amd() -> bool {
-    std::arch::x86_64::__cpuid(0).ecx == u32::from_le_bytes(*b"cAMD")
-}
-
 /// The components, of bits 2:0, that are as they were at first.
 pub fn untouched(p: &Processor) -> u64 {
     let fx = &p.core.fx.0;
