@@ -31,7 +31,8 @@ class CopyOnWrite:
         Frames that were taken away are brought back first if nobody but their owner knows where
         their contents are; but those that are swapped out, or that the guest does without, are
         gone from the target, too.  Whatever else protects the source's frames does not the
-        target's.
+        target's.  OutOfFrames, and the target is empty, if there is none for a copy of what a
+        device uses.
         """
         source.bring_back()
         self._frames.share_all([(pfn, frames) for _, pfn, frames in source])
@@ -39,7 +40,11 @@ class CopyOnWrite:
         source.protect_all(Flag.SHARED)
         target.copy(source, Flag.SHARED)
         if source.keeper is not None:
-            source.keeper.follow(source, target)
+            try:
+                source.keeper.follow(source, target)
+            except BaseException:
+                self.release(target)
+                raise
 
     def release(self, p2m: P2m) -> None:
         """Give up all frames of a p2m, which is empty then."""

@@ -107,7 +107,8 @@ class Swap:
     def follow(self, source: P2m, target: P2m) -> None:
         """What is out of one guest is out of its copy: they have the slot in common.
 
-        The copy gets frames of its own where a device may write to the other one's.
+        The copy gets frames of its own where a device may write to the other one's.  OutOfFrames
+        if there are none: it is to be released then.
         """
         if target not in self._slots:
             self.join(target)
@@ -115,6 +116,8 @@ class Swap:
             self._slots[target][gfn] = slot
             if slot != NO_SLOT:
                 self._more[slot] += 1
+        for gfn in self._pinned[source]:  # the device goes on with the frame that it knows
+            source.unprotect(gfn, 1, Flag.SHARED)
         for gfn in self._pinned[source]:
             pfn = source.lookup(gfn)
             assert pfn is not None
@@ -122,7 +125,6 @@ class Swap:
             self._memory.write(copy << PAGE_SHIFT, self._contents(pfn))
             target.move(gfn, copy, off=Flag.SHARED)
             self._frames.free(pfn, 1)
-            source.unprotect(gfn, 1, Flag.SHARED)
 
     def pieces(self, p2m: P2m) -> Iterator[tuple[int, bytes]]:
         """As `Keeper.pieces` says.  SwapError if the file cannot be read."""

@@ -18,6 +18,7 @@ from tests.unit.overcommit.test_sharing import FRAMES, A, guest
 from understudy.arch.address import PAGE
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.copy_on_write import CopyOnWrite
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
@@ -80,6 +81,27 @@ def test_what_is_pinned_shared_or_full_stays() -> None:
         assert one.read(5 * PAGE, 2) == b"\6\6"
         swap.leave(one.p2m)
     assert one.read(0, FRAMES * PAGE)[: 8 * PAGE : PAGE] == bytes(range(1, 9))
+
+
+def test_a_clone_for_which_there_is_no_copy_of_what_a_device_uses() -> None:
+    """Nothing is left of it, and the device's frame is where it was."""
+    host = Host("1M")
+    one, copies = guest(host), CopyOnWrite(host)
+    with Swap(host, 1 << 20) as swap:
+        swap.join(one.p2m)
+        pfns = {gfn: swap.pin(one.p2m, gfn) for gfn in (2, 3)}
+        rest, two = host.frames.free_count, P2m()
+        taken = [host.frames.allocate() for _ in range(rest - 1)]
+        with pytest.raises(OutOfFrames):
+            copies.clone(one.p2m, two)
+        assert (list(two), host.frames.free_count) == ([], 1)
+        one.write(2 * PAGE, b"by the guest")
+        assert {gfn: one.p2m.lookup(gfn) for gfn in pfns} == pfns
+        for pfn in taken:
+            host.frames.free(pfn, 1)
+        for gfn, pfn in pfns.items():
+            swap.unpin(one.p2m, gfn, pfn)
+        assert host.frames.free_count == rest
 
 
 def test_what_a_device_uses_is_not_shared() -> None:
