@@ -25,6 +25,7 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
+from understudy.overcommit.gathering import Gathering
 from understudy.overcommit.holding import Holding
 from understudy.overcommit.plan import Order, PlanError, Shortage, State, admit, orders, plan_of
 from understudy.overcommit.sharing import Sharing
@@ -54,6 +55,7 @@ class Stock:
         self.buffer = max(int(self.shortage.threshold(State.HARD)), LEAST_BUFFER)
         self.holdings: dict[P2m, Holding] = {}
         self.sharing: Sharing | None = None
+        self.gathering = Gathering(host)
         self.swap: Swap | None = None
         self.orders: list[Order] = []
         self._trouble = ""  # of the swap file
@@ -138,6 +140,7 @@ class Stock:
         """A VM is no more; its memory is about to be given back."""
         del self.holdings[one.p2m]
         one.close()
+        self.gathering.leave(one.p2m)
         if self.sharing is not None:
             self.sharing.leave(one.p2m)
         if self.swap is not None:
@@ -193,6 +196,8 @@ class Stock:
             for one in self.holdings.values():
                 assert one.sampler is not None
                 one.sampler.end()
+                if self.is_ample:  # and no frame is away to be sampled
+                    self.gathering.look(one.p2m)
                 one.sampler.begin()
         self._is_asked = False
         self.look()
