@@ -215,8 +215,6 @@ class Order:
     """Pages that it must give."""
     means: str = ""
     """ "balloon" or "swap"; "" if it gives none."""
-    is_blocked: bool = False
-    """It does not run until it has given them."""
 
 
 def orders(
@@ -243,7 +241,7 @@ def orders(
             found.append(Order(need.name, target))
             continue
         by = "balloon" if state == State.SOFT and need.name in obeying else "swap"
-        found.append(Order(need.name, target, over, by, state == State.LOW))
+        found.append(Order(need.name, target, over, by))
     return found
 
 

@@ -147,13 +147,13 @@ def test_what_gives_and_how() -> None:
 
     target = 30
     assert told(State.HIGH) == [Order(n, target) for n in "abc"]
-    for state, by, blocked in (
-        (State.SOFT, ("balloon", "swap"), False),
-        (State.HARD, ("swap", "swap"), False),
-        (State.LOW, ("swap", "swap"), True),
+    for state, by in (
+        (State.SOFT, ("balloon", "swap")),
+        (State.HARD, ("swap", "swap")),
+        (State.LOW, ("swap", "swap")),
     ):
         assert told(state) == [
-            Order("a", target, 30, by[0], blocked), Order("b", target, 30, by[1], blocked),
+            Order("a", target, 30, by[0]), Order("b", target, 30, by[1]),
             Order("c", target),
         ]  # fmt: skip
 
