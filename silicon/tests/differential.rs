@@ -13,6 +13,8 @@ mod encodings;
 mod generate;
 #[path = "../examples/fuzz/machine.rs"]
 mod machine;
+#[path = "../examples/fuzz/makers.rs"]
+mod makers;
 #[path = "../examples/fuzz/session.rs"]
 mod session;
 #[path = "../examples/fuzz/values.rs"]

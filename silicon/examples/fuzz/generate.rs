@@ -10,6 +10,7 @@ use silicon::features::is_amd;
 
 use crate::areas;
 use crate::case::*;
+use crate::makers::{differs_by_maker, has_mask, is_lax_on_amd, is_the_makers, is_vague};
 use crate::values::{fill_fx, fill_upper, pointer, value};
 use crate::vex;
 
@@ -81,21 +82,6 @@ fn is_allowed(insn: &Instruction) -> bool {
 /// A repeat prefix, which LOOPE and LOOPNE take for their own condition on some processors.
 fn has_repeat(raw: &[u8]) -> bool {
     raw.iter().any(|b| matches!(b, 0xF2 | 0xF3))
-}
-
-/// The SHA extensions: AMD's processors take a misaligned operand.
-fn is_lax_on_amd(insn: &Instruction) -> bool {
-    insn.cpuid_features().contains(&CpuidFeature::SHA) && insn.op1_kind() == OpKind::Memory
-}
-
-/// 0F 0D with a register: nothing on Intel's processors, #UD on AMD's.
-/// F3 90 with REX.B: PAUSE, or XCHG with R8.  MOVSXD of 16 bits reads 2 bytes or 4.
-fn differs_by_maker(insn: &Instruction) -> bool {
-    let o = insn.code().op_code();
-    if insn.mnemonic() == Mnemonic::Pause && insn.len() > 2 || insn.code() == Code::Movsxd_r16_rm16 {
-        return true;
-    }
-    o.table() == OpCodeTableKind::T0F && o.op_code() == 0x0D && insn.op0_kind() == OpKind::Register
 }
 
 fn needs_system(insn: &Instruction) -> bool {
@@ -175,40 +161,6 @@ fn needs_system(insn: &Instruction) -> bool {
         || insn.is_call_far_indirect()
         || insn.op_count() > 0 && to_segment(0) && !matches!(insn.mnemonic(), Push)
         || insn.op_count() > 1 && to_segment(1) && insn.mnemonic() != Mov
-}
-
-/// Whether an instruction's memory image differs between processors (the mask of MXCSR).
-pub fn has_mask(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Fxsave | Mnemonic::Fxsave64)
-        || areas::is_area(insn) && !areas::restores(insn)
-}
-
-/// Whether it stores the last-instruction pointers, which Linux drops when it switches programs.
-pub fn has_pointers(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) || has_mask(insn)
-}
-
-/// MASKMOVQ, stores of MMX registers: whether the x87 state is already that of MMX when it faults differs.
-pub fn is_eager(insn: &Instruction) -> bool {
-    let is_store = insn.op_count() > 1 && insn.op0_kind() == OpKind::Memory && insn.op1_register().is_mm();
-    is_store || insn.mnemonic() == Mnemonic::Maskmovq
-}
-
-/// What makers do each in their own way, and the machine in AMD's, without a flag that is undefined: a
-/// selector is pushed with zeros above it, or alone; which faults an area of XSAVE has, and of parts that
-/// are not asked for; a near call to where no code can be has pushed, or not.
-fn is_the_makers(insn: &Instruction) -> bool {
-    insn.mnemonic() == Mnemonic::Push && insn.op0_register().is_segment_register()
-        || areas::is_area(insn)
-        || insn.is_call_near_indirect()
-}
-
-/// Instructions that leave flags, or a register, undefined: followed by others they would make
-/// every later difference doubtful on processors of another maker.
-fn is_vague(insn: &Instruction) -> bool {
-    use Mnemonic::*;
-    matches!(insn.mnemonic(), Aaa | Aas | Aam | Aad | Daa | Das)
-        || insn.mnemonic() == Bswap && insn.op0_register().size() == 2
 }
 
 fn form_of(code: Code, bits: u32) -> Option<(usize, Form)> {

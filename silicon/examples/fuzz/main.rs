@@ -10,6 +10,7 @@ mod computer;
 mod encodings;
 mod generate;
 mod machine;
+mod makers;
 mod session;
 mod values;
 mod vex;

@@ -2,10 +2,7 @@
 
 use std::fmt::Write;
 
-use iced_x86::{
-    CpuidFeature as F, Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind,
-};
-use silicon::cpu::pointers;
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind};
 use silicon::dbt::promotion::Windows;
 use silicon::features::is_amd;
 use silicon::processor::EngineKind;
@@ -15,6 +12,7 @@ use crate::case::*;
 use crate::computer::{BATCH, Computer, has_bases};
 use crate::generate::{self, Generator, Piece};
 use crate::machine::Machine;
+use crate::makers::{self, is_masked_by_bytes};
 use crate::values;
 
 /// Starts of one program.
@@ -144,7 +142,7 @@ pub fn run(options: &Options) -> std::io::Result<Summary> {
                 continue;
             }
             // The pointers may have been lost on the way: only what comes twice counts.
-            if any(start, generate::has_pointers) && session.differs(&memory, start)?.0.is_empty() {
+            if any(start, makers::has_pointers) && session.differs(&memory, start)?.0.is_empty() {
                 continue;
             }
             blamed = i / VARIANTS;
@@ -330,12 +328,10 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         return Vec::new();
     }
     // AMD's processors try the words of a long operand each for itself, also one that wraps at 4 GBytes.
-    let masked = |i: &Instruction| {
-        matches!(i.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu | Mnemonic::Maskmovq)
-    };
     let is_at_end = !is_64 && native.vector == 14 && native.cr2.wrapping_add(0x200) as u32 <= 0x400;
     let is_lax = any(s, takes_mxcsr)
-        || is_at_end && (has_long_operand(s) || any(s, |i| masked(i) || i.memory_size().size() == 10));
+        || is_at_end
+            && (has_long_operand(s) || any(s, |i| is_masked_by_bytes(i) || i.memory_size().size() == 10));
     if is_lax && matches!(ours.vector, 12 | 13) && (native.vector != 13 || native.rip != ours.rip) {
         return Vec::new();
     }
@@ -347,7 +343,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     let is_either = match (native.vector, ours.vector) {
         (13, 12) if any(s, takes_mxcsr) => true,
         (12..=14 | 17, 12..=14 | 17) if any(s, compares) => true,
-        (17, 12..=14) if any(s, masked) => true,
+        (17, 12..=14) if any(s, is_masked_by_bytes) => true,
         // One that is misaligned, and would wrap at 4 GBytes.
         (17, 12 | 13) | (13, 12) => !is_64 && has_long_operand(s),
         _ => false,
@@ -355,39 +351,8 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     if is_either && native.rip == ours.rip {
         return Vec::new();
     }
-    if !is_amd() {
-        // Intel's check less alignment, of AVX none, and have an order of their own for faults; of a gather, or a
-        // masked store, other elements are done when one faults; VCVTPS2PH has told of what it rounded.
-        let is_partly_done = |i: &Instruction| {
-            use Mnemonic as M;
-            let is_masked =
-                matches!(i.mnemonic(), M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq);
-            masked(i) || is_masked || i.mnemonic() == M::Fbstp || i.mnemonic() == M::Vcvtps2ph || i.is_vsib()
-        };
-        let (faults, is_same) = (12..=17, native.rip == ours.rip);
-        let is_order =
-            (faults.contains(&native.vector) || native.vector == 19) && faults.contains(&ours.vector);
-        let is_order = is_order && is_same;
-        let is_lax = ours.vector == 17 && !(native.vector == 17 && is_same);
-        // Of an x87 store with an unmasked exception they try no memory.
-        let stores = |i: &Instruction| {
-            let (has_memory, is_control) = (i.op0_kind() == OpKind::Memory, !pointers::are_noted_for(i));
-            i.op_count() > 0
-                && has_memory
-                && !is_control
-                && matches!(i.cpuid_features()[0], F::FPU | F::FPU287 | F::FPU387 | F::SSE3)
-        };
-        let is_late = matches!(ours.vector, 12..=14) && native.fx.0[2] & 0x80 != 0 && any(s, stores);
-        // How long an opcode is that is none: whether it is all there, and not too long.  (And BOUND's two faults.)
-        let ends = (native.vector, ours.vector);
-        let is_none = is_same && matches!(ends, (6, 13 | 14) | (13 | 14, 6) | (5, 14));
-        if is_none
-            || is_late
-            || is_lax
-            || is_order && (native.vector != ours.vector || any(s, is_partly_done))
-        {
-            return Vec::new();
-        }
+    if !is_amd() && makers::excuse(s, native, ours) {
+        return Vec::new();
     }
     check("vector", native.vector.into(), ours.vector.into());
     check("rip", native.rip, ours.rip);
@@ -424,7 +389,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         check("rflags", native.rflags & FLAGS, ours.rflags & FLAGS);
     }
     let (a, mut b) = (&native.fx.0, &ours.fx.0);
-    if matches!(native.vector, 12..=17) && any(s, generate::is_eager) {
+    if matches!(native.vector, 12..=17) && any(s, makers::is_eager) {
         b = a;
     }
     let word = |b: &[u8; 512], at: usize| u64::from(u16::from_le_bytes([b[at], b[at + 1]]));
@@ -450,7 +415,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
         }
     }
     // (The mask of MXCSR, as it is stored, has that bit 17.)
-    let mask = if any(s, generate::has_mask) { 1 << 49 } else { 0 };
+    let mask = if any(s, makers::has_mask) { 1 << 49 } else { 0 };
     check("words of memory changed", native.changed, ours.changed);
     for (x, y) in native.changes().iter().zip(ours.changes()) {
         check("address of a change", address_of(x.0), address_of(y.0));
@@ -460,7 +425,7 @@ pub fn compare(s: &Start, native: &Outcome, ours: &Outcome) -> Vec<String> {
     out
 }
 
-fn any(s: &Start, test: impl Fn(&Instruction) -> bool) -> bool {
+pub fn any(s: &Start, test: impl Fn(&Instruction) -> bool) -> bool {
     let code = &s.code[..s.code_len as usize];
     Decoder::with_ip(s.bits(), code, s.rip, DecoderOptions::NONE).iter().any(|i| test(&i))
 }
@@ -471,7 +436,7 @@ fn has_long_operand(s: &Start) -> bool {
             || i.mnemonic() == Mnemonic::Fxrstor
             || i.mnemonic() == Mnemonic::Fxrstor64
             || areas::is_area(i)
-            || generate::has_mask(i)
-            || generate::has_pointers(i)
+            || makers::has_mask(i)
+            || makers::has_pointers(i)
     })
 }
