@@ -68,7 +68,11 @@ pub fn excuse(s: &Start, native: &Outcome, ours: &Outcome) -> bool {
     let is_partly_done = |i: &Instruction| {
         use Mnemonic as M;
         let is_masked = matches!(i.mnemonic(), M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq);
-        is_masked_by_bytes(i) || is_masked || matches!(i.mnemonic(), M::Fbstp | M::Vcvtps2ph) || i.is_vsib()
+        is_masked_by_bytes(i)
+            || is_masked
+            || i.memory_size().size() == 10
+            || i.mnemonic() == M::Vcvtps2ph
+            || i.is_vsib()
     };
     let is_same = native.rip == ours.rip;
     let is_fault = |vector| (12..=17).contains(&vector);
@@ -86,6 +90,13 @@ pub fn excuse(s: &Start, native: &Outcome, ours: &Outcome) -> bool {
     // How long an opcode is that is none: whether it is all there, and not too long.  (And BOUND's two faults.)
     let ends = (native.vector, ours.vector);
     let is_none = is_same && matches!(ends, (6, 13 | 14) | (13 | 14, 6) | (5, 14));
+    // A repeated move whose operands overlap in memory, but not by their addresses: fast strings read ahead.
+    let moves = |i: &Instruction| {
+        use Mnemonic as M;
+        i.has_rep_prefix() && matches!(i.mnemonic(), M::Movsb | M::Movsw | M::Movsd | M::Movsq)
+    };
+    let (from, to) = (s.gpr[6], s.gpr[7]);
+    let is_aliased = (from ^ to) >> 32 != 0 && (from as u32).abs_diff(to as u32) < 4096 && any(s, moves);
     let is_cut = is_order && (native.vector != ours.vector || any(s, is_partly_done));
-    is_none || is_late || is_lax || is_cut
+    is_none || is_late || is_lax || is_cut || is_aliased
 }
