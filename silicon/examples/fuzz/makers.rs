@@ -98,5 +98,5 @@ pub fn excuse(s: &Start, native: &Outcome, ours: &Outcome) -> bool {
     let (from, to) = (s.gpr[6], s.gpr[7]);
     let is_aliased = (from ^ to) >> 32 != 0 && (from as u32).abs_diff(to as u32) < 4096 && any(s, moves);
     let is_cut = is_order && (native.vector != ours.vector || any(s, is_partly_done));
-    is_none || is_late || is_lax || is_cut || is_aliased
+    is_none || is_late || is_lax || is_cut || is_aliased || any(s, areas::is_area)
 }
