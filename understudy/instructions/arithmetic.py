@@ -17,6 +17,7 @@ from understudy.instructions.operands import source, target
 from understudy.instructions.registers import Registers
 
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
+STATUS: Final = CF | PF | AF | ZF | SF | OF
 
 Compute = Callable[[int, int, int], tuple[int, int]]
 """(left, right, RFLAGS) to (the result, the new RFLAGS)."""
@@ -59,7 +60,7 @@ def computer(operation: Operation, bits: int) -> Compute:
 
         def logic(left: int, right: int, flags: int) -> tuple[int, int]:
             result = compute(left, right, 0)
-            flags = flags & ~(CF | PF | AF | ZF | SF | OF) | PARITY[result & 0xFF]
+            flags = flags & ~STATUS | PARITY[result & 0xFF]
             if not result:
                 flags |= ZF
             elif result & sign:

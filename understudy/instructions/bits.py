@@ -14,13 +14,10 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind
 
 from understudy.instructions.access import Action, Load, Make, Store, getter, operand_size, putter
-from understudy.instructions.arithmetic import AF, CF, OF, PF, SF, ZF
+from understudy.instructions.arithmetic import CF, STATUS, ZF
 from understudy.instructions.operands import IMMEDIATES, reader, target, writer
 from understudy.instructions.registers import Registers
 from understudy.silicon import Native
-
-STATUS: Final = CF | PF | AF | ZF | SF | OF
-
 
 # --- bit tests ---
 

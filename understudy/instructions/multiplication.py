@@ -19,11 +19,10 @@ from understudy.instructions.access import Action, Load, Make, Store, getter, op
 from understudy.instructions.arithmetic import (
     AF,
     CF,
-    OF,
     OPERATIONS,
     PARITY,
-    PF,
     SF,
+    STATUS,
     ZF,
     computer,
 )  # fmt: skip
@@ -32,7 +31,6 @@ from understudy.instructions.registers import Registers
 from understudy.paging.guest_walk import GuestFault
 from understudy.silicon import Native
 
-STATUS: Final = CF | PF | AF | ZF | SF | OF
 DATA: Final = {2: Register.DX, 4: Register.EDX, 8: Register.RDX}
 AX: Final = (reader(Register.AX), writer(Register.AX))
 

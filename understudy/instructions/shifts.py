@@ -14,13 +14,12 @@ import iced_x86 as iced
 from iced_x86 import Mnemonic, OpKind
 
 from understudy.instructions.access import Action, Load, Make, Store, getter, operand_size, putter
-from understudy.instructions.arithmetic import AF, CF, OF, PF, SF, ZF
+from understudy.instructions.arithmetic import CF, STATUS
 from understudy.instructions.registers import Registers
 from understudy.silicon import Native
 
 Step = Callable[[int, int, int, int], int]
 """(value, count > 0, CF before, width in bits) to the result, which may have more bits."""
-STATUS: Final = CF | PF | AF | ZF | SF | OF
 
 
 def _shl(value: int, count: int, carry: int, bits: int) -> int:

@@ -11,7 +11,6 @@ Invariants: what a guest can read does not change; a frame with a second owner (
 device that uses it) stays where it is; a hole stays one.
 """
 
-import os
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -71,13 +70,10 @@ class Gathering:
             return False
         p2m.halt()  # nobody writes from here on
         old = [(word >> PAGE_SHIFT, n) for _, word, n in p2m.pieces(gfn, gfn + FRAMES)]
-        at = new << PAGE_SHIFT
-        for pfn, n in old:
-            contents = os.pread(host.memory.fd, n << PAGE_SHIFT, pfn << PAGE_SHIFT)
-            for page in range(0, n << PAGE_SHIFT, PAGE):
-                if (part := contents[page : page + PAGE]) != ZEROS:
-                    host.memory.write(at + page, part)
-            at += n << PAGE_SHIFT
+        pfns = [pfn for first, n in old for pfn in range(first, first + n)]
+        for to, pfn in enumerate(pfns, new):
+            if (contents := host.contents(pfn)) != ZEROS:
+                host.memory.write(to << PAGE_SHIFT, contents)
         p2m.map(gfn, new, FRAMES)
         host.frames.free_all(old)
         self.gathered += 1

@@ -172,9 +172,9 @@ class Live(GuestState):
     def set_live_segment(self, n: int, segment: Segment) -> None:
         """A segment register, here and in the processor."""
         for first, value in zip(SEGMENT_FIELDS, segment, strict=True):
-            if self.is_current and first + 2 * n in BASES:  # which is read from there
-                self.processor.wrmsr(BASES[first + 2 * n], value)
-            self._write_field(first + 2 * n, value)
+            field = first + 2 * n
+            write = self._write if field in BASES else self._write_field  # the rest by `updates`
+            write(field, value)
         if n == SegmentName.LDTR or n == SegmentName.TR:
             return
         level = descent.real_level(self.cpl())
