@@ -120,6 +120,12 @@ class Shared:
     def __init__(self, host: Host, source: P2m) -> None:
         self.host, self.p2m = host, P2m()
         CopyOnWrite(host).clone(source, self.p2m)
+        if host.room is not None:
+            try:
+                host.room.keep(self.p2m, source)
+            except BaseException:
+                CopyOnWrite(host).release(self.p2m)
+                raise
         host.join()
 
     def fill(self, memory: GuestMemory) -> None:
@@ -136,7 +142,10 @@ class Shared:
 
     def close(self) -> None:
         """Give up the image's share of the frames."""
-        CopyOnWrite(self.host).release(self.p2m)
+        if self.host.room is not None:
+            self.host.room.let_go(self.p2m)
+        else:
+            CopyOnWrite(self.host).release(self.p2m)
         self.host.leave()
 
 

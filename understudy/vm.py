@@ -268,7 +268,10 @@ class VM(Changing):
 
     @still
     def snapshot(self) -> "Image[Self]":
-        """This moment, as a value.  The VM goes on; what it writes from now on, it copies first."""
+        """This moment, as a value.  The VM goes on; what it writes from now on, it copies first.
+
+        PlanError if its host has less memory than its VMs, and no room in the swap file for it.
+        """
         state, contents = self._state(), Shared(self.host, self.memory.p2m)
         make = type(self)._of_image
         return Image(state, contents, make, self.host, self._load, self._clones)

@@ -7,6 +7,7 @@ has as many owners as name it; frames that nobody has are free.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final, cast
 
@@ -14,6 +15,7 @@ from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.arch.exit_reason import Reason
 from understudy.arch.vmcs import Vmcs
 from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
+from understudy.image import Image, Shared
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
@@ -48,13 +50,14 @@ class Lending:
 
     def __init__(self, paging: str, victims: str, is_whole: bool, looks_up: bool) -> None:
         """is_whole: the VMs have all their frames at first, so that pages may be large."""
-        self.host = Host("32M")
+        self.host = Host("64M")
         self.total = self.host.frames.free_count
         self.sharing = Sharing(self.host, weak)
         looker = self.sharing if looks_up else None
         self.swap = Swap(self.host, 8 << 20, victims, sharing=looker)
         self.contents = [[bytearray(PAGE) for _ in range(FRAMES)] for _ in range(2)]
         self.pins: dict[tuple[int, int], int] = {}  # (VM, page) -> pfn
+        self.images: dict[int, tuple[Image[VM], list[bytes]]] = {}  # by VM: and what is in it
         self.vms: list[VM] = []
         for _ in range(2):
             vm = VM("2M", host=self.host, paging=paging, cpus=2)
@@ -93,6 +96,8 @@ class Lending:
             ends.callback(self._check_given_back)
             for vm in self.vms:
                 ends.callback(self._end, vm)
+            for n in list(self.images):
+                self.let_go(n)
             for n, page in list(self.pins):
                 self.unpin(n, page)
 
@@ -197,20 +202,51 @@ class Lending:
 
     def replace(self, n: int, how: str) -> None:
         """A VM is saved and loaded, or copied, and the first one ends."""
+        old = self.vms[n]
+
+        def copy() -> VM:
+            with old.snapshot() as image:
+                return image.restore(host=self.host)
+
+        saved = how == "load"
+        self._put_in_place(n, (lambda: VM.restore(old.save(), host=self.host)) if saved else copy)
+
+    def _put_in_place(self, n: int, make: Callable[[], VM]) -> None:
         for m, page in list(self.pins):
             if m == n:
                 self.unpin(n, page)
         self._leave(n)
-        old = self.vms[n]
-        if how == "load":
-            new = VM.restore(old.save(), host=self.host)
-        else:
-            with old.snapshot() as image:
-                new = image.restore(host=self.host)
+        old, new = self.vms[n], make()
         self.vms[n] = new
         self._end(old)
         self._begin(new, None)
         self._take_part(new)
+
+    def keep(self, n: int) -> None:
+        """An image of a VM is kept, in place of the one before."""
+        self._leave(n)
+        self.let_go(n)
+        self.images[n] = self.vms[n].snapshot(), list(map(bytes, self.contents[n]))
+        if (p2m := _of(self.images[n][0])).keeper is None:
+            self.swap.join(p2m)
+
+    def reclaim_image(self, n: int, count: int) -> None:
+        """Swap out what only an image has."""
+        if n in self.images:
+            self.swap.reclaim(_of(self.images[n][0]), count)
+
+    def let_go(self, n: int) -> None:
+        """An image ends."""
+        if n in self.images:
+            self.images.pop(n)[0].close()
+
+    def come_back(self, n: int) -> None:
+        """A VM is again what it was when an image was made, and the image ends."""
+        if n in self.images:
+            image, contents = self.images[n]
+            self._put_in_place(n, lambda: image.restore(host=self.host))
+            self.contents[n] = list(map(bytearray, contents))
+            self.let_go(n)
 
     def _leave(self, n: int) -> None:
         for vcpu in self.vms[n].vcpus:
@@ -231,6 +267,14 @@ class Lending:
             for page, expected in enumerate(self.contents[n]):
                 found = self._real(p2m, FIRST + page, away)
                 assert found == expected, f"VM {n}, page {page}: wrong bytes"
+        for n, (image, contents) in self.images.items():
+            p2m = _of(image)
+            named.update(pfn for _, first, count in p2m for pfn in range(first, first + count))
+            out += sum(count for _, word, count in p2m.pieces() if word & Flag.SWAPPED)
+            away = dict(self.swap.pieces(p2m))
+            for page, kept in enumerate(contents):
+                found = self._real(p2m, FIRST + page, away)
+                assert found == kept, f"image of VM {n}, page {page}: wrong bytes"
         assert out == self.swap.swapped, "frames that are out"
         for pfn, owners in named.items():
             assert self.host.frames.references(pfn) == owners, f"owners of frame {pfn:#x}"
@@ -244,6 +288,10 @@ class Lending:
 
 def _gpa(page: int) -> int:
     return FIRST + page << PAGE_SHIFT
+
+
+def _of(image: Image[VM]) -> P2m:
+    return cast(Shared, image.contents).p2m
 
 
 def _stop(vcpu: Vcpu, exit: Any) -> Stop:

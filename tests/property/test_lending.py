@@ -131,6 +131,16 @@ def machine(paging: str) -> type[RuleBasedStateMachine]:
             self.lending.replace(n, how)
             self._end_step()
 
+        @rule(n=vms, what=st.sampled_from(("keep", "keep", "let_go", "come_back")))
+        def image(self, n: int, what: str) -> None:
+            getattr(self.lending, what)(n)
+            self._end_step()
+
+        @rule(n=vms, count=st.sampled_from((1, 5, ALL)))
+        def reclaim_image(self, n: int, count: int) -> None:
+            self.lending.reclaim_image(n, count)
+            self._end_step()
+
     return LendingMachine
 
 

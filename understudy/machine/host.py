@@ -65,6 +65,15 @@ class Room(Protocol):
         OutOfFrames if nobody can give any.
         """
 
+    def keep(self, image: P2m, source: P2m) -> None:
+        """A second p2m has the frames of a guest, and nobody looks at it for a while.
+
+        ValueError if there would be no room for them when the guest has written to all of its own.
+        """
+
+    def let_go(self, image: P2m) -> None:
+        """That one is no more: give its frames back."""
+
 
 @says_closed("release", "leave", "unplug")
 class Host:

@@ -267,5 +267,5 @@ def admit(new: Need, others: Iterable[Need], pages: int, swap: int) -> None:
         raise PlanError(
             f"{new.name}: {new.maximum - new.minimum} pages between its min and its memory may "
             f"have to be swapped out, and {max(swap - promised, 0)} of {swap} are not promised: "
-            "raise its min, or give the host more swap"
+            "raise its min, close snapshots, or give the host more swap"
         )

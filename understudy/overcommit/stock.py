@@ -27,7 +27,17 @@ from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.overcommit.gathering import Gathering
 from understudy.overcommit.holding import Holding
-from understudy.overcommit.plan import Order, PlanError, Shortage, State, admit, orders, plan_of
+from understudy.overcommit.images import Images
+from understudy.overcommit.plan import (
+    Need,
+    Order,
+    PlanError,
+    Shortage,
+    State,
+    admit,
+    orders,
+    plan_of,
+)
 from understudy.overcommit.sharing import Sharing
 from understudy.overcommit.swap import Swap, SwapError
 from understudy.overcommit.terms import Terms
@@ -54,6 +64,7 @@ class Stock:
         self.shortage = Shortage(self.total)
         self.buffer = max(int(self.shortage.threshold(State.HARD)), LEAST_BUFFER)
         self.holdings: dict[P2m, Holding] = {}
+        self.images = Images(host)
         self.sharing: Sharing | None = None
         self.gathering = Gathering(host)
         self.swap: Swap | None = None
@@ -84,27 +95,48 @@ class Stock:
         new = Holding(
             self._free_name(name), memory, ballooned, minimum, shares, overhead, post, delay, group
         )
-        held = self.holdings.values()
-        taken = sum(one.maximum + one.overhead for one in held)
         least = new.maximum + new.overhead
-        fits = taken + least <= self.total and least <= self._frames.free_count
+        fits = least <= self._frames.free_count and self._fits(new.need())
         if self.terms.is_always or self.is_on or not fits:
-            if self.terms.swap is None:
-                room = sum(one.maximum - one.minimum for one in (*held, new))
-            else:
-                room = bytes_of(self.terms.swap) // PAGE
-            promised = self.total - self.shortage.wanted
-            admit(new.need(), [one.need() for one in held], promised, room)
-            for one in (*held, new):
-                if not self.is_on and Flag.SAMPLED in one.p2m.owners:
-                    raise PlanError(
-                        f"{one.name}: its memory is sampled already, and the host samples it when "
-                        "there is more than it has: close that WorkingSet first"
-                    )
-            self._begin(room)
+            _check_sampled(new)
+            self._promise(new.need())
             self._take_in(new)
         self.holdings[memory.p2m] = new
         return new
+
+    def keep(self, image: P2m, source: P2m) -> None:
+        """As `Room.keep` says.  PlanError if the swap file has no room for all of it.
+
+        Nobody needs its frames: they go before anybody else's.
+        """
+        pages = sum(frames for _, _, frames in image.pieces())
+        need = Need(f"a snapshot of {self.holdings[source].name}", 0, pages)
+        if self.is_on or not self._fits(need):
+            self._promise(need)
+        if self.swap is not None and image.keeper is None:
+            self.swap.join(image)
+        self.images.add(image, need)
+
+    def let_go(self, image: P2m) -> None:
+        """As `Room.let_go` says."""
+        self.images.let_go(image)
+
+    def _needs(self) -> list[Need]:
+        return [one.need() for one in self.holdings.values()] + self.images.needs()
+
+    def _fits(self, new: Need) -> bool:
+        taken = sum(need.maximum + need.beside for need in (*self._needs(), new))
+        return taken <= self.total
+
+    def _promise(self, new: Need) -> None:
+        """There is more memory than there is, from now on: PlanError if that would be too much."""
+        others = self._needs()
+        if self.terms.swap is None:
+            room = sum(need.maximum - need.minimum for need in (*others, new))
+        else:
+            room = bytes_of(self.terms.swap) // PAGE
+        admit(new, others, self.total - self.shortage.wanted, room)
+        self._begin(room)
 
     def _free_name(self, name: str) -> str:
         taken = {one.name for one in self.holdings.values()}
@@ -116,6 +148,8 @@ class Stock:
         if self.swap is not None:
             self.swap.slots = max(self.swap.slots, room)
             return
+        for one in self.holdings.values():
+            _check_sampled(one)
         terms = self.terms
         if terms.scan or terms.looks_up:
             self.sharing = Sharing(self.host)
@@ -125,6 +159,8 @@ class Stock:
         for one in self.holdings.values():
             self._take_in(one)
             one.ballooned.give_untouched()
+        for image in self.images.all():
+            self.swap.join(image)
         self._begun()
 
     def _take_in(self, one: Holding) -> None:
@@ -190,6 +226,7 @@ class Stock:
         if not self.is_on:
             return
         self._seconds += 1
+        self.images.refresh()
         if self.sharing is not None and self.terms.scan:
             self.sharing.scan(self.terms.scan)
         if self._seconds % SAMPLED_S == 1:
@@ -207,6 +244,9 @@ class Stock:
         self.looks += 1
         self._trouble = ""
         state = self.shortage.update(self._frames.free_count)
+        if state is not State.HIGH:
+            self.images.give(self.shortage.wanted, self._swap_out)
+            state = self.shortage.update(self._frames.free_count)
         self.orders = self._orders(state)
         by_name = {one.name: one for one in self.holdings.values()}
         for order in self.orders:
@@ -215,7 +255,7 @@ class Stock:
             if one.steering is not None and self.terms.balloons:
                 one.give(self._to_balloon(one, order, state))
             if order.means == "swap":
-                self._swap_out(one, order.gives)
+                self._swap_out(one.p2m, order.gives)
             one.why = self._reason(one, order)
 
     @property
@@ -233,7 +273,7 @@ class Stock:
         return min(one.has - order.target, 0) if state is State.HIGH else 0
 
     def _orders(self, state: State) -> list[Order]:
-        needs = [one.need() for one in self.holdings.values()]
+        needs = [one.need() for one in self.holdings.values()]  # not images: they go before that
         has = {one.name: one.has for one in self.holdings.values()}
         pages = sum(has.values()) + self._frames.free_count - self.shortage.wanted
         pages = max(pages, sum(need.minimum for need in needs))
@@ -255,6 +295,7 @@ class Stock:
     def _reclaim(self, count: int, busy: P2m | None = None) -> None:
         """Have so many frames freed, or as many as can be; none of `busy`, nor its rights."""
         enough = self._frames.free_count + count
+        self.images.give(enough, self._swap_out)
         giving = [one for p2m, one in self.holdings.items() if p2m is not busy]
         targets = {order.name: order.target for order in self._orders(self.shortage.state)}
         over = {one.name: max(one.has - targets[one.name], 0) for one in giving}
@@ -262,13 +303,22 @@ class Stock:
             left = enough - self._frames.free_count
             if left <= 0:
                 return
-            self._swap_out(one, min(left, max(one.has - one.minimum, 0)), looks_up=busy is None)
+            self._swap_out(one.p2m, min(left, max(one.has - one.minimum, 0)), looks_up=busy is None)
 
-    def _swap_out(self, one: Holding, count: int, *, looks_up: bool = True) -> None:
+    def _swap_out(self, p2m: P2m, count: int, *, looks_up: bool = True) -> int:
         assert self.swap is not None
         if count <= 0:
-            return
+            return 0
         try:
-            self.swap.reclaim(one.p2m, count, looks_up=looks_up)
+            return self.swap.reclaim(p2m, count, looks_up=looks_up)
         except SwapError as problem:
             self._trouble = f"; {problem}"
+            return 0
+
+
+def _check_sampled(one: Holding) -> None:
+    if Flag.SAMPLED in one.p2m.owners:
+        raise PlanError(
+            f"{one.name}: its memory is sampled already, and the host samples it when there is "
+            "more than it has: close that WorkingSet first"
+        )
