@@ -223,6 +223,10 @@ class Guest(ABC):
     @abstractmethod
     def dr7(self, value: int) -> None: ...
 
+    @property
+    @abstractmethod
+    def dr6(self) -> int: ...
+
     @abstractmethod
     def add_dr6(self, bits: int) -> None:
         """Set these bits of DR6."""

@@ -37,6 +37,12 @@ fn each_kind_of_exit() {
     let nothing = |_: &mut Bed| {};
     let halting = |bed: &mut Bed| _ = bed.set(PRIMARY, primary::HLT_EXITING);
     let timer = |bed: &mut Bed| _ = bed.set(PIN, pin::ACTIVATE_PREEMPTION_TIMER);
+    let guarded = |bed: &mut Bed| _ = bed.write(f::GUEST_DR7, 0x2400);
+    let guarded_outside = |bed: &mut Bed| {
+        bed.gate(1, 0x100).write(f::GUEST_RSP, OUTSIDE + 0x1000).write(f::EXCEPTION_BITMAP, 0);
+        bed.write(f::GUEST_DR7, 0x2400);
+    };
+    let read_dr7 = [0x0F, 0x21, 0xF8];
     let load = [0x8A, 0x04, 0x25, 0, 0, 0x20, 0]; // mov al, [OUTSIDE]
     for engine in [EngineKind::Reference, EngineKind::Dbt] {
         for (name, why, code, change, expected) in [
@@ -47,10 +53,12 @@ fn each_kind_of_exit() {
             ("#UD", reason::EXCEPTION_OR_NMI, &[0x0F, 0x0B], &nothing, (true, true)),
             ("INT3", reason::EXCEPTION_OR_NMI, &[0xCC], &nothing, (false, false)),
             ("load", reason::EPT_VIOLATION, &load, &nothing, (true, true)),
+            ("#DB", reason::EXCEPTION_OR_NMI, &read_dr7, &guarded, (true, true)),
             // Between instructions it stays as it is.
             ("timer", reason::PREEMPTION_TIMER, &[0x90], &timer, (false, true)),
             // During the delivery of an event: as its image would have it.
             ("#GP", reason::EPT_VIOLATION, &[0x90], &inject(0x8000_0B0D), (true, true)),
+            ("#DB", reason::EPT_VIOLATION, &read_dr7, &guarded_outside, (true, true)),
             ("INT n", reason::EPT_VIOLATION, &[0x90], &inject(0x8000_0480), (false, false)),
             ("interrupt", reason::EPT_VIOLATION, &[0x90], &inject(0x8000_0080), (false, true)),
         ] {

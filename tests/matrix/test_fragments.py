@@ -77,6 +77,7 @@ CASES = [
          "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
     Case("a null selector's base, and an interrupt right behind it", LONG,
          "b93f080000 b841000000 31d2 0f30 fa fb 0fa1"),
+    Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip
 

@@ -10,17 +10,22 @@ Invariant: nothing that a guest does raises here.
 from enum import IntEnum
 from typing import Final
 
+import iced_x86 as iced
+
 from understudy.answers import lent_memory
 from understudy.answers.instructions import triple_fault
 from understudy.arch.exception import Vector
-from understudy.guest import Event, Kind
+from understudy.guest import Event, Guest, Kind
 from understudy.instructions import device_access
+from understudy.instructions.footprint import NotDecoded, instruction_at
 from understudy.instructions.table_write import write_table
 from understudy.machine.frames import OutOfFrames
 from understudy.paging import Fault, PagingError
 from understudy.paging.guest_walk import E_FETCH, E_WRITE, GuestFault
 from understudy.vcpu.loop import Vcpu
 from understudy.verdict import RESUME, Stop, Verdict
+
+BD: Final = 1 << 13  # of DR6: a MOV of a debug register was refused
 
 
 class Access(IntEnum):
@@ -81,13 +86,28 @@ def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:
     """RF as the event's frame will have it: the exit saved that of the page fault.
 
     Interrupts and NMIs are injected by nobody but the hypervisor.  A #DB is a trap, or an
-    instruction breakpoint, whose handler sets RF itself.  Of a trap within a repeated instruction
-    that the processor executes, nobody knows here that it is one.
+    instruction breakpoint, whose handler sets RF itself, or general detection.  Of a trap within a
+    repeated instruction that the processor executes, nobody knows here that it is one.
     """
+    guest = vcpu.guest
     if event.kind in (Kind.INTERRUPT, Kind.NMI):
-        vcpu.guest.set_resume_flag(vcpu.events.state.resume)
-    elif event.kind.is_software or event.vector in (Vector.DB, Vector.DF):
-        vcpu.guest.set_resume_flag(event.vector == Vector.DB and vcpu.events.traps_within)
+        guest.set_resume_flag(vcpu.events.state.resume)
+    elif event.kind.is_software or event.vector == Vector.DF:
+        guest.set_resume_flag(False)
+    elif event.vector == Vector.DB:
+        guest.set_resume_flag(vcpu.events.traps_within or _is_general_detect(guest))
+
+
+def _is_general_detect(guest: Guest) -> bool:
+    """Whether a #DB is due to DR7.GD, which it has cleared: the MOV is still ahead."""
+    if not guest.dr6 & BD:
+        return False
+    try:
+        instruction, _ = instruction_at(guest)
+    except NotDecoded:
+        return False
+    registers = instruction.op0_register, instruction.op1_register
+    return instruction.mnemonic == iced.Mnemonic.MOV and any(map(iced.RegisterExt.is_dr, registers))
 
 
 def _traced_write(

@@ -111,7 +111,7 @@ pub fn deliver(core: &mut Core, event: Event) -> Exec<()> {
 
 fn deliver_marking(core: &mut Core, event: Event, resume: bool) -> Exec<()> {
     ring0::take(core, &event, 0)?;
-    core.vectoring = Some(event);
+    (core.vectoring, core.vectoring_resumes) = (Some(event), resume);
     match gate::enter(core, &event, resume) {
         Ok(()) => {
             core.vectoring = None;

@@ -267,6 +267,8 @@ pub struct Core {
     pub pending_db: u64,
     /// The event being delivered, for IDT-vectoring information and double faults.
     pub vectoring: Option<Event>,
+    /// RF is to be set in its frame, whatever it is in RFLAGS: for the exit that comes in between.
+    pub vectoring_resumes: bool,
 
     /// Nothing is due when `countdown` reaches 0: the engine may return a little before.
     pub may_stop_early: bool,
@@ -366,6 +368,7 @@ impl Core {
             activity: Activity::Active,
             pending_db: 0,
             vectoring: None,
+            vectoring_resumes: false,
             horizon: 0,
             tsc_skew: 0,
             clock: clock,

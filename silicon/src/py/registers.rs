@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 
 use crate::arch::bits::{cr0, cr4, efer, rflags};
 use crate::arch::segment::{Segment, TableRegister, seg};
+use crate::cpu::debug;
 use crate::cpu::state::Core;
 use crate::cpu::xsave;
 
@@ -154,11 +155,7 @@ fn set(core: &mut Core, name: &str, value: u64, after: &mut After) -> PyResult<b
         return Ok(true);
     }
     if DEBUG.contains(&name) {
-        core.dr[number(name)] = match name {
-            "dr6" => value & 0xE00F | 0xFFFF_0FF0,
-            "dr7" => value & 0xFFFF_2BFF | 0x400,
-            _ => value,
-        };
+        debug::write(core, number(name), value);
         return Ok(true);
     }
     match name {

@@ -5,6 +5,7 @@ use crate::arch::exception::{Exception, vector};
 use crate::arch::exit::{Exit, reason};
 use crate::arch::segment::{Segment, TableRegister, seg};
 use crate::arch::vmcs as f;
+use crate::cpu::debug;
 use crate::cpu::event::{self, Event, Kind};
 use crate::cpu::pmu;
 use crate::cpu::state::{Activity, Core, Shadow};
@@ -251,7 +252,7 @@ fn load(core: &mut Core, c: &Controls, g: &GuestState) {
     core.cr3 = g.cr3;
     core.cr4 = g.cr4;
     if c.entry(entry::LOAD_DEBUG_CONTROLS) {
-        core.dr[7] = g.dr7 & !0xD000 | 0x400;
+        debug::write(core, 7, g.dr7);
         core.msr.debugctl = g.debugctl;
     }
     core.msr.sysenter_cs = g.sysenter_cs;

@@ -193,10 +193,15 @@ fn saved_flags(core: &Core, e: &Exit) -> u64 {
     let flags = core.rflags & !rflags::RF;
     let before = core.rflags & rflags::RF;
     let rf = match e.reason {
+        reason::EXCEPTION_OR_NMI if is_general_detect(e) => rflags::RF,
         reason::EXCEPTION_OR_NMI => image_rf(e.intr_info, before),
         reason::TASK_SWITCH => core.vmx.task_flags & rflags::RF,
         reason::APIC_ACCESS | reason::EPT_VIOLATION | reason::EPT_MISCONFIG | reason::PML_FULL => {
-            if e.idt_info & VALID == 0 { rflags::RF } else { image_rf(e.idt_info, before) }
+            if e.idt_info & VALID == 0 || core.vectoring_resumes {
+                rflags::RF
+            } else {
+                image_rf(e.idt_info, before)
+            }
         }
         reason::EXTERNAL_INTERRUPT
         | reason::TRIPLE_FAULT
@@ -212,6 +217,12 @@ fn saved_flags(core: &Core, e: &Exit) -> u64 {
         _ => 0,
     };
     flags | rf
+}
+
+/// Whether this is a #DB that is a fault, and no instruction breakpoint: the exit says why it came.
+fn is_general_detect(e: &Exit) -> bool {
+    const BD: u64 = 1 << 13;
+    e.intr_info as u8 == vector::DB && e.qualification & BD != 0
 }
 
 /// RF in the image that the event with this interruption information pushes.

@@ -33,7 +33,7 @@ ZF: Final = RFLAGS.ZF.mask
 TYPE: Final = 0x1F  # of access rights, with S
 LDT, TSS_AVAILABLE, BUSY = 0x2, 0x9, 0x2
 LAR_MASK: Final = 0x00F0_FF00
-DR7_KEPT, DR7_SET, GENERAL_DETECT = 0xFFFF_2BFF, 0x400, 1 << 13
+DR7_KEPT, DR7_SET, GENERAL_DETECT = 0xFFFF_23FF, 0x400, 1 << 13
 NO_BASE_NO_INDEX: Final = 1 << 27 | 1 << 22  # of the instruction information of INVPCID
 CR4_DE_ALIASES: Final = (4, 5)
 
