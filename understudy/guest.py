@@ -256,8 +256,12 @@ class Guest(ABC):
         """A debug trap of the last instruction goes in next, before any interrupt."""
 
     @abstractmethod
+    def end_shadow(self) -> None:
+        """No interrupt shadow, no pending debug exception; NMIs are blocked as before."""
+
+    @abstractmethod
     def clear_blocking(self) -> None:
-        """No interrupt shadow, no blocking by NMI, no pending debug exception."""
+        """The same, and nothing blocks NMIs."""
 
     def bend(self) -> bool:
         """The guest could not be entered as it is: change what it notices least, if there is."""

@@ -5,6 +5,7 @@ mod vmx_bed;
 use silicon::arch::exit::{Exit, reason};
 use silicon::arch::vmcs as f;
 use silicon::cpu::trap::Trap;
+use silicon::processor::EngineKind;
 use silicon::vmx::controls::{pin, primary, secondary};
 use silicon::vmx::instructions as vmx;
 use silicon::vmx::intercept::Sensitive;
@@ -326,4 +327,26 @@ fn the_monitor_trap_flag_comes_before_a_single_step_and_leaves_it_pending() {
     let e = bed.resume();
     assert_eq!((reason::EXCEPTION_OR_NMI, 0x8000_0301, 1 << 14), (e.reason, e.intr_info, e.qualification));
     assert_eq!(CODE + 1, bed.read(f::GUEST_RIP));
+}
+
+/// "NMI unblocking due to IRET": an IRET that faults ends the blocking of NMIs, and the exit says so.
+#[test]
+fn an_exit_tells_of_an_iret_that_unblocked_nmis() {
+    const BLOCKED: u64 = 8;
+    const UNBLOCKED: u64 = 1 << 12;
+    for engine in [EngineKind::Reference, EngineKind::Dbt] {
+        for (blocked, code, told) in [
+            (BLOCKED, &[0x48, 0xCF][..], UNBLOCKED), // iretq
+            (0, &[0x48, 0xCF], 0),
+            (BLOCKED, &[0x58], 0), // pop rax
+        ] {
+            let mut bed = Bed::on(engine);
+            bed.code(code).write(f::GUEST_INTERRUPTIBILITY_STATE, blocked);
+            bed.write(f::GUEST_RSP, 0x7F00_0000_0000); // nothing is mapped there
+            assert_eq!(reason::EXCEPTION_OR_NMI, bed.launch().reason);
+            assert_eq!(0x8000_0B0E | told, bed.read(f::EXIT_INTERRUPTION_INFORMATION));
+            let left = if told == 0 { blocked } else { 0 };
+            assert_eq!(left, bed.read(f::GUEST_INTERRUPTIBILITY_STATE) & BLOCKED);
+        }
+    }
 }

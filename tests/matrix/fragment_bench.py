@@ -74,7 +74,12 @@ class Machine:
         """All that the guest could see at its end."""
         self.begin(one, image)
         vm, vcpu = self.vm, self.vm.vcpus[0]
-        stop = vm.go(budget=BUDGET, deadline_ns=DEADLINE_NS)
+        for count in (*one.nmis, BUDGET):
+            stop = vm.go(budget=count, deadline_ns=DEADLINE_NS - vm.clock.now())
+            if stop.kind is not StopKind.BUDGET or count == BUDGET:
+                break
+            vcpu.events.nmi()
+            vcpu.look_now()
         processor = vm.processors[0]
         seen: dict[str, Any] = {"end": stop.kind}
         if NOWHERE in stop.detail:

@@ -55,6 +55,7 @@ class Fragment:
     registers: dict[str, int]
     repeats: tuple[int, ...]
     data: bytes  # what is in the first bytes of each page of data
+    nmis: tuple[int, ...] = ()  # after so many instructions, each from the one before on
 
     def code(self) -> dict[int, bytes]:
         """What is at the beginning of each block, by address."""
@@ -92,7 +93,7 @@ class Fragment:
 
     def text(self) -> str:
         """In words."""
-        lines = [f"{self.mode}: {_given(self)}, repeats {self.repeats}"]
+        lines = [f"{self.mode}: {_given(self)}, repeats {self.repeats}, NMIs {self.nmis}"]
         for at, code in self.code().items():
             what = "program" if at & -0x1000 == stage.PROGRAM else "kernel"
             if code:
@@ -138,6 +139,10 @@ def smaller(one: Fragment) -> list[Fragment]:
             for at in range(len(block) if len(block) > 1 else 0):
                 less = block[:at] + block[at + 1 :]
                 out.append(replace(one, **{name: (*blocks[:n], less, *blocks[n + 1 :])}))
+    for n, count in enumerate(one.nmis):
+        rest = one.nmis[n + 1 :]
+        joined = (count + rest[0], *rest[1:]) if rest else ()
+        out.append(replace(one, nmis=one.nmis[:n] + joined))
     if any(count > 1 for count in one.repeats):
         out.append(replace(one, repeats=(1,) * len(one.repeats)))
     if any(one.data):

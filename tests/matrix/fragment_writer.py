@@ -293,6 +293,6 @@ def fragment(rng: random.Random, mode: str) -> Fragment:
         kernel.append(writer.block(n, ITEMS, is_program=False))
         program.append(writer.block(n, ITEMS // 2, is_program=True))
     repeats = tuple(rng.choice((1, 1, 2, 3)) for _ in range(stage.BLOCKS - 1))
-    return Fragment(
-        mode, tuple(kernel), tuple(program), registers(rng, mode), repeats, rng.randbytes(256)
-    )
+    first, data = registers(rng, mode), rng.randbytes(256)
+    nmis = tuple(rng.randrange(1, 60) for _ in range(rng.choice((0, 0, 0, 1, 2, 4))))
+    return Fragment(mode, tuple(kernel), tuple(program), first, repeats, data, nmis)

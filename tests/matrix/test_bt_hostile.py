@@ -16,7 +16,7 @@ from tests.matrix.beside_vmx import CPU, Make
 from understudy.arch.address import PAGE
 from understudy.assembly import overhead_of
 from understudy.config import Config
-from understudy.execution.bt import Bt, cache
+from understudy.execution.bt import Bt, cache, sources
 from understudy.execution.bt.cache import Cache
 from understudy.execution.bt.layout import CODE_BYTES, Layout
 from understudy.execution.bt.sources import CodeFrames
@@ -30,6 +30,7 @@ from understudy.vm import VM
 
 USER = 4  # of a paging entry
 PROGRAM = p.CODE + 0x100
+JUMP = bytes.fromhex("eb00")  # to the next one
 TO_PROGRAM = """
     6a 33          | push 0x33
     68 00 00 20 00 | push 0x200000
@@ -219,3 +220,41 @@ def test_what_is_noted_of_translations_is_bounded(monkeypatch: pytest.MonkeyPatc
             assert len(guest.cache.entries) < 1100
             assert guest.cache.notes < 2000
         assert vm.counts()["execution"]["translated"]["caches"] > 2
+
+
+def test_what_is_noted_of_tables_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One page of code, which the guest has mapped by many tables."""
+    monkeypatch.setattr(sources, "TABLES_KEPT", 16)
+    code, tables, count = 0x30_0000, 0x40_0000, 64
+    with VM("16M", execution="bt", paging="lazy", cpu=CPU) as vm:
+        p.start(vm, "48 b8 00 00 00 00 80 00 00 00 | mov rax, 1 << 39\n ff e0 | jmp rax")
+        vm.memory.write(code, p.assemble("48 05 00 00 20 00 | add rax, 0x200000\n ff e0 | jmp rax"))
+        directory, first = tables + PAGE, tables + 2 * PAGE
+        places = {PAGE_TABLES_GPA + 8: tables | 7, tables: directory | 7}
+        for n in range(count):
+            places |= {directory + 8 * n: first + n * PAGE | 7, first + n * PAGE: code | 3}
+        for at, entry in places.items():
+            vm.memory.write(at, entry.to_bytes(8, "little"))
+        guest = beside_vmx.guest_of(vm)
+        assert isinstance(guest, Bt)
+        for _ in range(count):
+            assert vm.go(budget=2).kind == StopKind.BUDGET
+            assert len(guest.tables.others) < 16 + 5
+        assert vm.counts()["execution"]["translated"]["caches"] > 3
+
+
+@pytest.mark.parametrize("count", [cache.MANY - 1, 4 * cache.MANY])
+def test_a_frame_is_dropped_that_was_translated_at_many_addresses(count: int) -> None:
+    with closing(Host("64M")) as host, closing(Cache(host, Layout(0xFFFF << 47, 64))) as made:
+        for n in range(count + 2):
+            pc, _ = made.room(2048)
+            code = made.translate(pc, JUMP, 0x1000 + n * len(JUMP))
+            unit = cache.Unit.of(code, JUMP)
+            unit.gfns = (5, 6) if 0 < n <= count else (7,)
+            made.add(unit, bytes(code.out))
+        pcs = list(made.entries.values())
+        assert made.drop(5) == count
+        assert [made.unit_of(pc) is not None for pc in pcs] == [True, *[False] * count, True]
+        assert made.by_frame == {6: {}, 7: dict.fromkeys(map(made.unit_of, (pcs[0], pcs[-1])))}
+        assert set(made.entries.values()) == {pcs[0], pcs[-1]}
+        assert made.drop(7) == 2 and not made.entries and not made.stubs

@@ -43,7 +43,9 @@ NOT_BY_DEVICES: Final = {
 }
 
 
-def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict | Stop:
+def page_fault(
+    vcpu: Vcpu, gva: int, error: int, event: Event | None, *, of_iret: bool = False
+) -> Verdict | Stop:
     """A #PF reached the hypervisor.  In the order tried:
 
     1. *true fault*: the guest's own tables refuse the access: inject it;
@@ -51,13 +53,18 @@ def page_fault(vcpu: Vcpu, gva: int, error: int, event: Event | None) -> Verdict
     3. *trace fault*: a write to one of its tables: carry it out and note what it changes;
     4. the gpa is no RAM: it is an access to a device, carry it out.
 
-    `event`: the one in whose delivery the fault came.
+    `event`: the one in whose delivery the fault came.  `of_iret`: an IRET has met it, and NMIs are
+    not blocked any more, as is right if the guest is to see the fault.
     """
     view = vcpu.view
+    if of_iret:
+        vcpu.guest.block_nmis()
     faults = view.paging.faults
     try:
         kind, gpa = view.page_fault(gva, error)
     except GuestFault as fault:
+        if of_iret:
+            vcpu.guest.unblock_nmis()
         faults[Fault.TRUE] += 1
         return _reflect(vcpu, fault, event)
     except PagingError as problem:

@@ -167,6 +167,9 @@ fn shutdown(core: &mut Core) -> Trap {
     Trap::Stop(Box::new(Exit::new(reason::SHUTDOWN, 0)))
 }
 
+/// The bit of the interruption information "NMI unblocking due to IRET".
+const NMI_UNBLOCKING: u32 = 12;
+
 /// Raise an exception: in non-root operation it may cause a VM exit instead; else it goes through
 /// the IDT, and an exception met on that way makes a double fault or a shutdown
 /// (SDM 3A, "Interrupt 8: Double Fault Exception").
@@ -175,14 +178,17 @@ fn shutdown(core: &mut Core) -> Trap {
 /// The VM exit (exception bitmap, triple fault) or stop (shutdown in root operation).
 pub fn raise(core: &mut Core, e: Exception) -> Exec<()> {
     let mut e = e;
+    let mut is_unblocked = std::mem::take(&mut core.nmi_unblocked_by_fault);
     loop {
         if core.mode == Mode::Real && e.error.is_some() {
             // "exceptions do not return error codes in real-address mode"
             e.error = None;
         }
-        if let Some(exit) = vmx::exit::of_exception(core, &e) {
+        if let Some(mut exit) = vmx::exit::of_exception(core, &e) {
+            exit.intr_info |= u32::from(is_unblocked) << NMI_UNBLOCKING;
             return Err(vm_exit(exit));
         }
+        is_unblocked = false;
         ring0::take(core, &e.into(), e.payload)?;
         let first = core.vectoring.take().map_or(Class::Benign, |event| event.class());
         match combine(first, class_of(e.vector)) {

@@ -35,6 +35,7 @@ pub(crate) fn execute(core: &mut Core, insn: &Instruction, size: usize) -> Exec<
     let unblocks = core.vmx.is_nmi_unblocked_by_iret();
     if unblocks && core.nmi_blocked && matches!(result, Ok(()) | Err(Trap::Exception(_))) {
         core.nmi_blocked = false;
+        core.nmi_unblocked_by_fault = result.is_err();
     }
     if result.is_ok() {
         core.attention = 1;

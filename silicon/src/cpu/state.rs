@@ -269,6 +269,8 @@ pub struct Core {
     pub vectoring: Option<Event>,
     /// RF is to be set in its frame, whatever it is in RFLAGS: for the exit that comes in between.
     pub vectoring_resumes: bool,
+    /// An IRET has just faulted and ended the blocking of NMIs: for the exit that comes of it.
+    pub nmi_unblocked_by_fault: bool,
 
     /// Nothing is due when `countdown` reaches 0: the engine may return a little before.
     pub may_stop_early: bool,
@@ -369,6 +371,7 @@ impl Core {
             pending_db: 0,
             vectoring: None,
             vectoring_resumes: false,
+            nmi_unblocked_by_fault: false,
             horizon: 0,
             tsc_skew: 0,
             clock: clock,

@@ -7,7 +7,7 @@ leads to the translation of its target, or to its own trap.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ CHUNK: Final = 64
 CHUNK_BYTES: Final = CHUNK * PAGE
 NOTES_KEPT: Final = 1 << 19
 """Instructions that have a translation; and what is noted of places in translations."""
+
+MANY: Final = 64  # units
 
 
 class Full(Exception):
@@ -94,8 +96,8 @@ class Cache:
         self._units: list[Unit] = []  # by pc
         self._pcs: list[int] = []  # of those
         self.stubs: dict[int, Link] = {}
-        self.incoming: dict[int, list[Link]] = {}  # rip: chained links to there
-        self.by_frame: dict[int, list[Unit]] = {}  # gfn: those that were translated from it
+        self.incoming: dict[int, dict[Link, None]] = {}  # rip: chained links to there
+        self.by_frame: dict[int, dict[Unit, None]] = {}  # gfn: those that were translated from it
         self._put(TAGS, 0, 1)  # zero would be found there
         self.memory.write_u64(self.data + EXTRA, MASK64 - LOW32)
 
@@ -199,7 +201,7 @@ class Cache:
         self._units.append(unit)
         self._pcs.append(unit.pc)
         for gfn in unit.gfns:
-            self.by_frame.setdefault(gfn, []).append(unit)
+            self.by_frame.setdefault(gfn, {})[unit] = None
         entries = self.entries
         for pc, rip in unit.places(self.layout.mask):
             entries.setdefault(rip, pc)
@@ -212,7 +214,7 @@ class Cache:
     def chain(self, link: Link, pc: int) -> None:
         """Its target is translated: at `pc`."""
         self._lead(link, pc)
-        self.incoming.setdefault(link.target, []).append(link)
+        self.incoming.setdefault(link.target, {})[link] = None
 
     def _lead(self, link: Link, pc: int) -> None:
         self.memory.write(
@@ -231,25 +233,31 @@ class Cache:
 
     def drop(self, gfn: int) -> int:
         """What was translated from this frame is not so any more.  How many units they were."""
-        units = self.by_frame.pop(gfn, [])
-        for unit in units:
-            self._forget(unit)
+        units = self.by_frame.pop(gfn, {})
+        self._forget(units)
         return len(units)
 
     def drop_at(self, rip: int) -> None:
         """Whatever has a translation of the instruction there is to be translated anew."""
         mask = self.layout.mask
-        for unit in [unit for unit in self._units if 0 <= rip - unit.rip < len(unit.guest)]:
-            if any(own == rip for _, own in unit.places(mask)):
-                self._forget(unit)
+        near = [unit for unit in self._units if 0 <= rip - unit.rip < len(unit.guest)]
+        self._forget([unit for unit in near if any(own == rip for _, own in unit.places(mask))])
 
-    def _forget(self, unit: Unit) -> None:
+    def _forget(self, units: Collection[Unit]) -> None:
+        for unit in units:
+            self._unlink(unit)
+        if len(units) < MANY:
+            for unit in units:
+                n = bisect_right(self._pcs, unit.pc) - 1
+                del self._pcs[n], self._units[n]
+        else:  # all at once: a guest may have had one frame translated at any number of addresses
+            self._units = [unit for unit in self._units if unit not in units]
+            self._pcs = [unit.pc for unit in self._units]
+
+    def _unlink(self, unit: Unit) -> None:
         word = self.layout.word
         for other in unit.gfns:
-            if unit in (rest := self.by_frame.get(other, [])):
-                rest.remove(unit)
-        n = bisect_right(self._pcs, unit.pc) - 1
-        del self._pcs[n], self._units[n]
+            self.by_frame.get(other, {}).pop(unit, None)
         for pc, rip in unit.places(self.layout.mask):
             if self.entries.get(rip) != pc:
                 continue
@@ -263,5 +271,5 @@ class Cache:
         for link in unit.links:
             self.stubs.pop(link.stub, None)
             chained = self.incoming.get(link.target)
-            if chained is not None and link in chained:
-                chained.remove(link)
+            if chained is not None:
+                chained.pop(link, None)

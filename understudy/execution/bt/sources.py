@@ -24,6 +24,8 @@ from understudy.paging.guest_walk import ACCESSED, DIRTY, Found, Regime
 PG: Final = CR0.PG.mask
 OF_CR4: Final = int(CR4(PAE=1, PSE=1, SMEP=1))
 OF_EFER: Final = int(EFER(NXE=1, LMA=1))
+TABLES_KEPT: Final = 1024
+"""Tables by which code was found; what is noted of one takes some 9 KBytes."""
 
 
 class Translated(Protocol):
@@ -114,6 +116,11 @@ class Tables:
         self.pdptes: dict[int, int] = {}  # by number
         self.root = Entries()
         self.others: dict[int, Entries] = {}  # by gfn of the table
+
+    @property
+    def are_many(self) -> bool:
+        """Whether it is time to begin anew: what is noted takes memory, and time to compare."""
+        return len(self.others) >= TABLES_KEPT
 
     def note(self, regime: Regime, control: Control, gva: int, found: Found) -> None:
         """A walk to code."""

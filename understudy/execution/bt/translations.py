@@ -311,6 +311,8 @@ class Translations(Live):
     def _room(self) -> int:
         """The pc for one more unit."""
         try:
+            if self.tables.are_many:
+                raise Full
             pc, chunk = self.cache.room(LARGEST)
         except Full:
             self._renew(self.cache.layout)

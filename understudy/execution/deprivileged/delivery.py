@@ -42,7 +42,7 @@ def deliver(guest: Live, event: Event) -> bool:
             _deliver32(guest, event)
     except (GuestFault, NotHere):
         return False
-    guest.clear_blocking()
+    guest.end_shadow()
     return True
 
 

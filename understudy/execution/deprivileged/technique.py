@@ -175,6 +175,10 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self._end_shadow()
         return super().takes_interrupts()
 
+    def takes_nmis(self) -> bool:
+        self._end_shadow()
+        return super().takes_nmis()
+
     def _run(self, budget: int) -> Exit:
         """Go on until something is for the hypervisor, or the budget is used up."""
         end = self._count() + budget if budget else 0
@@ -200,14 +204,11 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         if self.slips is not None and self.slips.is_over(self._count()):
             return question(Reason.SENSITIVE)
         is_watched = self.primary & MTF
-        if self.current_primary & INTERRUPT_WINDOW and read(RFLAGS_FIELD) & IF:
+        if (window := self._window()) is not None:
             self._end_shadow()
-            if self.shadow_at >= 0:
-                left = 1
-            else:
-                return question(Reason.INTERRUPT_WINDOW)
-        if self.current_primary & NMI_WINDOW and not read(INTERRUPTIBILITY) & NMI_BLOCKED:
-            return question(Reason.NMI_WINDOW)
+            if self.shadow_at < 0:
+                return question(window)
+            left = 1  # in the shadow
         before = self._count()
         try:
             exit = self._go(1 if is_watched else left)
@@ -219,6 +220,15 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         if is_watched and found is None and self._count() != before:
             return question(Reason.MONITOR_TRAP_FLAG)
         return found
+
+    def _window(self) -> Reason | None:
+        """What the hypervisor waits for, as soon as the guest is in no interrupt shadow."""
+        read, asked = self._read_field, self.current_primary
+        if asked & INTERRUPT_WINDOW and read(RFLAGS_FIELD) & IF:
+            return Reason.INTERRUPT_WINDOW
+        if asked & NMI_WINDOW and not read(INTERRUPTIBILITY) & NMI_BLOCKED:
+            return Reason.NMI_WINDOW
+        return None
 
     def deliver(self, event: Event) -> bool:
         """Have the guest go on in its handler.  False: it cannot here."""

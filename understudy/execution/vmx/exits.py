@@ -30,6 +30,7 @@ TYPE_SHIFT: Final = InterruptionInformation.TYPE.low
 PF_EXCEPTION: Final = VALID | Kind.EXCEPTION << TYPE_SHIFT | Vector.PF
 EVENT: Final = VALID | 0x7FF
 NMI_UNBLOCKING: Final = EptViolation.NMI_UNBLOCKING.mask
+NMI_UNBLOCKED: Final = InterruptionInformation.NMI_UNBLOCKING.mask
 TRANSLATED: Final = EptViolation.LINEAR_VALID.mask | EptViolation.TRANSLATED.mask
 LINEAR_VALID: Final = EptViolation.LINEAR_VALID.mask
 FETCH: Final = EptViolation.FETCH.mask
@@ -68,6 +69,15 @@ def interrupted(exit: Exit) -> Event | None:
     if not exit.idt_info & VALID:
         return None
     return event_of(exit.idt_info, exit.idt_error, exit.length)
+
+
+def of_unblocking_iret(exit: Exit) -> bool:
+    """Whether an IRET met this, which has ended the blocking of NMIs, and begins again."""
+    if exit.idt_info & VALID:
+        return False
+    if exit.reason == Reason.EPT_VIOLATION:
+        return bool(exit.qualification & NMI_UNBLOCKING)
+    return exit.reason == Reason.EXCEPTION_OR_NMI and bool(exit.intr_info & NMI_UNBLOCKED)
 
 
 # --- instructions ---
@@ -164,14 +174,15 @@ def exception(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     """Without EPT page faults come to the hypervisor; no other exception does."""
     if exit.intr_info & EVENT != PF_EXCEPTION:
         return vcpu.unknown(exit)
-    return memory.page_fault(vcpu, exit.qualification, exit.intr_error, interrupted(exit))
+    event, of_iret = interrupted(exit), of_unblocking_iret(exit)
+    return memory.page_fault(vcpu, exit.qualification, exit.intr_error, event, of_iret=of_iret)
 
 
 @handles(Reason.EPT_VIOLATION)
 def ept_violation(vcpu: Vcpu, exit: Exit) -> Verdict | Stop:
     """SDM 3C, "Exit Qualification for EPT Violations"."""
     qualification, event = exit.qualification, interrupted(exit)
-    if event is None and qualification & NMI_UNBLOCKING:
+    if of_unblocking_iret(exit):
         vcpu.guest.block_nmis()
     if qualification & FETCH:
         kind = memory.Access.FETCH
@@ -206,7 +217,7 @@ def put_off(vcpu: Vcpu, exit: Exit) -> Verdict:
     event = interrupted(exit)
     if event is not None:
         memory.put_back(vcpu, event)
-    elif exit.reason == Reason.EPT_VIOLATION and exit.qualification & NMI_UNBLOCKING:
+    elif of_unblocking_iret(exit):
         vcpu.guest.block_nmis()
     return RESUME
 

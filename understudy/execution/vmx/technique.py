@@ -229,9 +229,13 @@ class Vmx(GuestState, Execution, name="vmx"):
     def has_debug_trap(self) -> bool:
         return bool(self.read(PENDING_DEBUG) & TRAPS)
 
-    def clear_blocking(self) -> None:
-        self.write(INTERRUPTIBILITY, 0)
+    def end_shadow(self) -> None:
+        self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~SHADOW)
         self.write(PENDING_DEBUG, 0)
+
+    def clear_blocking(self) -> None:
+        self.end_shadow()
+        self.unblock_nmis()
 
     def bend(self) -> bool:
         """What only an unrestricted guest may be (SDM 3C, "Checks on Guest Segment Registers").
