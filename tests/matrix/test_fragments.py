@@ -41,6 +41,7 @@ class Case(NamedTuple):
     kernel: str
     program: str = ""
     registers: Mapping[str, int] = MappingProxyType({})
+    nmis: tuple[int, ...] = ()
 
 
 CASES = [
@@ -77,6 +78,10 @@ CASES = [
          "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
     Case("a null selector's base, and an interrupt right behind it", LONG,
          "b93f080000 b841000000 31d2 0f30 fa fb 0fa1"),
+    Case("code is fetched when it is executed", TWO_LEVEL, "68 45230100 c3", nmis=(2,)),
+    Case("a table's accessed flag likewise, by a direct jump", TWO_LEVEL, "e9 00200000", nmis=(1,)),
+    Case("an NMI in the shadow of STI", LONG, "fb 90 90", nmis=(1,)),
+    Case("and one in the handler of another", LONG, "90 90 90", nmis=(1, 2, 3)),
     Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip
@@ -93,7 +98,7 @@ def fragment_of(case: Case) -> Fragment:
         ((Item(bytes.fromhex(code)),), *[()] * REST) for code in (case.kernel, case.program)
     )
     registers = stage.registers(mode) | own | dict(case.registers)
-    return Fragment(mode, kernel, program, registers, (1,) * (REST + 1), bytes(256))
+    return Fragment(mode, kernel, program, registers, (1,) * (REST + 1), bytes(256), case.nmis)
 
 
 @pytest.mark.parametrize("shadow", SHADOWS)

@@ -96,6 +96,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self._began = 0  # what had retired when the guest went on
         self._at: int | None = None  # the pc of a translation where the guest stopped
         self._code: Code | None = None  # what is noted of that
+        self._link: Link | None = None  # the guest is about to go where this leads
+        self._target = -1  # where an indirect branch has led it
         try:
             super().__init__(
                 host, processor, paging, model, keep_timer=keep_timer, exits=exits, before=before
@@ -199,11 +201,25 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return super()._go(left)
         if cpl or self.primary & MTF:
             raise NotHere
-        pc = self._entry(self._read_field(RIP))
+        rip = self._read_field(RIP)
+        pc = self._entry(rip)
+        self._lead_here(rip, pc)
         self._show()
         self._descend(pc)
         self._began = self.processor.retired
         return self._came_back(self.processor.run(min(left or MOST_AT_ONCE, MOST_AT_ONCE)))
+
+    def _lead_here(self, rip: int, pc: int) -> None:
+        """What has just led to `rip` finds its translation by itself from now on.
+
+        Not before: code is fetched when it is executed, which an interrupt may put off.
+        """
+        link, self._link = self._link, None
+        if link is not None and link.target == rip and self.cache.stubs.get(link.stub) is link:
+            self.cache.chain(link, pc)
+        if self._target == rip:
+            self.cache.note_target(rip, pc)
+        self._target = -1
 
     def _came_back(self, exit: Exit) -> Exit:
         is_program = self.cpl() == PROGRAM
@@ -311,7 +327,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if (pc := self._at) is None or event.vector != Vector.UD:
             return super()._trap(event)
         if (link := self.cache.stubs.get(pc)) is not None:
-            self._follow(link)
+            self.translated["links"] += 1
+            self._link = link
             return None
         if self._code is None or pc not in self._code.callouts:
             return super()._trap(event)
@@ -327,7 +344,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self._has_selectors = self._has_selectors and step.name not in TABLE_LOADS
             exit = self._carry_out(step.name, step.instruction, step.carry_out)
             if step.instruction.code in IRETS and exit is None and not self.cpl():
-                self._note(self._read_field(RIP))
+                self._target = self._read_field(RIP)
             return exit
         assert self._code is not None
         if step.instruction.flow_control in BRANCHES and pc not in self._code.places:
@@ -335,17 +352,6 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         if self.rip in self.sites.called_out and self.write_out(pc, step):
             return None
         return self._hand_over(step.name)
-
-    def _follow(self, link: Link) -> None:
-        """A link that leads nowhere yet."""
-        self.translated["links"] += 1
-        cache = self.cache
-        try:
-            pc = self._entry(link.target)
-        except NotHere:
-            return
-        if cache is self.cache and link.stub in cache.stubs:
-            cache.chain(link, pc)
 
     def _branch(self, step: Step) -> Exit | None:
         """An indirect branch whose target was not in the table."""
@@ -365,16 +371,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         self.rip = target
         self.tick()
         self.note_skip()
-        self._note(target)
+        self._target = target
         return None
-
-    def _note(self, target: int) -> None:
-        """Indirect branches to there find it from now on."""
-        try:
-            pc = self._entry(target)
-        except NotHere:
-            return
-        self.cache.note_target(target, pc)
 
 
 def is_timer(exit: Exit) -> bool:
