@@ -127,10 +127,10 @@ class Writer(Drawing):
 
     def rewrites(self) -> Item:
         """A store to code: to what follows, or to another block."""
-        rng, value = (
-            self.rng,
-            self.rng.choice((0x90, 0xF8, 0xFA, 0xFB, 0x40, self.rng.randrange(256))),
-        )
+        rng = self.rng
+        value = rng.choice((0x90, 0xF8, 0xFA, 0xFA, 0x40, rng.randrange(256)))
+        if value == SHADOWED[1]:  # not behind a CLI
+            value = SHADOWED[0]
         if rng.random() < 0.4:
             page = rng.choice((stage.CODE, stage.OTHER_CODE, stage.PROGRAM))
             at = page + rng.randrange(stage.BLOCK * (stage.BLOCKS - 1))
