@@ -223,13 +223,9 @@ class Guest(ABC):
     @abstractmethod
     def dr7(self, value: int) -> None: ...
 
-    @property
     @abstractmethod
-    def dr6(self) -> int: ...
-
-    @abstractmethod
-    def add_dr6(self, bits: int) -> None:
-        """Set these bits of DR6."""
+    def add_dr6(self, bits: int) -> int:
+        """Set these bits of DR6; what it is then."""
 
     @property
     @abstractmethod
@@ -258,10 +254,6 @@ class Guest(ABC):
     @abstractmethod
     def end_shadow(self) -> None:
         """No interrupt shadow, no pending debug exception; NMIs are blocked as before."""
-
-    @abstractmethod
-    def clear_blocking(self) -> None:
-        """The same, and nothing blocks NMIs."""
 
     def bend(self) -> bool:
         """The guest could not be entered as it is: change what it notices least, if there is."""

@@ -42,6 +42,7 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError, P2m
 from understudy.nic import Nic
+from understudy.overcommit.plan import PlanError
 from understudy.share import Share
 from understudy.silicon import VmFail
 from understudy.slot import Slotted
@@ -49,7 +50,7 @@ from understudy.state import plain, restore
 from understudy.visible import visible
 from understudy.vsock import Vsock
 
-TELLING: Final = (SnapshotError, ImageError, NetworkError, ShareError, VsockError)
+TELLING: Final = (SnapshotError, ImageError, NetworkError, ShareError, VsockError, PlanError)
 """What says by itself why there is no VM."""
 UNFIT: Final = (LookupError, TypeError, AttributeError, ValueError, OverflowError, VmFail)
 """What a part raises, or the processor, if it cannot become what was saved."""
@@ -98,8 +99,20 @@ class Contents(Protocol):
     def close(self) -> None:
         """Give everything back."""
 
+    def forget(self) -> None:
+        """The same as soon as that can be: from any thread, in the middle of anything."""
 
-class Nothing:
+
+class Unowned:
+    """Contents that have no frames."""
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    forget = close
+
+
+class Nothing(Unowned):
     """What is in the memory of a computer that was just switched on."""
 
     def fill(self, memory: GuestMemory) -> None:
@@ -110,9 +123,6 @@ class Nothing:
         """There are none."""
         return iter(())
 
-    def close(self) -> None:
-        """There is nothing to give back."""
-
 
 class Shared:
     """Frames of the host on which the VM ran: whoever has them shares them, copy-on-write."""
@@ -120,13 +130,11 @@ class Shared:
     def __init__(self, host: Host, source: P2m) -> None:
         self.host, self.p2m = host, P2m()
         CopyOnWrite(host).clone(source, self.p2m)
-        if host.room is not None:
-            try:
-                host.room.keep(self.p2m, source)
-            except BaseException:
-                CopyOnWrite(host).release(self.p2m)
-                raise
-        host.join()
+        try:
+            host.join(self.p2m, source)
+        except BaseException:
+            CopyOnWrite(host).release(self.p2m)
+            raise
 
     def fill(self, memory: GuestMemory) -> None:
         """Share the frames, on the same host; else copy what is in them."""
@@ -142,14 +150,18 @@ class Shared:
 
     def close(self) -> None:
         """Give up the image's share of the frames."""
-        if self.host.room is not None:
-            self.host.room.let_go(self.p2m)
-        else:
+        with self.host.held():
+            if self.host.room is not None:
+                self.host.room.let_go(self.p2m)
             CopyOnWrite(self.host).release(self.p2m)
         self.host.leave()
 
+    def forget(self) -> None:
+        """The same, when nobody is at work on frames of the host."""
+        self.host.later(self.close)
 
-class Loose:
+
+class Loose(Unowned):
     """Bytes that came from elsewhere."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
@@ -163,9 +175,6 @@ class Loose:
     def pieces(self) -> Iterator[Piece]:
         """All of them, as they came."""
         return iter(self._pieces)
-
-    def close(self) -> None:
-        """There is nothing to give back."""
 
 
 class Maker(Protocol[Made]):
@@ -195,7 +204,7 @@ class Image(Generic[Made]):
         self.state, self.contents, self.host, self.load = state, contents, host, load
         self._make = make
         self._clones = itertools.count(1) if clones is None else clones
-        self._release = weakref.finalize(self, contents.close)
+        self._release = weakref.finalize(self, contents.forget)
 
     def restore(
         self, *, host: Host | None = None, engine: str | None = None, clone: int | None = None
@@ -211,7 +220,7 @@ class Image(Generic[Made]):
     def fork(self, count: int = 1) -> list[Made]:
         """So many clones on the host of the VM; what nobody writes, they share.
 
-        All of them, or none: OutOfFrames if the host has no room for one.
+        All of them, or none: OutOfFrames or PlanError if the host has no room for one.
         """
         if count < 0:
             raise ValueError(f"fork({count}): expected how many clones to make")
@@ -250,7 +259,8 @@ class Image(Generic[Made]):
 
     def close(self) -> None:
         """Give the frames back; clones keep theirs."""
-        self._release()
+        if self._release.detach() is not None:
+            self.contents.close()
 
     def __enter__(self) -> Self:
         return self

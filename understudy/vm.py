@@ -335,6 +335,7 @@ class VM(Changing):
             try:
                 assembly.check_shown(shown, vm.vcpus[0].model.shown)
                 vm._become(image.state)
+                tenant.equip(vm.host, vm.memory, outlets.balloons_of(vm.pc), vm.clock)
                 vm._load = image.load
                 assembly.tell_apart(vm.config, vm.pc, vm.vcpus, clone)
             except BaseException:

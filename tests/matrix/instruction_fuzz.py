@@ -102,7 +102,8 @@ class Piece:
         vm.memory.write(CODE, self.code + b"\x0f\x0b" * 256)
         vm.memory.write(WINDOW, self.window)
         vcpu = vm.vcpus[0]
-        vcpu.guest.clear_blocking()
+        vcpu.guest.end_shadow()
+        vcpu.guest.unblock_nmis()
         vcpu.events.state = type(vcpu.events.state)()
         vcpu.state.activity = Activity.ACTIVE  # or a HLT before would go on
         vcpu.guest.set_registers(self.registers)

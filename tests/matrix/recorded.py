@@ -41,7 +41,8 @@ def outcome(vm: VM, row: dict[str, Any]) -> tuple[dict[str, int], dict[int, int]
         vm.memory.write(at, bytes((byte,)))
     registers = {NAMES.get(name, name): value for name, value in before.items()}
     registers["rflags"] = registers["rflags"] & FLAGS | 2
-    vcpu.guest.clear_blocking()
+    vcpu.guest.end_shadow()
+    vcpu.guest.unblock_nmis()
     vcpu.state.activity = Activity.ACTIVE
     vcpu.guest.set_registers(registers | {"cr0": 0x10, "idtr_limit": 0x3FF})
     vm.go(budget=MOST, until=lambda: vcpu.state.activity is Activity.HLT)

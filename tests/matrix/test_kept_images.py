@@ -12,13 +12,17 @@ import pytest
 
 from tests.matrix import programs as p
 from tests.matrix.test_overcommit import WALK, made, rounds, run_until
+from understudy import outlets
 from understudy.host import Host
 from understudy.image import Image
 from understudy.linux import VM
+from understudy.machine.frames import OutOfFrames
+from understudy.machine.host import Host as Bare
 from understudy.machine.words import Flag
 from understudy.overcommit.plan import PlanError
 from understudy.overcommit.swap import Swap
 from understudy.paging import Paging
+from understudy.vm import VM as BareVm
 
 FILLED = 2 << 20  # where the program begins to write
 
@@ -122,22 +126,127 @@ def test_vms_have_nearly_all_of_a_host_in_common() -> None:
         assert swap_of(host).in_file == swap_of(host).swapped == 0
 
 
-def test_a_forgotten_image_ends_while_frames_of_images_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever that is: here in the middle of it."""
+def test_a_forgotten_image_ends_while_frames_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever Python finds that out: here in the middle of it."""
     with made("24M") as host:
         vm = walking(host, 16 << 20)
         run_until(host, [vm], 1)
         images = [vm.snapshot()]
-        reclaim = Swap.reclaim
+        put = Swap._put
 
-        def forget(*given: Any, **how: Any) -> int:
+        def forget(swap: Swap, *given: Any) -> None:
             if images:
                 images.clear()
                 gc.collect()
-                assert swap_of(host).swapped_of(given[1]) == 0, "it is there still"
-            return reclaim(*given, **how)
+                assert host.stock.images.all(), "it is there until nobody is at work"
+            put(swap, *given)
 
-        monkeypatch.setattr(Swap, "reclaim", forget)
+        monkeypatch.setattr(Swap, "_put", forget)
         run_until(host, [vm], rounds(vm) + 2)
         assert not images and not host.stock.images.all()
         check_owners(host)
+
+
+def test_a_forgotten_image_ends_while_frames_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Bare("64M")
+    free = host.frames.free_count
+    with BareVm("16M", host=host) as vm:
+        images, own = [vm.snapshot()], host.frames._own
+        for gfn in range(512, 1024):
+            vm.memory.write(gfn << 12, b"own")
+
+        def forget(*given: int) -> None:
+            if images:
+                images.clear()
+                gc.collect()
+            own(*given)
+
+        monkeypatch.setattr(host.frames, "_own", forget)
+        pfn = host.frames.allocate(512)
+        assert host.frames.references(pfn) == 1
+        host.frames.free(pfn, 512)
+    assert host.frames.free_count == free
+
+
+@pytest.mark.parametrize("others", ["an image", "a clone", "nobody"])
+@pytest.mark.parametrize("minimum", ["0M", "16M"])
+def test_who_has_frames_in_common_and_stands_still_gives_some(others: str, minimum: str) -> None:
+    """What he is to give no other has, or somebody else gives it."""
+    with made("24M") as host:
+        one = walking(host, 16 << 20)
+        run_until(host, [one], 1)
+        kept: list[Any] = [one.snapshot()]
+        if others != "an image":
+            kept += kept[0].fork(others == "a clone")
+            kept[0].close()
+        for vm in host.vms:  # jmp $
+            vm.memory.write(vm.vcpus[0].registers()["rip"], b"\xeb\xfe")
+        two = walking(host, 16 << 20, shares=1000, min_memory=minimum)
+        run_until(host, [two], 2)
+        check_owners(host, *(kept if others == "an image" else ()))
+
+
+@pytest.mark.parametrize("how", ["it ends", "it is closed"])
+def test_who_was_to_make_room_does_not_go_on(how: str) -> None:
+    """Then another one does, when it needs a frame."""
+    with made("24M") as host:
+        one, two = walking(host, 16 << 20), walking(host, 32 << 20)
+        run_until(host, [one, two], 1)
+        if how == "it ends":
+            one.memory.write(one.vcpus[0].registers()["rip"], b"\x0f\x0b" * 8)
+            while one.ended is None:
+                host.run(deadline_ns=host.schedule.time.now() + 50_000)
+        for gfn in range(512, 4096):
+            one.memory.read(gfn << 12, 8)
+        if how == "it is closed":
+            one.close()
+        run_until(host, [two], 3)
+
+
+def test_the_last_owner_leaves_frames_to_an_image() -> None:
+    """Without a copy: they may go at once."""
+    with made("24M") as host:
+        one, other = walking(host, 12 << 20), walking(host, 12 << 20)
+        run_until(host, [one, other], 1)
+        with one.snapshot():
+            run_until(host, [one, other], 2)
+            one.close()
+            other.close()
+            run_until(host, [walking(host, 16 << 20, min_memory="16M")], 2)
+
+
+def test_a_vm_begins_where_no_two_free_frames_lie_in_a_row() -> None:
+    with made("24M") as host:
+        vms = [walking(host, 16 << 20) for _ in range(2)]
+        run_until(host, vms, 3)
+        new = walking(host, 4 << 20)
+        run_until(host, [*vms, new], rounds(vms[0]) + 1)
+
+
+def test_a_vm_for_which_there_is_no_frame_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*given: Any, **how: Any) -> None:
+        raise OutOfFrames("none is free")
+
+    with made("64M") as host:
+        vm = walking(host, 16 << 20)
+        free = host.frames.free_count
+        with monkeypatch.context() as patch:
+            patch.setattr("understudy.execution.vmx.technique.Operation", none)
+            with pytest.raises(OutOfFrames):
+                walking(host, 16 << 20)
+        assert host.frames.free_count == free
+        assert vm.save() and "rip" in vm.describe()
+        run_until(host, [vm, walking(host, 16 << 20)], 1)
+
+
+def test_what_is_in_the_balloon_stays_there_wherever_it_is_restored() -> None:
+    with made("64M") as roomy, made("64M", is_always=True) as host:
+        vm = walking(roomy, 16 << 20, balloon=True)
+        run_until(roomy, [vm], 1)
+        outlets.balloons_of(vm.pc)[0].pages.inflate([(3072, 512)])
+        outlets.balloons_of(vm.pc)[0].target = 77
+        again = VM.restore(vm.save(), host=host)
+        balloon = outlets.balloons_of(again.pc)[0]
+        assert balloon.pages.counts()["ballooned"] == 512
+        steering = host.stock.holdings[again.memory.p2m].steering
+        assert steering is not None and steering.goal == balloon.target == 77

@@ -235,6 +235,15 @@ class Lending:
         if n in self.images:
             self.swap.reclaim(_of(self.images[n][0]), count)
 
+    def reclaim_common(self, count: int) -> None:
+        """Swap out what several have."""
+        self._leave(0)
+        self._leave(1)
+        p2ms = [vm.memory.p2m for vm in self.vms] + [
+            _of(image) for image, _ in self.images.values()
+        ]
+        self.swap.reclaim_common(dict.fromkeys(p2ms, count), count)
+
     def let_go(self, n: int) -> None:
         """An image ends."""
         if n in self.images:

@@ -116,6 +116,11 @@ def machine(paging: str) -> type[RuleBasedStateMachine]:
             self.lending.reclaim(n, count)
             self._end_step()
 
+        @rule(count=st.sampled_from((1, 5, ALL)))
+        def reclaim_common(self, count: int) -> None:
+            self.lending.reclaim_common(count)
+            self._end_step()
+
         @rule(n=vms, page=pages, what=st.sampled_from(("inflate", "deflate", "report")))
         def balloon(self, n: int, page: int, what: str) -> None:
             self.lending.balloon(n, page, what)

@@ -107,7 +107,7 @@ def _restore_resume_flag(vcpu: Vcpu, event: Event) -> None:
 
 def _is_general_detect(guest: Guest) -> bool:
     """Whether a #DB is due to DR7.GD, which it has cleared: the MOV is still ahead."""
-    if not guest.dr6 & BD:
+    if not guest.add_dr6(0) & BD:
         return False
     try:
         instruction, _ = instruction_at(guest)

@@ -155,7 +155,9 @@ class TaskSwitch:
             value = word(layout.registers + width * n)
             guest.set_gpr(n, value if width == 4 else value | 0xFFFF_0000)
         guest.dr7 &= ~LOCAL_BREAKPOINTS
-        guest.clear_blocking()
+        guest.end_shadow()
+        if self.source == IRET:
+            guest.unblock_nmis()
         if self.event is not None and self.event.kind is Kind.NMI:
             guest.block_nmis()
         selectors = [word(layout.segments + width * n, 2) for n in range(layout.segment_count)]

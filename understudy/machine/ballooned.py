@@ -203,7 +203,7 @@ class Ballooned:
         state = restore(BalloonedState, saved, "balloon")
         for runs, flag in ((state.ballooned, Flag.BALLOONED), (state.free, Flag.FREE)):
             wanted = sum(frames for _, frames in runs)
-            found = self._pieces(runs, PRESENT | flag)
+            found = self._pieces(runs, PRESENT | Flag.FREE | flag)  # free: not filled yet
             if any(not frames for _, frames in runs) or wanted != sum(n for _, _, n in found):
                 raise ValueError("snapshot: frames are in the balloon that are no RAM")
             self._take(runs, flag)

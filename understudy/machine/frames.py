@@ -8,11 +8,11 @@ Invariants: a frame is in a free run exactly if nobody has a reference to it; fr
 none, so that hpa 0 is never valid; what is refused (ValueError, OutOfFrames) has changed nothing.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from understudy.machine.free_runs import FreeRuns
+from understudy.machine.quiet import Quiet
 from understudy.machine.references import References
 
 Runs = Sequence[tuple[int, int]]
@@ -38,7 +38,9 @@ class Frames:
             self._free.add(first, count)
         self._references = References()
         self._discard = discard
-        self._lock = threading.RLock()
+        self.quiet = Quiet()
+        self.given_up = 0
+        """Frames that an owner has given up, ever."""
         self._is_closed = False
 
     @property
@@ -54,7 +56,7 @@ class Frames:
     def allocate(self, count: int = 1, align: int = 1) -> int:
         """The pfn of `count` neighboring frames, the first a multiple of `align`."""
         _check_count(count, align)
-        with self._lock:
+        with self.quiet:
             found = self._free.find(count, align)
             if found is not None:
                 self._own(*found, count)
@@ -71,7 +73,7 @@ class Frames:
             return [(self.allocate(count, align), count)]
         except OutOfFrames:
             pass
-        with self._lock:
+        with self.quiet:
             if self.free_count < count:
                 raise OutOfFrames(f"{count} frames wanted, {self.free_count} are free")
             runs = []
@@ -88,7 +90,7 @@ class Frames:
     def claim(self, first: int, count: int) -> None:
         """Take exactly these frames (a snapshot returns to where it was)."""
         self._check_all([(first, count)])
-        with self._lock:
+        with self.quiet:
             if self._references.any(first, count):
                 raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
             self._own(self._free.around(first), first, count)
@@ -100,7 +102,7 @@ class Frames:
     def share_all(self, runs: Runs) -> None:
         """One more owner for each frame of many runs (pfn, count): of all of them, or of none."""
         self._check_all(runs)
-        with self._lock:
+        with self.quiet:
             if not all(self._references.all(first, count) for first, count in runs):
                 raise ValueError(f"{_named(runs)}: some of the frames are free, not shared")
             for first, count in runs:
@@ -116,13 +118,14 @@ class Frames:
             return
         self._check_all(runs)
         gone: list[tuple[int, int]] = []
-        with self._lock:
+        with self.quiet:
             for n, (first, count) in enumerate(runs):
                 if not self._references.all(first, count):
                     for run in runs[:n]:
                         self._references.add(*run)
                     raise ValueError(f"{_named(runs)}: some of the frames are free already")
                 gone += self._references.drop(first, count)
+                self.given_up += count
             for first, count in _joined(gone):
                 self._discard(first, count)
                 self._free.add(first, count)
@@ -133,7 +136,7 @@ class Frames:
 
         OutOfFrames if there are not as many: nothing has been given up then.
         """
-        with self._lock:
+        with self.quiet:
             room = self.free_count + sum(self._references.sole(*run) for run in runs)
             if room < count:
                 raise OutOfFrames(f"{count} frames wanted, {room} are free or its own")
@@ -149,7 +152,7 @@ class Frames:
 
     def close(self) -> None:
         """There is no memory any more: nothing can be allocated, and `free` does nothing."""
-        with self._lock:
+        with self.quiet:
             self._free, self._references, self._is_closed = FreeRuns(), References(), True
 
     def _own(self, run: int, first: int, count: int) -> None:

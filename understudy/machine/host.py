@@ -7,7 +7,7 @@ a closed host has given back everything, whoever still refers to it.
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -72,10 +72,13 @@ class Room(Protocol):
         """
 
     def let_go(self, image: P2m) -> None:
-        """That one is no more: give its frames back."""
+        """That one is no more."""
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Do this when nobody is at work on frames.  From any thread, at any moment."""
 
 
-@says_closed("release", "leave", "unplug")
+@says_closed("release", "leave", "unplug", "held", "later")
 class Host:
     """One physical machine.  Several VMs may share it; each vCPU gets a processor of its own."""
 
@@ -107,8 +110,18 @@ class Host:
 
     # --- who lives here, and until when ---
 
-    def join(self) -> None:
-        """One more VM or image has frames here."""
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, no other thread answers an exit of a VM that shares the processors here."""
+        return nullcontext()
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Do this when nobody is at work on frames, now or soon.  From any thread, at any time."""
+        (self.room or self.frames.quiet).later(action)
+
+    def join(self, image: P2m | None = None, source: P2m | None = None) -> None:
+        """One more VM or image has frames here.  ValueError if there is no room for an image."""
+        if self.room is not None and image is not None and source is not None:
+            self.room.keep(image, source)
         with self._lock:
             self._tenants += 1
 
@@ -173,6 +186,15 @@ class Host:
         hpa = self.frames.allocate(count) << PAGE_SHIFT
         self.memory.fill(hpa, count << PAGE_SHIFT)
         return hpa
+
+    def each(self, count: int) -> list[int]:
+        """The hpas of so many zeroed frames, in a row or not: all of them, or OutOfFrames."""
+        self.expect(count)
+        runs = self.frames.allocate_runs(count)
+        hpas = [pfn + n << PAGE_SHIFT for pfn, part in runs for n in range(part)]
+        for hpa in hpas:
+            self.memory.fill(hpa, PAGE)
+        return hpas
 
     def release(self, pfn: int, count: int = 1) -> None:
         """Give frames back; the contents go with the last owner."""

@@ -76,6 +76,8 @@ class Holding:
         self._steer()
 
     def _steer(self) -> None:
+        if self.steering is not None:
+            self.steering.close()
         if self._balloon is not None:
             balloon, clock = self._balloon
             self.steering = Steering(clock, balloon)

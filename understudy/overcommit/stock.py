@@ -14,13 +14,16 @@ exit of a guest is answered no frame of that guest goes and no frame changes its
 the RAM is kept free for that, and is free again before the guest goes on.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
 from understudy.arch.address import PAGE
 from understudy.clock import NS_PER_SECOND
 from understudy.machine.ballooned import Ballooned
+from understudy.machine.frame_table import MOST
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
@@ -72,7 +75,9 @@ class Stock:
         self._trouble = ""  # of the swap file
         self.looks = self.reliefs = 0
         self._seconds = 0
-        self._is_asked = False
+        self._asked: set[P2m] = set()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_at_work = False
 
     @property
     def is_on(self) -> bool:
@@ -119,7 +124,26 @@ class Stock:
 
     def let_go(self, image: P2m) -> None:
         """As `Room.let_go` says."""
-        self.images.let_go(image)
+        self.images.drop(image)
+
+    def later(self, action: Callable[[], None]) -> None:
+        """As `Room.later` says: before frames are wanted the next time."""
+        self._waiting.append(action)
+
+    def _catch_up(self) -> None:
+        """What waits is done, but in the middle of swapping or sharing."""
+        while self._waiting and not self._is_at_work:
+            with suppress(IndexError):  # another thread was faster
+                self._waiting.popleft()()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._catch_up()
+        before, self._is_at_work = self._is_at_work, True
+        try:
+            yield
+        finally:
+            self._is_at_work = before
 
     def _needs(self) -> list[Need]:
         return [one.need() for one in self.holdings.values()] + self.images.needs()
@@ -175,6 +199,8 @@ class Stock:
     def dismiss(self, one: Holding) -> None:
         """A VM is no more; its memory is about to be given back."""
         del self.holdings[one.p2m]
+        self._asked.discard(one.p2m)
+        self._catch_up()
         one.close()
         self.gathering.leave(one.p2m)
         if self.sharing is not None:
@@ -189,6 +215,7 @@ class Stock:
 
     def close(self) -> None:
         """The host is no more."""
+        self._catch_up()
         if self.swap is not None:
             self.swap.close()
 
@@ -201,21 +228,24 @@ class Stock:
 
     def expect(self, count: int, p2m: P2m | None = None) -> None:
         """As `Room.expect` says."""
+        self._catch_up()
         short = count + self.buffer - self._frames.free_count
         if short <= 0 or not self.is_on:
             return
         if p2m is None:
             self._reclaim(short)
             return
-        if not self._is_asked and (holding := self.holdings.get(p2m)) is not None:
-            self._is_asked = True
+        if p2m not in self._asked and (holding := self.holdings.get(p2m)) is not None:
+            self._asked.add(p2m)  # each, for one may never go on
             holding.post(self.relieve)
         if count > self._frames.free_count:
             self._reclaim(CLUSTER, p2m)
 
     def relieve(self) -> None:
         """Between two exits, when few frames are free: have others give some up at once."""
-        self._is_asked = False
+        if not self._asked:  # somebody else's was enough
+            return
+        self._asked.clear()
         self.reliefs += 1
         self.look()
 
@@ -225,6 +255,10 @@ class Stock:
         """A second of host time has passed."""
         if not self.is_on:
             return
+        with self._at_work():
+            self._tick()
+
+    def _tick(self) -> None:
         self._seconds += 1
         self.images.refresh()
         if self.sharing is not None and self.terms.scan:
@@ -236,11 +270,15 @@ class Stock:
                 if self.is_ample:  # and no frame is away to be sampled
                     self.gathering.look(one.p2m)
                 one.sampler.begin()
-        self._is_asked = False
+        self._asked.clear()
         self.look()
 
     def look(self) -> None:
         """Who has too much, and how he gives it up: have that done."""
+        with self._at_work():
+            self._look()
+
+    def _look(self) -> None:
         self.looks += 1
         self._trouble = ""
         state = self.shortage.update(self._frames.free_count)
@@ -249,14 +287,18 @@ class Stock:
             state = self.shortage.update(self._frames.free_count)
         self.orders = self._orders(state)
         by_name = {one.name: one for one in self.holdings.values()}
+        owed: dict[P2m, int] = {}
         for order in self.orders:
             one = by_name[order.name]
             one.target = order.target
             if one.steering is not None and self.terms.balloons:
                 one.give(self._to_balloon(one, order, state))
             if order.means == "swap":
-                self._swap_out(one.p2m, order.gives)
+                owed[one.p2m] = order.gives - self._swap_out(one.p2m, order.gives)
             one.why = self._reason(one, order)
+        if self._frames.free_count < self.shortage.wanted:  # they have too much, but not alone
+            self._swap_out_common(owed, sum(owed.values()))
+        self.expect(0)
 
     @property
     def why(self) -> str:
@@ -294,26 +336,49 @@ class Stock:
 
     def _reclaim(self, count: int, busy: P2m | None = None) -> None:
         """Have so many frames freed, or as many as can be; none of `busy`, nor its rights."""
+        with self._at_work():
+            self._free(count, busy)
+
+    def _free(self, count: int, busy: P2m | None) -> None:
         enough = self._frames.free_count + count
         self.images.give(enough, self._swap_out)
         giving = [one for p2m, one in self.holdings.items() if p2m is not busy]
         targets = {order.name: order.target for order in self._orders(self.shortage.state)}
         over = {one.name: max(one.has - targets[one.name], 0) for one in giving}
-        for one in sorted(giving, key=lambda one: -over[one.name]):
+        giving.sort(key=lambda one: -over[one.name])
+        for spare in (lambda one: over[one.name], lambda one: max(one.has - one.minimum, 0)):
+            for one in giving:
+                left = enough - self._frames.free_count
+                if left <= 0:
+                    return
+                self._swap_out(one.p2m, min(left, spare(one)), looks_up=busy is None)
             left = enough - self._frames.free_count
-            if left <= 0:
-                return
-            self._swap_out(one.p2m, min(left, max(one.has - one.minimum, 0)), looks_up=busy is None)
+            self._swap_out_common({one.p2m: spare(one) for one in giving}, left)
 
     def _swap_out(self, p2m: P2m, count: int, *, looks_up: bool = True) -> int:
         assert self.swap is not None
         if count <= 0:
             return 0
-        try:
+        with self._told():
             return self.swap.reclaim(p2m, count, looks_up=looks_up)
+        return 0
+
+    def _swap_out_common(self, spare: dict[P2m, int], count: int) -> None:
+        """None of these has a frame left that is his alone and may go: those that several have."""
+        assert self.swap is not None
+        spare = {p2m: pages for p2m, pages in spare.items() if pages > 0}
+        if count > 0 and spare:
+            spare |= dict.fromkeys(self.images.all(), MOST)
+            with self._told():
+                self.swap.reclaim_common(spare, max(count, CLUSTER))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is amiss with the swap file is said where one asks why."""
+        try:
+            yield
         except SwapError as problem:
             self._trouble = f"; {problem}"
-            return 0
 
 
 def _check_sampled(one: Holding) -> None:

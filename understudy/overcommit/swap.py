@@ -8,21 +8,22 @@ takes no slot.
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Reclamation Mechanisms" and
 "Page Replacement" (random victims, so that a host's choice and its guest's cannot conspire).
 Cost: one write; one exit, one read.
-Invariants: what is pinned, or has another owner, or is a table that a technique traces, stays; a
-frame is given up only when its contents are in the file, and a slot only when they are in a frame;
-a file that is full or cannot be read changes nothing, and says so.
+Invariants: what is pinned, or is a table that a technique traces, stays; a frame with several
+owners goes for all of them or stays; a frame is given up only when its contents are in the file,
+and a slot only when they are in a frame; a file that is full or cannot be read changes nothing, and
+says so.
 """
 
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.machine.frames import OutOfFrames
+from understudy.machine.frames import Frames, OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs, Watcher
 from understudy.machine.words import PRESENT, PROTECTED, Flag
@@ -31,6 +32,9 @@ from understudy.overcommit.victims import Wish, victims_of
 
 ZEROS: Final = bytes(PAGE)
 NO_SLOT: Final = -1  # the contents are zero
+FEW: Final = 64  # frames with several owners that are looked up at once
+Places = list[tuple[P2m, int]]
+"""Who has a frame, and where (gfn)."""
 LOOKED: Final = PROTECTED & ~(Flag.LOGGED | Flag.SHARED)
 """Why a frame stays: somebody wants to hear of the next write to it.
 
@@ -178,8 +182,28 @@ class Swap:
             if not self._may_go(p2m, gfn):  # one that went before has come to share it
                 continue
             if not (looks_up and self._is_shared(p2m, gfn)):
-                self._write_out(p2m, gfn)
+                self._write_out([(p2m, gfn)])
             went += 1
+        return went
+
+    def reclaim_common(self, spare: dict[P2m, int], count: int) -> int:
+        """Swap out so many frames that several have, or as many as may go, for all who have them.
+
+        spare: how many guest frames each may lose; nobody else loses one.  Goes through all memory
+        of these: for when nothing else is left.  SwapError as for `reclaim`.
+        """
+        went = 0
+        for places in _in_common(self._frames, spare, max(count, FEW)):
+            if went == count:
+                break
+            lost = Counter(p2m for p2m, _ in places)
+            if all(spare[p2m] >= n for p2m, n in lost.items()) and all(
+                self._is_loose(p2m, gfn) for p2m, gfn in places
+            ):
+                self._write_out(places)
+                for p2m, n in lost.items():
+                    spare[p2m] -= n
+                went += 1
         return went
 
     def _is_shared(self, p2m: P2m, gfn: int) -> bool:
@@ -191,17 +215,24 @@ class Swap:
         return found
 
     def _may_go(self, p2m: P2m, gfn: int) -> bool:
+        if not self._is_loose(p2m, gfn):
+            return False
+        return self._frames.references(p2m.word(gfn) >> PAGE_SHIFT) == 1
+
+    def _is_loose(self, p2m: P2m, gfn: int) -> bool:
+        """Whether nothing but another owner may keep a frame here."""
         word = p2m.word(gfn)
         if not word & PRESENT or word & LOOKED or gfn in self._pinned[p2m]:
             return False
-        if any(gfn in tracer.traced for tracer in p2m.tracers):
-            return False
-        return self._frames.references(word >> PAGE_SHIFT) == 1
+        return not any(gfn in tracer.traced for tracer in p2m.tracers)
 
-    def _write_out(self, p2m: P2m, gfn: int) -> None:
-        p2m.halt()  # nobody writes to it from here on
-        word = p2m.word(gfn)
-        contents = self._contents(word >> PAGE_SHIFT)
+    def _write_out(self, places: Places) -> None:
+        """A frame, of all who have it: they have the slot in common."""
+        for p2m, _ in places:
+            p2m.halt()  # nobody writes to it from here on
+        p2m, gfn = places[0]
+        pfn = p2m.word(gfn) >> PAGE_SHIFT
+        contents = self._contents(pfn)
         slot = NO_SLOT
         if contents != ZEROS:
             if not self._free:
@@ -212,18 +243,21 @@ class Swap:
                     )
                 self._free.append(self._end)
                 self._end += 1
-            slot = self._free[-1]
+            slot = self._free.pop()
             try:
                 self._put(slot, contents)
             except OSError as problem:
+                self._free.append(slot)
                 raise SwapError(
                     f"the swap file cannot be written ({problem.strerror}): guest frame {gfn:#x} "
                     "stays in memory"
                 ) from problem
-            self._free.pop()
-        self._slots[p2m][gfn] = slot
-        p2m.take(gfn, 1, Flag.SWAPPED)
-        self._frames.free(word >> PAGE_SHIFT, 1)
+            if len(places) > 1:
+                self._more[slot] = len(places) - 1
+        for p2m, gfn in places:
+            self._slots[p2m][gfn] = slot
+            p2m.take(gfn, 1, Flag.SWAPPED)
+            self._frames.free(pfn, 1)
         self.written += 1
 
     def touch(self, p2m: P2m, gfn: int) -> None:
@@ -291,3 +325,30 @@ class Swap:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _in_common(frames: Frames, p2ms: Iterable[P2m], few: int) -> Iterator[Places]:
+    """Frames with several owners, all of them among these, those of the fewest owners first.
+
+    Where so `few` of them are is looked up at once.
+    """
+    p2ms = list(p2ms)
+    known = Counter(pfn for p2m in p2ms for _, pfn in _shared(frames, p2m))
+    whole = sorted((n, pfn) for pfn, n in known.items() if frames.references(pfn) == n)
+    for at in range(0, len(whole), few):
+        found: dict[int, Places] = {pfn: [] for _, pfn in whole[at : at + few]}
+        for p2m in p2ms:
+            for gfn, pfn in _shared(frames, p2m):
+                if pfn in found:
+                    found[pfn].append((p2m, gfn))
+        yield from found.values()
+
+
+def _shared(frames: Frames, p2m: P2m) -> Iterator[tuple[int, int]]:
+    """(gfn, pfn) of those that have another owner."""
+    for gfn, word, count in p2m.pieces():
+        first = word >> PAGE_SHIFT
+        if word & PRESENT and frames.sole(first, count) < count:
+            for n in range(count):
+                if frames.references(first + n) > 1:
+                    yield gfn + n, first + n

@@ -4,6 +4,7 @@ Invariant: its processors are there from the beginning; no VM brings one.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from understudy.config import check_choice
@@ -55,6 +56,9 @@ class SharedHost(Host):
             for _ in range(count):
                 free -= 1
                 self.schedule.move_pcpu(free, name)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self.schedule.held()
 
     def close(self) -> None:
         """Give memory and processors back at once; the VMs on it can only be closed from now on."""

@@ -199,7 +199,7 @@ class Pv(Domain, Deprivileged, name="pv"):
             self.go_to(0)
         self.rip, self.rflags = self.entry, flags & ENTERED
         self.set_gpr(RSP, rsp)
-        self.clear_blocking()
+        self.end_shadow()
         return True
 
 

@@ -115,12 +115,11 @@ class GuestState(Placement):
     def dr7(self, value: int) -> None:
         self.write(Vmcs.GUEST_DR7, value)
 
-    @property
-    def dr6(self) -> int:
-        return int(self.processor.registers()["dr6"])
-
-    def add_dr6(self, bits: int) -> None:
-        self.processor.set_registers({"dr6": self.dr6 | bits})
+    def add_dr6(self, bits: int) -> int:
+        value = int(self.processor.registers()["dr6"]) | bits
+        if bits:
+            self.processor.set_registers({"dr6": value})
+        return value
 
     def fxsave(self) -> bytes:
         return self.processor.fxsave()

@@ -47,8 +47,7 @@ class Operation:
         `has_pmu`: the guest has the processor's performance counters.
         """
         self.host, self.vpid, self.keep_timer, self.has_pmu = host, vpid, keep_timer, has_pmu
-        self.vmcs = host.frame(2)
-        self.bitmap = self.vmcs + PAGE
+        self.vmcs, self.bitmap = host.each(2)
         self.use(root)
         self.msr_basic = VmxBasic(self.processor.rdmsr(Msr.IA32_VMX_BASIC))
         self.timer_shift = VmxMisc(self.processor.rdmsr(Msr.IA32_VMX_MISC)).TIMER_RATE

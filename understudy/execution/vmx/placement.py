@@ -143,6 +143,11 @@ class Placement(Guest):
         self.read_gpr, self.write_gpr = self._gpr_away, self._set_gpr_away
         self._tell()
 
+    def leave_desk(self) -> None:
+        """There is no vCPU after all."""
+        self.host.desk.left()
+        self.host.vpids.free(self.vpid)
+
     def _at_desk(self) -> Processor:
         desk = self.host.desk.take(self.take_off)
         self.place(desk)

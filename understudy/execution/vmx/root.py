@@ -8,7 +8,7 @@ Invariant: it belongs to the processor, not to a vCPU; the VMCS of each takes it
 
 from typing import Final
 
-from understudy.arch.address import PAGE, PAGE_SHIFT
+from understudy.arch.address import PAGE_SHIFT
 from understudy.arch.cr import CR0, CR4
 from understudy.arch.msr import EFER, ApicBase, FeatureControl, Msr
 from understudy.arch.vmx_controls import MissingControls, VmxBasic
@@ -29,8 +29,7 @@ class Root:
     def __init__(self, host: Host, processor: Processor, *, has_pmu: bool) -> None:
         """`has_pmu`: guests have the processor's performance counters."""
         self.host, self.processor, self.has_pmu = host, processor, has_pmu
-        first = host.frame(2)
-        self.region, self.table = first, first + PAGE
+        self.region, self.table = host.each(2)
         self.revision = VmxBasic(processor.rdmsr(Msr.IA32_VMX_BASIC)).REVISION
         try:
             self.enter()

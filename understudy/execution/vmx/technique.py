@@ -10,6 +10,7 @@ interruption-information field is valid only if `inject` was called since the la
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar, Final
 
 from understudy.arch.cr import CR0, RFLAGS
@@ -95,20 +96,20 @@ class Vmx(GuestState, Execution, name="vmx"):
             self.timer_shift = self.operation.timer_shift
             self.view = paging.attach(self)
             return
-        if processor is None:
-            root = Root.of(host, self.processor)
-        else:
-            root = Root(host, processor, has_pmu=has_pmu)
-        try:
+        with ExitStack() as given:
+            if processor is None:
+                given.callback(self.leave_desk)
+                root = Root.of(host, self.processor)
+            else:
+                root = Root(host, processor, has_pmu=has_pmu)
+                given.callback(root.close)
             self.operation = Operation(
                 host, root, self.vpid, keep_timer=keep_timer, has_pmu=has_pmu
             )
-        except BaseException:
-            if processor is not None:
-                root.close()
-            raise
-        self.timer_shift = self.operation.timer_shift
-        self.view = paging.attach(self)
+            given.callback(self.operation.close)
+            self.timer_shift = self.operation.timer_shift
+            self.view = paging.attach(self)
+            given.pop_all()
         self._follow_view()
         self.resume = self.launch
 
@@ -232,10 +233,6 @@ class Vmx(GuestState, Execution, name="vmx"):
     def end_shadow(self) -> None:
         self.write(INTERRUPTIBILITY, self.read(INTERRUPTIBILITY) & ~SHADOW)
         self.write(PENDING_DEBUG, 0)
-
-    def clear_blocking(self) -> None:
-        self.end_shadow()
-        self.unblock_nmis()
 
     def bend(self) -> bool:
         """What only an unrestricted guest may be (SDM 3C, "Checks on Guest Segment Registers").
