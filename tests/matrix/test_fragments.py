@@ -42,6 +42,7 @@ class Case(NamedTuple):
     program: str = ""
     registers: Mapping[str, int] = MappingProxyType({})
     nmis: tuple[int, ...] = ()
+    after: str = ""  # the kernel's next block
 
 
 CASES = [
@@ -78,6 +79,12 @@ CASES = [
          "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
     Case("a null selector's base, and an interrupt right behind it", LONG,
          "b93f080000 b841000000 31d2 0f30 fa fb 0fa1"),
+    Case("a program with IOPL 3 sets IF", LONG, IRETQ.replace("02020000", "47300000"),
+         "6668 9606 669d 669c 5a"),
+    Case("IRET of a program that has NT", TWO_LEVEL, IRET,
+         "6668 4648 669d 6883020000 681b000000 6816f10000 cf"),
+    Case("real mode gives a register rights that was null", UNPAGED, IRET,
+         after="0f20c0 0fbaf000 0f22c0 b80c000000 8ee0"),
     Case("code is fetched when it is executed", TWO_LEVEL, "68 45230100 c3", nmis=(2,)),
     Case("a table's accessed flag likewise, by a direct jump", TWO_LEVEL, "e9 00200000", nmis=(1,)),
     Case("an NMI in the shadow of STI", LONG, "fb 90 90", nmis=(1,)),
@@ -94,11 +101,13 @@ def fragment_of(case: Case) -> Fragment:
         "rflags": 2, "cr0": 0x10033 | (0 if mode == UNPAGED else 1 << 31),
         "cr4": 0x600 | (0x20 if mode in (LONG, PAE) else 0), "rdi": stage.DATA, "rsi": stage.DATA,
     }  # fmt: skip
-    kernel, program = (
-        ((Item(bytes.fromhex(code)),), *[()] * REST) for code in (case.kernel, case.program)
+    kernel, program, after = (
+        (Item(bytes.fromhex(code)),) for code in (case.kernel, case.program, case.after)
     )
+    rest = ((),) * (REST - 1)
     registers = stage.registers(mode) | own | dict(case.registers)
-    return Fragment(mode, kernel, program, registers, (1,) * (REST + 1), bytes(256), case.nmis)
+    blocks = (kernel, after, *rest), (program, (), *rest)
+    return Fragment(mode, *blocks, registers, (1,) * (REST + 1), bytes(256), case.nmis)
 
 
 @pytest.mark.parametrize("shadow", SHADOWS)

@@ -65,7 +65,8 @@ def marked(found: Descriptor, at: int, store: Store) -> Descriptor:
 
 def real_segment(old: Segment, selector: int) -> Segment:
     """What a segment register becomes in real-address mode: limit and rights stay."""
-    rights = 0x93 if old.rights & UNUSABLE else old.rights
+    granularity = 1 << 15 if old.limit > 0xF_FFFF else 0  # a null one keeps its limit
+    rights = 0x93 | granularity if old.rights & UNUSABLE else old.rights
     return Segment(selector, selector << 4, old.limit, rights)
 
 

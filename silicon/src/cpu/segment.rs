@@ -363,7 +363,8 @@ pub fn read_data_segment(core: &mut Core, selector: u16, bad: u8) -> Exec<Segmen
 /// a limit set in protected mode stays.
 #[must_use]
 pub fn real_segment(old: &Segment, selector: u16) -> Segment {
-    let rights = if old.is_unusable() { 0x93 } else { old.attr };
+    let granularity = if old.limit > 0xF_FFFF { 1 << 15 } else { 0 }; // a null one keeps its limit
+    let rights = if old.is_unusable() { 0x93 | granularity } else { old.attr };
     Segment { base: u64::from(selector) << 4, selector, attr: rights, ..*old }
 }
 

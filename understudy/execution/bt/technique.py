@@ -183,6 +183,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _obstacle(self) -> str | None:
         if (why := super()._obstacle()) is not None:
             return why
+        if self.cpl() == PROGRAM and self._read_field(RFLAGS_FIELD) & IOPL == IOPL:
+            return "IOPL 3"  # a POPF sets IF, and traps for nobody
         if self._written and self._would_write_again():
             self._writer = self._read_field(RIP)
         if self._read_field(RIP) == self._writer:  # or it has not come to its end yet
@@ -311,12 +313,23 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self._wait_for_timer()
             return None
         pc, code = self._at, self._code
+        if pc is None and exit.reason == Reason.EVENT and self._returns_to_task():
+            return self._hand_over("IRET to a task")
         if pc and code is not None and pc in code.inline and self._is_about_flag(exit):
             return self._callout(pc)
         found = super()._sort(exit)
         if found is not None and found.reason == Reason.EXCEPTION_OR_NMI and code is not None:
             self.faulted = self.rip, self.traces()
         return found
+
+    def _returns_to_task(self) -> bool:
+        """Whether a program has met this by an IRET that looks into the hypervisor's own TSS."""
+        if not self._read_field(RFLAGS_FIELD) & NT or self.cpl() != PROGRAM or self.is_long_mode():
+            return False
+        bits = self.code_bits()
+        return step_of(self.code(bits), bits).instruction.mnemonic in (
+            iced.Mnemonic.IRET, iced.Mnemonic.IRETD,
+        )  # fmt: skip
 
     def _is_about_flag(self, exit: Exit) -> bool:
         """Whether IF is to be set while an interrupt waits."""
