@@ -229,7 +229,7 @@ class Writer(Drawing):
     def edits(self) -> Item:
         """Of a page table, and the processor hears of it."""
         rng = self.rng
-        if self.is_stepped:
+        if self.is_stepped or self.is_program:  # which has no way to make it known
             return self.ordinary()
         other = stage.block(self.number + 1) >> 12
         page = rng.choice(DATA_PAGES if rng.random() < 0.8 else (stage.PROGRAM >> 12, other))
