@@ -26,6 +26,7 @@ NOTES_KEPT: Final = 1 << 19
 """Instructions that have a translation; and what is noted of places in translations."""
 
 MANY: Final = 64  # units
+STI: Final = 0xFB  # its last byte, and of some others
 
 
 class Full(Exception):
@@ -59,6 +60,13 @@ class Unit:
     def count(self) -> int:
         """Of its instructions."""
         return len(self.starts) // 4
+
+    def is_behind_sti(self, offset: int) -> bool:
+        """Whether the instruction there is in the shadow of the one before, or might be.
+
+        Nobody jumps to its copy, so that whoever stops there has come by the STI.
+        """
+        return offset > 0 and self.guest[offset - 1] == STI
 
     def places(self, mask: int) -> Iterator[tuple[int, int]]:
         """(pc, rip) of its instructions."""
@@ -204,7 +212,8 @@ class Cache:
             self.by_frame.setdefault(gfn, {})[unit] = None
         entries = self.entries
         for pc, rip in unit.places(self.layout.mask):
-            entries.setdefault(rip, pc)
+            if not unit.is_behind_sti(rip - unit.rip):
+                entries.setdefault(rip, pc)
         for link in unit.links:
             known = entries.get(link.target)
             self.stubs[link.stub] = link

@@ -183,8 +183,9 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _obstacle(self) -> str | None:
         if (why := super()._obstacle()) is not None:
             return why
-        if self.cpl() == PROGRAM and self._read_field(RFLAGS_FIELD) & IOPL == IOPL:
-            return "IOPL 3"  # a POPF sets IF, and traps for nobody
+        flags = self._read_field(RFLAGS_FIELD)
+        if self.cpl() == PROGRAM and (flags & IOPL == IOPL or not flags & IF):
+            return "IF of a program"  # which sees it by PUSHF, and sets it by POPF
         if self._written and self._would_write_again():
             self._writer = self._read_field(RIP)
         if self._read_field(RIP) == self._writer:  # or it has not come to its end yet
