@@ -87,6 +87,8 @@ CASES = [
          "6668 4648 669d 6883020000 681b000000 6816f10000 cf"),
     Case("a jump to what is behind an STI has no shadow", TWO_LEVEL,
          SOON.format(9) + "b005 fafb fec8 75fc 90"),
+    Case("CR0.PG forgets translations also where the write exits, for CR0.NE", UNPAGED,
+         "0f20c0 0fbaf81f 0fbaf805 0f22c0 9090 90"),
     Case("real mode gives a register rights that was null", UNPAGED, IRET,
          after="0f20c0 0fbaf000 0f22c0 b80c000000 8ee0"),
     Case("code is fetched when it is executed", TWO_LEVEL, "68 45230100 c3", nmis=(2,)),

@@ -109,6 +109,8 @@ def _write_cr0(vcpu: Vcpu, value: int) -> None:
     if (new ^ old.cr0) & RELOADS_CR0:
         values = values._replace(pdptes=vcpu.pdptes(Regime(*values)))
     guest.load_control(values)
+    if (new ^ old.cr0) & PG:
+        guest.forget_guest()
     if not (new ^ old.cr0) & guest.cr0_always_exits:
         vcpu.retire()
     vcpu.view.mode_change()
