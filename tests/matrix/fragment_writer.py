@@ -27,8 +27,7 @@ OF_SEGMENTS: Final = frozenset({
 })  # fmt: skip
 """What finds the hypervisor's descriptor tables in a program, which binary translation runs as it
 is, on an ISA where that does not trap.  So it must not be expected to be hidden: what a kernel's
-LAR finds is, and so is what UMIP keeps from programs.  With IOPL and IF a program sees what any
-kernel's programs have.
+LAR finds is, and so is what UMIP keeps from programs.
 """
 LEFT_OUT: Final = frozenset({
     iced.Mnemonic.FNSAVE, iced.Mnemonic.FNSTENV, iced.Mnemonic.FXSAVE, iced.Mnemonic.STI,
@@ -37,6 +36,7 @@ LEFT_OUT: Final = frozenset({
 """What stores which code segment the last x87 instruction had is left out: it is that which the
 processor had.  STI and INT are made elsewhere.
 """
+POPFS: Final = (iced.Mnemonic.POPF, iced.Mnemonic.POPFD, iced.Mnemonic.POPFQ)
 
 
 class Writer(Drawing):
@@ -88,6 +88,7 @@ class Writer(Drawing):
             if repeats:  # where a repeated store notices that it writes code is nobody's promise
                 few, to = self._set(1, self.rng.randrange(20)), self._set(7, self._place())
                 code = few + to + self._set(6, self._place()) + code
+            self.is_stepped |= found.mnemonic in POPFS  # what lies on the stack may have TF
             return Item(code)
 
     def _is_real(self, found: iced.Instruction) -> bool:
