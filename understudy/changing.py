@@ -9,18 +9,18 @@ Source: ours.  Invariants: what the guest sees of its processor stays the same, 
 on; a change that cannot be is a ValueError that says why, and nothing has changed then.
 """
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from understudy import assembly
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.execution import Execution
-from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.paging import Paging
 from understudy.plugging import Pluggable
 from understudy.silicon import Processor
-from understudy.tenant import still
+from understudy.tenant import promise, still
 from understudy.vcpu.loop import Vcpu
 
 
@@ -47,7 +47,7 @@ class Changing(Pluggable):
     def change_paging(self, name: str) -> None:
         """Change it now: on the VM's thread, between two exits.
 
-        OutOfFrames if the host has no room for the tables; nothing has changed then.
+        OutOfFrames or PlanError if the host has no room for the tables; nothing has changed then.
         """
         config = assembly.with_paging(self.config, name)
         if name != self.pages.name:
@@ -90,18 +90,18 @@ class Changing(Pluggable):
         for vcpu in self.vcpus:
             vcpu.leave_guest()
         old.finish_steps()
-        pages = assembly.paging_of(config, self.host, self.memory)
-        try:
+        with ExitStack() as given:  # back, if there is no room
+            promise(self.host, self.memory, config)
+            given.callback(promise, self.host, self.memory, self.config)
+            pages = assembly.paging_of(config, self.host, self.memory)
+            given.callback(pages.close)
             for vcpu in self.vcpus:
                 pages.prepare(vcpu.guest.control().cr0)
             if config.execution != self.config.execution:
                 for vcpu in self.vcpus:
                     successors.append(self._successor(config, vcpu, pages))
-        except OutOfFrames:
-            for guest in successors:
-                guest.close()
-            pages.close()
-            raise
+                    given.callback(successors[-1].close)
+            given.pop_all()
         self.pages, self.config = pages, config
         pages.continue_counts(old)
         for number, vcpu in enumerate(self.vcpus):

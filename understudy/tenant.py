@@ -132,6 +132,12 @@ def hold(
     return ballooned
 
 
+def promise(host: Host, memory: GuestMemory, config: Config) -> None:
+    """The VM is going to be this one.  PlanError if its host cannot keep its promise to it then."""
+    if isinstance(host, SharedHost):
+        host.stock.change(memory.p2m, overhead_of(config) // PAGE)
+
+
 def equip(
     host: Host, memory: GuestMemory, balloons: Sequence[Balloon], clock: GuestClock
 ) -> None:  # fmt: skip

@@ -250,3 +250,21 @@ def test_what_is_in_the_balloon_stays_there_wherever_it_is_restored() -> None:
         assert balloon.pages.counts()["ballooned"] == 512
         steering = host.stock.holdings[again.memory.p2m].steering
         assert steering is not None and steering.goal == balloon.target == 77
+
+
+def test_another_technique_is_promised_what_it_needs() -> None:
+    with made("37M", is_always=True) as host:
+        vms = [walking(host, 16 << 20, min_memory="16M") for _ in range(2)]
+        run_until(host, vms, 1)
+        with pytest.raises(PlanError, match="v0: a minimum of 4096 pages"):
+            vms[0].change_paging("eager")
+        assert vms[0].paging == "ept"
+        run_until(host, vms, 2)
+    with made("39M") as host:
+        vm, other = walking(host, 16 << 20), walking(host, 4 << 20)
+        run_until(host, [vm, other], 1)
+        with vm.snapshot():
+            assert not host.stock.is_on
+            vm.change_paging("eager")
+            assert host.stock.is_on, "there is more memory than there is now"
+            run_until(host, [vm, other], rounds(vm) + 2)

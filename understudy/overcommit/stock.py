@@ -109,6 +109,17 @@ class Stock:
         self.holdings[memory.p2m] = new
         return new
 
+    def change(self, p2m: P2m, overhead: int) -> None:
+        """What a VM needs beside its memory, in pages.  PlanError if that would be too much."""
+        one = self.holdings[p2m]
+        before, one.overhead = one.overhead, overhead
+        try:
+            if self.is_on or not self._fits(one.need(), one):
+                self._promise(one.need(), one)
+        except PlanError:
+            one.overhead = before
+            raise
+
     def keep(self, image: P2m, source: P2m) -> None:
         """As `Room.keep` says.  PlanError if the swap file has no room for all of it.
 
@@ -145,19 +156,19 @@ class Stock:
         finally:
             self._is_at_work = before
 
-    def _needs(self) -> list[Need]:
-        return [one.need() for one in self.holdings.values()] + self.images.needs()
+    def _needs(self, but: Holding | None) -> list[Need]:
+        held = (one.need() for one in self.holdings.values() if one is not but)
+        return [*held, *self.images.needs()]
 
-    def _fits(self, new: Need) -> bool:
-        taken = sum(need.maximum + need.beside for need in (*self._needs(), new))
-        return taken <= self.total
+    def _fits(self, new: Need, before: Holding | None = None) -> bool:
+        needs = (*self._needs(before), new)
+        return sum(need.maximum + need.beside for need in needs) <= self.total
 
-    def _promise(self, new: Need) -> None:
+    def _promise(self, new: Need, before: Holding | None = None) -> None:
         """There is more memory than there is, from now on: PlanError if that would be too much."""
-        others = self._needs()
-        if self.terms.swap is None:
-            room = sum(need.maximum - need.minimum for need in (*others, new))
-        else:
+        others = self._needs(before)
+        room = sum(need.maximum - need.minimum for need in (*others, new))
+        if self.terms.swap is not None:
             room = bytes_of(self.terms.swap) // PAGE
         admit(new, others, self.total - self.shortage.wanted, room)
         self._begin(room)
