@@ -34,7 +34,7 @@ JUMP = bytes.fromhex("eb00")  # to the next one
 TO_PROGRAM = """
     6a 33          | push 0x33
     68 00 00 20 00 | push 0x200000
-    6a 02          | push 2
+    68 02 02 00 00 | push 0x202
     6a 2b          | push 0x2b
     68 00 01 10 00 | push PROGRAM
     48 cf          | iretq
