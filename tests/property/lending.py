@@ -7,7 +7,7 @@ has as many owners as name it; frames that nobody has are free.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, cast
 
@@ -239,9 +239,8 @@ class Lending:
         """Swap out what several have."""
         self._leave(0)
         self._leave(1)
-        p2ms = [vm.memory.p2m for vm in self.vms] + [
-            _of(image) for image, _ in self.images.values()
-        ]
+        p2ms = [vm.memory.p2m for vm in self.vms]
+        p2ms += [_of(image) for image, _ in self.images.values()]
         self.swap.reclaim_common(dict.fromkeys(p2ms, count), count)
 
     def let_go(self, n: int) -> None:
@@ -268,26 +267,25 @@ class Lending:
         named: Counter[int] = Counter(self.pins.values())
         own = out = 0
         for n, vm in enumerate(self.vms):
-            p2m = vm.memory.p2m
-            named.update(pfn for _, first, count in p2m for pfn in range(first, first + count))
-            out += sum(count for _, word, count in p2m.pieces() if word & Flag.SWAPPED)
             own += vm.memory.spare.count + vm.pages.reserve.count + OWN * len(vm.vcpus)
-            away = dict(self.swap.pieces(p2m))
-            for page, expected in enumerate(self.contents[n]):
-                found = self._real(p2m, FIRST + page, away)
-                assert found == expected, f"VM {n}, page {page}: wrong bytes"
+            out += self._audit_one(f"VM {n}", vm.memory.p2m, self.contents[n], named)
         for n, (image, contents) in self.images.items():
-            p2m = _of(image)
-            named.update(pfn for _, first, count in p2m for pfn in range(first, first + count))
-            out += sum(count for _, word, count in p2m.pieces() if word & Flag.SWAPPED)
-            away = dict(self.swap.pieces(p2m))
-            for page, kept in enumerate(contents):
-                found = self._real(p2m, FIRST + page, away)
-                assert found == kept, f"image of VM {n}, page {page}: wrong bytes"
+            out += self._audit_one(f"image of VM {n}", _of(image), contents, named)
         assert out == self.swap.swapped, "frames that are out"
         for pfn, owners in named.items():
             assert self.host.frames.references(pfn) == owners, f"owners of frame {pfn:#x}"
         assert self.total - self.host.frames.free_count == len(named) + own, "frames in use"
+
+    def _audit_one(
+        self, who: str, p2m: P2m, contents: Sequence[bytes | bytearray], named: Counter[int]
+    ) -> int:
+        """Every byte of one; its frames are named, and those that are out are returned."""
+        named.update(pfn for _, first, count in p2m for pfn in range(first, first + count))
+        away = dict(self.swap.pieces(p2m))
+        for page, expected in enumerate(contents):
+            found = self._real(p2m, FIRST + page, away)
+            assert found == expected, f"{who}, page {page}: wrong bytes"
+        return sum(count for _, word, count in p2m.pieces() if word & Flag.SWAPPED)
 
     def _real(self, p2m: P2m, gfn: int, away: dict[int, bytes]) -> bytes:
         """What is in a guest's frame, without anybody noticing."""
