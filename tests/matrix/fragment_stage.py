@@ -27,6 +27,7 @@ BLOCK: Final = 256  # bytes of code, kernel's or program's
 BLOCKS: Final = 4  # with that which ends the fragment
 STRIDE: Final = 16  # bytes of an entry point
 COMMON, INTERRUPTED, CALLED, OVER = range(HANDLERS + 0x800, HANDLERS + 0x1000, 0x200)
+MADE_KNOWN: Final = HANDLERS + 0x700
 # In the page of notes:
 NEXT, BLOCK_NUMBER, NOTES, SAVED, INTERRUPTS = LOG, LOG + 4, LOG + 8, LOG + 0x10, LOG + 0x20
 SHORT_GDT, SHORT_IDT, LONG_GDT, LONG_IDT = range(LOG + 0x40, LOG + 0x80, 0x10)
@@ -51,6 +52,8 @@ SELECTORS: Final = (
 ACCESSED: Final = 1 << 5
 """Of entries that lead to code from the beginning: what is translated of it can be kept then."""
 DOUBLE_FAULT: Final = 8
+IN_BETWEEN: Final = (1, 2)
+"""Vectors that may come between an edit of a page table and what makes it known: they do that."""
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17)
 
 
@@ -169,8 +172,10 @@ def _handlers(mode: str) -> bytes:
         else:
             code = b"" if vector in WITH_ERROR else b"\x6a\x00"
             code += bytes((0x6A, vector))
-            code += jump(at + len(code), COMMON)
+            code += jump(at + len(code), MADE_KNOWN if vector in IN_BETWEEN else COMMON)
         put(at, code)
+    reload = bytes.fromhex("50 0f20d8 0f22d8 58")  # push rax; mov rax, cr3; mov cr3, rax; pop rax
+    put(MADE_KNOWN, reload + jump(MADE_KNOWN + len(reload), COMMON))
     put(COMMON, _common(mode))
     put(next_block(mode), _next(mode))
     put(OVER, b"\xe6\xf4")  # out 0xf4, al

@@ -5,6 +5,7 @@ host's frames in common.  Source: docs/reference/overcommit.md.  Counts are asse
 """
 
 import gc
+import random
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tests.matrix import programs as p
 from tests.matrix.test_overcommit import WALK, made, rounds, run_until
 from understudy import outlets
+from understudy.guests.placement import Placement
 from understudy.host import Host
 from understudy.image import Image
 from understudy.linux import VM
@@ -268,3 +270,16 @@ def test_another_technique_is_promised_what_it_needs() -> None:
             vm.change_paging("eager")
             assert host.stock.is_on, "there is more memory than there is now"
             run_until(host, [vm, other], rounds(vm) + 2)
+
+
+def test_a_loader_writes_more_than_the_host_has() -> None:
+    """30 MBytes of a VM that is alone on a host of 24: what it has itself goes for that."""
+    data = random.Random(1).randbytes(30 << 20)
+    with made("24M") as host:
+        vm = host.vm("40M", table_memory="2M")
+        Placement(vm.memory).put("the kernel", 2 << 20, data)
+        assert swap_of(host).written > 1000
+        for at in range(0, len(data), 1 << 20):
+            vm.memory.make_room(1 << 20)
+            assert vm.memory.read((2 << 20) + at, 1 << 20) == data[at : at + (1 << 20)]
+        check_owners(host)

@@ -134,6 +134,14 @@ class GuestMemory(PhysicalMemory):
         if self.p2m.protected or self.p2m.absent:
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
+    def make_room(self, length: int) -> None:
+        """So many bytes are about to be accessed while no exit of this guest is being answered.
+
+        What it has itself may go for that, too.
+        """
+        if self.is_lazy:
+            self.host.expect((length >> PAGE_SHIFT) + 2)
+
     def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
         """The same of the first `most` bytes of runs (gpa, bytes) to be written, or else read."""
         flags = ABSENT | PROTECTED if write else ABSENT
