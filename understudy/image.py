@@ -131,7 +131,7 @@ class Shared:
         self.host, self.p2m = host, P2m()
         CopyOnWrite(host).clone(source, self.p2m)
         try:
-            host.join(self.p2m, source)
+            host.keep(self.p2m, source)
         except BaseException:
             CopyOnWrite(host).release(self.p2m)
             raise

@@ -118,12 +118,16 @@ class Host:
         """Do this when nobody is at work on frames, now or soon.  From any thread, at any time."""
         (self.room or self.frames.quiet).later(action)
 
-    def join(self, image: P2m | None = None, source: P2m | None = None) -> None:
-        """One more VM or image has frames here.  ValueError if there is no room for an image."""
-        if self.room is not None and image is not None and source is not None:
-            self.room.keep(image, source)
+    def join(self) -> None:
+        """One more VM or image has frames here."""
         with self._lock:
             self._tenants += 1
+
+    def keep(self, image: P2m, source: P2m) -> None:
+        """The same of what an image keeps of a VM's.  ValueError if there is no room for it."""
+        if self.room is not None:
+            self.room.keep(image, source)
+        self.join()
 
     def leave(self) -> None:
         """One less; a private host ends with the last of them."""
