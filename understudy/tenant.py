@@ -16,6 +16,7 @@ from understudy.devices.virtio.balloon import Balloon
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
+from understudy.overcommit.holding import Ways
 from understudy.quantities import bytes_of
 from understudy.sched import keeping
 from understudy.sched.host import SharedHost
@@ -109,11 +110,12 @@ def link(place: Turns | Shared, config: Config, vcpus: Sequence[Vcpu]) -> None:
 
 def hold(
     host: Host, config: Config, memory: GuestMemory, vcpus: Sequence[Vcpu],
-    post: Callable[[Callable[[], None]], None], given: ExitStack,
+    post: Callable[[Callable[[], None]], None], thin: Callable[[], None], given: ExitStack,
 ) -> Ballooned:  # fmt: skip
     """A new VM is to have memory of this host, until `given` is closed.
 
-    Returns who keeps what it does without.  PlanError if the host cannot keep its promise to it.
+    `post` has something done between two exits; `thin`: its page tables go, then.  Returns who
+    keeps what it does without.  PlanError if the host cannot keep its promise to it.
     """
 
     def delay(ns: int) -> None:
@@ -121,11 +123,14 @@ def hold(
             if vcpu.is_running:  # an exit of its is being answered
                 vcpu.page.wait(ns)
 
-    ballooned = Ballooned(memory)
+    def is_idle() -> bool:
+        return not any(vcpu.is_running for vcpu in vcpus)
+
+    ballooned, ways = Ballooned(memory), Ways(post, delay, thin, is_idle)
     if isinstance(host, SharedHost):
         least, beside = bytes_of(config.min_memory) // PAGE, overhead_of(config) // PAGE
         holding = host.stock.admit(
-            config.name, memory, ballooned, least, config.shares, beside, post, delay,
+            config.name, memory, ballooned, least, config.shares, beside, ways,
             config.sharing_group,
         )  # fmt: skip
         given.callback(host.stock.dismiss, holding)

@@ -82,7 +82,9 @@ class VM(Changing):
         self.posts: deque[Callable[[], None]] = deque()
         self.vcpus: list[Vcpu] = []
         given.callback(self.vcpus.clear)
-        ballooned = tenant.hold(self.host, config, self.memory, self.vcpus, self.post, given)
+        ballooned = tenant.hold(
+            self.host, config, self.memory, self.vcpus, self.post, lambda: self.pages.thin(), given
+        )
         (contents or Nothing()).fill(self.memory)
         self.processors, self.clock = assembly.processors_of(config, self.host, given)
         self.interrupts, self.endings = Router(self.vcpus), Endings(self.vcpus, self.clock)

@@ -139,7 +139,7 @@ def put_initrd(place: Placement, initrd: bytes | None, ceiling: int) -> tuple[in
     if not initrd:
         raise GuestError("the initrd is empty: expected a cpio archive, plain or compressed")
     gpa = place.highest("the initrd", len(initrd), ceiling)
-    place.write(gpa, initrd)
+    place.memory.write(gpa, initrd)
     return gpa, len(initrd)
 
 

@@ -56,9 +56,6 @@ class GuestMemory(Protocol):
 
     def write(self, gpa: int, data: bytes, /) -> None: ...
 
-    def make_room(self, length: int) -> None:
-        """So many bytes are about to be written, while nobody runs there."""
-
     def ranges(self) -> Sequence[tuple[int, int]]:
         """RAM that a guest may use, as (guest-physical address, bytes)."""
 

@@ -45,9 +45,6 @@ class Pretended:
     def write(self, gpa: int, data: bytes, /) -> None:
         """Nothing is kept."""
 
-    def make_room(self, length: int) -> None:
-        """There is none to make."""
-
 
 class Placement:
     """The pieces of a VM's memory that a loader has given away."""
@@ -123,15 +120,8 @@ class Placement:
         """Claim and write; `length` beyond the data is made zero."""
         whole = max(len(data), length or 0)
         self.claim(what, gpa, whole)
-        self.write(gpa, data)
+        self.memory.write(gpa, data)
         self._zero(gpa + len(data), gpa + whole)
-
-    def write(self, gpa: int, data: bytes) -> None:
-        """Write what may be more than a host with too little memory has free at any time."""
-        for at in range(0, len(data), MIB):
-            part = data[at : at + MIB]
-            self.memory.make_room(len(part))
-            self.memory.write(gpa + at, part)
 
     def _zero(self, start: int, end: int) -> None:
         """Clear memory; what reads as zero already is left alone and stays a hole."""
@@ -139,7 +129,6 @@ class Placement:
             return
         for gpa in range(start, end, MIB):
             length = min(MIB, end - gpa)
-            self.memory.make_room(length)
             if any(self.memory.read(gpa, length)):
                 self.memory.write(gpa, bytes(length))
 

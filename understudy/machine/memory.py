@@ -8,7 +8,7 @@ ends at 4 GiB and is RAM with something in it.
 Invariant: whoever traces a frame hears of every write to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NewType
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -24,6 +24,7 @@ Gva = NewType("Gva", int)
 Hpa = NewType("Hpa", int)
 
 GIGABYTE_FRAMES: Final = 1 << 18
+STRIDE: Final = 1 << 20  # bytes that are accessed at once while what is there may go
 SPARE: Final = 32  # pages that one instruction may be lent; more than it can touch
 
 
@@ -35,6 +36,8 @@ class GuestMemory(PhysicalMemory):
         self.host, self.size, self.rom, self.p2m = host, size, rom, P2m()
         self.is_lazy = False
         """Frames are taken when they are needed, by whoever owns `Flag.FREE`."""
+        self.is_idle: Callable[[], bool] = lambda: False
+        """Whether none of its guest's exits is being answered: then what it has may go as well."""
         self.spare = Reserve(host, SPARE)  # to lie for a moment where there is no RAM
         self._memory = host.memory
 
@@ -102,6 +105,11 @@ class GuestMemory(PhysicalMemory):
         """The bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         if length <= PAGE - (gpa & 0xFFF) and (pfn := self.p2m.lookup(gpa >> 12)) is not None:
             return self._memory.read(pfn << 12 | gpa & 0xFFF, length)
+        if self.is_lazy and self.is_idle():
+            return b"".join([self._read(at, part) for at, part in self._strides(gpa, length)])
+        return self._read(gpa, length)
+
+    def _read(self, gpa: int, length: int) -> bytes:
         pieces = [self._memory.read(hpa, part) for hpa, part in self._pieces(gpa, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -134,14 +142,6 @@ class GuestMemory(PhysicalMemory):
         if self.p2m.protected or self.p2m.absent:
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
-    def make_room(self, length: int) -> None:
-        """So many bytes are about to be accessed while no exit of this guest is being answered.
-
-        What it has itself may go for that, too.
-        """
-        if self.is_lazy:
-            self.host.expect((length >> PAGE_SHIFT) + 2)
-
     def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
         """The same of the first `most` bytes of runs (gpa, bytes) to be written, or else read."""
         flags = ABSENT | PROTECTED if write else ABSENT
@@ -154,6 +154,21 @@ class GuestMemory(PhysicalMemory):
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes at `gpa`; GuestMemoryError if any of them is not RAM."""
         view = data if type(data) is bytes else memoryview(data).cast("B")
+        if len(view) > STRIDE and self.is_lazy and self.is_idle():
+            rest = memoryview(view)
+            for at, part in self._strides(gpa, len(view)):
+                self._write(at, rest[at - gpa : at - gpa + part])
+        else:
+            self._write(gpa, view)
+
+    def _strides(self, gpa: int, length: int) -> Iterator[tuple[int, int]]:
+        """(gpa, bytes) one after the other, for each of which there are frames at that time."""
+        for at in range(gpa, gpa + length, STRIDE):
+            part = min(STRIDE, gpa + length - at)
+            self.host.expect((part >> PAGE_SHIFT) + 2)
+            yield at, part
+
+    def _write(self, gpa: int, view: bytes | memoryview) -> None:
         size, p2m = len(view), self.p2m
         if p2m.protected or p2m.absent:
             self._touch(gpa, size, PROTECTED | ABSENT, write=True)

@@ -5,18 +5,32 @@ Invariant: nothing here decides; all numbers are pages.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from understudy.arch.address import PAGE
 from understudy.clock import Clock
 from understudy.devices.virtio.balloon import Balloon
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.memory import GuestMemory
+from understudy.machine.words import Flag
 from understudy.overcommit.balloon import Standing, Steering
-from understudy.overcommit.plan import Need
+from understudy.overcommit.plan import Need, PlanError
 from understudy.overcommit.working_set import WorkingSet
 
 SPARED: Final = 8  # a guest keeps 1/SPARED of its memory available, whatever its balloon gives
+
+
+class Ways(NamedTuple):
+    """What can be asked of a VM."""
+
+    post: Callable[[Callable[[], None]], None]
+    """Have something done between two of its exits."""
+    delay: Callable[[int], None]
+    """Whoever of it misses a page waits so many ns for it."""
+    thin: Callable[[], None]
+    """Between two exits: page tables go that can be made again, and with them what they protect."""
+    is_idle: Callable[[], bool]
+    """Whether no exit of its is being answered."""
 
 
 class Holding:
@@ -24,18 +38,14 @@ class Holding:
 
     def __init__(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
-        overhead: int, post: Callable[[Callable[[], None]], None],
-        delay: Callable[[int], None], group: str,
+        overhead: int, ways: Ways, group: str,
     ) -> None:  # fmt: skip
-        """`post` has something done between two exits of the VM; `overhead`: what it needs beside.
-
-        `delay`: whoever of it misses a page waits so many ns for it.  `group`: with whom it may
-        have frames in common.
+        """`overhead`: what it needs beside.  `group`: with whom it may have frames in common.
 
         PlanError if that cannot be a VM's.
         """
         self.name, self.memory, self.p2m = name, memory, memory.p2m
-        self.ballooned, self.post, self.delay = ballooned, post, delay
+        self.ballooned, self.ways = ballooned, ways
         self.maximum, self.minimum, self.shares = memory.pages, minimum, shares
         self.overhead, self.group = overhead, group
         self._balloon: tuple[Balloon, Clock] | None = None
@@ -46,6 +56,7 @@ class Holding:
         self.swapped_in: Callable[[], int] = lambda: 0
         """Pages that are out now, and that have come back, ever."""
         self.why = "it has all its memory"
+        self._is_to_thin = False
         self.need()
 
     def need(self) -> Need:
@@ -71,7 +82,7 @@ class Holding:
 
     def begin(self) -> None:
         """Its host has less memory than its VMs."""
-        self.memory.is_lazy = True
+        self.memory.is_lazy, self.memory.is_idle = True, self.ways.is_idle
         self.sampler = WorkingSet(self.memory)
         self._steer()
 
@@ -94,6 +105,35 @@ class Holding:
         if (available := told.get("available_memory")) is not None:
             room = min(room, available // PAGE - self.maximum // SPARED)
         self.steering.goal = max(given + min(pages, max(room, 0)), 0)
+
+    def thin(self) -> None:
+        """Its page tables are to go before it goes on."""
+        if not self._is_to_thin:
+            self._is_to_thin = True
+            self.ways.post(self._thin)
+
+    def _thin(self) -> None:
+        self._is_to_thin = False
+        self.ways.thin()
+
+    def check_sampled(self) -> None:
+        """PlanError if somebody else samples its memory."""
+        if Flag.SAMPLED in self.p2m.owners:
+            raise PlanError(
+                f"{self.name}: its memory is sampled already, and the host samples it when there "
+                "is more than it has: close that WorkingSet first"
+            )
+
+    def reason(self, gives: int, means: str) -> str:
+        """Why it has no more than it has, and what it must give, in words."""
+        out = self.swapped()
+        words = f"{out} of its pages are swapped out" if out else "none of its pages is swapped out"
+        if gives:
+            means = "its balloon" if means == "balloon" else "swapping"
+            words += f"; it has {gives} more than its share, and gives them by {means}"
+        if self.steering is not None and not self.obeys:
+            words += f"; its guest {self.steering.standing.value}: {self.steering.why}"
+        return words
 
     def told(self) -> dict[str, int | str]:
         """What can be said of it at any time, at no cost."""

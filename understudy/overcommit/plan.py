@@ -190,13 +190,17 @@ class Shortage:
         Down if fewer are than the lower state's threshold; up if more are than the higher
         state's, and the slack beside.
         """
+        self.state = self.at(free)
+        return self.state
+
+    def at(self, free: int) -> State:
+        """What `update` would say."""
         at = DOWN.index(self.state)
         while at < 3 and free < self.threshold(DOWN[at + 1]):
             at += 1
         while at > 0 and free > self.threshold(DOWN[at - 1]) + self.slack * self.pages:
             at -= 1
-        self.state = DOWN[at]
-        return self.state
+        return DOWN[at]
 
     @property
     def wanted(self) -> int:

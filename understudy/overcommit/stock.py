@@ -24,12 +24,12 @@ from understudy.arch.address import PAGE
 from understudy.clock import NS_PER_SECOND
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.frame_table import MOST
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
-from understudy.machine.words import Flag
 from understudy.overcommit.gathering import Gathering
-from understudy.overcommit.holding import Holding
+from understudy.overcommit.holding import Holding, Ways
 from understudy.overcommit.images import Images
 from understudy.overcommit.plan import (
     Need,
@@ -88,8 +88,7 @@ class Stock:
 
     def admit(
         self, name: str, memory: GuestMemory, ballooned: Ballooned, minimum: int, shares: int,
-        overhead: int, post: Callable[[Callable[[], None]], None],
-        delay: Callable[[int], None], group: str,
+        overhead: int, ways: Ways, group: str,
     ) -> Holding:  # fmt: skip
         """One more VM, whose memory is not filled yet.  `minimum`, `overhead`: pages.
 
@@ -98,12 +97,12 @@ class Stock:
         PlanError if what is promised to all would not be there.
         """
         new = Holding(
-            self._free_name(name), memory, ballooned, minimum, shares, overhead, post, delay, group
+            self._free_name(name), memory, ballooned, minimum, shares, overhead, ways, group
         )
         least = new.maximum + new.overhead
         fits = least <= self._frames.free_count and self._fits(new.need())
         if self.terms.is_always or self.is_on or not fits:
-            _check_sampled(new)
+            new.check_sampled()
             self._promise(new.need())
             self._take_in(new)
         self.holdings[memory.p2m] = new
@@ -184,7 +183,7 @@ class Stock:
             self.swap.slots = max(self.swap.slots, room)
             return
         for one in self.holdings.values():
-            _check_sampled(one)
+            one.check_sampled()
         terms = self.terms
         if terms.scan or terms.looks_up:
             self.sharing = Sharing(self.host)
@@ -222,7 +221,7 @@ class Stock:
     def _delay(self, p2m: P2m) -> None:
         """Somebody of a VM has missed a page that had to be read from the file."""
         if (holding := self.holdings.get(p2m)) is not None and self.terms.read_ns:
-            holding.delay(self.terms.read_ns)
+            holding.ways.delay(self.terms.read_ns)
 
     def close(self) -> None:
         """The host is no more."""
@@ -243,14 +242,17 @@ class Stock:
         short = count + self.buffer - self._frames.free_count
         if short <= 0 or not self.is_on:
             return
-        if p2m is None:
+        holding = self.holdings.get(p2m) if p2m is not None else None
+        if p2m is None or (holding is not None and holding.ways.is_idle()):
             self._reclaim(short)
-            return
-        if p2m not in self._asked and (holding := self.holdings.get(p2m)) is not None:
-            self._asked.add(p2m)  # each, for one may never go on
-            holding.post(self.relieve)
-        if count > self._frames.free_count:
-            self._reclaim(CLUSTER, p2m)
+        else:
+            if holding is not None and p2m not in self._asked:
+                self._asked.add(p2m)  # each, for one may never go on
+                holding.ways.post(self.relieve)
+            if count > self._frames.free_count:
+                self._reclaim(CLUSTER, p2m)
+        if self._trouble and count > self._frames.free_count:
+            raise OutOfFrames(f"no frame is free, and none can be made free{self._trouble}")
 
     def relieve(self) -> None:
         """Between two exits, when few frames are free: have others give some up at once."""
@@ -306,9 +308,12 @@ class Stock:
                 one.give(self._to_balloon(one, order, state))
             if order.means == "swap":
                 owed[one.p2m] = order.gives - self._swap_out(one.p2m, order.gives)
-            one.why = self._reason(one, order)
+            one.why = one.reason(order.gives, order.means)
         if self._frames.free_count < self.shortage.wanted:  # they have too much, but not alone
             self._swap_out_common(owed, sum(owed.values()))
+            for p2m in owed:
+                if (one := self.holdings[p2m]).has > one.target:
+                    one.thin()  # what it has left are page tables that are followed
         self.expect(0)
 
     @property
@@ -316,7 +321,7 @@ class Stock:
         """How short memory is, and what is amiss, in words."""
         if not self.is_on:
             return "all VMs fit into the RAM"
-        name = self.shortage.state.name.lower()
+        name = self.shortage.at(self._frames.free_count).name.lower()
         return f"{name}: {self._frames.free_count} of {self.total} frames are free{self._trouble}"
 
     def _to_balloon(self, one: Holding, order: Order, state: State) -> int:
@@ -333,20 +338,11 @@ class Stock:
         balloons = [one.name for one in self.holdings.values() if one.obeys and self.terms.balloons]
         return orders(self.plan, state, needs, pages, has, balloons)
 
-    def _reason(self, one: Holding, order: Order) -> str:
-        out = one.swapped()
-        words = f"{out} of its pages are swapped out" if out else "none of its pages is swapped out"
-        if order.gives:
-            means = "its balloon" if order.means == "balloon" else "swapping"
-            words += f"; it has {order.gives} more than its share, and gives them by {means}"
-        if one.steering is not None and not one.obeys:
-            words += f"; its guest {one.steering.standing.value}: {one.steering.why}"
-        return words
-
     # --- frames go ---
 
     def _reclaim(self, count: int, busy: P2m | None = None) -> None:
         """Have so many frames freed, or as many as can be; none of `busy`, nor its rights."""
+        self._trouble = ""
         with self._at_work():
             self._free(count, busy)
 
@@ -390,11 +386,3 @@ class Stock:
             yield
         except SwapError as problem:
             self._trouble = f"; {problem}"
-
-
-def _check_sampled(one: Holding) -> None:
-    if Flag.SAMPLED in one.p2m.owners:
-        raise PlanError(
-            f"{one.name}: its memory is sampled already, and the host samples it when there is "
-            "more than it has: close that WorkingSet first"
-        )

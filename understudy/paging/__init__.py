@@ -196,6 +196,9 @@ class Paging(ABC):
         for guest in self.guests:
             guest.invalidate()
 
+    def thin(self) -> None:  # noqa: B027
+        """Between two exits: tables go that can be made again, and with them what they protect."""
+
     def continue_counts(self, other: "Paging") -> None:
         """Count on from what the technique before this one has counted."""
         self.fills, self.flushes, self.faults = other.fills, other.flushes, other.faults

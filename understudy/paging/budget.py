@@ -74,6 +74,10 @@ class Budgeted(Paging):
         if self.kept_bytes() > target:
             self.evict(target)
 
+    def thin(self) -> None:
+        self.evict(0)
+        self.drain()
+
     def drain(self) -> None:
         """Keep no tables for later."""
         while self.pool:

@@ -21,9 +21,6 @@ class FlatMemory:
         assert gpa >= 0 and gpa + len(data) <= self.size
         self.content[gpa : gpa + len(data)] = data
 
-    def make_room(self, length: int) -> None:
-        """There is."""
-
     def ranges(self) -> list[tuple[int, int]]:
         low = (0, min(self.size, 0x9_FC00))
         return [low, (MIB, self.size - MIB)] if self.size > MIB else [low]

@@ -26,9 +26,6 @@ class Pages:
     def write(self, gpa: int, data: bytes, /) -> None:
         raise AssertionError("only places, writes nothing")
 
-    def make_room(self, length: int) -> None:
-        """Contents do not matter."""
-
 
 @given(
     st.lists(st.tuples(st.integers(0, 59), st.integers(1, 6)), max_size=6),
