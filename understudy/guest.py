@@ -103,10 +103,8 @@ class Guest(ABC):
     put_off: ClassVar[dict[int, Callable[[Any, Exit], Any]]]
     """What answers an exit that says something of memory, if that has changed since."""
     is_in: ClassVar[bool] = True  # for all that others know, while it runs
-    takes_turns: ClassVar[bool] = False
-    """No other processor of its VM may run at the same time."""
-    cr0_always_exits: ClassVar[int] = 0
-    """A change of these bits of CR0 exits under every paging technique."""
+    takes_turns: ClassVar[bool] = False  # no other processor of its VM may run at the same time
+    cr0_always_exits: ClassVar[int] = 0  # a change of these bits of CR0 exits with any paging
 
     def __init__(self) -> None:
         self.thread = 0  # the one on which this processor's exits are answered now
@@ -280,6 +278,9 @@ class Guest(ABC):
     def kick(self) -> None:
         """From any thread: have the guest come back soon."""
 
+    def come_out(self) -> None:  # noqa: B027
+        """The same on the own thread, where the guest executes if no exit is being answered."""
+
     # --- events ---
 
     @abstractmethod
@@ -347,8 +348,7 @@ class Guest(ABC):
         """From any thread: have these translations forgotten before the next instruction.
 
         On the thread that answers this processor's exits they are at once.  For every other it is
-        a request, which the processor pays on its way into the guest (as KVM's are, and as the
-        interrupt of a real shootdown is).
+        a request, paid on the way into the guest (as KVM's are, and a real shootdown's interrupt).
         """
         if self.thread == get_ident():
             self.forget(addresses)

@@ -272,6 +272,15 @@ def test_another_technique_is_promised_what_it_needs() -> None:
             run_until(host, [vm, other], rounds(vm) + 2)
 
 
+def test_an_interpreted_guest_has_others_give_frames_between_two_exits() -> None:
+    """It has an exit for next to nothing; its neighbor needs all that it has."""
+    with made("24M") as host:
+        one = walking(host, 16 << 20, min_memory="15M", paging="ept")
+        other = walking(host, 16 << 20, execution="emulate", paging="ept")
+        run_until(host, [one, other], 1)
+        assert swap_of(host).written > 1000
+
+
 def test_a_loader_writes_more_than_the_host_has() -> None:
     """30 MBytes of a VM that is alone on a host of 24: what it has itself goes for that."""
     data = random.Random(1).randbytes(30 << 20)

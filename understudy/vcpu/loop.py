@@ -44,16 +44,9 @@ class Vcpu:
     """One virtual processor of a VM."""
 
     def __init__(
-        self,
-        guest: Guest,
-        model: CpuModel,
-        clock: GuestClock,
-        bus: Bus,
-        memory: GuestMemory,
-        posts: deque[Callable[[], None]],
-        *,
-        is_wall: bool = False,
-    ) -> None:
+        self, guest: Guest, model: CpuModel, clock: GuestClock, bus: Bus, memory: GuestMemory,
+        posts: deque[Callable[[], None]], *, is_wall: bool = False,
+    ) -> None:  # fmt: skip
         """`posts`: what other threads want done between two exits, by any of the VM's vCPUs."""
         self.guest, self.model, self.clock = guest, model, clock
         self.view: View = guest.view
@@ -157,7 +150,8 @@ class Vcpu:
         """From any thread: `look`, also if the guest runs or sleeps."""
         self.attention = True
         if self.guest.thread == get_ident():
-            return  # an exit is being answered: the loop comes by
+            self.guest.come_out()  # or an exit is being answered: the loop comes by
+            return
         self.poke()
         if self.is_running and self.entry.is_in:
             self.guest.kick()

@@ -89,6 +89,7 @@ class Emulate(Vmx, name="emulate"):
         before: Execution | None = None,
     ) -> None:  # fmt: skip
         self.is_kicked, self.is_virtual = False, keep_timer
+        self._is_interpreting = False
         self.interpreted = 0
         self.handed_over: Counter[str] = Counter()  # by mnemonic
         self.delivered: Counter[int] = Counter()  # events, by vector
@@ -124,6 +125,11 @@ class Emulate(Vmx, name="emulate"):
         self.is_kicked = True
         super().kick()
 
+    def come_out(self) -> None:
+        if self._is_interpreting:
+            self.held.is_attended = True
+            self.kick()
+
     def forget(self, addresses: Any) -> None:
         super().forget(addresses)
         self.linear.forget()
@@ -142,7 +148,13 @@ class Emulate(Vmx, name="emulate"):
 
     def _interpret(self, budget: int) -> Exit:
         """Go on until something is for the hypervisor, or the budget is used up."""
-        end = self.retired + budget if budget else 0
+        self._is_interpreting = True
+        try:
+            return self._interpret_to(self.retired + budget if budget else 0)
+        finally:
+            self._is_interpreting = False
+
+    def _interpret_to(self, end: int) -> Exit:
         while True:
             if self.is_kicked or self.primary & MTF or self.is_inside:
                 self.is_kicked = False
