@@ -9,6 +9,7 @@ Source: ours.  Invariants: what the guest sees of its processor stays the same, 
 on; a change that cannot be is a ValueError that says why, and nothing has changed then.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -16,11 +17,13 @@ from understudy import assembly
 from understudy.closed import says_closed
 from understudy.config import Config, check_choice
 from understudy.execution import Execution
+from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
+from understudy.overcommit.plan import PlanError
 from understudy.paging import Paging
 from understudy.plugging import Pluggable
 from understudy.silicon import Processor
-from understudy.tenant import promise, still
+from understudy.tenant import check, promise, still
 from understudy.vcpu.loop import Vcpu
 
 
@@ -39,9 +42,12 @@ class Changing(Pluggable):
 
     @paging.setter
     def paging(self, name: str) -> None:
-        """Change it at the next exit; the guest notices nothing.  From any thread."""
-        assembly.with_paging(self.config, name)
-        self.post(lambda: self.change_paging(name))
+        """Change it at the next exit; the guest notices nothing.  From any thread.
+
+        PlanError if the host has no room for the tables.
+        """
+        check(f"paging {name!r}", self.host, self.memory, assembly.with_paging(self.config, name))
+        self.post(lambda: grant(self.change_paging, name))
 
     @still
     def change_paging(self, name: str) -> None:
@@ -117,6 +123,14 @@ class Changing(Pluggable):
         return assembly.guest_of(
             config, self.host, before.place_now, pages, vcpu.model, before
         )  # fmt: skip
+
+
+def grant(change: Callable[[str], None], name: str) -> None:
+    """Do what was wished for.  OutOfFrames if somebody else has come to need the room for it."""
+    try:
+        change(name)
+    except PlanError as problem:
+        raise OutOfFrames(str(problem)) from None
 
 
 def hand_on(vcpu: Vcpu, guest: Execution) -> None:

@@ -17,6 +17,7 @@ from understudy.machine.ballooned import Ballooned
 from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.overcommit.holding import Ways
+from understudy.overcommit.plan import PlanError
 from understudy.quantities import bytes_of
 from understudy.sched import keeping
 from understudy.sched.host import SharedHost
@@ -141,6 +142,15 @@ def promise(host: Host, memory: GuestMemory, config: Config) -> None:
     """The VM is going to be this one.  PlanError if its host cannot keep its promise to it then."""
     if isinstance(host, SharedHost):
         host.stock.change(memory.p2m, overhead_of(config) // PAGE)
+
+
+def check(wish: str, host: Host, memory: GuestMemory, config: Config) -> None:
+    """PlanError if it cannot be this one, as somebody wishes."""
+    if isinstance(host, SharedHost):
+        try:
+            host.stock.check(memory.p2m, overhead_of(config) // PAGE)
+        except PlanError as problem:
+            raise PlanError(f"{wish}: {problem}") from None
 
 
 def equip(

@@ -4,6 +4,7 @@ What: images that are kept while their VM writes to all of its memory; VMs that 
 host's frames in common.  Source: docs/reference/overcommit.md.  Counts are asserted.
 """
 
+import errno
 import gc
 import random
 from collections import Counter
@@ -292,3 +293,37 @@ def test_a_loader_writes_more_than_the_host_has() -> None:
         words = [vm.memory.read(at, 8) for at in range(2 << 20, 32 << 20, 4096)]
         assert words == [data[at : at + 8] for at in range(0, len(data), 4096)]
         check_owners(host)
+
+
+def test_a_full_disk_ends_who_misses_a_page_in_words_until_it_is_run_again() -> None:
+    with made("24M") as host:
+        vms = [walking(host, 16 << 20) for _ in range(2)]
+        run_until(host, vms, 1)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def put(self: Swap, slot: int, contents: bytes) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(Swap, "_put", put)
+            host.run()
+            for vm in vms:
+                assert vm.ended is not None
+                assert "(No space left on device)" in vm.ended.detail.partition("\n")[0]
+            assert "(No space left on device)" in host.stock.why
+        for vm in vms:
+            vm.go(deadline_ns=vm.clock.now() + 1)
+        run_until(host, vms, max(map(rounds, vms)) + 1)
+        check_owners(host)
+
+
+def test_a_wish_without_room_is_refused_at_once_and_ends_nobody() -> None:
+    """Eager shadow paging needs 8 MBytes for tables; EPT nearly none."""
+    with made("24M") as host:
+        vm = host.vm(16 << 20, min_memory="15M", table_memory="8M", paging="ept")
+        other = walking(host, 16 << 20, min_memory="2M", paging="ept")
+        p.start(vm, WALK, rsi=16 << 20, rdx=0)
+        run_until(host, [vm, other], 1)
+        with pytest.raises(PlanError, match="paging 'eager': "):
+            vm.paging = "eager"
+        run_until(host, [vm, other], max(rounds(vm), rounds(other)) + 1)
+        assert vm.paging == "ept"

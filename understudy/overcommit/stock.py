@@ -17,6 +17,7 @@ the RAM is kept free for that, and is free again before the guest goes on.
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -34,7 +35,6 @@ from understudy.overcommit.images import Images
 from understudy.overcommit.plan import (
     Need,
     Order,
-    PlanError,
     Shortage,
     State,
     admit,
@@ -103,21 +103,25 @@ class Stock:
         fits = least <= self._frames.free_count and self._fits(new.need())
         if self.terms.is_always or self.is_on or not fits:
             new.check_sampled()
-            self._promise(new.need())
+            self._begin(self._admit(new.need()))
             self._take_in(new)
         self.holdings[memory.p2m] = new
         return new
 
+    def check(self, p2m: P2m, overhead: int) -> None:
+        """PlanError if `change` to so many pages would raise it."""
+        one = self.holdings[p2m]
+        need = replace(one.need(), beside=overhead)
+        if self.is_on or not self._fits(need, one):
+            self._admit(need, one)
+
     def change(self, p2m: P2m, overhead: int) -> None:
         """What a VM needs beside its memory, in pages.  PlanError if that would be too much."""
         one = self.holdings[p2m]
-        before, one.overhead = one.overhead, overhead
-        try:
-            if self.is_on or not self._fits(one.need(), one):
-                self._promise(one.need(), one)
-        except PlanError:
-            one.overhead = before
-            raise
+        need = replace(one.need(), beside=overhead)
+        if self.is_on or not self._fits(need, one):
+            self._begin(self._admit(need, one))
+        one.overhead = overhead
 
     def keep(self, image: P2m, source: P2m) -> None:
         """As `Room.keep` says.  PlanError if the swap file has no room for all of it.
@@ -127,7 +131,7 @@ class Stock:
         pages = sum(frames for _, _, frames in image.pieces())
         need = Need(f"a snapshot of {self.holdings[source].name}", 0, pages)
         if self.is_on or not self._fits(need):
-            self._promise(need)
+            self._begin(self._admit(need))
         if self.swap is not None and image.keeper is None:
             self.swap.join(image)
         self.images.add(image, need)
@@ -163,14 +167,14 @@ class Stock:
         needs = (*self._needs(before), new)
         return sum(need.maximum + need.beside for need in needs) <= self.total
 
-    def _promise(self, new: Need, before: Holding | None = None) -> None:
-        """There is more memory than there is, from now on: PlanError if that would be too much."""
+    def _admit(self, new: Need, before: Holding | None = None) -> int:
+        """What may go into the swap file, in pages.  PlanError if all that would be too much."""
         others = self._needs(before)
         room = sum(need.maximum - need.minimum for need in (*others, new))
         if self.terms.swap is not None:
             room = bytes_of(self.terms.swap) // PAGE
         admit(new, others, self.total - self.shortage.wanted, room)
-        self._begin(room)
+        return room
 
     def _free_name(self, name: str) -> str:
         taken = {one.name for one in self.holdings.values()}
@@ -178,7 +182,7 @@ class Stock:
         return next(one for one in names if one not in taken)
 
     def _begin(self, room: int) -> None:
-        """From now on there is more memory than there is."""
+        """From now on there is more memory than there is: up to so many pages of it are away."""
         if self.swap is not None:
             self.swap.slots = max(self.swap.slots, room)
             return
