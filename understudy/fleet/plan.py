@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.assembly import ROOM, check_names, overhead_of
+from understudy.assembly import ROOM, check_names, check_shared, overhead_of
 from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
@@ -280,6 +280,7 @@ def _config(path: str, options: dict[str, Any]) -> Config:
     try:
         config = Config.of(**options)
         check_names(config)
+        check_shared(config)
     except ValueError as problem:
         key, _, rest = str(problem).partition(" ")
         place = f"{path}.{key}: {rest}" if key in keys.VM else f"{path}: {problem}"
