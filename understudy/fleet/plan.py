@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from understudy import plain_file
 from understudy.assembly import ROOM, check_names, check_shared, overhead_of
 from understudy.config import Config
 from understudy.fleet import keys
@@ -91,7 +92,7 @@ class HostPlan:
 
 def read(file: Path) -> HostPlan:
     """What the file says.  PlanError if it cannot be; OSError if there is no such file."""
-    data = file.read_bytes()
+    data = plain_file.read(file)
     try:
         told = tomllib.loads(data.decode())
         with contextlib.chdir(file.absolute().parent):

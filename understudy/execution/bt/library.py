@@ -22,6 +22,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
+from understudy import plain_file
 from understudy.arch import address, cr
 from understudy.execution.bt import flags, layout, sequences, translate
 from understudy.execution.bt.cache import Unit
@@ -81,7 +82,7 @@ class Library:
     def _body(self) -> bytes:
         """What the file says, if it is to be believed."""
         try:
-            raw = (self._cache.root / self.name).read_bytes()
+            raw = plain_file.read(self._cache.root / self.name)
         except OSError:
             return b""
         begin = len(MAGIC) + len(self._key)
