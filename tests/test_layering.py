@@ -26,6 +26,7 @@ ROWS = (
         "closed",
         "interruption",
         "own_class",
+        "plain_file",
         "quantities",
         "sessions",
         "visible",

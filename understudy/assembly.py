@@ -68,7 +68,25 @@ def check_names(config: Config) -> None:
         f"paging with execution {config.execution}", config.paging,
         Execution.ALL[config.execution].goes_with(),
     )  # fmt: skip
-    Choice.of(config.cpu).made(host_features(), ANY_CR4)
+    shown = Choice.of(config.cpu).made(host_features(), ANY_CR4)
+    technique = Execution.ALL[config.execution]
+    if there := ", ".join(name for name in technique.cannot_hide if name not in shown):
+        able = ", ".join(sorted(n for n, one in Execution.ALL.items() if not one.cannot_hide))
+        raise ValueError(
+            f"cpu {config.cpu!r}: execution {config.execution} cannot hide {there}, which a kernel "
+            f"executes without a trap; expected one of {able}"
+        )
+
+
+def check_shared(config: Config) -> None:
+    """ValueError if a Config cannot be that of a VM on a host whose processors VMs share."""
+    technique = Execution.ALL[config.execution]
+    if technique.needs_own_processor:
+        able = sorted(name for name, one in Execution.ALL.items() if not one.needs_own_processor)
+        raise ValueError(
+            f"execution {config.execution!r}: it needs a processor for each vCPU, and this host's "
+            f"are shared; expected one of {', '.join(able)}"
+        )
 
 
 def again(config: Config, engine: str | None, clone: int | None) -> Config:
@@ -132,6 +150,7 @@ def processors_of(
     ValueError if those are others than the VM was made for.
     """
     if isinstance(host, SharedHost):
+        check_shared(config)
         for what, its in (("engine", host.engine), ("clock", host.clock)):
             if (asked := getattr(config, what)) != its:
                 raise ValueError(f"{what} {asked!r}: expected {its!r}, which the host has")

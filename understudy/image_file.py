@@ -23,6 +23,7 @@ from typing import Any, Final
 import xxhash
 import zstandard
 
+from understudy import plain_file
 from understudy.arch.address import PAGE
 
 MAGIC: Final = b"understudy 4\n\0\0\0"
@@ -107,7 +108,7 @@ def _pieces(index: list[Any], data: memoryview) -> Iterator[tuple[int, memoryvie
 
 def mapped(path: Path) -> memoryview:
     """A file's bytes, read when they are needed; unmapped when nobody has a piece any more."""
-    with path.open("rb") as file:
+    with plain_file.opened(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))

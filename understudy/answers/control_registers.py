@@ -205,8 +205,11 @@ def offer_efer(vcpu: Vcpu) -> None:
 
 
 def invlpg(vcpu: Vcpu, gva: int, length: int) -> Verdict:
-    """The guest drops one page's translations."""
-    vcpu.view.invlpg(gva)
+    """The guest drops one page's translations.  There are none where the address is not canonical:
+    no fault is made of that (SDM 2A, "INVLPG"), and no technique need know.
+    """
+    if is_canonical(gva):
+        vcpu.view.invlpg(gva)
     vcpu.retire()
     vcpu.skip(length)
     return RESUME

@@ -19,7 +19,7 @@ class ImageError(ValueError):
 def opened(path: Path, *, writes: bool) -> int:
     """A file descriptor, locked as long as it is open; ImageError says why not."""
     try:
-        fd = os.open(path, os.O_CLOEXEC | (os.O_RDWR if writes else os.O_RDONLY))
+        fd = os.open(path, os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDWR if writes else os.O_RDONLY))
     except OSError as error:
         raise ImageError(_why(path, error)) from None
     try:

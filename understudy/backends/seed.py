@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
+from understudy import plain_file
 from understudy.backends import fat
 from understudy.backends.locked import ImageError
 from understudy.backends.medium import Zeros, check_range
@@ -44,7 +45,7 @@ class Seed(Zeros):
 def read(file: Path) -> Seed:
     """The disk with these user-data; ImageError says why not."""
     try:
-        with file.open("rb") as opened:
+        with plain_file.opened(file) as opened:
             data = opened.read(LARGEST + 1)
     except OSError as error:
         raise ImageError(f"seed {file}: {error.strerror}") from None

@@ -95,12 +95,13 @@ def _unit_of(name: str, wanted: str) -> str:
 
 
 def _of_snapshot(file: Path, wanted: str) -> "Inspection":
+    from understudy import plain_file
     from understudy.control.actions import address
     from understudy.image_file import SnapshotError
     from understudy.vm import VM
 
     try:
-        with VM.restore(file.read_bytes()) as vm:
+        with VM.restore(plain_file.read(file)) as vm:
             return vm.inspect(address(vm, wanted))
     except SnapshotError as problem:
         raise Refusal(f"{file}: {problem}") from None

@@ -34,6 +34,12 @@ class Execution(Guest):
     hidden_features: ClassVar[tuple[str, ...]] = ()
     """Features that it cannot give a guest, or not well: shown if a user asks for them."""
 
+    cannot_hide: ClassVar[tuple[str, ...]] = ()
+    """Features whose instructions a kernel has all the same: refused if a user hides them."""
+
+    needs_own_processor: ClassVar[bool] = False
+    """Not on a host whose processors VMs share: its vCPUs cannot be put onto one and taken off."""
+
     holds_any_guest: ClassVar[bool] = True
     """Not only a guest that was made for it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from understudy.config import Config, Option, option_of
-from understudy.guests import debian
+from understudy.guests import debian, teaching
 from understudy.guests.cache import Cache
 from understudy.guests.release import RELEASES
 from understudy.overcommit.victims import Victims
@@ -102,6 +102,8 @@ def _file(value: Any) -> Path:
 def _guest(value: Any) -> str:
     if value not in debian.NAMES:
         raise ValueError(f"expected one of {', '.join(debian.NAMES)}, got {value!r}")
+    if value in teaching.GUESTS and teaching.GUESTS[value].kind == "pv":
+        raise ValueError(f"{value} is paravirtual, and needs a processor that no other VM shares")
     item = RELEASES[value].item if value in RELEASES else value
     if value not in debian.BUILT_IN and not Cache().has(item):
         raise ValueError(f"{value} is not fetched: understudy fetch {value}")

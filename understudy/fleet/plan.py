@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.assembly import ROOM, check_names, overhead_of
+from understudy import plain_file
+from understudy.assembly import ROOM, check_names, check_shared, overhead_of
 from understudy.config import Config
 from understudy.fleet import keys
 from understudy.fleet.keys import Key
@@ -91,7 +92,7 @@ class HostPlan:
 
 def read(file: Path) -> HostPlan:
     """What the file says.  PlanError if it cannot be; OSError if there is no such file."""
-    data = file.read_bytes()
+    data = plain_file.read(file)
     try:
         told = tomllib.loads(data.decode())
         with contextlib.chdir(file.absolute().parent):
@@ -280,6 +281,7 @@ def _config(path: str, options: dict[str, Any]) -> Config:
     try:
         config = Config.of(**options)
         check_names(config)
+        check_shared(config)
     except ValueError as problem:
         key, _, rest = str(problem).partition(" ")
         place = f"{path}.{key}: {rest}" if key in keys.VM else f"{path}: {problem}"

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from understudy import plain_file
 from understudy.guests.entry import GuestError
 
 MANIFEST = "manifest.json"
@@ -165,7 +166,7 @@ class Cache:
 def _digest(data: bytes | Path) -> str:
     """SHA-256 of bytes, or of a file, which is read piece by piece."""
     if isinstance(data, Path):
-        with data.open("rb") as file:
+        with plain_file.opened(data) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(data).hexdigest()
 

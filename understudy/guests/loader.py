@@ -8,6 +8,7 @@ as vmlinux.  A gzipped file is unpacked first.  `method` overrides the choice.
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from understudy import plain_file
 from understudy.guests import (
     bzimage,
     elf,
@@ -171,7 +172,7 @@ def read(
     """The bytes of a file, at most so many, with each failure as one line."""
     if isinstance(file, Path):
         try:
-            with file.open("rb") as opened:
+            with plain_file.opened(file) as opened:
                 data = opened.read(most + 1)
         except FileNotFoundError:
             raise GuestError(f"{what} does not exist") from None

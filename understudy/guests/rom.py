@@ -8,6 +8,7 @@ from the beginning, and a guest that writes there finds what it wrote, until it 
 
 from pathlib import Path
 
+from understudy import plain_file
 from understudy.arch.memory_map import HIGH_START, LEGACY_HOLE
 from understudy.config import LARGEST_ROM, ROM_UNIT
 from understudy.guests.entry import Entry, GuestError, GuestMemory
@@ -19,7 +20,7 @@ VECTOR = 16  # bytes from the end
 def read(file: Path) -> bytes:
     """The image, checked; GuestError says what is wrong with it."""
     try:
-        data = file.read_bytes()
+        data = plain_file.read(file)
     except OSError as error:
         raise GuestError(f"firmware {file} cannot be read: {error.strerror or error}") from None
     if not data or len(data) > LARGEST_ROM or len(data) % ROM_UNIT:

@@ -23,6 +23,7 @@ from typing import IO, Any, Final
 
 import zstandard
 
+from understudy import plain_file
 from understudy.guests.entry import GuestError
 from understudy.guests.unpack import ERRORS
 from understudy.rootfs.tree import Content, Tree
@@ -115,7 +116,7 @@ def _fill(found: Tree, top: Path) -> None:
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        return path.open("rb")
+        return plain_file.opened(path)
     except OSError as error:
         raise GuestError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -142,7 +143,7 @@ def _lay(found: Tree, file: Path, given: ExitStack, work: Path) -> None:
 
 
 def _unpacked(found: Tree, file: Path, given: ExitStack, work: Path) -> IO[bytes]:
-    source = given.enter_context(file.open("rb"))
+    source = given.enter_context(plain_file.opened(file))
     start = source.read(6)
     source.seek(0)
     packed: Any
@@ -227,7 +228,7 @@ def _described(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MOST_TEXT:
             raise ValueError("it is too long")
-        value = json.loads(file.read_bytes())
+        value = json.loads(plain_file.read(file))
         if not isinstance(value, dict):
             raise ValueError("expected an object")
     except (OSError, ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ Invariants: the image below is never written; a disk that is there is used as it
 import os
 from pathlib import Path
 
+from understudy import plain_file
 from understudy.backends.opening import ImageError, open_disk
 from understudy.backends.qcow2 import HEADER_BYTES, backing
 from understudy.backends.qcow2_new import create
@@ -37,7 +38,7 @@ def own_disk(image: Path, folder: Path | None = None) -> Path:
             finally:
                 disk.close()
             return path
-        with path.open("rb") as file:
+        with plain_file.opened(path) as file:
             below = backing(path, file.read(HEADER_BYTES))
     except ImageError as error:
         raise GuestError(str(error)) from None

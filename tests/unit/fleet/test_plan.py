@@ -7,9 +7,11 @@ import pytest
 from tests.tree import ROOT
 from understudy.cli import main
 from understudy.config import Config, fields, option_of
+from understudy.execution import Execution
 from understudy.fleet import keys, plan
 from understudy.fleet.plan import HostPlan, PlanError
 from understudy.guests import hello
+from understudy.host import Host
 from understudy.overcommit.terms import Terms
 
 GOOD = """
@@ -52,6 +54,15 @@ def read(folder: Path, text: str | bytes) -> HostPlan:
     file = folder / "hosts.toml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return plan.read(file)
+
+
+def read_or_not(folder: Path, text: str) -> str:
+    """Why not."""
+    try:
+        read(folder, text)
+    except PlanError as problem:
+        return str(problem)
+    return ""
 
 
 def test_what_a_file_says(tmp_path: Path) -> None:
@@ -103,6 +114,7 @@ WRONG = {
     "cpus": (VM + "cpus = 1000", "vm.a.cpus: "),
     "switch": (VM + "snapshot = 1", "vm.a.snapshot: expected true or false, got 1"),
     "choice": (VM + 'paging = "lazzy"', "vm.a.paging: 'lazzy': expected one of eager, ept"),
+    "paravirtual": ('[vm.a]\nguest = "teaching-pv"', "vm.a.guest: teaching-pv is paravirtual, "),
     "cpu": (VM + 'cpu = "z80"', "vm.a"),
     "disk": (VM + 'disk = "a.img,rw"', "vm.a.disk: disk 'a.img,rw': expected FILE"),
     "device": (VM + "device = []", "vm.a.device: expected a text, got []"),
@@ -172,6 +184,29 @@ def test_what_is_wrong_is_one_line(
     assert main(["up", "--check", str(file)]) == 1
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"understudy: {found}\n")
+
+
+@pytest.mark.parametrize("name", Execution.ALL)
+def test_what_needs_processors_of_its_own_is_refused_where_they_are_shared(
+    name: str, tmp_path: Path
+) -> None:
+    """By the file as by the host itself, so that no VM starts beside one that cannot."""
+    technique = Execution.ALL[name]
+    paging = technique.goes_with()[-1]
+    options = f'execution = "{name}"\npaging = "{paging}"'
+    told = read_or_not(tmp_path, f'{VM}memory = "4M"\n{options}')
+    with Host() as host:
+        try:
+            host.vm("4M", execution=name, paging=paging)
+            made = ""
+        except ValueError as problem:
+            made = str(problem)
+    if technique.needs_own_processor:
+        words = f"'{name}': it needs a processor for each vCPU, and this host's are shared; "
+        assert made == f"execution {words}expected one of emulate, vmx"
+        assert told == f"{tmp_path}/hosts.toml: vm.a.execution: {words}expected one of emulate, vmx"
+    else:
+        assert told == made == ""
 
 
 def test_a_guest_that_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
@@ -80,14 +81,16 @@ class Cache:
 
     def __init__(
         self, host: Host, layout: Layout, *, is_virtual: bool = True,
-        called_out: Container[int] = (),
+        hidden: Container[int] = (), called_out: Container[int] = (),
     ) -> None:  # fmt: skip
-        """is_virtual, called_out: as `translate` has them.
+        """is_virtual, hidden, called_out: as `translate` has them.
 
         OutOfFrames: the host has no room, and nothing of it is taken.
         """
         self.host, self.memory, self.layout = host, host.memory, layout
-        self.is_virtual, self.called_out = is_virtual, called_out
+        self._translate = partial(
+            translate, layout, is_virtual=is_virtual, hidden=hidden, called_out=called_out
+        )
         table = ENTRIES * layout.word
         self._runs: list[tuple[int, int]] = []  # (hpa, frames)
         try:
@@ -189,9 +192,7 @@ class Cache:
 
     def translate(self, pc: int, code: bytes, rip: int) -> Code:
         """A unit.  Cut: more code is needed."""
-        return translate(
-            self.layout, pc, code, rip, is_virtual=self.is_virtual, called_out=self.called_out
-        )
+        return self._translate(pc, code, rip)
 
     def _note(self, code: Code) -> None:
         self.notes += len(code.starts) + len(code.marks)

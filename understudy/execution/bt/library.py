@@ -1,8 +1,9 @@
 """Translations kept on disk: a unit that was made once need not be made again.
 
-A unit's key is all that it was made of: the guest's code, its address, where the window lies, and
-the translator itself.  So another kernel, another guest, another version of this program finds
-only what it would make itself.  The file's own digest tells what is damaged.
+A unit's key is all that it was made of: the guest's code, its address, where the window lies, the
+kind of time, what the guest's processor has not got, and the translator itself.  So another kernel,
+another guest, another version of this program finds only what it would make itself.  The file's own
+digest tells what is damaged.
 
 Source: Adams and Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization",
 for what a translation is; the file's form is ours.
@@ -13,7 +14,7 @@ runs as the guest's kernel, with the guest's rights.
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache as once
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
+from understudy import plain_file
 from understudy.arch import address, cr
 from understudy.execution.bt import flags, layout, sequences, translate
 from understudy.execution.bt.cache import Unit
@@ -57,10 +59,14 @@ def translator() -> bytes:
 class Library:
     """The units for one place of the window."""
 
-    def __init__(self, where: Layout, *, is_virtual: bool, cache: Cache | None = None) -> None:
-        """is_virtual: as `translate` has it; cache: other than the one that guests lie in."""
+    def __init__(
+        self, where: Layout, *, is_virtual: bool, hidden: Collection[int] = (),
+        cache: Cache | None = None,
+    ) -> None:  # fmt: skip
+        """is_virtual, hidden: as `translate` has them; cache: other than that of guests."""
         self._cache = Cache() if cache is None else cache
-        self._key = hashlib.sha256(translator() + repr((where, is_virtual)).encode()).digest()
+        how = repr((where, is_virtual, sorted(hidden)))
+        self._key = hashlib.sha256(translator() + how.encode()).digest()
         self.name = f"translations/{self._key.hex()[:16]}"
         self._mask = where.mask
         self._units: dict[int, list[bytes]] = {}  # by RIP
@@ -76,7 +82,7 @@ class Library:
     def _body(self) -> bytes:
         """What the file says, if it is to be believed."""
         try:
-            raw = (self._cache.root / self.name).read_bytes()
+            raw = plain_file.read(self._cache.root / self.name)
         except OSError:
             return b""
         begin = len(MAGIC) + len(self._key)

@@ -90,8 +90,6 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
         before: Execution | None = None,
     ) -> None:  # fmt: skip
-        if processor is None:
-            raise ValueError("execution 'bt': expected a processor for each vCPU")
         self.begin_translations(host, paging.p2m)
         self._writer = -1  # RIP of one whose write would be refused again
         self._began = 0  # what had retired when the guest went on
@@ -107,6 +105,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self.end_translations()
             raise
 
+    cannot_hide = ()  # what is hidden is not copied
     needs_all_traps = False
 
     def _own_ring0(self) -> None:
@@ -153,7 +152,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
     def _traps_time(self) -> bool:
         """Whether RDTSC would not read what the guest is to see."""
-        is_other = self._read_field(Vmcs.TSC_OFFSET) or self.asked[0]
+        is_other = self._read_field(Vmcs.TSC_OFFSET) or self.shows_own_time()
         return bool(is_other) or "rdtscp" not in self.model.shown
 
     def set_tsc_offset(self, offset: int) -> None:

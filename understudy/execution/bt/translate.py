@@ -52,6 +52,10 @@ IRET: Final = {32: iced.Code.IRETD, 64: iced.Code.IRETQ}
 TIME: Final = {Mnemonic.RDTSC: flags.RDTSC, Mnemonic.RDTSCP: flags.RDTSCP}
 READABLE: Final = {Register.CS: CS, Register.SS: SS}
 """Selectors of which the guest must see its own."""
+HIDDEN: Final = {
+    "rdrand": Mnemonic.RDRAND, "rdseed": Mnemonic.RDSEED, "rdtscp": Mnemonic.RDPID,
+}  # fmt: skip
+"""What VMX keeps from a guest that is not shown the feature, and nothing else does."""
 NEAR: Final = {32: OpKind.NEAR_BRANCH32, 64: OpKind.NEAR_BRANCH64}
 LOOPS: Final = frozenset({
     Mnemonic.LOOP, Mnemonic.LOOPE, Mnemonic.LOOPNE, Mnemonic.JCXZ, Mnemonic.JECXZ, Mnemonic.JRCXZ,
@@ -75,13 +79,19 @@ class Cut(Exception):
     """Not even the first instruction is there to its end."""
 
 
+def hidden_from(shown: Container[str]) -> frozenset[int]:
+    """Mnemonics that a guest has not got which is shown these features."""
+    return frozenset(mnemonic for name, mnemonic in HIDDEN.items() if name not in shown)
+
+
 def translate(
     layout: Layout, pc: int, code: bytes, rip: int, *, is_virtual: bool,
-    called_out: Container[int] = (),
+    hidden: Container[int] = (), called_out: Container[int] = (),
 ) -> Code:  # fmt: skip
     """A unit: as many instructions at `rip` as there are in `code`, to be put at `pc`.
 
     is_virtual: time is, and what is executed beyond the guest's instructions takes none.
+    hidden: mnemonics that are called out, for the guest has not got them.
     called_out: where instructions are that would be copied, and are not to be.
     Cut: more code is needed.
     """
@@ -104,6 +114,8 @@ def translate(
         at += length
         try:
             if (plain := TIME.get(instruction.mnemonic)) is None:
+                if instruction.mnemonic in hidden:
+                    raise Untranslated
                 is_over, is_copy = _one(out, decoder, instruction, raw, called_out)
             elif is_virtual:
                 flags.read_time(out, plain)

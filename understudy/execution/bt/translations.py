@@ -19,7 +19,7 @@ from understudy.execution.bt.cache import CHUNK, Cache, Full, Unit
 from understudy.execution.bt.layout import LARGEST, Layout
 from understudy.execution.bt.library import Library
 from understudy.execution.bt.sources import CodeFrames, Tables
-from understudy.execution.bt.translate import MOST, Cut
+from understudy.execution.bt.translate import MOST, Cut, hidden_from
 from understudy.execution.bt.window import Window, choose, is_free, table_of
 from understudy.execution.deprivileged.descriptors import BIG, FLAT, UNUSABLE, NotHere
 from understudy.execution.deprivileged.instructions import Step
@@ -179,8 +179,9 @@ class Translations(Live):
         self.translated["caches"] += 1
         before = self.cache
         self.cache = Cache(
-            self.host, layout, is_virtual=self.is_virtual, called_out=self.sites.called_out
-        )
+            self.host, layout, is_virtual=self.is_virtual, hidden=hidden_from(self.model.shown),
+            called_out=self.sites.called_out,
+        )  # fmt: skip
         self.code_frames.let_go(self.p2m, before.by_frame)
         before.close()
         self.tables.clear()
@@ -305,7 +306,9 @@ class Translations(Live):
         if layout not in self._libraries:
             if len(self._libraries) >= PLACES_KEPT:
                 return None
-            self._libraries[layout] = Library(layout, is_virtual=self.is_virtual)
+            self._libraries[layout] = Library(
+                layout, is_virtual=self.is_virtual, hidden=hidden_from(self.model.shown)
+            )
         return self._libraries[layout]
 
     def _room(self) -> int:

@@ -21,6 +21,7 @@ from understudy.arch.exit_reason import Reason
 from understudy.arch.msr import Msr
 from understudy.arch.segment import SegmentName
 from understudy.arch.vmcs import Vmcs
+from understudy.arch.vmx_controls import SecondaryControls
 from understudy.execution.deprivileged import segments, system_calls, tables
 from understudy.execution.deprivileged.answer import question
 from understudy.execution.deprivileged.descriptors import NotHere
@@ -40,6 +41,7 @@ IOPL: Final = 3 << 12
 PUSHED: Final = ~int(RFLAGS(RF=1, VM=1))
 POPPED: Final = int(RFLAGS(ID=1, AC=1, NT=1, OF=1, DF=1, IF=1, TF=1, SF=1, ZF=1, AF=1, PF=1, CF=1))
 TS: Final = CR0.TS.mask
+WBINVD_EXITING: Final = SecondaryControls.WBINVD_EXITING.mask
 EFER: Final = Msr.IA32_EFER
 HELD: Final = frozenset(PASSED) - {EFER}
 FIELDS: Final = {
@@ -236,7 +238,7 @@ def _set_pair(guest: Live, value: int) -> None:
 def rdtsc(guest: Live, instruction: iced.Instruction) -> Exit | None:
     """RDTSC, RDTSCP."""
     is_rdtscp = instruction.mnemonic == Mnemonic.RDTSCP
-    if guest.asked[0] or (guest.cpl() and guest.control().cr4 & CR4.TSD.mask):
+    if guest.shows_own_time() or (guest.cpl() and guest.control().cr4 & CR4.TSD.mask):
         raise NotHere
     if is_rdtscp:
         if "rdtscp" not in guest.model.shown:
@@ -310,9 +312,12 @@ def not_there(guest: Live, instruction: iced.Instruction) -> None:
     guest.reflect(Event(Vector.UD, Kind.EXCEPTION))
 
 
-def nothing(guest: Live, instruction: iced.Instruction) -> None:
+def wbinvd(guest: Live, instruction: iced.Instruction) -> Exit | None:
     """WBINVD: there is no cache to see."""
+    if guest.asked[1] & WBINVD_EXITING:
+        return question(Reason.WBINVD, length=instruction.len)
     done(guest, instruction)
+    return None
 
 
 def handed_over(guest: Live, instruction: iced.Instruction) -> None:
@@ -324,14 +329,13 @@ M = Mnemonic
 KERNEL: Final[dict[int, CarryOut]] = {
     M.CLI: cli, M.STI: sti, M.STAC: stac, M.CLAC: stac, M.CLTS: clts, M.INVLPG: invlpg,
     M.LGDT: load_table, M.LIDT: load_table, M.RDMSR: rdmsr, M.WRMSR: wrmsr,
-    M.HLT: _ask(Reason.HLT), M.INVD: _ask(Reason.INVD), M.WBINVD: nothing,
+    M.HLT: _ask(Reason.HLT), M.INVD: _ask(Reason.INVD), M.WBINVD: wbinvd,
     M.XSETBV: xsetbv, M.IN: port, M.OUT: port, M.INSB: port_string,
     M.INSW: port_string, M.INSD: port_string, M.OUTSB: port_string, M.OUTSW: port_string,
     M.OUTSD: port_string, M.SWAPGS: system_calls.swapgs,
     M.SYSEXIT: system_calls.sysexit, M.SYSEXITQ: handed_over,
     M.LMSW: handed_over, M.LLDT: tables.lldt, M.LTR: tables.ltr, M.INVPCID: tables.invpcid,
-    M.XSAVES: handed_over, M.XSAVES64: handed_over, M.XRSTORS: handed_over,
-    M.XRSTORS64: handed_over, M.MONITOR: not_there, M.MWAIT: not_there,
+    M.MONITOR: not_there, M.MWAIT: not_there,
 }  # fmt: skip
 """What only level 0 may execute."""
 OF_VMX: Final = (
@@ -348,9 +352,11 @@ EVERYBODY: Final[dict[int, CarryOut]] = {
     M.SMSW: segments.smsw, M.SLDT: segments.store_selector, M.STR: segments.store_selector,
     M.LAR: tables.ask, M.LSL: tables.ask, M.VERR: tables.ask, M.VERW: tables.ask,
     M.LDS: handed_over, M.LES: handed_over, M.LSS: handed_over, M.LFS: handed_over,
-    M.LGS: handed_over, M.RETF: tables.far_return, **dict.fromkeys(OF_VMX, not_there),
+    M.LGS: handed_over, M.RETF: tables.far_return,
+    **dict.fromkeys((M.XSAVES, M.XSAVES64, M.XRSTORS, M.XRSTORS64), handed_over),
+    **dict.fromkeys(OF_VMX, not_there),
 }  # fmt: skip
-"""What programs may execute as well."""
+"""What programs may execute as well, or find missing (#UD) before it is refused (#GP)."""
 NAMES: Final = {
     value: name for name, value in vars(Mnemonic).items() if isinstance(value, int)
 }  # fmt: skip

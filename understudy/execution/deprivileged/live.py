@@ -20,6 +20,7 @@ from understudy.arch.exception import Vector
 from understudy.arch.msr import EFER, ApicBase, Msr
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Interruptibility, Vmcs
+from understudy.arch.vmx_controls import PrimaryControls
 from understudy.execution.deprivileged import descent
 from understudy.execution.emulate.linear import Linear, Ram
 from understudy.execution.vmx.exits import event_of
@@ -45,6 +46,7 @@ STI_SHADOW: Final = Interruptibility.STI.mask
 SHADOW: Final = int(Interruptibility(STI=1, MOV_SS=1))
 AC: Final = RFLAGS.AC.mask
 LMA: Final = EFER.LMA.mask
+RDTSC_EXITING: Final = PrimaryControls.RDTSC_EXITING.mask
 TRAPS: Final = (Vector.DB, Vector.BP, Vector.OF)
 PDPT_BYTES: Final = 32
 SEGMENT_FIELDS: Final = (
@@ -199,6 +201,10 @@ class Live(GuestState):
     def programs_memory(self) -> Linear:
         """Memory as level 3 reaches it."""
         return self._reach(self.programs, 3)
+
+    def shows_own_time(self) -> bool:
+        """Whether a user has asked that RDTSC come to the hypervisor."""
+        return bool(self.asked[0] & RDTSC_EXITING)
 
     # --- running ---
 

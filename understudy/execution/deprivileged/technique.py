@@ -16,7 +16,7 @@ needs no exit in VMX operation takes a tick of virtual time, as there.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import iced_x86 as iced
@@ -68,8 +68,12 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
     """A vCPU whose guest has no privileges."""
 
     pagings: ClassVar[tuple[str, ...]] = ("eager", "lazy", "vtlb")
+    optional_exits: ClassVar[Mapping[str, str]] = {
+        name: words for name, words in Vmx.optional_exits.items() if name != "pause"
+    }
     hidden_features = ("pmu", "xsaves")
-    needs_all_traps = True
+    cannot_hide: ClassVar[tuple[str, ...]] = ("rdrand", "rdseed")
+    needs_own_processor = needs_all_traps = True
     to_the_end: ClassVar[tuple[str, ...]] = ()
     """What is handed over by these names, and is repeated, is executed to its end, not once."""
 
@@ -78,8 +82,6 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         *, keep_timer: bool = True, exits: tuple[str, ...] = (),
         before: Execution | None = None,
     ) -> None:  # fmt: skip
-        if processor is None:
-            raise ValueError(f"execution {self.name!r}: expected a processor for each vCPU")
         self.begin(host, paging.p2m, is_virtual=keep_timer)
         self.handed_over: Counter[str] = Counter()  # by mnemonic, or by what it was
         self.traps: Counter[str] = Counter()  # by mnemonic
