@@ -95,6 +95,8 @@ CASES = [
     Case("a table's accessed flag likewise, by a direct jump", TWO_LEVEL, "e9 00200000", nmis=(1,)),
     Case("an NMI in the shadow of STI", LONG, "fb 90 90", nmis=(1,)),
     Case("and one in the handler of another", LONG, "90 90 90", nmis=(1, 2, 3)),
+    Case("an NMI behind a program's single step", LONG, IRETQ, "68 02030000 9d 90 90", nmis=(9,)),
+    Case("and in 32 bits", TWO_LEVEL, IRET, "68 02030000 9d 90 90", nmis=(9,)),
     Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip

@@ -186,11 +186,12 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         end = self._count() + budget if budget else 0
         while True:
             left = end - self._count() if end else 0
-            if end and left <= 0:
-                return question(Reason.BUDGET)
+            is_over = end and left <= 0
+            if is_over and (self.view.eptp or not self._read_field(INFO) & VALID):
+                return question(Reason.BUDGET)  # else the event comes first
             if self.view.eptp:
                 return self._by_vmx(left)
-            if (exit := self._stretch(left)) is not None:
+            if (exit := self._deliver_staged() if is_over else self._stretch(left)) is not None:
                 is_end = exit.reason in ENDINGS and self.slips is not None and self.slips.harmful
                 return question(Reason.SENSITIVE) if is_end else exit
 
@@ -200,9 +201,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         if (why := self._obstacle()) is not None:
             return self._hand_over(why)
         if read(INFO) & VALID:
-            if not self.deliver(self._staged()):
-                return self._hand_over("delivery")
-            self._write_field(INFO, 0)
+            return self._deliver_staged()
         if self.slips is not None and self.slips.is_over(self._count()):
             return question(Reason.SENSITIVE)
         is_watched = self.primary & MTF
@@ -222,6 +221,13 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         if is_watched and found is None and self._count() != before:
             return question(Reason.MONITOR_TRAP_FLAG)
         return found
+
+    def _deliver_staged(self) -> Exit | None:
+        """Have the guest go on in the handler of what goes in.  None: nothing else has happened."""
+        if self._obstacle() is not None or not self.deliver(self._staged()):
+            return self._hand_over("delivery")
+        self._write_field(INFO, 0)
+        return None
 
     def _window(self) -> Reason | None:
         """What the hypervisor waits for, as soon as the guest is in no interrupt shadow."""
@@ -325,13 +331,11 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
             return None
         return self._carry_out(name, instruction, carry_out)
 
-    def _carry_out(
-        self, name: str, instruction: iced.Instruction, carry_out: CarryOut
-    ) -> Exit | None:
+    def _carry_out(self, name: str, instruction: iced.Instruction, act: CarryOut) -> Exit | None:
         """A sensitive instruction, on the guest's virtual registers."""
         self.traps[name] += 1
         try:
-            return carry_out(self, instruction)
+            return act(self, instruction)
         except (GuestFault, NotHere):
             return self._hand_over(name)
 
@@ -359,7 +363,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         self._write_field(TIMER, self._left())
 
     def _hand_over(self, name: str) -> Exit | None:
-        """Have one instruction executed, or one event delivered.  None: it is, and nothing else."""
+        """Have an instruction executed, or an event delivered.  None: it is, and nothing else."""
         self.handed_over[name] += 1
         whole, is_watched = name in self.to_the_end, bool(self.primary & MTF)
         self._to_vmx()
