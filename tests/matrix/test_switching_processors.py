@@ -18,7 +18,7 @@ SWITCH = "/sys/devices/system/cpu/cpu1/online"
 COMMANDS = (
     "nproc; (for i in 1 2 3 4 5 6 7 8; do echo $i | md5sum; done) & (ls /bin | md5sum) & wait",
     f"echo 0 > {SWITCH}; nproc; echo 1 > {SWITCH}; nproc",
-    "for n in 0 1; do (echo $n | sha1sum; while read one; do :; done < /proc/interrupts) & done; wait",
+    "for n in 0 1; do (echo $n | sha1sum; wc -l < /proc/interrupts) & done; wait",
 )  # fmt: skip
 BAD = ("warp", "BUG", "WARN", "stall", "unchecked")
 
