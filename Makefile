@@ -27,11 +27,11 @@ GUEST ?= cloud-amd64
 
 say = @if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' $(1); else printf '==> %s\n' $(1); fi
 
-.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-windows fuzz-lending bench bench-guest boots techniques reference lab demo format clean tools
+.PHONY: help setup build check check-fast test test-all test-rust fuzz fuzz-engine fuzz-devices fuzz-emulate fuzz-fragments fuzz-walls fuzz-windows fuzz-lending bench bench-guest boots techniques reference lab demo format clean tools
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
-		awk -F'\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+		awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 # --- Setting up -----------------------------------------------------------------------------
 
@@ -122,7 +122,9 @@ test-all: setup check test-rust ## Everything, the slow ones too
 	@$(BIN)/python -m pytest
 
 SEED ?= 1
-fuzz: ## Compare random instructions with this computer's own processor (SEED=n for others)
+fuzz: fuzz-engine fuzz-emulate fuzz-fragments ## The next three: random instructions, and 200,000 random kernel fragments (hours)
+
+fuzz-engine: ## Random instructions, compared with this computer's own processor (SEED=n for others)
 	@cd silicon && cargo build --release --example fuzz
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine reference
 	@cd silicon && cargo run -q --release --example fuzz -- --count 10000000 --seed $(SEED) --engine dbt

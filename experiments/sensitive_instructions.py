@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 DATA, IDT, IDT_LIMIT = 0x12_0000, 0x11_0000, 0xFFF
 STORED = 16
+LDTR = {"ldtr": 0x28, "ldtr_limit": 7, "ldtr_attr": 0x82}
 CPU = "understudy,-pmu,-xsaves"
 ISAS = ("IA-32", "virtualizable")
 END = "e6 f4"  # out 0F4h,al
 TO_RDI = "48 89 07"  # mov [rdi],rax
 
 SENSITIVE = {
-    "sgdt": "0f 01 07", "sidt": "0f 01 0f", "str": "0f 00 0f",
+    "sgdt": "0f 01 07", "sidt": "0f 01 0f", "sldt": "0f 00 07", "str": "0f 00 0f",
     "smsw": f"0f 01 e0 {TO_RDI}", "pushf": f"9c 58 {TO_RDI}",
     "popf": f"68 02 30 00 00 9d 9c 58 {TO_RDI}", "lar": f"b9 10 00 00 00 0f 02 c1 {TO_RDI}",
     "lsl": f"b9 10 00 00 00 0f 03 c1 {TO_RDI}", "verr": "b9 18 00 00 00 0f 00 e1 0f 94 07",
@@ -68,7 +69,7 @@ def stored(vm: VM, name: str) -> bytes:
     is_32 = name in SENSITIVE_32
     vm.memory.write(CODE, bytes.fromhex(f"{CODES[name]} {END}"))
     write_gdt(vm.memory, CODE_32 if is_32 else CODE_64)
-    registers = {"rdi": DATA, "idtr_base": IDT, "idtr_limit": IDT_LIMIT}
+    registers = {"rdi": DATA, "idtr_base": IDT, "idtr_limit": IDT_LIMIT} | LDTR
     if is_32:
         entry = protected_mode("bare", CODE, **registers)
     else:

@@ -73,7 +73,7 @@ EXACT = {
     "address_spaces": ("hidden_faults", "cr3_exits", "exits", "used_again"),
     "paravirtual_features": ("exits",),
     "paravirtual_costs": ("exits",),
-    "nanobenchmarks": ("exits", "beyond"),
+    "nanobenchmarks": ("exits", "beyond", "instructions"),
     "fork_prices": ("true", "trace", "hidden", "other"),
     "time_stamps": ("comes", "executes", "beyond"),
 }

@@ -133,7 +133,7 @@ def test_what_once_differed(case: Case, shadow: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.timeout(0)
 def test_random_fragments(mode: str) -> None:
-    count = FRAGMENTS // len(MODES)
+    count = -(-FRAGMENTS // len(MODES))
     told = fuzz(mode, range(FIRST, FIRST + count), SEED)
     print(f"{mode}: {told}")
     assert told["compared"] > count * 0.8

@@ -1,5 +1,8 @@
 """Each sensitive instruction of IA-32 that no level forbids: silent as it is, trapped by option.
 
+Those of the published list that lead through a descriptor trap as it is, for the hypervisor's GDT
+is empty and no gate of its IDT leads to the guest.
+
 What: one of them in a kernel at CPL 1, on IA-32 as it is, on a processor whose sensitive
 instructions all trap, and in VMX operation, which shows what it is to do.  Source: Robin and
 Irvine, "Analysis of the Intel Pentium's Ability to Support a Secure Virtual Machine Monitor".
@@ -21,6 +24,11 @@ from understudy.vm import VM
 
 OUT = "e6 f4 | out 0xf4, al"
 STORED = 16
+LDTR = {"ldtr": 0x28, "ldtr_limit": 7, "ldtr_attr": 0x82}
+TARGET = p.CODE + 0x100
+TARGET_BYTES = TARGET.to_bytes(4, "little").hex(" ")
+ARRIVED = "c7 07 2a 00 00 00 | mov dword [rdi], 42"
+VECTOR = 0x20
 
 
 class Row(NamedTuple):
@@ -34,6 +42,7 @@ class Row(NamedTuple):
 ROWS = [
     Row("SGDT", "0f 01 07 | sgdt [rdi]", "stored the hypervisor's GDTR"),
     Row("SIDT", "0f 01 0f | sidt [rdi]", "stored the hypervisor's IDTR"),
+    Row("SLDT", "0f 00 07 | sldt [rdi]", "stored 0x0, not 0x28"),
     Row("STR", "0f 00 0f | str [rdi]", "stored 0x8, not 0x20"),
     Row(
         "SMSW",
@@ -65,12 +74,27 @@ ROWS_32 = [
     Row("PUSH Sreg", "16 | push ss\n8f 07 | pop dword [edi]", "read SS=0x19, not 0x18"),
 ]
 
+DESCRIPTORS_32 = [
+    ("POP Sreg", "6a 18 | push 18h\n07 | pop es\n26 c7 07 2a 00 00 00 | mov dword [es:edi], 42"),
+    ("MOV Sreg", "b8 18 00 00 00 | mov eax, 18h\n8e d0 | mov ss, ax\n68 2a 00 00 00 | push 42\n"
+            "8f 07 | pop dword [edi]"),
+    ("CALL", f"9a {TARGET_BYTES} 10 00 | call 10h:target"),
+    ("JMP", f"ea {TARGET_BYTES} 10 00 | jmp 10h:target"),
+    ("RETF", f"6a 10 | push 10h\n68 {TARGET_BYTES} | push target\ncb | retf"),
+    ("IRETD", f"6a 02 | push 2\n6a 10 | push 10h\n68 {TARGET_BYTES} | push target\ncf | iretd"),
+    ("LES", "89 3f | mov [edi], edi\nc7 47 04 18 00 00 00 | mov dword [edi + 4], 18h\n"
+            "c4 07 | les eax, [edi]\n26 c7 00 2a 00 00 00 | mov dword [es:eax], 42"),
+]  # fmt: skip
+"""What goes through a descriptor, by its name among the traps: each leaves 42."""
+
 
 def run(vm: VM, program: str, bits: int) -> bytes:
     """What was stored."""
     code = f"{program}\n{OUT}"
+    idt = p.handle(vm, VECTOR, f"{ARRIVED}\n48 cf | iretq")
+    vm.memory.write(TARGET, p.assemble(f"{ARRIVED}\n{OUT}"))
     if bits == 64:
-        p.start(vm, code, rdi=p.DATA, idtr_base=p.IDT, idtr_limit=0xFFF)
+        p.start(vm, code, rdi=p.DATA, **idt, **LDTR)
     else:
         vm.memory.write(p.CODE, p.assemble(code))
         write_gdt(vm.memory, CODE_32)
@@ -105,6 +129,48 @@ def test_it_is_silent_as_it_is_and_traps_by_option(row: Row, bits: int, engine: 
         assert isinstance(guest, Deprivileged)
         assert guest.traps[row.name] == 1
         assert guest.slips is None
+
+
+def arrived(vm: VM) -> bool:
+    return vm.memory.read(p.DATA, 1) == b"\x2a"
+
+
+@pytest.mark.parametrize("engine", ["dbt", "reference"])
+@pytest.mark.parametrize(("name", "program"), DESCRIPTORS_32, ids=[n for n, _ in DESCRIPTORS_32])
+def test_what_needs_a_descriptor_traps_on_both(name: str, program: str, engine: str) -> None:
+    made = {"engine": engine, "paging": "lazy", "cpu": "understudy,-pmu,-xsaves"}
+    with VM("16M", **made) as vm:
+        expected = run(vm, program, 32)
+        assert arrived(vm)
+    for virtualizable in (False, True):
+        with VM("16M", execution="deprivileged", virtualizable_isa=virtualizable, **made) as vm:
+            assert run(vm, program, 32) == expected
+            guest = vm.vcpus[0].guest
+            assert isinstance(guest, Deprivileged)
+            assert guest.traps == {name: 1, "OUT": 1}
+            assert guest.slips is None or not guest.slips.harmful
+
+
+@pytest.mark.parametrize("engine", ["dbt", "reference"])
+@pytest.mark.parametrize("virtualizable", [False, True])
+def test_an_interrupt_by_software_traps_on_both(virtualizable: bool, engine: str) -> None:
+    """INT n needs a gate, and those are the hypervisor's: it is an event, and delivered from there.
+
+    The IRET of its handler is a trap of its own.
+    """
+    made = {"engine": engine, "paging": "lazy", "cpu": "understudy,-pmu,-xsaves"}
+    came = []
+    for times in (1, 4):
+        with VM("16M", execution="deprivileged", virtualizable_isa=virtualizable, **made) as vm:
+            run(vm, "\n".join([f"cd {VECTOR:02x} | int 20h"] * times), 64)
+            guest = vm.vcpus[0].guest
+            assert isinstance(guest, Deprivileged)
+            assert arrived(vm)
+            assert guest.traps == {"IRETQ": times, "OUT": 1}
+            assert guest.slips is None or not guest.slips.harmful
+            looks = guest.slips.harmless if guest.slips is not None else 0  # at IRETQ
+            came.append(guest.crossings - guest.traps.total() - looks)
+    assert came[1] - came[0] == 3
 
 
 @pytest.mark.real_guest

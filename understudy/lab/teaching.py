@@ -4,13 +4,34 @@ Source: guests/teaching/user/program.c, the shell's command `many`.  Invariant: 
 between the two lines that the guest prints around it, but for its timer, 100 times a second.
 """
 
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, Self
 
+from understudy.console import Console
+from understudy.lab import native
 from understudy.lab.techniques import since
 from understudy.linux import VM
+from understudy.silicon import Processor
+from understudy.verdict import Stop
 
 BUDGET: Final = 2_000_000_000
 PROMPT, BEGIN, END = b"$ ", b"begin\n", b"end\n"
+
+
+class Machine(Protocol):
+    """What runs it: a VM, or a computer without a hypervisor."""
+
+    @property
+    def console(self) -> Console: ...
+    @property
+    def processors(self) -> Sequence[Processor]: ...
+    @property
+    def instructions(self) -> int: ...
+    def counts(self) -> dict[str, Any]: ...
+    def go(self, *, budget: int, until: Callable[[], bool]) -> Stop: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def kernel(execution: str, bits: int = 64) -> str:
@@ -24,6 +45,18 @@ def booted(execution: str, paging: str, bits: int = 64, append: str = "", **opti
         kernel(execution, bits), execution=execution, paging=paging, append=append, memory="32M",
         virtualizable_isa=execution == "deprivileged", **options,
     )  # fmt: skip
+    _to_prompt(vm)
+    return vm
+
+
+def bare(bits: int = 64) -> native.Computer:
+    """The same without a hypervisor."""
+    computer = native.Computer(kernel("native", bits))
+    _to_prompt(computer)
+    return computer
+
+
+def _to_prompt(vm: Machine) -> None:
     try:
         said = bytearray()
         vm.console.on_output.append(said.extend)
@@ -32,10 +65,9 @@ def booted(execution: str, paging: str, bits: int = 64, append: str = "", **opti
     except BaseException:
         vm.close()
         raise
-    return vm
 
 
-def counted(vm: VM, what: str, times: int) -> dict[str, Any]:
+def counted(vm: Machine, what: str, times: int) -> dict[str, Any]:
     """What is counted while the guest does it."""
     said = bytearray()
     vm.console.on_output.append(said.extend)
@@ -60,13 +92,13 @@ def kinds(found: dict[str, Any]) -> dict[str, int]:
     return faults | {"other": came - sum(faults.values())}
 
 
-def between(vm: VM, what: str, few: int, many: int) -> dict[str, int]:
+def between(vm: Machine, what: str, few: int, many: int) -> dict[str, int]:
     """How many more of each kind it takes to do it `many` times, not `few`."""
     less, more = (kinds(counted(vm, what, times)) for times in (few, many))
     return {kind: more[kind] - less[kind] for kind in more}
 
 
-def executed(vm: VM, what: str) -> tuple[float, float]:
+def executed(vm: Machine, what: str) -> tuple[float, float]:
     """The guest's own instructions for one time, and the processor's."""
     found = []
     for times in (100, 200):  # as many digits, so all around it is the same
@@ -77,13 +109,13 @@ def executed(vm: VM, what: str) -> tuple[float, float]:
     return (more - guest) / 100, (more_by_processor - processor) / 100
 
 
-def beyond(vm: VM, what: str) -> float:
+def beyond(vm: Machine, what: str) -> float:
     """Instructions that the processor executes beyond the guest's own, for one time."""
     guest, processor = executed(vm, what)
     return processor - guest
 
 
-def _until(vm: VM, said: bytearray, text: bytes) -> None:
+def _until(vm: Machine, said: bytearray, text: bytes) -> None:
     stop = vm.go(budget=BUDGET, until=lambda: text in said)
     if text not in said:
         raise RuntimeError(f"expected {text!r} of the guest, got {stop.kind} after {bytes(said)!r}")
