@@ -54,7 +54,7 @@ EXACT = {
     "page_table_writes": ("traps", "exits"),
     "io_levels": ("kicks",),
     "kvm_features": ("used",),
-    "page_sharing": ("consumed", "freed", "copies"),
+    "page_sharing": ("consumed", "shared", "freed", "copies_own", "copies_once", "wrong"),
     "cpu_shares": ("too_far",),
     "time_slices": ("switches",),
     "processor_pools": ("own_before", "own_switches_before"),
