@@ -23,7 +23,7 @@ from understudy.lab.verdict import Status, judge
 
 ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
-DISKS = ["io_levels", "kvm_features"]  # a Linux of their own at each point
+DISKS = ["balloon_first", "io_levels", "kvm_features"]  # a Linux of their own at each point
 HOSTS = ["alike_debians", "share_before_swap"]  # several at each point
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS, *HOSTS]]
 
@@ -64,7 +64,8 @@ EXACT = {
     "balloon_or_swap": ("instructions", "exits"),
     "idle_machine": ("too_far",),
     "alike_debians": ("booted", "exits", "ended"),
-    "share_before_swap": ("booted",),
+    "balloon_first": ("right", "off"),
+    "share_before_swap": ("booted", "off", "looked_up"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),

@@ -1,0 +1,39 @@
+"""The memory of a host's VMs by kinds, over time: recorded in a row, drawn as one figure.
+
+    record(row, host.stock)  # again and again; then
+    stacked(axes, row, step_s=0.25)
+
+Source: the kinds of `overcommit.accounts`.
+Invariant: `row["off"]` counts the moments at which the kinds were not all of the VMs' memory.
+"""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from understudy.arch.address import PAGE
+from understudy.lab.figure import KINDS
+from understudy.lab.table import Row
+from understudy.overcommit.accounts import Kind, accounts
+from understudy.overcommit.stock import Stock
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def record(row: dict[str, Any], stock: Stock) -> Counter[Kind]:
+    """One moment more: pages of each kind, of all VMs together."""
+    told, now = accounts(stock), row.setdefault("moments", 0)
+    found: Counter[Kind] = sum((Counter(vm.kinds) for vm in told.vms), Counter())
+    row["off"] = row.get("off", 0) + (found.total() != sum(vm.size for vm in told.vms))
+    row |= {f"{kind}{now}": found[kind] for kind in Kind}
+    row["moments"] = now + 1
+    return found
+
+
+def stacked(axes: "Axes", row: Row, step_s: float) -> None:
+    """MBytes of each kind, one on top of the other."""
+    moments = range(row["moments"])
+    sizes = [[row[f"{kind}{n}"] * PAGE / 1e6 for n in moments] for kind in Kind]
+    axes.stackplot([n * step_s for n in moments], sizes, labels=list(Kind), colors=KINDS, lw=0)
+    axes.set(xlabel="seconds", ylabel="MBytes of the guests")
+    axes.margins(0)
