@@ -42,6 +42,7 @@ class Cost:
     scans: int  # pages that were looked at
     resident: int  # of the host's memory, from outside
     process: int  # beside it: of the process's own, at most, since before the first VM
+    translated: int  # beside both, at most, for all VMs together
     seconds: float
 
     def kinds(self, first: int, end: int) -> Counter[str]:
@@ -67,7 +68,8 @@ class Cost:
         lines.append(f"| the hypervisor's process | {beside:.2f} | {beside:.2f} |")
         return "\n".join(lines) + (
             f"\n\n{self.booted} booted and {self.forked} forked: {self.resident / 1e6:.0f} MBytes "
-            f"of the host's memory and {self.process / 1e6:.0f} of the process, after "
+            f"of the host's memory, {self.process / 1e6:.0f} of the process and "
+            f"{self.translated / 1e6:.0f} translated, after "
             f"{self.seconds:.0f} s; {self.scans} pages scanned; {self.told.why}"
         )
 
@@ -112,7 +114,7 @@ def crowd(
         step("scanned")
         cost = Cost(
             count, forked, accounts(host.stock), sharing.scanned, host.memory.resident_bytes(),
-            limit.most[CODE] + limit.most[OWN], time.monotonic() - began,
+            limit.most[OWN], limit.most[CODE], time.monotonic() - began,
         )  # fmt: skip
         for first in range(0, len(vms), at_once):
             some = vms[first : first + at_once]
