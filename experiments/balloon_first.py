@@ -21,7 +21,7 @@ from understudy.agent.unattended import whole
 from understudy.clock import NS_PER_SECOND
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, absent, every
-from understudy.lab.kinds import record, stacked
+from understudy.lab.kinds import over_time, record
 from understudy.overcommit.accounts import Kind
 from understudy.overcommit.terms import Terms
 
@@ -95,12 +95,7 @@ def check(table: Table) -> list[Bar]:
 
 def draw(table: Table, figure: "Figure") -> None:
     """Kinds over time."""
-    rows = list(table)
-    grid = figure.subplots(1, max(len(rows), 1), sharey=True, squeeze=False)[0]
-    for axes, row in zip(grid, rows, strict=False):
-        stacked(axes, row, 1)
-        axes.set_title(row["means"], fontsize=10)
-    grid[0].legend(loc="lower left", fontsize=8)
+    over_time(figure, [(row["means"], row) for row in table], 1)
 
 
 EXPERIMENT = Experiment(

@@ -24,7 +24,7 @@ from understudy.arch.address import PAGE
 from understudy.clock import NS_PER_SECOND
 from understudy.host import Host
 from understudy.lab import Bar, Experiment, Row, Table, control, every, true
-from understudy.lab.kinds import record, stacked
+from understudy.lab.kinds import over_time, record
 from understudy.overcommit.terms import Terms
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def measure(kernel: str, scan: int, looks_up: str) -> dict[str, Any]:
 
 def name(row: Row) -> str:
     """Which point it is."""
-    looked = "look-up" if row["looks_up"] == "yes" else "no look-up"
-    return f"{row['kernel']}, {row['scan']} pages a second, {looked}"
+    return f"{row['kernel']}, {row['scan']} pages a second, looked up: {row['looks_up']}"
 
 
 def check(table: Table) -> list[Bar]:
@@ -104,15 +103,9 @@ def check(table: Table) -> list[Bar]:
 
 def draw(table: Table, figure: "Figure") -> None:
     """Kinds over time, point by point."""
-    rows = list(table)
-    grid = figure.subplots(1, max(len(rows), 1), sharey=True, squeeze=False)[0]
-    for axes, row in zip(grid, rows, strict=False):
-        stacked(axes, row, 1 / MOMENTS)
-        looked = "look-up" if row["looks_up"] == "yes" else "no look-up"
-        axes.set_title(f"{row['scan']} pages/s,\n{looked}", fontsize=9)
-        axes.set_ylabel("")
-    grid[0].set_ylabel("MBytes of the guests")
-    grid[0].legend(loc="lower left", fontsize=7)
+    looks = {"yes": "look-up", "no": "no look-up"}
+    panels = [(f"{row['scan']} pages/s,\n{looks[row['looks_up']]}", row) for row in table]
+    over_time(figure, panels, 1 / MOMENTS)
 
 
 EXPERIMENT = Experiment(

@@ -1,13 +1,14 @@
 """The memory of a host's VMs by kinds, over time: recorded in a row, drawn as one figure.
 
     record(row, host.stock)  # again and again; then
-    stacked(axes, row, step_s=0.25)
+    over_time(figure, [("title", row)], step_s=0.25)
 
 Source: the kinds of `overcommit.accounts`.
 Invariant: `row["off"]` counts the moments at which the kinds were not all of the VMs' memory.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from understudy.arch.address import PAGE
@@ -17,7 +18,7 @@ from understudy.overcommit.accounts import Kind, accounts
 from understudy.overcommit.stock import Stock
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def record(row: dict[str, Any], stock: Stock) -> Counter[Kind]:
@@ -30,10 +31,17 @@ def record(row: dict[str, Any], stock: Stock) -> Counter[Kind]:
     return found
 
 
-def stacked(axes: "Axes", row: Row, step_s: float) -> None:
-    """MBytes of each kind, one on top of the other."""
-    moments = range(row["moments"])
-    sizes = [[row[f"{kind}{n}"] * PAGE / 1e6 for n in moments] for kind in Kind]
-    axes.stackplot([n * step_s for n in moments], sizes, labels=list(Kind), colors=KINDS, lw=0)
-    axes.set(xlabel="seconds", ylabel="MBytes of the guests")
-    axes.margins(0)
+def over_time(figure: "Figure", panels: Sequence[tuple[str, Row]], step_s: float) -> None:
+    """A panel for each (title, row): MBytes of each kind, one on top of the other."""
+    grid = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
+    for axes, (title, row) in zip(grid, panels, strict=False):
+        seconds = [n * step_s for n in range(row["moments"])]
+        sizes = [[row[f"{kind}{n}"] * PAGE / 1e6 for n in range(row["moments"])] for kind in Kind]
+        axes.stackplot(seconds, sizes, labels=list(Kind), colors=KINDS, lw=0)
+        axes.set_xlabel("seconds")
+        axes.set_title(title, fontsize=9)
+        axes.margins(0)
+    grid[0].set_ylabel("MBytes of the guests")
+    handles, names = grid[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, ncols=len(Kind), loc="outside upper center", fontsize=9)
