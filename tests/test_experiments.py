@@ -25,6 +25,7 @@ ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
 DISKS = ["balloon_first", "io_levels", "kvm_features"]  # a Linux of their own at each point
 HOSTS = ["alike_debians", "share_before_swap"]  # several at each point
+SEVERAL = [pytest.mark.real_guest, pytest.mark.slow, pytest.mark.timeout(1200)]
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS, *HOSTS]]
 
 
@@ -85,7 +86,7 @@ EXACT = {
     params=[
         *BARE,
         *(pytest.param(name, marks=pytest.mark.real_guest) for name in DISKS),
-        *(pytest.param(name, marks=[pytest.mark.real_guest, pytest.mark.slow]) for name in HOSTS),
+        *(pytest.param(name, marks=SEVERAL) for name in HOSTS),
     ],
 )
 def measured(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Loaded, Table]:
