@@ -15,10 +15,10 @@ machine are 20 MB, as the paper's figure has them; those of the busy one are all
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from understudy.lab import Bar, Experiment, Row, Table, control, every, true
+from understudy.lab.fixed_point import fixed_point
 from understudy.overcommit.plan import IdleTax, Need
 
 if TYPE_CHECKING:
@@ -31,28 +31,18 @@ HOSTS = {"paper": (360 * MB, 256 * MB), "no maximum": (360 * MB, 360 * MB)}
 """Pages of the host, and the maximum of each machine."""
 
 
-def fixed_point(pages: int, most: int, tau: str, shares: int) -> Fraction:
-    """What the idle machine gets, solved: both pay the same price, or a maximum is reached."""
-    k = 1 / (1 - Fraction(tau))
-    # shares / (ACTIVE + k (P - ACTIVE)) = 1 / (pages - P), if it has idle pages at all
-    idle = (shares * pages - ACTIVE + k * ACTIVE) / (k + shares)
-    if idle < ACTIVE:
-        idle = Fraction(shares * pages, 1 + shares)
-    return min(max(idle, Fraction(pages - most)), Fraction(most))
-
-
 def measure(host: str, tau: str, shares: int) -> dict[str, Any]:
     """The pages of the idle machine: given at once, taken one by one, and as the formula says."""
     pages, most = HOSTS[host]
     plan = IdleTax(float(tau))
-    needs = [Need("idle", 0, most, shares, ACTIVE), Need("busy", 0, most, 1, pages)]
+    needs = Need("idle", 0, most, shares, ACTIVE), Need("busy", 0, most, 1, pages)
     got = plan.divide(needs, pages)
     has = {need.name: need.maximum for need in needs}
     while sum(has.values()) > pages:
         victim = plan.victim(needs, has)
         assert victim is not None
         has[victim.name] -= 1
-    expected = fixed_point(pages, most, tau, shares)
+    expected = fixed_point(*needs, pages, tau)
     return {
         "idle": got["idle"], "busy": got["busy"], "by_steps": has["idle"],
         "expected": round(expected), "too_far": int(abs(got["idle"] - expected) > FAR),

@@ -23,8 +23,9 @@ from understudy.lab.verdict import Status, judge
 
 ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
-DISKS = ["io_levels", "kvm_features"]  # a Linux of their own at each point
+DISKS = ["balloon_first", "io_levels", "kvm_features"]  # a Linux of their own at each point
 HOSTS = ["alike_debians", "share_before_swap"]  # several at each point
+SEVERAL = [pytest.mark.real_guest, pytest.mark.slow, pytest.mark.timeout(1200)]
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS, *HOSTS]]
 
 
@@ -54,7 +55,7 @@ EXACT = {
     "page_table_writes": ("traps", "exits"),
     "io_levels": ("kicks",),
     "kvm_features": ("used",),
-    "page_sharing": ("consumed", "freed", "copies"),
+    "page_sharing": ("consumed", "shared", "freed", "copies_own", "copies_once", "wrong"),
     "cpu_shares": ("too_far",),
     "time_slices": ("switches",),
     "processor_pools": ("own_before", "own_switches_before"),
@@ -64,7 +65,8 @@ EXACT = {
     "balloon_or_swap": ("instructions", "exits"),
     "idle_machine": ("too_far",),
     "alike_debians": ("booted", "exits", "ended"),
-    "share_before_swap": ("booted",),
+    "balloon_first": ("right", "off"),
+    "share_before_swap": ("booted", "off", "looked_up"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
@@ -84,7 +86,7 @@ EXACT = {
     params=[
         *BARE,
         *(pytest.param(name, marks=pytest.mark.real_guest) for name in DISKS),
-        *(pytest.param(name, marks=[pytest.mark.real_guest, pytest.mark.slow]) for name in HOSTS),
+        *(pytest.param(name, marks=SEVERAL) for name in HOSTS),
     ],
 )
 def measured(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Loaded, Table]:

@@ -9,9 +9,10 @@ are alike: the length of what is repeated is odd) in memory, in all more than th
 and computes their checksums again and again, while the host shares, balloons and swaps; in the
 middle the paging technique may become another one.
 Source: none.
-Invariants: every checksum is the one that is computed here; no VM ends; the host never has more
-than its RAM, measured from outside; all counts add up to the frames there are; pages are swapped
-out and come back while checksums are computed.  It ends with status 1 if one of these is not so.
+Invariants: every checksum is the one that is computed here; no VM ends; the process never has more
+than the frames that are taken and what it may have beside, measured from outside; all counts add up
+to the frames there are; pages are swapped out and come back while checksums are computed.  It ends
+with status 1 if one of these is not so.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.walls.asking import SECOND, ask, ask_all, run_until, until_booted
+from tests.walls.outside import CODE, HOST, OWN, Limit
 from understudy.host import Host
 from understudy.linux import VM
 from understudy.overcommit.accounts import Kind, accounts
@@ -43,7 +45,7 @@ class Report:
 
     rounds: Counter[VM] = field(default_factory=Counter)  # of each, through its files
     longest: int = 0  # ns of host time, of a round
-    resident: int = 0  # bytes of the host's memory, at most
+    outside: Counter[str] = field(default_factory=Counter)  # bytes, at most, by kind
     written: int = 0  # pages, ever, as the next ones
     read: int = 0
     copied: int = 0
@@ -58,14 +60,15 @@ class Report:
         cells = (
             f"{sum(rounds)}", f"{min(rounds, default=0)}", f"{self.longest / SECOND:.1f}",
             f"{self.written}", f"{self.read}", f"{self.out}", f"{self.shared}", f"{self.copied}",
-            f"{self.ballooned}", f"{self.resident / 1e6:.0f}",
+            f"{self.ballooned}", *(f"{self.outside[kind] / 1e6:.0f}" for kind in (HOST, CODE, OWN)),
         )  # fmt: skip
         return f"| {' | '.join(cells)} |"
 
 
 COLUMNS: Final = (
     "| rounds | of the slowest VM | longest, s | swapped out, ever | in, ever | out, at most | "
-    "saved by sharing, at most | copied | ballooned, at most | resident, MBytes |"
+    "saved by sharing, at most | copied | ballooned, at most | resident, MBytes | translated | "
+    "beside |"
 )
 
 
@@ -78,6 +81,7 @@ class MoreMemory:
     ) -> None:  # fmt: skip
         """Boot so many, with so many files each.  `copies`: only the first one is booted."""
         self.host, self.files, self.times, self.report = host, files, times, Report()
+        self.limit = Limit(host)
         self.vms = [
             host.linux("cloud-amd64", memory=memory, name=f"vm{number}", **options)
             for number in range(1 if copies else count)
@@ -158,10 +162,9 @@ class MoreMemory:
         assert told.own + told.free + sum(vm.consumed for vm in told.vms) == told.total
         own = sum(vm.memory.spare.count + vm.pages.reserve.count for vm in self.vms)
         assert own <= told.own <= own + 64, (told.own, own)
-        resident = self.host.memory.resident_bytes()
-        assert resident <= self.host.memory.size
+        self.limit.look()
         report, swap = self.report, stock.swap
-        report.resident = max(report.resident, resident)
+        report.outside = self.limit.most
         report.written, report.read, report.copied = swap.written, swap.read, self.host.copied
         report.out = max(report.out, swap.swapped)
         report.shared = max(report.shared, sum(vm.saved for vm in told.vms))
