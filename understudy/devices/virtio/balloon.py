@@ -105,7 +105,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
     """The balloon of one VM."""
 
     battery = ("target", "inflated", "deflated", "reported")
-    uses_buffers = False
+    expected = 0
     state: BalloonState
 
     def __init__(self, wires: Wires, *, oom: bool = True, reporting: bool = True) -> None:
