@@ -14,18 +14,22 @@ who could reach it for the guest have heard of that, shadows of the tables in it
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from understudy.arch.address import PAGE_SHIFT
 from understudy.machine.frame_table import MOST
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
-from understudy.machine.p2m import GuestMemoryError, P2m
+from understudy.machine.p2m import GuestMemoryError, P2m, joined
 from understudy.machine.words import FRAMES, PRESENT, Flag
 from understudy.state import U62, plain, restore
 
 Runs = Iterable[tuple[int, int]]
 """(gfn, frames)."""
+Pieces = list[tuple[int, int, int]]
+"""(gfn, word, frames)."""
+OUTSIDE: Final = PRESENT | Flag.FREE | Flag.SWAPPED | Flag.SAMPLED  # of the balloon
+MOST_RUNS: Final = 1024  # of one report: no driver has so many, nor any with pages of its balloon
 
 
 @dataclass
@@ -63,28 +67,30 @@ class Ballooned:
         return self._take(runs, Flag.BALLOONED)
 
     def report(self, runs: Runs) -> int:
-        """Nothing is in these frames that the guest wants; how many the host has got back now."""
-        return self._take(runs, Flag.FREE)
+        """Nothing is in these frames that the guest wants; how many the host has got back now.
+
+        Of more runs than `MOST_RUNS`, with no frame in the balloon between, the first.
+        """
+        found = self._pieces(runs, OUTSIDE)
+        return self._take(_runs_of(found)[:MOST_RUNS], Flag.FREE)
 
     def deflate(self, runs: Runs) -> int:
         """The guest uses these frames again, when it likes; how many were in the balloon."""
-        return self._rename(runs, Flag.BALLOONED, Flag.FREE)
+        found = self._pieces(runs, Flag.BALLOONED)
+        self._name(found, Flag.FREE)
+        return sum(frames for *_, frames in found)
 
     def _take(self, runs: Runs, flag: int) -> int:
         runs = list(runs)
-        if flag == Flag.BALLOONED:
-            self._rename(runs, Flag.FREE | Flag.SWAPPED, flag)
-        else:
-            self._rename(runs, Flag.SWAPPED, flag)
         for gfn, _, frames in self._pieces(runs, Flag.SAMPLED):
             for frame in range(gfn, gfn + frames):
                 self._p2m.touch(frame)
         gone: list[tuple[int, int]] = []
         with self._p2m.batch():
             for run in runs:  # one after the other, for a guest may name a frame twice
-                for gfn, word, frames in self._pieces([run], PRESENT):
-                    self._p2m.take(gfn, frames, flag)
-                    gone.append((word >> PAGE_SHIFT, frames))
+                found = self._pieces([run], OUTSIDE)
+                self._name(found, flag)
+                gone += [(word >> PAGE_SHIFT, n) for _, word, n in found if word & PRESENT]
         if gone:
             self._memory.host.frames.free_all(gone)
         count = sum(frames for _, frames in gone)
@@ -93,7 +99,7 @@ class Ballooned:
 
     def give_untouched(self) -> int:
         """The frames in which nobody has ever written anything are free; how many went."""
-        return self.report(list(self._holes()))
+        return self._take(list(self._holes()), Flag.FREE)
 
     def _holes(self) -> Iterator[tuple[int, int]]:
         fd = self._memory.host.memory.fd
@@ -110,14 +116,12 @@ class Ballooned:
                     break
                 at = os.lseek(fd, data << PAGE_SHIFT, os.SEEK_HOLE) >> PAGE_SHIFT
 
-    def _rename(self, runs: Runs, old: int, new: int) -> int:
-        count = 0
-        for gfn, _, frames in self._pieces(runs, old):
-            self._p2m.take(gfn, frames, new)
-            count += frames
-        return count
+    def _name(self, pieces: Pieces, flag: int) -> None:
+        """Nothing but this flag is there any more; pieces beside each other go at once."""
+        for gfn, frames in _runs_of(pieces):
+            self._p2m.take(gfn, frames, flag)
 
-    def _pieces(self, runs: Runs, flag: int) -> list[tuple[int, int, int]]:
+    def _pieces(self, runs: Runs, flag: int) -> Pieces:
         return [
             piece
             for gfn, count in runs
@@ -208,3 +212,8 @@ class Ballooned:
                 raise ValueError("snapshot: frames are in the balloon that are no RAM")
             self._take(runs, flag)
         self.given, self.fetched, self.broken = state.given, state.fetched, state.broken
+
+
+def _runs_of(pieces: Pieces) -> list[tuple[int, int]]:
+    """The same frames, whatever they are, as runs."""
+    return joined([(gfn, frames) for gfn, _, frames in pieces])

@@ -142,6 +142,14 @@ class GuestMemory(PhysicalMemory):
         if self.p2m.protected or self.p2m.absent:
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
+    def make_room(self, length: int) -> None:
+        """So many bytes are about to be accessed, and no exit of this guest is being answered.
+
+        What it has itself may go for that.
+        """
+        if self.is_lazy:
+            self.host.expect((length >> PAGE_SHIFT) + 2)
+
     def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
         """The same of the first `most` bytes of runs (gpa, bytes) to be written, or else read."""
         flags = ABSENT | PROTECTED if write else ABSENT
@@ -165,7 +173,7 @@ class GuestMemory(PhysicalMemory):
         """(gpa, bytes) one after the other, for each of which there are frames at that time."""
         for at in range(gpa, gpa + length, STRIDE):
             part = min(STRIDE, gpa + length - at)
-            self.host.expect((part >> PAGE_SHIFT) + 2)
+            self.make_room(part)
             yield at, part
 
     def _write(self, gpa: int, view: bytes | memoryview) -> None:

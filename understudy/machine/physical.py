@@ -22,6 +22,10 @@ class PhysicalMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
     def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None: ...
 
+    def make_room(self, length: int) -> None:
+        """So many bytes are about to be accessed; see `GuestMemory.make_room`."""
+        return
+
     def expect(self, runs: Sequence[tuple[int, int]], most: int, /, *, write: bool) -> None:
         """These runs are going to be read, or written; see `GuestMemory.expect`."""
         return

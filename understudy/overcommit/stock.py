@@ -255,7 +255,7 @@ class Stock:
                 holding.ways.post(self.relieve)
             if count > self._frames.free_count:
                 self._reclaim(CLUSTER, p2m)
-        if self._trouble and count > self._frames.free_count:
+        if p2m is not None and self._trouble and count > self._frames.free_count:
             raise OutOfFrames(f"no frame is free, and none can be made free{self._trouble}")
 
     def relieve(self) -> None:

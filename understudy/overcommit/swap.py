@@ -69,7 +69,7 @@ class Swap:
         self._victims = victims_of(policy)
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
         self._end = 0  # of the file, in slots
-        self._free: list[int] = []  # slots before that
+        self._free: set[int] = set()  # slots before that, never the last one
         self._more: Counter[int] = Counter()  # slot -> how many have it beside the first one
         self._slots: dict[P2m, dict[int, int]] = {}  # gfn -> slot
         self._pinned: dict[P2m, dict[int, int]] = {}  # gfn -> how often
@@ -241,13 +241,13 @@ class Swap:
                         f"the swap file is full: guest frame {gfn:#x} stays in memory; give it "
                         "more bytes"
                     )
-                self._free.append(self._end)
+                self._free.add(self._end)
                 self._end += 1
             slot = self._free.pop()
             try:
                 self._put(slot, contents)
             except OSError as problem:
-                self._free.append(slot)
+                self._give_back(slot)
                 raise SwapError(
                     f"the swap file cannot be written ({problem.strerror}): guest frame {gfn:#x} "
                     "stays in memory"
@@ -298,7 +298,18 @@ class Swap:
             if not self._more[slot]:
                 del self._more[slot]
         else:
-            self._free.append(slot)
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        """Nothing is there any more; an end of the file in which nothing is goes."""
+        self._free.add(slot)
+        if slot < self._end - 1 or self._file.closed:
+            return
+        while self._end - 1 in self._free:
+            self._end -= 1
+            self._free.remove(self._end)
+        if os.fstat(self._file.fileno()).st_size > self._end * PAGE:
+            os.ftruncate(self._file.fileno(), self._end * PAGE)
 
     def _put(self, slot: int, contents: bytes) -> None:
         done = 0

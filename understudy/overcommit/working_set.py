@@ -22,6 +22,7 @@ same estimates each time.
 
 import random
 from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -34,6 +35,7 @@ from understudy.machine.words import PRESENT, PROTECTED, Flag
 
 SAMPLES: Final = 100
 MILLION: Final = 1_000_000
+PERIODS_KEPT: Final = 128  # for whoever looks; the averages need none of them
 SLOW, FAST = 8, 2
 """A moving average goes by 1/SLOW or 1/FAST of the way to what a period has found."""
 
@@ -67,7 +69,7 @@ class WorkingSet:
         self._away: dict[int, int] = {}  # gfn: pfn of the frame that is kept for it
         self._chosen = self._touched = self._pages = 0
         self.slow = self.fast = 0  # millionths
-        self.periods: list[Period] = []
+        self.periods: deque[Period] = deque(maxlen=PERIODS_KEPT)  # the last ones
         self.faults = 0
         self._alarm: Alarm | None = None
         self._p2m.owners[Flag.SAMPLED] = self

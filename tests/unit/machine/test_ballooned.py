@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.arch.address import PAGE
+from understudy.machine import ballooned
 from understudy.machine.ballooned import Ballooned
 from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.host import Host
@@ -55,6 +56,19 @@ def test_a_free_page_that_goes_into_the_balloon_is_in_it() -> None:
     _, _, pages = made()
     pages.report([(8, 3)])
     assert pages.inflate([(8, 2)]) == 0 and (pages.ballooned, pages.free) == (2, 1)
+
+
+def test_of_a_report_with_pages_of_the_balloon_in_it_the_first_runs_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ballooned, "MOST_RUNS", 3)
+    _, memory, pages = made()
+    pages.inflate([(gfn, 1) for gfn in range(10, 30, 4)])
+    assert pages.report([(0, FRAMES)]) == 10 + 3 + 3
+    assert (pages.free, pages.ballooned) == (16, 5)
+    pages.deflate([(0, FRAMES)])
+    memory.read(14 * PAGE, 1)  # one that came back does not keep the others apart
+    assert pages.report([(0, FRAMES)]) == FRAMES - 16 - 4
 
 
 def test_what_is_no_memory_is_no_matter() -> None:

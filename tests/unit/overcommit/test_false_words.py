@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from understudy.arch.address import PAGE
-from understudy.devices.virtio.balloon import MOST_REPORTED, REPORTING, TAGS, Balloon
+from understudy.devices.virtio.balloon import MOST_REPORTED, ONE_PAGE, REPORTING, TAGS, Balloon
 from understudy.devices.virtio.queue import Chain
 from understudy.host import Host
 from understudy.machine.host import Host as Computer
@@ -33,7 +33,7 @@ def test_what_is_reported_twice_counts_once_and_there_is_an_end() -> None:
         whole = Chain(0, (), ((0, 64 * MEGA),) * 8)
         balloon.moved = 0
         balloon.serve(REPORTING, whole)
-        assert balloon.state.reported == balloon.moved // PAGE == 64 * MEGA // PAGE
+        assert balloon.state.reported == balloon.moved // ONE_PAGE == 64 * MEGA // PAGE
         endless = Chain(0, (), tuple((n << 31, 1 << 31) for n in range(8)))
         balloon.serve(REPORTING, endless)
         assert balloon.state.reported == 64 * MEGA // PAGE + MOST_REPORTED

@@ -13,7 +13,7 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError
 from understudy.machine.words import Flag
-from understudy.overcommit.working_set import WorkingSet
+from understudy.overcommit.working_set import PERIODS_KEPT, WorkingSet
 
 FRAMES = 1000
 
@@ -56,6 +56,20 @@ def test_two_runs_are_one_and_seeds_differ() -> None:
         return [one.touched for one in sampler.periods]
 
     assert run(1) == run(1) != run(2)
+
+
+def test_so_many_periods_are_kept_and_all_count() -> None:
+    _, memory, sampler = made(samples=4)
+    for _ in range(PERIODS_KEPT):
+        sampler.begin()
+        use(memory, range(FRAMES))
+        sampler.end()
+    for _ in range(10):
+        sampler.begin()
+        last = sampler.end()
+    assert len(sampler.periods) == PERIODS_KEPT and sampler.periods[-1] is last
+    assert [one.touched for one in sampler.periods] == [4] * (PERIODS_KEPT - 10) + [0] * 10
+    assert 0 < sampler.slow < 1_000_000
 
 
 def test_the_three_averages() -> None:

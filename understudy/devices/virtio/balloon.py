@@ -13,8 +13,9 @@ the reporting queue at 4, where the specification has it, or at 3, the next numb
 looks for it: without hinting both are that queue.
 
 A driver is hostile.  Invariants: what it says harms only its own memory; one buffer names at most
-`MOST` pages, what is beyond that stays the guest's; what it says that it has given (`actual`) is
-only a number, what the host has is counted by `pages`.
+`MOST` pages, what is beyond that stays the guest's; each page counts as its work, so no ring keeps
+the hypervisor; what it says that it has given (`actual`) is only a number, what the host has is
+counted by `pages`.
 """
 
 import struct
@@ -48,7 +49,8 @@ TAGS: Final = (
 # --- Ours ---
 
 QUEUE_SIZE: Final = 128
-MOST: Final = 4096  # pages that one buffer names; Linux names 256
+MOST: Final = 1024  # pages that one buffer names, as many as a page of numbers; Linux names 256
+ONE_PAGE: Final = 64 << 10  # its work, in bytes that could be moved: each may lie by itself
 MOST_REPORTED: Final = 32 << 10  # pages that one buffer reports; Linux reports 32 times 4 MBytes
 
 Runs = Iterable[tuple[int, int]]
@@ -105,7 +107,7 @@ class Balloon(VirtioPci, name="virtio_balloon"):
     """The balloon of one VM."""
 
     battery = ("target", "inflated", "deflated", "reported")
-    uses_buffers = False
+    expected = 0
     state: BalloonState
 
     def __init__(self, wires: Wires, *, oom: bool = True, reporting: bool = True) -> None:
@@ -180,12 +182,12 @@ class Balloon(VirtioPci, name="virtio_balloon"):
             runs = _reported(chain.writable)
             frames = sum(count for _, count in runs)
             s.reported = _sum(s.reported, frames)
-            self.moved += PAGE * frames
+            self.moved += ONE_PAGE * frames
             self.pages.report(runs)
             return 0
         gfns = self._named(chain)
         runs = joined([(gfn, 1) for gfn in gfns])
-        self.moved += PAGE * len(gfns)
+        self.moved += ONE_PAGE * len(gfns)
         if number == INFLATE:
             s.inflated = _sum(s.inflated, len(gfns))
             self.pages.inflate(runs)

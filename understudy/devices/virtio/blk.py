@@ -95,6 +95,7 @@ class Blk(Gathering, name="virtio_blk"):
     """
 
     battery = ("free_at",)
+    expected = MOST + SECTOR  # with what goes before the data, and the status
     state: BlkState
     switches: ClassVar[Mapping[str, int]] = {
         **VirtioPci.switches, "mq": MQ, "flush": FLUSH, "discard": DISCARD,

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from understudy.devices.virtio.pci import NotNow, VirtioPci, VirtioState
-from understudy.devices.virtio.queue import Chain, RingError, length
+from understudy.devices.virtio.queue import Chain, RingError, cut, length
 from understudy.devices.wires import Wires
 
 # --- The specification ---
@@ -130,7 +130,7 @@ class VirtioConsole(VirtioPci, name="virtio_console"):
         waiting = self.state.inputs[port]
         if not waiting or not self._is_listened_to(port):
             raise NotNow
-        count = self.dma.scatter(chain.writable, waiting)
+        count = self.dma.scatter(cut(chain.writable, 0, MOST), waiting)
         self.state.inputs[port] = waiting[count:]
         return count
 

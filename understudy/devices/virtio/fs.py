@@ -44,6 +44,7 @@ LONGEST_ANSWER: Final = MOST + fuse.OUT_HEADER.size
 class Fs(VirtioPci, name="virtio_fs"):
     """A folder, which the guest finds by its tag; a device that nobody gave one has nothing."""
 
+    expected = LONGEST_REQUEST
     state: VirtioState
 
     def __init__(

@@ -25,8 +25,9 @@ from typing import Final
 
 from understudy.clock import Alarm
 from understudy.devices.virtio.pci import VirtioPci, VirtioState
-from understudy.devices.virtio.queue import RingError
+from understudy.devices.virtio.queue import Queue, RingError
 from understudy.devices.wires import Wires
+from understudy.machine.frames import OutOfFrames
 from understudy.state import U64
 
 ALONE: Final = 32  # kicks that are answered at once before one waits again to see
@@ -60,31 +61,32 @@ class Gathering(VirtioPci):
                 queue.alone += 1
             self.kick(number)
             return
-        if s.gathering >> number & 1 or not self._let_kick(number, False):
+        if s.gathering >> number & 1:
             return
-        if not s.gathering:
-            self.together.set(self.clock.now() + GATHER_NS)
-        s.gathering |= 1 << number
+        try:
+            ring = self.queue(number)
+            ring.check()
+            ring.let_kick(False)
+        except (RingError, IndexError):
+            self.needs_reset()
+        except OutOfFrames:  # it may be said no more than be done
+            self.kick(number)
+        else:
+            if self.together.when is None:
+                self.together.set(self.clock.now() + GATHER_NS)
+            s.gathering |= 1 << number
 
     def _serve_gathered(self) -> None:
-        gathering, self.state.gathering = self.state.gathering, 0
         self.moved = 0
         for number, queue in enumerate(self.state.queues):
-            if gathering >> number & 1:
-                self._let_kick(number, True)
+            if self.state.gathering >> number & 1:
                 self.kick(number)
                 if self.served < COMPANY:
                     queue.alone = 0
 
-    def _let_kick(self, number: int, wanted: bool) -> bool:
-        """Tell the driver whether to kick; whether that could be."""
-        if not self.is_live:
-            return False
-        try:
-            queue = self.queue(number)
-            queue.check()
-            queue.let_kick(wanted)
-        except (RingError, IndexError):
-            self.needs_reset()
-            return False
-        return True
+    def _drain(self, number: int, queue: Queue) -> int | None:
+        s = self.state
+        if s.gathering >> number & 1 and self.together.when is None:  # the wait is over
+            queue.let_kick(True)
+            s.gathering &= ~(1 << number)
+        return super()._drain(number, queue)

@@ -52,6 +52,7 @@ from understudy.devices.virtio.queue import (
     length,
 )
 from understudy.devices.wires import Wires
+from understudy.machine.frames import OutOfFrames
 
 # --- The specification ---
 
@@ -225,10 +226,11 @@ class Net(VirtioPci, name="virtio_net"):
             self.cable.put_back([frame])
             raise NotNow
         size = HEADER.size + len(frame.data)
-        chains = self._room(chain, size)
-        if chains is None:
+        try:
+            chains = self._room(chain, size)
+        except (NotNow, OutOfFrames):
             self.cable.put_back([frame])
-            raise NotNow
+            raise
         if frame.start or len(chains) > 1:
             header = HEADER.pack(*header_of(frame)[:-1], len(chains))
         else:
@@ -281,8 +283,8 @@ class Net(VirtioPci, name="virtio_net"):
         is_used = pair < s.pairs and s.queues[2 * pair].is_enabled
         return 2 * pair if is_used else RECEIVE
 
-    def _room(self, chain: Chain, wanted: int) -> list[Chain] | None:
-        """Buffers for so many bytes, the given one first; None if there are not enough yet."""
+    def _room(self, chain: Chain, wanted: int) -> list[Chain]:
+        """Buffers for so many bytes, the given one first; NotNow if there are not enough yet."""
         room = length(chain.writable)
         if not self.has(MRG_RXBUF):
             if room < wanted:
@@ -292,17 +294,18 @@ class Net(VirtioPci, name="virtio_net"):
             raise RingError("a buffer too small for the header of a frame")
         chains, ring = [chain], self.ring
         assert ring is not None
-        while room < wanted:
-            more = ring.pop() if len(chains) < ring.state.size else None
-            if more is None:
-                ring.ask_for_kicks()
-                more = ring.pop() if len(chains) < ring.state.size else None
-            if more is None:
-                for one in reversed(chains[1:]):
-                    ring.unpop(one)
-                return None
-            chains.append(more)
-            room += length(more.writable)
+        try:
+            while room < wanted:
+                more = ring.pop_or_ask() if len(chains) < ring.state.size else None
+                if more is None:
+                    raise NotNow
+                chains.append(more)
+                room += length(more.writable)
+                ring.expect(more, wanted)
+        except (NotNow, OutOfFrames):
+            for one in reversed(chains[1:]):
+                ring.unpop(one)
+            raise
         return chains
 
     # --- from the guest ---

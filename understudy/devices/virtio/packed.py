@@ -24,6 +24,7 @@ from understudy.devices.virtio.queue import (
     Queue,
     QueueState,
     RingError,
+    Segment,
     chain_of,
     chain_of_one,
 )
@@ -58,6 +59,9 @@ class PackedQueue(Queue):
 
     def areas(self) -> tuple[int, int, int]:
         return DESCRIPTOR.size * self.state.size, EVENT.size, EVENT.size
+
+    def answers(self) -> Segment:
+        return self.state.descriptors, self.areas()[0]
 
     def pop(self) -> Chain | None:
         s, size = self.state, self.state.size

@@ -35,12 +35,14 @@ from understudy.devices.virtio.packed import PackedQueue
 from understudy.devices.virtio.queue import (
     EVENT_IDX,
     INDIRECT_DESC,
+    MOST_LOOKED_AT,
     NO_VECTOR,
     RING_PACKED,
     Chain,
     Queue,
     QueueState,
     RingError,
+    work,
 )
 from understudy.devices.virtio.split import SplitQueue
 from understudy.devices.wires import Wires
@@ -76,7 +78,7 @@ _PLACES: Final = {(offset, size): (name, 0) for offset, size, name in _LAYOUT} |
 
 QUANTUM: Final = 64 << 20  # ours: bytes that are moved before the guest runs again
 SOON: Final = 1000  # ours: after so many nanoseconds the rest is done
-PATIENCE: Final = 100  # ours: times that a buffer waits for frames of the host
+PATIENCE: Final = 100  # ours: times that a buffer waits for frames before the VM ends
 
 
 @dataclass
@@ -114,7 +116,8 @@ class VirtioPci(Device):
     """A virtio device in a PCI slot.  A subclass says what it is, and serves its queues."""
 
     state: VirtioState
-    uses_buffers: ClassVar[bool] = True  # as memory, and does not speak of it alone
+    expected: ClassVar[int] = 1 << 20
+    """Bytes of a buffer, each way, whose frames are there before a request is carried out."""
     switches: ClassVar[Mapping[str, int]] = {
         "packed": RING_PACKED, "indirect": INDIRECT_DESC, "event-idx": EVENT_IDX,
     }  # fmt: skip
@@ -128,7 +131,7 @@ class VirtioPci(Device):
         self.again = self.alarms["again"] = Alarm(self.clock, self._serve_waiting)
         self.moved = 0  # bytes, since the access began
         self.served = 0  # requests, by the last kick
-        self.starved = 0  # times in a row that a buffer had to wait for frames
+        self.starved, self.wanted, self.trouble = 0, 0, ""  # for frames: how often, bytes, why
         self.dma: PhysicalMemory = wires.dma  # as it is reached while a queue is served
         self.function = VirtioFunction(kind, class_code, len(self.sizes), self, _COMMON.size)
         wires.plug(self.function)
@@ -294,9 +297,14 @@ class VirtioPci(Device):
             queue = self.queue(number)
             queue.check()
             again = self._drain(number, queue)
+            self.starved = 0
         except (RingError, IndexError):
             self.needs_reset()
             return
+        except OutOfFrames as problem:  # what was not done is still in the queue
+            again, self.trouble = SOON, str(problem)
+            self.wanted = max(self.wanted, MOST_LOOKED_AT)
+            self.starved = 1 if self.served else self.starved + 1
         if again is not None:
             self.postpone(number, again)
 
@@ -310,51 +318,42 @@ class VirtioPci(Device):
     def _serve_waiting(self) -> None:
         waiting, self.state.waiting = self.state.waiting, 0
         self.moved = 0
+        if self.wanted:  # no exit is being answered: the guest's own frames may go for it
+            self.function.reach().make_room(self.wanted)
+            self.wanted = 0
         for number in range(len(self.sizes)):
             if waiting >> number & 1:
                 self.kick(number)
+        if self.starved > PATIENCE:
+            raise OutOfFrames(self.trouble)
 
     def _drain(self, number: int, queue: Queue) -> int | None:
         """Carry out what waits, as far as one may at once; in how many ns comes the rest."""
         left, self.dma = queue.state.size, queue.memory
         try:
             while left and self.moved < QUANTUM:
-                chain = queue.pop()
+                chain = queue.pop_or_ask()
                 if chain is None:
-                    queue.ask_for_kicks()
-                    chain = queue.pop()  # one that came before the driver could see that
-                    if chain is None:
-                        return None
+                    return None
+                enough = self.moved + (needed := work(chain, self.expected))
                 try:
-                    if self.uses_buffers and not self._is_ready(queue, chain):
-                        return SOON
+                    queue.expect(chain, self.expected)
                     written = self.serve(number, chain)
-                except (NotNow, Postponed) as excuse:
+                except (NotNow, Postponed, OutOfFrames) as excuse:
                     queue.unpop(chain)
+                    if isinstance(excuse, OutOfFrames):
+                        self.wanted = max(self.wanted, needed)
+                        raise
                     return excuse.ns if isinstance(excuse, Postponed) else None
                 if written is not None:
                     queue.push(chain, written)
+                self.moved = max(self.moved, enough)
                 left -= 1
                 self.served += 1
             return SOON
         finally:
             if queue.publish():
                 self.interrupt(queue.state.vector, 1)
-
-    def _is_ready(self, queue: Queue, chain: Chain) -> bool:
-        """Have the frames of a buffer there before anything is done that could not be undone.
-
-        False: the host frees some before the guest goes on.  OutOfFrames: it could not for long.
-        """
-        try:
-            queue.expect(chain)
-            self.starved = 0
-        except OutOfFrames:
-            queue.unpop(chain)
-            if self.starved == PATIENCE:
-                raise
-            self.starved += 1
-        return not self.starved
 
     # --- interrupts ---
 
@@ -381,6 +380,7 @@ class VirtioPci(Device):
 
     def reset(self) -> None:
         super().reset()
+        self.starved = self.wanted = 0
         self.function.set_intx(False)
 
     def load(self, saved: dict[str, Any]) -> None:

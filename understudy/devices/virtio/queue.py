@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
+from understudy.arch.address import PAGE
 from understudy.machine.physical import BYTES, PhysicalMemory
 from understudy.state import U8, U16, U64
 
@@ -31,9 +32,9 @@ DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, and two that each
 LONGEST_TABLE: Final = 1024  # ours: descriptors in an indirect table
 LONGEST_TABLE_BYTES: Final = LONGEST_TABLE * DESCRIPTOR.size
 LOOK: Final = 32  # ours: entries of the ring that are looked at in one go
+MOST_LOOKED_AT: Final = LOOK * LONGEST_TABLE_BYTES  # in one go, beside the ring
 END: Final = 1 << 64  # of all addresses
 LONGEST_CHAIN: Final = 1 << 32  # bytes of all its buffers, "Descriptor Table": 2^32 at most
-EXPECTED: Final = 1 << 20  # ours: bytes of a buffer whose frames are asked for before it is used
 NO_VECTOR: Final = 0xFFFF
 
 INDIRECT_DESC: Final = 1 << 28  # VIRTIO_F_*, the features that concern queues
@@ -64,6 +65,12 @@ class Chain(NamedTuple):
 def length(segments: Sequence[Segment]) -> int:
     """Bytes of them all."""
     return sum(map(BYTES, segments))
+
+
+def work(chain: Chain, most: int) -> int:
+    """What it may be to have the frames of `most` bytes each way, in bytes that could be moved."""
+    both = chain.readable, chain.writable
+    return sum(max(min(length(runs), most), PAGE * len(runs)) for runs in both) if most else 0
 
 
 def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
@@ -117,6 +124,7 @@ class Queue:
         self._looked_at = 0  # the entry from which on was looked, as they are counted
         self._may_be_more = True  # than the last look has found
         self._tables: dict[Segment, bytes] = {}  # that the last look has read
+        self._is_expected = False  # the ring, to be written
 
     @staticmethod
     def is_size(size: int) -> bool:
@@ -127,6 +135,10 @@ class Queue:
         """Bytes of the descriptor area, the driver area and the device area."""
         raise NotImplementedError
 
+    def answers(self) -> Segment:
+        """Where `publish` writes."""
+        raise NotImplementedError
+
     def pop(self) -> Chain | None:
         """The next buffer that the driver has made available, or None.
 
@@ -134,14 +146,31 @@ class Queue:
         """
         raise NotImplementedError
 
+    def pop_or_ask(self) -> Chain | None:
+        """The same; if there is none, the driver is asked for kicks."""
+        chain = self.pop()
+        if chain is None:
+            self.ask_for_kicks()
+            chain = self.pop()  # one that came before the driver could see that
+        return chain
+
     def unpop(self, chain: Chain) -> None:
         """The buffer that was popped last, and is not pushed yet, is the next one again."""
         raise NotImplementedError
 
-    def expect(self, chain: Chain) -> None:
-        """A buffer is going to be used: see `GuestMemory.expect`."""
-        self.memory.expect(chain.readable, EXPECTED, write=False)
-        self.memory.expect(chain.writable, EXPECTED, write=True)
+    def expect(self, chain: Chain, most: int) -> None:
+        """A buffer is going to be used and given back, `most` bytes of it each way.
+
+        See `GuestMemory.expect`.
+        """
+        memory, s = self.memory, self.state
+        if not self._is_expected:
+            memory.expect(((s.driver, self.areas()[1]),), END, write=False)
+            memory.expect((self.answers(),), END, write=True)
+            self._is_expected = True
+        if most:
+            memory.expect(chain.readable, most, write=False)
+            memory.expect(chain.writable, most, write=True)
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a buffer back, `written` bytes of it filled; the driver is not told yet."""

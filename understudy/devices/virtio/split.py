@@ -20,6 +20,7 @@ from understudy.devices.virtio.queue import (
     Queue,
     QueueState,
     RingError,
+    Segment,
     chain_of,
     chain_of_one,
 )
@@ -54,6 +55,9 @@ class SplitQueue(Queue):
         size = self.state.size
         events = 2 if self.has_events else 0
         return DESCRIPTOR.size * size, RING + 2 * size + events, RING + USED.size * size + events
+
+    def answers(self) -> Segment:
+        return self.state.device, self.areas()[2]
 
     def pop(self) -> Chain | None:
         s = self.state

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.devices.virtio.driver import BUFFERS, VERSION_1, Driver
 from understudy.devices.virtio.balloon import Balloon
+from understudy.devices.virtio.pci import QUANTUM, SOON
 
 STATS, OOM, REPORTING, HINT, TELL = 1 << 1, 1 << 2, 1 << 5, 1 << 3, 1 << 0
 ALL = VERSION_1 | STATS | OOM | REPORTING
@@ -91,7 +92,42 @@ def test_pages_come_as_runs_each_once() -> None:
 def test_a_buffer_names_so_many_pages_at_most() -> None:
     d, _, noted = balloon()
     d.request(0, pfns(*range(5000)), 0)
-    assert noted.log == [("inflate", [(0, 4096)])]
+    assert noted.log == [("inflate", [(0, 1024)])]
+
+
+@pytest.mark.parametrize("queue", [0, 1], ids=["inflate", "deflate"])
+def test_each_page_that_is_named_counts_and_the_rest_comes_a_moment_later(queue: int) -> None:
+    """Pages that lie by themselves: as many in one go as other devices' work is."""
+    d, part, noted = balloon()
+    for n in range(6):
+        d.memory.write(BUFFERS + 0x1000 * n, pfns(*range(2048 * n, 2048 * (n + 1), 2)))
+        d.describe(queue, n, BUFFERS + 0x1000 * n, 0x1000, 0)
+        d.offer(queue, n)
+    d.kick(queue)
+    for n in range(6):
+        assert [head for head, _ in d.finished(queue)] == [n] and len(noted.log) == n + 1
+        assert part.moved >= QUANTUM
+        d.clock.advance(SOON)
+    assert d.finished(queue) == [] and d.clock.next_deadline() is None
+
+
+def test_a_driver_that_names_as_many_as_linux_does_never_waits() -> None:
+    """100 MBytes, 256 pages in a buffer, the next one when that is back."""
+    d, part, noted = balloon()
+    for n in range(100):
+        d.request(0, pfns(*range(512 * n, 512 * (n + 1), 2)), 0)
+    assert (part.counts()["inflated"], len(noted.log), d.clock.now()) == (25_600, 100, 0)
+
+
+def test_each_page_that_is_reported_counts() -> None:
+    d, part, noted = balloon()
+    for n in range(2):
+        d.describe(3, n, 0x400_0000 * n, 0x400_0000, 2)
+        d.offer(3, n)
+    d.kick(3)
+    assert (len(d.finished(3)), noted.log) == (1, [("report", [(0, 0x4000)])])
+    d.clock.advance(SOON)
+    assert len(d.finished(3)) == 1 and part.state.reported == 0x8000
 
 
 @pytest.mark.parametrize("queue", [3, 4], ids=["as Linux counts", "as the specification counts"])
