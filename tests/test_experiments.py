@@ -24,7 +24,7 @@ from understudy.lab.verdict import Status, judge
 ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
 DISKS = ["io_levels", "kvm_features"]  # a Linux of their own at each point
-HOSTS = ["alike_debians", "share_before_swap"]  # several at each point
+HOSTS = ["alike_debians", "missed_pages", "share_before_swap"]  # a host of its own at each point
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS, *HOSTS]]
 
 
@@ -65,6 +65,7 @@ EXACT = {
     "idle_machine": ("too_far",),
     "alike_debians": ("booted", "exits", "ended"),
     "share_before_swap": ("booted",),
+    "missed_pages": ("sum", "told", "seen"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),
