@@ -70,9 +70,8 @@ class AsyncPf(Part):
     state: AsyncPfState
 
     def __init__(self, events: Events, msrs: Msrs, memory: GuestMemory, page: PageWait) -> None:
-        self._events, self._guest, self._memory, self._page = events, msrs.guest, memory, page
-        self._apic, self._look, self._now = msrs.apic, msrs.look, msrs.now
-        self._number = msrs.model.apic_id
+        self._events, self._msrs, self._memory, self._page = events, msrs, memory, page
+        self._now, self._number = msrs.now, msrs.model.apic_id
         self.state, self._alarm = AsyncPfState(), Alarm(msrs.clock, self._came)
         msrs.extra |= {
             Msr.KVM_ASYNC_PF_EN: (lambda: self.state.enable, self._write_enable),
@@ -132,7 +131,7 @@ class AsyncPf(Part):
 
     def _takes_it(self) -> bool:
         """Whether the guest can take a #PF that is none, and knows of it: its flags say so then."""
-        own, guest = self.state, self._guest
+        own, guest = self.state, self._msrs.guest
         if len(own.coming) + len(own.ready) >= MOST or self._events.has_staged:
             return False
         if not own.enable & Enable.SEND_ALWAYS.mask and not guest.cpl():
@@ -183,5 +182,5 @@ class AsyncPf(Part):
         del own.ready[0]
         own.is_told = True
         own.counts["ready told"] += 1
-        self._apic.raise_vector(own.vector, False)
-        self._look()
+        self._msrs.apic.raise_vector(own.vector, False)
+        self._msrs.guest.notify()  # it may sleep

@@ -204,6 +204,23 @@ def test_a_snapshot_keeps_them(vm: VM) -> None:
         assert missed(again.vcpus[0]) not in (*tokens, 0)
 
 
+def test_a_technique_that_takes_over_tells_the_same_guest() -> None:
+    with VM("4M", cpu="understudy,+async_pf", paging="vtlb") as vm:
+        (vcpu,) = vm.vcpus
+        ready(vm)
+        first = missed(vcpu)
+        take_flags(vm)
+        before, vm.execution = vcpu.guest, "emulate"
+        vcpu.attend()
+        assert vcpu.guest is not before
+        second, heard = missed(vcpu), list[bool]()
+        assert first and second
+        vcpu.guest.notify = lambda: heard.append(True)
+        passes(vm, NS)
+        assert heard == [True], "also one that sleeps"
+        assert [take(vm), take(vm)] == [first, second]
+
+
 def test_a_host_without_a_frame_is_asked_again(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
     (vcpu,) = vm.vcpus
     token = missed(vcpu)
