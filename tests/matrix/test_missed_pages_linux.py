@@ -33,7 +33,10 @@ def callbacks(vm: VM) -> list[int]:
     return [int(word) for word in words[1:]]
 
 
-@pytest.mark.parametrize(("paging", "cpus"), [("ept", 2), ("vtlb", 1)])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("paging", "cpus"), [("ept", 2), pytest.param("vtlb", 1, marks=pytest.mark.slow)]
+)
 def test_programs_of_a_guest_that_is_told_compute_what_they_should(paging: str, cpus: int) -> None:
     terms = Terms(balloons=False, scan=0)
     with Host(pcpus=1, ram="80M", overcommit=terms) as host:
