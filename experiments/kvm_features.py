@@ -18,7 +18,7 @@ a process of two threads, writes to MSRs, which send interrupts to the other vCP
 40 short sleeps. Where two vCPUs are there, they share one pCPU, in slices of 0.5 ms, and PAUSE
 loops do not exit, which would have the same effect. What a lock costs in all is not among the
 counts: Debian's locks are fair queues with the feature, and without it none. Asynchronous page
-faults are about memory that is not there, and not among these.
+faults are about memory that is not there: `missed_pages` counts them.
 """
 
 import struct

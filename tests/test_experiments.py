@@ -24,7 +24,7 @@ from understudy.lab.verdict import Status, judge
 ALL = {loaded.name: loaded for loaded in find(folder(), [])}
 LINUX = [name for name, loaded in ALL.items() if loaded.experiment.measure is session]
 DISKS = ["balloon_first", "io_levels", "kvm_features"]  # a Linux of their own at each point
-HOSTS = ["alike_debians", "share_before_swap"]  # several at each point
+HOSTS = ["alike_debians", "missed_pages", "share_before_swap"]  # a host of its own at each
 SEVERAL = [pytest.mark.real_guest, pytest.mark.slow, pytest.mark.timeout(1200)]
 BARE = [name for name in ALL if name not in [*LINUX, *DISKS, *HOSTS]]
 
@@ -67,6 +67,7 @@ EXACT = {
     "alike_debians": ("booted", "exits", "ended"),
     "balloon_first": ("right", "off"),
     "share_before_swap": ("booted", "off", "looked_up"),
+    "missed_pages": ("sum", "told", "seen"),
     "working_set": ("touched",),
     "interrupt_batches": ("packets", "seen", "taken", "switched_to"),
     "lock_holders": ("pause_exits", "slices", "yielded"),

@@ -56,7 +56,7 @@ def page_fault(
     `event`: the one in whose delivery the fault came.  `of_iret`: an IRET has met it, and NMIs are
     not blocked any more, as is right if the guest is to see the fault.
     """
-    view = vcpu.view
+    view, was = vcpu.view, vcpu.state.activity
     if of_iret:
         vcpu.guest.block_nmis()
     faults = view.paging.faults
@@ -75,11 +75,18 @@ def page_fault(
     faults[kind] += 1
     put_back(vcpu, event)
     if gpa is None:
-        return RESUME
+        return RESUME if vcpu.state.activity == was else _missed(vcpu, event)
     if kind is Fault.TRACE:
         return _traced_write(vcpu, gva, error, gpa, event)
     access = Access.FETCH if error & E_FETCH else Access(bool(error & E_WRITE))
     return device(vcpu, gpa, access, event)
+
+
+def _missed(vcpu: Vcpu, event: Event | None) -> Verdict:
+    """An instruction that is executed again has to wait for a page: perhaps the guest need not."""
+    if event is None and not vcpu.is_stepping and (token := vcpu.kvm.async_pf.tell_missed()):
+        return vcpu.guest_fault(GuestFault(token, 0))
+    return RESUME
 
 
 def put_back(vcpu: Vcpu, event: Event | None) -> None:
@@ -150,11 +157,12 @@ def ept_violation(
     1. RAM that the tables lack: the paging technique adds it, the guest goes on;
     2. no RAM: it is an access to a device.
     """
+    was = vcpu.state.activity
     if event is not None:
         vcpu.deliver_again(event)
     try:
         if vcpu.view.violation(gpa, qualification):
-            return RESUME
+            return RESUME if vcpu.state.activity == was else _missed(vcpu, event)
     except PagingError as problem:
         return vcpu.error(str(problem))
     return device(vcpu, gpa, access, event)

@@ -159,11 +159,13 @@ class KvmFeatures(Bits, width=32):
     """CPUID.40000001H:EAX."""
 
     CLOCKSOURCE_STABLE_BIT = Bit(24)
+    ASYNC_PF_INT = Bit(14)
     POLL_CONTROL = Bit(12)
     PV_TLB_FLUSH = Bit(9)
     PV_UNHALT = Bit(7)
     PV_EOI = Bit(6)
     STEAL_TIME = Bit(5)
+    ASYNC_PF = Bit(4)
     CLOCKSOURCE2 = Bit(3)
     NOP_IO_DELAY = Bit(1)
     CLOCKSOURCE = Bit(0)

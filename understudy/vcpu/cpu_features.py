@@ -112,6 +112,8 @@ _add(cpuid.KvmFeatures, "pv_eoi", needs=("hypervisor", "msr", "apic"), models=_A
 _add(cpuid.KvmFeatures, "steal_time poll_control", needs=("hypervisor", "msr"), models=_ASKED)
 _add(cpuid.KvmFeatures, "pv_unhalt", needs=("hypervisor",), models=_ASKED)
 _add(cpuid.KvmFeatures, "pv_tlb_flush", needs=("steal_time",), models=_ASKED)
+_add(cpuid.KvmFeatures, "async_pf", needs=("async_pf_int", "hypervisor"), models=_ASKED)
+_add(cpuid.KvmFeatures, "async_pf_int", needs=("async_pf", "msr", "apic"), models=_ASKED)
 _add(cpuid.LeafExt1Ecx, "lahf64", needs=("lm",))
 _add(cpuid.LeafExt1Ecx, "prefetchw")
 _add(cpuid.LeafExt1Ecx, "lzcnt", host=("lzcnt",), needs=("bmi1",), models=_WIDE)
@@ -128,6 +130,7 @@ ALIASES: Final = {
     "kvmclock": "clocksource", "kvm_steal_time": "steal_time", "kvm_pv_eoi": "pv_eoi",
     "kvm_pv_unhalt": "pv_unhalt", "kvm_pv_tlb_flush": "pv_tlb_flush",
     "kvm_poll_control": "poll_control", "kvm_nopiodelay": "nop_io_delay",
+    "kvm_asyncpf": "async_pf", "kvm_asyncpf_int": "async_pf_int",
 }  # fmt: skip
 """Other names in use: of Linux's /proc/cpuinfo, and of other hypervisors."""
 

@@ -90,6 +90,8 @@ MSRS: Final[dict[str, tuple[int, ...]]] = {
     "steal_time": (Msr.KVM_STEAL_TIME,),
     "pv_eoi": (Msr.KVM_PV_EOI,),
     "poll_control": (Msr.KVM_POLL_CONTROL,),
+    "async_pf": (Msr.KVM_ASYNC_PF_EN,),
+    "async_pf_int": (Msr.KVM_ASYNC_PF_INT, Msr.KVM_ASYNC_PF_ACK),
     "mca": (Msr.IA32_MCG_CAP, Msr.IA32_MCG_STATUS),
     "mtrr": (
         Msr.IA32_MTRRCAP, Msr.IA32_MTRR_DEF_TYPE, Msr.IA32_MTRR_FIX64K_00000,

@@ -5,7 +5,7 @@ Source: Linux, Documentation/virt/kvm/x86/msr.rst (MSR_KVM_PV_EOI_EN, MSR_KVM_ST
 MSR_KVM_POLL_CONTROL), cpuid.rst (KVM_FEATURE_PV_TLB_FLUSH), hypercalls.rst (KVM_HC_KICK_CPU).
 
 Which of them a guest has, the CPU model says (`--cpu +pv_eoi,…`).  The clock and the time that a
-vCPU had no processor are in `devices/kvmclock.py`.
+vCPU had no processor are in `devices/kvmclock.py`, asynchronous page faults in `async_pf.py`.
 
 Invariants: an interrupt whose end is offered in memory is ended, or the offer taken back, before
 anything looks at the APIC; who was away with a flush asked for flushes before its next instruction.
@@ -21,8 +21,10 @@ from understudy.machine.frames import OutOfFrames
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import GuestMemoryError
 from understudy.state import U64, Part
+from understudy.vcpu.async_pf import AsyncPf
 from understudy.vcpu.events import Events
 from understudy.vcpu.msrs import Msrs
+from understudy.vcpu.page_wait import PageWait
 
 ENABLED: Final = 1
 NO_MEMORY: Final = GuestMemoryError, OutOfFrames
@@ -52,8 +54,9 @@ class Kvm(Part):
     state: KvmState
 
     def __init__(
-        self, events: Events, msrs: Msrs, memory: GuestMemory, flush: Callable[[], None]
-    ) -> None:
+        self, events: Events, msrs: Msrs, memory: GuestMemory, flush: Callable[[], None],
+        page: PageWait,
+    ) -> None:  # fmt: skip
         """`flush`: have all translations forgotten."""
         self.apic, self.now, self.look = msrs.apic, msrs.now, msrs.look
         self.memory, self.flush, shown = memory, flush, msrs.model.shown
@@ -61,6 +64,7 @@ class Kvm(Part):
         self.steal: Callable[[], int] = lambda: 0  # MSR_KVM_STEAL_TIME, of this vCPU
         self.kick_other: Callable[[int], None] = lambda apic_id: None  # KVM_HC_KICK_CPU
         self.state = KvmState()
+        self.async_pf = AsyncPf(events, msrs, memory, page)
         events.accepted, msrs.settle = self.offer, self.settle
         msrs.extra |= {
             Msr.KVM_PV_EOI: (lambda: self.state.eoi, self._write_eoi),
@@ -70,6 +74,7 @@ class Kvm(Part):
     def reset(self) -> None:
         """As after INIT, but for what is counted, and for what others were told of it."""
         self.state = KvmState(counts=self.state.counts, away=self.state.away)
+        self.async_pf.reset()
 
     def _write_eoi(self, value: int) -> None:
         if value & EOI_RESERVED:

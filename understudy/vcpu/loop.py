@@ -59,12 +59,12 @@ class Vcpu:
         self.msrs = Msrs(guest, self.apic, clock, model, self.look)
         self.pmu = Pmu(guest, self.apic, self.events)
         self.msrs.offer(self.pmu)
-        self.kvm = Kvm(self.events, self.msrs, memory, lambda: self.view.flush())
         self.time = Deadlines(guest, clock, self.apic, is_wall=is_wall)
         self.poke = self.time.wake.ring  # hears what it is told while it sleeps
         self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
         self.counts, self.page = ExitCounts(self.table), PageWait(self, clock, is_wall=is_wall)
+        self.kvm = Kvm(self.events, self.msrs, memory, lambda: self.view.flush(), self.page)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
         self.requested: Stop | None = None
         self.commands: deque[Callable[[], None]] = deque()
@@ -374,7 +374,7 @@ class Vcpu:
         """What keeps its own state, in the order in which it is to be restored."""
         return {
             "guest": self.guest, "events": self.events, "msrs": self.msrs, "pmu": self.pmu,
-            "counts": self.counts, "kvm": self.kvm, "page": self.page,
+            "counts": self.counts, "kvm": self.kvm, "page": self.page, "async": self.kvm.async_pf,
         }  # fmt: skip
 
     def save(self) -> dict[str, Any]:

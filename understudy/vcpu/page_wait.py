@@ -46,6 +46,13 @@ class PageWait(Part):
         own.activity, self.state.at = Activity.WAIT_FOR_PAGE, begin + ns
         self._alarm.set(self.state.at)  # which has it look around before it goes on
 
+    def give_up(self) -> int:
+        """It goes on without the page: when it would have had it, in ns of guest time."""
+        at, self.state.at = self.state.at, 0
+        self._waiter.state.activity = Activity.ACTIVE
+        self._alarm.set(None)
+        return at
+
     def _came(self) -> None:
         self.state.at = 0
         if self._waiter.state.activity is Activity.WAIT_FOR_PAGE:
