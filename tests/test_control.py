@@ -110,7 +110,7 @@ def test_a_disk_is_plugged_in_by_the_name_that_it_has_here(tmp_path: Path) -> No
         (("control", "none.sock", "plug", "disk=a,rw"), 2, "not 'rw'"),
         (("control", "none.sock", "stop", "now"), 2, "stop takes nothing more, got 'now'"),
         (("inspect", "rip"), 2, "say either --control SOCKET or --snapshot FILE"),
-        (("inspect", "rip", "--snapshot", "/dev/null"), 1, "not a snapshot"),
+        (("inspect", "rip", "--snapshot", "/dev/null"), 1, "/dev/null: no plain file"),
         (("inspect", "rip", "--snapshot", "/none"), 1, "/none: No such file"),
         (("run", "--guest", "hello", "--control", "/none/x"), 1, "there is no folder /none"),
         (("run", "--guest", "hello", "--control", "/dev/null"), 1, "is no socket: choose another"),

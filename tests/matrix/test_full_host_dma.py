@@ -73,7 +73,9 @@ def test_it_waits_and_is_carried_out(tmp_path: Path) -> None:
         assert len(wanted) > host.frames.free_count
         ask(disk, vm.memory, wanted)
         queue = disk.state.queues[0]
+        vm.vcpus[0].is_running = True  # an exit of its: nothing that it has goes meanwhile
         disk.kick(0)
+        vm.vcpus[0].is_running = False
         assert disk.state.waiting and vm.ended is None
         for _ in range(20):
             host.run(deadline_ns=now() + 100 * US)

@@ -71,11 +71,11 @@ INSTRUCTIONS = {
 }  # fmt: skip
 """By feature; DATA is in RDI, and RAX, RCX and RDX are 0."""
 WITHOUT = {
-    "apic", "arch_capabilities", "bhi_ctrl", "clocksource", "clocksource2",
-    "clocksource_stable_bit", "de", "fsrm", "hypervisor", "ibrs_ibpb", "lm", "mca", "mce", "mtrr",
-    "nop_io_delay", "nx", "page_1g", "pae", "pat", "pcid", "pdcm", "pge", "pks", "poll_control",
-    "pse", "pse36", "pv_eoi", "pv_tlb_flush", "pv_unhalt", "smep", "ss", "steal_time",
-    "tsc_adjust", "tsc_deadline", "vme", "x2apic",
+    "apic", "arch_capabilities", "async_pf", "async_pf_int", "bhi_ctrl", "clocksource",
+    "clocksource2", "clocksource_stable_bit", "de", "fsrm", "hypervisor", "ibrs_ibpb", "lm",
+    "mca", "mce", "mtrr", "nop_io_delay", "nx", "pae", "page_1g", "pat", "pcid", "pdcm", "pge",
+    "pks", "poll_control", "pse", "pse36", "pv_eoi", "pv_tlb_flush", "pv_unhalt", "smep", "ss",
+    "steal_time", "tsc_adjust", "tsc_deadline", "vme", "x2apic",
 }  # fmt: skip
 """Features that bring no instruction."""
 UNTRAPPED = {code for name in ("rdrand", "rdseed") for code in INSTRUCTIONS[name]}

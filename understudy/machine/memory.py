@@ -142,6 +142,11 @@ class GuestMemory(PhysicalMemory):
         if self.p2m.protected or self.p2m.absent:
             self.p2m.touch(gpa >> PAGE_SHIFT, write=True)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no frame is away, and none is protected."""
+        return not (self.p2m.absent or self.p2m.protected)
+
     def make_room(self, length: int) -> None:
         """So many bytes are about to be accessed, and no exit of this guest is being answered.
 

@@ -22,6 +22,11 @@ class PhysicalMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
     def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None: ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it has to be fetched before it can be accessed."""
+        return False
+
     def make_room(self, length: int) -> None:
         """So many bytes are about to be accessed; see `GuestMemory.make_room`."""
         return

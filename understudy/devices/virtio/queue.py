@@ -69,8 +69,11 @@ def length(segments: Sequence[Segment]) -> int:
 
 def work(chain: Chain, most: int) -> int:
     """What it may be to have the frames of `most` bytes each way, in bytes that could be moved."""
-    both = chain.readable, chain.writable
-    return sum(max(min(length(runs), most), PAGE * len(runs)) for runs in both) if most else 0
+    done = 0
+    if most:
+        for runs in (chain.readable, chain.writable):  # (no calls: this is for each request)
+            done += max(min(sum(map(BYTES, runs)), most), PAGE * len(runs))
+    return done
 
 
 def cut(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
@@ -164,6 +167,8 @@ class Queue:
         See `GuestMemory.expect`.
         """
         memory, s = self.memory, self.state
+        if memory.is_whole:
+            return
         if not self._is_expected:
             memory.expect(((s.driver, self.areas()[1]),), END, write=False)
             memory.expect((self.answers(),), END, write=True)
