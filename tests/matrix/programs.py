@@ -6,13 +6,32 @@ Each line of a program is its bytes in hex, a bar, and what it says.  They run i
 
 import struct
 
-from understudy.guests.entry import CODE_64, Entry, long_mode, write_gdt
+from understudy.guests.entry import (
+    CODE_64,
+    GDT_GPA,
+    PAGE_TABLES_GPA,
+    Entry,
+    long_mode,
+    write_gdt,
+)
 from understudy.vm import VM
 
 CODE, IDT, DATA = 0x10_0000, 0x11_0000, 0x12_0000
 HANDLERS = 0x10_8000
 LINUX_BASE = 0x40_0000
 CODE_SELECTOR = 0x10  # `long_mode`'s
+PROGRAM = CODE + 0x100  # at level 3
+TO_PROGRAM = """
+    6a 33          | push 0x33
+    68 00 00 20 00 | push 0x200000
+    68 02 02 00 00 | push 0x202
+    6a 2b          | push 0x2b
+    68 00 01 10 00 | push PROGRAM
+    48 cf          | iretq
+"""
+OF_PROGRAMS = (0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF)  # at 0x28, 0x30: code, data
+PROGRAM_GDT = 0x37  # the limit
+USER = 4  # of a paging entry
 
 
 def assemble(program: str) -> bytes:
@@ -26,6 +45,17 @@ def start(vm: VM, program: str, **registers: int) -> None:
     write_gdt(vm.memory, CODE_64)
     entry = long_mode(vm.memory, "test", CODE, **registers)
     vm.enter(Entry(entry.registers | {"rsp": 0x20_0000}, "test"))
+
+
+def start_program(vm: VM, program: str, before: str = "", **registers: int) -> None:
+    """The same at level 3, where it reaches the first GByte; `before`: first, at level 0."""
+    start(vm, before + TO_PROGRAM, gdtr_limit=PROGRAM_GDT, **registers)
+    vm.memory.write(PROGRAM, assemble(program))
+    vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in OF_PROGRAMS))
+    for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
+        entries = 512 if table == PAGE_TABLES_GPA + 0x2000 else 1
+        for at in range(table, table + 8 * entries, 8):
+            vm.memory.write(at, bytes((vm.memory.read(at, 1)[0] | USER,)))
 
 
 def handle(vm: VM, vector: int, program: str) -> dict[str, int]:

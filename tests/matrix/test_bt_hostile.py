@@ -22,24 +22,13 @@ from understudy.execution.bt.layout import CODE_BYTES, Layout
 from understudy.execution.bt.sources import CodeFrames
 from understudy.execution.bt.translate import translate
 from understudy.execution.deprivileged import Deprivileged
-from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
+from understudy.guests.entry import PAGE_TABLES_GPA
 from understudy.machine.frames import OutOfFrames
 from understudy.machine.host import Host
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
-USER = 4  # of a paging entry
-PROGRAM = p.CODE + 0x100
 JUMP = bytes.fromhex("eb00")  # to the next one
-TO_PROGRAM = """
-    6a 33          | push 0x33
-    68 00 00 20 00 | push 0x200000
-    68 02 02 00 00 | push 0x202
-    6a 2b          | push 0x2b
-    68 00 01 10 00 | push PROGRAM
-    48 cf          | iretq
-"""
-DESCRIPTORS = (0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF)  # at 0x28, 0x30: code, data of CPL 3
 
 
 def kernel(program: str, paging: str = "lazy", **handlers: str) -> Make:
@@ -54,13 +43,7 @@ def with_program(program: str, paging: str = "lazy", start: str = "") -> Make:
             "16M", execution=execution, engine="dbt", paging=paging, cpu=CPU,
             virtualizable_isa=False,
         )  # fmt: skip
-        p.start(vm, start + TO_PROGRAM, gdtr_limit=0x37)
-        vm.memory.write(PROGRAM, p.assemble(program))
-        vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
-        for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
-            entries = 512 if table == PAGE_TABLES_GPA + 0x2000 else 1
-            for at in range(table, table + 8 * entries, 8):
-                vm.memory.write(at, bytes((vm.memory.read(at, 1)[0] | USER,)))
+        p.start_program(vm, program, start)
         return vm
 
     return make

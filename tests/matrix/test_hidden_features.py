@@ -13,7 +13,6 @@ import pytest
 from tests.matrix import programs as p
 from understudy.arch.cr import CR4
 from understudy.execution import Execution
-from understudy.guests.entry import GDT_GPA, PAGE_TABLES_GPA
 from understudy.vcpu.cpu_features import FEATURES
 from understudy.vm import VM
 
@@ -89,16 +88,7 @@ EXECUTED, UD, GP = 0, 6, 13
 BEGIN = "bf 00 00 12 00 31 c9 31 c0 31 d2 | mov edi, DATA; xor ecx, ecx; xor eax, eax; xor edx, edx"
 END = "31 c9 f7 f1 | xor ecx, ecx; div ecx"
 HANDLER = "b0 {:02x} e6 f4 | mov al, VECTOR; out 0xf4, al"
-USER, PROGRAM, STACK, TSS, RSP0 = 4, p.CODE + 0x100, 0x1E_0000, 0x13_0000, 4
-DESCRIPTORS = (0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF)  # at 0x28, 0x30: code, data of CPL 3
-TO_PROGRAM = """
-    6a 33          | push 0x33
-    68 00 00 20 00 | push 0x200000
-    68 02 02 00 00 | push 0x202
-    6a 2b          | push 0x2b
-    68 00 01 10 00 | push PROGRAM
-    48 cf          | iretq
-"""
+STACK, TSS, RSP0 = 0x1E_0000, 0x13_0000, 4
 
 
 def test_each_feature_has_a_row() -> None:
@@ -116,16 +106,9 @@ def found(execution: str, paging: str, name: str, code: str, *, is_program: bool
             registers = p.handle(vm, vector, HANDLER.format(vector))
         cr4 = ENABLED & (int(vm.vcpus[0].model.cr4_allowed) | int(CR4(PAE=1)))
         whole = f"{BEGIN}\n{code} | it\n{END}"
-        p.start(
-            vm, TO_PROGRAM if is_program else whole, cr4=cr4, gdtr_limit=0x37, tr_base=TSS,
-            **registers,
-        )  # fmt: skip
-        vm.memory.write(PROGRAM, p.assemble(whole))
-        vm.memory.write(GDT_GPA + 0x28, b"".join(n.to_bytes(8, "little") for n in DESCRIPTORS))
+        begin = p.start_program if is_program else p.start
+        begin(vm, whole, cr4=cr4, tr_base=TSS, **registers)
         vm.memory.write(TSS + RSP0, STACK.to_bytes(8, "little"))
-        for table in range(PAGE_TABLES_GPA, PAGE_TABLES_GPA + 0x3000, 0x1000):
-            first = vm.memory.read(table, 1)[0]
-            vm.memory.write(table, bytes((first | USER,)))
         stop = vm.go(budget=1000)
         assert stop.status is not None, stop
         return stop.status
