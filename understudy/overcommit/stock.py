@@ -246,16 +246,17 @@ class Stock:
         short = count + self.buffer - self._frames.free_count
         if short <= 0 or not self.is_on:
             return
-        holding = self.holdings.get(p2m) if p2m is not None else None
-        if p2m is None or (holding is not None and holding.ways.is_idle()):
+        if p2m is None:
             self._reclaim(short)
-        else:
-            if holding is not None and p2m not in self._asked:
-                self._asked.add(p2m)  # each, for one may never go on
-                holding.ways.post(self.relieve)
-            if count > self._frames.free_count:
-                self._reclaim(CLUSTER, p2m)
-        if p2m is not None and self._trouble and count > self._frames.free_count:
+            return
+        holding = self.holdings.get(p2m)
+        is_idle = holding is not None and holding.ways.is_idle()
+        if holding is not None and not is_idle and p2m not in self._asked:
+            self._asked.add(p2m)  # each, for one may never go on
+            holding.ways.post(self.relieve)
+        if count > self._frames.free_count:
+            self._reclaim(short if is_idle else CLUSTER, None if is_idle else p2m)
+        if self._trouble and count > self._frames.free_count:
             raise OutOfFrames(f"no frame is free, and none can be made free{self._trouble}")
 
     def relieve(self) -> None:
