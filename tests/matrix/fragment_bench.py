@@ -101,7 +101,8 @@ class Machine:
         if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # tables may be where no RAM is
             seen |= {"time": 0, "retired": 0}
         self.memory = vm.memory.read(0, stage.END)
-        seen["memory"] = stage.comparable(self.memory, one.mode)
+        stack = seen["rsp"] if stop.kind is StopKind.TRIPLE_FAULT else None
+        seen["memory"] = stage.comparable(self.memory, one.mode, stack)
         return seen
 
     def told(self) -> Counter[str]:

@@ -52,6 +52,7 @@ SELECTORS: Final = (
 ACCESSED: Final = 1 << 5
 """Of entries that lead to code from the beginning: what is translated of it can be kept then."""
 DOUBLE_FAULT: Final = 8
+FRAME_WORDS: Final = 7
 IN_BETWEEN: Final = (1, 2)
 """Vectors that may come between an edit of a page table and what makes it known: they do that."""
 WITH_ERROR: Final = (8, 10, 11, 12, 13, 14, 17)
@@ -258,12 +259,17 @@ def memory(mode: str) -> bytes:
     return bytes(out)
 
 
-def comparable(now: bytes, mode: str) -> bytes:
+def comparable(now: bytes, mode: str, stack: int | None = None) -> bytes:
     """Memory without the RF that a double fault saves: as it is, and an exit before has set it.
 
-    Where that lies on a kernel's stack nobody knows: then stacks are not compared.
+    Where that lies on a kernel's stack nobody knows: then stacks are not compared.  `stack`: of a
+    processor that could not deliver it, which may have written a part of the frame there.
     """
     out, word = bytearray(now), 8 if mode == LONG else 4
+    if stack is not None:
+        for at in range(stack - FRAME_WORDS * word, stack + FRAME_WORDS * word, word):
+            if 0 <= at < END - 2:
+                out[at + 2] &= ~1
     number, flags = (0, 4) if mode == LONG else (2, 6)
     for at in range(FIRST_NOTE, LOG + 0x1000, 64):
         if out[at + word * number] == DOUBLE_FAULT:
