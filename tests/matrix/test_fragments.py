@@ -79,6 +79,7 @@ CASES = [
          "b848000000 0f00d0 b804000000 8ed8", "", {"cr4": 0x200620}),
     Case("a null selector's base, and an interrupt right behind it", LONG,
          "b93f080000 b841000000 31d2 0f30 fa fb 0fa1"),
+    Case("a program sees its IOPL", LONG, IRETQ.replace("02020000", "02120000"), "9c 58"),
     Case("a program with IOPL 3 sets IF", LONG, IRETQ.replace("02020000", "47300000"),
          "6668 9606 669d 669c 5a"),
     Case("a program that has IF clear sees it", LONG, IRETQ.replace("02020000", "02000000"),

@@ -58,7 +58,7 @@ from understudy.vcpu.cpu_model import CpuModel
 IF: Final = RFLAGS.IF.mask
 IOPL: Final = 3 << 12
 SHOWN: Final = IF | IOPL
-DIRECT: Final = tuple(IF | level << 12 for level in range(3))  # of a program that runs as it is
+DIRECT: Final = IF  # of a program that runs as it is: the processor has no other IOPL than 0
 FEW: Final = 64
 """Of so many instructions one is the guest's own at least, whatever it writes into the window.
 
@@ -183,8 +183,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
     def _obstacle(self) -> str | None:
         if (why := super()._obstacle()) is not None:
             return why
-        if self.cpl() == PROGRAM and self._read_field(RFLAGS_FIELD) & SHOWN not in DIRECT:
-            return "IF of a program"  # which sees it by PUSHF, and sets it by POPF
+        if self.cpl() == PROGRAM and self._read_field(RFLAGS_FIELD) & SHOWN != DIRECT:
+            return "flags of a program"  # which sees them by PUSHF, and sets IF by POPF
         if self._written and self._would_write_again():
             self._writer = self._read_field(RIP)
         if self._read_field(RIP) == self._writer:  # or it has not come to its end yet
