@@ -98,6 +98,8 @@ CASES = [
     Case("and one in the handler of another", LONG, "90 90 90", nmis=(1, 2, 3)),
     Case("an NMI behind a program's single step", LONG, IRETQ, "68 02030000 9d 90 90", nmis=(9,)),
     Case("and in 32 bits", TWO_LEVEL, IRET, "68 02030000 9d 90 90", nmis=(9,)),
+    Case("INS and OUTS no times", LONG, "31c9 66ba8000 f36c f366 6f f26e 48c1e120 67f36c 90"),
+    Case("and in 32 bits, with a count in ECX alone", PAE, "b900000100 66ba8000 67f36c f36e 90"),
     Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip

@@ -276,8 +276,8 @@ def port(guest: Live, instruction: iced.Instruction) -> Exit:
     return question(Reason.IO_INSTRUCTION, access, length=instruction.len)
 
 
-def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
-    """INS, OUTS."""
+def port_string(guest: Live, instruction: iced.Instruction) -> Exit | None:
+    """INS, OUTS.  Repeated 0 times there is neither an access nor an exit."""
     is_in = instruction.mnemonic in (Mnemonic.INSB, Mnemonic.INSW, Mnemonic.INSD)
     at = next(n for n in range(2) if instruction.op_kind(n) != OpKind.REGISTER)
     kind = instruction.op_kind(at)
@@ -285,6 +285,10 @@ def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
     if bits is None:
         raise NotHere
     mask = (1 << bits) - 1
+    repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
+    if repeats and not guest.gpr(RCX) & mask:
+        done(guest, instruction)
+        return None
     offset = guest.gpr(RDI if is_in else RSI) & mask
     segment = SegmentName.ES if is_in else segments.NUMBERS[instruction.memory_segment]
     segments.check(guest, segment, write=is_in)
@@ -292,7 +296,6 @@ def port_string(guest: Live, instruction: iced.Instruction) -> Exit:
         offset += guest.segment_base(segment)
     gva = offset & (MASK64 if guest.is_code64() else LOW32)
     size = iced.MemorySizeExt.size(instruction.memory_size)
-    repeats = instruction.has_rep_prefix or instruction.has_repne_prefix
     access = size - 1 | is_in << 3 | 1 << 4 | repeats << 5 | (guest.gpr(RDX) & 0xFFFF) << 16
     info = (16, 32, 64).index(bits) << 7
     return question(Reason.IO_INSTRUCTION, access, length=instruction.len, gla=gva, instr_info=info)
