@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.matrix.programs import start
-from tests.walls.test_full_host import MANY, TECHNIQUES, answers, full, run
+from tests.walls.test_full_host import TECHNIQUES, full, run_frame_by_frame
 from understudy.devices.virtio import pci
 from understudy.devices.virtio.blk import Blk
 from understudy.devices.virtio.function import NOTIFY
@@ -66,15 +66,10 @@ def test_frames_that_come_one_by_one(
         image = vm.snapshot()
         ends: list[Any] = []
         for is_full in (False, True):
-            one, stops = image.restore(host=host), 0
+            one = image.restore(host=host)
             room: AbstractContextManager[list[int]] = full(host) if is_full else nullcontext([])
             with room as taken:
-                while (stop := run(one)).kind is StopKind.ERROR:
-                    assert "are free" in stop.detail.partition("\n")[0]
-                    answers(neighbor)
-                    host.frames.free(taken.pop(), 1)
-                    stops += 1
-                    assert stops < MANY
+                stop, stops = run_frame_by_frame(one, host, taken, neighbor)
             assert (stops > 4) == is_full
             disk = one.pc.part("disk0", Blk).medium.read(0, SIZE)
             ends.append((stop.kind, disk, one.memory.read(0, one.memory.size)))

@@ -23,7 +23,7 @@ from understudy.devices.pc import PC
 from understudy.guests import loader
 from understudy.guests.teaching import GUESTS
 from understudy.instructions.port_strings import CYCLE_NS
-from understudy.machine.physical import PhysicalMemory
+from understudy.machine.host import BareMemory
 from understudy.silicon import Exit, Memory, Processor
 from understudy.verdict import Stop, StopKind
 
@@ -32,17 +32,8 @@ EOI, SPURIOUS, ENABLED = 0xB0, 0xF0, 0x1FF  # registers of a local APIC, and a v
 LONGEST: Final = 10_000_000  # instructions between two looks at the clock, at most
 
 
-class Ram(PhysicalMemory):
-    """All of a computer's memory, from address 0 on."""
-
-    def __init__(self, memory: Memory) -> None:
-        self.memory, self.size = memory, memory.size
-
-    def read(self, gpa: int, length: int, /) -> bytes:
-        return self.memory.read(gpa, length)
-
-    def write(self, gpa: int, data: bytes | bytearray | memoryview, /) -> None:
-        self.memory.write(gpa, data)
+class Ram(BareMemory):
+    """A PC's memory without a VM: firmware tables are where a PC has them."""
 
     def ranges(self) -> list[tuple[int, int]]:
         """Usable RAM as (physical address, bytes)."""
