@@ -9,13 +9,14 @@ rights of the level at which the handler runs.
 
 from typing import Final
 
-from understudy.arch.address import is_canonical
+from understudy.arch.address import PAGE, is_canonical
 from understudy.arch.cr import CR0, RFLAGS
 from understudy.arch.segment import Segment, SegmentName
 from understudy.arch.vmcs import Vmcs
 from understudy.execution.deprivileged import descriptors
 from understudy.execution.deprivileged.descriptors import BIG, CODE, CONFORMING, LONG, NotHere
 from understudy.execution.deprivileged.live import Live
+from understudy.execution.emulate.linear import Linear
 from understudy.guest import RSP, Event, Kind
 from understudy.instructions.operands import LOW32, MASK64
 from understudy.paging.guest_walk import GuestFault
@@ -77,6 +78,17 @@ def _go(guest: Live, code: Segment, rip: int, *, masks: bool) -> None:
     guest.rflags = guest.rflags & ~(CLEARED | (IF if masks else 0))
 
 
+def _store_frame(memory: Linear, at: int, words: list[int], width: int) -> None:
+    """From above, as it is pushed: what cannot be written there leaves no mark below."""
+    size = width * len(words)
+    if at % PAGE + size <= PAGE:
+        frame = b"".join(word.to_bytes(width, "little") for word in words)
+        memory.store(at, size, int.from_bytes(frame, "little"))
+        return
+    for n, word in reversed(list(enumerate(words))):
+        memory.store(at + n * width & (MASK64 if width == 8 else LOW32), width, word)
+
+
 def _deliver64(guest: Live, event: Event) -> None:
     memory, table = guest.kernel_memory(), guest.idtr()
     if event.vector * 16 + 15 > table.limit:
@@ -104,9 +116,8 @@ def _deliver64(guest: Live, event: Event) -> None:
     rsp = (rsp & ~0xF) - 8 * len(words) & MASK64
     if not is_canonical(rsp):
         raise NotHere
-    frame = b"".join((word & MASK64).to_bytes(8, "little") for word in words)
     code = descriptors.marked(guest, code)
-    memory.store(rsp, len(frame), int.from_bytes(frame, "little"))
+    _store_frame(memory, rsp, [word & MASK64 for word in words], 8)
     if old != level:
         guest.set_live_segment(SegmentName.SS, descriptors.null_stack(level))
     guest.set_gpr(RSP, rsp)
@@ -142,9 +153,8 @@ def _deliver32(guest: Live, event: Event) -> None:
     is_flat = stack.limit == LOW32 and stack.rights & BIG and not stack.rights & (CODE | 4)
     if esp < 0 or not is_flat:
         raise NotHere
-    frame = b"".join((word & LOW32).to_bytes(4, "little") for word in words)
     code, stack = descriptors.marked(guest, code), descriptors.marked(guest, stack)
-    memory.store(stack.base + esp & LOW32, len(frame), int.from_bytes(frame, "little"))
+    _store_frame(memory, stack.base + esp & LOW32, [word & LOW32 for word in words], 4)
     if old != level:
         guest.set_live_segment(SegmentName.SS, stack)
     guest.set_gpr(RSP, esp)
