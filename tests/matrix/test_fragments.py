@@ -101,6 +101,8 @@ CASES = [
     Case("INS and OUTS no times", LONG, "31c9 66ba8000 f36c f366 6f f26e 48c1e120 67f36c 90"),
     Case("and in 32 bits, with a count in ECX alone", PAE, "b900000100 66ba8000 67f36c f36e 90"),
     Case("a frame is pushed from above", TWO_LEVEL, "bc 0ec00100 a1 00000000"),
+    Case("a system call of a program that has just set TF", TWO_LEVEL, IRET, "68 02030000 9d 0f34 90"),
+    Case("and in 64 bits", LONG, IRETQ, "68 02030000 9d 0f05 90"),
     Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
 ]  # fmt: skip

@@ -322,8 +322,7 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
     def _trap(self, event: Event) -> Exit | None:
         """An instruction may not do at this level what it does."""
         bits = self.code_bits()
-        code = self.code(bits)
-        name, instruction, carry_out, for_programs = self._step(code, bits)
+        name, instruction, carry_out, for_programs = self._step(self.code(bits), bits)
         if carry_out is None or (self.cpl() and not for_programs):
             if carry_out is not None and self.iopl_allows(instruction):
                 return self._hand_over(name)
@@ -335,6 +334,8 @@ class Deprivileged(Live, Vmx, Telling, name="deprivileged"):
         """A sensitive instruction, on the guest's virtual registers."""
         self.traps[name] += 1
         try:
+            if self._read_field(RFLAGS_FIELD) & BY_HARDWARE:  # a program has just set it
+                raise NotHere
             return act(self, instruction)
         except (GuestFault, NotHere):
             return self._hand_over(name)
