@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+import pytest
+
 from tests.matrix import fragment_stage as stage
 from tests.matrix.fragment_code import Fragment, smaller
 from tests.matrix.fragment_writer import fragment
 from understudy.arch.vmcs import SEGMENTS
-from understudy.execution.bt import Bt
+from understudy.execution.bt import Bt, window
 from understudy.execution.bt.adaptation import TRAPS
 from understudy.execution.deprivileged import Deprivileged
 from understudy.execution.emulate import Emulate
@@ -36,6 +38,8 @@ UNUSABLE: Final = 1 << 16
 RF: Final = 1 << 16
 LIVE: Final = ("cr2", "dr0", "dr1", "dr2", "dr3", "dr6", "xcr0", "pkru")
 TIMER: Final = 2 << 17 | stage.DEADLINE  # TSC-deadline mode
+ELSEWHERE: Final = {"PREFERRED32": 0xD000_0000, "FIRST64": 300}
+"""For the window of bt's translations: two other places to begin with."""
 Difference = dict[str, dict[str, Any]]
 """By technique: what it has otherwise than VMX, and VMX's."""
 
@@ -167,11 +171,11 @@ class Found(AssertionError):
 
 
 def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Counter[str]:
-    """Compare these, by number; what was done.  Found: a difference.
+    """Compare these, by number; what was done.  Found: a difference, but one about bt's window.
 
     renew: after so many the VMs are new ones, with other engines and paging.
     """
-    told: Counter[str] = Counter()
+    told: Counter[str] = Counter(window=0)
     bench: Bench | None = None
 
     def close() -> None:
@@ -188,10 +192,35 @@ def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Co
                 bench = Bench(mode, random.Random(f"{seed} {mode} {number // renew}"))
             one = made(mode, number, seed)
             if difference := bench.run(one):
-                raise Found(report(one, number, seed, renew, difference))
+                if not is_about_window(one, f"{seed} {mode} {number // renew}"):
+                    raise Found(report(one, number, seed, renew, difference))
+                told["window"] += 1
+                close()
+                bench = None
     finally:
         close()
     return told
+
+
+def is_about_window(one: Fragment, choice: str) -> bool:
+    """Whether a kernel has met bt's window where it has mapped nothing (docs/techniques/bt.md).
+
+    Bt alone differs then, and no longer when its window is elsewhere.
+    """
+
+    def differing() -> set[str]:
+        bench = Bench(one.mode, random.Random(choice))
+        try:
+            return set(bench.run(one))
+        finally:
+            bench.close()
+
+    if differing() != {"bt"}:
+        return False
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ELSEWHERE.items():
+            patch.setattr(window, name, value)
+        return not differing()
 
 
 def made(mode: str, number: int, seed: int) -> Fragment:

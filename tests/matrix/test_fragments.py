@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from iced_x86 import Mnemonic
 
+from tests.matrix import fragment_bench
 from tests.matrix import fragment_stage as stage
 from tests.matrix.fragment_bench import SHADOWS, Bench, Found, fuzz, in_words
 from tests.matrix.fragment_code import Fragment, Item
@@ -101,7 +102,8 @@ CASES = [
     Case("INS and OUTS no times", LONG, "31c9 66ba8000 f36c f366 6f f26e 48c1e120 67f36c 90"),
     Case("and in 32 bits, with a count in ECX alone", PAE, "b900000100 66ba8000 67f36c f36e 90"),
     Case("a frame is pushed from above", TWO_LEVEL, "bc 0ec00100 a1 00000000"),
-    Case("a system call of a program that has just set TF", TWO_LEVEL, IRET, "68 02030000 9d 0f34 90"),
+    Case("a system call of a program that has just set TF", TWO_LEVEL, IRET,
+         "68 02030000 9d 0f34 90"),
     Case("and in 64 bits", LONG, IRETQ, "68 02030000 9d 0f05 90"),
     Case("DR7 has no bit 11", PAE, "b800fb0000 0f23f8 0f21fa"),
     Case("an instruction that exits ends a shadow", UNPAGED, SOON.format(2) + "90 fa fb e480"),
@@ -143,6 +145,7 @@ def test_random_fragments(mode: str) -> None:
     told = fuzz(mode, range(FIRST, FIRST + count), SEED)
     print(f"{mode}: {told}")
     assert told["compared"] > count * 0.8
+    assert told["window"] <= 1 + count // 1000
     assert told["traps"] > count
     assert told["translated"] > 10 * count
     assert told["interpreted"] > 10 * count
@@ -158,6 +161,21 @@ def _wrong_cli(patch: pytest.MonkeyPatch) -> None:
 def _wrong_ident(patch: pytest.MonkeyPatch) -> None:
     kept = translate.is_sensitive
     patch.setattr(translate, "is_sensitive", lambda one: one.mnemonic != Mnemonic.LAR and kept(one))
+
+
+def test_a_kernel_that_meets_the_window_is_told_from_a_difference() -> None:
+    def is_about_window(code: str) -> bool:
+        one = fragment_of(Case("", TWO_LEVEL, code))
+        return fragment_bench.is_about_window(one, "1")
+
+    lar = "b808000000 0f02c8"
+    assert is_about_window("a1 000000f0")
+    assert not is_about_window(lar)
+    with pytest.MonkeyPatch.context() as patch:
+        _wrong_ident(patch)
+        assert not is_about_window(lar)
+        with pytest.raises(AssertionError, match="bt, and vmx"):
+            test_what_once_differed(Case("LAR", TWO_LEVEL, lar), "lazy")
 
 
 @pytest.mark.parametrize(("wrong", "who"), [(_wrong_cli, "deprivileged"), (_wrong_ident, "bt")])
