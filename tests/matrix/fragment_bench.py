@@ -102,8 +102,8 @@ class Machine:
         seen |= {"msrs": plain(vcpu.msrs.state)["values"]}
         if stop.kind not in (StopKind.DEBUG_EXIT, StopKind.BUDGET):  # it ended in the midst
             seen |= {"cr2": 0, "rflags": seen["rflags"] & ~RF}
-        if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # tables may be where no RAM is
-            seen |= {"time": 0, "retired": 0}
+        if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # that takes time, and timers
+            seen |= {"time": 0, "retired": 0, "apic": b""}
         self.memory = vm.memory.read(0, stage.END)
         stack = seen["rsp"] if stop.kind is StopKind.TRIPLE_FAULT else None
         seen["memory"] = stage.comparable(self.memory, one.mode, stack)
