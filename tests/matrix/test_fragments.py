@@ -145,7 +145,7 @@ def test_random_fragments(mode: str) -> None:
     told = fuzz(mode, range(FIRST, FIRST + count), SEED)
     print(f"{mode}: {told}")
     assert told["compared"] > count * 0.8
-    assert told["window"] <= 1 + count // 1000
+    assert told["window"] + told["itself"] <= 1 + count // 1000
     assert told["traps"] > count
     assert told["translated"] > 10 * count
     assert told["interpreted"] > 10 * count
@@ -176,6 +176,13 @@ def test_a_kernel_that_meets_the_window_is_told_from_a_difference() -> None:
         assert not is_about_window(lar)
         with pytest.raises(AssertionError, match="bt, and vmx"):
             test_what_once_differed(Case("LAR", TWO_LEVEL, lar), "lazy")
+
+
+def test_a_string_instruction_that_overwrites_itself_is_told_too() -> None:
+    to = "bf00e00000 be00100100 b9{} f3a5"  # from where there is data
+    for count, overwrites in (("40000000", True), ("01000000", False)):
+        one = fragment_of(Case("", PAE, to.format(count)))
+        assert fragment_bench.overwrites_itself(one) == overwrites
 
 
 @pytest.mark.parametrize(("wrong", "who"), [(_wrong_cli, "deprivileged"), (_wrong_ident, "bt")])
