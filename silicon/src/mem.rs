@@ -214,26 +214,21 @@ impl Memory {
         true
     }
 
-    /// Whether two frames have the same contents.  By the file: looking at a hole of the mapping
-    /// would fill it.
+    /// Read frames in a row by the file: looking at a hole of the mapping would fill it.
     ///
     /// # Errors
-    /// What pread says, or `InvalidInput` if a frame is outside.
-    pub fn are_alike(&self, one: u64, other: u64) -> io::Result<bool> {
-        let mut frames = [[0_u8; FRAME_BYTES as usize]; 2];
-        for (frame, pfn) in frames.iter_mut().zip([one, other]) {
-            let hpa = pfn.saturating_mul(FRAME_BYTES);
-            if !self.contains(hpa, FRAME_BYTES) {
-                return Err(io::Error::from(io::ErrorKind::InvalidInput));
-            }
-            // SAFETY: our own descriptor; `frame` is a live exclusive array of that length.
-            match unsafe { libc::pread(self.fd, frame.as_mut_ptr().cast(), frame.len(), hpa.cast_signed()) } {
-                -1 => return Err(io::Error::last_os_error()),
-                n if n.cast_unsigned() < frame.len() => return Err(io::ErrorKind::UnexpectedEof.into()),
-                _ => {}
-            }
+    /// What pread says, or `InvalidInput` if any are outside.
+    pub fn read_file(&self, pfn: u64, out: &mut [u8]) -> io::Result<()> {
+        let hpa = pfn.saturating_mul(FRAME_BYTES);
+        if !self.contains(hpa, out.len() as u64) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
-        Ok(frames[0] == frames[1])
+        // SAFETY: our own descriptor; `out` is a live exclusive slice of that length.
+        match unsafe { libc::pread(self.fd, out.as_mut_ptr().cast(), out.len(), hpa.cast_signed()) } {
+            -1 => Err(io::Error::last_os_error()),
+            n if n.cast_unsigned() < out.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Copy bytes in, as DMA does: marks frames dirty and reports writes to code frames.

@@ -17,7 +17,7 @@ from understudy.machine.copy_on_write import CopyOnWrite
 from understudy.machine.frames import Frames
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
-from understudy.overcommit.sharing import Pair, Sharing
+from understudy.overcommit.merging import Match, Merger
 from understudy.overcommit.swap import LOOKED, Swap
 from understudy.overcommit.victims import Victims
 from understudy.paging import Paging
@@ -184,29 +184,29 @@ def no_protection(patch: pytest.MonkeyPatch) -> None:
 
 def stale_translations(patch: pytest.MonkeyPatch) -> None:
     """Nobody who keeps translations hears that a frame became another's."""
-    attempt = Sharing._try
+    attempt = Merger._try
 
-    def silent(sharing: Sharing, pairs: list[Pair]) -> list[Pair]:
-        told = [(p2m, p2m.watchers) for p2m in sharing._members]
-        for p2m, _ in told:
+    def silent(merger: Merger, matches: list[Match]) -> list[Match]:
+        told = {row.p2m: row.p2m.watchers for match in matches for row in match.rows}
+        for p2m in told:
             p2m.watchers = []
         try:
-            return attempt(sharing, pairs)
+            return attempt(merger, matches)
         finally:
-            for p2m, watchers in told:
+            for p2m, watchers in told.items():
                 p2m.watchers = watchers
 
-    patch.setattr(Sharing, "_try", silent)
+    patch.setattr(Merger, "_try", silent)
 
 
 def hash_is_enough(patch: pytest.MonkeyPatch) -> None:
     """Equal hashes are taken for equal contents."""
-    patch.setattr(Sharing, "_are_equal", lambda _, pairs: [True] * len(pairs))
+    patch.setattr(Merger, "_are_equal", lambda _, pairs: [1] * len(pairs))
 
 
 def shares_pinned(patch: pytest.MonkeyPatch) -> None:
     """A device writes to a frame that is shared."""
-    patch.setattr(Sharing, "_is_pinned", lambda *_: False)
+    patch.setattr(Merger, "_is_pinned", lambda *_: False)
 
 
 def swaps_pinned(patch: pytest.MonkeyPatch) -> None:
@@ -234,14 +234,14 @@ def leaks_a_copied_frame(patch: pytest.MonkeyPatch) -> None:
 
 def counts_no_owner(patch: pytest.MonkeyPatch) -> None:
     """A frame has two owners, and only one is known."""
-    attempt = Sharing._try
+    attempt = Merger._try
 
-    def forgetful(sharing: Sharing, pairs: list[Pair]) -> list[Pair]:
+    def forgetful(merger: Merger, matches: list[Match]) -> list[Match]:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Frames, "share_all", lambda *_: None)
-            return attempt(sharing, pairs)
+            return attempt(merger, matches)
 
-    patch.setattr(Sharing, "_try", forgetful)
+    patch.setattr(Merger, "_try", forgetful)
 
 
 PLANTS: tuple[Plant, ...] = (

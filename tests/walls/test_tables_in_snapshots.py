@@ -40,9 +40,9 @@ def test_two_guest_frames_on_one_host_frame_are_two(paging: str) -> None:
     p2m.owners[Flag.SHARED] = CopyOnWrite(host)
     one, other = p2m.lookup(DATA[0]), p2m.lookup(DATA[1])
     assert one is not None and other is not None
-    p2m.protect_these([*DATA[:2]], Flag.SHARED)
+    p2m.protect(DATA[0], 1, Flag.SHARED)
     host.frames.share(one, 1)
-    p2m.move_these([(DATA[1], one)])
+    p2m.map(DATA[1], one, 1, Flag.SHARED)
     host.frames.free(other, 1)
     for page in (1, 0):
         machine.gadget("load", rdi=page << 12 | 8, ac=True)

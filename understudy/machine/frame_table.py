@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
-from understudy.arch.address import PAGE_SHIFT
+from understudy.arch.address import PAGE, PAGE_SHIFT
 from understudy.machine.words import (
     ABSENT,
     FRAMES,
@@ -34,7 +34,7 @@ from understudy.machine.words import (
 GIGA_SHIFT: Final = 18  # gfn >> 18 is a number of a gigabyte
 GIGA: Final = 1 << GIGA_SHIFT
 LARGE: Final = FRAMES << PAGE_SHIFT  # from the first word of a block to that of the next
-FEW: Final = 4  # frames of a block: to change them one by one costs less
+FEW: Final = 8  # frames of a block: to change them one by one costs less
 MOST: Final = 1 << WIDTH - PAGE_SHIFT  # guest frames, and host frames
 
 Blocks: TypeAlias = "list[int | Words]"
@@ -177,23 +177,6 @@ class FrameTable:
         else:
             self._close(number, blocks, n, block[0])
 
-    def _put_all(self, changes: list[tuple[int, int]]) -> None:
-        """Change the words of many frames: (gfn, word), each frame once."""
-        by_block: dict[int, list[tuple[int, int]]] = {}
-        for change in changes:
-            by_block.setdefault(change[0] >> 9, []).append(change)
-        for block, some in by_block.items():
-            if len(some) < FEW:
-                for change in some:
-                    self._put(*change)
-                continue
-            words = self._open(number := block >> 9, n := block & 511)
-            for gfn, word in some:
-                old, words[gfn & 511] = words[gfn & 511], word
-                self.protected += bool(word & PROTECTED) - bool(old & PROTECTED)
-                self.absent += bool(word & ABSENT) - bool(old & ABSENT)
-            self._settle(number, n, words)
-
     def _copy(self, other: "FrameTable") -> None:
         """Become what another table is."""
         for number, giga in other._gigas.items():
@@ -208,29 +191,35 @@ class FrameTable:
             table.clear()
         self.protected = self.absent = 0
 
-    def _fill(self, gfn: int, frames: int, word: int) -> None:
-        """Put a row of words that begins with `word` in place of what was there."""
-        for at, size in _parts(gfn, frames):
-            first = word + (at - gfn << PAGE_SHIFT)
+    def _fill(self, gfn: int, frames: int, word: int, step: int = PAGE) -> None:
+        """Put a row that begins with `word` in place of what was there; step 0: `word` in each."""
+        for at, size in _parts(gfn, frames, GIGA if step else FRAMES):
+            first = word + (at - gfn) * step
             number, n = at >> GIGA_SHIFT, at >> 9 & 511
             if size == 1:
                 self._put(at, first)
             elif size == GIGA:
                 self._fill_giga(number, first)
-            elif self.uniform(at & -FRAMES, 2) == first - ((at & 511) << PAGE_SHIFT):
+            elif step and self.uniform(at & -FRAMES, 2) == first - ((at & 511) << PAGE_SHIFT):
                 pass
-            elif size == FRAMES:
+            elif step and size == FRAMES:
                 blocks = self._split(number)
                 self._note(blocks[n], -1)
                 self._note(first, 1)
                 self._close(number, blocks, n, first)
             else:
-                words = self._open(number, n)
-                self._note(words, -1)
-                end = first + (size << PAGE_SHIFT)
-                words[at & 511 : (at & 511) + size] = array("Q", range(first, end, 4096))
-                self._note(words, 1)
-                self._settle(number, n, words)
+                new = range(first, first + size * step, step) if step else [first] * size
+                self._replace(at, array("Q", new))
+
+    def _replace(self, gfn: int, new: Words) -> None:
+        """Put these words in place of those of one block from `gfn` on."""
+        number, n, at = gfn >> GIGA_SHIFT, gfn >> 9 & 511, gfn & 511
+        words = self._open(number, n)
+        end = at + len(new)
+        self._note(words[at:end], -1)
+        words[at:end] = new
+        self._note(new, 1)
+        self._settle(number, n, words)
 
     def _flag(self, gfn: int, frames: int, on: int, off: int) -> list[tuple[int, int]]:
         """Add flags and remove flags wherever there is RAM.
@@ -263,30 +252,24 @@ class FrameTable:
     def _flag_block(
         self, gfn: int, size: int, on: int, off: int, runs: list[tuple[int, int]]
     ) -> None:
-        number, n = gfn >> GIGA_SHIFT, gfn >> 9 & 511
         word = self.uniform(gfn & -FRAMES, 2)
-        if size < FRAMES:
+        if size < FEW:
+            for frame in range(gfn, gfn + size):
+                old = self.word(frame)
+                new = (old | on) & ~off
+                if old & RAM and new != old:
+                    self._put(frame, new)
+                    append(runs, frame, 1)
+        elif word is None:
             olds = self.words(gfn)[gfn & 511 : (gfn & 511) + size]
-            put = [
-                (frame, (old | on) & ~off) for frame, old in enumerate(olds, gfn)
-                if old & RAM and (old | on) & ~off != old
-            ]  # fmt: skip
-            self._put_all(put)
-            for frame, _ in put:
-                append(runs, frame, 1)
-        elif word is not None:
-            if word & RAM and (word | on) & ~off != word:
-                self._fill(gfn, FRAMES, (word | on) & ~off)
-                append(runs, gfn, FRAMES)
-        else:
-            words = self._open(number, n)
-            new = with_flags(words, on, off)
-            if new != words:
-                self._note(words, -1)
-                words[:] = new
-                self._note(words, 1)
-                self._settle(number, n, words)
-                append(runs, gfn, FRAMES)
+            news = with_flags(olds, on, off)
+            if news != olds:
+                self._replace(gfn, news)
+                append(runs, gfn, size)
+        elif word & RAM and (word | on) & ~off != word:
+            word += (gfn & 511) << PAGE_SHIFT
+            self._fill(gfn, size, (word | on) & ~off)
+            append(runs, gfn, size)
 
     # --- pieces coming and going ---
 
@@ -380,11 +363,11 @@ def _cut(first: int, word: int, frames: int, low: int, high: int) -> Piece:
     return gfn, word + (gfn - first << PAGE_SHIFT), min(first + frames, high) - gfn
 
 
-def _parts(gfn: int, frames: int) -> Iterator[tuple[int, int]]:
+def _parts(gfn: int, frames: int, largest: int = GIGA) -> Iterator[tuple[int, int]]:
     """[gfn, gfn+frames) in whole gigabytes, whole blocks, and parts of blocks."""
     end = gfn + frames
     while gfn < end:
-        if not gfn & GIGA - 1 and end - gfn >= GIGA:
+        if not gfn & GIGA - 1 and end - gfn >= GIGA == largest:
             size = GIGA
         else:
             size = min(FRAMES - (gfn & 511), end - gfn)

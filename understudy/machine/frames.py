@@ -95,18 +95,18 @@ class Frames:
                 raise OutOfFrames(f"frames {first:#x}+{count} are not all free")
             self._own(self._free.around(first), first, count)
 
-    def share(self, first: int, count: int) -> None:
-        """One more owner for each of these frames."""
-        self.share_all([(first, count)])
+    def share(self, first: int, count: int, owners: int = 1) -> None:
+        """One more owner, or so many, for each of these frames."""
+        self.share_all([(first, count)], owners)
 
-    def share_all(self, runs: Runs) -> None:
-        """One more owner for each frame of many runs (pfn, count): of all of them, or of none."""
+    def share_all(self, runs: Runs, owners: int = 1) -> None:
+        """The same for each frame of many runs (pfn, count): for all of them, or for none."""
         self._check_all(runs)
         with self.quiet:
             if not all(self._references.all(first, count) for first, count in runs):
                 raise ValueError(f"{_named(runs)}: some of the frames are free, not shared")
             for first, count in runs:
-                self._references.add(first, count)
+                self._references.add(first, count, owners)
 
     def free(self, first: int, count: int) -> None:
         """An owner gives a run up; what has no other owner is free again."""

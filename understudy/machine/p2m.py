@@ -163,21 +163,11 @@ class P2m(FrameTable):
         flags = self.word(gfn) & PROTECTED & ~off
         self._change(gfn, 1, pfn << PAGE_SHIFT | PRESENT | flags)
 
-    def move_these(self, moves: Sequence[tuple[int, int]]) -> None:
-        """The same for many (gfn, pfn), each guest frame once: the watchers hear once."""
-        for gfn, pfn in moves:
-            _check(gfn, 1, pfn)
-        self.halt()
-        self._put_all(
-            [(gfn, pfn << PAGE_SHIFT | PRESENT | self.word(gfn) & PROTECTED) for gfn, pfn in moves]
-        )
-        self._announce(joined([(gfn, 1) for gfn, _ in moves]))
-
-    def protect_these(self, gfns: Sequence[int], flag: int) -> None:
-        """Refuse writes to the RAM among these frames: the watchers hear once."""
-        with self.batch():
-            for gfn, count in joined([(gfn, 1) for gfn in gfns]):
-                self.protect(gfn, count, flag)
+    def map_same(self, gfn: int, pfn: int, count: int, flags: int) -> None:
+        """Put one host frame behind each of these guest frames; `flags` protect them."""
+        _check(gfn, count)
+        _check(gfn, 1, pfn)
+        self._change(gfn, count, pfn << PAGE_SHIFT | PRESENT | flags, 0)
 
     def unmap(self, gfn: int, count: int) -> None:
         """Leave nothing behind these guest frames: they are not RAM any more."""
@@ -262,12 +252,12 @@ class P2m(FrameTable):
             )
         return owner
 
-    def _change(self, gfn: int, count: int, word: int) -> None:
+    def _change(self, gfn: int, count: int, word: int, step: int = PAGE) -> None:
         self.halt()
         if count == 1:
             self._put(gfn, word)
         else:
-            self._fill(gfn, count, word)
+            self._fill(gfn, count, word, step)
         self._tell(gfn, count)
 
     def _reflag(self, gfn: int, count: int, on: int, off: int) -> None:

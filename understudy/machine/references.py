@@ -52,18 +52,18 @@ class References:
             found += alike if isinstance(block, int) else block[low:high].count(1)
         return found
 
-    def add(self, first: int, count: int) -> None:
-        """One more owner for each of these frames."""
+    def add(self, first: int, count: int, owners: int = 1) -> None:
+        """One more owner, or so many, for each of these frames."""
         for number, low, high in _parts(first, count):
             block = self._blocks.get(number, 0)
             if high - low < BLOCK:
                 counts = self._open(number) if isinstance(block, int) else block
                 for at in range(low, high):
-                    counts[at] += 1
+                    counts[at] += owners
             elif isinstance(block, int):
-                self._blocks[number] = block + 1
+                self._blocks[number] = block + owners
             else:
-                wide = int.from_bytes(block, "little") + _ONES
+                wide = int.from_bytes(block, "little") + owners * _ONES
                 block[:] = array(_KIND, wide.to_bytes(8 * BLOCK, "little"))
 
     def drop(self, first: int, count: int) -> list[tuple[int, int]]:
@@ -79,10 +79,14 @@ class References:
                     _append(gone, base, BLOCK)
                 continue
             counts = self._open(number) if isinstance(block, int) else block
-            for at in range(low, high):
-                counts[at] -= 1
-                if not counts[at]:
-                    _append(gone, base + at, 1)
+            if counts[low:high].count(1) == high - low:
+                counts[low:high] = array(_KIND, bytes(8 * (high - low)))
+                _append(gone, base + low, high - low)
+            else:
+                for at in range(low, high):
+                    counts[at] -= 1
+                    if not counts[at]:
+                        _append(gone, base + at, 1)
             # An array of zeros stays after single frames: it is used again.
             if gone and count > 1 and not any(counts):
                 del self._blocks[number]

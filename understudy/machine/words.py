@@ -58,9 +58,9 @@ def number_of(words: "Words | bytes") -> int:
     return int.from_bytes(words, "little")
 
 
-def words_of(number: int) -> Words:
+def words_of(number: int, frames: int = FRAMES) -> Words:
     """And back."""
-    return array("Q", number.to_bytes(BYTES, "little"))
+    return array("Q", number.to_bytes(8 * frames, "little"))
 
 
 def row(first: int) -> Words:
@@ -92,7 +92,7 @@ def nonzero(number: int) -> int:
 
 
 def count(words: Words, flags: int) -> int:
-    """How many of 512 words have any of these flags."""
+    """How many of 512 words, or less, have any of these flags."""
     return where(number_of(words), flags).bit_count()
 
 
@@ -103,7 +103,7 @@ def breaks(words: Words) -> int:
 
 
 def with_flags(words: Words, on: int, off: int) -> Words:
-    """512 words with flags added and removed wherever there is RAM."""
+    """512 words, or less, with flags added and removed wherever there is RAM."""
     number = number_of(words)
     ram = where(number, RAM)
-    return words_of((number | ram * on) & ~(ram * off))
+    return words_of((number | ram * on) & ~(ram * off), len(words))

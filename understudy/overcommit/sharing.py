@@ -18,18 +18,18 @@ no hole, and changes nothing that a guest can read.
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from itertools import compress, count, repeat
+from collections.abc import Callable, Iterator
+from itertools import count, repeat
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.machine.copy_on_write import CopyOnWrite
-from understudy.machine.frame_table import MOST, append
+from understudy.machine.frame_table import MOST
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m
 from understudy.machine.words import PRESENT, Flag
+from understudy.overcommit.merging import Found, Match, Merger
 
 BATCH: Final = 32  # frames that are read at once: few enough to be in a cache when hashed
 GAP: Final = 4  # frames between two that are read at once: one more reading would cost more
@@ -40,26 +40,6 @@ DEFAULT_GROUP: Final = ""
 
 Hash = Callable[[memoryview, int], int]
 """(contents of a frame, salt) to a number; frames of different contents may have the same."""
-
-
-class Found(NamedTuple):
-    """Where contents with a certain hash were seen."""
-
-    p2m: P2m
-    gfn: int
-    pfn: int
-
-    def is_there(self) -> bool:
-        """Whether this guest frame is still that host frame."""
-        return self.p2m.lookup(self.gfn) == self.pfn
-
-
-class Pair(NamedTuple):
-    """Two guest frames that had the same hash."""
-
-    number: int
-    one: Found
-    other: Found
 
 
 class Member:
@@ -78,12 +58,12 @@ class Sharing:
     """Looks for frames of guests on one host that have the same contents."""
 
     def __init__(self, host: Host, hash: Hash = xxh3_64_intdigest) -> None:
-        self.scanned = self.merged = self.refused = 0
-        """Frames that were hashed; that became another's; whose equal hash was not enough."""
+        self.scanned = 0
+        """Frames that were hashed."""
         self._memory, self._frames, self._hash = host.memory, host.frames, hash
         self._buffer = memoryview(bytearray(BATCH * PAGE))
         self._pages = [self._buffer[at : at + PAGE] for at in range(0, BATCH * PAGE, PAGE)]
-        self._owner = CopyOnWrite(host)
+        self._merger = Merger(host)
         self._salts: dict[str, int] = {}
         self._members: dict[P2m, Member] = {}
         self._numbers = count()
@@ -92,6 +72,16 @@ class Sharing:
         self._read: set[int] = set()  # shared frames (pfn) that were read in this round
         self._found: dict[int, int] = {}  # hash: place
         self._most = FEWEST  # of them, before it is looked whether there are too many
+
+    @property
+    def merged(self) -> int:
+        """Frames that became another's."""
+        return self._merger.merged
+
+    @property
+    def refused(self) -> int:
+        """Frames whose equal hash was not enough."""
+        return self._merger.refused
 
     # --- who takes part ---
 
@@ -166,7 +156,7 @@ class Sharing:
         """Whether this frame, looked up now, has become another's, and its own is free."""
         member, pfn, before = self._members.get(p2m), p2m.lookup(gfn), self.merged
         if member is not None and pfn is not None:
-            self._scan_near(member, [(gfn, pfn, 1)])
+            self._scan_rows(member, [(gfn, pfn, 1)])
         return self.merged > before
 
     def _scan_member(self, member: Member, pages: int) -> int:
@@ -206,22 +196,26 @@ class Sharing:
     def _scan_rows(self, member: Member, rows: list[tuple[int, int, int]]) -> None:
         """(gfn, pfn, frames): what is near each other on the host is read at once."""
         near: list[tuple[int, int, int]] = []
+        met: list[tuple[int, int]] = []
         low = end = 0
         for gfn, pfn, frames in rows:
             while frames:
                 if not (near and end <= pfn <= end + GAP and pfn < low + BATCH):
-                    self._scan_near(member, near)
+                    met += self._scan_near(member, near)
                     near, low = [], pfn
                 some = min(frames, low + BATCH - pfn)
                 near.append((gfn, pfn, some))
                 gfn, pfn, frames = gfn + some, pfn + some, frames - some
                 end = pfn
-        self._scan_near(member, near)
+        self._meet(met + self._scan_near(member, near))
 
-    def _scan_near(self, member: Member, rows: list[tuple[int, int, int]]) -> None:
-        """At most `BATCH` frames.  By the file: looking at a hole of a mapping fills it."""
+    def _scan_near(self, member: Member, rows: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        """At most `BATCH` frames; (hash, place) of those whose hash another has.
+
+        By the file: looking at a hole of a mapping fills it.
+        """
         if not rows:
-            return
+            return []
         low, last = rows[0][1], rows[-1]
         size = last[1] + last[2] - low << PAGE_SHIFT
         os.preadv(self._memory.fd, [self._buffer[:size]], low << PAGE_SHIFT)
@@ -235,28 +229,39 @@ class Sharing:
         self.scanned += len(pages)
         numbers = list(map(self._hash, pages, repeat(member.salt)))
         known = list(map(self._found.setdefault, numbers, places))
-        if known != places:
-            met = zip(numbers, places, known, strict=True)
-            self._meet([(number, place) for number, place, other in met if other != place])
+        if known == places:
+            return []
+        met = zip(numbers, places, known, strict=True)
+        return [(number, place) for number, place, other in met if other != place]
 
     def _meet(self, met: list[tuple[int, int]]) -> None:
         """(hash, place): another guest frame had the same hash, when it was looked at."""
         while met:
-            pairs = []
-            for number, place in met:
-                there = self._found[number]
-                if there == place:  # the others of this hash are compared with it
-                    continue
-                one, other = self._at(place), self._at(there)
-                if not other.is_there():
-                    self._found[number] = place
-                elif one.pfn != other.pfn:
-                    pairs.append(Pair(number, one, other))
-            refused = self._try(pairs)
-            self.refused += len(refused)
-            met = [(number, self._place(one)) for number, one, _ in refused]
-            # What was there has changed, or is as rare.
+            refused = self._merger.merge(self._matches(met))
+            met = [
+                (number, self._place(match.one) + n * NEXT)
+                for match in refused for n, number in enumerate(match.numbers)
+            ]  # fmt: skip
+            # What was there has gone or changed, or is as rare: others are compared with this one.
             self._found.update(reversed(met))
+
+    def _matches(self, met: list[tuple[int, int]]) -> Iterator[Match]:
+        """The same as rows, each with those that the table has; without who is in the table."""
+        numbers: list[int] = []
+        begin = other = last = there = step = 0
+        for number, place in met:
+            known = self._found[number]
+            if known == place:
+                continue
+            apart = known - there
+            if not numbers or place != last + NEXT or (apart != step and (apart or numbers[1:])):
+                if numbers:
+                    yield Match(numbers, self._at(begin), self._at(other), step // NEXT)
+                numbers, begin, other, apart = [], place, known, NEXT
+            numbers.append(number)
+            last, there, step = place, known, apart
+        if numbers:
+            yield Match(numbers, self._at(begin), self._at(other), step // NEXT)
 
     def _end_sharing(self, p2m: P2m, gfn: int, pfn: int, frames: int) -> None:
         """What has no other owner any more needs no protection, and pages may be large again."""
@@ -268,68 +273,6 @@ class Sharing:
                 for n in range(frames):
                     if self._frames.references(pfn + n) == 1:
                         p2m.unprotect(gfn + n, 1, Flag.SHARED)
-
-    def _try(self, pairs: list[Pair]) -> list[Pair]:
-        """Make each pair one frame if both are the same; returns those that are not.
-
-        `one` is of the same guest in all of them.  All that is done to frames is done to those of
-        a batch at once: the p2ms tell of it twice, and what is free is given back as runs.
-        """
-        pairs = [
-            two for two in pairs if not (self._is_pinned(two.one) or self._is_pinned(two.other))
-        ]
-        alike = self._are_equal(pairs)
-        refused = [two for two, is_equal in zip(pairs, alike, strict=True) if not is_equal]
-        pairs = list(compress(pairs, alike))
-        if not pairs:
-            return refused
-        new = self._protect([at for two in pairs for at in (two.one, two.other)])
-        alike = self._are_equal(pairs)
-        if not all(alike):  # a guest in another thread has written
-            pairs = list(compress(pairs, alike))
-            kept = {at for two in pairs for at in (two.one, two.other)}
-            for at in new:
-                if at not in kept:
-                    at.p2m.unprotect(at.gfn, 1, Flag.SHARED)
-        self._join(pairs)
-        return refused
-
-    def _protect(self, frames: list[Found]) -> list[Found]:
-        """Guest frames that are going to be shared; returns those that were not yet."""
-        new = [at for at in dict.fromkeys(frames) if not at.p2m.word(at.gfn) & Flag.SHARED]
-        by_guest: dict[P2m, list[int]] = {}
-        for p2m, gfn, _ in new:
-            by_guest.setdefault(p2m, []).append(gfn)
-        for p2m, gfns in by_guest.items():
-            p2m.owners[Flag.SHARED] = self._owner
-            p2m.protect_these(gfns, Flag.SHARED)
-        return new
-
-    def _join(self, pairs: list[Pair]) -> None:
-        """Both of each pair are protected, and the same: one frame is enough."""
-        if not pairs:
-            return
-        self._frames.share_all(_runs([other.pfn for _, _, other in pairs]))
-        pairs[0].one.p2m.move_these([(one.gfn, other.pfn) for _, one, other in pairs])
-        self._frames.free_all(_runs([one.pfn for _, one, _ in pairs]))
-        self.merged += len(pairs)
-
-    def _is_pinned(self, at: Found) -> bool:
-        """Whether a device is an owner, too: it may write, whatever the p2m protects."""
-        return self._frames.references(at.pfn) > 1 and not at.p2m.word(at.gfn) & Flag.SHARED
-
-    def _are_equal(self, pairs: list[Pair]) -> list[bool]:
-        return list(
-            map(bool, self._memory.alike([(one.pfn, other.pfn) for _, one, other in pairs]))
-        )
-
-
-def _runs(pfns: list[int]) -> list[tuple[int, int]]:
-    """Host frames in a row as one run; one that is named again is one of its own."""
-    runs: list[tuple[int, int]] = []
-    for pfn in pfns:
-        append(runs, pfn, 1)
-    return runs
 
 
 class Use(NamedTuple):

@@ -21,6 +21,9 @@ use crate::snapshot::Hasher;
 
 /// Bytes that `hash` looks at in one go.
 const CHUNK: usize = 256 << 10;
+const FRAME: usize = FRAME_BYTES as usize;
+/// Frames that `alike` reads at once: few enough to stay in a cache.
+const ROW: usize = 16;
 
 /// Host-physical memory: one sparse memfd.  An unused or discarded frame costs nothing.
 ///
@@ -115,6 +118,15 @@ impl Memory {
         memory.wrote(hpa, size as u64);
         Ok(())
     }
+}
+
+/// How many pairs go on in a row: the first of each, and the second, too (1) or are the same (0).
+fn row(pairs: &[(u64, u64)]) -> (usize, usize) {
+    let (one, other) = pairs[0];
+    let step = u64::from(pairs.get(1).is_none_or(|pair| pair.1 != other));
+    let goes_on = |&(n, pair): &(u64, &(u64, u64))| *pair == (one + n, other + n * step);
+    let count = (0..).zip(pairs).take_while(goes_on).count();
+    (count, step as usize)
 }
 
 fn no_memory(size: u64, why: &std::io::Error) -> PyErr {
@@ -320,8 +332,18 @@ impl Memory {
             check(&memory, one.max(other).saturating_mul(FRAME_BYTES), FRAME_BYTES)?;
         }
         PyBytes::new_with(py, pairs.len(), |out| {
-            for (found, (one, other)) in out.iter_mut().zip(pairs) {
-                *found = u8::from(memory.are_alike(one, other)?);
+            let mut buffers = [(); 2].map(|()| vec![0; ROW * FRAME]);
+            let mut at = 0;
+            while at < pairs.len() {
+                let (one, other) = pairs[at];
+                let (count, step) = row(&pairs[at..pairs.len().min(at + ROW)]);
+                let [ones, others] = buffers.each_mut();
+                memory.read_file(one, &mut ones[..count * FRAME])?;
+                memory.read_file(other, &mut others[..(1 + (count - 1) * step) * FRAME])?;
+                for n in 0..count {
+                    out[at + n] = u8::from(ones[n * FRAME..][..FRAME] == others[n * step * FRAME..][..FRAME]);
+                }
+                at += count;
             }
             Ok(())
         })

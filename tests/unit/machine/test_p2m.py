@@ -17,12 +17,11 @@ gfns = st.builds(lambda edge, off: max(edge + off, 0), st.sampled_from(EDGES), s
 counts = st.sampled_from([1, 1, 1, 2, 7, FRAMES - 2, FRAMES, 2 * FRAMES + 1, GIGA, GIGA + FRAMES])
 changes = st.tuples(
     st.sampled_from([
-        "map", "same", "unmap", "swap", "balloon", "share", "log", "unshare", "free", "move these",
-        "share these",
+        "map", "same", "unmap", "swap", "balloon", "share", "log", "unshare", "free", "one for all",
     ]),
     gfns, counts, st.sampled_from([0, 1, FRAMES, GIGA]),
 )  # fmt: skip
-MANY = FRAMES // 8  # frames of which each is named
+MANY = FRAMES + 7  # frames of which each is a range of its own
 Ranges = list[tuple[int, int, int, int | None]]
 
 
@@ -72,19 +71,13 @@ def apply(p2m: P2m, oracle: Oracle, change: tuple[str, int, int, int]) -> None:
     elif what == "unmap":
         p2m.unmap(gfn, count)
         oracle.cut(gfn, end)
-    elif what == "move these":
+    elif what == "one for all":
         count = min(count, MANY)
-        p2m.move_these([(gfn + n, gfn + n + offset) for n in range(count)])
-        for one in range(gfn, gfn + count):
-            flags = PRESENT | oracle.at(one)[0] & PROTECTED
-            oracle.cut(one, one + 1)
-            oracle.ranges.append((one, one + 1, flags, offset))
-    elif what == "share these":
-        some = range(gfn, gfn + min(count, MANY), 2)
-        p2m.protect_these(some, Flag.SHARED)
-        for one in some:
-            taken = oracle.cut(one, one + 1)
-            oracle.ranges += [(a, b, f | Flag.SHARED, o) for a, b, f, o in taken]
+        p2m.map_same(gfn, offset, count, Flag.SHARED)
+        oracle.cut(gfn, gfn + count)
+        oracle.ranges += [
+            (one, one + 1, PRESENT | Flag.SHARED, offset - one) for one in range(gfn, gfn + count)
+        ]
     else:
         on, off = {
             "share": (Flag.SHARED, 0), "log": (Flag.LOGGED, 0), "unshare": (0, Flag.SHARED),

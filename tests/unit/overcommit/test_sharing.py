@@ -22,7 +22,8 @@ from understudy.machine.host import Host
 from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import Runs
 from understudy.overcommit import sharing as sharing_module
-from understudy.overcommit.sharing import Pair, Sharing, use
+from understudy.overcommit.merging import Match, Merger
+from understudy.overcommit.sharing import Hash, Sharing, use
 from understudy.verdict import StopKind
 from understudy.vm import VM
 
@@ -173,7 +174,7 @@ def test_a_frame_that_is_as_it_was_costs_hardly_a_call() -> None:
     host.close()
 
 
-def test_frames_that_become_another_s_cost_little_a_batch() -> None:
+def test_frames_that_become_another_s_cost_little() -> None:
     """What tables, processors and the computer hear of them; they go as runs."""
     frames, heard, gone = 256, Counter[int](), list[int]()
     host = Host("16M")
@@ -196,10 +197,9 @@ def test_frames_that_become_another_s_cost_little_a_batch() -> None:
         sharing.join(one.p2m)
     host.frames._discard = discard
     assert sharing.scan(2 * frames) == frames
-    batches = frames // sharing_module.BATCH
-    assert heard[0] == batches  # its frames are protected
-    assert heard[1] == 2 * batches  # and those of the other one become others then
-    assert gone == [sharing_module.BATCH] * batches
+    assert heard[0] == 1  # its frames are protected
+    assert heard[1] == 2  # and those of the other one become others then
+    assert gone == [frames]
     assert use(host, [one.p2m for one in guests]) == (0, 2 * frames, 0, 0, frames, frames)
     host.close()
 
@@ -335,39 +335,45 @@ def test_nor_with_a_hash_that_is_always_the_same(steps: list[tuple[str, int, int
     play(steps, lambda host: Sharing(host, lambda data, salt: 0))
 
 
-class Unprotected(Sharing):
+class Unprotected(Merger):
     """Forgets to protect."""
 
-    def _try(self, pairs: list[Pair]) -> list[Pair]:
-        refused = super()._try(pairs)
-        for _, one, other in pairs:
-            for at in (one, other):
-                at.p2m.unprotect(at.gfn)
+    def _try(self, matches: list[Match]) -> list[Match]:
+        refused = super()._try(matches)
+        for match in matches:
+            for row in match.rows:
+                row.p2m.unprotect(row.gfn, row.frames)
         return refused
 
 
-class Trusting(Sharing):
+class Trusting(Merger):
     """Takes an equal hash for equality."""
 
-    def _are_equal(self, pairs: list[Pair]) -> list[bool]:
-        return [True] * len(pairs)
+    def _are_equal(self, pairs: list[tuple[int, int]]) -> list[int]:
+        return [1] * len(pairs)
 
 
-class Leaking(Sharing):
+class Leaking(Merger):
     """Counts an owner too many."""
 
-    def _try(self, pairs: list[Pair]) -> list[Pair]:
-        refused = super()._try(pairs)
-        self._frames.share_all([(other.pfn, 1) for _, _, other in pairs])
+    def _try(self, matches: list[Match]) -> list[Match]:
+        refused = super()._try(matches)
+        self._frames.share_all([(match.other.pfn, 1) for match in matches])
         return refused
+
+
+def faulty(host: Host, broken: type[Merger], hash: Hash) -> Sharing:
+    sharing = Sharing(host, hash)
+    sharing._merger = broken(host)
+    return sharing
 
 
 ALL_STEPS = [("write", 0, 0, "a"), ("scan", 40, 0, ""), ("write", 0, 2, "b"), ("write", 1, 3, "b")]
 
 
 @pytest.mark.parametrize("broken", [Unprotected, Trusting, Leaking])
-def test_a_planted_fault_is_found(broken: type[Sharing]) -> None:
+def test_a_planted_fault_is_found(broken: type[Merger]) -> None:
     hash = (lambda data, salt: 0) if broken is Trusting else xxh3_64_intdigest
     with pytest.raises(AssertionError):
-        play(ALL_STEPS, lambda host: broken(host, hash))
+        play(ALL_STEPS, lambda host: faulty(host, broken, hash))
     play(ALL_STEPS, Sharing)
