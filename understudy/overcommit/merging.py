@@ -70,14 +70,6 @@ class Match(NamedTuple):
         frames = len(self.numbers)
         return Row(*self.one, frames), Row(*self.other, frames if self.step else 1)
 
-    def new(self) -> Iterator[Row]:
-        """Those that nobody shared yet."""
-        frames = len(self.numbers)
-        if not self.ours & Flag.SHARED:
-            yield Row(*self.one, frames)
-        if not self.theirs & Flag.SHARED:
-            yield Row(*self.other, frames if self.step else 1)
-
     def part(self, low: int, high: int) -> Self:
         """Some of them."""
         if high - low == len(self.numbers):
@@ -187,7 +179,11 @@ class Merger:
 
     def _protect(self, matches: list[Match]) -> list[Row]:
         """Guest frames that are going to be shared; returns those that were not yet."""
-        new = [row for match in matches for row in match.new()]
+        new = [
+            row for match in matches
+            for row, word in zip(match.rows, (match.ours, match.theirs), strict=True)
+            if not word & Flag.SHARED
+        ]  # fmt: skip
         with ExitStack() as batches:
             for p2m in dict.fromkeys(row.p2m for row in new):
                 batches.enter_context(p2m.batch())
