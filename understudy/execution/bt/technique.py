@@ -203,6 +203,10 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return super()._go(left)
         if cpl or self.primary & MTF:
             raise NotHere
+        if self.is_current and self.processor.tsc >= self.due:
+            return question(
+                Reason.PREEMPTION_TIMER
+            )  # before what it would have executed is fetched
         rip = self._read_field(RIP)
         pc = self._entry(rip)
         self._lead_here(rip, pc)
@@ -297,11 +301,6 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
                 exit = at  # else what is left of it cannot fault
         return None
 
-    def _wait_for_timer(self) -> None:
-        """It was early, for instructions beyond the guest's were executed."""
-        self.processor.wrmsr(Msr.X2APIC_EOI, 0)
-        self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
-
     def _undo(self, mark: Mark) -> None:
         for register, place in ((0, FIRST), (1, SECOND))[: mark.saved]:
             self.processor.set_gpr(register, self.cache.datum(place))
@@ -310,7 +309,9 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
 
     def _sort(self, exit: Exit) -> Exit | None:
         if is_timer(exit) and self.processor.tsc < self.due:
-            self._wait_for_timer()
+            # It was early, for instructions beyond the guest's were executed.
+            self.processor.wrmsr(Msr.X2APIC_EOI, 0)
+            self.processor.wrmsr(Msr.IA32_TSC_DEADLINE, self.due)
             return None
         pc, code = self._at, self._code
         if pc is None and exit.reason == Reason.EVENT and self._returns_to_task():
