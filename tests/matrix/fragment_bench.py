@@ -193,18 +193,18 @@ def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Co
 
     try:
         for number in fragments:
+            choice = f"{seed} {mode} {number // renew}"
             if bench is None or not number % renew:
                 close()
-                bench = Bench(mode, random.Random(f"{seed} {mode} {number // renew}"))
+                bench = Bench(mode, random.Random(choice))
             one = made(mode, number, seed)
             if difference := bench.run(one):
-                choice = f"{seed} {mode} {number // renew}"
                 if is_about_window(one, choice):
                     told["window"] += 1
                 elif overwrites_itself(one):
                     told["itself"] += 1
                 else:
-                    raise Found(report(one, number, seed, renew, difference))
+                    raise Found(report(one, number, seed, choice, difference))
                 close()
                 bench = None
     finally:
@@ -217,20 +217,12 @@ def is_about_window(one: Fragment, choice: str) -> bool:
 
     Bt alone differs then, and no longer when its window is elsewhere.
     """
-
-    def differing() -> set[str]:
-        bench = Bench(one.mode, random.Random(choice))
-        try:
-            return set(bench.run(one))
-        finally:
-            bench.close()
-
-    if differing() != {"bt"}:
+    if set(alone(one, choice)[0]) != {"bt"}:
         return False
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ELSEWHERE.items():
             patch.setattr(window, name, value)
-        return not differing()
+        return not alone(one, choice)[0]
 
 
 def overwrites_itself(one: Fragment) -> bool:
@@ -266,27 +258,27 @@ def made(mode: str, number: int, seed: int) -> Fragment:
     return fragment(random.Random(f"{seed} {mode} {number}"), mode)
 
 
-def report(one: Fragment, number: int, seed: int, renew: int, difference: Difference) -> str:
+def alone(one: Fragment, choice: str) -> tuple[Difference, list[str]]:
+    """Who differs in new VMs, and what those are."""
+    bench = Bench(one.mode, random.Random(choice))
+    try:
+        return bench.run(one), bench.chosen
+    finally:
+        bench.close()
+
+
+def report(one: Fragment, number: int, seed: int, choice: str, difference: Difference) -> str:
     """The smallest that differs, and how."""
     where = f"fragment {number} of seed {seed}, mode {one.mode}"
     who = next(iter(difference))
-
-    def try_it(candidate: Fragment) -> tuple[Difference, list[str]]:
-        choice = random.Random(f"{seed} {one.mode} {number // renew}")
-        bench = Bench(one.mode, choice)
-        try:
-            return bench.run(candidate), bench.chosen
-        finally:
-            bench.close()
-
-    small, (found, chosen) = one, try_it(one)
+    small, (found, chosen) = one, alone(one, choice)
     if who not in found:
         return f"{where} differs only after others:\n{one.text()}\n{in_words(difference)}"
     is_smaller = True
     while is_smaller:
         is_smaller = False
         for candidate in smaller(small):
-            now, _ = try_it(candidate)
+            now, _ = alone(candidate, choice)
             if who in now:
                 small, found, is_smaller = candidate, now, True
                 break

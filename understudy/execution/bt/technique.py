@@ -203,10 +203,8 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             return super()._go(left)
         if cpl or self.primary & MTF:
             raise NotHere
-        if self.is_current and self.processor.tsc >= self.due:
-            return question(
-                Reason.PREEMPTION_TIMER
-            )  # before what it would have executed is fetched
+        if self.is_current and self.processor.tsc >= self.due:  # before what comes next is fetched
+            return question(Reason.PREEMPTION_TIMER)
         rip = self._read_field(RIP)
         pc = self._entry(rip)
         self._lead_here(rip, pc)
