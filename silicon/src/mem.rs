@@ -214,12 +214,11 @@ impl Memory {
         true
     }
 
-    /// Read frames in a row by the file: looking at a hole of the mapping would fill it.
+    /// Read by the file: looking at a hole of the mapping would give it a frame.
     ///
     /// # Errors
-    /// What pread says, or `InvalidInput` if any are outside.
-    pub fn read_file(&self, pfn: u64, out: &mut [u8]) -> io::Result<()> {
-        let hpa = pfn.saturating_mul(FRAME_BYTES);
+    /// What pread says, or `InvalidInput` if any bytes are outside.
+    pub fn read_file(&self, hpa: u64, out: &mut [u8]) -> io::Result<()> {
         if !self.contains(hpa, out.len() as u64) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }

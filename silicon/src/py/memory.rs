@@ -1,8 +1,6 @@
 //! `Memory`: host-physical memory.
 
 use std::ffi::c_int;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
@@ -338,8 +336,8 @@ impl Memory {
                 let (one, other) = pairs[at];
                 let (count, step) = row(&pairs[at..pairs.len().min(at + ROW)]);
                 let [ones, others] = buffers.each_mut();
-                memory.read_file(one, &mut ones[..count * FRAME])?;
-                memory.read_file(other, &mut others[..(1 + (count - 1) * step) * FRAME])?;
+                memory.read_file(one * FRAME_BYTES, &mut ones[..count * FRAME])?;
+                memory.read_file(other * FRAME_BYTES, &mut others[..(1 + (count - 1) * step) * FRAME])?;
                 for n in 0..count {
                     out[at + n] = u8::from(ones[n * FRAME..][..FRAME] == others[n * step * FRAME..][..FRAME]);
                 }
@@ -386,14 +384,12 @@ impl Memory {
     /// A 64-bit hash of the bytes (for comparing machines).
     fn hash(&self, py: Python<'_>, hpa: u64, length: u64) -> PyResult<u64> {
         let memory = self.range(hpa, length)?;
-        // Through the descriptor, not the mapping: reading a hole there gives it no frame.
-        let file = File::open(format!("/proc/self/fd/{}", memory.fd()))?;
         py.detach(|| {
             let (mut hasher, mut chunk) = (Hasher::default(), vec![0; CHUNK]);
             let mut at = hpa;
             while at < hpa + length {
                 let part = &mut chunk[..CHUNK.min((hpa + length - at) as usize)];
-                file.read_exact_at(part, at)?;
+                memory.read_file(at, part)?;
                 hasher.bytes(part);
                 at += part.len() as u64;
             }
