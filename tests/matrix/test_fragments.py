@@ -61,6 +61,8 @@ CASES = [
     Case("SIDT in a program", LONG, IRETQ, "0f010c25 b5700100"),
     Case("a store through a null segment", PAE, IRET, "8c1d a0500100"),
     Case("a far jump that is refused marks no descriptor", TWO_LEVEL, "ea 07e00000 2b00"),
+    Case("nor is one with the RPL of a program allowed", LONG, "6a0b 6808e00000 48ff2c24"),
+    Case("nor by its own operand", PAE, "ea 07e00000 0b00"),
     Case("STI in the shadow of POP SS", PAE, "6a10 17 fb cd21"),
     Case("a timer between STI and PUSHF", PAE, SOON.format(10) + "9c"),
     Case("and in the shadow of an STI", TWO_LEVEL, SOON.format(7) + "fafb 9090"),
@@ -147,7 +149,7 @@ def test_random_fragments(mode: str) -> None:
     told = fuzz(mode, range(FIRST, FIRST + count), SEED)
     print(f"{mode}: {told}")
     assert told["compared"] > count * 0.8
-    assert told["window"] + told["itself"] <= 1 + count // 1000
+    assert told["window"] + told["itself"] + told["descriptors"] <= 1 + count // 1000
     assert told["traps"] > count
     assert told["translated"] > 10 * count
     assert told["interpreted"] > 10 * count
@@ -182,9 +184,17 @@ def test_a_kernel_that_meets_the_window_is_told_from_a_difference() -> None:
 
 def test_a_string_instruction_that_overwrites_itself_is_told_too() -> None:
     to = "bf00e00000 be00100100 b9{} f3a5"  # from where there is data
-    for count, overwrites in (("40000000", True), ("01000000", False)):
+    for count, found in (("40000000", {"itself"}), ("01000000", set())):
         one = fragment_of(Case("", PAE, to.format(count)))
-        assert fragment_bench.overwrites_itself(one) == overwrites
+        assert fragment_bench.does(one) == found
+
+
+@pytest.mark.parametrize("code", ["0f02c1", "660f03c1", "0f00e1", "0f00e9"])
+def test_a_program_that_looks_at_descriptors_is_told_too(code: str) -> None:
+    """It comes to such an instruction by itself in none that is written."""
+    for mode, go in ((LONG, IRETQ), (TWO_LEVEL, IRET)):
+        assert fragment_bench.does(fragment_of(Case("", mode, go, code))) == {"descriptors"}
+        assert not fragment_bench.does(fragment_of(Case("", mode, code + go, "90")))
 
 
 @pytest.mark.parametrize(("wrong", "who"), [(_wrong_cli, "deprivileged"), (_wrong_ident, "bt")])

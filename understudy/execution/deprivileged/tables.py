@@ -140,6 +140,8 @@ def jump(guest: Live, instruction: iced.Instruction) -> None:
         selector, rip = memory.load(at + size, 2), memory.load(at, size)
     else:
         raise NotHere
+    if selector & 3 > guest.cpl():
+        raise NotHere
     _go(guest, selector, rip)
 
 
