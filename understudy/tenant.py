@@ -7,6 +7,7 @@ between two runs, or in a callback.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import wraps
+from threading import get_ident
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from understudy.arch.address import PAGE
@@ -119,10 +120,9 @@ def hold(
     keeps what it does without.  PlanError if the host cannot keep its promise to it.
     """
 
-    def delay(ns: int) -> None:
-        for vcpu in vcpus:
-            if vcpu.is_running:  # an exit of its is being answered
-                vcpu.page.wait(ns)
+    def delay(ns: int) -> bool:
+        mine = (vcpu for vcpu in vcpus if vcpu.guest.thread == get_ident())
+        return any(vcpu.page.wait(ns) for vcpu in mine)  # an exit of that one is being answered
 
     def is_idle() -> bool:
         return not any(vcpu.is_running for vcpu in vcpus)

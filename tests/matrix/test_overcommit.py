@@ -247,8 +247,8 @@ def test_states_say_what_is_slow_and_why() -> None:
         swap = stock.swap
         assert swap is not None
         assert "full" not in stock.why
-        swap.slots = 0
-        swap._free.clear()
+        swap.file.slots = 0
+        swap.file._free.clear()
         stock.expect(1000)
         assert "the swap file is full" in stock.why
 

@@ -58,6 +58,9 @@ class Keeper(Protocol):
     def drop(self, p2m: "P2m") -> None:
         """Nobody wants what this one has here."""
 
+    def is_coming(self, p2m: "P2m", gfn: int) -> bool:
+        """A guest misses this frame: whether it is to do so again, for it takes a while."""
+
     def pieces(self, p2m: "P2m") -> "Iterator[tuple[int, bytes]]":
         """What this one has here and is not all zero: gfns, rising, and contents."""
 
@@ -224,6 +227,13 @@ class P2m(FrameTable):
             self._ask(gfn, word & PROTECTED)
             word = self.word(gfn)
         return bool(word & PRESENT) and not (write and word & PROTECTED)
+
+    def is_coming(self, gfn: int) -> bool:
+        """Who executes an instruction that will miss this frame again need not `touch` it now.
+
+        He is not going to be executed before it may have come.
+        """
+        return self.keeper is not None and self.keeper.is_coming(self, gfn)
 
     def bring_back(self) -> None:
         """Have all frames given back whose contents their owners alone know, and cannot tell."""

@@ -25,8 +25,8 @@ class Ways(NamedTuple):
 
     post: Callable[[Callable[[], None]], None]
     """Have something done between two of its exits."""
-    delay: Callable[[int], None]
-    """Whoever of it misses a page waits so many ns for it."""
+    delay: Callable[[int], bool]
+    """Whoever of it misses a page waits so many ns for it.  False: it is no vCPU, or is off."""
     thin: Callable[[], None]
     """Between two exits: page tables go that can be made again, and with them what they protect."""
     is_idle: Callable[[], bool]

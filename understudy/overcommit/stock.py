@@ -42,7 +42,8 @@ from understudy.overcommit.plan import (
     plan_of,
 )
 from understudy.overcommit.sharing import Sharing
-from understudy.overcommit.swap import Swap, SwapError
+from understudy.overcommit.swap import Swap
+from understudy.overcommit.swap_file import SwapError
 from understudy.overcommit.terms import Terms
 from understudy.quantities import bytes_of
 
@@ -55,12 +56,14 @@ CLUSTER: Final = 64  # frames that go at once when none is free in the middle of
 class Stock:
     """The frames of one host, as `machine.host.Room`."""
 
-    def __init__(self, host: Host, terms: Terms, begun: Callable[[], None]) -> None:
+    def __init__(
+        self, host: Host, terms: Terms, begun: Callable[[], None], *, is_wall: bool
+    ) -> None:  # fmt: skip
         """Nothing happens before a VM is admitted that does not fit, but for `terms.is_always`.
 
         `begun` is called then: from that moment on `tick` is to be called each `PERIOD_NS`.
         """
-        self._begun = begun
+        self._begun, self._is_wall = begun, is_wall
         self.host, self.terms, self._frames = host, terms, host.frames
         self.plan = plan_of(terms.plan)
         self.total = host.frames.free_count
@@ -184,7 +187,7 @@ class Stock:
     def _begin(self, room: int) -> None:
         """From now on there is more memory than there is: up to so many pages of it are away."""
         if self.swap is not None:
-            self.swap.slots = max(self.swap.slots, room)
+            self.swap.file.slots = max(self.swap.file.slots, room)
             return
         for one in self.holdings.values():
             one.check_sampled()
@@ -193,7 +196,10 @@ class Stock:
             self.sharing = Sharing(self.host)
         looked_up = self.sharing if terms.looks_up else None
         self.swap = Swap(self.host, room * PAGE, terms.victims, terms.folder, looked_up)
-        self.swap.on_read = self._delay
+        if self._is_wall:
+            self.swap.put_off = self._put_off
+        elif terms.read_ns:
+            self.swap.on_read = partial(self._put_off, ns=terms.read_ns)
         for one in self.holdings.values():
             self._take_in(one)
             one.ballooned.give_untouched()
@@ -222,10 +228,9 @@ class Stock:
         if self.swap is not None:
             self.swap.drop(one.p2m)
 
-    def _delay(self, p2m: P2m) -> None:
-        """Somebody of a VM has missed a page that had to be read from the file."""
-        if (holding := self.holdings.get(p2m)) is not None and self.terms.read_ns:
-            holding.ways.delay(self.terms.read_ns)
+    def _put_off(self, p2m: P2m, ns: int) -> bool:
+        """Whoever of a VM has missed a page waits for it; False if nobody can."""
+        return (holding := self.holdings.get(p2m)) is not None and holding.ways.delay(ns)
 
     def close(self) -> None:
         """The host is no more."""

@@ -7,15 +7,14 @@ takes no slot.
 
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Reclamation Mechanisms" and
 "Page Replacement" (random victims, so that a host's choice and its guest's cannot conspire).
-Cost: one write; one exit, one read.
+Cost: one write; one exit, one read; in real time an exit more each time that a guest looks in vain
+for what the computer itself has to read from its disk.
 Invariants: what is pinned, or is a table that a technique traces, stays; a frame with several
 owners goes for all of them or stays; a frame is given up only when its contents are in the file,
 and a slot only when they are in a frame; a file that is full or cannot be read changes nothing, and
 says so.
 """
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -23,16 +22,20 @@ from pathlib import Path
 from typing import Final, Self
 
 from understudy.arch.address import PAGE, PAGE_SHIFT
-from understudy.machine.frames import Frames, OutOfFrames
+from understudy.machine.frames import Frames
 from understudy.machine.host import Host
 from understudy.machine.p2m import P2m, Runs, Watcher
 from understudy.machine.words import PRESENT, PROTECTED, Flag
 from understudy.overcommit.sharing import Sharing
+from understudy.overcommit.swap_file import SwapError, SwapFile
 from understudy.overcommit.victims import Wish, victims_of
 
 ZEROS: Final = bytes(PAGE)
 NO_SLOT: Final = -1  # the contents are zero
 FEW: Final = 64  # frames with several owners that are looked up at once
+FIRST_NS: Final = 100_000  # of real time, before who misses a frame looks for it again
+DOUBLED: Final = 6  # times that this is, so that a disk that is slow is not asked all the time
+LOOKS: Final = 100  # before it waits for the disk, with all others
 Places = list[tuple[P2m, int]]
 """Who has a frame, and where (gfn)."""
 LOOKED: Final = PROTECTED & ~(Flag.LOGGED | Flag.SHARED)
@@ -40,10 +43,6 @@ LOOKED: Final = PROTECTED & ~(Flag.LOGGED | Flag.SHARED)
 
 One that was shared, and has no other owner any more, may go.
 """
-
-
-class SwapError(OutOfFrames):
-    """The swap file has no room, or cannot be written or read."""
 
 
 class Swap:
@@ -62,22 +61,23 @@ class Swap:
         self.written = self.read = 0  # frames, ever
         self.looked_up = self.alike = 0
         """Victims that were looked up before they were written, and those that were shared."""
-        self.slots = size // PAGE
-        """Frames for which the file has room; it may be given more at any time."""
         self._memory, self._frames, self._sharing = host.memory, host.frames, sharing
         self._contents, self._frame_for = host.contents, host.frame_for
         self._victims = victims_of(policy)
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (`close`)
-        self._end = 0  # of the file, in slots
-        self._free: set[int] = set()  # slots before that, never the last one
+        self.file = SwapFile(size // PAGE, folder)
         self._more: Counter[int] = Counter()  # slot -> how many have it beside the first one
         self._slots: dict[P2m, dict[int, int]] = {}  # gfn -> slot
         self._pinned: dict[P2m, dict[int, int]] = {}  # gfn -> how often
         self._watchers: dict[P2m, Watcher] = {}
         self.read_by: Counter[P2m] = Counter()
         """Frames that each guest has missed, and got back, ever."""
-        self.on_read: Callable[[P2m], None] = lambda p2m: None
+        self.on_read: Callable[[P2m], object] = lambda p2m: None
         """Hears of each that came out of the file."""
+        self.put_off: Callable[[P2m, int], bool] | None = None
+        """In real time: has the vCPU that misses a frame executed no more for so many ns, if one
+        does."""
+        self.waits = 0  # times that a guest was put off, ever
+        self._looks: dict[int, int] = {}  # slot -> how often it was looked for what is coming
 
     # --- who takes part ---
 
@@ -134,7 +134,7 @@ class Swap:
         """As `Keeper.pieces` says.  SwapError if the file cannot be read."""
         for gfn, slot in sorted(self._slots[p2m].items()):
             if slot != NO_SLOT:
-                yield gfn, self._get(slot, gfn)
+                yield gfn, self.file.get(slot, gfn)
 
     def pin(self, p2m: P2m, gfn: int) -> int:
         """A device is going to use this frame by its pfn, which is returned, until `unpin`."""
@@ -165,7 +165,7 @@ class Swap:
     @property
     def in_file(self) -> int:
         """Slots in use: what is out and is not all zero."""
-        return self._end - len(self._free)
+        return self.file.used
 
     # --- out, and in ---
 
@@ -235,23 +235,7 @@ class Swap:
         contents = self._contents(pfn)
         slot = NO_SLOT
         if contents != ZEROS:
-            if not self._free:
-                if self._end >= self.slots:
-                    raise SwapError(
-                        f"the swap file is full: guest frame {gfn:#x} stays in memory; give it "
-                        "more bytes"
-                    )
-                self._free.add(self._end)
-                self._end += 1
-            slot = self._free.pop()
-            try:
-                self._put(slot, contents)
-            except OSError as problem:
-                self._give_back(slot)
-                raise SwapError(
-                    f"the swap file cannot be written ({problem.strerror}): guest frame {gfn:#x} "
-                    "stays in memory"
-                ) from problem
+            slot = self.file.put(contents, gfn)
             if len(places) > 1:
                 self._more[slot] = len(places) - 1
         for p2m, gfn in places:
@@ -265,7 +249,7 @@ class Swap:
         slot, pfn = self._slots[p2m][gfn], self._frame_for(p2m)
         if slot != NO_SLOT:
             try:
-                self._memory.write(pfn << PAGE_SHIFT, self._get(slot, gfn))
+                self._memory.write(pfn << PAGE_SHIFT, self.file.get(slot, gfn))
             except SwapError:
                 self._frames.free(pfn, 1)
                 raise
@@ -275,6 +259,24 @@ class Swap:
         self._victims.came(p2m, gfn)
         self.read += 1
         self.read_by[p2m] += 1
+
+    def is_coming(self, p2m: P2m, gfn: int) -> bool:
+        """As `Keeper.is_coming` says: in real time, what the computer has to read from its disk.
+
+        That has been begun; when it is over nobody tells.
+        """
+        if self.put_off is None or (slot := self._slots[p2m].get(gfn, NO_SLOT)) == NO_SLOT:
+            return False
+        looks = self._looks.pop(slot, 0)
+        if looks == LOOKS or self.file.is_at_hand(slot):
+            return False
+        if not self.put_off(p2m, FIRST_NS << min(looks, DOUBLED)):
+            return False
+        if not looks:
+            self.file.fetch(slot)
+        self._looks[slot] = looks + 1
+        self.waits += 1
+        return True
 
     def _changed(self, p2m: P2m, runs: Runs) -> None:
         """What was put in place of a frame that is out, or that nobody wants it: forget it."""
@@ -298,38 +300,12 @@ class Swap:
             if not self._more[slot]:
                 del self._more[slot]
         else:
-            self._give_back(slot)
-
-    def _give_back(self, slot: int) -> None:
-        """Nothing is there any more; an end of the file in which nothing is goes."""
-        self._free.add(slot)
-        if slot < self._end - 1 or self._file.closed:
-            return
-        while self._end - 1 in self._free:
-            self._end -= 1
-            self._free.remove(self._end)
-        if os.fstat(self._file.fileno()).st_size > self._end * PAGE:
-            os.ftruncate(self._file.fileno(), self._end * PAGE)
-
-    def _put(self, slot: int, contents: bytes) -> None:
-        done = 0
-        while done < PAGE:
-            done += os.pwrite(self._file.fileno(), contents[done:], slot * PAGE + done)
-
-    def _get(self, slot: int, gfn: int) -> bytes:
-        try:
-            contents = os.pread(self._file.fileno(), PAGE, slot * PAGE)
-        except OSError as problem:
-            raise SwapError(
-                f"the swap file cannot be read ({problem.strerror}): guest frame {gfn:#x} is in it"
-            ) from problem
-        if len(contents) != PAGE:
-            raise SwapError(f"the swap file was cut: guest frame {gfn:#x} is in it")
-        return contents
+            self._looks.pop(slot, None)
+            self.file.give_back(slot)
 
     def close(self) -> None:
         """The file is no more; whoever still had something in it has lost it: let them leave."""
-        self._file.close()
+        self.file.close()
 
     def __enter__(self) -> Self:
         return self

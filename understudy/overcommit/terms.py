@@ -38,7 +38,7 @@ class Terms:
     read_ns: int = READ_NS
     """Virtual time in which a page is read from the swap file: who misses it waits, others go on.
 
-    In real time it takes what it takes."""
+    In real time it takes what it takes; others go on there, too."""
     folder: Path | None = None
     """Where the swap file is, which has no name there; None: where temporary files are."""
 

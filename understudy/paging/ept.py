@@ -120,6 +120,8 @@ class Ept(Paging, name="ept"):
                     f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the entry "
                     "allows the access, so the processor uses a stale translation"
                 )
+        elif self.p2m.is_coming(gfn):
+            return True
         elif not self.p2m.touch(gfn, write=is_write):
             raise PagingError(
                 f"EPT violation at gpa {gpa:#x}, qualification {qualification:#x}: the frame's "

@@ -84,7 +84,8 @@ class ShadowView(View):
         self.theirs, self.real_mode, self.p2m = theirs, real_mode, theirs.p2m
         self.read_u64, self.write_u64 = theirs.read_u64, theirs.write_u64
         self.read_u32, self.write_u32 = theirs.read_u32, theirs.write_u32
-        self.hpas, self.look_up, self.read_entry = theirs.hpas, theirs.look_up, theirs.read_entry
+        self.hpas, self.here, self.look_up = theirs.hpas, theirs.here, theirs.look_up
+        self.read_entry = theirs.read_entry
         self.regions: dict[int, Region] = {}  # by gva >> 21; a paging-structure cache
         self.devices: dict[int, int] = {}  # by gva >> 12 and error code: a TLB of pages without RAM
         self.patched: list[tuple[int, int]] = []  # (slot, entry) to be put back after a step
@@ -143,7 +144,10 @@ class ShadowView(View):
             self._refuse_implicit(gva, error, keys)
         self.theirs.mark(found, error, self.regime.entry_bytes)  # frames may move, this one, too
         gfn = found.gpa >> PAGE_SHIFT
-        hpa = self.hpas.get(gfn) or self.look_up(gfn)
+        if not (hpa := self.hpas.get(gfn) or self.here(gfn)):
+            if self.p2m.is_coming(gfn):
+                return HIDDEN
+            hpa = self.look_up(gfn)
         if not hpa:
             return self._note_device(gva, error, found)
         if error & E_WRITE and self.p2m.protected and self.p2m.is_protected(gfn):
@@ -219,8 +223,7 @@ class ShadowView(View):
             not rights & WRITABLE or (self.p2m.protected and self.p2m.is_protected(gfn))
         ):
             return False
-        hpa = self.hpas.get(gfn) or self.look_up(gfn)
-        if not hpa or self.regions.get(gva >> LARGE_SHIFT) is not region:
+        if not (hpa := self.hpas.get(gfn) or self.here(gfn)):
             return False
         wanted = entry | (ACCESSED | DIRTY if error & E_WRITE else ACCESSED)
         slot = region.leaf + (gva >> 9 & 0xFF8)

@@ -49,7 +49,9 @@ class SharedHost(Host):
         for _ in range(pcpus):
             self.plug(engine, clock)
         self.schedule = schedule_of(self.processors, first, is_wall=clock == "wall")
-        self.stock = self.room = Stock(self, overcommit or Terms(), self._begin_chores)
+        self.stock = self.room = Stock(
+            self, overcommit or Terms(), self._begin_chores, is_wall=clock == "wall"
+        )
         free = pcpus  # the first ones are left for the pool "default"
         for name, (count, its) in asked.items():
             self.schedule.add_pool(name, its)

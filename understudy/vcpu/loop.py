@@ -63,7 +63,7 @@ class Vcpu:
         self.poke = self.time.wake.ring  # hears what it is told while it sleeps
         self.state = VcpuState(activity=Activity.first(self.is_bootstrap))
         self.table = guest.table
-        self.counts, self.page = ExitCounts(self.table), PageWait(self, clock, is_wall=is_wall)
+        self.counts, self.page = ExitCounts(self.table), PageWait(self, clock)
         self.kvm = Kvm(self.events, self.msrs, memory, lambda: self.view.flush(), self.page)
         self.exits, self.cr_accesses = self.counts.state.exits, self.counts.state.cr_accesses
         self.requested: Stop | None = None

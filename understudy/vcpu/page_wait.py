@@ -2,8 +2,10 @@
 
 Source: Waldspurger, "Memory Resource Management in VMware ESX Server", "Reclamation Mechanisms".
 Cost: none for who never misses a page; one timer of the board for who does.
-Invariants: time is virtual, in ns, and follows from what was missed alone; nothing but the page
-ends the wait, also of one that has interrupts pending.
+In virtual time a page is there at once, and has a price; in real time it is looked for again when
+the wait is over.
+Invariants: virtual time, in ns, follows from what was missed alone; nothing but the page ends the
+wait, also of one that has interrupts pending.
 """
 
 from dataclasses import dataclass
@@ -32,19 +34,22 @@ class PageWait(Part):
 
     state: PageWaitState
 
-    def __init__(self, waiter: Waiter, clock: Clock, *, is_wall: bool) -> None:
-        """`is_wall`: time passes by itself, while a page is read."""
-        self._waiter, self._clock, self._is_wall = waiter, clock, is_wall
+    def __init__(self, waiter: Waiter, clock: Clock) -> None:
+        self._waiter, self._clock = waiter, clock
         self.state, self._alarm = PageWaitState(), Alarm(clock, self._came)
 
-    def wait(self, ns: int) -> None:
-        """It executes nothing before one more page was read, which takes so long."""
+    def wait(self, ns: int) -> bool:
+        """It executes nothing before one more page was read, which takes so long.
+
+        False: it does not execute anyway.
+        """
         own, now = self._waiter.state, self._clock.now()
-        if self._is_wall or own.activity not in (Activity.ACTIVE, Activity.WAIT_FOR_PAGE):
-            return
+        if own.activity not in (Activity.ACTIVE, Activity.WAIT_FOR_PAGE):
+            return False
         begin = self.state.at if own.activity is Activity.WAIT_FOR_PAGE else now
         own.activity, self.state.at = Activity.WAIT_FOR_PAGE, begin + ns
         self._alarm.set(self.state.at)  # which has it look around before it goes on
+        return True
 
     def give_up(self) -> int:
         """It goes on without the page: when it would have had it, in ns of guest time."""

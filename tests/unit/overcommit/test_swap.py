@@ -24,7 +24,8 @@ from understudy.machine.memory import GuestMemory
 from understudy.machine.p2m import P2m
 from understudy.machine.words import Flag
 from understudy.overcommit.sharing import Sharing, use
-from understudy.overcommit.swap import Swap, SwapError
+from understudy.overcommit.swap import Swap
+from understudy.overcommit.swap_file import SwapError
 from understudy.overcommit.victims import Victims
 from understudy.verdict import StopKind
 from understudy.vm import VM
@@ -181,7 +182,7 @@ def test_a_file_that_was_cut_stops_who_misses_it_alone() -> None:
         one.vcpus[0].leave_guest()
         swap.join(one.memory.p2m)
         assert swap.reclaim(one.memory.p2m, 1 << 20) > 500
-        os.ftruncate(swap._file.fileno(), 0)
+        os.ftruncate(swap.file._file.fileno(), 0)
         stop = one.go(wall_seconds=60)
         assert stop.kind == StopKind.ERROR
         assert "swap file was cut" in stop.detail
@@ -198,7 +199,7 @@ def test_a_disk_that_is_full_takes_nothing_and_loses_nothing(
         swap.join(one.p2m)
         free = host.frames.free_count
         with monkeypatch.context() as patch, Path("/dev/full").open("r+b", buffering=0) as full:
-            patch.setattr(swap, "_file", full)
+            patch.setattr(swap.file, "_file", full)
             with pytest.raises(SwapError, match=r"cannot be written \(No space left on device"):
                 swap.reclaim(one.p2m, FRAMES)
         assert one.p2m.lookup(1) is not None, "it stays; frames of zeros need no room"
@@ -234,7 +235,7 @@ def unreadable(*_: object) -> bytes:
 
 def test_the_file_has_no_name_that_could_be_left_over(tmp_path: Path) -> None:
     with Swap(Host("1M"), 1 << 20, folder=tmp_path) as swap:
-        assert os.fstat(swap._file.fileno()).st_nlink == 0
+        assert os.fstat(swap.file._file.fileno()).st_nlink == 0
         assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ def test_the_end_of_the_file_in_which_nothing_is_goes() -> None:
         swap.join(one.p2m)
 
         def size() -> int:
-            return os.fstat(swap._file.fileno()).st_size // PAGE
+            return os.fstat(swap.file._file.fileno()).st_size // PAGE
 
         assert swap.reclaim(one.p2m, FRAMES) == FRAMES == size()
         at = {slot: gfn for gfn, slot in swap._slots[one.p2m].items()}
