@@ -51,6 +51,13 @@ LOOKS: Final = re.compile(
     rb"(?:[\x02\x03]|\x00[\x20-\x2f\x60-\x6f\xa0-\xaf\xe0-\xef])"
 )
 """LAR, LSL, VERR and VERW."""
+KNOWN: Final = ("window", "itself", "descriptors", "resume")
+"""Differences that are none of a technique's (decision 0091)."""
+AT_DOUBLE_FAULT: Final = range(
+    stage.HANDLERS + stage.DOUBLE_FAULT * stage.STRIDE,
+    stage.HANDLERS + (stage.DOUBLE_FAULT + 1) * stage.STRIDE,
+)
+"""RIP there: one has been delivered."""
 Difference = dict[str, dict[str, Any]]
 """By technique: what it has otherwise than VMX, and VMX's."""
 
@@ -182,11 +189,11 @@ class Found(AssertionError):
 
 
 def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Counter[str]:
-    """Compare these, by number; what was done.  Found: a difference that is none of three kinds.
+    """Compare these, by number; what was done.  Found: a difference of no known kind.
 
     renew: after so many the VMs are new ones, with other engines and paging.
     """
-    told: Counter[str] = Counter(window=0, itself=0, descriptors=0)
+    told: Counter[str] = Counter(dict.fromkeys(KNOWN, 0))
     bench: Bench | None = None
 
     def close() -> None:
@@ -204,7 +211,7 @@ def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Co
                 bench = Bench(mode, random.Random(choice))
             one = made(mode, number, seed)
             if difference := bench.run(one):
-                if why := known(one, choice, set(difference)):
+                if why := known(one, choice, difference):
                     told[why] += 1
                 else:
                     raise Found(report(one, number, seed, choice, difference))
@@ -215,14 +222,16 @@ def fuzz(mode: str, fragments: Iterable[int], seed: int, renew: int = 500) -> Co
     return told
 
 
-def known(one: Fragment, choice: str, who: set[str]) -> str:
+def known(one: Fragment, choice: str, difference: Difference) -> str:
     """What kind of difference, if it is none that counts."""
     if is_about_window(one, choice):
         return "window"
     done = does(one)
     if "itself" in done:
         return "itself"
-    return "descriptors" if "descriptors" in done and who == {"bt"} else ""
+    if "resume" in done and is_about_resume_flag(difference):
+        return "resume"
+    return "descriptors" if "descriptors" in done and set(difference) == {"bt"} else ""
 
 
 def is_about_window(one: Fragment, choice: str) -> bool:
@@ -238,6 +247,20 @@ def is_about_window(one: Fragment, choice: str) -> bool:
         return not alone(one, choice)[0]
 
 
+def is_about_resume_flag(difference: Difference) -> bool:
+    """Whether only memory differs, and there only what may be RF of flags that were saved.
+
+    That is the lowest bit of a byte, on whatever stack.
+    """
+    for names in difference.values():
+        if set(names) != {"memory"}:
+            return False
+        one, other = names["memory"]
+        if any(a ^ b > 1 for a, b in zip(one, other, strict=True)):
+            return False
+    return True
+
+
 def does(one: Fragment) -> set[str]:
     """What it does, step by step, that techniques do differently (decision 0091).
 
@@ -245,6 +268,7 @@ def does(one: Fragment) -> set[str]:
     is not said (SDM 3A, "Handling Self- and Cross-Modifying Code").
     "descriptors": a program has come to a kernel's LAR, LSL, VERR or VERW.  Under bt it finds the
     hypervisor's.
+    "resume": a double fault is delivered: with RF as it is, and an exit before has set it.
     """
     done: set[str] = set()
     machine = Machine("vmx", "ept", "reference", virtualizable=False)
@@ -265,6 +289,8 @@ def does(one: Fragment) -> set[str]:
                 done.add("itself")
             if before["cs"] & 3 and LOOKS.match(code):
                 done.add("descriptors")
+            if vcpu.registers()["rip"] in AT_DOUBLE_FAULT:
+                done.add("resume")
             if stop.kind is not StopKind.BUDGET:
                 break
         return done

@@ -66,6 +66,7 @@ So is one before a stop by budget."""
 LONGEST_SEQUENCE: Final = 96
 """Instructions of a sequence are fewer, with those that make the hypervisor look at it again."""
 NT: Final = RFLAGS.NT.mask
+NO_IRET: Final = int(RFLAGS(NT=1, VIF=1, VIP=1))  # a POPF in its stead would leave the last two
 TSD: Final = CR4.TSD.mask
 TABLE_LOADS: Final = ("LGDT",)
 MOST_AT_ONCE: Final = 1 << 24
@@ -167,7 +168,7 @@ class Bt(Translations, Deprivileged, Translating, name="bt"):
             self._shown_flags = flags & SHOWN
             cache.set_datum(VIRTUAL_IF, 0 if flags & IF else OFF & cache.layout.mask)
             cache.set_datum(VIRTUAL_IOPL, flags & IOPL)
-        returns = not (flags & NT or self._read_field(INTERRUPTIBILITY) & NMI_BLOCKED)
+        returns = not (flags & NO_IRET or self._read_field(INTERRUPTIBILITY) & NMI_BLOCKED)
         if not self._has_selectors or returns != self._returns:
             self._has_selectors, self._returns = True, returns
             selectors.show(self, cache, returns=returns)
