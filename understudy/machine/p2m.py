@@ -229,9 +229,9 @@ class P2m(FrameTable):
         return bool(word & PRESENT) and not (write and word & PROTECTED)
 
     def is_coming(self, gfn: int) -> bool:
-        """Who executes an instruction that will miss this frame again need not `touch` it now.
+        """A vCPU misses this frame: whether it is to execute its instruction again.
 
-        He is not going to be executed before it may have come.
+        It does so when the frame may have come, so nobody need `touch` it now.
         """
         return self.keeper is not None and self.keeper.is_coming(self, gfn)
 
