@@ -4,6 +4,7 @@ Source: Linux, Documentation/virt/kvm/x86/msr.rst.  Counts are asserted, and vir
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def summing(host: Host, pages: int, program: str = SUMS, **options: Any) -> VM:
     return vm
 
 
-def evict(host: Host, vm: VM, gfns: range) -> None:
+def evict(host: Host, vm: VM, gfns: Sequence[int]) -> None:
     """Just these go into the swap file."""
     swap = host.stock.swap
     assert swap is not None
