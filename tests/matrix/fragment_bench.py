@@ -337,7 +337,8 @@ def in_words(difference: Difference) -> str:
         lines.append(f"  {technique}, and vmx:")
         for name, (one, other) in names.items():
             if isinstance(one, bytes):
-                at = next(n for n in range(0, len(one), 4) if one[n : n + 4] != other[n : n + 4])
+                longest = max(len(one), len(other))  # one that nobody compares is empty
+                at = next(n for n in range(0, longest, 4) if one[n : n + 4] != other[n : n + 4])
                 one, other = (f"{at:#x}: {text[at : at + 16].hex(' ', 4)}" for text in (one, other))
             lines.append(f"    {name}: {_text(one)}, {_text(other)}")
     return "\n".join(lines)

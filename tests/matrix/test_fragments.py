@@ -76,6 +76,8 @@ CASES = [
          "b902000000 68 57021000 6a08 68 12e00000 cf 68 d3080400 6a08 68 1fe00000 cf 4975e3 9c"),
     Case("VMCALL in 32-bit code", PAE, "0f01c1 0f22d0"),
     Case("REX before another prefix means nothing", LONG, "b8 09e00000 482effd0"),
+    Case("and of two REX the last counts, which selects no index where RIP is the base", LONG,
+         "454bc025 e9ab1c5d c7", "", {"r12": 0xA0CA}),
     Case("a fault of ENTER on the way", TWO_LEVEL, "c8 9bb1 43", "", {"rbp": 0x15C51}),
     Case("where memory was lent for an operand there is none the second time", UNPAGED,
          "0f011560d04000 0f011560d04000"),

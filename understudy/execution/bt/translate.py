@@ -257,11 +257,13 @@ def _copy(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: 
 
 def _has_index(instruction: iced.Instruction, raw: bytes) -> bool:
     """Whether a prefix's X, which an operand relative to RIP ignores, would select an index."""
-    n = 0
-    while raw[n] in PREFIXES:
+    is_legacy = instruction.encoding == iced.EncodingKind.LEGACY
+    n = rex = 0
+    while raw[n] in PREFIXES or (is_legacy and raw[n] >> 4 == 4):
+        rex = raw[n] if raw[n] >> 4 == 4 else 0  # of several the last counts, right before the code
         n += 1
-    if instruction.encoding == iced.EncodingKind.LEGACY:
-        return raw[n] >> 4 == 4 and bool(raw[n] & REX_X)
+    if is_legacy:
+        return bool(rex & REX_X)
     return raw[n] != VEX2 and not raw[n + 1] & NOT_X
 
 
