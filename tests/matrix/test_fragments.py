@@ -78,6 +78,7 @@ CASES = [
     Case("REX before another prefix means nothing", LONG, "b8 09e00000 482effd0"),
     Case("and of two REX the last counts, which selects no index where RIP is the base", LONG,
          "454bc025 e9ab1c5d c7", "", {"r12": 0xA0CA}),
+    Case("POP GS reads all that it drops", TWO_LEVEL, "bcfe9f0100 0fa9", "", {"cr4": 0x200600}),
     Case("a fault of ENTER on the way", TWO_LEVEL, "c8 9bb1 43", "", {"rbp": 0x15C51}),
     Case("where memory was lent for an operand there is none the second time", UNPAGED,
          "0f011560d04000 0f011560d04000"),

@@ -245,7 +245,7 @@ def push_segment(guest: Live, instruction: iced.Instruction) -> None:
 def pop_segment(guest: Live, instruction: iced.Instruction) -> None:
     """POP of a segment register."""
     n, size = NUMBERS[instruction.op0_register], instruction.stack_pointer_increment
-    selector, (mask, _) = top(guest, 2), _stack(guest)
+    selector, (mask, _) = top(guest, size) & 0xFFFF, _stack(guest)
     _load(guest, n, selector)
     guest.set_gpr(RSP, guest.gpr(RSP) + size & mask)  # of the stack that it was
     _done(guest, instruction)
