@@ -38,6 +38,7 @@ NOWHERE: Final = "no RAM"
 PAGE: Final = 4096
 UNUSABLE: Final = 1 << 16
 RF: Final = 1 << 16
+ARITHMETIC: Final = 0x8D5  # flags; of a repeated SCAS or CMPS that goes on nobody can see them
 LIVE: Final = ("cr2", "dr0", "dr1", "dr2", "dr3", "dr6", "xcr0", "pkru")
 TIMER: Final = 2 << 17 | stage.DEADLINE  # TSC-deadline mode
 ELSEWHERE: Final = {"PREFERRED32": 0xD000_0000, "FIRST64": 300}
@@ -119,7 +120,7 @@ class Machine:
         seen |= {"time": vm.clock.now(), "apic": vcpu.apic.save()}
         seen |= {"msrs": plain(vcpu.msrs.state)["values"]}
         if stop.kind not in (StopKind.DEBUG_EXIT, StopKind.BUDGET):  # it ended in the midst
-            seen |= {"cr2": 0, "rflags": seen["rflags"] & ~RF}
+            seen |= {"cr2": 0, "rflags": seen["rflags"] & ~(RF | ARITHMETIC)}
         if stop.kind in (StopKind.ERROR, StopKind.TRIPLE_FAULT):  # that takes time, and timers
             seen |= {"time": 0, "retired": 0, "apic": b""}
         self.memory = vm.memory.read(0, stage.END)
