@@ -43,13 +43,11 @@ LIVE: Final = ("cr2", "dr0", "dr1", "dr2", "dr3", "dr6", "xcr0", "pkru")
 TIMER: Final = 2 << 17 | stage.DEADLINE  # TSC-deadline mode
 ELSEWHERE: Final = {"PREFERRED32": 0xD000_0000, "FIRST64": 300}
 """For the window of bt's translations: two other places to begin with."""
-REPEATED: Final = re.compile(
-    rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]*[\xa4\xa5\xaa\xab\x6c\x6d]"
-)
+PREFIXES: Final = rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]*"
+REPEATED: Final = re.compile(PREFIXES + rb"[\xa4\xa5\xaa\xab\x6c\x6d]")
 """A string instruction that stores, and its prefixes."""
 LOOKS: Final = re.compile(
-    rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]*\x0f"
-    rb"(?:[\x02\x03]|\x00[\x20-\x2f\x60-\x6f\xa0-\xaf\xe0-\xef])"
+    PREFIXES + rb"\x0f(?:[\x02\x03]|\x00[\x20-\x2f\x60-\x6f\xa0-\xaf\xe0-\xef])"
 )
 """LAR, LSL, VERR and VERW."""
 KNOWN: Final = ("window", "itself", "descriptors", "resume")
@@ -285,12 +283,13 @@ def does(one: Fragment) -> set[str]:
             rip, rdi = before["rip"], before["rdi"]
             code = vm.memory.read(rip, 8) if rip + 8 <= stage.END else b""
             stop = vm.go(budget=1, deadline_ns=DEADLINE_NS - vm.clock.now())
-            low, high = sorted((rdi, vcpu.registers()["rdi"]))
+            after = vcpu.registers()
+            low, high = sorted((rdi, after["rdi"]))
             if REPEATED.match(code) and low - 8 < rip < high + 8:
                 done.add("itself")
             if before["cs"] & 3 and LOOKS.match(code):
                 done.add("descriptors")
-            if vcpu.registers()["rip"] in AT_DOUBLE_FAULT:
+            if after["rip"] in AT_DOUBLE_FAULT:
                 done.add("resume")
             if stop.kind is not StopKind.BUDGET:
                 break

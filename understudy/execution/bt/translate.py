@@ -257,12 +257,11 @@ def _copy(out: Code, decoder: iced.Decoder, instruction: iced.Instruction, raw: 
 
 def _has_index(instruction: iced.Instruction, raw: bytes) -> bool:
     """Whether a prefix's X, which an operand relative to RIP ignores, would select an index."""
-    is_legacy = instruction.encoding == iced.EncodingKind.LEGACY
     n = rex = 0
-    while raw[n] in PREFIXES or (is_legacy and raw[n] >> 4 == 4):
+    while raw[n] in PREFIXES or raw[n] >> 4 == 4:
         rex = raw[n] if raw[n] >> 4 == 4 else 0  # of several the last counts, right before the code
         n += 1
-    if is_legacy:
+    if instruction.encoding == iced.EncodingKind.LEGACY:
         return bool(rex & REX_X)
     return raw[n] != VEX2 and not raw[n + 1] & NOT_X
 
