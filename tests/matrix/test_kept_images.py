@@ -6,6 +6,7 @@ host's frames in common.  Source: docs/reference/overcommit.md.  Counts are asse
 
 import errno
 import gc
+import os
 import random
 from collections import Counter
 from typing import Any
@@ -24,6 +25,7 @@ from understudy.machine.host import Host as Bare
 from understudy.machine.words import Flag
 from understudy.overcommit.plan import PlanError
 from understudy.overcommit.swap import Swap
+from understudy.overcommit.swap_file import SwapFile
 from understudy.paging import Paging
 from understudy.vm import VM as BareVm
 
@@ -135,16 +137,16 @@ def test_a_forgotten_image_ends_while_frames_go(monkeypatch: pytest.MonkeyPatch)
         vm = walking(host, 16 << 20)
         run_until(host, [vm], 1)
         images = [vm.snapshot()]
-        put = Swap._put
+        put = SwapFile.put
 
-        def forget(swap: Swap, *given: Any) -> None:
+        def forget(file: SwapFile, contents: bytes, gfn: int) -> int:
             if images:
                 images.clear()
                 gc.collect()
                 assert host.stock.images.all(), "it is there until nobody is at work"
-            put(swap, *given)
+            return put(file, contents, gfn)
 
-        monkeypatch.setattr(Swap, "_put", forget)
+        monkeypatch.setattr(SwapFile, "put", forget)
         run_until(host, [vm], rounds(vm) + 2)
         assert not images and not host.stock.images.all()
         check_owners(host)
@@ -301,10 +303,10 @@ def test_a_full_disk_ends_who_misses_a_page_in_words_until_it_is_run_again() -> 
         run_until(host, vms, 1)
         with pytest.MonkeyPatch.context() as patch:
 
-            def put(self: Swap, slot: int, contents: bytes) -> None:
+            def pwrite(*given: Any) -> int:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-            patch.setattr(Swap, "_put", put)
+            patch.setattr(os, "pwrite", pwrite)
             host.run()
             for vm in vms:
                 assert vm.ended is not None

@@ -236,12 +236,16 @@ def test_a_host_without_a_frame_is_asked_again(vm: VM, monkeypatch: pytest.Monke
     assert take(vm) == token
 
 
-def test_in_real_time_nobody_waits_and_nothing_is_told() -> None:
+def test_in_real_time_a_miss_is_told_as_well() -> None:
     with VM("4M", cpu="max", clock="wall") as vm:
         (vcpu,) = vm.vcpus
         ready(vm)
-        vcpu.page.wait(NS)
-        assert vcpu.state.activity is Activity.ACTIVE and counts(vm) == {}
+        token = missed(vcpu)
+        assert told(vm) == (1, 0)
+        while vm.clock.now() < vcpu.kvm.async_pf.state.coming[0][0]:
+            assert told(vm) == (1, 0)
+        vm.clock.run_due()
+        assert told(vm) == (1, token) and counts(vm) == {"not present told": 1, "ready told": 1}
 
 
 @pytest.mark.parametrize(
