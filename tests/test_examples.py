@@ -13,7 +13,9 @@ from tests.tree import ROOT, files
 EXPECTED = {
     "count_exits": r"(?m)^EPT_VIOLATION +\d+$",
     "fork": r"\A(clone-\d\n){8}understudy\n\Z",
+    "overcommit": r"\A\['Linux', 'Linux', 'Linux'\]\n([abc]: 24576 pages \(.*\d+ shared.*\n){3}\Z",
     "round_robin": r"\Afirst: poweroff, \d+ instructions\nsecond: poweroff, \d+ instructions\n\Z",
+    "techniques": r"\A(Linux under (vmx|bt) and \w+: [\d,]+ exits\n){4}\Z",
     "two_at_once": r"\A\[5050, 500500\]\n\Z",
     "uname": r"\ALinux 6\.1\.\S+-cloud-amd64\n\Z",
 }
