@@ -144,7 +144,7 @@ fuzz-emulate: setup ## Random instructions, interpreted and executed (SEED=n, PI
 FRAGMENTS ?= 200000
 FIRST ?= 0
 fuzz-fragments: setup ## Random kernel fragments under each technique of execution (SEED=n, FRAGMENTS=n, FIRST=n)
-	@FUZZ_SEED=$(SEED) FUZZ_FRAGMENTS=$(FRAGMENTS) FUZZ_FIRST=$(FIRST) $(BIN)/python -m pytest -q -s \
+	@FUZZ_SEED=$(SEED) FUZZ_FRAGMENTS=$(FRAGMENTS) FUZZ_FIRST=$(FIRST) $(BIN)/python -m pytest -vv -rP \
 		-n $(JOBS) --dist load --timeout 0 tests/matrix/test_fragments.py -k random
 
 MINUTES ?= 60
