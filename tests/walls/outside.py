@@ -5,7 +5,8 @@ mapped.  (RssShmem counts what is translated twice, and a page of the host's mem
 windows show it.)
 Source: proc_pid_smaps(5): the proportional set size of each mapping.
 Invariants: a frame that the hypervisor says is free costs nothing; what is translated has a bound;
-all else is no more than `BESIDE` and `EACH`.  So a process has no more than its RAM and these.
+all else is no more than `BESIDE`, `EACH`, and a VM's budget for tables, for what is noted of them
+(Python keeps what that once took).  So a process has no more than its RAM and these.
 """
 
 import re
@@ -33,14 +34,15 @@ def outside(process: str = "self") -> Counter[str]:
     """Bytes of a process, by its number: `HOST`, `CODE` and `OWN`."""
     found: Counter[str] = Counter()
     kind = counted = ""
-    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
-        if mapping := _MAPPING.match(line):
-            name, _, deleted = mapping[1].partition(" ")
-            kind = name.strip("/") if name.strip("/") in (HOST, CODE) else OWN
-            is_file = name.startswith("/") and not deleted  # what it has can be read again
-            counted = "Anonymous:" if is_file else "Pss:"
-        elif line.startswith(counted):
-            found[kind] += int(line.split()[1]) << 10
+    with Path(f"/proc/{process}/smaps").open() as lines:  # tens of MBytes
+        for line in lines:
+            if mapping := _MAPPING.match(line):
+                name, _, deleted = mapping[1].partition(" ")
+                kind = name.strip("/") if name.strip("/") in (HOST, CODE) else OWN
+                is_file = name.startswith("/") and not deleted  # what it has can be read again
+                counted = "Anonymous:" if is_file else "Pss:"
+            elif line.startswith(counted):
+                found[kind] += int(line.split()[1]) << 10
     return found
 
 
@@ -59,10 +61,11 @@ class Limit:
         now.subtract(self._before)
         now[HOST] = max(now[HOST], host.memory.resident_bytes())  # what nobody has mapped, too
         self.most |= now
+        tables = sum(vm.pages.reserve.count for vm in host.vms)
         may = {
             HOST: (host.frames.count - host.frames.free_count + ON_THE_WAY) * PAGE,
             CODE: TRANSLATED * len(host.schedule.pcpus),
-            OWN: BESIDE + EACH * len(host.vms) + now[CODE],
+            OWN: BESIDE + EACH * len(host.vms) + now[CODE] + PAGE * tables,
         }
         much = [f"{kind}: {now[kind]} bytes, expected {may[kind]}" for kind in may
                 if now[kind] > may[kind]]  # fmt: skip
