@@ -86,6 +86,15 @@ fn core_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// Three handlers may be on top of each other, each on 3.6 kBytes of the kernel's with AVX-512; a thread of
+/// the tests has 8 for them.
+fn enlarge_stack_for_signals() {
+    let stack = Vec::leak(vec![0u8; 64 << 10]);
+    let new = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+    // SAFETY: memory that stays.
+    assert_eq!(0, unsafe { libc::sigaltstack(&raw const new, std::ptr::null_mut()) });
+}
+
 fn outcome(p: &mut Processor) -> ((u64, String), u64, [u64; 3]) {
     (seen(p), memory_of(p), faults(p))
 }
@@ -97,6 +106,7 @@ fn signals_at_any_moment_lose_nothing() {
     let code = program(5, has_avx()).code;
     let made = |engine, windows| bed(engine, windows, LOW, 5, &code);
     install();
+    enlarge_stack_for_signals();
     let mut disturbed = made(EngineKind::Dbt, Windows::Always);
     let is_over = AtomicBool::new(false);
     // SAFETY: a query.

@@ -170,7 +170,8 @@ fn take(signal: libc::c_int, chain: &AtomicPtr<Link>) {
         let mut new: libc::sigaction = std::mem::zeroed();
         new.sa_sigaction = ours;
         new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigemptyset(&raw mut new.sa_mask);
+        // A frame takes 3.6 kBytes with AVX-512, a stack for signals often 8: nobody comes on top of ours.
+        libc::sigfillset(&raw mut new.sa_mask);
         libc::sigaction(signal, &raw const new, ptr::null_mut());
     }
 }
@@ -271,13 +272,13 @@ unsafe fn pass_on(
             }
             handler => {
                 let mut before = std::mem::zeroed();
-                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const action.sa_mask, &raw mut before);
-                if action.sa_flags & libc::SA_NODEFER != 0 {
-                    let mut own = std::mem::zeroed();
-                    libc::sigemptyset(&raw mut own);
-                    libc::sigaddset(&raw mut own, signal);
-                    libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const own, ptr::null_mut());
+                let (mut mask, interrupted) = (action.sa_mask, context.cast::<libc::ucontext_t>());
+                // Of a mask the kernel's frames have 64 bits, one for each signal.
+                *(&raw mut mask).cast::<u64>() |= *(&raw const (*interrupted).uc_sigmask).cast::<u64>();
+                if action.sa_flags & libc::SA_NODEFER == 0 {
+                    libc::sigaddset(&raw mut mask, signal);
                 }
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, &raw mut before);
                 if action.sa_flags & libc::SA_SIGINFO != 0 {
                     type Full = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
                     std::mem::transmute::<usize, Full>(handler)(signal, info, context);
