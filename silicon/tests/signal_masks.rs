@@ -27,7 +27,9 @@ fn set_of(signals: &[libc::c_int]) -> libc::sigset_t {
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        signals.iter().for_each(|&signal| assert_eq!(0, libc::sigaddset(&raw mut set, signal)));
+        for &signal in signals {
+            assert_eq!(0, libc::sigaddset(&raw mut set, signal));
+        }
         set
     }
 }

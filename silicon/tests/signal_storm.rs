@@ -123,7 +123,9 @@ fn storm(first: usize, usual: u64) {
     let most = std::env::var("SIGNALS").map_or(usual, |n| n.parse().expect("SIGNALS: a number"));
     let code = program(5, has_avx()).code;
     let made = |engine, windows| bed(engine, windows, LOW, 5, &code);
-    HANDLED.iter().for_each(|n| n.store(0, SeqCst));
+    for handled in &HANDLED {
+        handled.store(0, SeqCst);
+    }
     let mut disturbed = made(EngineKind::Dbt, Windows::Always);
     let is_over = AtomicBool::new(false);
     // SAFETY: a query.

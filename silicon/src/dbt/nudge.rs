@@ -44,7 +44,7 @@ fn take(signal: libc::c_int) -> bool {
         let mut new: libc::sigaction = std::mem::zeroed();
         new.sa_sigaction = on_nudge as *const () as usize;
         new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
-        libc::sigemptyset(&raw mut new.sa_mask);
+        libc::sigfillset(&raw mut new.sa_mask); // as for those of `signals`
         libc::sigaction(signal, &raw const new, ptr::null_mut()) == 0
     }
 }
