@@ -23,6 +23,7 @@ EXPECTED = {
     "understudy run --guest hello": r"Hello from a guest",
     'understudy run --guest cloud-amd64 --exec "uname -a"': r"\ALinux understudy 6\.1\..+\n\Z",
     'understudy run --guest cloud-amd64 --exec "true" --counts counts.json': r"\A\Z",
+    "understudy run --guest hello --execution bt --paging lazy": r"Hello from a guest",
     "understudy fetch --list": r"cloud-amd64",
     "understudy lab": r"walk_references +A page walk in two dimensions",
     "understudy lab walk_references": r"(?s)PASSED.*all 21 of 21.*build/lab/report\.html",
