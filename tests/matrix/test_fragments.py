@@ -156,7 +156,7 @@ def test_random_fragments(mode: str, first: int) -> None:
     told = fuzz(mode, range(first, first + STEP), SEED)
     print(f"{mode} from {first}: {dict(told)}")
     assert told["compared"] > STEP * 0.8
-    assert sum(told[kind] for kind in KNOWN) <= 5
+    assert sum(told[kind] for kind in KNOWN) <= (1 if len(STEPS) == 1 else 2)
     assert told["traps"] > STEP
     assert told["translated"] > 10 * STEP
     assert told["interpreted"] > 10 * STEP
